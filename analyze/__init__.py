@@ -1,0 +1,13 @@
+"""What a trained Lorsa does, and how well it stands in for its layer."""
+
+from .errors import AnalyzeError
+from .fidelity import CrossEntropy, EvalConfig, Fidelity, evaluate_run, replaced
+
+__all__ = [
+    "AnalyzeError",
+    "CrossEntropy",
+    "EvalConfig",
+    "Fidelity",
+    "evaluate_run",
+    "replaced",
+]

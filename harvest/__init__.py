@@ -1,0 +1,35 @@
+"""Stage 1: a language model's attention inputs and outputs, written to a store."""
+
+from .aliases import ALIASES, resolve
+from .capture import Capture, module_input, module_output
+from .config import HarvestConfig
+from .errors import HarvestError
+from .loop import HarvestResult, Progress, harvest
+from .models import LanguageModel, default_device, load_config, load_model
+from .plan import Plan
+from .selfcheck import SelfCheck, require_same_weights
+from .sites import AttentionSite, attention_sites, read_geometry, read_weights
+
+__all__ = [
+    "ALIASES",
+    "AttentionSite",
+    "Capture",
+    "HarvestConfig",
+    "HarvestError",
+    "HarvestResult",
+    "LanguageModel",
+    "Plan",
+    "Progress",
+    "SelfCheck",
+    "attention_sites",
+    "default_device",
+    "harvest",
+    "load_config",
+    "load_model",
+    "module_input",
+    "module_output",
+    "read_geometry",
+    "read_weights",
+    "require_same_weights",
+    "resolve",
+]

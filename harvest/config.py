@@ -1,0 +1,70 @@
+"""What a harvest is asked for."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..store import ACTIVATION_DTYPES, COMPRESSIONS
+from .corpus import STDLIB
+from .models import MODEL_DTYPES
+from .packing import BOS_RULES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HarvestConfig:
+    """Settings of one harvest."""
+
+    model: str
+    """Alias (qwen2-7b), Hub id, folder of transformers, or .gguf file."""
+    layers: str = "all"
+    """Layers counted from 0, ends included: "0-27", "3,7,12" or "all"."""
+    store: Path = Path("acts")
+    """Folder to write; it must be new, empty, or a harvest of the same request."""
+    data: str = STDLIB
+    """Text: a file, a folder, or "stdlib", Python's own documentation and sources, which are on
+    every machine."""
+    text_column: str = "text"
+    """Column of .jsonl and .parquet rows that holds the text."""
+    tokens: int | None = None
+    """Tokens to harvest; None takes what fits half of the free disk, at most 10 million."""
+    n_ctx: int = 1024
+    """Tokens in a sequence: the context that the attention sees."""
+    batch_seqs: int = 8
+    """Sequences in a forward of the model."""
+    dtype: str = "bfloat16"
+    """Of the stored activations: what the models compute in, and half of float32."""
+    compression: str = "none"
+    """Of the stored activations, lossless: "lz4" or "zstd" save about a quarter and read slower."""
+    model_dtype: str = "auto"
+    """Of the model's arithmetic; "auto" is its own on a GPU, float32 on a CPU."""
+    device: str = "auto"
+    """Where the model runs: "auto" is a GPU if there is one."""
+    bos: str = "auto"
+    """Whether documents begin with BOS: "auto" as the model's tokenizer does."""
+    seed: int = 0
+    """Of the order of documents."""
+    selfcheck: bool = True
+    """Whether to refuse a model whose attention cannot be recomputed from what was read of it."""
+    force: bool = False
+    """Whether to begin although the disk looks too small."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_ctx", 2), ("batch_seqs", 1), ("tokens", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; allowed: {least} or more")
+        for name, allowed in (
+            ("dtype", ACTIVATION_DTYPES),
+            ("compression", COMPRESSIONS),
+            ("model_dtype", MODEL_DTYPES),
+            ("bos", BOS_RULES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
+                )
+
+    def request(self) -> dict[str, Any]:
+        """Return the settings that decide what is in the store."""
+        free = {"store", "batch_seqs", "device", "selfcheck", "force"}
+        return {name: value for name, value in asdict(self).items() if name not in free}

@@ -1,0 +1,296 @@
+"""Stage 1: run the language model once and write a store."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from .. import __version__
+from ..store import (
+    DTYPES,
+    ActivationStore,
+    Manifest,
+    StoreWriter,
+    choose_layers,
+    held_out_shards,
+    is_begun,
+    is_complete,
+    require_free,
+)
+from .aliases import ModelPath, resolve
+from .capture import Capture
+from .config import HarvestConfig
+from .corpus import documents
+from .errors import HarvestError
+from .models import (
+    LanguageModel,
+    default_device,
+    load_config,
+    load_model,
+    load_tokenizer,
+    tokenizer_facts,
+)
+from .packing import Packed, fingerprint, pack
+from .plan import Plan, Sizes, require_same_request, shard_seqs
+from .selfcheck import SelfCheck, check_geometry, require_same_weights
+from .sites import attention_sites, family_of, read_geometry, read_weights
+
+
+class Progress(NamedTuple):
+    """Where a harvest stands."""
+
+    tokens: int
+    """Tokens in the store so far"""
+    n_tokens: int
+    """Tokens of the whole store"""
+    tokens_per_second: float
+    """Since the model began to run"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HarvestResult:
+    """What a harvest made."""
+
+    store: str
+    """Its folder."""
+    model: str
+    """Id of the language model."""
+    layers: list[int]
+    """Layers in the store."""
+    n_seq: int
+    """Sequences in the store."""
+    n_tokens: int
+    """Tokens in the store."""
+    n_bytes: int
+    """Bytes of its shards."""
+    seconds: float
+    """From the call to the end."""
+    tokens_per_second: float
+    """While the model ran; 0 if it did not have to."""
+
+
+Event = str | Plan | SelfCheck | Progress
+Report = Callable[[Event], None]
+
+
+class _Target(NamedTuple):
+    """What to run, known without loading any weights."""
+
+    path: ModelPath
+    model_config: Any
+    layers: dict[int, str]
+    """Layers with the names of their attention modules"""
+    d_model: int
+
+
+class _Text(NamedTuple):
+    """What the model is to read."""
+
+    packed: Packed
+    tokenizer_facts: dict[str, Any]
+    first_tokens: str
+
+
+def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> HarvestResult:
+    """Write the inputs and outputs of a language model's attention layers to a store.
+
+    The same call goes on where an earlier one was stopped, shard by shard.
+
+    Args:
+        config: the request.
+        report: is told what happens: a line of text, the `Plan`, the `SelfCheck`, the `Progress`.
+
+    Raises:
+        HarvestError: the model, the text or the request cannot be harvested.
+        StoreError: the store cannot be written, or its folder holds something else.
+
+    """
+    started = time.perf_counter()
+    if is_complete(config.store):
+        store = ActivationStore.open(config.store)
+        require_same_request(config.store, store.manifest.request, config.request())
+        report(f"{config.store} is already complete")
+        return _result(config, store, seconds=time.perf_counter() - started, rate=0.0)
+    begun = is_begun(config.store)
+    if not begun:
+        require_free(config.store)
+    target = _look(config, report)
+    sizes = Sizes(config, target.layers, target.d_model)
+    writer, text = None, None
+    if begun:
+        writer = StoreWriter.resume(config.store)
+        require_same_request(config.store, writer.manifest.request, config.request())
+        n_tokens = writer.manifest.n_seq * writer.manifest.n_ctx
+        report(sizes.plan(target.path.id, n_tokens))
+    else:
+        text = _read_text(config, target, sizes.max_tokens(), report)
+        report(sizes.plan(target.path.id, text.packed.tokens.numel(), text.first_tokens))
+    loaded = _load(config, target, report)
+    sites = attention_sites(loaded.model, list(target.layers))
+    with Capture(loaded.model, sites) as capture:
+        if writer is None:
+            assert text is not None
+            writer = _begin(config, target, loaded, text, capture, report)
+        else:
+            require_same_weights(loaded.model, sites, config.store)
+        try:
+            rate = _write_shards(config, writer, capture, report)
+            writer.finish()
+        finally:
+            writer.close()
+    store = ActivationStore.open(config.store)
+    return _result(config, store, seconds=time.perf_counter() - started, rate=rate)
+
+
+def _look(config: HarvestConfig, report: Report) -> _Target:
+    """Find the model and check the request against it."""
+    path = resolve(config.model)
+    report(f"looking at {path.id}")
+    model_config = load_config(path)
+    family = family_of(model_config)
+    facts = model_config.get_text_config()
+    longest = getattr(facts, "max_position_embeddings", None)
+    if longest is not None and config.n_ctx > longest:
+        raise HarvestError(f"n_ctx is {config.n_ctx}; {path.id} reads at most {longest} tokens")
+    try:
+        layers = choose_layers(config.layers, range(facts.num_hidden_layers), where=path.id)
+    except ValueError as error:
+        raise HarvestError(str(error)) from None
+    names = {layer: f"{family.layers}.{layer}.{family.attention}" for layer in layers}
+    return _Target(path, model_config, names, facts.hidden_size)
+
+
+def _read_text(config: HarvestConfig, target: _Target, max_tokens: int, report: Report) -> _Text:
+    report(f"tokenising text of {config.data}")
+    tokenizer = load_tokenizer(target.path)
+    docs = documents(config.data, text_column=config.text_column, seed=config.seed)
+    packed = pack(
+        docs,
+        tokenizer,
+        n_ctx=config.n_ctx,
+        max_tokens=max_tokens,
+        bos=config.bos,
+        seed=config.seed,
+    )
+    first = tokenizer.decode(packed.tokens[0, :20].tolist())
+    return _Text(packed, tokenizer_facts(tokenizer), first)
+
+
+def _load(config: HarvestConfig, target: _Target, report: Report) -> LanguageModel:
+    device = default_device() if config.device == "auto" else config.device
+    report(f"loading {target.path.id} on {device}")
+    return load_model(target.path, target.model_config, dtype=config.model_dtype, device=device)
+
+
+def _begin(
+    config: HarvestConfig,
+    target: _Target,
+    loaded: LanguageModel,
+    text: _Text,
+    capture: Capture,
+    report: Report,
+) -> StoreWriter:
+    """Check the geometry on the first sequences, then lay down the store."""
+    sites = attention_sites(loaded.model, list(target.layers))
+    first = capture.run(text.packed.tokens[: config.batch_seqs])
+    geometries = {site.layer: read_geometry(loaded.model, site) for site in sites}
+    weights = {site.layer: read_weights(loaded.model, site) for site in sites}
+    check = check_geometry(first, weights, geometries, required=config.selfcheck)
+    report(check)
+    facts = {
+        layer: {
+            "geometry": geometries[layer].to_dict(),
+            "self_check": {
+                "error": check.errors[layer],
+                "passed": check.errors[layer] <= check.limit,
+            },
+        }
+        for layer in target.layers
+    }
+    manifest = _manifest(config, target, loaded, text, facts)
+    return StoreWriter.create(
+        config.store,
+        manifest,
+        tokens=text.packed.tokens,
+        documents=text.packed.documents,
+        document_names=text.packed.names,
+        weights={layer: weights[layer].present() for layer in target.layers},
+    )
+
+
+def _manifest(
+    config: HarvestConfig,
+    target: _Target,
+    loaded: LanguageModel,
+    text: _Text,
+    layers: dict[int, dict[str, Any]],
+) -> Manifest:
+    n_seq, n_ctx = text.packed.tokens.shape
+    seq_bytes = n_ctx * target.d_model * DTYPES[config.dtype].itemsize
+    n_shard_seqs = shard_seqs(n_seq, seq_bytes=seq_bytes, n_arrays=2 * len(layers))
+    return Manifest(
+        uuid=str(uuid.uuid4()),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        lorsa_version=__version__,
+        model=loaded.facts,
+        tokenizer=text.tokenizer_facts,
+        corpus={
+            "data": config.data,
+            "packing": "pack",
+            "bos": config.bos,
+            "n_documents": len(text.packed.names),
+            "tokens_sha256": fingerprint(text.packed.tokens),
+        },
+        request=config.request(),
+        n_seq=n_seq,
+        n_ctx=n_ctx,
+        d_model=target.d_model,
+        shard_seqs=n_shard_seqs,
+        dtype=config.dtype,
+        compression=config.compression,
+        layers=layers,
+        held_out_shards=held_out_shards(-(-n_seq // n_shard_seqs)),
+    )
+
+
+def _write_shards(
+    config: HarvestConfig, writer: StoreWriter, capture: Capture, report: Report
+) -> float:
+    """Run the model over every shard that is missing; return tokens per second."""
+    manifest = writer.manifest
+    missing = writer.missing_shards()
+    n_missing = sum(len(manifest.shard_rows(shard)) for shard in missing) * manifest.n_ctx
+    n_tokens = manifest.n_seq * manifest.n_ctx
+    started, n_done = time.perf_counter(), 0
+    report(Progress(n_tokens - n_missing, n_tokens, 0.0))
+    for shard in missing:
+        with writer.shard(shard) as session:
+            for rows in _split(manifest.shard_rows(shard), config.batch_seqs):
+                session.append(capture.run(writer.tokens(rows)))
+                n_done += len(rows) * manifest.n_ctx
+                rate = n_done / (time.perf_counter() - started)
+                report(Progress(n_tokens - n_missing + n_done, n_tokens, rate))
+    return n_done / max(time.perf_counter() - started, 1e-9)
+
+
+def _split(rows: range, size: int) -> Iterator[range]:
+    for first in range(rows.start, rows.stop, size):
+        yield range(first, min(first + size, rows.stop))
+
+
+def _result(
+    config: HarvestConfig, store: ActivationStore, *, seconds: float, rate: float
+) -> HarvestResult:
+    manifest = store.manifest
+    return HarvestResult(
+        store=str(config.store),
+        model=manifest.model["id"],
+        layers=store.layers,
+        n_seq=manifest.n_seq,
+        n_tokens=manifest.n_seq * manifest.n_ctx,
+        n_bytes=sum(entry.n_bytes for entry in store.entries),
+        seconds=seconds,
+        tokens_per_second=rate,
+    )

@@ -1,0 +1,120 @@
+"""Load a language model and its tokenizer with transformers."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from .aliases import ModelPath
+from .errors import HarvestError
+
+MODEL_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class LanguageModel(NamedTuple):
+    """A causal language model, ready to run."""
+
+    model: Any
+    """transformers' model, in eval mode on its device"""
+    facts: dict[str, Any]
+    """What the store's manifest says of it"""
+
+
+def default_device() -> str:
+    """Return "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_config(path: ModelPath) -> Any:
+    """Return transformers' config of a model without its weights; HarvestError if there is none."""
+    return _attempt(path, AutoConfig.from_pretrained)
+
+
+def load_tokenizer(path: ModelPath) -> Any:
+    """Return the tokenizer of a model; HarvestError if there is none."""
+    return _attempt(path, AutoTokenizer.from_pretrained)
+
+
+def load_model(path: ModelPath, config: Any, *, dtype: str, device: str) -> LanguageModel:
+    """Load a model for inference.
+
+    Args:
+        path: from `aliases.resolve`.
+        config: from `load_config`.
+        dtype: of weights and arithmetic; "auto" is the model's own on a GPU and float32 on a CPU,
+            where half precision is hundreds of times slower.
+        device: where it runs.
+
+    Raises:
+        HarvestError: it cannot be loaded.
+
+    """
+    chosen = "float32" if dtype == "auto" and device == "cpu" else dtype
+    model = _attempt(
+        path,
+        AutoModelForCausalLM.from_pretrained,
+        config=config,
+        dtype=chosen if chosen == "auto" else getattr(torch, chosen),
+    )
+    model = model.to(device).eval()
+    return LanguageModel(model, _facts(model, path))
+
+
+def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
+    """Return what the store's manifest says of a tokenizer."""
+    vocabulary = "\n".join(f"{token}\t{i}" for token, i in sorted(tokenizer.get_vocab().items()))
+    return {
+        "class": type(tokenizer).__name__,
+        "vocabulary_sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "special_token_ids": sorted(tokenizer.all_special_ids),
+    }
+
+
+def _facts(model: Any, path: ModelPath) -> dict[str, Any]:
+    config = model.config.get_text_config()
+    return {
+        "id": path.id,
+        "revision": path.revision,
+        "architecture": type(model).__name__,
+        "model_type": config.model_type,
+        "n_layers": config.num_hidden_layers,
+        "d_model": config.hidden_size,
+        "n_vocab": config.vocab_size,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn_implementation": config._attn_implementation,
+        "transformers_version": transformers.__version__,
+    }
+
+
+def _attempt(path: ModelPath, load: Callable[..., Any], **settings: Any) -> Any:
+    """Call a from_pretrained of transformers and turn its failures into one line."""
+    try:
+        return load(
+            path.name,
+            gguf_file=path.gguf_file,
+            revision=path.revision or "main",
+            local_files_only=path.offline,
+            **settings,
+        )
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise HarvestError(_one_line(path, error)) from error
+
+
+def _one_line(path: ModelPath, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if path.offline:
+        return (
+            f"model {path.id} is not on this machine and the Hub cannot be reached; "
+            "give a local folder or .gguf file, or connect and try again"
+        )
+    if "gated" in reason.lower():
+        return f"model {path.id} is gated; accept its terms on the Hub and run: hf auth login"
+    if path.gguf_file is not None and isinstance(error, ImportError):
+        return f"model {path.id} needs the package gguf; run: pip install gguf"
+    return f"model {path.id} cannot be loaded: {reason[:300]}"

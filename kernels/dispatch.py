@@ -1,0 +1,164 @@
+"""The two operators as everybody calls them: check the tensors, choose a path, run it.
+
+    acts, ids = sparse_topk_attention(q, k, v, w_o_norm, top_k=64, scale=d_qk_head ** -0.5)
+    y_hat     = sparse_decode(acts, ids, W_O)
+
+`reference` defines the result; `torch` is the same in blocks, for any device and quick on CPUs.
+"""
+
+import logging
+from functools import cache
+from types import ModuleType
+
+from torch import Tensor
+
+from . import reference, torch_path
+
+BACKENDS = ("auto", "torch", "triton", "reference")
+SELECTIONS = ("relu", "abs")
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def _path(backend: str, device: str) -> ModuleType:
+    """Return the module that serves `backend` on this kind of device; said once for each pair."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
+    if backend == "triton":
+        raise ValueError(
+            "backend 'triton' cannot run here: no Triton path is built in; use 'torch'"
+        )
+    path = reference if backend == "reference" else torch_path
+    logger.info("sparse attention on %s: backend %s", device, path.__name__.rpartition(".")[2])
+    return path
+
+
+def _check_attention(q: Tensor, k: Tensor, v: Tensor, w_o_norm: Tensor) -> None:
+    """Raise ValueError unless shapes, dtypes and devices fit each other."""
+    if q.ndim != 4 or q.shape != k.shape:
+        raise ValueError(
+            "q and k must both be [batch, seq, n_qk_heads, d_qk_head]; "
+            f"q is {list(q.shape)}, k is {list(k.shape)}"
+        )
+    batch, seq, n_qk_heads, _width = q.shape
+    if v.ndim != 3 or v.shape[:2] != (batch, seq):
+        raise ValueError(
+            f"v must be [{batch}, {seq}, n_ov_heads], as q has it; v is {list(v.shape)}"
+        )
+    n_ov_heads = v.shape[2]
+    if n_ov_heads == 0 or n_ov_heads % n_qk_heads:
+        raise ValueError(
+            f"n_ov_heads must be a multiple of n_qk_heads; "
+            f"v has {n_ov_heads} OV heads, q has {n_qk_heads} QK heads"
+        )
+    if w_o_norm.shape != (n_ov_heads,):
+        raise ValueError(f"w_o_norm must be [{n_ov_heads}]; it is {list(w_o_norm.shape)}")
+    if q.numel() == 0:
+        raise ValueError(f"the batch is empty: q is {list(q.shape)}")
+    if len({q.dtype, k.dtype, v.dtype}) > 1 or not q.is_floating_point():
+        raise ValueError(
+            "q, k and v must have one floating dtype; "
+            f"q is {q.dtype}, k is {k.dtype}, v is {v.dtype}"
+        )
+    if len({t.device for t in (q, k, v, w_o_norm)}) > 1:
+        raise ValueError(
+            f"q, k, v and w_o_norm must be on one device; q is on {q.device}, k on {k.device}, "
+            f"v on {v.device}, w_o_norm on {w_o_norm.device}"
+        )
+
+
+def sparse_topk_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w_o_norm: Tensor,
+    *,
+    top_k: int,
+    scale: float,
+    select: str = "relu",
+    window: int | None = None,
+    softcap: float | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Attend with scalar value heads and keep the top_k heads of every token.
+
+    z_pre[b, t, i] = sum_{s <= t} softmax_s(scale * <q[b, t, h], k[b, s, h]>) * v[b, s, i]
+    score[b, t, i] = select(z_pre[b, t, i]) * w_o_norm[i],   h = i // (n_ov_heads // n_qk_heads)
+
+    Gradients flow to q, k and v through the kept heads alone. Tensors need not be contiguous.
+
+    Args:
+        q, k: rotated queries and keys, [batch, seq, n_qk_heads, d_qk_head].
+        v: one scalar per OV head, [batch, seq, n_ov_heads], dtype and device of q.
+        w_o_norm: ||W_O[i]||, [n_ov_heads]; takes part in the choice only, gets no gradient.
+        top_k: heads kept per token, 1..n_ov_heads.
+        scale: multiplies the scores, usually d_qk_head ** -0.5.
+        select: "relu" keeps the largest positive z_pre, "abs" the largest in size.
+        window: a query sees itself and the window - 1 positions before it; None sees all before.
+        softcap: scores become softcap * tanh(scores / softcap) before the softmax.
+        backend: "auto", "torch", "triton" or "reference".
+
+    Returns:
+        acts: z of the kept heads, [batch, seq, top_k], dtype of v; with "relu" zero where a token
+            has fewer than top_k positive heads.
+        ids: the kept heads, ascending, int32, [batch, seq, top_k]; of equal scores the lowest id.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, an option is out of range, or the backend
+            asked for cannot run here.
+
+    Source: He et al. 2025, arXiv:2504.20938, section 3; our v is their x W_V^h, our z their head
+    activation.
+
+    """
+    _check_attention(q, k, v, w_o_norm)
+    n_ov_heads = v.shape[2]
+    if not 1 <= top_k <= n_ov_heads:
+        raise ValueError(f"top_k is {top_k}; allowed: 1..{n_ov_heads} (n_ov_heads)")
+    if select not in SELECTIONS:
+        raise ValueError(f"select is {select!r}; allowed: {', '.join(SELECTIONS)}")
+    if window is not None and window < 1:
+        raise ValueError(f"window is {window}; allowed: 1 or more, or None")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap is {softcap}; allowed: above 0, or None")
+    acts, ids = _path(backend, q.device.type).sparse_topk_attention(
+        q, k, v, w_o_norm, top_k=top_k, scale=scale, select=select, window=window, softcap=softcap
+    )
+    return acts, ids
+
+
+def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor, *, backend: str = "auto") -> Tensor:
+    """Sum the kept heads' output directions.
+
+    y_hat[b, t] = sum_j acts[b, t, j] * W_O[ids[b, t, j]]
+
+    Equivalent to zeros(batch, seq, n_ov_heads).scatter_add(-1, ids, acts) @ W_O, without the zeros.
+
+    Args:
+        acts: [batch, seq, top_k].
+        ids: heads in 0..n_ov_heads - 1, integer, [batch, seq, top_k].
+        W_O: output directions, [n_ov_heads, d_model], dtype and device of acts.
+        backend: "auto", "torch", "triton" or "reference".
+
+    Returns:
+        y_hat without the bias b_O, [batch, seq, d_model], dtype of acts.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.
+
+    """
+    if acts.ndim != 3 or acts.shape != ids.shape:
+        raise ValueError(
+            "acts and ids must both be [batch, seq, top_k]; "
+            f"acts is {list(acts.shape)}, ids is {list(ids.shape)}"
+        )
+    if W_O.ndim != 2:
+        raise ValueError(f"W_O must be [n_ov_heads, d_model]; it is {list(W_O.shape)}")
+    if acts.dtype != W_O.dtype or not acts.device == ids.device == W_O.device:
+        raise ValueError(
+            f"acts and W_O must share dtype and device; acts is {acts.dtype} on {acts.device}, "
+            f"W_O is {W_O.dtype} on {W_O.device}, ids are on {ids.device}"
+        )
+    y_hat: Tensor = _path(backend, acts.device.type).sparse_decode(acts, ids, W_O)
+    return y_hat

@@ -1,0 +1,124 @@
+"""The definition of the two operators in plain torch: any device, any dtype, autograd.
+
+    pattern[b, h, t, s] = softmax over s <= t of scale * <q[b, t, h], k[b, s, h]>
+    z_pre[b, t, i]  = sum_s pattern[b, h, t, s] * v[b, s, i],   h = i // (n_ov_heads // n_qk_heads)
+    acts, ids       = the top_k of z_pre by select(z_pre) * w_o_norm, ids ascending
+    y_hat[b, t]     = sum_j acts[b, t, j] * W_O[ids[b, t, j]]
+
+Every fast path is compared with this file. Nothing here is meant to be quick: whole patterns and
+whole rows of z are held in memory.
+
+Source: He et al. 2025, arXiv:2504.20938, section 3. Their head's q, k, v, z are ours; their W_O^h
+is our row W_O[i].
+"""
+
+import torch
+from torch import Tensor
+
+
+def attention_pattern(
+    q: Tensor, k: Tensor, *, scale: float, window: int | None = None, softcap: float | None = None
+) -> Tensor:
+    """Return the causal softmax pattern of every QK head.
+
+    Args:
+        q, k: rotated queries and keys, [batch, seq, n_qk_heads, d_qk_head].
+        scale: multiplies the scores, usually d_qk_head ** -0.5.
+        window: a query sees itself and the window - 1 positions before it; None sees all before.
+        softcap: scores become softcap * tanh(scores / softcap) before the mask; None leaves them.
+
+    Returns:
+        [batch, n_qk_heads, q_pos, k_pos], rows sum to 1, zero where a query may not look.
+
+    """
+    _batch, seq, _heads, _width = q.shape
+    scores = torch.einsum("bthk,bshk->bhts", q, k) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    position = torch.arange(seq, device=q.device)
+    distance = position[:, None] - position[None, :]  # [q_pos, k_pos]
+    hidden = distance < 0
+    if window is not None:
+        hidden |= distance >= window
+    return scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+
+
+def lorsa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attend causally with scalar value heads that share QK heads in groups.
+
+    z_pre[b, t, i] = sum_s pattern[b, h, t, s] v[b, s, i],  h = i // (n_ov_heads // n_qk_heads)
+
+    Args:
+        q, k: rotated queries and keys, [batch, seq, n_qk_heads, d_qk_head].
+        v: one scalar per OV head, [batch, seq, n_ov_heads].
+        scale, window, softcap: as in `attention_pattern`.
+
+    Returns:
+        z before selection, [batch, seq, n_ov_heads].
+
+    Source: He et al. 2025, arXiv:2504.20938; our v is their x W_V^h, our z their head activation.
+
+    """
+    batch, seq, n_qk_heads, _width = q.shape
+    pattern = attention_pattern(q, k, scale=scale, window=window, softcap=softcap)
+    grouped = v.reshape(batch, seq, n_qk_heads, -1)  # [batch, seq, n_qk_heads, group]
+    z = torch.einsum("bhts,bshg->bthg", pattern, grouped)
+    return z.reshape(batch, seq, -1)  # [batch, seq, n_ov_heads]
+
+
+def select_top_k(
+    z_pre: Tensor, w_o_norm: Tensor, *, top_k: int, select: str
+) -> tuple[Tensor, Tensor]:
+    """Keep the top_k heads of each row by select(z_pre) * w_o_norm; ties go to the lowest id.
+
+    Args:
+        z_pre: [..., n_ov_heads].
+        w_o_norm: ||W_O[i]||, [n_ov_heads]; takes part in the choice only, never in a gradient.
+        top_k: how many heads a row keeps.
+        select: "relu" keeps what is positive, "abs" keeps what is large.
+
+    Returns:
+        acts, [..., top_k]: z_pre at ids; with "relu" zero where a row has fewer positive heads.
+        ids, [..., top_k]: ascending, int32.
+
+    """
+    magnitude = z_pre.relu() if select == "relu" else z_pre.abs()
+    score = (magnitude * w_o_norm).detach()
+    ranked = torch.sort(score, dim=-1, descending=True, stable=True).indices
+    ids = ranked[..., :top_k].sort(dim=-1).values  # [..., top_k]
+    acts = z_pre.gather(-1, ids)
+    return (acts.relu() if select == "relu" else acts), ids.int()
+
+
+def sparse_topk_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w_o_norm: Tensor,
+    *,
+    top_k: int,
+    scale: float,
+    select: str = "relu",
+    window: int | None = None,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attend, then keep the top_k heads of every token; see `kernels.sparse_topk_attention`."""
+    z_pre = lorsa_attention(q, k, v, scale=scale, window=window, softcap=softcap)
+    return select_top_k(z_pre, w_o_norm, top_k=top_k, select=select)
+
+
+def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor) -> Tensor:
+    """Sum the firing heads' output directions; see `kernels.sparse_decode`."""
+    batch, seq, _top_k = ids.shape
+    n_ov_heads, _d_model = W_O.shape
+    z = acts.new_zeros(batch, seq, n_ov_heads)
+    z = z.scatter_add(-1, ids.long(), acts)  # [batch, seq, n_ov_heads]
+    return z @ W_O  # [batch, seq, d_model]

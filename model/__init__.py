@@ -1,0 +1,27 @@
+"""The Lorsa module and the attention layer that it replaces."""
+
+from .attention import LayerWeights, layer_attention
+from .checkpoint import CheckpointError
+from .config import LorsaConfig
+from .geometry import AttentionGeometry, QKNorm, Rope
+from .init import init_from_layer, init_random
+from .lorsa import Encoding, Lorsa
+from .metrics import FVU, Quality, evaluate, firing_counts
+
+__all__ = [
+    "FVU",
+    "AttentionGeometry",
+    "CheckpointError",
+    "Encoding",
+    "LayerWeights",
+    "Lorsa",
+    "LorsaConfig",
+    "QKNorm",
+    "Quality",
+    "Rope",
+    "evaluate",
+    "firing_counts",
+    "init_from_layer",
+    "init_random",
+    "layer_attention",
+]

@@ -1,0 +1,122 @@
+"""A Lorsa on disk: config.json and lorsa.safetensors, usable on raw activations as they are.
+
+    config.json        {"format": "lorsa", "schema_version": 1, "config": {...LorsaConfig}}
+    lorsa.safetensors  the parameters by name
+
+Weights are written first and config.json last, each by a temporary file and a rename, so a folder
+with a config.json is whole.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .config import LorsaConfig
+from .lorsa import Lorsa, parameter_shapes
+
+SCHEMA_VERSION = 1
+WEIGHTS = "lorsa.safetensors"
+CONFIG = "config.json"
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be read or written; the message names the path and the next step."""
+
+
+def save(lorsa: Lorsa, folder: str | Path) -> None:
+    """Write the Lorsa's config and weights into a folder, which is made if need be."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {n: p.detach().cpu().contiguous() for n, p in lorsa.named_parameters()}
+    partial = folder / f"{WEIGHTS}.partial"
+    partial.touch()
+    mode = partial.stat().st_mode  # safetensors would make the file private to its owner
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(mode)
+    os.replace(partial, folder / WEIGHTS)
+    content = {
+        "format": "lorsa",
+        "schema_version": SCHEMA_VERSION,
+        "config": lorsa.config.to_dict(),
+    }
+    write_json(folder / CONFIG, content)
+
+
+def load(folder: str | Path, *, backend: str = "auto") -> Lorsa:
+    """Read a Lorsa from a folder; see `Lorsa.from_pretrained`."""
+    folder = Path(folder)
+    config = load_config(folder)
+    lorsa = Lorsa(config, backend=backend)
+    expected = parameter_shapes(config)
+    path = folder / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            _check_shapes(path, found, expected)
+            lorsa.load_state_dict({name: file.get_tensor(name) for name in expected})
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; the folder has {_listing(folder)}") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); copy or train it again") from None
+    return lorsa
+
+
+def load_config(folder: str | Path) -> LorsaConfig:
+    """Read the config of a saved Lorsa alone.
+
+    Raises:
+        CheckpointError: as `load`.
+
+    """
+    path = Path(folder) / CONFIG
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} holds no Lorsa ({CONFIG} is missing; there is {_listing(path.parent)}); "
+            "give the folder of a finished run, such as runs/layer-12"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from None
+    if not isinstance(content, dict) or content.get("format") != "lorsa":
+        raise CheckpointError(f"{path} is not a Lorsa's config; its format is not 'lorsa'")
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} has schema version {content.get('schema_version')}; this version of lorsa "
+            f"reads {SCHEMA_VERSION}: install the version that wrote it"
+        )
+    try:
+        return LorsaConfig.from_dict(content["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not describe a Lorsa: {error}") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON by a temporary file and a rename."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    os.replace(partial, path)
+
+
+def _check_shapes(
+    path: Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
+) -> None:
+    wrong = [
+        f"{name} is {list(found[name]) if name in found else 'missing'}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if found.get(name) != shape
+    ]
+    wrong += [f"{name} is unknown" for name in found if name not in expected]
+    if wrong:
+        raise CheckpointError(f"{path} does not fit its {CONFIG}: {'; '.join(wrong)}")
+
+
+def _listing(folder: Path) -> str:
+    if not folder.is_dir():
+        return "no such folder"
+    names = sorted(p.name for p in folder.iterdir())
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"

@@ -1,0 +1,67 @@
+"""What a layer's attention does besides its weights: heads, scale, rotary, norms, mask.
+
+harvest reads these facts off the language model, the store keeps them as JSON, and a Lorsa copies
+them. Nothing here is typed in by a user.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rope:
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), by its frequencies."""
+
+    inv_freq: tuple[float, ...]
+    """Radians per position of each pair; 2 * len(inv_freq) leading channels of a head rotate."""
+    attention_scaling: float = 1.0
+    """Multiplies cos and sin (YaRN and LongRoPE use it)."""
+    interleaved: bool = False
+    """Pairs are channels (2i, 2i + 1); otherwise (i, i + half), usual in transformers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QKNorm:
+    """RMS norm over each head's channels of q and k, before the rotation (Qwen 3)."""
+
+    eps: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionGeometry:
+    """One attention layer of the language model."""
+
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    """Key and value heads; head h reads key head h // (n_heads // n_kv_heads)."""
+    d_head: int
+    scale: float
+    """Multiplies the scores."""
+    rope: Rope | None = None
+    qk_norm: QKNorm | None = None
+    softcap: float | None = None
+    """Scores become softcap * tanh(scores / softcap) before the softmax (Gemma 2)."""
+    window: int | None = None
+    """A query sees itself and the window - 1 positions before it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the geometry as JSON-able data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "AttentionGeometry":
+        """Read what `to_dict` wrote."""
+        return cls(
+            **{**data, "rope": read_rope(data["rope"]), "qk_norm": read_qk_norm(data["qk_norm"])}
+        )
+
+
+def read_rope(data: dict[str, Any] | None) -> Rope | None:
+    """Read a `Rope` from JSON data."""
+    return None if data is None else Rope(**{**data, "inv_freq": tuple(data["inv_freq"])})
+
+
+def read_qk_norm(data: dict[str, Any] | None) -> QKNorm | None:
+    """Read a `QKNorm` from JSON data."""
+    return None if data is None else QKNorm(**data)

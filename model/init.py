@@ -1,0 +1,154 @@
+"""Where a Lorsa starts: from the layer that it replaces, or at random.
+
+From the layer: QK head j is the layer's head p = j // (n_qk_heads / n_heads), as it is. Each of
+its OV heads reads a random direction of what head p attends to and writes that direction's image:
+
+    o_p[t] = sum_s pattern_p[t, s] v_p[s]              what head p attends to, [d_head]
+    Sigma  = cov(o_p) = U L U^T,  g ~ unit sphere       in the subspace where o_p varies
+    u      = U L^-1/2 g          W_V = u W_V^p,  b_V = u b_V^p - u mean(o_p)
+    d      = U L^1/2 g           W_O = c d W_O^p
+
+so that E[d u^T] is a multiple of the identity on that subspace: the heads are a random tight frame
+of the layer's own output. One c for all heads is the least-squares scale on the sample, b_O the
+mean of y.
+
+Starting from the layer's heads and in the active subspace keeps heads alive: He et al. 2025,
+arXiv:2504.20938; arXiv:2508.16929. The whitening is ours.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .attention import LayerWeights, head_outputs
+from .geometry import AttentionGeometry
+from .lorsa import Lorsa
+
+RELATIVE_EIGENVALUE_FLOOR = 1e-6
+"""Directions of o_p with less variance than this share of the largest are left out."""
+
+
+class _Whitening(NamedTuple):
+    """Second-order statistics of one head's attended values."""
+
+    mean: Tensor
+    """[d_head]"""
+    directions: Tensor
+    """Eigenvectors that carry variance, [d_head, rank]"""
+    deviation: Tensor
+    """Standard deviation along each, [rank]"""
+
+
+@torch.no_grad()
+def init_random(lorsa: Lorsa, x: Tensor, y: Tensor, *, seed: int) -> None:
+    """Fill a Lorsa at random: projections of unit-variance outputs, W_O the transpose of W_V.
+
+    Args:
+        x, y: a sample of the layer's input and output, [batch, seq, d_model].
+        seed: of the random numbers.
+
+    """
+    generator = torch.Generator().manual_seed(seed)
+    spread = x.square().mean().rsqrt() * lorsa.config.d_model**-0.5
+    for weight in (lorsa.W_Q, lorsa.W_K, lorsa.W_V):
+        weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
+    lorsa.W_O.copy_(lorsa.W_V)
+    _fit_output(lorsa, x, y)
+
+
+@torch.no_grad()
+def init_from_layer(
+    lorsa: Lorsa,
+    weights: LayerWeights,
+    geometry: AttentionGeometry,
+    x: Tensor,
+    y: Tensor,
+    *,
+    seed: int,
+) -> None:
+    """Fill a Lorsa from the attention layer that it replaces.
+
+    Args:
+        weights, geometry: the layer; weights on x's device and in its dtype.
+        x, y: a sample of its input and output, [batch, seq, d_model].
+        seed: of the random directions.
+
+    Raises:
+        ValueError: n_qk_heads is no multiple of the layer's heads, or d_qk_head is not its width.
+
+    """
+    c = lorsa.config
+    if c.n_qk_heads % geometry.n_heads:
+        raise ValueError(
+            f"n_qk_heads is {c.n_qk_heads}; init 'layer' needs a multiple of the layer's "
+            f"{geometry.n_heads} heads, or use init 'random'"
+        )
+    if c.d_qk_head != geometry.d_head:
+        raise ValueError(
+            f"d_qk_head is {c.d_qk_head}; init 'layer' needs the layer's {geometry.d_head}, "
+            "or use init 'random'"
+        )
+    _copy_queries_keys(lorsa, weights, geometry)
+    generator = torch.Generator().manual_seed(seed)
+    kv_share = geometry.n_heads // geometry.n_kv_heads
+    n_ov_per_head = c.n_ov_heads // geometry.n_heads
+    outputs = _head_outputs_sample(x, weights, geometry)
+    for head in range(geometry.n_heads):
+        white = _whiten(outputs[:, head])
+        g = torch.randn(n_ov_per_head, len(white.deviation), generator=generator).to(x)
+        g /= g.norm(dim=1, keepdim=True)
+        read = (g / white.deviation) @ white.directions.T  # u: [n_ov_per_head, d_head]
+        write = (g * white.deviation) @ white.directions.T  # d: [n_ov_per_head, d_head]
+        mine = slice(head * n_ov_per_head, (head + 1) * n_ov_per_head)
+        lorsa.W_V[mine] = read @ weights.W_V[head // kv_share].T
+        lorsa.b_V[mine] = -(read @ white.mean)
+        if weights.b_V is not None:
+            lorsa.b_V[mine] += read @ weights.b_V[head // kv_share]
+        lorsa.W_O[mine] = write @ weights.W_O[head]
+    _fit_output(lorsa, x, y)
+
+
+def _head_outputs_sample(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
+    """Return what every head attends to on a sample, [tokens, n_heads, d_head]."""
+    parts = [head_outputs(x[b : b + 1], weights, geometry)[0] for b in range(len(x))]
+    return torch.cat(parts)
+
+
+def _copy_queries_keys(lorsa: Lorsa, weights: LayerWeights, geometry: AttentionGeometry) -> None:
+    copies = lorsa.config.n_qk_heads // geometry.n_heads
+    kv_copies = lorsa.config.n_qk_heads // geometry.n_kv_heads
+    lorsa.W_Q.copy_(weights.W_Q.repeat_interleave(copies, dim=0))
+    lorsa.W_K.copy_(weights.W_K.repeat_interleave(kv_copies, dim=0))
+    if weights.b_Q is not None:
+        lorsa.b_Q.copy_(weights.b_Q.repeat_interleave(copies, dim=0))
+    if weights.b_K is not None:
+        lorsa.b_K.copy_(weights.b_K.repeat_interleave(kv_copies, dim=0))
+    if lorsa.q_norm is not None and lorsa.k_norm is not None:
+        assert weights.q_norm is not None
+        assert weights.k_norm is not None
+        lorsa.q_norm.copy_(weights.q_norm)
+        lorsa.k_norm.copy_(weights.k_norm)
+
+
+def _whiten(outputs: Tensor) -> _Whitening:
+    """Return mean and principal directions of one head's outputs, [tokens, d_head]."""
+    wide = outputs.double()
+    mean = wide.mean(dim=0)
+    centred = wide - mean
+    variance, directions = torch.linalg.eigh(centred.T @ centred / len(wide))
+    keep = variance > variance[-1] * RELATIVE_EIGENVALUE_FLOOR
+    deviation = variance[keep].sqrt()
+    return _Whitening(mean.to(outputs), directions[:, keep].to(outputs), deviation.to(outputs))
+
+
+def _fit_output(lorsa: Lorsa, x: Tensor, y: Tensor) -> None:
+    """Set b_O to the mean of y and scale W_O by least squares on the sample."""
+    lorsa.b_O.copy_(y.mean(dim=(0, 1)))
+    explained = energy = 0.0
+    for b in range(len(x)):
+        y_hat = (lorsa(x[b : b + 1]) - lorsa.b_O).double()
+        explained += float((y_hat * (y[b] - lorsa.b_O)).sum())
+        energy += float(y_hat.square().sum())
+    if energy > 0:
+        lorsa.W_O.mul_(explained / energy)

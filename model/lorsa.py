@@ -1,0 +1,193 @@
+"""The Lorsa module: an attention layer as many rank-1 heads of which top_k fire per token.
+
+    q = rope(qk_norm(x W_Q + b_Q))   k = rope(qk_norm(x W_K + b_K))   v = x W_V^T + b_V
+    z_pre[t, i] = sum_{s <= t} softmax_s(scale * <q[t, h], k[s, h]>) v[s, i]
+    z = z_pre where it is among the top_k of select(z_pre) * ||w_O||, else 0
+    y_hat = z W_O + b_O
+
+Source: He et al. 2025, arXiv:2504.20938, section 3.
+"""
+
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels import attention_pattern, lorsa_attention, sparse_decode, sparse_topk_attention
+from .attention import project
+from .config import LorsaConfig
+from .qk import rms_norm, rotate
+
+
+class Encoding(NamedTuple):
+    """The heads that fire."""
+
+    acts: Tensor
+    """z of the kept heads, [batch, seq, top_k]; 0 where fewer than top_k heads are positive."""
+    ids: Tensor
+    """Their ids, ascending, int32, [batch, seq, top_k]."""
+
+
+class Lorsa(nn.Module):
+    """Low-rank sparse attention.
+
+    Parameters (names as in He et al. 2025; our OV head i is their head h):
+        W_Q, W_K: [n_qk_heads, d_model, d_qk_head]; b_Q, b_K: [n_qk_heads, d_qk_head]
+        W_V, W_O: [n_ov_heads, d_model]; b_V: [n_ov_heads]; b_O: [d_model]
+        q_norm, k_norm: [d_qk_head], with a qk-norm only
+    """
+
+    W_Q: nn.Parameter
+    W_K: nn.Parameter
+    W_V: nn.Parameter
+    W_O: nn.Parameter
+    b_Q: nn.Parameter
+    b_K: nn.Parameter
+    b_V: nn.Parameter
+    b_O: nn.Parameter
+    q_norm: nn.Parameter | None
+    k_norm: nn.Parameter | None
+
+    def __init__(self, config: LorsaConfig, *, backend: str = "auto") -> None:
+        """Make a Lorsa of zeros (norm weights of ones); `model.init` or a checkpoint fills it.
+
+        Args:
+            config: its shape.
+            backend: path of the sparse kernels: "auto", "torch", "triton" or "reference".
+
+        """
+        super().__init__()
+        self.config = config
+        self.backend = backend
+        for name, shape in parameter_shapes(config).items():
+            fill = torch.ones if name.endswith("_norm") else torch.zeros
+            self.register_parameter(name, nn.Parameter(fill(shape)))
+        if config.qk_norm is None:
+            self.q_norm = self.k_norm = None
+
+    def queries_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rotated queries and keys.
+
+        Args:
+            x: [batch, seq, d_model].
+
+        Returns:
+            q, k: [batch, seq, n_qk_heads, d_qk_head].
+
+        """
+        c = self.config
+        q, k = project(x, self.W_Q, self.b_Q), project(x, self.W_K, self.b_K)
+        if c.qk_norm is not None:
+            assert self.q_norm is not None
+            assert self.k_norm is not None
+            q = rms_norm(q, self.q_norm, c.qk_norm.eps)
+            k = rms_norm(k, self.k_norm, c.qk_norm.eps)
+        if c.rope is not None:
+            q, k = rotate(q, c.rope), rotate(k, c.rope)
+        return q, k
+
+    def values(self, x: Tensor) -> Tensor:
+        """Return the scalar value of every OV head, [batch, seq, n_ov_heads]."""
+        return F.linear(x, self.W_V, self.b_V)
+
+    def encode(self, x: Tensor, *, top_k: int | None = None) -> Encoding:
+        """Return the heads that fire.
+
+        Args:
+            x: attention input, [batch, seq, d_model].
+            top_k: heads per token, if not the config's (training may start with more).
+
+        """
+        c = self.config
+        q, k = self.queries_keys(x)
+        acts, ids = sparse_topk_attention(
+            q,
+            k,
+            self.values(x),
+            self.W_O.detach().norm(dim=1),
+            top_k=c.top_k if top_k is None else top_k,
+            scale=c.scale,
+            select=c.select,
+            window=c.window,
+            softcap=c.softcap,
+            backend=self.backend,
+        )
+        return Encoding(acts, ids)
+
+    def decode(self, acts: Tensor, ids: Tensor) -> Tensor:
+        """Return y_hat, [batch, seq, d_model], of acts and ids [batch, seq, top_k]."""
+        return sparse_decode(acts, ids, self.W_O, backend=self.backend) + self.b_O
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return y_hat, the layer's approximate output, [batch, seq, d_model].
+
+        Args:
+            x: attention input after the norm, [batch, seq, d_model].
+
+        """
+        return self.decode(*self.encode(x))
+
+    def z_pre(self, x: Tensor) -> Tensor:
+        """Return z of all heads before the selection, [batch, seq, n_ov_heads]; for analysis."""
+        c = self.config
+        q, k = self.queries_keys(x)
+        return lorsa_attention(
+            q, k, self.values(x), scale=c.scale, window=c.window, softcap=c.softcap
+        )
+
+    def pattern(self, x: Tensor) -> Tensor:
+        """Return the attention pattern of every QK head, [batch, n_qk_heads, q_pos, k_pos]."""
+        c = self.config
+        q, k = self.queries_keys(x)
+        return attention_pattern(q, k, scale=c.scale, window=c.window, softcap=c.softcap)
+
+    @torch.no_grad()
+    def rescale_(self, x_scale: float, y_scale: float) -> Self:
+        """Change units in place: y_hat(x_scale * x) becomes y_scale times what y_hat(x) was.
+
+        Exact to the bit for powers of two, which is what training uses.
+        """
+        for weight in (self.W_Q, self.W_K, self.W_V):
+            weight.div_(x_scale)
+        for weight in (self.W_O, self.b_O):
+            weight.mul_(y_scale)
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and lorsa.safetensors; see `model.checkpoint`."""
+        from .checkpoint import save
+
+        save(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, backend: str = "auto") -> "Lorsa":
+        """Read a folder that `save_pretrained` or `lorsa train` wrote.
+
+        Raises:
+            CheckpointError: no such checkpoint, a schema that this version cannot read, or tensors
+                that do not fit the config.
+
+        """
+        from .checkpoint import load
+
+        return load(folder, backend=backend)
+
+
+def parameter_shapes(config: LorsaConfig) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of every parameter of a Lorsa."""
+    c = config
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_Q": (c.n_qk_heads, c.d_model, c.d_qk_head),
+        "W_K": (c.n_qk_heads, c.d_model, c.d_qk_head),
+        "W_V": (c.n_ov_heads, c.d_model),
+        "W_O": (c.n_ov_heads, c.d_model),
+        "b_Q": (c.n_qk_heads, c.d_qk_head),
+        "b_K": (c.n_qk_heads, c.d_qk_head),
+        "b_V": (c.n_ov_heads,),
+        "b_O": (c.d_model,),
+    }
+    if c.qk_norm is not None:
+        shapes |= {"q_norm": (c.d_qk_head,), "k_norm": (c.d_qk_head,)}
+    return shapes

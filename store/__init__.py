@@ -1,0 +1,36 @@
+"""The on-disk activation store: written once by a harvest, read by many runs."""
+
+from .encoding import ACTIVATION_DTYPES, COMPRESSIONS, DTYPES
+from .errors import StoreError
+from .info import store_info
+from .layers import choose_layers, spell_layers
+from .layout import read_weights
+from .loader import Batch, batches, held_out_batches
+from .manifest import Manifest, held_out_shards
+from .reader import Activations, ActivationStore
+from .sampler import Sampler, sequence_order
+from .writer import StoreWriter, is_begun, is_complete, require_free
+
+__all__ = [
+    "ACTIVATION_DTYPES",
+    "COMPRESSIONS",
+    "DTYPES",
+    "ActivationStore",
+    "Activations",
+    "Batch",
+    "Manifest",
+    "Sampler",
+    "StoreError",
+    "StoreWriter",
+    "batches",
+    "choose_layers",
+    "held_out_batches",
+    "held_out_shards",
+    "is_begun",
+    "is_complete",
+    "read_weights",
+    "require_free",
+    "sequence_order",
+    "spell_layers",
+    "store_info",
+]

@@ -1,0 +1,186 @@
+"""Which arrays a store has, and their Zarr v3 metadata: any Zarr tool can open the folder.
+
+    tokens               [n_seq, n_ctx] int32         token ids, as fed to the model
+    documents            [n_seq, n_ctx] int32         document that each token comes from
+    documents.parquet                                 the name of every document
+    layers/<l>/attn_in   [n_seq, n_ctx, d_model]      x, after the pre-attention norm
+    layers/<l>/attn_out  [n_seq, n_ctx, d_model]      y, after the output projection
+    layers/<l>/norms     [n_seq, n_ctx, 2] float32    ||x||, ||y|| of every token
+    weights/<l>/<name>                                the layer's own parameters
+
+All arrays but the weights are cut alike: a chunk is a sequence, a shard is `shard_seqs` of them,
+one file.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numcodecs
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from torch import Tensor
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from .encoding import COMPRESSION_LEVELS, DTYPES, blosc, from_disk, to_disk
+from .errors import StoreError
+from .manifest import Manifest
+
+DOCUMENTS = "documents.parquet"
+
+
+class ArraySpec(NamedTuple):
+    """One sharded array of a store."""
+
+    name: str
+    """Path in the store."""
+    row_shape: tuple[int, ...]
+    """Shape of one sequence."""
+    dims: tuple[str, ...]
+    """Names of the axes."""
+    dtype: str
+    """Logical dtype."""
+    compression: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sequence before compression."""
+        size = DTYPES[self.dtype].itemsize
+        for length in self.row_shape:
+            size *= length
+        return size
+
+    @property
+    def codec(self) -> "numcodecs.Blosc | None":
+        """Codec of a chunk's bytes."""
+        return blosc(self.compression, DTYPES[self.dtype].itemsize)
+
+    def shard_path(self, root: Path, shard: int) -> Path:
+        """Return the file of one shard, as Zarr's default chunk keys name it."""
+        return root.joinpath(self.name, "c", str(shard), *["0"] * len(self.row_shape))
+
+
+def attn_in(layer: int) -> str:
+    """Return the name of a layer's x."""
+    return f"layers/{layer}/attn_in"
+
+
+def attn_out(layer: int) -> str:
+    """Return the name of a layer's y."""
+    return f"layers/{layer}/attn_out"
+
+
+def norms(layer: int) -> str:
+    """Return the name of a layer's token norms."""
+    return f"layers/{layer}/norms"
+
+
+def text_arrays(manifest: Manifest) -> list[ArraySpec]:
+    """Return the arrays that are written before the model runs."""
+    shape, dims = (manifest.n_ctx,), ("seq", "pos")
+    return [ArraySpec(name, shape, dims, "int32", "none") for name in ("tokens", "documents")]
+
+
+def layer_arrays(manifest: Manifest, layer: int) -> list[ArraySpec]:
+    """Return the arrays of one layer."""
+    n_ctx, wide = manifest.n_ctx, (manifest.n_ctx, manifest.d_model)
+    dims = ("seq", "pos", "d_model")
+    sites = (attn_in(layer), attn_out(layer))
+    arrays = [ArraySpec(n, wide, dims, manifest.dtype, manifest.compression) for n in sites]
+    norm_dims = ("seq", "pos", "in_out")
+    return [*arrays, ArraySpec(norms(layer), (n_ctx, 2), norm_dims, "float32", "none")]
+
+
+def all_arrays(manifest: Manifest) -> dict[str, ArraySpec]:
+    """Return every sharded array of a store by name."""
+    specs = text_arrays(manifest)
+    for layer in manifest.layers:
+        specs += layer_arrays(manifest, layer)
+    return {spec.name: spec for spec in specs}
+
+
+def create_arrays(root: Path, manifest: Manifest) -> None:
+    """Write the Zarr metadata of the group and of every sharded array."""
+    group = zarr.open_group(root, mode="a", zarr_format=3)
+    for spec in all_arrays(manifest).values():
+        compressors: list[Any] = [Crc32cCodec()]
+        if spec.compression != "none":
+            compressors.insert(0, _blosc_metadata(spec))
+        group.create_array(
+            spec.name,
+            shape=(manifest.n_seq, *spec.row_shape),
+            chunks=(1, *spec.row_shape),
+            shards=(manifest.shard_seqs, *spec.row_shape),
+            dtype=DTYPES[spec.dtype].disk,
+            compressors=compressors,
+            fill_value=0,
+            dimension_names=spec.dims,
+            attributes={"lorsa_dtype": spec.dtype},
+            overwrite=True,
+        )
+
+
+def _blosc_metadata(spec: ArraySpec) -> BloscCodec:
+    return BloscCodec(
+        cname=spec.compression,  # type: ignore[arg-type]
+        clevel=COMPRESSION_LEVELS[spec.compression],
+        shuffle="bitshuffle",
+        typesize=DTYPES[spec.dtype].itemsize,
+    )
+
+
+def write_weights(root: Path, layer: int, weights: dict[str, Tensor]) -> None:
+    """Write a layer's own parameters, one chunk each, in their own dtype."""
+    group = zarr.open_group(root, mode="a", zarr_format=3)
+    for name, weight in weights.items():
+        dtype = str(weight.dtype).removeprefix("torch.")
+        group.create_array(
+            f"weights/{layer}/{name}",
+            data=to_disk(weight, dtype),
+            chunks=tuple(weight.shape),
+            compressors=[Crc32cCodec()],
+            attributes={"lorsa_dtype": dtype},
+            config={"write_empty_chunks": True},
+            overwrite=True,
+        )
+
+
+def read_weights(root: Path, layer: int) -> dict[str, Tensor]:
+    """Read a layer's own parameters by name.
+
+    Raises:
+        StoreError: there are none, or one is missing or damaged.
+
+    """
+    group = zarr.open_group(root, mode="r")
+    folder = root / "weights" / str(layer)
+    if not folder.is_dir():
+        raise StoreError(f"{folder} is missing; restore it from a copy or harvest again")
+    weights = {}
+    for name in sorted(path.name for path in folder.iterdir() if path.is_dir()):
+        array = group[f"weights/{layer}/{name}"]
+        assert isinstance(array, zarr.Array)
+        if array.nchunks_initialized < array.nchunks:
+            raise StoreError(f"{folder / name} has no data; restore it or harvest again")
+        try:
+            values = np.asarray(array[...])
+        except ValueError as error:
+            raise StoreError(f"{folder / name} is damaged ({error}); harvest again") from None
+        weights[name] = from_disk(values, str(array.attrs["lorsa_dtype"]))
+    return weights
+
+
+def write_documents(root: Path, names: list[str]) -> None:
+    """Write documents.parquet: number and name of every document."""
+    table = pa.table({"document": pa.array(range(len(names)), pa.int32()), "name": names})
+    pq.write_table(table, root / DOCUMENTS)
+
+
+def read_documents(root: Path) -> list[str]:
+    """Return the name of every document, by its number."""
+    try:
+        names: list[str] = pq.read_table(root / DOCUMENTS).column("name").to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{root / DOCUMENTS} cannot be read ({error})") from None
+    return names

@@ -1,0 +1,137 @@
+"""What a store is: the facts in manifest.json, and in journal/plan.json while it is being written.
+
+Both hold the same fields. The plan is written when a harvest begins, the manifest last of all: a
+folder without manifest.json is not a complete store. The store reads what it needs itself (shapes,
+dtype, layers, held-out shards); model, tokenizer, corpus, request and geometry are facts that it
+carries for others.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .encoding import ACTIVATION_DTYPES, COMPRESSIONS
+from .errors import StoreError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+PLAN = "journal/plan.json"
+HELD_OUT_FRACTION = 0.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """The facts of one store."""
+
+    uuid: str
+    """Made anew for every store."""
+    created: str
+    """When its harvest began, UTC."""
+    lorsa_version: str
+    """Version that wrote it."""
+    model: dict[str, Any]
+    """The language model: id, revision, architecture, dtype, attention implementation, sizes."""
+    tokenizer: dict[str, Any]
+    """Fingerprint and special tokens."""
+    corpus: dict[str, Any]
+    """Where the text came from and how it was packed."""
+    request: dict[str, Any]
+    """The settings as given; a harvest goes on only with the same."""
+    n_seq: int
+    """Sequences."""
+    n_ctx: int
+    """Tokens in a sequence."""
+    d_model: int
+    """Width of an activation."""
+    shard_seqs: int
+    """Sequences in a shard; the last one may hold fewer."""
+    dtype: str
+    """Logical dtype of the activations."""
+    compression: str
+    """Codec of the activations: "none", "lz4" or "zstd"."""
+    outputs: str = "store"
+    """Whether y is stored ("store") or is to be derived from x."""
+    layers: dict[int, dict[str, Any]]
+    """For every layer its attention geometry and the error of its self-check."""
+    held_out_shards: tuple[int, ...]
+    """Validation shards, never trained on."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_seq", "n_ctx", "d_model", "shard_seqs"):
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; allowed: 1 or more")
+        for name, allowed in (("dtype", ACTIVATION_DTYPES), ("compression", COMPRESSIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
+                )
+        if not set(self.held_out_shards) <= set(range(self.n_shards)):
+            raise ValueError(f"held_out_shards are {self.held_out_shards}; shards: {self.n_shards}")
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shards."""
+        return -(-self.n_seq // self.shard_seqs)
+
+    def shard_rows(self, shard: int) -> range:
+        """Return the sequences of a shard."""
+        first = shard * self.shard_seqs
+        return range(first, min(first + self.shard_seqs, self.n_seq))
+
+    def to_json(self) -> str:
+        """Return the text of manifest.json."""
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
+
+
+def held_out_shards(n_shards: int) -> tuple[int, ...]:
+    """Return the last 5 % of the shards, at least one."""
+    n_held_out = max(1, round(n_shards * HELD_OUT_FRACTION))
+    return tuple(range(n_shards - n_held_out, n_shards))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read manifest.json or plan.json.
+
+    Raises:
+        StoreError: not JSON, another format version, or fields missing.
+
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error})") from None
+    version = content.pop("format_version", None) if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise StoreError(
+            f"{path} has store format version {version}; this version of lorsa reads "
+            f"{FORMAT_VERSION}: install the version that wrote it, or harvest again"
+        )
+    try:
+        layers = {int(layer): facts for layer, facts in content["layers"].items()}
+        held_out = tuple(content["held_out_shards"])
+        manifest = Manifest(**{**content, "layers": layers, "held_out_shards": held_out})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path} does not describe a store: {error}") from None
+    return manifest
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, now or after a crash, sees all of it or none."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

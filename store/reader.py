@@ -1,0 +1,199 @@
+"""Read a store: open it once, then any sequences of any array, each checked.
+
+    store = ActivationStore.open("acts")
+    x = store.activations(12, store.train_seqs[:8]).x     # [8, n_ctx, d_model]
+
+Opening checks the format version and that every file of shards.parquet is there with its size, so
+a damaged copy is found before the first step; each chunk's checksum is compared when it is read.
+Safe to use from many threads and, read-only, from many processes.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from . import layout
+from .errors import StoreError
+from .journal import Entry, read_table
+from .layers import spell_layers
+from .layout import all_arrays
+from .manifest import MANIFEST, Manifest, read_manifest
+from .rows import RowReader, Seqs
+from .writer import is_begun
+
+
+class Activations(NamedTuple):
+    """A layer's input and output of some sequences, in the store's dtype."""
+
+    x: Tensor
+    """[n, n_ctx, d_model]"""
+    y: Tensor
+    """[n, n_ctx, d_model]"""
+
+
+class LayerNorms(NamedTuple):
+    """Mean norms of a layer's activations over the training shards."""
+
+    x: float
+    y: float
+
+
+class ActivationStore:
+    """A finished store, open for reading."""
+
+    def __init__(self, root: Path, manifest: Manifest, entries: list[Entry]) -> None:
+        """Use `open`."""
+        self.root = root
+        self.manifest = manifest
+        self.entries = entries
+        self._arrays = all_arrays(manifest)
+        n_seq, shard_seqs = manifest.n_seq, manifest.shard_seqs
+        self._readers = {
+            name: RowReader(root, spec, n_seq=n_seq, shard_seqs=shard_seqs)
+            for name, spec in self._arrays.items()
+        }
+
+    @classmethod
+    def open(cls, root: str | Path) -> "ActivationStore":
+        """Open a store.
+
+        Raises:
+            StoreError: no store, an unfinished one, another format version, files missing or cut.
+
+        """
+        root = Path(root)
+        if not (root / MANIFEST).exists():
+            raise StoreError(_why_not_a_store(root))
+        manifest = read_manifest(root / MANIFEST)
+        store = cls(root, manifest, read_table(root))
+        store._check_files()
+        return store
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers in the store, ascending."""
+        return sorted(self.manifest.layers)
+
+    @property
+    def train_seqs(self) -> npt.NDArray[np.int64]:
+        """Sequences to train on, ascending."""
+        return self._seqs(held_out=False)
+
+    @property
+    def held_out_seqs(self) -> npt.NDArray[np.int64]:
+        """Sequences kept for validation, ascending."""
+        return self._seqs(held_out=True)
+
+    def tokens(self, seqs: Seqs) -> Tensor:
+        """Return token ids, int32, [n, n_ctx]."""
+        return self.read("tokens", seqs)
+
+    def documents(self, seqs: Seqs) -> Tensor:
+        """Return which document of the corpus each token comes from, int32, [n, n_ctx]."""
+        return self.read("documents", seqs)
+
+    def document_names(self) -> list[str]:
+        """Return the name of every document, by the number that `documents` gives."""
+        return layout.read_documents(self.root)
+
+    def activations(self, layer: int, seqs: Seqs) -> Activations:
+        """Return a layer's x and y of some sequences.
+
+        Raises:
+            StoreError: the layer is not stored, or a file is damaged.
+
+        """
+        self.require_layer(layer)
+        x = self.read(layout.attn_in(layer), seqs)
+        return Activations(x, self.read(layout.attn_out(layer), seqs))
+
+    def norms(self, layer: int, seqs: Seqs) -> Tensor:
+        """Return ||x|| and ||y|| of every token, float32, [n, n_ctx, 2]."""
+        self.require_layer(layer)
+        return self.read(layout.norms(layer), seqs)
+
+    def weights(self, layer: int) -> dict[str, Tensor]:
+        """Return the attention layer's own parameters by name (W_Q, W_K, W_V, W_O, b_Q, ...)."""
+        self.require_layer(layer)
+        return layout.read_weights(self.root, layer)
+
+    def mean_norms(self, layer: int) -> LayerNorms:
+        """Return the mean of ||x|| and of ||y|| over the tokens of the training shards."""
+        self.require_layer(layer)
+        held_out = set(self.manifest.held_out_shards)
+
+        def mean(name: str) -> float:
+            rows = [e for e in self.entries if e.array == name and e.shard not in held_out]
+            n_tokens = sum(e.n_seq for e in rows) * self.manifest.n_ctx
+            return sum(e.norm_sum for e in rows) / max(n_tokens, 1)
+
+        return LayerNorms(mean(layout.attn_in(layer)), mean(layout.attn_out(layer)))
+
+    def require_layer(self, layer: int) -> None:
+        """Raise StoreError unless the layer is stored."""
+        if layer not in self.manifest.layers:
+            have = spell_layers(self.layers)
+            raise StoreError(f"layer {layer} is not in {self.root}; it has layers {have}")
+
+    def read(self, name: str, seqs: Seqs) -> Tensor:
+        """Read sequences of an array by its path in the store.
+
+        Args:
+            name: such as "tokens" or "layers/12/attn_in".
+            seqs: sequence numbers in any order, 0..n_seq - 1.
+
+        Returns:
+            [n, *shape of a sequence], in the logical dtype.
+
+        Raises:
+            StoreError: a chunk is missing or damaged.
+            IndexError: a sequence number is out of range.
+
+        """
+        return self._readers[name].read(seqs)
+
+    def n_bytes(self, layer: int) -> int:
+        """Return how many bytes a layer takes on disk."""
+        prefix = f"layers/{layer}/"
+        return sum(e.n_bytes for e in self.entries if e.array.startswith(prefix))
+
+    def _seqs(self, *, held_out: bool) -> npt.NDArray[np.int64]:
+        seqs = np.arange(self.manifest.n_seq)
+        is_held_out = np.isin(seqs // self.manifest.shard_seqs, self.manifest.held_out_shards)
+        chosen: npt.NDArray[np.int64] = seqs[is_held_out == held_out]
+        return chosen
+
+    def _check_files(self) -> None:
+        known = {(e.shard, e.array): e for e in self.entries}
+        for shard in range(self.manifest.n_shards):
+            for name, spec in self._arrays.items():
+                path = spec.shard_path(self.root, shard)
+                if (shard, name) not in known:
+                    raise StoreError(f"{path} is in no row of shards.parquet; harvest again")
+                _check_size(path, known[shard, name])
+
+
+def _check_size(path: Path, entry: Entry) -> None:
+    try:
+        size = os.stat(path).st_size
+    except OSError:
+        size = None
+    if size != entry.n_bytes:
+        found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.n_bytes:,}"
+        raise StoreError(
+            f"{path} {found}; restore it from a copy, or delete the store and harvest again"
+        )
+
+
+def _why_not_a_store(root: Path) -> str:
+    if is_begun(root):
+        return f"{root} is unfinished: run the same lorsa harvest command again, it goes on"
+    if not root.exists():
+        return (
+            f"{root} does not exist; make a store with: lorsa harvest --model MODEL --store {root}"
+        )
+    return f"{root} is no activation store ({MANIFEST} is missing); give the folder of a harvest"

@@ -1,0 +1,151 @@
+"""One shard file of a Zarr v3 array (codec sharding_indexed), a sequence at a time.
+
+    chunk 0 | crc32c | chunk 1 | crc32c | ... | index | crc32c of the index
+
+A chunk is one sequence, whole, compressed or not. The index holds offset and length of every chunk,
+uint64 little-endian; 2^64 - 1 twice is a chunk beyond the end of the array.
+
+zarr-python would hold a whole shard in memory to write it and reads chunk by chunk through Python
+objects; here a shard grows on disk as sequences arrive, and a sequence is read by one positioned
+read into the array that the caller gets. Every read is checked: a missing or damaged chunk raises.
+
+Source: Zarr v3 specification, codecs sharding_indexed and crc32c.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+
+from .encoding import Array
+from .errors import StoreError
+from .manifest import sync_folder
+
+NO_CHUNK = np.uint64(2**64 - 1)
+CRC_BYTES = 4
+ENTRY_BYTES = 16
+REMEDY = "restore the file from a copy, or delete the store and harvest again"
+
+
+class ShardFile(NamedTuple):
+    """A committed file, as the journal records it."""
+
+    n_bytes: int
+    crc32c: int
+    """Of the whole file."""
+
+
+class ShardWriter:
+    """Append sequences to a new shard file; nobody sees the file before `commit`."""
+
+    def __init__(self, path: Path, *, n_chunks: int, codec: Any = None) -> None:
+        """Start a file.
+
+        Args:
+            path: where the shard will lie.
+            n_chunks: chunks that the index has room for.
+            codec: numcodecs codec of a chunk's bytes, or None.
+
+        """
+        self.path = path
+        self._partial = path.with_name(path.name + ".partial")
+        self._index = np.full((n_chunks, 2), NO_CHUNK, dtype="<u8")
+        self._codec = codec
+        self._crc = 0
+        self._offset = 0
+        self._n_written = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._partial.open("wb")
+
+    def append(self, chunks: Array) -> None:
+        """Write the next chunks, [n, ...]; raises StoreError if the disk does not take them."""
+        for chunk in chunks:
+            chunk = np.ascontiguousarray(chunk)
+            data = chunk if self._codec is None else self._codec.encode(chunk)
+            crc = google_crc32c.value(data).to_bytes(CRC_BYTES, "little")
+            start = self._offset
+            self._write(data)
+            self._write(crc)
+            self._index[self._n_written] = start, self._offset - start
+            self._n_written += 1
+
+    def commit(self) -> ShardFile:
+        """Write the index, flush to the disk and put the file in its place."""
+        index = self._index.tobytes()
+        self._write(index)
+        self._write(google_crc32c.value(index).to_bytes(CRC_BYTES, "little"))
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._partial, self.path)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+        return ShardFile(self._offset, self._crc)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def _write(self, data: Any) -> None:
+        try:
+            self._offset += self._file.write(data)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+        self._crc = google_crc32c.extend(self._crc, data)
+
+
+def _cannot_write(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path} cannot be written ({error.strerror}); what was committed is safe: "
+        "make room and run the same command again"
+    )
+
+
+def read_index(path: Path, n_chunks: int) -> Array:
+    """Return offset and length of every chunk, uint64 [n_chunks, 2].
+
+    Raises:
+        StoreError: the file is missing, too short or its index is damaged.
+
+    """
+    size = n_chunks * ENTRY_BYTES
+    try:
+        with path.open("rb") as file:
+            file.seek(-(size + CRC_BYTES), os.SEEK_END)
+            data = file.read()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}); {REMEDY}") from None
+    if google_crc32c.value(data[:size]).to_bytes(CRC_BYTES, "little") != data[size:]:
+        raise StoreError(f"{path} is damaged (checksum of its index); {REMEDY}")
+    return np.frombuffer(data[:size], dtype="<u8").reshape(n_chunks, 2)
+
+
+def read_chunk(handle: int, path: Path, entry: Array, out: Array, codec: Any = None) -> None:
+    """Read one chunk into an array and check it.
+
+    Args:
+        handle: open file descriptor of the shard.
+        path: of the file, for messages.
+        entry: offset and length, from `read_index`.
+        out: contiguous array of the chunk's shape and disk dtype, filled here.
+        codec: as the chunk was written.
+
+    Raises:
+        StoreError: the chunk was never written, is cut short, or its checksum does not match.
+
+    """
+    offset, length = int(entry[0]), int(entry[1])
+    if entry[0] == NO_CHUNK:
+        raise StoreError(f"{path} lacks a sequence; {REMEDY}")
+    crc = bytearray(CRC_BYTES)
+    data = out if codec is None else np.empty(length - CRC_BYTES, dtype=np.uint8)
+    n_read = os.preadv(handle, [data.data, crc], offset)
+    if n_read != length or google_crc32c.value(data) != int.from_bytes(crc, "little"):
+        raise StoreError(f"{path} is damaged (checksum at byte {offset}); {REMEDY}")
+    if codec is not None:
+        codec.decode(data, out=out)

@@ -1,0 +1,61 @@
+"""Stores made of a tiny language model; nothing here reaches a network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lorsa.harvest import HarvestConfig, harvest
+from lorsa.store import ActivationStore
+from tiny import N_CTX, TEXT, make_model, make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that transformers loads: a three-layer Llama with grouped heads."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    make_model("llama-gqa").save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with some documents."""
+    folder = tmp_path_factory.mktemp("text")
+    words = TEXT.split()
+    for i in range(12):
+        turned = words[i * 7 :] + words[: i * 7]
+        (folder / f"doc{i}.txt").write_text(" ".join(turned), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def harvest_config(model_folder: Path, text_folder: Path, tmp_path_factory: Any) -> HarvestConfig:
+    """The request that `store_folder` was made by."""
+    return HarvestConfig(
+        model=str(model_folder),
+        layers="1,2",
+        store=tmp_path_factory.mktemp("stores") / "acts",
+        data=str(text_folder),
+        n_ctx=N_CTX,
+        tokens=130 * N_CTX,
+        device="cpu",
+        dtype="float32",
+    )
+
+
+@pytest.fixture(scope="session")
+def store_folder(harvest_config: HarvestConfig) -> Path:
+    """A finished store of two layers, not to be changed."""
+    harvest(harvest_config)
+    return harvest_config.store
+
+
+@pytest.fixture
+def store(store_folder: Path) -> ActivationStore:
+    """That store, open."""
+    return ActivationStore.open(store_folder)

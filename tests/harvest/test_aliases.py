@@ -1,0 +1,88 @@
+"""What --model takes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lorsa.harvest import ALIASES, HarvestError, load_config, resolve
+
+
+def test_an_alias_is_a_hub_id() -> None:
+    path = resolve("qwen2-7b")
+    assert path.name == "Qwen/Qwen2-7B"
+    assert path.offline
+
+
+@pytest.mark.parametrize("given", ["Qwen2-7B", "Qwen/Qwen2-7B"])
+def test_case_and_hub_ids(given: str) -> None:
+    assert resolve(given).name == "Qwen/Qwen2-7B"
+
+
+def test_a_folder_is_taken(model_folder: Path) -> None:
+    assert resolve(str(model_folder)).name == str(model_folder)
+
+
+def test_a_gguf_file_is_split(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").touch()
+    path = resolve(str(tmp_path / "m.gguf"))
+    assert (path.name, path.gguf_file) == (str(tmp_path), "m.gguf")
+    assert path.id == str(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("qwen2-7", r"no known alias; did you mean qwen2-7b"),
+        ("zzzz", "no known alias; did you mean"),
+        ("./nowhere", "no such folder"),
+        ("a/b/c", "no such folder"),
+        ("/nowhere/m.gguf", "no such file"),
+    ],
+)
+def test_what_is_none_of_these_is_named(given: str, message: str) -> None:
+    with pytest.raises(HarvestError, match=message):
+        resolve(given)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(HarvestError, match=r"no config.json"):
+        resolve(str(tmp_path))
+
+
+def test_no_network_is_one_line() -> None:
+    with pytest.raises(HarvestError, match="not on this machine and the Hub cannot be reached"):
+        load_config(resolve("qwen2-7b"))
+
+
+def test_a_model_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's answers, without the Hub."""
+    import httpx2 as http
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from lorsa.harvest import aliases
+
+    class Hub:
+        def model_info(self, *_: Any, **__: Any) -> Any:
+            response = http.Response(404, request=http.Request("GET", "https://example.org"))
+            raise RepositoryNotFoundError("404", response=response)
+
+    monkeypatch.setattr(aliases, "HfApi", Hub)
+    with pytest.raises(HarvestError, match="some/thing is not on the Hub, or is private"):
+        resolve("some/thing")
+
+
+def test_a_pinned_model_keeps_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lorsa.harvest import aliases
+
+    class Hub:
+        def model_info(self, *_: Any, **__: Any) -> Any:
+            return type("Info", (), {"sha": "abc"})()
+
+    monkeypatch.setattr(aliases, "HfApi", Hub)
+    path = resolve("some/thing")
+    assert (path.revision, path.offline) == ("abc", False)
+
+
+def test_aliases_are_lower_case_hub_ids() -> None:
+    assert all(
+        alias == alias.lower() and hub_id.count("/") == 1 for alias, hub_id in ALIASES.items()
+    )

@@ -1,0 +1,75 @@
+"""Wrong tensors and options end in one ValueError that names them."""
+
+from typing import Any
+
+import pytest
+import torch
+from lorsa.kernels import sparse_decode, sparse_topk_attention
+
+
+def _call(**changes: Any) -> Any:
+    torch.manual_seed(0)
+    tensors = {
+        "q": torch.randn(2, 5, 3, 4),
+        "k": torch.randn(2, 5, 3, 4),
+        "v": torch.randn(2, 5, 6),
+        "w_o_norm": torch.ones(6),
+    }
+    settings: dict[str, Any] = {"top_k": 2, "scale": 0.5}
+    for name, value in changes.items():
+        (tensors if name in tensors else settings)[name] = value
+    return sparse_topk_attention(**tensors, **settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": torch.randn(2, 4, 3, 4)}, r"k is \[2, 4, 3, 4\]"),
+        ({"v": torch.randn(2, 4, 6)}, r"v must be \[2, 5, n_ov_heads\]"),
+        ({"v": torch.randn(2, 5, 7)}, "7 OV heads, q has 3 QK heads"),
+        ({"w_o_norm": torch.ones(5)}, r"w_o_norm must be \[6\]"),
+        ({"v": torch.randn(2, 5, 6).double()}, "v is torch.float64"),
+        ({"w_o_norm": torch.ones(6, device="meta")}, "one device"),
+        ({"top_k": 7}, "top_k is 7; allowed: 1..6"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"select": "max"}, "allowed: relu, abs"),
+        ({"window": 0}, "window is 0"),
+        ({"softcap": -1.0}, "softcap is -1.0"),
+        ({"backend": "triton"}, "'triton' cannot run here"),
+        ({"backend": "cuda"}, "allowed: auto, torch"),
+    ],
+)
+def test_sparse_topk_attention_names_what_is_wrong(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _call(**changes)
+
+
+def test_sparse_topk_attention_refuses_an_empty_batch() -> None:
+    empty = torch.randn(0, 5, 3, 4)
+    with pytest.raises(ValueError, match="empty"):
+        _call(q=empty, k=empty, v=torch.randn(0, 5, 6))
+
+
+@pytest.mark.parametrize(
+    ("acts", "ids", "W_O", "message"),
+    [
+        ((2, 5, 3), (2, 5, 2), (6, 4), "acts and ids"),
+        ((2, 5, 3), (2, 5, 3), (6,), r"W_O must be \[n_ov_heads, d_model\]"),
+    ],
+)
+def test_sparse_decode_names_what_is_wrong(acts: Any, ids: Any, W_O: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sparse_decode(torch.randn(acts), torch.zeros(ids, dtype=torch.int32), torch.randn(W_O))
+
+
+def test_sparse_decode_refuses_mixed_dtypes() -> None:
+    ids = torch.zeros(1, 1, 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="share dtype"):
+        sparse_decode(torch.randn(1, 1, 1), ids, torch.randn(3, 4).double())
+
+
+def test_options_default_to_the_torch_path() -> None:
+    acts, ids = _call()
+    again, ids_again = _call(backend="torch")
+    assert torch.equal(acts, again)
+    assert torch.equal(ids, ids_again)

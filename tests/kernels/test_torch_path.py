@@ -1,0 +1,201 @@
+"""The torch path against the definition: outputs and every gradient, by name."""
+
+from typing import Any
+
+import pytest
+import torch
+from lorsa.kernels import reference, sparse_decode, sparse_topk_attention, torch_path
+from torch import Tensor
+
+RTOL = 1e-5
+NAMES = ("acts", "y_hat", "q.grad", "k.grad", "v.grad", "W_O.grad")
+
+# batch, seq, n_qk_heads, d_qk_head, group, top_k, options
+CASES = [
+    pytest.param(1, 1, 2, 4, 3, 1, {}, id="one-token"),
+    pytest.param(2, 63, 3, 8, 5, 7, {}, id="odd-63"),
+    pytest.param(2, 100, 4, 16, 1, 3, {}, id="group-1"),
+    pytest.param(1, 257, 3, 12, 16, 7, {}, id="three-blocks"),
+    pytest.param(1, 130, 2, 8, 128, 64, {}, id="group-128"),
+    pytest.param(2, 40, 3, 8, 4, 12, {}, id="top-k-all"),
+    pytest.param(1, 140, 3, 8, 5, 7, {"select": "abs"}, id="abs"),
+    pytest.param(1, 140, 3, 8, 5, 7, {"window": 17}, id="window"),
+    pytest.param(1, 300, 2, 8, 3, 4, {"window": 2}, id="window-2"),
+    pytest.param(1, 140, 3, 8, 5, 7, {"softcap": 1.5}, id="softcap"),
+    pytest.param(1, 140, 3, 8, 5, 7, {"softcap": 1.5, "window": 9}, id="softcap-window"),
+]
+
+
+def _inputs(
+    batch: int, seq: int, heads: int, width: int, group: int, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seq + heads + group)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=dtype)
+
+    return {
+        "q": draw(batch, seq, heads, width),
+        "k": draw(batch, seq, heads, width),
+        "v": draw(batch, seq, heads * group),
+        "W_O": draw(heads * group, 20),
+    }
+
+
+def _run(
+    inputs: dict[str, Tensor], backend: str, top_k: int, options: dict[str, Any]
+) -> dict[str, Tensor]:
+    leaves = {name: t.clone().requires_grad_() for name, t in inputs.items()}
+    acts, ids = sparse_topk_attention(
+        leaves["q"],
+        leaves["k"],
+        leaves["v"],
+        inputs["W_O"].norm(dim=1),
+        top_k=top_k,
+        scale=0.4,
+        backend=backend,
+        **options,
+    )
+    y_hat = sparse_decode(acts, ids, leaves["W_O"], backend=backend)
+    weight = torch.linspace(-1, 1, y_hat.numel(), dtype=y_hat.dtype).view_as(y_hat)
+    (y_hat * weight).sum().backward()
+    grads = {f"{name}.grad": t.grad for name, t in leaves.items()}
+    return {"acts": acts.detach(), "ids": ids, "y_hat": y_hat.detach(), **grads}  # type: ignore[dict-item]
+
+
+def _relative(value: Tensor, expected: Tensor) -> float:
+    return float((value - expected).norm() / expected.norm().clamp_min(1e-12))
+
+
+@pytest.mark.parametrize(("batch", "seq", "heads", "width", "group", "top_k", "options"), CASES)
+def test_torch_path_equals_the_reference(
+    batch: int, seq: int, heads: int, width: int, group: int, top_k: int, options: dict[str, Any]
+) -> None:
+    inputs = _inputs(batch, seq, heads, width, group)
+    expected = _run(inputs, "reference", top_k, options)
+    found = _run(inputs, "torch", top_k, options)
+    assert torch.equal(found["ids"], expected["ids"])
+    errors = {name: _relative(found[name], expected[name]) for name in NAMES}
+    assert max(errors.values()) < RTOL, errors
+
+
+def test_torch_path_writes_every_element(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers start as NaN here, so anything left unwritten shows."""
+    for name in ("empty", "empty_like"):
+        original = getattr(torch, name)
+        monkeypatch.setattr(torch, name, _poisoned(original))
+    monkeypatch.setattr(Tensor, "new_empty", _poisoned(Tensor.new_empty))
+    found = _run(_inputs(2, 150, 3, 8, 5), "torch", 7, {"window": 40})
+    assert all(t.isfinite().all() for t in found.values())
+
+
+def _poisoned(make: Any) -> Any:
+    def poisoned(*args: Any, **settings: Any) -> Tensor:
+        tensor: Tensor = make(*args, **settings)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
+
+    return poisoned
+
+
+def test_torch_path_gives_the_same_bits_twice() -> None:
+    inputs = _inputs(2, 200, 4, 8, 6)
+    first, second = (_run(inputs, "torch", 5, {}) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_torch_path_in_small_chunks_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = _inputs(1, 140, 5, 8, 3)
+    whole = _run(inputs, "torch", 4, {})
+    monkeypatch.setattr(torch_path, "BLOCK_ELEMENTS", 1)
+    chunked = _run(inputs, "torch", 4, {})
+    errors = {name: _relative(chunked[name], whole[name]) for name in NAMES}
+    assert max(errors.values()) < RTOL, errors
+
+
+@pytest.mark.parametrize("options", [{}, {"select": "abs", "softcap": 2.0, "window": 3}])
+def test_gradients_in_float64(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_path, "QUERY_BLOCK", 4)
+    inputs = _inputs(2, 6, 2, 3, 2, torch.float64)
+    norm = inputs["W_O"].norm(dim=1)
+
+    def whole(q: Tensor, k: Tensor, v: Tensor, W_O: Tensor) -> Tensor:
+        acts, ids = sparse_topk_attention(
+            q, k, v, norm, top_k=2, scale=0.5, backend="torch", **options
+        )
+        return sparse_decode(acts, ids, W_O, backend="torch")
+
+    leaves = [t.requires_grad_() for t in inputs.values()]
+    assert torch.autograd.gradcheck(whole, leaves)
+
+
+def test_gradients_are_zero_where_nothing_fires() -> None:
+    inputs = _inputs(1, 20, 2, 4, 3)
+    inputs["v"] = -inputs["v"].abs()
+    found = _run(inputs, "torch", 2, {})
+    assert not found["acts"].any()
+    assert not any(found[f"{name}.grad"].any() for name in ("q", "k", "v", "W_O"))
+
+
+@pytest.mark.parametrize("path", [reference, torch_path], ids=["reference", "torch"])
+def test_ties_go_to_the_lowest_id(path: Any) -> None:
+    z = torch.tensor(
+        [[1.0, 3.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0, 2.0], [-1.0, 0.0, -2.0, 5.0, 0.0]]
+    )
+    acts, ids = path.select_top_k(z, torch.ones(5), top_k=2, select="relu")
+    assert ids.tolist() == [[1, 2], [0, 1], [0, 3]]
+    assert acts.tolist() == [[3.0, 3.0], [2.0, 2.0], [0.0, 5.0]]
+    assert ids.dtype == torch.int32
+
+
+@pytest.mark.parametrize("path", [reference, torch_path], ids=["reference", "torch"])
+def test_selection_weighs_by_the_output_norm(path: Any) -> None:
+    z = torch.tensor([[1.0, -3.0, 2.0]])
+    norm = torch.tensor([5.0, 1.0, 1.0])
+    assert path.select_top_k(z, norm, top_k=1, select="relu")[1].tolist() == [[0]]
+    acts, ids = path.select_top_k(z, norm, top_k=2, select="abs")
+    assert ids.tolist() == [[0, 1]]
+    assert acts.tolist() == [[1.0, -3.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    inputs = {name: t.to(dtype) for name, t in _inputs(1, 70, 2, 8, 3).items()}
+    found = _run(inputs, "torch", 3, {})
+    exact = _run({name: t.float() for name, t in inputs.items()}, "torch", 3, {})
+    assert all(found[name].dtype == dtype for name in NAMES)
+    assert _relative(found["acts"].float(), exact["acts"]) < torch.finfo(dtype).eps
+    assert _relative(found["q.grad"].float(), exact["q.grad"]) < 4 * torch.finfo(dtype).eps
+
+
+def test_strided_inputs_are_accepted() -> None:
+    inputs = _inputs(2, 30, 4, 8, 2)
+    turned = {
+        "q": inputs["q"].transpose(1, 2).contiguous().transpose(1, 2),
+        "k": inputs["k"].repeat(1, 1, 1, 2)[..., :8],
+        "v": inputs["v"].transpose(0, 2).contiguous().transpose(0, 2),
+        "W_O": inputs["W_O"].T.contiguous().T,
+    }
+    expected, found = (_run(t, "torch", 3, {}) for t in (inputs, turned))
+    errors = {name: _relative(found[name], expected[name]) for name in NAMES}
+    assert max(errors.values()) < RTOL, errors
+
+
+def test_memory_grows_with_the_sequence_not_its_square() -> None:
+    """No buffer of the torch path holds seq * seq or tokens * n_ov_heads elements but v and dv."""
+    seq, heads, group = 700, 3, 40
+    inputs = _inputs(1, seq, heads, 8, group)
+    largest: list[int] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out._base is None:
+                largest.append(out.numel())
+            return out
+
+    with Watch():
+        _run(inputs, "torch", 4, {})
+    allowed = max(seq * heads * group, heads * torch_path.QUERY_BLOCK * seq)
+    assert max(largest) <= allowed

@@ -1,0 +1,101 @@
+"""Lorsas on disk: what is written is what is read, and nothing else is."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lorsa.model import CheckpointError, Lorsa, LorsaConfig, QKNorm, Rope
+from safetensors.torch import load_file, save_file
+
+CONFIG = LorsaConfig(
+    d_model=8,
+    n_qk_heads=2,
+    d_qk_head=4,
+    n_ov_heads=6,
+    top_k=3,
+    scale=0.5,
+    rope=Rope(inv_freq=(1.0, 0.1)),
+    qk_norm=QKNorm(eps=1e-6),
+)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    lorsa = Lorsa(CONFIG)
+    with torch.no_grad():
+        for parameter in lorsa.parameters():
+            parameter.normal_()
+    lorsa.save_pretrained(tmp_path / "lorsa")
+    return tmp_path / "lorsa"
+
+
+def test_a_saved_lorsa_gives_the_same_output(saved: Path) -> None:
+    first, second = Lorsa.from_pretrained(saved), Lorsa.from_pretrained(saved)
+    first.save_pretrained(saved.parent / "again")
+    again = Lorsa.from_pretrained(saved.parent / "again")
+    x = torch.randn(1, 5, 8)
+    assert torch.equal(first(x), second(x))
+    assert torch.equal(first(x), again(x))
+    assert again.config == CONFIG
+
+
+def test_a_saved_lorsa_can_be_read_by_others_of_the_group(saved: Path) -> None:
+    modes = {(saved / name).stat().st_mode for name in ("config.json", "lorsa.safetensors")}
+    assert len(modes) == 1
+
+
+def test_no_checkpoint_names_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match=r"holds no Lorsa .*there is notes.txt"):
+        Lorsa.from_pretrained(tmp_path)
+
+
+def test_missing_weights_are_named(saved: Path) -> None:
+    (saved / "lorsa.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="safetensors is missing"):
+        Lorsa.from_pretrained(saved)
+
+
+def test_damaged_weights_are_named(saved: Path) -> None:
+    path = saved / "lorsa.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        Lorsa.from_pretrained(saved)
+
+
+def test_wrong_shapes_are_named(saved: Path) -> None:
+    tensors = load_file(saved / "lorsa.safetensors")
+    tensors["W_V"] = tensors["W_V"][:5].clone()
+    tensors["extra"] = torch.zeros(1)
+    del tensors["b_O"]
+    save_file(tensors, saved / "lorsa.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        Lorsa.from_pretrained(saved)
+    for part in ("W_V is [5, 8], expected [6, 8]", "b_O is missing", "extra is unknown"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema version 2; this version of lorsa reads 1"),
+        ({"format": "other"}, "not a Lorsa's config"),
+        ({"config": {"d_model": 3}}, "does not describe a Lorsa"),
+        ({"config": CONFIG.to_dict() | {"top_k": 99}}, "top_k is 99"),
+        ({"config": CONFIG.to_dict() | {"color": 1}}, "color"),
+    ],
+)
+def test_a_config_that_cannot_be_read_says_why(
+    saved: Path, change: dict[str, object], message: str
+) -> None:
+    path = saved / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=message):
+        Lorsa.from_pretrained(saved)
+
+
+def test_a_config_that_is_no_json_says_so(saved: Path) -> None:
+    (saved / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Lorsa.from_pretrained(saved)

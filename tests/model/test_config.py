@@ -1,0 +1,53 @@
+"""Shapes that cannot be, and the way through JSON."""
+
+import json
+from typing import Any
+
+import pytest
+from lorsa.model import AttentionGeometry, LorsaConfig, QKNorm, Rope
+
+GOOD: dict[str, Any] = {
+    "d_model": 8,
+    "n_qk_heads": 2,
+    "d_qk_head": 4,
+    "n_ov_heads": 6,
+    "top_k": 3,
+    "scale": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"top_k": 7}, r"top_k is 7; allowed: 1..6 \(n_ov_heads\)"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"n_ov_heads": 7}, "n_ov_heads is 7, not a multiple of n_qk_heads 2; use 6 or 8"),
+        ({"n_ov_heads": 1}, "use 2"),
+        ({"d_model": 0}, "d_model is 0"),
+        ({"select": "top"}, "allowed: relu, abs"),
+        ({"rope": Rope(inv_freq=(1.0, 1.0, 1.0))}, "rope rotates 6 channels; d_qk_head is 4"),
+    ],
+)
+def test_config_names_what_is_wrong(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LorsaConfig(**(GOOD | change))
+
+
+def test_config_survives_json() -> None:
+    rope = Rope(inv_freq=(1.0, 0.1), attention_scaling=1.2, interleaved=True)
+    config = LorsaConfig(**GOOD, rope=rope, qk_norm=QKNorm(eps=1e-6), window=9, layer=3)
+    assert LorsaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_geometry_survives_json() -> None:
+    geometry = AttentionGeometry(
+        d_model=8,
+        n_heads=4,
+        n_kv_heads=2,
+        d_head=2,
+        scale=0.7,
+        rope=Rope(inv_freq=(0.3,)),
+        softcap=5.0,
+    )
+    again = AttentionGeometry.from_dict(json.loads(json.dumps(geometry.to_dict())))
+    assert again == geometry

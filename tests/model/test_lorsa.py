@@ -1,0 +1,130 @@
+"""The model class: exact where it can be exact."""
+
+from typing import Any
+
+import pytest
+import torch
+from lorsa.harvest import Capture, attention_sites, read_geometry, read_weights
+from lorsa.model import AttentionGeometry, LayerWeights, Lorsa, LorsaConfig, QKNorm, Rope
+from tiny import FAMILIES, N_CTX, make_model
+
+
+def _lorsa_of(weights: LayerWeights, geometry: AttentionGeometry) -> Lorsa:
+    """Build by hand the Lorsa with one OV head per value dimension: the layer itself."""
+    g = geometry
+    share = g.n_heads // g.n_kv_heads
+    n_ov_heads = g.n_heads * g.d_head
+    config = LorsaConfig(
+        d_model=g.d_model,
+        n_qk_heads=g.n_heads,
+        d_qk_head=g.d_head,
+        n_ov_heads=n_ov_heads,
+        top_k=n_ov_heads,
+        select="abs",
+        scale=g.scale,
+        rope=g.rope,
+        qk_norm=g.qk_norm,
+        softcap=g.softcap,
+        window=g.window,
+    )
+    lorsa = Lorsa(config)
+    values: dict[str, Any] = {
+        "W_Q": weights.W_Q,
+        "W_K": weights.W_K.repeat_interleave(share, 0),
+        "W_V": weights.W_V.repeat_interleave(share, 0).transpose(1, 2).reshape(n_ov_heads, -1),
+        "W_O": weights.W_O.reshape(n_ov_heads, -1),
+        "b_Q": weights.b_Q,
+        "b_K": None if weights.b_K is None else weights.b_K.repeat_interleave(share, 0),
+        "b_V": None if weights.b_V is None else weights.b_V.repeat_interleave(share, 0).flatten(),
+        "b_O": weights.b_O,
+        "q_norm": weights.q_norm,
+        "k_norm": weights.k_norm,
+    }
+    with torch.no_grad():
+        for name, value in values.items():
+            if value is not None:
+                getattr(lorsa, name).copy_(value)
+    return lorsa
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lorsa_with_all_value_dimensions_is_the_layer(family: str, backend: str) -> None:
+    model = make_model(family)
+    site = attention_sites(model, [1])[0]
+    tokens = torch.randint(0, 400, (2, N_CTX), generator=torch.Generator().manual_seed(1))
+    with Capture(model, [site]) as capture:
+        x, y = capture.run(tokens)[1]
+    lorsa = _lorsa_of(read_weights(model, site), read_geometry(model, site))
+    lorsa.backend = backend
+    with torch.no_grad():
+        error = (lorsa(x) - y).norm() / y.norm()
+    assert error < 1e-5
+
+
+def _random(top_k: int = 5, **settings: Any) -> Lorsa:
+    config = LorsaConfig(
+        **{
+            "d_model": 12,
+            "n_qk_heads": 2,
+            "d_qk_head": 6,
+            "n_ov_heads": 16,
+            "top_k": top_k,
+            "scale": 0.4,
+            "rope": Rope(inv_freq=(1.0, 0.1)),
+            "qk_norm": QKNorm(eps=1e-6),
+            **settings,
+        }
+    )
+    lorsa = Lorsa(config)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in lorsa.parameters():
+            parameter.normal_()
+    return lorsa
+
+
+def test_encode_is_the_top_k_of_z_pre() -> None:
+    lorsa, x = _random(select="abs"), torch.randn(2, 9, 12)
+    z = lorsa.z_pre(x)
+    acts, ids = lorsa.encode(x)
+    score = z.abs() * lorsa.W_O.norm(dim=1)
+    expected = score.topk(5).indices.sort(-1).values
+    assert torch.equal(ids.long(), expected)
+    assert torch.allclose(acts, z.gather(-1, expected), atol=1e-5)
+
+
+def test_encode_takes_another_top_k() -> None:
+    acts, ids = _random().encode(torch.randn(1, 4, 12), top_k=9)
+    assert acts.shape == ids.shape == (1, 4, 9)
+
+
+def test_forward_is_decode_of_encode_with_bias() -> None:
+    lorsa, x = _random(), torch.randn(2, 9, 12)
+    acts, ids = lorsa.encode(x)
+    z = torch.zeros(2, 9, 16).scatter(-1, ids.long(), acts)
+    assert torch.allclose(lorsa(x), z @ lorsa.W_O + lorsa.b_O, atol=1e-5)
+
+
+def test_z_pre_is_the_pattern_times_the_values() -> None:
+    lorsa, x = _random(), torch.randn(1, 7, 12)
+    pattern, v = lorsa.pattern(x), lorsa.values(x)
+    expected = torch.stack([pattern[:, i // 8] @ v[..., i, None] for i in range(16)], -1)[:, :, 0]
+    assert torch.allclose(lorsa.z_pre(x), expected, atol=1e-5)
+
+
+def test_rescale_changes_units_and_nothing_else() -> None:
+    lorsa, x = _random(), torch.randn(2, 9, 12)
+    before = {name: p.detach().clone() for name, p in lorsa.named_parameters()}
+    y_hat = lorsa(x).detach()
+    scaled = lorsa.rescale_(4.0, 0.5)(4.0 * x)
+    assert torch.allclose(scaled, 0.5 * y_hat, rtol=1e-5, atol=1e-5)
+    lorsa.rescale_(0.25, 2.0)
+    assert all(torch.equal(p, before[name]) for name, p in lorsa.named_parameters())
+
+
+def test_window_and_softcap_reach_the_kernel() -> None:
+    x = torch.randn(1, 20, 12)
+    plain, bent = _random(), _random(window=3, softcap=0.5)
+    assert not torch.allclose(plain(x), bent(x))
+    assert torch.allclose(bent.pattern(x).tril(-3), torch.zeros(1, 2, 20, 20))

@@ -1,0 +1,79 @@
+"""A small store written by hand: no language model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lorsa.store import Manifest, StoreWriter, held_out_shards
+
+N_SEQ, N_CTX, D_MODEL, SHARD_SEQS = 22, 6, 5, 4
+LAYERS = (0, 3)
+
+
+def make_manifest(**changes: Any) -> Manifest:
+    """Return the facts of a small store."""
+    facts: dict[str, Any] = {
+        "uuid": "u",
+        "created": "2026-01-01T00:00:00+00:00",
+        "lorsa_version": "0",
+        "model": {"id": "tiny", "revision": None},
+        "tokenizer": {},
+        "corpus": {"data": "none", "n_documents": 2},
+        "request": {"model": "tiny"},
+        "n_seq": N_SEQ,
+        "n_ctx": N_CTX,
+        "d_model": D_MODEL,
+        "shard_seqs": SHARD_SEQS,
+        "dtype": "float32",
+        "compression": "none",
+        "layers": {layer: {"geometry": None, "self_check": None} for layer in LAYERS},
+    } | changes
+    n_shards = -(-facts["n_seq"] // facts["shard_seqs"])
+    return Manifest(**facts, held_out_shards=held_out_shards(n_shards))
+
+
+def values(layer: int, site: int) -> torch.Tensor:
+    """Return the activations of a layer that the small store holds, [n_seq, n_ctx, d_model]."""
+    generator = torch.Generator().manual_seed(10 * layer + site)
+    return torch.randn(N_SEQ, N_CTX, D_MODEL, generator=generator)
+
+
+def tokens() -> torch.Tensor:
+    """Return its token ids."""
+    return torch.arange(N_SEQ * N_CTX, dtype=torch.int32).view(N_SEQ, N_CTX)
+
+
+def create(root: Path, manifest: Manifest) -> StoreWriter:
+    """Begin the small store."""
+    return StoreWriter.create(
+        root,
+        manifest,
+        tokens=tokens(),
+        documents=tokens() % 2,
+        document_names=["a", "b"],
+        weights={
+            layer: {"W_Q": torch.arange(6).view(2, 3).bfloat16()} for layer in manifest.layers
+        },
+    )
+
+
+def fill(writer: StoreWriter, shards: list[int] | None = None) -> None:
+    """Write shards of the small store, two sequences at a time."""
+    for shard in writer.missing_shards() if shards is None else shards:
+        rows = writer.manifest.shard_rows(shard)
+        with writer.shard(shard) as session:
+            for first in range(rows.start, rows.stop, 2):
+                part = slice(first, min(first + 2, rows.stop))
+                session.append(
+                    {
+                        layer: (values(layer, 0)[part], values(layer, 1)[part])
+                        for layer in writer.manifest.layers
+                    }
+                )
+
+
+def edit_manifest(root: Path, **changes: Any) -> None:
+    """Change fields of manifest.json."""
+    path = root / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -1,0 +1,86 @@
+"""One shard file: read back by us and by zarr, and never silently wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+from lorsa.store.encoding import blosc
+from lorsa.store.errors import StoreError
+from lorsa.store.shard import ShardWriter, read_chunk, read_index
+
+
+def _write(path: Path, rows: Any, n_chunks: int, codec: Any = None) -> Any:
+    writer = ShardWriter(path, n_chunks=n_chunks, codec=codec)
+    for row in rows:
+        writer.append(row[None])
+    return writer.commit()
+
+
+def _read(path: Path, n_chunks: int, shape: tuple[int, ...], row: int, codec: Any = None) -> Any:
+    out = np.empty(shape, dtype=np.float32)
+    with path.open("rb", buffering=0) as file:
+        read_chunk(file.fileno(), path, read_index(path, n_chunks)[row], out, codec)
+    return out
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+def test_what_is_written_is_read(tmp_path: Path, compression: str) -> None:
+    rows = np.random.default_rng(0).normal(size=(5, 7, 3)).astype(np.float32)
+    codec = blosc(compression, 4)
+    done = _write(tmp_path / "s", rows, 8, codec)
+    data = (tmp_path / "s").read_bytes()
+    assert (done.n_bytes, done.crc32c) == (len(data), google_crc32c.value(data))
+    for row in range(5):
+        assert np.array_equal(_read(tmp_path / "s", 8, (7, 3), row, codec), rows[row])
+
+
+def test_a_chunk_that_was_never_written_raises(tmp_path: Path) -> None:
+    """zarr itself would read zeros."""
+    _write(tmp_path / "s", np.ones((2, 3), np.float32), 4)
+    with pytest.raises(StoreError, match="lacks a sequence"):
+        _read(tmp_path / "s", 4, (3,), 2)
+
+
+def test_nothing_is_seen_before_the_commit(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "s", n_chunks=2)
+    writer.append(np.ones((1, 3), np.float32))
+    assert not (tmp_path / "s").exists()
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
+    path = tmp_path / "s"
+    _write(path, rows, 3)
+    good = path.read_bytes()
+    for position in range(len(good)):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 4]) + good[position + 1 :])
+        with pytest.raises(StoreError, match=str(path)):
+            for row in range(2):
+                _read(path, 3, (5,), row)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 50])
+def test_a_cut_file_raises(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "s"
+    _write(path, np.ones((2, 5), np.float32), 3)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(StoreError):
+        read_index(path, 3)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ShardWriter(tmp_path / "s", n_chunks=2)
+
+    class Full:
+        def write(self, data: Any) -> int:
+            raise OSError(28, "No space left on device")
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(writer, "_file", Full())
+    with pytest.raises(StoreError, match=r"No space left on device.*run the same command again"):
+        writer.append(np.ones((1, 3), np.float32))

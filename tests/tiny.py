@@ -1,0 +1,98 @@
+"""Tiny language models of real transformers classes with random weights, and a tokenizer."""
+
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+N_CTX = 32
+TEXT = (
+    "The quick brown fox jumps over the lazy dog, and the dog sleeps on. "
+    "A store keeps what a model saw; a head reads one thing and writes another. "
+) * 12
+
+SIZES = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+}
+GQA = {"num_key_value_heads": 2}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+FAMILIES: dict[str, Any] = {
+    "llama-mha": lambda: transformers.LlamaConfig(**SIZES),
+    "llama-gqa": lambda: transformers.LlamaConfig(**SIZES, **GQA),
+    "llama-mqa-bias": lambda: transformers.LlamaConfig(
+        **SIZES, num_key_value_heads=1, attention_bias=True
+    ),
+    "llama-wide-heads": lambda: transformers.LlamaConfig(**SIZES, **GQA, head_dim=16),
+    "llama-llama3-rope": lambda: transformers.LlamaConfig(**SIZES, **GQA, **_rope(LLAMA3_ROPE)),
+    "llama-yarn-rope": lambda: transformers.LlamaConfig(**SIZES, **GQA, **_rope(YARN_ROPE)),
+    "mistral": lambda: transformers.MistralConfig(**SIZES, **GQA, sliding_window=None),
+    "mistral-window": lambda: transformers.MistralConfig(**SIZES, **GQA, sliding_window=7),
+    "qwen2": lambda: transformers.Qwen2Config(**SIZES, **GQA),
+    "qwen2-window": lambda: transformers.Qwen2Config(
+        **SIZES, **GQA, use_sliding_window=True, sliding_window=5, max_window_layers=1
+    ),
+    "qwen3": lambda: transformers.Qwen3Config(**SIZES, **GQA, head_dim=8),
+    "neox-partial": lambda: transformers.GPTNeoXConfig(**SIZES, rotary_pct=0.25),
+    "neox-full": lambda: transformers.GPTNeoXConfig(
+        **SIZES, rotary_pct=1.0, use_parallel_residual=False
+    ),
+}
+
+
+def _rope(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Spell rotary settings as this version of transformers takes them."""
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        return {"rope_parameters": parameters}
+    scaling = {k: v for k, v in parameters.items() if k != "rope_theta"}
+    return {"rope_theta": parameters["rope_theta"], "rope_scaling": scaling}
+
+
+def make_model(family: str, seed: int = 0) -> Any:
+    """Return a tiny model with random weights; biases and norms random too."""
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family]())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.3)
+            elif "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def make_tokenizer() -> Any:
+    """Return a byte-level tokenizer of 400 tokens with an end-of-text token and no BOS."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>"
+    )

@@ -1,0 +1,115 @@
+"""What a training run is asked for."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..kernels import BACKENDS, SELECTIONS
+
+INITS = ("layer", "random")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Settings of one run: one Lorsa for one layer of a store."""
+
+    store: Path
+    """Activation store to train on."""
+    layer: int
+    """Layer of the language model, counted from 0."""
+    out: Path
+    """Run folder."""
+    expansion: float = 8.0
+    """OV heads per dimension of the model, where n_ov_heads is not given."""
+    n_ov_heads: int | None = None
+    """OV heads; None takes expansion * d_model, rounded up to a multiple of n_qk_heads."""
+    n_qk_heads: int | None = None
+    """QK heads; None takes 4 for every head of the layer, so that its copies can part ways."""
+    d_qk_head: int | None = None
+    """Width of a query; None takes the layer's own."""
+    top_k: int = 64
+    """Heads that fire per token."""
+    select: str = "relu"
+    """Whether heads may fire negatively: "relu" or "abs"."""
+    init: str = "layer"
+    """Start from the layer's own weights, or "random"."""
+    train_tokens: int | None = None
+    """Tokens to train on; None is one pass over the training shards."""
+    batch_tokens: int = 2048
+    """Tokens in a step, over all processes, in whole sequences."""
+    lr: float = 1e-3
+    """Learning rate of Adam, for activations scaled to a norm of sqrt(d_model)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's running mean and variance."""
+    warmup_frac: float = 0.05
+    """Share of the run in which the learning rate rises from 0."""
+    decay_frac: float = 0.2
+    """Share of the run, at its end, in which it falls to 0."""
+    top_k_start: float = 1.0
+    """Heads that fire at first, as a multiple of top_k; 1 keeps top_k constant."""
+    top_k_anneal_frac: float = 0.5
+    """Share of the run in which they fall to top_k."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient."""
+    init_tokens: int = 16_384
+    """Tokens on which the initialisation is fitted."""
+    eval_tokens: int = 16_384
+    """Held-out tokens of a look in mid-run; the last look takes all."""
+    eval_every_tokens: int | None = None
+    """Tokens between looks; None looks four times."""
+    checkpoint_every_minutes: float = 10.0
+    """Minutes between checkpoints."""
+    checkpoint_every_tokens: int | None = None
+    """Tokens between checkpoints, besides those by the clock."""
+    dead_window_tokens: int | None = None
+    """A head is dead if it did not fire on so many last tokens; None takes the last quarter of the
+    run, at most 10 million."""
+    seed: int = 0
+    """Of the initialisation and of the order of sequences."""
+    precision: str = "auto"
+    """Of the arithmetic: "auto" is bfloat16 on a GPU and float32 on a CPU."""
+    device: str = "auto"
+    """"auto", "cpu" or "cuda"."""
+    backend: str = "auto"
+    """Path of the sparse kernels."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_ov_heads", "n_qk_heads", "d_qk_head", "train_tokens", "top_k", "layer"):
+            least = 0 if name == "layer" else 1
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name} is {value}; allowed: {least} or more")
+        for name in ("batch_tokens", "init_tokens", "eval_tokens"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}; allowed: 1 or more")
+        for name in ("eval_every_tokens", "checkpoint_every_tokens", "dead_window_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; allowed: 1 or more")
+        for name in ("lr", "expansion", "grad_clip", "checkpoint_every_minutes"):
+            if not (value := getattr(self, name)) > 0:
+                raise ValueError(f"{name} is {value}; allowed: above 0")
+        for name in ("warmup_frac", "decay_frac", "top_k_anneal_frac"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name} is {value}; allowed: 0..1")
+        if self.top_k_start < 1:
+            raise ValueError(f"top_k_start is {self.top_k_start}; allowed: 1 or more")
+        for name, allowed in (
+            ("select", SELECTIONS),
+            ("init", INITS),
+            ("precision", PRECISIONS),
+            ("device", ("auto", "cpu", "cuda")),
+            ("backend", BACKENDS),
+        ):
+            if (choice := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} is {choice!r}; allowed: {', '.join(allowed)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-able data."""
+        data = asdict(self)
+        return data | {"store": str(self.store), "out": str(self.out), "betas": list(self.betas)}
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the settings that decide the resulting weights."""
+        free = {"store", "out", "eval_tokens", "eval_every_tokens", "device", "backend"}
+        free |= {"checkpoint_every_minutes", "checkpoint_every_tokens"}
+        return {name: value for name, value in self.to_dict().items() if name not in free}

@@ -1,0 +1,385 @@
+"""Stage 2: train a Lorsa on a stored layer. No language model is loaded.
+
+    minimise  mean over tokens of ||y_hat(x) - y||^2 / d_model
+
+with Adam, on activations scaled to a norm near sqrt(d_model).
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from ..model import Lorsa, Quality, evaluate
+from ..store import ActivationStore, Batch, Sampler, batches, held_out_batches
+from .checkpoint import State, checkpoints, load_checkpoint, save_checkpoint
+from .config import TrainConfig
+from .errors import TrainError
+from .run import RunFolder
+from .schedule import lr_factor, top_k_at
+from .setup import Extent, Scales, activation_scales, extent, initialise, lorsa_config
+
+LOG_EVERY_STEPS = 10
+
+
+class StepReport(NamedTuple):
+    """Where a run stands."""
+
+    step: int
+    """Steps done"""
+    tokens: int
+    """Tokens seen"""
+    train_tokens: int
+    """Tokens of the whole run"""
+    loss: float
+    """mean ||y_hat - y||^2 / d_model of the last steps, scaled activations"""
+    grad_norm: float
+    """Of the last step, before clipping"""
+    lr: float
+    """Learning rate of the last step"""
+    top_k: int
+    """Heads that fired per token in the last step"""
+    dead_fraction: float
+    """Share of heads that did not fire in the window of dead heads"""
+    tokens_per_second: float
+    """Of the training steps so far"""
+    data_wait_fraction: float
+    """Share of that time spent waiting for the store"""
+
+
+class Look(NamedTuple):
+    """The held-out quality at some step."""
+
+    step: int
+    """Steps done"""
+    tokens: int
+    """Tokens seen"""
+    held_out: Quality
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """What a run made."""
+
+    run: str
+    """Its folder."""
+    layer: int
+    """Layer of the language model."""
+    fvu: float
+    """Fraction of variance unexplained on all held-out tokens."""
+    l0: float
+    """Heads that fire per held-out token."""
+    dead_fraction: float
+    """Share of heads that did not fire on the last `dead_window_tokens` training tokens."""
+    dead_window_tokens: int
+    """See dead_fraction."""
+    n_ov_heads: int
+    """OV heads."""
+    n_qk_heads: int
+    """QK heads."""
+    top_k: int
+    """Heads that fire per token at most."""
+    train_tokens: int
+    """Tokens trained on."""
+    held_out_tokens: int
+    """Tokens that fvu and l0 were measured on."""
+    tokens_per_second: float
+    """Of the training steps."""
+    data_wait_fraction: float
+    """Share of that time spent waiting for the store."""
+    seconds: float
+    """From the call to the end."""
+
+
+Event = str | StepReport | Look
+Report = Callable[[Event], None]
+
+
+class _StepOutput(NamedTuple):
+    loss: Tensor
+    acts: Tensor
+    ids: Tensor
+
+
+class _Step(nn.Module):
+    """The forward of a training step, as one module for accelerate to wrap."""
+
+    def __init__(self, lorsa: Lorsa) -> None:
+        super().__init__()
+        self.lorsa = lorsa
+
+    def forward(self, x: Tensor, y: Tensor, top_k: int) -> _StepOutput:
+        acts, ids = self.lorsa.encode(x, top_k=top_k)
+        loss = (self.lorsa.decode(acts, ids) - y).square().mean()
+        return _StepOutput(loss, acts.detach(), ids)
+
+
+def train(config: TrainConfig, *, report: Report = lambda event: None) -> TrainResult:
+    """Train a Lorsa on one layer of a store and write its run folder.
+
+    A run that was stopped goes on from its newest checkpoint; a finished one is returned as it is.
+
+    Args:
+        config: the request.
+        report: is told what happens: a line of text, a `StepReport`, a `Look` at held-out data.
+
+    Raises:
+        StoreError: the store cannot be read.
+        TrainError: the run cannot begin, or its loss is not finite.
+        CheckpointError: the run cannot go on from its checkpoint.
+        ValueError: sizes that do not fit each other.
+
+    """
+    store = ActivationStore.open(config.store)
+    store.require_layer(config.layer)
+    shape = lorsa_config(config, store)
+    accelerator = make_accelerator(config)
+    span = extent(config, store, accelerator.num_processes)
+    run = RunFolder(config.out)
+    facts = {"store_uuid": store.manifest.uuid, "train_tokens": span.train_tokens}
+    finished = run.begin(config, facts) if accelerator.is_main_process else None
+    if finished is not None:
+        report(f"{config.out} is already finished")
+        return TrainResult(**finished)
+    trainer = Trainer(config, store, Lorsa(shape, backend=config.backend), span, accelerator)
+    return trainer.run(run, report)
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Return accelerate's view of the processes and devices of this run."""
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    if config.device == "cuda" and on_cpu:
+        raise TrainError("device is cuda, but torch sees no GPU; use --device cpu")
+    low = config.precision == "bfloat16" or (config.precision == "auto" and not on_cpu)
+    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if low else "no")
+
+
+class Trainer:
+    """One run: its Lorsa, optimizer and data, and where it stands."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        store: ActivationStore,
+        lorsa: Lorsa,
+        span: Extent,
+        accelerator: Accelerator,
+    ) -> None:
+        """Bring everything together; `run` does the work."""
+        self.config = config
+        self.store = store
+        self.span = span
+        self.accelerator = accelerator
+        self.device: torch.device = accelerator.device
+        self.lorsa = lorsa.to(self.device)
+        self.scales: Scales = activation_scales(config.layer, store)
+        self.sampler = Sampler(
+            store.train_seqs,
+            store.manifest.shard_seqs,
+            batch_seqs=span.batch_seqs,
+            seed=config.seed,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+        fused = self.device.type in ("cpu", "cuda")
+        self.adam = torch.optim.Adam(
+            self.lorsa.parameters(), lr=config.lr, betas=config.betas, fused=fused
+        )
+        self.step_module, self.optimizer = accelerator.prepare(_Step(self.lorsa), self.adam)
+        n_ov_heads = lorsa.config.n_ov_heads
+        self.last_fired = torch.zeros(n_ov_heads, dtype=torch.int64, device=self.device)
+        self.done = 0
+        """Steps done."""
+        self.n_timed = 0
+        self.busy_s = 0.0
+        self.wait_s = 0.0
+
+    def run(self, run: RunFolder, report: Report) -> TrainResult:
+        """Train to the end and write the result."""
+        started = time.perf_counter()
+        self.start(run, report)
+        saved_at = time.monotonic()
+        for batch in self.data():
+            grad_norm, loss = self.step(batch)
+            if self.done % LOG_EVERY_STEPS == 0 or self.done == self.span.n_steps:
+                self.tell(run, report, loss, grad_norm)
+            if self.done == self.span.n_steps:
+                break
+            if self.done % self.span.eval_every_steps == 0:
+                self.look(run, report)
+            if self.checkpoint_due(saved_at):
+                self.save(run)
+                saved_at = time.monotonic()
+        return self.finish(run, report, time.perf_counter() - started)
+
+    def start(self, run: RunFolder, report: Report) -> None:
+        """Take up the newest checkpoint, or initialise."""
+        found = checkpoints(run.root)
+        if found:
+            state = load_checkpoint(found[-1], self.lorsa, self.adam, self.scales)
+            self.done, self.last_fired = state.step, state.last_fired
+            report(f"going on from {found[-1]}")
+        else:
+            report("initialising")
+            initialise(self.lorsa, self.config, self.store)
+            self.lorsa.rescale_(*self.scales)
+        if self.accelerator.is_main_process:
+            run.drop_after(self.done)
+
+    def data(self) -> Iterator[Batch]:
+        """Yield what is left of the run's batches, timing how long each was waited for."""
+        for batch in batches(
+            self.store,
+            self.config.layer,
+            self.sampler,
+            first_step=self.done,
+            n_steps=self.span.n_steps,
+        ):
+            self.wait_s += batch.wait_s
+            yield batch
+
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """Take one optimizer step; return the gradient's norm and the loss.
+
+        Raises:
+            TrainError: either is not finite; the weights are as before the step.
+
+        """
+        started = time.perf_counter()
+        x, y = self.scaled(batch.x, batch.y)
+        for group in self.adam.param_groups:
+            group["lr"] = self.lr()
+        self.optimizer.zero_grad()
+        with self.accelerator.autocast():
+            out = self.step_module(x, y, self.top_k())
+        self.accelerator.backward(out.loss)
+        norm = self.accelerator.clip_grad_norm_(self.lorsa.parameters(), self.config.grad_clip)
+        grad_norm, loss = norm.item(), out.loss.item()
+        if not math.isfinite(grad_norm + loss):
+            raise TrainError(
+                f"step {self.done + 1}: loss is {loss}, gradient norm {grad_norm}; "
+                f"the weights were left as before it. Use a smaller --lr than {self.config.lr}"
+            )
+        self.optimizer.step()
+        self.done += 1
+        self.last_fired[out.ids[out.acts != 0].long()] = self.done
+        self.busy_s += time.perf_counter() - started + batch.wait_s
+        self.n_timed += 1
+        return grad_norm, loss
+
+    def tell(self, run: RunFolder, report: Report, loss: float, grad_norm: float) -> None:
+        """Report where the run stands."""
+        line = StepReport(
+            step=self.done,
+            tokens=self.tokens(),
+            train_tokens=self.span.train_tokens,
+            loss=loss,
+            grad_norm=grad_norm,
+            lr=self.adam.param_groups[0]["lr"],
+            top_k=self.top_k(),
+            dead_fraction=self.dead_fraction(),
+            tokens_per_second=self.tokens_per_second(),
+            data_wait_fraction=self.wait_s / max(self.busy_s, 1e-9),
+        )
+        if self.accelerator.is_main_process:
+            run.log(line._asdict())
+        report(line)
+
+    def look(self, run: RunFolder, report: Report) -> None:
+        """Measure the quality on some held-out tokens."""
+        quality = self.quality(self.config.eval_tokens)
+        look = Look(self.done, self.tokens(), quality)
+        if self.accelerator.is_main_process:
+            run.log({"step": look.step, "tokens": look.tokens, "held_out": asdict(quality)})
+        report(look)
+
+    def save(self, run: RunFolder) -> None:
+        """Write a checkpoint."""
+        state = State(self.done, self.all_last_fired())
+        if self.accelerator.is_main_process:
+            save_checkpoint(run.root, self.lorsa, self.adam, state, self.scales)
+        self.accelerator.wait_for_everyone()
+
+    def finish(self, run: RunFolder, report: Report, seconds: float) -> TrainResult:
+        """Measure all held-out tokens, write the Lorsa and the result."""
+        quality = self.quality(None)
+        shape = self.lorsa.config
+        result = TrainResult(
+            run=str(run.root),
+            layer=self.config.layer,
+            fvu=quality.fvu,
+            l0=quality.l0,
+            dead_fraction=self.dead_fraction(),
+            dead_window_tokens=self.span.dead_window_tokens,
+            n_ov_heads=shape.n_ov_heads,
+            n_qk_heads=shape.n_qk_heads,
+            top_k=shape.top_k,
+            train_tokens=self.span.train_tokens,
+            held_out_tokens=quality.n_tokens,
+            tokens_per_second=self.tokens_per_second(),
+            data_wait_fraction=self.wait_s / max(self.busy_s, 1e-9),
+            seconds=seconds,
+        )
+        self.lorsa.rescale_(1 / self.scales.x, 1 / self.scales.y)
+        if self.accelerator.is_main_process:
+            run.log({"step": self.done, "tokens": self.tokens(), "held_out": asdict(quality)})
+            self.lorsa.save_pretrained(run.root)
+            run.finish(asdict(result))
+        self.accelerator.wait_for_everyone()
+        report(Look(self.done, self.tokens(), quality))
+        return result
+
+    def quality(self, n_tokens: int | None) -> Quality:
+        """Return the quality on so many held-out tokens; None takes all."""
+        held_out = held_out_batches(
+            self.store, self.config.layer, batch_seqs=self.span.batch_seqs, n_tokens=n_tokens
+        )
+        return evaluate(self.lorsa, (self.scaled(x, y) for x, y in held_out))
+
+    def scaled(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a batch on the device, float32, scaled."""
+        x, y = (part.to(self.device).float() for part in (x, y))
+        return x * self.scales.x, y * self.scales.y
+
+    def tokens(self) -> int:
+        """Return the tokens seen, over all processes."""
+        return self.done * self.span.step_tokens
+
+    def lr(self) -> float:
+        """Return the learning rate of the next step; the first of a warm-up is above 0."""
+        seen = self.tokens() + self.span.step_tokens / 2
+        return self.config.lr * lr_factor(self.config, seen, self.span.train_tokens)
+
+    def top_k(self) -> int:
+        """Return how many heads fire per token in the next step."""
+        return top_k_at(
+            self.config, self.tokens(), self.span.train_tokens, self.lorsa.config.n_ov_heads
+        )
+
+    def all_last_fired(self) -> Tensor:
+        """Return when each head last fired on any process, [n_ov_heads]."""
+        gathered: Tensor = self.accelerator.gather(self.last_fired[None])
+        return gathered.amax(dim=0)
+
+    def dead_fraction(self) -> float:
+        """Return the share of heads that did not fire in the window of dead heads."""
+        silent_tokens = (self.done - self.all_last_fired()) * self.span.step_tokens
+        return float((silent_tokens >= self.span.dead_window_tokens).double().mean())
+
+    def tokens_per_second(self) -> float:
+        """Return the rate of the training steps, looks and checkpoints left out."""
+        return self.n_timed * self.span.step_tokens / max(self.busy_s, 1e-9)
+
+    def checkpoint_due(self, saved_at: float) -> bool:
+        """Tell whether to write a checkpoint now; the main process decides by the clock."""
+        every = self.config.checkpoint_every_tokens
+        if every is not None and self.tokens() % every < self.span.step_tokens:
+            return True
+        late = time.monotonic() - saved_at > self.config.checkpoint_every_minutes * 60
+        return bool(broadcast_object_list([late])[0])

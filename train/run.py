@@ -1,0 +1,121 @@
+"""A run folder: what was asked for, what was measured on the way, what came out.
+
+run.json                        settings, versions, store; the result once it is finished
+metrics.jsonl                   a line per report
+config.json, lorsa.safetensors  the Lorsa, when it is finished
+checkpoints/                    while it is not
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from .checkpoint import FOLDER
+from .config import TrainConfig
+from .errors import TrainError
+
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+SCHEMA_VERSION = 1
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, root: Path) -> None:
+        """Choose a folder."""
+        self.root = root
+
+    def begin(self, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any] | None:
+        """Start a run here, or take up one with the same settings.
+
+        Args:
+            config: the request.
+            facts: what the run depends on besides: the store's uuid, sizes.
+
+        Returns:
+            The result, if the run is already finished.
+
+        Raises:
+            TrainError: the folder holds another run or other things.
+
+        """
+        path = self.root / RUN
+        if not path.exists():
+            if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+                raise TrainError(f"{self.root} holds other things; choose another folder by --out")
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._write({**self._header(config, facts), "result": None})
+            return None
+        begun = self._read()
+        asked = config.decisive() | facts
+        known = begun.get("decisive", {})
+        different = [
+            f"{name} was {known.get(name)!r}, is {value!r}"
+            for name, value in asked.items()
+            if known.get(name) != value
+        ]
+        if different:
+            raise TrainError(
+                f"{self.root} holds another run ({'; '.join(different)}); "
+                "give the same settings, or another folder by --out"
+            )
+        result: dict[str, Any] | None = begun.get("result")
+        return result
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with (self.root / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def drop_after(self, step: int) -> None:
+        """Forget the metrics of steps after `step`, which are about to be done again."""
+        path = self.root / METRICS
+        if not path.exists():
+            return
+        lines = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= step]
+        path.write_text("".join(line + "\n" for line in lines), "utf-8")
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the result into run.json and remove the checkpoints."""
+        self._write({**self._read(), "result": result})
+        shutil.rmtree(self.root / FOLDER, ignore_errors=True)
+
+    def _header(self, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "format": "lorsa-run",
+            "schema_version": SCHEMA_VERSION,
+            "config": config.to_dict(),
+            "decisive": config.decisive() | facts,
+            "versions": {"lorsa": __version__, "torch": torch.__version__},
+        }
+
+    def _read(self) -> dict[str, Any]:
+        path = self.root / RUN
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainError(
+                f"{path} cannot be read ({error}); choose another folder by --out"
+            ) from None
+        if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+            raise TrainError(f"{path} is of another version; choose another folder by --out")
+        return content
+
+    def _write(self, content: dict[str, Any]) -> None:
+        partial = self.root / f"{RUN}.partial"
+        partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        os.replace(partial, self.root / RUN)
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a metrics line; a line torn by a crash counts as after everything."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
