@@ -127,7 +127,7 @@ def harvest(
             result = run(settings, report=display)
         return asdict(result)
 
-    _run(work, as_json, title="harvested")
+    _run("harvest", work, as_json)
 
 
 @app.command()
@@ -194,7 +194,10 @@ def train(
         from .train import train as run
 
         opened = ActivationStore.open(store)
-        chosen = choose_layers(layers or "all", opened.layers, where=str(store))
+        try:
+            chosen = choose_layers(layers or "all", opened.layers, where=str(store))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         results = []
         for layer in chosen:
             settings = _settings(
@@ -204,7 +207,7 @@ def train(
                 results.append(asdict(run(settings, report=display)))
         return {"runs": results}
 
-    _run(work, as_json, title="trained")
+    _run("train", work, as_json)
 
 
 @app.command(name="eval")
@@ -235,7 +238,7 @@ def evaluate(
 
         return evaluate_run(_settings(EvalConfig, given), report=say).to_dict()
 
-    _run(work, as_json, title="measured")
+    _run("eval", work, as_json)
 
 
 @store_app.command()
@@ -252,7 +255,7 @@ def info(
 
         return store_info(store)
 
-    _run(work, as_json, title=str(store))
+    _run("info", work, as_json)
 
 
 @app.command()
@@ -272,7 +275,7 @@ def demo(
 
         return run_demo(folder, tokens)
 
-    _run(work, as_json, title="demo")
+    _run("demo", work, as_json)
 
 
 def _given(options: dict[str, Any], besides: set[str] | None = None) -> dict[str, Any]:
@@ -286,7 +289,6 @@ def _settings(kind: type[Config], given: dict[str, Any], file: Path | None = Non
 
     Raises:
         UsageError: the file cannot be read, a key is unknown, or a value is out of range.
-
     """
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     settings = _read_toml(file) if file is not None else {}
@@ -313,7 +315,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise UsageError(f"config {file}: {error}") from error
 
 
-def _run(work: Callable[[], dict[str, Any]], as_json: bool, *, title: str) -> None:
+def _run(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> None:
     """Do a command's work and print its result; a known failure is a line and an exit code."""
     try:
         result = work()
@@ -333,7 +335,7 @@ def _run(work: Callable[[], dict[str, Any]], as_json: bool, *, title: str) -> No
     else:
         from .display import show
 
-        show(result, title)
+        show(command, result)
 
 
 def _explain(error: Exception) -> tuple[int, str | None]:

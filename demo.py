@@ -1,6 +1,7 @@
 """The demo: from a language model in a Python package to a measured Lorsa of one of its layers."""
 
 import importlib.util
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ def run_demo(folder: Path, tokens: int) -> dict[str, Any]:
 
     Raises:
         HarvestError: the package with the model is not installed.
-
     """
+    started = time.perf_counter()
     model = str(smollm2())
     store, out = folder / "acts", folder / "runs" / f"layer-{LAYER}"
     with HarvestDisplay() as display:
@@ -48,6 +49,7 @@ def run_demo(folder: Path, tokens: int) -> dict[str, Any]:
         "harvest": asdict(harvested),
         "train": asdict(trained),
         "eval": measured.to_dict(),
+        "seconds": time.perf_counter() - started,
     }
 
 
@@ -56,7 +58,6 @@ def smollm2() -> Path:
 
     Raises:
         HarvestError: the package is not installed.
-
     """
     spec = importlib.util.find_spec(PACKAGE)
     folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else None

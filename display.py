@@ -3,7 +3,9 @@
 import time
 from typing import Any, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -20,7 +22,7 @@ err = Console(stderr=True, highlight=False)
 
 def say(text: str) -> None:
     """Tell what is being done."""
-    err.print(f"[dim]·[/] {text}", markup=True, soft_wrap=True)
+    err.print(f"[dim]·[/] {escape(text)}", soft_wrap=True)
 
 
 class _Bar:
@@ -93,8 +95,8 @@ class HarvestDisplay(_Bar):
         if plan.first_tokens:
             rows["begins"] = repr(plan.first_tokens)
         for name, value in rows.items():
-            table.add_row(f"  {name}", value)
-        err.print(table, markup=False)
+            table.add_row(f"  {name}", escape(value))
+        err.print(table)
 
 
 class TrainDisplay(_Bar):
@@ -120,39 +122,122 @@ class TrainDisplay(_Bar):
                 self.update(event.tokens, event.train_tokens, note)
 
 
-def show(result: dict[str, Any], title: str) -> None:
-    """Print a result as a table on stdout."""
-    out = Console(highlight=False)
-    table = Table(title=title, title_justify="left", show_header=False)
-    for name, value in _flat(result):
-        table.add_row(name, _text(name, value))
-    out.print(table, markup=False)
+def show(command: str, result: dict[str, Any]) -> None:
+    """Print a command's result on stdout."""
+    Console(highlight=False).print(_TABLES[command](result))
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return nested results as rows."""
-    rows: list[tuple[str, Any]] = []
-    for name, value in data.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            for i, item in enumerate(value):
-                rows += _flat(item, f"{prefix}{name}[{i}].")
-        else:
-            rows.append((prefix + name, value))
-    return rows
+def _harvest_table(result: dict[str, Any]) -> Table:
+    rows = {
+        "model": result["model"],
+        "layers": spell_layers(result["layers"]),
+        "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences",
+        "size": _size(result["n_bytes"]),
+        "time": f"{_time(result['seconds'])}, {result['tokens_per_second']:,.0f} tokens/s",
+        "store": result["store"],
+        "next": f"lorsa train --store {result['store']}",
+    }
+    return _facts("harvested", rows)
 
 
-def _text(name: str, value: Any) -> str:
-    if name.endswith("bytes") and isinstance(value, int):
-        return _size(value)
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return str(value)
+def _train_table(result: dict[str, Any]) -> Table:
+    table = Table(title="trained", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("run", overflow="fold")
+    for name in ("FVU", "L0", "dead", "OV heads", "tokens", "tokens/s", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in result["runs"]:
+        table.add_row(
+            escape(run["run"]),
+            f"{run['fvu']:.4f}",
+            f"{run['l0']:.1f}",
+            f"{run['dead_fraction']:.1%}",
+            f"{run['n_ov_heads']:,}",
+            f"{run['train_tokens']:,}",
+            f"{run['tokens_per_second']:,.0f}",
+            _time(run["seconds"]),
+        )
+    return table
+
+
+def _eval_table(result: dict[str, Any]) -> Table:
+    return _facts(f"layer {result['layer']} of {result['run']}", _quality_rows(result))
+
+
+def _quality_rows(result: dict[str, Any]) -> dict[str, str]:
+    rows = {
+        "FVU": f"{result['fvu']:.4f}",
+        "L0": f"{result['l0']:.1f}",
+        "never fired": f"{result['dead_fraction']:.1%} of heads",
+        "held-out tokens": f"{result['n_tokens']:,}",
+    }
+    if (ce := result["cross_entropy"]) is None:
+        return rows
+    return rows | {
+        "cross-entropy": f"{ce['original']:.4f} nats",
+        "  with Lorsa": f"{ce['lorsa']:.4f}",
+        "  zero-ablated": f"{ce['zero_ablated']:.4f}",
+        "  mean-ablated": f"{ce['mean_ablated']:.4f}",
+        "loss recovered": f"{ce['recovered_from_zero']:.1%} of zero-ablation, "
+        f"{ce['recovered_from_mean']:.1%} of mean-ablation",
+        "predicted tokens": f"{ce['n_tokens']:,}",
+    }
+
+
+def _info_table(result: dict[str, Any]) -> Table:
+    rows = {
+        "model": result["model"] + (f" @ {result['revision']}" if result["revision"] else ""),
+        "corpus": f"{result['corpus']}, {result['n_documents']:,} documents",
+        "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences of {result['n_ctx']:,}",
+        "held out": f"{result['n_held_out_tokens']:,} tokens",
+        "stored as": f"{result['dtype']}, compression {result['compression']}",
+        "size": f"{_size(result['n_bytes'])} in {result['n_shards']:,} shards",
+        "uuid": result["uuid"],
+        "created": f"{result['created']}, complete",
+    }
+    for layer, facts in result["layers"].items():
+        rows[f"layer {layer}"] = (
+            f"{_size(facts['n_bytes'])}, heads {facts['heads']}, kv heads {facts['kv_heads']}, "
+            f"mean norms {facts['mean_norm_x']:.3g} in, {facts['mean_norm_y']:.3g} out, "
+            f"self-check {facts['self_check']:.0e}"
+        )
+    return _facts(result["store"], rows)
+
+
+def _demo_table(result: dict[str, Any]) -> Table:
+    harvested, trained, measured = result["harvest"], result["train"], result["eval"]
+    rows = {
+        "model": f"SmolLM2-135M, layer {measured['layer']}",
+        "trained on": f"{trained['train_tokens']:,} tokens",
+        "speed": f"{trained['tokens_per_second']:,.0f} tokens/s",
+        "heads": f"{trained['n_ov_heads']:,}, {trained['top_k']} fire per token",
+        "dead": f"{trained['dead_fraction']:.1%} of heads",
+        **_quality_rows(measured),
+        "store": f"{harvested['store']} ({_size(harvested['n_bytes'])})",
+        "run": trained["run"],
+        "time": _time(result["seconds"]),
+    }
+    return _facts("a Lorsa of SmolLM2-135M", rows)
+
+
+_TABLES = {
+    "harvest": _harvest_table,
+    "train": _train_table,
+    "eval": _eval_table,
+    "info": _info_table,
+    "demo": _demo_table,
+}
+
+
+def _facts(title: str, rows: dict[str, str]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=SIMPLE_HEAD)
+    for name, value in rows.items():
+        table.add_row(escape(name), escape(value))
+    return table
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _size(n_bytes: float) -> str:

@@ -134,7 +134,6 @@ def evaluate_run(config: EvalConfig, *, report: Report = lambda text: None) -> F
         StoreError: the store cannot be read.
         AnalyzeError: the Lorsa does not belong to the store.
         HarvestError: the language model cannot be had, or is not the store's.
-
     """
     lorsa = Lorsa.from_pretrained(config.run)
     store = ActivationStore.open(config.store)
@@ -217,7 +216,6 @@ def replaced(site: AttentionSite, replacement: Replacement | None) -> Iterator[N
     Args:
         site: the layer.
         replacement: what to compute from its input; None leaves the layer as it is.
-
     """
     if replacement is None:
         yield
@@ -246,7 +244,6 @@ def cross_entropy(
         tokens: [n, n_ctx]; the first of a sequence is not predicted.
         site: the attention layer.
         replacement: what stands in for it; None leaves it.
-
     """
     total = 0.0
     with replaced(site, replacement):

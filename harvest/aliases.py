@@ -67,7 +67,6 @@ def resolve(model: str) -> ModelPath:
 
     Raises:
         HarvestError: none of these.
-
     """
     path = Path(model).expanduser()
     if path.suffix == ".gguf":

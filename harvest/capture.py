@@ -39,7 +39,6 @@ class Capture:
         Args:
             model: a causal language model of transformers.
             sites: its attention layers, in order; nothing after the last of them is computed.
-
         """
         self._model = model
         self._sites = sites

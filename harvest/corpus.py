@@ -41,7 +41,6 @@ def documents(data: str, *, text_column: str, seed: int) -> Iterator[Document]:
 
     Raises:
         HarvestError: no such path, no file of a known kind, or no such column.
-
     """
     rng = random.Random(seed)
     if data == STDLIB:

@@ -105,7 +105,6 @@ def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Ha
     Raises:
         HarvestError: the model, the text or the request cannot be harvested.
         StoreError: the store cannot be written, or its folder holds something else.
-
     """
     started = time.perf_counter()
     if is_complete(config.store):

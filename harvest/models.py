@@ -50,7 +50,6 @@ def load_model(path: ModelPath, config: Any, *, dtype: str, device: str) -> Lang
 
     Raises:
         HarvestError: it cannot be loaded.
-
     """
     chosen = "float32" if dtype == "auto" and device == "cpu" else dtype
     model = _attempt(

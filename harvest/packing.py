@@ -44,7 +44,6 @@ def starts_with_bos(tokenizer: Any, rule: str) -> bool:
 
     Raises:
         HarvestError: "always" with a tokenizer that has no BOS.
-
     """
     if rule == "auto":
         ids = tokenizer("a")["input_ids"]
@@ -75,7 +74,6 @@ def pack(
 
     Raises:
         HarvestError: no text at all, or fewer than two sequences of it.
-
     """
     head = [tokenizer.bos_token_id] if starts_with_bos(tokenizer, bos) else []
     tail = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

@@ -57,7 +57,6 @@ class Sizes:
 
         Raises:
             HarvestError: more are asked for than the disk takes.
-
         """
         fits_half = self.free_bytes // 2 // self.token_bytes
         n_tokens = self._config.tokens or min(DEFAULT_MAX_TOKENS, fits_half)
@@ -91,7 +90,6 @@ def shard_seqs(n_seq: int, *, seq_bytes: int, n_arrays: int) -> int:
         n_seq: sequences of the store.
         seq_bytes: bytes of one sequence in one array.
         n_arrays: activation arrays of the store.
-
     """
     most = min(SHARD_FILE_BYTES, SHARD_BYTES // n_arrays) // seq_bytes
     most = max(1, min(most, n_seq // MIN_SHARDS))

@@ -47,7 +47,6 @@ def check_geometry(
 
     Raises:
         HarvestError: naming the worst layer.
-
     """
     errors = {}
     limit = LIMIT_FP32

@@ -52,7 +52,6 @@ def family_of(config: Any) -> Family:
 
     Raises:
         HarvestError: the model type is not in the table.
-
     """
     model_type = config.get_text_config().model_type
     if model_type not in FAMILIES:

@@ -110,7 +110,6 @@ def sparse_topk_attention(
 
     Source: He et al. 2025, arXiv:2504.20938, section 3; our v is their x W_V^h, our z their head
     activation.
-
     """
     _check_attention(q, k, v, w_o_norm)
     n_ov_heads = v.shape[2]
@@ -146,7 +145,6 @@ def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor, *, backend: str = "aut
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.
-
     """
     if acts.ndim != 3 or acts.shape != ids.shape:
         raise ValueError(

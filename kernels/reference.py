@@ -29,7 +29,6 @@ def attention_pattern(
 
     Returns:
         [batch, n_qk_heads, q_pos, k_pos], rows sum to 1, zero where a query may not look.
-
     """
     _batch, seq, _heads, _width = q.shape
     scores = torch.einsum("bthk,bshk->bhts", q, k) * scale
@@ -65,7 +64,6 @@ def lorsa_attention(
         z before selection, [batch, seq, n_ov_heads].
 
     Source: He et al. 2025, arXiv:2504.20938; our v is their x W_V^h, our z their head activation.
-
     """
     batch, seq, n_qk_heads, _width = q.shape
     pattern = attention_pattern(q, k, scale=scale, window=window, softcap=softcap)
@@ -88,7 +86,6 @@ def select_top_k(
     Returns:
         acts, [..., top_k]: z_pre at ids; with "relu" zero where a row has fewer positive heads.
         ids, [..., top_k]: ascending, int32.
-
     """
     magnitude = z_pre.relu() if select == "relu" else z_pre.abs()
     score = (magnitude * w_o_norm).detach()

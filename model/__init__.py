@@ -4,7 +4,7 @@ from .attention import LayerWeights, layer_attention
 from .checkpoint import CheckpointError
 from .config import LorsaConfig
 from .geometry import AttentionGeometry, QKNorm, Rope
-from .init import init_from_layer, init_random
+from .init import init_from_layer, init_random, require_fit
 from .lorsa import Encoding, Lorsa
 from .metrics import FVU, Quality, evaluate, firing_counts
 
@@ -24,4 +24,5 @@ __all__ = [
     "init_from_layer",
     "init_random",
     "layer_attention",
+    "require_fit",
 ]

@@ -60,7 +60,6 @@ def project(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
 
     Returns:
         [batch, seq, heads, width].
-
     """
     batch, seq, d_model = x.shape
     heads, _d_model, width = W.shape
@@ -79,7 +78,6 @@ def queries_keys(
 
     Returns:
         q, k: [batch, seq, n_heads, d_head].
-
     """
     q = project(x, weights.W_Q, weights.b_Q)
     k = project(x, weights.W_K, weights.b_K)
@@ -101,7 +99,6 @@ def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) 
 
     Returns:
         [batch, seq, n_heads, d_head].
-
     """
     q, k = queries_keys(x, weights, geometry)
     v = project(x, weights.W_V, weights.b_V)
@@ -120,7 +117,6 @@ def layer_attention(x: Tensor, weights: LayerWeights, geometry: AttentionGeometr
 
     Returns:
         y: attention output before the residual add, [batch, seq, d_model].
-
     """
     y = torch.empty_like(x)
     for b in range(len(x)):

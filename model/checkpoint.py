@@ -70,7 +70,6 @@ def load_config(folder: str | Path) -> LorsaConfig:
 
     Raises:
         CheckpointError: as `load`.
-
     """
     path = Path(folder) / CONFIG
     try:

@@ -1,32 +1,36 @@
 """Where a Lorsa starts: from the layer that it replaces, or at random.
 
-From the layer: QK head j is the layer's head p = j // (n_qk_heads / n_heads), as it is. Each of
-its OV heads reads a random direction of what head p attends to and writes that direction's image:
+From the layer: QK head j is the layer's head p = j // (n_qk_heads / n_heads), as it is. Its OV
+heads read and write the directions that head p really attends to, found by clustering a sample:
 
-    o_p[t] = sum_s pattern_p[t, s] v_p[s]              what head p attends to, [d_head]
-    Sigma  = cov(o_p) = U L U^T,  g ~ unit sphere       in the subspace where o_p varies
+    o_p[t] = sum_s pattern_p[t, s] v_p[s]             what head p attends to, [d_head]
+    Sigma  = cov(o_p) = U L U^T                        kept where o_p varies at all
+    g_1 ... g_n = spherical k-means of L^-1/2 U^T (o_p - mean)     unit vectors
     u      = U L^-1/2 g          W_V = u W_V^p,  b_V = u b_V^p - u mean(o_p)
     d      = U L^1/2 g           W_O = c d W_O^p
 
-so that E[d u^T] is a multiple of the identity on that subspace: the heads are a random tight frame
-of the layer's own output. One c for all heads is the least-squares scale on the sample, b_O the
-mean of y.
+u^T d = 1, so z is how much of d there is in o_p, measured against its covariance. One c for all
+heads is the least-squares scale on the sample, b_O the mean of y.
 
 Starting from the layer's heads and in the active subspace keeps heads alive: He et al. 2025,
-arXiv:2504.20938; arXiv:2508.16929. The whitening is ours.
+arXiv:2504.20938; arXiv:2508.16929. Whitening and clustering are ours; docs/recipe.md has the
+figures.
 """
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import LayerWeights, head_outputs
+from .config import LorsaConfig
 from .geometry import AttentionGeometry
 from .lorsa import Lorsa
 
-RELATIVE_EIGENVALUE_FLOOR = 1e-6
+EIGENVALUE_FLOOR = 1e-6
 """Directions of o_p with less variance than this share of the largest are left out."""
+KMEANS_ROUNDS = 8
 
 
 class _Whitening(NamedTuple):
@@ -47,7 +51,6 @@ def init_random(lorsa: Lorsa, x: Tensor, y: Tensor, *, seed: int) -> None:
     Args:
         x, y: a sample of the layer's input and output, [batch, seq, d_model].
         seed: of the random numbers.
-
     """
     generator = torch.Generator().manual_seed(seed)
     spread = x.square().mean().rsqrt() * lorsa.config.d_model**-0.5
@@ -72,23 +75,13 @@ def init_from_layer(
     Args:
         weights, geometry: the layer; weights on x's device and in its dtype.
         x, y: a sample of its input and output, [batch, seq, d_model].
-        seed: of the random directions.
+        seed: of the clustering.
 
     Raises:
         ValueError: n_qk_heads is no multiple of the layer's heads, or d_qk_head is not its width.
-
     """
     c = lorsa.config
-    if c.n_qk_heads % geometry.n_heads:
-        raise ValueError(
-            f"n_qk_heads is {c.n_qk_heads}; init 'layer' needs a multiple of the layer's "
-            f"{geometry.n_heads} heads, or use init 'random'"
-        )
-    if c.d_qk_head != geometry.d_head:
-        raise ValueError(
-            f"d_qk_head is {c.d_qk_head}; init 'layer' needs the layer's {geometry.d_head}, "
-            "or use init 'random'"
-        )
+    require_fit(c, geometry)
     _copy_queries_keys(lorsa, weights, geometry)
     generator = torch.Generator().manual_seed(seed)
     kv_share = geometry.n_heads // geometry.n_kv_heads
@@ -96,8 +89,8 @@ def init_from_layer(
     outputs = _head_outputs_sample(x, weights, geometry)
     for head in range(geometry.n_heads):
         white = _whiten(outputs[:, head])
-        g = torch.randn(n_ov_per_head, len(white.deviation), generator=generator).to(x)
-        g /= g.norm(dim=1, keepdim=True)
+        whitened = (outputs[:, head] - white.mean) @ white.directions / white.deviation
+        g = _cluster(whitened, n_ov_per_head, generator)  # [n_ov_per_head, rank]
         read = (g / white.deviation) @ white.directions.T  # u: [n_ov_per_head, d_head]
         write = (g * white.deviation) @ white.directions.T  # d: [n_ov_per_head, d_head]
         mine = slice(head * n_ov_per_head, (head + 1) * n_ov_per_head)
@@ -107,6 +100,20 @@ def init_from_layer(
             lorsa.b_V[mine] += read @ weights.b_V[head // kv_share]
         lorsa.W_O[mine] = write @ weights.W_O[head]
     _fit_output(lorsa, x, y)
+
+
+def require_fit(config: LorsaConfig, geometry: AttentionGeometry) -> None:
+    """Raise ValueError unless a Lorsa of this shape can start from a layer of this geometry."""
+    if config.n_qk_heads % geometry.n_heads:
+        raise ValueError(
+            f"n_qk_heads is {config.n_qk_heads}; init 'layer' needs a multiple of the layer's "
+            f"{geometry.n_heads} heads, or use init 'random'"
+        )
+    if config.d_qk_head != geometry.d_head:
+        raise ValueError(
+            f"d_qk_head is {config.d_qk_head}; init 'layer' needs the layer's {geometry.d_head}, "
+            "or use init 'random'"
+        )
 
 
 def _head_outputs_sample(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
@@ -137,9 +144,34 @@ def _whiten(outputs: Tensor) -> _Whitening:
     mean = wide.mean(dim=0)
     centred = wide - mean
     variance, directions = torch.linalg.eigh(centred.T @ centred / len(wide))
-    keep = variance > variance[-1] * RELATIVE_EIGENVALUE_FLOOR
+    keep = variance > variance[-1] * EIGENVALUE_FLOOR
     deviation = variance[keep].sqrt()
     return _Whitening(mean.to(outputs), directions[:, keep].to(outputs), deviation.to(outputs))
+
+
+def _cluster(points: Tensor, n_clusters: int, generator: torch.Generator) -> Tensor:
+    """Return the centres of a spherical k-means, unit vectors, [n_clusters, rank].
+
+    It starts from random points; where these are too few, random directions stay as they are.
+
+    Args:
+        points: [n_points, rank].
+        n_clusters: how many centres.
+        generator: of the start, on the CPU.
+    """
+    n_points, rank = points.shape
+    unit = F.normalize(points, dim=1)
+    chosen = torch.randperm(n_points, generator=generator)[:n_clusters].to(unit.device)
+    extra = torch.randn(n_clusters - len(chosen), rank, generator=generator).to(unit)
+    centres = F.normalize(torch.cat((unit[chosen], extra)), dim=1)
+    for _ in range(KMEANS_ROUNDS):
+        nearest = (unit @ centres.T).argmax(dim=1)
+        members = F.one_hot(nearest, n_clusters).to(unit)  # [n_points, n_clusters]
+        total = members.T @ unit
+        centres = torch.where(
+            total.norm(dim=1, keepdim=True) > 0, F.normalize(total, dim=1), centres
+        )
+    return centres
 
 
 def _fit_output(lorsa: Lorsa, x: Tensor, y: Tensor) -> None:

@@ -56,7 +56,6 @@ class Lorsa(nn.Module):
         Args:
             config: its shape.
             backend: path of the sparse kernels: "auto", "torch", "triton" or "reference".
-
         """
         super().__init__()
         self.config = config
@@ -75,7 +74,6 @@ class Lorsa(nn.Module):
 
         Returns:
             q, k: [batch, seq, n_qk_heads, d_qk_head].
-
         """
         c = self.config
         q, k = project(x, self.W_Q, self.b_Q), project(x, self.W_K, self.b_K)
@@ -98,7 +96,6 @@ class Lorsa(nn.Module):
         Args:
             x: attention input, [batch, seq, d_model].
             top_k: heads per token, if not the config's (training may start with more).
-
         """
         c = self.config
         q, k = self.queries_keys(x)
@@ -125,7 +122,6 @@ class Lorsa(nn.Module):
 
         Args:
             x: attention input after the norm, [batch, seq, d_model].
-
         """
         return self.decode(*self.encode(x))
 
@@ -168,7 +164,6 @@ class Lorsa(nn.Module):
         Raises:
             CheckpointError: no such checkpoint, a schema that this version cannot read, or tensors
                 that do not fit the config.
-
         """
         from .checkpoint import load
 

@@ -36,7 +36,6 @@ class FVU:
 
         Raises:
             ValueError: the shapes differ.
-
         """
         if y.shape != y_hat.shape:
             raise ValueError(f"y is {list(y.shape)}, y_hat is {list(y_hat.shape)}")
@@ -84,7 +83,6 @@ def evaluate(lorsa: Lorsa, batches: Iterable[tuple[Tensor, Tensor]]) -> Quality:
 
     Returns:
         FVU, L0 and dead heads over all tokens of all batches.
-
     """
     fvu = FVU()
     firing = torch.zeros(lorsa.config.n_ov_heads, dtype=torch.int64)
@@ -105,6 +103,5 @@ def firing_counts(acts: Tensor, ids: Tensor, n_ov_heads: int) -> Tensor:
 
     Args:
         acts, ids: [batch, seq, top_k]; a head fires where its activation is not 0.
-
     """
     return ids[acts != 0].long().bincount(minlength=n_ov_heads)

@@ -13,7 +13,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x: [..., d_head].
         weight: [d_head].
         eps: added to the mean square.
-
     """
     wide = x if x.dtype == torch.float64 else x.float()
     normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
@@ -33,7 +32,6 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
         x's shape and dtype.
 
     Source: Su et al. 2021, arXiv:2104.09864, eq. 34; angles in fp32 as transformers does.
-
     """
     _batch, seq, _heads, _width = x.shape
     n_pairs = len(rope.inv_freq)

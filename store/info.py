@@ -11,7 +11,6 @@ def store_info(root: Path) -> dict[str, Any]:
 
     Raises:
         StoreError: as `ActivationStore.open`; an unfinished store says how to go on.
-
     """
     store = ActivationStore.open(root)
     manifest = store.manifest

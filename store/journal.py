@@ -112,7 +112,6 @@ def read_table(store: Path) -> list[Entry]:
 
     Raises:
         StoreError: missing, damaged or of another schema.
-
     """
     path = store / TABLE
     try:

@@ -16,7 +16,6 @@ def choose_layers(text: str, have: Sequence[int], *, where: str) -> list[int]:
 
     Raises:
         ValueError: not of that form, or a layer that is not there.
-
     """
     if text == "all":
         return sorted(have)

@@ -151,7 +151,6 @@ def read_weights(root: Path, layer: int) -> dict[str, Tensor]:
 
     Raises:
         StoreError: there are none, or one is missing or damaged.
-
     """
     group = zarr.open_group(root, mode="r")
     folder = root / "weights" / str(layer)

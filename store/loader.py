@@ -41,7 +41,6 @@ def batches(
         sampler: which sequences each step takes.
         first_step: where to begin; any step costs the same.
         n_steps: where to end.
-
     """
     pool = ThreadPoolExecutor(2, thread_name_prefix="lorsa-reader")
     waiting: deque[Future[Activations]] = deque()
@@ -68,7 +67,6 @@ def held_out_batches(
         store, layer: what to read.
         batch_seqs: sequences in a batch.
         n_tokens: stop once so many are read (rounded up to whole sequences); None reads all.
-
     """
     seqs = store.held_out_seqs
     if n_tokens is not None:

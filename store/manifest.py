@@ -96,7 +96,6 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         StoreError: not JSON, another format version, or fields missing.
-
     """
     try:
         content = json.loads(path.read_text("utf-8"))

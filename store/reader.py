@@ -63,7 +63,6 @@ class ActivationStore:
 
         Raises:
             StoreError: no store, an unfinished one, another format version, files missing or cut.
-
         """
         root = Path(root)
         if not (root / MANIFEST).exists():
@@ -105,7 +104,6 @@ class ActivationStore:
 
         Raises:
             StoreError: the layer is not stored, or a file is damaged.
-
         """
         self.require_layer(layer)
         x = self.read(layout.attn_in(layer), seqs)
@@ -152,7 +150,6 @@ class ActivationStore:
         Raises:
             StoreError: a chunk is missing or damaged.
             IndexError: a sequence number is out of range.
-
         """
         return self._readers[name].read(seqs)
 

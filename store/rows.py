@@ -28,7 +28,6 @@ class RowReader:
             spec: the array.
             n_seq: sequences in the array.
             shard_seqs: sequences in one of its shards.
-
         """
         self._root = root
         self._spec = spec
@@ -43,7 +42,6 @@ class RowReader:
         Raises:
             StoreError: a chunk is missing or damaged.
             IndexError: a sequence number is out of range.
-
         """
         spec = self._spec
         out: Array = np.empty((len(seqs), *spec.row_shape), dtype=DTYPES[spec.dtype].disk)

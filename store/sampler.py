@@ -35,7 +35,6 @@ def sequence_order(
 
     Returns:
         `seqs`, each once.
-
     """
     shard_of = seqs // shard_seqs
     shards = _permuted(np.unique(shard_of), seed, epoch, 0)
@@ -71,7 +70,6 @@ class Sampler:
 
         Raises:
             ValueError: a batch cannot be filled, or not be split evenly.
-
         """
         if not 0 <= rank < world:
             raise ValueError(f"rank is {rank}; allowed: 0..{world - 1}")

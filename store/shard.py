@@ -47,7 +47,6 @@ class ShardWriter:
             path: where the shard will lie.
             n_chunks: chunks that the index has room for.
             codec: numcodecs codec of a chunk's bytes, or None.
-
         """
         self.path = path
         self._partial = path.with_name(path.name + ".partial")
@@ -111,7 +110,6 @@ def read_index(path: Path, n_chunks: int) -> Array:
 
     Raises:
         StoreError: the file is missing, too short or its index is damaged.
-
     """
     size = n_chunks * ENTRY_BYTES
     try:
@@ -137,7 +135,6 @@ def read_chunk(handle: int, path: Path, entry: Array, out: Array, codec: Any = N
 
     Raises:
         StoreError: the chunk was never written, is cut short, or its checksum does not match.
-
     """
     offset, length = int(entry[0]), int(entry[1])
     if entry[0] == NO_CHUNK:

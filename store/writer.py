@@ -90,7 +90,6 @@ class StoreWriter:
 
         Raises:
             StoreError: the folder holds something else, or is being written.
-
         """
         require_free(root)
         lock = Lock(root)
@@ -112,7 +111,6 @@ class StoreWriter:
 
         Raises:
             StoreError: there is none, or it is being written.
-
         """
         lock = Lock(root)
         return cls(root, read_manifest(root / PLAN), lock)
@@ -147,7 +145,6 @@ class StoreWriter:
 
         Raises:
             StoreError: shards are missing.
-
         """
         missing = self.missing_shards()
         if missing:
@@ -216,7 +213,6 @@ class ShardSession:
 
         Raises:
             StoreError: the values are not finite, or the disk did not take an earlier batch.
-
         """
         first = self._first_seq + self._n_appended
         self._n_appended += len(next(iter(batch.values()))[0])

@@ -50,7 +50,6 @@ def save_checkpoint(
         optimizer: Adam over lorsa's parameters, in their order.
         state: where the run stands.
         scales: of the activations.
-
     """
     folder = run / FOLDER / f"step-{state.step:09d}"
     partial = folder.with_name(folder.name + ".partial")
@@ -84,7 +83,6 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: a file is missing or damaged, or belongs to another Lorsa.
-
     """
     saved = Lorsa.from_pretrained(folder)
     lorsa.load_state_dict(saved.state_dict())

@@ -134,7 +134,6 @@ def train(config: TrainConfig, *, report: Report = lambda event: None) -> TrainR
         TrainError: the run cannot begin, or its loss is not finite.
         CheckpointError: the run cannot go on from its checkpoint.
         ValueError: sizes that do not fit each other.
-
     """
     store = ActivationStore.open(config.store)
     store.require_layer(config.layer)
@@ -249,7 +248,6 @@ class Trainer:
 
         Raises:
             TrainError: either is not finite; the weights are as before the step.
-
         """
         started = time.perf_counter()
         x, y = self.scaled(batch.x, batch.y)

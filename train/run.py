@@ -43,7 +43,6 @@ class RunFolder:
 
         Raises:
             TrainError: the folder holds another run or other things.
-
         """
         path = self.root / RUN
         if not path.exists():

@@ -9,7 +9,6 @@ def lr_factor(config: TrainConfig, tokens: float, train_tokens: int) -> float:
     Args:
         tokens: tokens seen, at the middle of the step.
         train_tokens: tokens of the whole run.
-
     """
     done = tokens / train_tokens
     rise = (done / config.warmup_frac) if config.warmup_frac > 0 else 1.0

@@ -12,6 +12,7 @@ from ..model import (
     LorsaConfig,
     init_from_layer,
     init_random,
+    require_fit,
 )
 from ..store import Activations, ActivationStore, sequence_order
 from .config import TrainConfig
@@ -51,7 +52,6 @@ def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
     Raises:
         ValueError: sizes that do not fit each other.
         TrainError: the layer's attention is not understood and init is "layer".
-
     """
     facts = store.manifest.layers[config.layer]
     if config.init == "layer" and not facts["self_check"]["passed"]:
@@ -62,24 +62,30 @@ def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
     geometry = layer_geometry(config.layer, store)
     n_qk_heads = config.n_qk_heads or QK_HEADS_PER_HEAD * geometry.n_heads
     wanted = math.ceil(config.expansion * geometry.d_model / n_qk_heads) * n_qk_heads
-    return LorsaConfig(
-        d_model=geometry.d_model,
-        n_qk_heads=n_qk_heads,
-        d_qk_head=config.d_qk_head or geometry.d_head,
-        n_ov_heads=config.n_ov_heads or wanted,
-        top_k=config.top_k,
-        scale=geometry.scale,
-        select=config.select,
-        rope=geometry.rope,
-        qk_norm=geometry.qk_norm,
-        softcap=geometry.softcap,
-        window=geometry.window,
-        n_ctx=store.manifest.n_ctx,
-        base_model=store.manifest.model.get("id"),
-        base_revision=store.manifest.model.get("revision"),
-        layer=config.layer,
-        store_uuid=store.manifest.uuid,
-    )
+    try:
+        shape = LorsaConfig(
+            d_model=geometry.d_model,
+            n_qk_heads=n_qk_heads,
+            d_qk_head=config.d_qk_head or geometry.d_head,
+            n_ov_heads=config.n_ov_heads or wanted,
+            top_k=config.top_k,
+            scale=geometry.scale,
+            select=config.select,
+            rope=geometry.rope,
+            qk_norm=geometry.qk_norm,
+            softcap=geometry.softcap,
+            window=geometry.window,
+            n_ctx=store.manifest.n_ctx,
+            base_model=store.manifest.model.get("id"),
+            base_revision=store.manifest.model.get("revision"),
+            layer=config.layer,
+            store_uuid=store.manifest.uuid,
+        )
+        if config.init == "layer":
+            require_fit(shape, geometry)
+    except ValueError as error:
+        raise TrainError(str(error)) from None
+    return shape
 
 
 def layer_geometry(layer: int, store: ActivationStore) -> AttentionGeometry:
@@ -92,7 +98,6 @@ def extent(config: TrainConfig, store: ActivationStore, world: int) -> Extent:
 
     Raises:
         TrainError: the store has too few training sequences for a step.
-
     """
     n_ctx, n_train = store.manifest.n_ctx, len(store.train_seqs)
     batch_seqs = max(1, config.batch_tokens // n_ctx // world) * world

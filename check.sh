@@ -1,0 +1,18 @@
+#!/bin/sh
+# Every check, the same by hand and in CI: format, lint, types, tests.
+# Usage: ./check.sh [folder with python, ruff, mypy and pytest]
+set -eu
+cd "$(dirname "$0")"
+bin="${1:+$1/}"
+
+echo "== format"
+"${bin}ruff" format --check .
+echo "== lint"
+"${bin}ruff" check .
+echo "== types"
+# The repository root is the package, and mypy wants a folder of the package's name.
+mkdir -p .mypy && ln -sfn .. .mypy/lorsa
+MYPYPATH=.mypy "${bin}mypy" -m lorsa -m lorsa.__main__ -m lorsa.cli -m lorsa.demo -m lorsa.display \
+    -p lorsa.analyze -p lorsa.harvest -p lorsa.kernels -p lorsa.model -p lorsa.store -p lorsa.train
+echo "== tests"
+"${bin}python" -m pytest

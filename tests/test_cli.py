@@ -1,0 +1,364 @@
+"""The command line: one JSON object, one line for what is wrong, the promised exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import typing
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from lorsa import cli
+from lorsa.analyze import EvalConfig
+from lorsa.harvest import HarvestConfig
+from lorsa.train import TrainConfig
+from tiny import N_CTX
+from typer.testing import CliRunner, Result
+
+Lorsa = Callable[..., Result]
+
+
+@pytest.fixture
+def lorsa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lorsa:
+    """Run the command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LORSA_DEBUG", raising=False)
+
+    def run(*args: object) -> Result:
+        return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+
+    return run
+
+
+def _one_line_error(result: Result, code: int = 1) -> str:
+    """Return the message of a failed command after checking its form."""
+    assert result.exit_code == code, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert result.stderr.splitlines()[-1] == lines[0]
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def harvest_args(model_folder: Path, text_folder: Path) -> list[object]:
+    args: list[object] = ["harvest", "--model", model_folder, "--data", text_folder]
+    return [*args, "--n-ctx", N_CTX, "--tokens", 60 * N_CTX, "--device", "cpu"]
+
+
+def test_the_two_commands_and_what_is_around_them(lorsa: Lorsa, harvest_args: list[object]) -> None:
+    """harvest, store info, train, eval: each prints one JSON object on stdout and nothing else."""
+    harvested = json.loads(lorsa(*harvest_args, "--layers", "0-1", "--json").stdout)
+    assert harvested["layers"] == [0, 1]
+    assert harvested["n_tokens"] == 60 * N_CTX
+    info = json.loads(lorsa("store", "info", "./acts", "--json").stdout)
+    assert info["complete"]
+    assert list(info["layers"]) == ["0", "1"]
+    train_args = ["train", "--store", "./acts", "--top-k", 6, "--batch-tokens", 4 * N_CTX]
+    trained = json.loads(lorsa(*train_args, "--json").stdout)
+    assert [run["layer"] for run in trained["runs"]] == [0, 1]
+    assert [run["run"] for run in trained["runs"]] == ["runs/layer-0", "runs/layer-1"]
+    model = harvest_args[2]
+    eval_args = ["eval", "runs/layer-1", "--store", "acts", "--model", model, "--ce-tokens", 64]
+    measured = json.loads(lorsa(*eval_args, "--json").stdout)
+    assert measured["fvu"] == pytest.approx(trained["runs"][1]["fvu"], rel=1e-5)
+    assert set(measured["cross_entropy"]) >= {"original", "lorsa", "recovered_from_zero"}
+
+
+def test_results_are_tables_for_people(lorsa: Lorsa, harvest_args: list[object]) -> None:
+    harvested = lorsa(*harvest_args, "--layers", "1")
+    assert "lorsa train --store acts" in harvested.stdout
+    assert "per token" in harvested.stderr
+    assert "self-check" in harvested.stderr
+    info = lorsa("store", "info", "acts")
+    assert "heads 4 x 8" in info.stdout
+    trained = lorsa("train", "--store", "acts", "--top-k", 6, "--batch-tokens", 4 * N_CTX)
+    assert "runs/layer-1" in trained.stdout
+    assert "data wait" in trained.stderr
+    measured = lorsa("eval", "runs/layer-1", "--store", "acts", "--model", harvest_args[2])
+    assert "loss recovered" in measured.stdout
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from lorsa.cli import main; sys.argv = ['lorsa', '--help']\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'zarr', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "lorsa harvest --model qwen2-7b --layers 0-27" in done.stdout
+
+
+def test_import_lorsa_loads_no_torch() -> None:
+    code = (
+        "import lorsa, sys; assert 'torch' not in sys.modules\n"
+        "lorsa.Lorsa; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+COMMANDS = {"harvest": HarvestConfig, "train": TrainConfig, "evaluate": EvalConfig}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_tells_the_true_defaults(command: str) -> None:
+    """Defaults are written twice, because the configs would load torch: they must agree."""
+    config = {field.name: field for field in fields(COMMANDS[command])}
+    hints = typing.get_type_hints(getattr(cli, command), include_extras=True)
+    checked = 0
+    for name, hint in hints.items():
+        option = next(
+            (m for m in getattr(hint, "__metadata__", ()) if hasattr(m, "show_default")), None
+        )
+        if name not in config or option is None or not isinstance(option.show_default, str):
+            continue
+        default = config[name].default
+        if default is not None:
+            shown = {"selfcheck": True}.get(option.show_default, option.show_default)
+            assert str(shown) in (
+                str(default),
+                f"{default:g}" if isinstance(default, float) else "",
+            )
+            checked += 1
+    assert checked >= 2
+
+
+def test_every_option_is_a_setting() -> None:
+    for command, config in COMMANDS.items():
+        known = {field.name for field in fields(config)} | {"as_json", "config", "return", "layers"}
+        assert set(typing.get_type_hints(getattr(cli, command))) <= known
+
+
+def test_a_toml_file_gives_the_rest_and_options_win(
+    lorsa: Lorsa, store_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run.toml").write_text(
+        f"top_k = 5\nlr = 0.002\nbatch_tokens = {4 * N_CTX}\ntrain_tokens = {40 * N_CTX}\n"
+    )
+    args = ["train", "--store", store_folder, "--layer", 1, "--config", "run.toml", "--top-k", 7]
+    assert lorsa(*args).exit_code == 0
+    config = json.loads((tmp_path / "runs/layer-1/run.json").read_text())["config"]
+    assert (config["top_k"], config["lr"]) == (7, 0.002)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("top_kk = 5", "unknown setting 'top_kk'; did you mean top_k?"),
+        ("top_k = -5", "top_k is -5"),
+        ("top_k", "config run.toml:"),
+    ],
+)
+def test_a_bad_toml_file_is_one_line(
+    lorsa: Lorsa, store_folder: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    error = _one_line_error(lorsa("train", "--store", store_folder, "--config", "run.toml"), 2)
+    assert message in error
+
+
+# Bad input: what is given, exit code, what the one line says.
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--model", "qwen2-8b"], 1, "did you mean qwen"),
+        (["--model", "./nowhere"], 1, "no such folder"),
+        (["--model", "Qwen/Qwen2-7B"], 1, "the Hub cannot be reached"),
+        (["--layers", "3"], 1, "layer 3 is not in"),
+        (["--layers", "0-9"], 1, "it has layers 0-2"),
+        (["--layers", "first"], 1, "not of the form 0-27"),
+        (["--data", "nowhere.txt"], 1, "no such file or folder"),
+        (["--tokens", "40"], 1, "do not make two sequences of 32"),
+        (["--n-ctx", "4096"], 1, "reads at most 128 tokens"),
+        (["--n-ctx", "1"], 2, "n_ctx is 1; allowed: 2 or more"),
+        (["--dtype", "int3"], 2, "dtype is 'int3'; allowed: bfloat16, float16, float32"),
+        (["--bos", "always"], 1, "has no BOS token"),
+        (["--tokens", "10000000000000"], 1, "GB are free: use --tokens"),
+    ],
+)
+def test_harvest_refuses_in_one_line(
+    lorsa: Lorsa,
+    harvest_args: list[object],
+    tmp_path: Path,
+    args: list[str],
+    code: int,
+    message: str,
+) -> None:
+    error = _one_line_error(lorsa(*harvest_args, *args), code)
+    assert message in error
+    assert not (tmp_path / "acts").exists()
+
+
+def test_harvest_refuses_a_folder_without_text(
+    lorsa: Lorsa, harvest_args: list[object], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "has no .txt" in _one_line_error(lorsa(*harvest_args, "--data", "empty"))
+    (tmp_path / "empty" / "a.txt").write_text("  \n")
+    assert "holds no text" in _one_line_error(lorsa(*harvest_args, "--data", "empty"))
+    assert not (tmp_path / "acts").exists()
+
+
+def test_harvest_refuses_activations_that_are_not_finite(
+    lorsa: Lorsa, harvest_args: list[object], tmp_path: Path
+) -> None:
+    from tiny import make_model, make_tokenizer
+
+    model = make_model("llama-gqa")
+    model.model.embed_tokens.weight.data[100:] = float("nan")
+    model.save_pretrained(tmp_path / "broken")
+    make_tokenizer().save_pretrained(tmp_path / "broken")
+    args = [*harvest_args, "--model", "broken", "--layers", "1"]
+    error = _one_line_error(lorsa(*args))
+    assert "nan" in error or "not finite" in error
+    error = _one_line_error(lorsa(*args, "--no-selfcheck"))
+    assert "is not finite (NaN or Inf from the model)" in error
+    assert "unfinished" in _one_line_error(lorsa("train", "--store", "acts"))
+
+
+def test_harvest_refuses_what_is_in_the_way(
+    lorsa: Lorsa, harvest_args: list[object], tmp_path: Path
+) -> None:
+    (tmp_path / "acts").mkdir()
+    (tmp_path / "acts" / "thesis.tex").touch()
+    assert "other things in it" in _one_line_error(lorsa(*harvest_args))
+    assert [p.name for p in (tmp_path / "acts").iterdir()] == ["thesis.tex"]
+
+
+def test_harvest_of_something_else_into_a_finished_store_names_the_difference(
+    lorsa: Lorsa, harvest_args: list[object]
+) -> None:
+    assert lorsa(*harvest_args, "--layers", "1").exit_code == 0
+    again = json.loads(lorsa(*harvest_args, "--layers", "1", "--json").stdout)
+    assert again["tokens_per_second"] == 0
+    error = _one_line_error(lorsa(*harvest_args, "--layers", "1", "--seed", "3"))
+    assert "holds another harvest (seed was 0, is 3)" in error
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--top-k", "300"], 1, "top_k is 300; allowed: 1..256 (n_ov_heads)"),
+        (["--n-ov-heads", "50"], 1, "not a multiple of n_qk_heads 16; use 48 or 64"),
+        (["--layers", "0"], 2, "layer 0 is not in"),
+        (["--layers", "one"], 2, "not of the form"),
+        (["--lr", "0"], 2, "lr is 0.0; allowed: above 0"),
+        (["--init", "zero"], 2, "init is 'zero'; allowed: layer, random"),
+        (["--device", "cuda"], 1, "torch sees no GPU"),
+    ],
+)
+def test_train_refuses_in_one_line(
+    lorsa: Lorsa, store_folder: Path, tmp_path: Path, args: list[str], code: int, message: str
+) -> None:
+    if "cuda" in args:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+    error = _one_line_error(lorsa("train", "--store", store_folder, *args), code)
+    assert message in error
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [["train", "--store"], ["store", "info"], ["eval", "r", "--store"]]
+)
+def test_a_folder_that_is_no_store_is_one_line(
+    lorsa: Lorsa, command: list[str], tmp_path: Path, store_folder: Path, trained: Path
+) -> None:
+    command = [str(trained) if part == "r" else part for part in command]
+    (tmp_path / "folder").mkdir()
+    assert "does not exist" in _one_line_error(lorsa(*command, "nowhere"))
+    assert "is no activation store" in _one_line_error(lorsa(*command, "folder"))
+
+
+@pytest.fixture(scope="session")
+def trained(store_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on layer 1."""
+    from lorsa.train import train
+
+    out = tmp_path_factory.mktemp("runs") / "layer-1"
+    settings: dict[str, Any] = {"top_k": 6, "batch_tokens": 4 * N_CTX, "train_tokens": 40 * N_CTX}
+    train(TrainConfig(store=store_folder, layer=1, out=out, device="cpu", **settings))
+    return out
+
+
+def test_eval_refuses_in_one_line(
+    lorsa: Lorsa, store_folder: Path, trained: Path, tmp_path: Path
+) -> None:
+    from tiny import make_model
+
+    assert "holds no Lorsa" in _one_line_error(lorsa("eval", tmp_path, "--store", store_folder))
+    make_model("llama-gqa", seed=5).save_pretrained(tmp_path / "other")
+    args = ["eval", trained, "--store", store_folder, "--ce-tokens", 64]
+    error = _one_line_error(lorsa(*args, "--model", "other"))
+    assert "was made with another model: layer 1 has another W_" in error
+    assert "no known alias" in _one_line_error(lorsa(*args, "--model", "gpt9"))
+    assert "ce_tokens is 0" in _one_line_error(lorsa(*args, "--ce-tokens", 0), 2)
+
+
+def test_an_error_in_json_is_one_object_too(lorsa: Lorsa) -> None:
+    result = lorsa("store", "info", "nowhere", "--json")
+    assert result.exit_code == 1
+    assert "does not exist" in json.loads(result.stdout)["error"]
+
+
+def test_debug_shows_the_trace(lorsa: Lorsa, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORSA_DEBUG", "1")
+    result = lorsa("store", "info", "nowhere")
+    assert type(result.exception).__name__ == "StoreError"
+
+
+def test_a_bug_keeps_its_trace(lorsa: Lorsa, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lorsa import store
+
+    def broken(_root: Path) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(store, "store_info", broken)
+    assert isinstance(lorsa("store", "info", "x").exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("args", [[], ["harvest"], ["train", "--nonsense"], ["nonsense"]])
+def test_wrong_usage_is_exit_code_2(lorsa: Lorsa, args: list[str]) -> None:
+    assert lorsa(*args).exit_code == 2
+
+
+def test_every_command_shows_an_example() -> None:
+    group: Any = typer.main.get_command(cli.app)
+    for name in ("harvest", "train", "eval"):
+        assert "Example: lorsa" in (group.commands[name].help or "")
+
+
+@pytest.mark.parametrize("layers", ["1"])
+def test_a_killed_harvest_goes_on(
+    harvest_args: list[object], layers: str, tmp_path: Path, lorsa: Lorsa
+) -> None:
+    """SIGKILL once the first shards are committed, then the same command again."""
+    args = [str(a) for a in [*harvest_args, "--layers", layers]]
+    command = [sys.executable, "-m", "lorsa", *args]
+    child = subprocess.Popen(command, cwd=tmp_path, env=os.environ, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    shard = tmp_path / "acts/layers/1/norms/c/1/0/0"
+    while not shard.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    child.kill()
+    child.wait()
+    killed_early = not (tmp_path / "acts/manifest.json").exists()
+    done = json.loads(lorsa(*args, "--json").stdout)
+    assert done["n_tokens"] == 60 * N_CTX
+    whole = json.loads(lorsa(*args, "--store", "whole", "--json").stdout)
+    assert whole["n_bytes"] == done["n_bytes"]
+    assert killed_early or done["tokens_per_second"] == 0
+    files = sorted((tmp_path / "acts").rglob("c/*"))
+    for path in files:
+        if path.is_file():
+            other = tmp_path / "whole" / path.relative_to(tmp_path / "acts")
+            assert path.read_bytes() == other.read_bytes()

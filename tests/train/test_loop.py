@@ -1,0 +1,217 @@
+"""Training: it learns, it stops cleanly, it goes on to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lorsa.model import CheckpointError, Lorsa, evaluate
+from lorsa.store import ActivationStore, StoreError, held_out_batches
+from lorsa.train import Look, StepReport, TrainConfig, TrainError, train
+from lorsa.train.checkpoint import checkpoints
+from safetensors.torch import load_file
+from tiny import N_CTX
+
+
+def _config(store: Path, out: Path, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "store": store,
+        "layer": 1,
+        "out": out,
+        "top_k": 8,
+        "batch_tokens": 4 * N_CTX,
+        "train_tokens": 40 * 4 * N_CTX,
+        "eval_tokens": 2 * N_CTX,
+        "init_tokens": 16 * N_CTX,
+        "device": "cpu",
+    } | changes
+    return TrainConfig(**settings)
+
+
+class Stop(Exception):  # noqa: N818
+    """Ends a run from outside."""
+
+
+def _stop_at(step: int) -> Any:
+    def report(event: Any) -> None:
+        if isinstance(event, StepReport) and event.step >= step:
+            raise Stop
+
+    return report
+
+
+def test_training_improves_on_the_start(store_folder: Path, tmp_path: Path) -> None:
+    events: list[Any] = []
+    result = train(_config(store_folder, tmp_path / "run"), report=events.append)
+    looks = [event for event in events if isinstance(event, Look)]
+    assert len(looks) == 4
+    assert result.fvu == looks[-1].held_out.fvu < looks[0].held_out.fvu < 1
+    assert 0 < result.l0 <= 8
+    assert result.train_tokens == 40 * 4 * N_CTX
+    assert result.tokens_per_second > 0
+
+
+def test_a_run_folder_holds_what_it_should(store_folder: Path, tmp_path: Path) -> None:
+    result = train(_config(store_folder, tmp_path / "run"))
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names == {"run.json", "metrics.jsonl", "config.json", "lorsa.safetensors"}
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert run["result"]["fvu"] == result.fvu
+    assert run["config"]["lr"] == 1e-3
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [10, 20, 30, 40]
+    assert lines[-1]["held_out"]["fvu"] == result.fvu
+
+
+def test_the_saved_lorsa_works_on_raw_activations(store_folder: Path, tmp_path: Path) -> None:
+    result = train(_config(store_folder, tmp_path / "run"))
+    lorsa = Lorsa.from_pretrained(tmp_path / "run")
+    store = ActivationStore.open(store_folder)
+    quality = evaluate(lorsa, held_out_batches(store, 1, batch_seqs=3))
+    assert quality.fvu == pytest.approx(result.fvu, rel=1e-5)
+    assert quality.l0 == pytest.approx(result.l0, rel=1e-3)
+
+
+def test_every_checkpoint_works_on_raw_activations(store_folder: Path, tmp_path: Path) -> None:
+    config = _config(store_folder, tmp_path / "run", checkpoint_every_tokens=15 * 4 * N_CTX)
+    with pytest.raises(Stop):
+        train(config, report=_stop_at(20))
+    lorsa = Lorsa.from_pretrained(checkpoints(tmp_path / "run")[-1])
+    store = ActivationStore.open(store_folder)
+    assert evaluate(lorsa, held_out_batches(store, 1, batch_seqs=3)).fvu < 1
+
+
+def test_a_finished_run_is_returned_as_it_is(store_folder: Path, tmp_path: Path) -> None:
+    config = _config(store_folder, tmp_path / "run")
+    first = train(config)
+    said: list[Any] = []
+    assert train(config, report=said.append) == first
+    assert said == [f"{tmp_path / 'run'} is already finished"]
+
+
+def test_the_same_seed_gives_the_same_bits(store_folder: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(_config(store_folder, tmp_path / name))
+    a, b = (load_file(tmp_path / name / "lorsa.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_torch_path_trains_as_the_reference(store_folder: Path, tmp_path: Path) -> None:
+    results = [
+        train(_config(store_folder, tmp_path / backend, backend=backend))
+        for backend in ("torch", "reference")
+    ]
+    assert results[0].fvu == pytest.approx(results[1].fvu, abs=1e-3)
+
+
+def test_a_stopped_run_goes_on_to_the_bit(store_folder: Path, tmp_path: Path) -> None:
+    """Stopped after step 30, resumed from the checkpoint of step 26."""
+    train(_config(store_folder, tmp_path / "whole"))
+    config = _config(store_folder, tmp_path / "run", checkpoint_every_tokens=13 * 4 * N_CTX)
+    with pytest.raises(Stop):
+        train(config, report=_stop_at(30))
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step-000000026"]
+    assert not (tmp_path / "run/lorsa.safetensors").exists()
+    train(config)
+    _same_weights_and_losses(tmp_path / "run", tmp_path / "whole")
+
+
+CHILD = """
+import json, sys
+from pathlib import Path
+from lorsa.train import StepReport, TrainConfig, train
+
+settings = json.loads(sys.argv[1])
+settings |= {name: Path(settings[name]) for name in ("store", "out")}
+settings["betas"] = tuple(settings["betas"])
+
+def report(event):
+    if isinstance(event, StepReport):
+        print(event.step, flush=True)
+        sys.stdin.readline()
+
+train(TrainConfig(**settings), report=report)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_bit(store_folder: Path, tmp_path: Path) -> None:
+    train(_config(store_folder, tmp_path / "whole"))
+    config = _config(store_folder, tmp_path / "run", checkpoint_every_tokens=4 * 4 * N_CTX)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, json.dumps(config.to_dict())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdin is not None
+    assert child.stdout.readline() == "10\n"
+    child.stdin.write("\n")
+    child.stdin.flush()
+    assert child.stdout.readline() == "20\n"
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    assert checkpoints(tmp_path / "run")
+    train(config)
+    _same_weights_and_losses(tmp_path / "run", tmp_path / "whole")
+
+
+def _same_weights_and_losses(found: Path, expected: Path) -> None:
+    a, b = (load_file(run / "lorsa.safetensors") for run in (found, expected))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+    def losses(run: Path) -> dict[int, float]:
+        lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+    assert losses(found) == losses(expected)
+
+
+def test_a_damaged_checkpoint_is_named(store_folder: Path, tmp_path: Path) -> None:
+    config = _config(store_folder, tmp_path / "run", checkpoint_every_tokens=13 * 4 * N_CTX)
+    with pytest.raises(Stop):
+        train(config, report=_stop_at(20))
+    (checkpoints(tmp_path / "run")[-1] / "optimizer.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="is damaged .*delete that folder"):
+        train(config)
+
+
+def test_other_settings_in_the_same_folder_are_refused(store_folder: Path, tmp_path: Path) -> None:
+    train(_config(store_folder, tmp_path / "run"))
+    with pytest.raises(TrainError, match=r"holds another run \(top_k was 8, is 4\)"):
+        train(_config(store_folder, tmp_path / "run", top_k=4))
+
+
+def test_a_folder_with_other_things_is_refused(store_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(TrainError, match="holds other things"):
+        train(_config(store_folder, tmp_path))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(
+    store_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainError, match=r"step \d+: loss is .*Use a smaller --lr than 1e\+30"):
+        train(_config(store_folder, tmp_path / "run", lr=1e30))
+
+
+def test_a_layer_that_is_not_stored_is_named(store_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="layer 0 is not in .*; it has layers 1-2"):
+        train(_config(store_folder, tmp_path / "run", layer=0))
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_loads_no_language_model(store_folder: Path, tmp_path: Path) -> None:
+    """transformers is for the harvest; training needs only the store."""
+    code = (
+        "import sys; from pathlib import Path; from lorsa.train import TrainConfig, train\n"
+        f"train(TrainConfig(store=Path({str(store_folder)!r}), layer=1, top_k=8, "
+        f"out=Path({str(tmp_path / 'run')!r}), batch_tokens=128, train_tokens=256, device='cpu'))\n"
+        "assert 'lorsa.harvest' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
