@@ -166,11 +166,10 @@ def _cluster(points: Tensor, n_clusters: int, generator: torch.Generator) -> Ten
     centres = F.normalize(torch.cat((unit[chosen], extra)), dim=1)
     for _ in range(KMEANS_ROUNDS):
         nearest = (unit @ centres.T).argmax(dim=1)
-        members = F.one_hot(nearest, n_clusters).to(unit)  # [n_points, n_clusters]
-        total = members.T @ unit
-        centres = torch.where(
-            total.norm(dim=1, keepdim=True) > 0, F.normalize(total, dim=1), centres
-        )
+        count = nearest.bincount(minlength=n_clusters)
+        by_cluster = nearest.argsort(stable=True)
+        total = F.embedding_bag(by_cluster, unit, count.cumsum(0) - count, mode="sum")
+        centres = torch.where(count[:, None] > 0, F.normalize(total, dim=1), centres)
     return centres
 
 

