@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 
@@ -35,6 +36,10 @@ ConfigFile = Annotated[
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")]
 
 Config = TypeVar("Config")
+
+IS_MAIN = os.environ.get("RANK", "0") == "0"
+"""Of several processes of one run, one prints."""
+GOES_ON = ("harvest", "train", "demo")
 
 
 class UsageError(Exception):
@@ -297,13 +302,26 @@ def _settings(kind: type[Config], given: dict[str, Any], file: Path | None = Non
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
             raise UsageError(f"{file}: unknown setting {name!r}; {hint}")
-    for name, value in settings.items():
-        if "Path" in str(known[name].type):
-            settings[name] = Path(value)
+        settings[name] = _typed(file, name, settings[name], known[name].type)
     try:
         return kind(**{**settings, **given})
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
+
+
+def _typed(file: Path | None, name: str, value: Any, hint: Any) -> Any:
+    """Return a value of a TOML file as a setting's type has it; UsageError if it does not fit."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if isinstance(value, str) and Path in kinds:
+        return Path(value)
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
+        return float(value)
+    if isinstance(value, list) and any(get_origin(kind) is tuple for kind in kinds):
+        return tuple(value)
+    if type(value) not in kinds:
+        wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+        raise UsageError(f"{file}: {name} is {value!r}; it must be {wanted}".replace("Type", ""))
+    return value
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -323,13 +341,16 @@ def _run(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> Non
         code, message = _explain(error)
         if message is None or os.environ.get("LORSA_DEBUG"):
             raise
-        if as_json:
+        if as_json and IS_MAIN:
             print(json.dumps({"error": message}))
         print(f"error: {message}", file=sys.stderr)
         raise typer.Exit(code) from None
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        hint = "; the same command goes on from here" if command in GOES_ON else ""
+        print(f"stopped{hint}", file=sys.stderr)
         raise typer.Exit(130) from None
+    if not IS_MAIN:
+        return
     if as_json:
         print(json.dumps(result))
     else:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .harvest import Plan, SelfCheck
+from .harvest import Plan, SelfCheck, format_bytes
 from .harvest import Progress as HarvestProgress
 from .store import spell_layers
 from .train import Look, StepReport
@@ -74,7 +74,7 @@ class HarvestDisplay(_Bar):
             case Plan():
                 self._plan(event)
             case SelfCheck():
-                worst = max(event.errors.values())
+                worst = max(check.error for check in event.layers.values())
                 say(f"self-check: y recomputed from x within {worst:.1e} (limit {event.limit:.0e})")
             case HarvestProgress():
                 self.update(
@@ -89,8 +89,8 @@ class HarvestDisplay(_Bar):
             "model": plan.model,
             "layers": f"{spell_layers(list(plan.layers))} ({shown})",
             "tokens": f"{plan.n_tokens:,} in sequences of {plan.n_ctx:,}",
-            "per token": f"{plan.bytes_per_token:,} bytes",
-            "store": f"{_size(plan.total_bytes)} of {_size(plan.free_bytes)} free",
+            "per token": f"{plan.bytes_per_token:,} bytes of activations",
+            "store": f"{format_bytes(plan.total_bytes)} of {format_bytes(plan.free_bytes)} free",
         }
         if plan.first_tokens:
             rows["begins"] = repr(plan.first_tokens)
@@ -132,7 +132,7 @@ def _harvest_table(result: dict[str, Any]) -> Table:
         "model": result["model"],
         "layers": spell_layers(result["layers"]),
         "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences",
-        "size": _size(result["n_bytes"]),
+        "size": format_bytes(result["n_bytes"]),
         "time": f"{_time(result['seconds'])}, {result['tokens_per_second']:,.0f} tokens/s",
         "store": result["store"],
         "next": f"lorsa train --store {result['store']}",
@@ -165,9 +165,9 @@ def _eval_table(result: dict[str, Any]) -> Table:
 
 def _quality_rows(result: dict[str, Any]) -> dict[str, str]:
     rows = {
-        "FVU": f"{result['fvu']:.4f}",
+        "FVU": _number(result["fvu"]),
         "L0": f"{result['l0']:.1f}",
-        "never fired": f"{result['dead_fraction']:.1%} of heads",
+        "silent heads": f"{result['dead_fraction']:.1%} did not fire on these tokens",
         "held-out tokens": f"{result['n_tokens']:,}",
     }
     if (ce := result["cross_entropy"]) is None:
@@ -177,8 +177,8 @@ def _quality_rows(result: dict[str, Any]) -> dict[str, str]:
         "  with Lorsa": f"{ce['lorsa']:.4f}",
         "  zero-ablated": f"{ce['zero_ablated']:.4f}",
         "  mean-ablated": f"{ce['mean_ablated']:.4f}",
-        "loss recovered": f"{ce['recovered_from_zero']:.1%} of zero-ablation, "
-        f"{ce['recovered_from_mean']:.1%} of mean-ablation",
+        "loss recovered": f"{_share(ce['recovered_from_zero'])} of zero-ablation, "
+        f"{_share(ce['recovered_from_mean'])} of mean-ablation",
         "predicted tokens": f"{ce['n_tokens']:,}",
     }
 
@@ -190,15 +190,16 @@ def _info_table(result: dict[str, Any]) -> Table:
         "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences of {result['n_ctx']:,}",
         "held out": f"{result['n_held_out_tokens']:,} tokens",
         "stored as": f"{result['dtype']}, compression {result['compression']}",
-        "size": f"{_size(result['n_bytes'])} in {result['n_shards']:,} shards",
+        "size": f"{format_bytes(result['n_bytes'])} in {result['n_shards']:,} shards",
         "uuid": result["uuid"],
         "created": f"{result['created']}, complete",
     }
     for layer, facts in result["layers"].items():
         rows[f"layer {layer}"] = (
-            f"{_size(facts['n_bytes'])}, heads {facts['heads']}, kv heads {facts['kv_heads']}, "
+            f"{format_bytes(facts['n_bytes'])}, heads {facts['heads']}, "
+            f"kv heads {facts['kv_heads']}, "
             f"mean norms {facts['mean_norm_x']:.3g} in, {facts['mean_norm_y']:.3g} out, "
-            f"self-check {facts['self_check']:.0e}"
+            f"self-check {'passed' if facts['self_check']['passed'] else 'failed'}"
         )
     return _facts(result["store"], rows)
 
@@ -212,7 +213,7 @@ def _demo_table(result: dict[str, Any]) -> Table:
         "heads": f"{trained['n_ov_heads']:,}, {trained['top_k']} fire per token",
         "dead": f"{trained['dead_fraction']:.1%} of heads",
         **_quality_rows(measured),
-        "store": f"{harvested['store']} ({_size(harvested['n_bytes'])})",
+        "store": f"{harvested['store']} ({format_bytes(harvested['n_bytes'])})",
         "run": trained["run"],
         "time": _time(result["seconds"]),
     }
@@ -235,14 +236,14 @@ def _facts(title: str, rows: dict[str, str]) -> Table:
     return table
 
 
+def _number(value: float | None) -> str:
+    return "undefined: y does not vary" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.1%}"
+
+
 def _time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.1f} TB"

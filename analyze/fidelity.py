@@ -6,6 +6,7 @@ where CE is the mean cross-entropy of the next token, in nats, and ablated means
 layer's output is zero, or its mean. 1 is as good as the layer, 0 as bad as having none.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from torch import Tensor
 from ..harvest import (
     AttentionSite,
     attention_sites,
-    default_device,
     load_config,
     load_model,
     module_input,
@@ -27,11 +27,12 @@ from ..harvest import (
     require_same_weights,
     resolve,
 )
-from ..model import Lorsa, evaluate
+from ..model import DEVICES, Lorsa, choose_device, evaluate
 from ..store import ActivationStore, held_out_batches
 from .errors import AnalyzeError
 
-BATCH_SEQS = 8
+BATCH_TOKENS = 2048
+"""Tokens of a forward: logits of a large vocabulary take much memory."""
 MEAN_SEQS = 64
 """Training sequences that the mean of y is taken over."""
 
@@ -60,6 +61,8 @@ class EvalConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; allowed: 1 or more")
+        if self.device not in DEVICES:
+            raise ValueError(f"device is {self.device!r}; allowed: {', '.join(DEVICES)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,18 +81,18 @@ class CrossEntropy:
     """Predicted tokens."""
 
     @property
-    def recovered_from_zero(self) -> float:
-        """Share of the loss that zero-ablation costs, recovered."""
+    def recovered_from_zero(self) -> float | None:
+        """Share of the loss that zero-ablation costs, recovered; None if it costs nothing."""
         return self._recovered(self.zero_ablated)
 
     @property
-    def recovered_from_mean(self) -> float:
-        """Share of the loss that mean-ablation costs, recovered."""
+    def recovered_from_mean(self) -> float | None:
+        """Share of the loss that mean-ablation costs, recovered; None if it costs nothing."""
         return self._recovered(self.mean_ablated)
 
-    def _recovered(self, ablated: float) -> float:
+    def _recovered(self, ablated: float) -> float | None:
         cost = ablated - self.original
-        return (ablated - self.lorsa) / cost if cost != 0 else float("nan")
+        return (ablated - self.lorsa) / cost if cost != 0 else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,15 +108,19 @@ class Fidelity:
     l0: float
     """Heads that fire per token."""
     dead_fraction: float
-    """Share of heads that fire on none of these held-out tokens."""
+    """Share of heads that did not fire on `dead_window_tokens` tokens: here, those held out. The
+    fewer the tokens, the larger it reads; training counts over a longer window."""
+    dead_window_tokens: int
+    """See dead_fraction."""
     n_tokens: int
-    """Held-out tokens of the three."""
+    """Held-out tokens of all three."""
     cross_entropy: CrossEntropy | None
     """In the language model, if one was given."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the measures as JSON-able data, the shares recovered among them."""
         data: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        data["fvu"] = self.fvu if math.isfinite(self.fvu) else None
         if (ce := self.cross_entropy) is not None:
             data["cross_entropy"] = {name: getattr(ce, name) for name in ce.__slots__} | {
                 "recovered_from_zero": ce.recovered_from_zero,
@@ -138,10 +145,14 @@ def evaluate_run(config: EvalConfig, *, report: Report = lambda text: None) -> F
     lorsa = Lorsa.from_pretrained(config.run)
     store = ActivationStore.open(config.store)
     layer = _layer_of(lorsa, store, config)
-    device = default_device() if config.device == "auto" else config.device
+    try:
+        device = choose_device(config.device)
+    except ValueError as error:
+        raise AnalyzeError(str(error)) from None
     lorsa = lorsa.to(device)
     report("measuring on the store")
-    held_out = held_out_batches(store, layer, batch_seqs=BATCH_SEQS, n_tokens=config.tokens)
+    n_seqs = _batch_seqs(store.manifest.n_ctx)
+    held_out = held_out_batches(store, layer, batch_seqs=n_seqs, n_tokens=config.tokens)
     quality = evaluate(lorsa, ((x.to(device).float(), y.to(device).float()) for x, y in held_out))
     cross_entropy = None
     if config.model is not None:
@@ -152,6 +163,7 @@ def evaluate_run(config: EvalConfig, *, report: Report = lambda text: None) -> F
         fvu=quality.fvu,
         l0=quality.l0,
         dead_fraction=quality.dead_fraction,
+        dead_window_tokens=quality.n_tokens,
         n_tokens=quality.n_tokens,
         cross_entropy=cross_entropy,
     )
@@ -186,7 +198,7 @@ def _in_the_model(
     report(f"loading {path.id} on {device}")
     model = load_model(path, load_config(path), dtype="auto", device=device).model
     sites = attention_sites(model, [layer])
-    require_same_weights(model, sites, store.root)
+    require_same_weights(model, sites, store.root, store.manifest)
     report("running the language model")
     n_seqs = max(1, config.ce_tokens // store.manifest.n_ctx)
     tokens = store.tokens(store.held_out_seqs[:n_seqs])
@@ -203,6 +215,10 @@ def _in_the_model(
     }
     n_predicted = tokens.shape[0] * (tokens.shape[1] - 1)
     return CrossEntropy(**losses, n_tokens=n_predicted)
+
+
+def _batch_seqs(n_ctx: int) -> int:
+    return max(1, BATCH_TOKENS // n_ctx)
 
 
 Replacement = Callable[[Tensor], Tensor]
@@ -247,7 +263,7 @@ def cross_entropy(
     """
     total = 0.0
     with replaced(site, replacement):
-        for batch in tokens.long().split(BATCH_SEQS):
+        for batch in tokens.long().split(_batch_seqs(tokens.shape[1])):
             ids = batch.to(model.device)
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # [n, n_ctx - 1, n_vocab]
             loss = F.cross_entropy(

@@ -5,9 +5,9 @@ from .capture import Capture, module_input, module_output
 from .config import HarvestConfig
 from .errors import HarvestError
 from .loop import HarvestResult, Progress, harvest
-from .models import LanguageModel, default_device, load_config, load_model
-from .plan import Plan
-from .selfcheck import SelfCheck, require_same_weights
+from .models import LanguageModel, load_config, load_model
+from .plan import Plan, format_bytes
+from .selfcheck import LayerCheck, SelfCheck, check_geometry, require_same_weights
 from .sites import AttentionSite, attention_sites, read_geometry, read_weights
 
 __all__ = [
@@ -18,11 +18,13 @@ __all__ = [
     "HarvestError",
     "HarvestResult",
     "LanguageModel",
+    "LayerCheck",
     "Plan",
     "Progress",
     "SelfCheck",
     "attention_sites",
-    "default_device",
+    "check_geometry",
+    "format_bytes",
     "harvest",
     "load_config",
     "load_model",

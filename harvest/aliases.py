@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
 
 from .errors import HarvestError
 
 ALIASES = {
-    "gpt2": "openai-community/gpt2",
     "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
     "llama-3.2-1b": "meta-llama/Llama-3.2-1B",
     "llama-3.2-3b": "meta-llama/Llama-3.2-3B",
@@ -90,6 +93,14 @@ def resolve(model: str) -> ModelPath:
     )
 
 
+def canonical(model: str) -> str:
+    """Return one spelling of a --model: the Hub id of an alias, the absolute path of a file."""
+    if model.lower() in ALIASES:
+        return ALIASES[model.lower()]
+    path = Path(model).expanduser()
+    return str(path.absolute()) if path.exists() else model
+
+
 def _pin(hub_id: str) -> ModelPath:
     """Return a Hub model at its present commit; without a network, at what is cached here.
 
@@ -103,6 +114,12 @@ def _pin(hub_id: str) -> ModelPath:
             "or run: hf auth login"
         ) from None
     except HfHubHTTPError as error:
-        raise HarvestError(f"model {hub_id}: the Hub answered {error}") from None
+        raise HarvestError(f"model {hub_id}: the Hub answered {_first_line(error)}") from None
+    except HFValidationError as error:
+        raise HarvestError(f"model {hub_id}: {_first_line(error)}") from None
     except Exception:  # the HTTP library, and so its errors, change with the version of the Hub's
         return ModelPath(hub_id, offline=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,8 +1,7 @@
 """Run a language model and catch what goes into and comes out of its attention layers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -12,6 +11,24 @@ from .sites import AttentionSite
 
 class _Enough(Exception):  # noqa: N818 - it tells of no error
     """Raised in the last hooked layer: nothing after it is needed."""
+
+
+class Call(NamedTuple):
+    """One call of an attention module."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+    @property
+    def x(self) -> Tensor:
+        """The module's input, [n, n_ctx, d_model]."""
+        return module_input(self.args, self.kwargs)
+
+    @property
+    def y(self) -> Tensor:
+        """The module's output, [n, n_ctx, d_model]."""
+        return module_output(self.output)
 
 
 def module_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -42,17 +59,17 @@ class Capture:
         """
         self._model = model
         self._sites = sites
-        self._caught: dict[int, tuple[Tensor, Tensor]] = {}
+        self._calls: dict[int, Call] = {}
         self._handles: list[Any] = []
 
-    def __enter__(self) -> "Capture":
+    def __enter__(self) -> Self:
         last = self._sites[-1].layer
         for site in self._sites:
 
             def hook(
                 module: Any, args: Any, kwargs: Any, output: Any, layer: int = site.layer
             ) -> None:
-                self._caught[layer] = (module_input(args, kwargs), module_output(output))
+                self._calls[layer] = Call(args, kwargs, output)
                 if layer == last:
                     raise _Enough
 
@@ -63,22 +80,18 @@ class Capture:
         while self._handles:
             self._handles.pop().remove()
 
-    @torch.inference_mode()
     def run(self, tokens: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-        """Return x and y of every layer, each [n, n_ctx, d_model], of tokens [n, n_ctx].
+        """Return x and y of every layer, each [n, n_ctx, d_model], of tokens [n, n_ctx]."""
+        return {layer: (call.x, call.y) for layer, call in self.calls(tokens).items()}
+
+    @torch.inference_mode()
+    def calls(self, tokens: Tensor) -> dict[int, Call]:
+        """Run the model on tokens [n, n_ctx] and return the calls of its attention layers.
 
         Every token attends to all before it in its sequence; positions count from 0.
         """
-        self._caught = {}
-        with _stopped_early():
+        self._calls = {}
+        with suppress(_Enough):
             self._model(input_ids=tokens.long().to(self._model.device), use_cache=False)
-        caught, self._caught = self._caught, {}
-        return caught
-
-
-@contextmanager
-def _stopped_early() -> Iterator[None]:
-    try:
-        yield
-    except _Enough:
-        return
+        calls, self._calls = self._calls, {}
+        return calls

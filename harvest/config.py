@@ -4,7 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..model import DEVICES
 from ..store import ACTIVATION_DTYPES, COMPRESSIONS
+from .aliases import canonical
 from .corpus import STDLIB
 from .models import MODEL_DTYPES
 from .packing import BOS_RULES
@@ -38,7 +40,7 @@ class HarvestConfig:
     model_dtype: str = "auto"
     """Of the model's arithmetic; "auto" is its own on a GPU, float32 on a CPU."""
     device: str = "auto"
-    """Where the model runs: "auto" is a GPU if there is one."""
+    """Where the model runs: "auto" (a GPU if there is one), "cpu" or "cuda"."""
     bos: str = "auto"
     """Whether documents begin with BOS: "auto" as the model's tokenizer does."""
     seed: int = 0
@@ -49,7 +51,7 @@ class HarvestConfig:
     """Whether to begin although the disk looks too small."""
 
     def __post_init__(self) -> None:
-        for name, least in (("n_ctx", 2), ("batch_seqs", 1), ("tokens", 2)):
+        for name, least in (("n_ctx", 2), ("batch_seqs", 1), ("tokens", 2), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; allowed: {least} or more")
@@ -58,6 +60,7 @@ class HarvestConfig:
             ("compression", COMPRESSIONS),
             ("model_dtype", MODEL_DTYPES),
             ("bos", BOS_RULES),
+            ("device", DEVICES),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -65,6 +68,8 @@ class HarvestConfig:
                 )
 
     def request(self) -> dict[str, Any]:
-        """Return the settings that decide what is in the store."""
-        free = {"store", "batch_seqs", "device", "selfcheck", "force"}
-        return {name: value for name, value in asdict(self).items() if name not in free}
+        """Return the settings that decide what is in the store, apart from its layers."""
+        free = {"store", "layers", "batch_seqs", "device", "selfcheck", "force"}
+        settings = {name: value for name, value in asdict(self).items() if name not in free}
+        data = self.data if self.data == STDLIB else str(Path(self.data).expanduser().absolute())
+        return settings | {"model": canonical(self.model), "data": data}

@@ -1,7 +1,8 @@
 """Text in: documents of a file, a folder, or Python's own library, in a seeded order.
 
-Files are visited in a random order and documents pass through a shuffle buffer, so a corpus larger
-than memory streams and one smaller than the buffer is shuffled whole.
+Files are visited in a random order and documents pass through a shuffle buffer. Many files, or the
+rows of .jsonl and .parquet files, may be larger than memory; what is smaller than the buffer is
+shuffled whole.
 """
 
 import json
@@ -18,6 +19,7 @@ from .errors import HarvestError
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".py")
 TABLE_SUFFIXES = (".jsonl", ".parquet")
+KNOWN_SUFFIXES = TEXT_SUFFIXES + TABLE_SUFFIXES
 BUFFER_CHARACTERS = 64_000_000
 STDLIB = "stdlib"
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -60,23 +62,25 @@ def _files(root: Path) -> list[Path]:
         raise HarvestError(
             f"data {root}: no such file or folder; give one, or {STDLIB} for Python's own texts"
         )
-    known = TEXT_SUFFIXES + TABLE_SUFFIXES
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in known and p.is_file())
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in KNOWN_SUFFIXES and p.is_file())
     if not files:
-        raise HarvestError(f"data {root}: the folder has no {', '.join(known)} file")
+        raise HarvestError(f"data {root}: the folder has no {', '.join(KNOWN_SUFFIXES)} file")
     return files
 
 
 def _read(file: Path, root: Path, text_column: str) -> Iterator[Document]:
     name = file.name if file == root else str(file.relative_to(root))
     try:
-        if file.suffix == ".jsonl":
+        if file.suffix.lower() == ".jsonl":
             yield from _read_jsonl(file, name, text_column)
-        elif file.suffix == ".parquet":
+        elif file.suffix.lower() == ".parquet":
             yield from _read_parquet(file, name, text_column)
         else:
-            yield Document(name, file.read_text("utf-8", errors="replace"))
-    except (OSError, pa.ArrowException, json.JSONDecodeError) as error:
+            text = file.read_text("utf-8", errors="replace")
+            if "\0" in text:
+                raise HarvestError(f"data {file}: is no text; give {', '.join(KNOWN_SUFFIXES)}")
+            yield Document(name, text)
+    except (OSError, pa.ArrowException) as error:
         raise HarvestError(f"data {file}: cannot be read ({error})") from None
 
 
@@ -85,11 +89,14 @@ def _read_jsonl(file: Path, name: str, text_column: str) -> Iterator[Document]:
         for number, line in enumerate(lines):
             if not line.strip():
                 continue
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise HarvestError(f"data {file}: line {number + 1} is no JSON ({error})") from None
             if not isinstance(row, dict) or text_column not in row:
                 columns = ", ".join(row) if isinstance(row, dict) else "no fields"
                 raise _no_column(file, text_column, columns)
-            yield Document(f"{name}:{number}", str(row[text_column] or ""))
+            yield Document(f"{name}:{number}", _as_text(row[text_column], file, text_column))
 
 
 def _read_parquet(file: Path, name: str, text_column: str) -> Iterator[Document]:
@@ -99,8 +106,14 @@ def _read_parquet(file: Path, name: str, text_column: str) -> Iterator[Document]
         number = 0
         for batch in table.iter_batches(batch_size=256, columns=[text_column]):
             for text in batch.column(0).to_pylist():
-                yield Document(f"{name}:{number}", str(text or ""))
+                yield Document(f"{name}:{number}", _as_text(text, file, text_column))
                 number += 1
+
+
+def _as_text(value: object, file: Path, text_column: str) -> str:
+    if not isinstance(value, str | None):
+        raise HarvestError(f"data {file}: column {text_column!r} holds no text; choose another")
+    return value or ""
 
 
 def _no_column(file: Path, text_column: str, columns: str) -> HarvestError:

@@ -1,5 +1,6 @@
 """Stage 1: run the language model once and write a store."""
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from .. import __version__
+from ..model import choose_device
 from ..store import (
     DTYPES,
     ActivationStore,
@@ -24,18 +26,11 @@ from .capture import Capture
 from .config import HarvestConfig
 from .corpus import documents
 from .errors import HarvestError
-from .models import (
-    LanguageModel,
-    default_device,
-    load_config,
-    load_model,
-    load_tokenizer,
-    tokenizer_facts,
-)
+from .models import LanguageModel, load_config, load_model, load_tokenizer, tokenizer_facts
 from .packing import Packed, fingerprint, pack
 from .plan import Plan, Sizes, require_same_request, shard_seqs
-from .selfcheck import SelfCheck, check_geometry, require_same_weights
-from .sites import attention_sites, family_of, read_geometry, read_weights
+from .selfcheck import SelfCheck, check_geometry, require_passed, require_same_weights
+from .sites import attention_sites, family_of, read_geometry, read_weights, site_name
 
 
 class Progress(NamedTuple):
@@ -83,6 +78,7 @@ class _Target(NamedTuple):
     layers: dict[int, str]
     """Layers with the names of their attention modules"""
     d_model: int
+    device: str
 
 
 class _Text(NamedTuple):
@@ -107,44 +103,80 @@ def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Ha
         StoreError: the store cannot be written, or its folder holds something else.
     """
     started = time.perf_counter()
+    rate = 0.0
     if is_complete(config.store):
-        store = ActivationStore.open(config.store)
-        require_same_request(config.store, store.manifest.request, config.request())
+        _require_same(config, ActivationStore.open(config.store).manifest)
         report(f"{config.store} is already complete")
-        return _result(config, store, seconds=time.perf_counter() - started, rate=0.0)
-    begun = is_begun(config.store)
-    if not begun:
+    elif is_begun(config.store):
+        rate = _go_on(config, report)
+    else:
         require_free(config.store)
+        rate = _begin(config, report)
+    store = ActivationStore.open(config.store)
+    return HarvestResult(
+        store=str(config.store),
+        model=store.manifest.model["id"],
+        layers=store.layers,
+        n_seq=store.manifest.n_seq,
+        n_tokens=store.manifest.n_seq * store.manifest.n_ctx,
+        n_bytes=sum(entry.n_bytes for entry in store.entries),
+        seconds=time.perf_counter() - started,
+        tokens_per_second=rate,
+    )
+
+
+def _begin(config: HarvestConfig, report: Report) -> float:
+    """Make a store from nothing; return tokens per second."""
     target = _look(config, report)
     sizes = Sizes(config, target.layers, target.d_model)
-    writer, text = None, None
-    if begun:
-        writer = StoreWriter.resume(config.store)
-        require_same_request(config.store, writer.manifest.request, config.request())
-        n_tokens = writer.manifest.n_seq * writer.manifest.n_ctx
+    text = _read_text(config, target, sizes.max_tokens(), report)
+    n_tokens = text.packed.tokens.numel()
+    report(sizes.plan(target.path.id, n_tokens, text.first_tokens))
+    loaded = _load(target, config.model_dtype, report)
+    with Capture(loaded.model, attention_sites(loaded.model, list(target.layers))) as capture:
+        with _create(config, target, loaded, text, capture, report) as writer:
+            return _write_shards(config, writer, capture, report)
+
+
+def _go_on(config: HarvestConfig, report: Report) -> float:
+    """Finish a store that was begun; return tokens per second."""
+    with StoreWriter.resume(config.store) as writer:
+        manifest = writer.manifest
+        _require_same(config, manifest)
+        target = _look(config, report)
+        sizes = Sizes(config, target.layers, target.d_model)
+        n_tokens = manifest.n_seq * manifest.n_ctx
+        sizes.require_room(n_tokens)
         report(sizes.plan(target.path.id, n_tokens))
-    else:
-        text = _read_text(config, target, sizes.max_tokens(), report)
-        report(sizes.plan(target.path.id, text.packed.tokens.numel(), text.first_tokens))
-    loaded = _load(config, target, report)
-    sites = attention_sites(loaded.model, list(target.layers))
-    with Capture(loaded.model, sites) as capture:
-        if writer is None:
-            assert text is not None
-            writer = _begin(config, target, loaded, text, capture, report)
-        else:
-            require_same_weights(loaded.model, sites, config.store)
-        try:
-            rate = _write_shards(config, writer, capture, report)
-            writer.finish()
-        finally:
-            writer.close()
-    store = ActivationStore.open(config.store)
-    return _result(config, store, seconds=time.perf_counter() - started, rate=rate)
+        loaded = _load(target, manifest.model["dtype"], report)
+        sites = attention_sites(loaded.model, list(target.layers))
+        require_same_weights(loaded.model, sites, config.store, manifest)
+        with Capture(loaded.model, sites) as capture:
+            return _write_shards(config, writer, capture, report)
+
+
+def _require_same(config: HarvestConfig, manifest: Manifest) -> None:
+    """Raise HarvestError unless a store was begun with this request."""
+    n_layers = manifest.model["n_layers"]
+    layers = _choose(config.layers, n_layers, where=manifest.model["id"])
+    asked = config.request() | {"layers": layers}
+    begun = manifest.request | {"layers": sorted(manifest.layers)}
+    require_same_request(config.store, begun, asked)
+
+
+def _choose(text: str, n_layers: int, *, where: str) -> list[int]:
+    try:
+        return choose_layers(text, range(n_layers), where=where)
+    except ValueError as error:
+        raise HarvestError(str(error)) from None
 
 
 def _look(config: HarvestConfig, report: Report) -> _Target:
     """Find the model and check the request against it."""
+    try:
+        device = choose_device(config.device)
+    except ValueError as error:
+        raise HarvestError(str(error)) from None
     path = resolve(config.model)
     report(f"looking at {path.id}")
     model_config = load_config(path)
@@ -153,20 +185,16 @@ def _look(config: HarvestConfig, report: Report) -> _Target:
     longest = getattr(facts, "max_position_embeddings", None)
     if longest is not None and config.n_ctx > longest:
         raise HarvestError(f"n_ctx is {config.n_ctx}; {path.id} reads at most {longest} tokens")
-    try:
-        layers = choose_layers(config.layers, range(facts.num_hidden_layers), where=path.id)
-    except ValueError as error:
-        raise HarvestError(str(error)) from None
-    names = {layer: f"{family.layers}.{layer}.{family.attention}" for layer in layers}
-    return _Target(path, model_config, names, facts.hidden_size)
+    layers = _choose(config.layers, facts.num_hidden_layers, where=path.id)
+    names = {layer: site_name(family, layer) for layer in layers}
+    return _Target(path, model_config, names, facts.hidden_size, device)
 
 
 def _read_text(config: HarvestConfig, target: _Target, max_tokens: int, report: Report) -> _Text:
     report(f"tokenising text of {config.data}")
     tokenizer = load_tokenizer(target.path)
-    docs = documents(config.data, text_column=config.text_column, seed=config.seed)
     packed = pack(
-        docs,
+        documents(config.data, text_column=config.text_column, seed=config.seed),
         tokenizer,
         n_ctx=config.n_ctx,
         max_tokens=max_tokens,
@@ -177,13 +205,12 @@ def _read_text(config: HarvestConfig, target: _Target, max_tokens: int, report: 
     return _Text(packed, tokenizer_facts(tokenizer), first)
 
 
-def _load(config: HarvestConfig, target: _Target, report: Report) -> LanguageModel:
-    device = default_device() if config.device == "auto" else config.device
-    report(f"loading {target.path.id} on {device}")
-    return load_model(target.path, target.model_config, dtype=config.model_dtype, device=device)
+def _load(target: _Target, dtype: str, report: Report) -> LanguageModel:
+    report(f"loading {target.path.id} on {target.device}")
+    return load_model(target.path, target.model_config, dtype=dtype, device=target.device)
 
 
-def _begin(
+def _create(
     config: HarvestConfig,
     target: _Target,
     loaded: LanguageModel,
@@ -192,31 +219,40 @@ def _begin(
     report: Report,
 ) -> StoreWriter:
     """Check the geometry on the first sequences, then lay down the store."""
-    sites = attention_sites(loaded.model, list(target.layers))
-    first = capture.run(text.packed.tokens[: config.batch_seqs])
-    geometries = {site.layer: read_geometry(loaded.model, site) for site in sites}
-    weights = {site.layer: read_weights(loaded.model, site) for site in sites}
-    check = check_geometry(first, weights, geometries, required=config.selfcheck)
+    model = loaded.model
+    sites = attention_sites(model, list(target.layers))
+    calls = capture.calls(text.packed.tokens[: config.batch_seqs])
+    geometries = {site.layer: read_geometry(model, site) for site in sites}
+    weights = {site.layer: read_weights(model, site) for site in sites}
+    check = check_geometry(model, sites, calls, weights, geometries)
     report(check)
+    if config.selfcheck:
+        require_passed(check)
     facts = {
         layer: {
             "geometry": geometries[layer].to_dict(),
+            "weights": sorted(weights[layer].present()),
             "self_check": {
-                "error": check.errors[layer],
-                "passed": check.errors[layer] <= check.limit,
+                "passed": check.passed(layer),
+                "error": _finite(check.layers[layer].error),
+                "noise": _finite(check.layers[layer].noise),
             },
         }
         for layer in target.layers
     }
-    manifest = _manifest(config, target, loaded, text, facts)
     return StoreWriter.create(
         config.store,
-        manifest,
+        _manifest(config, target, loaded, text, facts),
         tokens=text.packed.tokens,
         documents=text.packed.documents,
         document_names=text.packed.names,
         weights={layer: weights[layer].present() for layer in target.layers},
     )
+
+
+def _finite(value: float) -> float | None:
+    """Return a number that JSON knows."""
+    return value if math.isfinite(value) else None
 
 
 def _manifest(
@@ -250,14 +286,14 @@ def _manifest(
         dtype=config.dtype,
         compression=config.compression,
         layers=layers,
-        held_out_shards=held_out_shards(-(-n_seq // n_shard_seqs)),
+        held_out_shards=held_out_shards(n_seq, n_shard_seqs),
     )
 
 
 def _write_shards(
     config: HarvestConfig, writer: StoreWriter, capture: Capture, report: Report
 ) -> float:
-    """Run the model over every shard that is missing; return tokens per second."""
+    """Run the model over the missing shards and finish the store; return tokens per second."""
     manifest = writer.manifest
     missing = writer.missing_shards()
     n_missing = sum(len(manifest.shard_rows(shard)) for shard in missing) * manifest.n_ctx
@@ -271,25 +307,10 @@ def _write_shards(
                 n_done += len(rows) * manifest.n_ctx
                 rate = n_done / (time.perf_counter() - started)
                 report(Progress(n_tokens - n_missing + n_done, n_tokens, rate))
+    writer.finish()
     return n_done / max(time.perf_counter() - started, 1e-9)
 
 
 def _split(rows: range, size: int) -> Iterator[range]:
     for first in range(rows.start, rows.stop, size):
         yield range(first, min(first + size, rows.stop))
-
-
-def _result(
-    config: HarvestConfig, store: ActivationStore, *, seconds: float, rate: float
-) -> HarvestResult:
-    manifest = store.manifest
-    return HarvestResult(
-        store=str(config.store),
-        model=manifest.model["id"],
-        layers=store.layers,
-        n_seq=manifest.n_seq,
-        n_tokens=manifest.n_seq * manifest.n_ctx,
-        n_bytes=sum(entry.n_bytes for entry in store.entries),
-        seconds=seconds,
-        tokens_per_second=rate,
-    )

@@ -23,11 +23,6 @@ class LanguageModel(NamedTuple):
     """What the store's manifest says of it"""
 
 
-def default_device() -> str:
-    """Return "cuda" where there is one, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def load_config(path: ModelPath) -> Any:
     """Return transformers' config of a model without its weights; HarvestError if there is none."""
     return _attempt(path, AutoConfig.from_pretrained)
@@ -35,7 +30,11 @@ def load_config(path: ModelPath) -> Any:
 
 def load_tokenizer(path: ModelPath) -> Any:
     """Return the tokenizer of a model; HarvestError if there is none."""
-    return _attempt(path, AutoTokenizer.from_pretrained)
+    tokenizer = _attempt(path, AutoTokenizer.from_pretrained)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        # transformers makes an empty one where there are no files
+        raise HarvestError(f"model {path.id} has no tokenizer; add its tokenizer.json")
+    return tokenizer
 
 
 def load_model(path: ModelPath, config: Any, *, dtype: str, device: str) -> LanguageModel:
@@ -49,15 +48,20 @@ def load_model(path: ModelPath, config: Any, *, dtype: str, device: str) -> Lang
         device: where it runs.
 
     Raises:
-        HarvestError: it cannot be loaded.
+        HarvestError: it cannot be loaded, or its files lack weights.
     """
     chosen = "float32" if dtype == "auto" and device == "cpu" else dtype
-    model = _attempt(
+    model, info = _attempt(
         path,
         AutoModelForCausalLM.from_pretrained,
         config=config,
         dtype=chosen if chosen == "auto" else getattr(torch, chosen),
+        output_loading_info=True,
     )
+    # transformers would go on with random numbers in their place
+    lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if lacking:
+        raise HarvestError(f"model {path.id} lacks weights: {', '.join(lacking[:3])}")
     model = model.to(device).eval()
     return LanguageModel(model, _facts(model, path))
 
@@ -101,13 +105,13 @@ def _attempt(path: ModelPath, load: Callable[..., Any], **settings: Any) -> Any:
             local_files_only=path.offline,
             **settings,
         )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except Exception as error:  # whatever damaged files lead to; LORSA_DEBUG=1 shows it
         raise HarvestError(_one_line(path, error)) from error
 
 
 def _one_line(path: ModelPath, error: Exception) -> str:
     reason = " ".join(str(error).split())
-    if path.offline:
+    if path.offline and isinstance(error, OSError):
         return (
             f"model {path.id} is not on this machine and the Hub cannot be reached; "
             "give a local folder or .gguf file, or connect and try again"

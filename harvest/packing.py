@@ -58,7 +58,7 @@ def pack(
     tokenizer: Any,
     *,
     n_ctx: int,
-    max_tokens: int | None,
+    max_tokens: int,
     bos: str,
     seed: int,
 ) -> Packed:
@@ -68,7 +68,7 @@ def pack(
         docs: in the order in which they are packed; no more are taken than are needed.
         tokenizer: of the language model.
         n_ctx: tokens in a sequence.
-        max_tokens: stop there (rounded down to whole sequences); None takes all.
+        max_tokens: stop there (rounded down to whole sequences).
         bos: rule of `starts_with_bos`.
         seed: of the order of sequences.
 
@@ -81,7 +81,7 @@ def pack(
     ids: list[np.ndarray[Any, Any]] = []
     names: list[str] = []
     n_tokens = 0
-    while max_tokens is None or n_tokens < max_tokens:
+    while n_tokens < max_tokens:
         some = list(islice(docs, DOCUMENTS_AT_ONCE))
         if not some:
             break
@@ -90,8 +90,8 @@ def pack(
             ids.append(np.array([*head, *text_ids, *tail], dtype=np.int32))
             names.append(doc.name)
             n_tokens += len(ids[-1])
-    n_seq = min(n_tokens, max_tokens or n_tokens) // n_ctx
-    _require_sequences(n_tokens, n_seq, n_ctx, max_tokens)
+    n_seq = min(n_tokens, max_tokens) // n_ctx
+    _require_sequences(n_tokens, n_seq, n_ctx)
     stream = np.concatenate(ids)
     numbers = np.repeat(np.arange(len(ids), dtype=np.int32), [len(i) for i in ids])
     tokens = stream[: n_seq * n_ctx].reshape(n_seq, n_ctx)
@@ -101,14 +101,13 @@ def pack(
     return Packed(torch.from_numpy(tokens[order]), torch.from_numpy(of_document[order]), names)
 
 
-def _require_sequences(n_tokens: int, n_seq: int, n_ctx: int, max_tokens: int | None) -> None:
+def _require_sequences(n_tokens: int, n_seq: int, n_ctx: int) -> None:
     if n_tokens == 0:
         raise HarvestError("the data holds no text; give another file or folder by --data")
     if n_seq < 2:
-        have = n_tokens if max_tokens is None else min(n_tokens, max_tokens)
         raise HarvestError(
-            f"{have:,} tokens do not make two sequences of {n_ctx} (one to train, one to test): "
-            "give more text by --data, a larger --tokens, or a smaller --n-ctx"
+            f"the data's {n_tokens:,} tokens do not make two sequences of {n_ctx} (one to train, "
+            "one to test): give more text by --data, or a smaller --n-ctx"
         )
 
 

@@ -15,7 +15,11 @@ SHARD_FILE_BYTES = 512 << 20
 SHARD_BYTES = 8 << 30
 """Largest shard over all arrays, which bounds what a killed harvest has to redo."""
 MIN_SHARDS = 20
-"""So that the last 5 % of the shards can be held out."""
+"""So that 5 % of the shards can be held out."""
+TOKEN_BYTES = 8
+"""A token's id and document."""
+NORM_BYTES = 8
+"""A token's norms in a layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +52,9 @@ class Sizes:
         self._config = config
         self._layers = layers
         self.activation_bytes = 2 * len(layers) * d_model * DTYPES[config.dtype].itemsize
-        self.token_bytes = self.activation_bytes + 8 * len(layers) + 8  # norms; id and document
+        self.token_bytes = self.activation_bytes + NORM_BYTES * len(layers) + TOKEN_BYTES
+        # W_Q, W_K, W_V and W_O in float32, if all are square
+        self.weight_bytes = 4 * len(layers) * d_model * d_model * DTYPES["float32"].itemsize
         have = sum(p.stat().st_size for p in config.store.rglob("*") if p.is_file())
         self.free_bytes = shutil.disk_usage(_existing(config.store)).free + have
 
@@ -56,18 +62,38 @@ class Sizes:
         """Return how many tokens to harvest at most, in whole sequences.
 
         Raises:
-            HarvestError: more are asked for than the disk takes.
+            HarvestError: the disk does not take so many, or they are no two sequences.
         """
-        fits_half = self.free_bytes // 2 // self.token_bytes
-        n_tokens = self._config.tokens or min(DEFAULT_MAX_TOKENS, fits_half)
         n_ctx = self._config.n_ctx
-        if n_tokens * self.token_bytes > self.free_bytes and not self._config.force:
+        fits_half = max(0, (self.free_bytes // 2 - self.weight_bytes) // self.token_bytes)
+        n_tokens = self._config.tokens or min(DEFAULT_MAX_TOKENS, fits_half)
+        if self._config.tokens is not None and n_tokens < 2 * n_ctx:
             raise HarvestError(
-                f"{n_tokens:,} tokens of {len(self._layers)} layers take "
-                f"{n_tokens * self.token_bytes / 1e9:,.1f} GB; {self.free_bytes / 1e9:,.1f} GB are "
-                f"free: use --tokens {fits_half // n_ctx * n_ctx}, fewer --layers, or --force"
+                f"{n_tokens} tokens do not make two sequences of {n_ctx} (one to train, "
+                "one to test): use a larger --tokens or a smaller --n-ctx"
+            )
+        self.require_room(n_tokens)
+        if n_tokens < 2 * n_ctx:
+            raise HarvestError(
+                f"{format_bytes(self.free_bytes)} free on the disk are too few for a store of "
+                f"{len(self._layers)} layers; make room, or choose another disk by --store"
             )
         return n_tokens // n_ctx * n_ctx
+
+    def require_room(self, n_tokens: int) -> None:
+        """Raise HarvestError unless the disk takes so many tokens, or --force was given."""
+        needed = n_tokens * self.token_bytes + self.weight_bytes
+        if needed <= self.free_bytes or self._config.force:
+            return
+        n_ctx = self._config.n_ctx
+        fits = max(0, (self.free_bytes // 2 - self.weight_bytes) // self.token_bytes)
+        remedy = (
+            f"use --tokens {fits // n_ctx * n_ctx}, " if fits >= 2 * n_ctx else "make room, use "
+        )
+        raise HarvestError(
+            f"{n_tokens:,} tokens of {len(self._layers)} layers take {format_bytes(needed)}; "
+            f"{format_bytes(self.free_bytes)} are free: {remedy}fewer --layers, or --force to try"
+        )
 
     def plan(self, model: str, n_tokens: int, first_tokens: str = "") -> Plan:
         """Return the plan for so many tokens."""
@@ -77,7 +103,7 @@ class Sizes:
             n_ctx=self._config.n_ctx,
             n_tokens=n_tokens,
             bytes_per_token=self.activation_bytes,
-            total_bytes=n_tokens * self.token_bytes,
+            total_bytes=n_tokens * self.token_bytes + self.weight_bytes,
             free_bytes=self.free_bytes,
             first_tokens=first_tokens,
         )
@@ -105,14 +131,21 @@ def require_same_request(store: Path, begun: dict[str, Any], asked: dict[str, An
     ]
     if different:
         raise HarvestError(
-            f"{store} holds another harvest ({'; '.join(different)}); "
-            "give the same settings, or another folder by --store"
+            f"{store} holds another harvest ({'; '.join(different)}): "
+            "give the same settings, choose another --store, or delete it"
         )
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.1f} TB"
 
 
 def _existing(path: Path) -> Path:
     """Return the nearest folder on the way to a path that exists."""
     path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
+    return next(p for p in (path, *path.parents) if p.exists())

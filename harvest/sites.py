@@ -62,10 +62,28 @@ def family_of(config: Any) -> Family:
 
 
 def attention_sites(model: Any, layers: list[int]) -> list[AttentionSite]:
-    """Return the attention modules of some layers of a loaded model, in order."""
+    """Return the attention modules of some layers of a loaded model, in order.
+
+    Raises:
+        HarvestError: a layer is outside the model, or its type is not in the table.
+    """
     family = family_of(model.config)
-    names = [(layer, f"{family.layers}.{layer}.{family.attention}") for layer in layers]
-    return [AttentionSite(layer, name, model.get_submodule(name)) for layer, name in names]
+    n_layers = len(model.get_submodule(family.layers))
+    if max(layers) >= n_layers:
+        raise HarvestError(f"layer {max(layers)} is outside the model; it has 0-{n_layers - 1}")
+    names = {layer: site_name(family, layer) for layer in layers}
+    return [AttentionSite(layer, name, model.get_submodule(name)) for layer, name in names.items()]
+
+
+def site_name(family: Family, layer: int) -> str:
+    """Return the dotted name of a layer's attention module."""
+    return f"{family.layers}.{layer}.{family.attention}"
+
+
+def rotary_module(model: Any) -> Any:
+    """Return the module that gives a model's cos and sin; None if it has none."""
+    path = family_of(model.config).rotary
+    return None if path is None else model.get_submodule(path)
 
 
 def read_weights(model: Any, site: AttentionSite) -> LayerWeights:
@@ -103,10 +121,9 @@ def _heads(config: Any, module: Any) -> Heads:
 
 
 def _rope(model: Any) -> Rope | None:
-    path = family_of(model.config).rotary
-    if path is None:
+    rotary = rotary_module(model)
+    if rotary is None:
         return None
-    rotary: Any = model.get_submodule(path)
     return Rope(
         inv_freq=tuple(rotary.inv_freq.float().tolist()),
         attention_scaling=float(rotary.attention_scaling),

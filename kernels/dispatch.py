@@ -3,13 +3,15 @@
     acts, ids = sparse_topk_attention(q, k, v, w_o_norm, top_k=64, scale=d_qk_head ** -0.5)
     y_hat     = sparse_decode(acts, ids, W_O)
 
-`reference` defines the result; `torch` is the same in blocks, for any device and quick on CPUs.
+`reference` defines the result; `torch` is the same in blocks, for any device and quick on CPUs. A
+path computes in the precision of its inputs or better, also inside an autocast region.
 """
 
 import logging
 from functools import cache
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from . import reference, torch_path
@@ -21,8 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 @cache
-def _path(backend: str, device: str) -> ModuleType:
-    """Return the module that serves `backend` on this kind of device; said once for each pair."""
+def choose_path(backend: str, device: str) -> ModuleType:
+    """Return the module that serves a backend on a kind of device; logged once for each pair.
+
+    Raises:
+        ValueError: no such backend, or it cannot run here.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
     if backend == "triton":
@@ -41,6 +47,8 @@ def _check_attention(q: Tensor, k: Tensor, v: Tensor, w_o_norm: Tensor) -> None:
             "q and k must both be [batch, seq, n_qk_heads, d_qk_head]; "
             f"q is {list(q.shape)}, k is {list(k.shape)}"
         )
+    if q.numel() == 0:
+        raise ValueError(f"the batch is empty: q is {list(q.shape)}")
     batch, seq, n_qk_heads, _width = q.shape
     if v.ndim != 3 or v.shape[:2] != (batch, seq):
         raise ValueError(
@@ -54,8 +62,6 @@ def _check_attention(q: Tensor, k: Tensor, v: Tensor, w_o_norm: Tensor) -> None:
         )
     if w_o_norm.shape != (n_ov_heads,):
         raise ValueError(f"w_o_norm must be [{n_ov_heads}]; it is {list(w_o_norm.shape)}")
-    if q.numel() == 0:
-        raise ValueError(f"the batch is empty: q is {list(q.shape)}")
     if len({q.dtype, k.dtype, v.dtype}) > 1 or not q.is_floating_point():
         raise ValueError(
             "q, k and v must have one floating dtype; "
@@ -121,9 +127,19 @@ def sparse_topk_attention(
         raise ValueError(f"window is {window}; allowed: 1 or more, or None")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap is {softcap}; allowed: above 0, or None")
-    acts, ids = _path(backend, q.device.type).sparse_topk_attention(
-        q, k, v, w_o_norm, top_k=top_k, scale=scale, select=select, window=window, softcap=softcap
-    )
+    path = choose_path(backend, q.device.type)
+    with torch.autocast(q.device.type, enabled=False):
+        acts, ids = path.sparse_topk_attention(
+            q,
+            k,
+            v,
+            w_o_norm,
+            top_k=top_k,
+            scale=scale,
+            select=select,
+            window=window,
+            softcap=softcap,
+        )
     return acts, ids
 
 
@@ -151,6 +167,8 @@ def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor, *, backend: str = "aut
             "acts and ids must both be [batch, seq, top_k]; "
             f"acts is {list(acts.shape)}, ids is {list(ids.shape)}"
         )
+    if ids.is_floating_point() or ids.numel() == 0:
+        raise ValueError(f"ids must be integers and some; they are {ids.dtype}, {list(ids.shape)}")
     if W_O.ndim != 2:
         raise ValueError(f"W_O must be [n_ov_heads, d_model]; it is {list(W_O.shape)}")
     if acts.dtype != W_O.dtype or not acts.device == ids.device == W_O.device:
@@ -158,5 +176,7 @@ def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor, *, backend: str = "aut
             f"acts and W_O must share dtype and device; acts is {acts.dtype} on {acts.device}, "
             f"W_O is {W_O.dtype} on {W_O.device}, ids are on {ids.device}"
         )
-    y_hat: Tensor = _path(backend, acts.device.type).sparse_decode(acts, ids, W_O)
+    path = choose_path(backend, acts.device.type)
+    with torch.autocast(acts.device.type, enabled=False):
+        y_hat: Tensor = path.sparse_decode(acts, ids, W_O)
     return y_hat

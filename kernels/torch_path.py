@@ -8,12 +8,13 @@ into a scratch of [T, N], then the row's top_k. Kept for the backward: q, k, v, 
 
 Backward, on the same blocks, with dz the sparse gradient of the selected z:
 
-    dP = dz v^T        D[t, h] = sum over firing i in h of dz[t, i] z[t, i]
-    dS = P (dP - D)    dq = scale dS k    dk = scale dS^T q    dv = P^T dz
+    dP = dz v^T        dS = P dP - P rowsum(P dP)
+    dq = scale dS k    dk = scale dS^T q    dv = P^T dz
 
-(Dao et al. 2022, arXiv:2205.14135, appendix B.4.) Memory besides q, k, v and their gradients is one
-block, so it grows with the sequence and not with its square. No atomics and a fixed order: the same
-input gives the same bits. Half-precision inputs are computed in fp32.
+(Dao et al. 2022, arXiv:2205.14135, appendix B.4.) Memory besides q, k, v and their gradients is a
+copy of one sequence of them and one block, so it grows with the sequence and not with its square.
+No atomics and a fixed order: the same input gives the same bits. Half-precision inputs are computed
+in fp32.
 """
 
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 QUERY_BLOCK = 128
 BLOCK_ELEMENTS = 1 << 22
@@ -150,12 +152,12 @@ class _SparseTopkAttention(torch.autograd.Function):
         return acts, ids
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, acts, ids = ctx.saved_tensors
         score: _Score = ctx.score
         batch, seq, n_qk_heads, _width = q.shape
         n_ov_heads = v.shape[-1]
-        group = n_ov_heads // n_qk_heads
         compute = _compute_dtype(q.dtype)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for b in range(batch):
@@ -165,9 +167,6 @@ class _SparseTopkAttention(torch.autograd.Function):
             d_acts = grads[0][b].to(compute)
             if ctx.select == "relu":
                 d_acts = d_acts * (acts[b] > 0)
-            dot = qh.new_zeros(seq, n_qk_heads)
-            dot.scatter_add_(1, fired // group, d_acts * acts[b].to(compute))
-            dot = dot.T.contiguous()[:, :, None]  # D: [n_qk_heads, seq, 1]
             for block in _blocks(seq, score.window):
                 q0, q1, k0, k1 = block
                 hidden = _hidden(block, score.window, q.device)
@@ -179,7 +178,9 @@ class _SparseTopkAttention(torch.autograd.Function):
                     pattern, slope = _pattern(q_h, k_h, hidden, score)
                     dvh[h, k0:k1].baddbmm_(pattern.transpose(1, 2), dz[h])
                     d_score = torch.bmm(dz[h], vh[h, k0:k1].transpose(1, 2))  # [H, T, S]
-                    d_score.sub_(dot[h, q0:q1]).mul_(pattern).mul_(score.scale)
+                    d_score.mul_(pattern)  # P dP
+                    total = d_score.sum(dim=-1, keepdim=True)  # D
+                    d_score.addcmul_(pattern, total, value=-1).mul_(score.scale)
                     if slope is not None:
                         d_score.mul_(slope)
                     torch.bmm(d_score, k_h, out=dqh[h, q0:q1])
@@ -202,9 +203,10 @@ class _SparseDecode(torch.autograd.Function):
             per_sample_weights=acts.reshape(-1, top_k).to(compute),
             mode="sum",
         )
-        return y_hat.view(batch, seq, -1).to(acts.dtype)  # [batch, seq, d_model]
+        return y_hat.view(batch, seq, W_O.shape[1]).to(acts.dtype)  # [batch, seq, d_model]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         acts, ids, W_O = ctx.saved_tensors
         top_k = ids.shape[-1]

@@ -1,14 +1,16 @@
 """The Lorsa module and the attention layer that it replaces."""
 
 from .attention import LayerWeights, layer_attention
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, write_json
 from .config import LorsaConfig
+from .device import DEVICES, choose_device
 from .geometry import AttentionGeometry, QKNorm, Rope
 from .init import init_from_layer, init_random, require_fit
 from .lorsa import Encoding, Lorsa
 from .metrics import FVU, Quality, evaluate, firing_counts
 
 __all__ = [
+    "DEVICES",
     "FVU",
     "AttentionGeometry",
     "CheckpointError",
@@ -19,10 +21,12 @@ __all__ = [
     "QKNorm",
     "Quality",
     "Rope",
+    "choose_device",
     "evaluate",
     "firing_counts",
     "init_from_layer",
     "init_random",
     "layer_attention",
     "require_fit",
+    "write_json",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..kernels import attention_pattern
 from .geometry import AttentionGeometry
-from .qk import rms_norm, rotate
+from .qk import norm_and_rotate
 
 
 class LayerWeights(NamedTuple):
@@ -71,46 +71,54 @@ def project(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
 def queries_keys(
     x: Tensor, weights: LayerWeights, geometry: AttentionGeometry
 ) -> tuple[Tensor, Tensor]:
-    """Return the layer's rotated queries and keys, key heads repeated for every query head.
+    """Return the layer's rotated queries and keys.
 
     Args:
         x: attention input, [batch, seq, d_model].
 
     Returns:
-        q, k: [batch, seq, n_heads, d_head].
+        q: [batch, seq, n_heads, d_head].
+        k: [batch, seq, n_kv_heads, d_head].
     """
+    g = geometry
     q = project(x, weights.W_Q, weights.b_Q)
     k = project(x, weights.W_K, weights.b_K)
-    if geometry.qk_norm is not None:
-        assert weights.q_norm is not None
-        assert weights.k_norm is not None
-        q = rms_norm(q, weights.q_norm, geometry.qk_norm.eps)
-        k = rms_norm(k, weights.k_norm, geometry.qk_norm.eps)
-    if geometry.rope is not None:
-        q, k = rotate(q, geometry.rope), rotate(k, geometry.rope)
-    return q, k.repeat_interleave(geometry.n_heads // geometry.n_kv_heads, dim=2)
+    q = norm_and_rotate(q, norm=g.qk_norm, weight=weights.q_norm, rope=g.rope)
+    return q, norm_and_rotate(k, norm=g.qk_norm, weight=weights.k_norm, rope=g.rope)
 
 
 def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
-    """Return each head's attended value before the output projection.
+    """Return what each head attends to: its attended value before the output projection.
+
+    One sequence and head at a time, so that no more than one pattern is in memory.
 
     Args:
-        x: attention input, [batch, seq, d_model].
+        x: attention input, [batch, seq, d_model], dtype and device of the weights.
 
     Returns:
         [batch, seq, n_heads, d_head].
     """
-    q, k = queries_keys(x, weights, geometry)
+    batch, seq, _d_model = x.shape
+    g = geometry
+    q, k = queries_keys(x, weights, g)
     v = project(x, weights.W_V, weights.b_V)
-    v = v.repeat_interleave(geometry.n_heads // geometry.n_kv_heads, dim=2)
-    pattern = attention_pattern(
-        q, k, scale=geometry.scale, window=geometry.window, softcap=geometry.softcap
-    )
-    return torch.einsum("bhts,bshk->bthk", pattern, v)  # [batch, seq, n_heads, d_head]
+    out = x.new_empty(batch, seq, g.n_heads, g.d_head)
+    for b in range(batch):
+        for head in range(g.n_heads):
+            kv = head // (g.n_heads // g.n_kv_heads)
+            pattern = attention_pattern(
+                q[b : b + 1, :, head : head + 1],
+                k[b : b + 1, :, kv : kv + 1],
+                scale=g.scale,
+                window=g.window,
+                softcap=g.softcap,
+            )
+            out[b, :, head] = pattern[0, 0] @ v[b, :, kv]
+    return out
 
 
 def layer_attention(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
-    """Recompute the layer's output y from its input x, one sequence at a time.
+    """Recompute the layer's output y from its input x.
 
     Args:
         x: attention input after the norm, [batch, seq, d_model], dtype and device of the weights.
@@ -118,8 +126,5 @@ def layer_attention(x: Tensor, weights: LayerWeights, geometry: AttentionGeometr
     Returns:
         y: attention output before the residual add, [batch, seq, d_model].
     """
-    y = torch.empty_like(x)
-    for b in range(len(x)):
-        o = head_outputs(x[b : b + 1], weights, geometry)
-        y[b] = torch.einsum("bthk,hkd->btd", o, weights.W_O)[0]
+    y = torch.einsum("bthk,hkd->btd", head_outputs(x, weights, geometry), weights.W_O)
     return y if weights.b_O is None else y + weights.b_O

@@ -32,6 +32,7 @@ def save(lorsa: Lorsa, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {n: p.detach().cpu().contiguous() for n, p in lorsa.named_parameters()}
+    (folder / CONFIG).unlink(missing_ok=True)
     partial = folder / f"{WEIGHTS}.partial"
     partial.touch()
     mode = partial.stat().st_mode  # safetensors would make the file private to its owner
@@ -95,9 +96,12 @@ def load_config(folder: str | Path) -> LorsaConfig:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON by a temporary file and a rename."""
+    """Write JSON by a temporary file, flushed to the disk, and a rename."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
 
 

@@ -30,6 +30,8 @@ from .lorsa import Lorsa
 
 EIGENVALUE_FLOOR = 1e-6
 """Directions of o_p with less variance than this share of the largest are left out."""
+NOISE_FLOOR = 1e-12
+"""Nor are those with less than this share of ||mean||^2: rounding, where o_p does not vary."""
 KMEANS_ROUNDS = 8
 
 
@@ -53,7 +55,7 @@ def init_random(lorsa: Lorsa, x: Tensor, y: Tensor, *, seed: int) -> None:
         seed: of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
-    spread = x.square().mean().rsqrt() * lorsa.config.d_model**-0.5
+    spread = float(x.square().mean()) ** -0.5 * lorsa.config.d_model**-0.5
     for weight in (lorsa.W_Q, lorsa.W_K, lorsa.W_V):
         weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
     lorsa.W_O.copy_(lorsa.W_V)
@@ -86,7 +88,7 @@ def init_from_layer(
     generator = torch.Generator().manual_seed(seed)
     kv_share = geometry.n_heads // geometry.n_kv_heads
     n_ov_per_head = c.n_ov_heads // geometry.n_heads
-    outputs = _head_outputs_sample(x, weights, geometry)
+    outputs = head_outputs(x, weights, geometry).flatten(0, 1)  # [tokens, n_heads, d_head]
     for head in range(geometry.n_heads):
         white = _whiten(outputs[:, head])
         whitened = (outputs[:, head] - white.mean) @ white.directions / white.deviation
@@ -116,12 +118,6 @@ def require_fit(config: LorsaConfig, geometry: AttentionGeometry) -> None:
         )
 
 
-def _head_outputs_sample(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
-    """Return what every head attends to on a sample, [tokens, n_heads, d_head]."""
-    parts = [head_outputs(x[b : b + 1], weights, geometry)[0] for b in range(len(x))]
-    return torch.cat(parts)
-
-
 def _copy_queries_keys(lorsa: Lorsa, weights: LayerWeights, geometry: AttentionGeometry) -> None:
     copies = lorsa.config.n_qk_heads // geometry.n_heads
     kv_copies = lorsa.config.n_qk_heads // geometry.n_kv_heads
@@ -144,7 +140,8 @@ def _whiten(outputs: Tensor) -> _Whitening:
     mean = wide.mean(dim=0)
     centred = wide - mean
     variance, directions = torch.linalg.eigh(centred.T @ centred / len(wide))
-    keep = variance > variance[-1] * EIGENVALUE_FLOOR
+    floor = EIGENVALUE_FLOOR * variance[-1] + NOISE_FLOOR * mean.square().sum()
+    keep = variance > floor
     deviation = variance[keep].sqrt()
     return _Whitening(mean.to(outputs), directions[:, keep].to(outputs), deviation.to(outputs))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..kernels import attention_pattern, lorsa_attention, sparse_decode, sparse_topk_attention
 from .attention import project
 from .config import LorsaConfig
-from .qk import rms_norm, rotate
+from .qk import norm_and_rotate
 
 
 class Encoding(NamedTuple):
@@ -77,14 +77,8 @@ class Lorsa(nn.Module):
         """
         c = self.config
         q, k = project(x, self.W_Q, self.b_Q), project(x, self.W_K, self.b_K)
-        if c.qk_norm is not None:
-            assert self.q_norm is not None
-            assert self.k_norm is not None
-            q = rms_norm(q, self.q_norm, c.qk_norm.eps)
-            k = rms_norm(k, self.k_norm, c.qk_norm.eps)
-        if c.rope is not None:
-            q, k = rotate(q, c.rope), rotate(k, c.rope)
-        return q, k
+        q = norm_and_rotate(q, norm=c.qk_norm, weight=self.q_norm, rope=c.rope)
+        return q, norm_and_rotate(k, norm=c.qk_norm, weight=self.k_norm, rope=c.rope)
 
     def values(self, x: Tensor) -> Tensor:
         """Return the scalar value of every OV head, [batch, seq, n_ov_heads]."""
@@ -115,6 +109,7 @@ class Lorsa(nn.Module):
 
     def decode(self, acts: Tensor, ids: Tensor) -> Tensor:
         """Return y_hat, [batch, seq, d_model], of acts and ids [batch, seq, top_k]."""
+        acts = acts.to(self.W_O.dtype)  # half precision under autocast
         return sparse_decode(acts, ids, self.W_O, backend=self.backend) + self.b_O
 
     def forward(self, x: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Quality:
     l0: float
     """Mean number of heads with a nonzero activation per token."""
     dead_fraction: float
-    """Share of heads that never fired on these tokens; the fewer they are, the larger it reads."""
+    """Share of heads that fired on none of these tokens; the fewer tokens, the larger it reads."""
     n_tokens: int
     """Tokens looked at."""
 

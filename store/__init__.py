@@ -6,7 +6,7 @@ from .info import store_info
 from .layers import choose_layers, spell_layers
 from .layout import read_weights
 from .loader import Batch, batches, held_out_batches
-from .manifest import Manifest, held_out_shards
+from .manifest import Manifest, held_out_shards, sync_tree
 from .reader import Activations, ActivationStore
 from .sampler import Sampler, sequence_order
 from .writer import StoreWriter, is_begun, is_complete, require_free
@@ -33,4 +33,5 @@ __all__ = [
     "sequence_order",
     "spell_layers",
     "store_info",
+    "sync_tree",
 ]

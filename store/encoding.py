@@ -41,8 +41,8 @@ ACTIVATION_DTYPES = ("bfloat16", "float16", "float32")
 
 
 def to_disk(values: Tensor, dtype: str) -> Array:
-    """Round a tensor to the logical dtype and return it as it lies on disk."""
-    cast = values.to("cpu", DTYPES[dtype].torch).contiguous()
+    """Round a tensor to the logical dtype and return a copy of it as it lies on disk."""
+    cast = values.detach().to("cpu", DTYPES[dtype].torch, copy=True).contiguous()
     array: Array = (cast.view(torch.uint16) if dtype == "bfloat16" else cast).numpy()
     return array
 

@@ -51,5 +51,5 @@ def _layer_info(store: ActivationStore, layer: int) -> dict[str, Any]:
         "window": geometry["window"],
         "mean_norm_x": norms.x,
         "mean_norm_y": norms.y,
-        "self_check": facts["self_check"]["error"],
+        "self_check": facts["self_check"],
     }

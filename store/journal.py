@@ -22,6 +22,8 @@ from .errors import StoreError
 JOURNAL = "journal"
 TABLE = "shards.parquet"
 LOCK = "lock"
+TEXT = "text"
+"""Name of the journal file that tells of tokens and documents."""
 
 
 class Entry(NamedTuple):
@@ -56,8 +58,9 @@ _SCHEMA = pa.schema(
 class JournalWriter:
     """Appends this process's commits to its own file."""
 
-    def __init__(self, store: Path) -> None:
-        self._path = store / JOURNAL / f"{uuid.uuid4().hex[:12]}.jsonl"
+    def __init__(self, store: Path, name: str | None = None) -> None:
+        """Choose a name; without one, it is a new one."""
+        self._path = store / JOURNAL / f"{name or uuid.uuid4().hex[:12]}.jsonl"
 
     def commit(self, entries: Iterable[Entry]) -> None:
         """Record files that are on the disk, all of them in one line."""
@@ -90,11 +93,14 @@ def _read_lines(path: Path) -> Iterator[Entry]:
         try:
             entries = [Entry(**fields) for fields in json.loads(line)]
         except (ValueError, TypeError):
-            raise StoreError(
-                f"{path} has a damaged line; delete that file and run the harvest again: "
-                "it redoes the shards that the file told of"
-            ) from None
+            raise StoreError(f"{path} has a damaged line; {_remedy(path)}") from None
         yield from entries
+
+
+def _remedy(path: Path) -> str:
+    if path.stem == TEXT:
+        return "delete the store and harvest again"
+    return "delete that file and run the harvest again: it redoes the shards that the file told of"
 
 
 def write_table(store: Path, entries: Iterable[Entry]) -> None:
@@ -132,12 +138,15 @@ class Lock:
         self._file: Any = (store / JOURNAL / LOCK).open("w")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._file.close()
             raise StoreError(
                 f"{store} is being written by another process; "
                 "wait for it or choose another --store"
             ) from None
+        except OSError as error:
+            self._file.close()
+            raise StoreError(f"{store} cannot be locked ({error.strerror})") from None
 
     def release(self) -> None:
         """Let others write."""

@@ -24,14 +24,15 @@ def choose_layers(text: str, have: Sequence[int], *, where: str) -> list[int]:
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"layers {text!r} is not of the form 0-27, 3,7,12 or all")
-        chosen.update(range(int(first), int(last if dash else first) + 1))
-    outside = sorted(chosen - set(have))
-    if outside:
-        raise ValueError(
-            f"layer {outside[0]} is not in {where}; it has layers {spell_layers(have)}"
-        )
-    if not chosen:
-        raise ValueError(f"layers {text!r} chooses none; write the lower number first, as 0-27")
+        run = range(int(first), int(last or first) + 1)
+        if not run:
+            raise ValueError(f"layers {text!r}: write the lower number first, as 0-27")
+        outside = next((layer for layer in run if layer not in have), None)
+        if outside is not None:
+            raise ValueError(
+                f"layer {outside} is not in {where}; it has layers {spell_layers(have)}"
+            )
+        chosen.update(run)
     return sorted(chosen)
 
 

@@ -146,27 +146,27 @@ def write_weights(root: Path, layer: int, weights: dict[str, Tensor]) -> None:
         )
 
 
-def read_weights(root: Path, layer: int) -> dict[str, Tensor]:
+def read_weights(root: Path, manifest: Manifest, layer: int) -> dict[str, Tensor]:
     """Read a layer's own parameters by name.
 
     Raises:
-        StoreError: there are none, or one is missing or damaged.
+        StoreError: one is missing or damaged.
     """
-    group = zarr.open_group(root, mode="r")
-    folder = root / "weights" / str(layer)
-    if not folder.is_dir():
-        raise StoreError(f"{folder} is missing; restore it from a copy or harvest again")
     weights = {}
-    for name in sorted(path.name for path in folder.iterdir() if path.is_dir()):
-        array = group[f"weights/{layer}/{name}"]
-        assert isinstance(array, zarr.Array)
-        if array.nchunks_initialized < array.nchunks:
-            raise StoreError(f"{folder / name} has no data; restore it or harvest again")
+    for name in manifest.layers[layer]["weights"]:
+        path = f"weights/{layer}/{name}"
         try:
-            values = np.asarray(array[...])
-        except ValueError as error:
-            raise StoreError(f"{folder / name} is damaged ({error}); harvest again") from None
-        weights[name] = from_disk(values, str(array.attrs["lorsa_dtype"]))
+            array = zarr.open_group(root, mode="r")[path]
+            assert isinstance(array, zarr.Array)
+            if array.nchunks_initialized < array.nchunks:
+                raise ValueError("it has no data")
+            values, dtype = np.asarray(array[...]), str(array.attrs["lorsa_dtype"])
+            weights[name] = from_disk(values, dtype)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{root / path} cannot be read ({error}); restore it from a copy, "
+                "or delete the store and harvest again"
+            ) from None
     return weights
 
 

@@ -1,9 +1,9 @@
 """Feed batches of a store to a training step, read ahead by threads.
 
-Threads, never forked processes: reading and checking release the interpreter lock, and a forked
-copy of a process that runs threads can hang. The threads only move bytes: one tensor operation in
-a thread would give it an OpenMP pool of its own, and the training step's pool, which then has to
-share the cores, takes twice as long.
+Threads, never forked processes: a read releases the interpreter lock, and a forked copy of a
+process that runs threads can hang. The threads only move bytes: one tensor operation in a thread
+would give it an OpenMP pool of its own, and the training step's pool, which then has to share the
+cores, takes twice as long.
 """
 
 import time

@@ -52,9 +52,9 @@ class Manifest:
     compression: str
     """Codec of the activations: "none", "lz4" or "zstd"."""
     outputs: str = "store"
-    """Whether y is stored ("store") or is to be derived from x."""
+    """Whether y is stored: "store", so far the only way."""
     layers: dict[int, dict[str, Any]]
-    """For every layer its attention geometry and the error of its self-check."""
+    """For every layer the names of its "weights", and for others its geometry and self-check."""
     held_out_shards: tuple[int, ...]
     """Validation shards, never trained on."""
 
@@ -62,11 +62,18 @@ class Manifest:
         for name in ("n_seq", "n_ctx", "d_model", "shard_seqs"):
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; allowed: 1 or more")
-        for name, allowed in (("dtype", ACTIVATION_DTYPES), ("compression", COMPRESSIONS)):
+        for name, allowed in (
+            ("dtype", ACTIVATION_DTYPES),
+            ("compression", COMPRESSIONS),
+            ("outputs", ("store",)),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
                 )
+        for layer, facts in self.layers.items():
+            if not all(str(name).isidentifier() for name in facts["weights"]):
+                raise ValueError(f"layer {layer} has weights {facts['weights']}")
         if not set(self.held_out_shards) <= set(range(self.n_shards)):
             raise ValueError(f"held_out_shards are {self.held_out_shards}; shards: {self.n_shards}")
 
@@ -85,10 +92,15 @@ class Manifest:
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
 
 
-def held_out_shards(n_shards: int) -> tuple[int, ...]:
-    """Return the last 5 % of the shards, at least one."""
-    n_held_out = max(1, round(n_shards * HELD_OUT_FRACTION))
-    return tuple(range(n_shards - n_held_out, n_shards))
+def held_out_shards(n_seq: int, shard_seqs: int) -> tuple[int, ...]:
+    """Return the last shards, at least one: as many as come nearest to 5 % of the sequences."""
+    n_shards = -(-n_seq // shard_seqs)
+
+    def miss(first: int) -> float:
+        return abs((n_seq - first * shard_seqs) / n_seq - HELD_OUT_FRACTION)
+
+    first = min(range(max(n_shards // 2, 1), n_shards), key=miss, default=0)
+    return tuple(range(first, n_shards))
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -110,10 +122,9 @@ def read_manifest(path: Path) -> Manifest:
     try:
         layers = {int(layer): facts for layer, facts in content["layers"].items()}
         held_out = tuple(content["held_out_shards"])
-        manifest = Manifest(**{**content, "layers": layers, "held_out_shards": held_out})
+        return Manifest(**{**content, "layers": layers, "held_out_shards": held_out})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path} does not describe a store: {error}") from None
-    return manifest
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -124,13 +135,21 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, last through a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_tree(root: Path) -> None:
+    """Do so for everything below a folder."""
+    for folder, _, files in os.walk(root):
+        for name in files:
+            sync(Path(folder, name))
+        sync(Path(folder))

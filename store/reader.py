@@ -117,7 +117,7 @@ class ActivationStore:
     def weights(self, layer: int) -> dict[str, Tensor]:
         """Return the attention layer's own parameters by name (W_Q, W_K, W_V, W_O, b_Q, ...)."""
         self.require_layer(layer)
-        return layout.read_weights(self.root, layer)
+        return layout.read_weights(self.root, self.manifest, layer)
 
     def mean_norms(self, layer: int) -> LayerNorms:
         """Return the mean of ||x|| and of ||y|| over the tokens of the training shards."""

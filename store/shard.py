@@ -13,6 +13,7 @@ Source: Zarr v3 specification, codecs sharding_indexed and crc32c.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,13 @@ import numpy as np
 
 from .encoding import Array
 from .errors import StoreError
-from .manifest import sync_folder
+from .manifest import sync
 
 NO_CHUNK = np.uint64(2**64 - 1)
 CRC_BYTES = 4
 ENTRY_BYTES = 16
+N_FOLDERS = 4
+"""Folders from a shard file up to its array, which may be new."""
 REMEDY = "restore the file from a copy, or delete the store and harvest again"
 
 
@@ -55,8 +58,11 @@ class ShardWriter:
         self._crc = 0
         self._offset = 0
         self._n_written = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._partial.open("wb")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._partial.open("wb")
+        except OSError as error:
+            raise _cannot_write(path, error) from None
 
     def append(self, chunks: Array) -> None:
         """Write the next chunks, [n, ...]; raises StoreError if the disk does not take them."""
@@ -80,14 +86,16 @@ class ShardWriter:
             os.fsync(self._file.fileno())
             self._file.close()
             os.replace(self._partial, self.path)
-            sync_folder(self.path.parent)
+            for folder in self.path.parents[:N_FOLDERS]:
+                sync(folder)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
         return ShardFile(self._offset, self._crc)
 
     def discard(self) -> None:
         """Remove what was written."""
-        self._file.close()
+        with suppress(OSError):  # a full disk refuses the last bytes once more
+            self._file.close()
         self._partial.unlink(missing_ok=True)
 
     def _write(self, data: Any) -> None:
@@ -139,10 +147,23 @@ def read_chunk(handle: int, path: Path, entry: Array, out: Array, codec: Any = N
     offset, length = int(entry[0]), int(entry[1])
     if entry[0] == NO_CHUNK:
         raise StoreError(f"{path} lacks a sequence; {REMEDY}")
-    crc = bytearray(CRC_BYTES)
     data = out if codec is None else np.empty(length - CRC_BYTES, dtype=np.uint8)
-    n_read = os.preadv(handle, [data.data, crc], offset)
-    if n_read != length or google_crc32c.value(data) != int.from_bytes(crc, "little"):
+    if data.nbytes + CRC_BYTES != length:
+        raise StoreError(f"{path} is damaged (length at byte {offset}); {REMEDY}")
+    crc = np.empty(CRC_BYTES, dtype=np.uint8)
+    _read_exactly(handle, path, offset, data)
+    _read_exactly(handle, path, offset + data.nbytes, crc)
+    if google_crc32c.value(data) != int.from_bytes(crc.tobytes(), "little"):
         raise StoreError(f"{path} is damaged (checksum at byte {offset}); {REMEDY}")
     if codec is not None:
         codec.decode(data, out=out)
+
+
+def _read_exactly(handle: int, path: Path, offset: int, out: Array) -> None:
+    """Fill an array from a file; a read may stop short on network disks and above 2 GB."""
+    left = out.reshape(-1).view(np.uint8).data
+    while left:
+        n_read = os.preadv(handle, [left], offset)
+        if n_read == 0:
+            raise StoreError(f"{path} ends before byte {offset + len(left)}; {REMEDY}")
+        left, offset = left[n_read:], offset + n_read

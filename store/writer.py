@@ -1,29 +1,43 @@
 """Write a store shard by shard, each whole or not at all.
 
-    writer = StoreWriter.create(path, manifest, tokens=..., ...)
-    for shard in writer.missing_shards():
-        with writer.shard(shard) as session:
-            session.append({layer: (x, y), ...})      # a few sequences at a time, in order
-    writer.finish()                                   # shards.parquet, then manifest.json
+    with StoreWriter.create(path, manifest, tokens=..., ...) as writer:
+        for shard in writer.missing_shards():
+            with writer.shard(shard) as session:
+                session.append({layer: (x, y), ...})      # a few sequences at a time, in order
+        writer.finish()                                   # shards.parquet, then manifest.json
 
 A shard is committed when its block ends without an exception: its files are flushed and renamed,
 then one line in the journal says so. Whatever was not committed leaves nothing that a reader would
 take for data, and `StoreWriter.resume` goes on at the first missing shard.
 """
 
+import os
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from .encoding import Array, from_disk, to_disk
 from .errors import StoreError
-from .journal import JOURNAL, Entry, JournalWriter, Lock, read_journal, write_table
+from .journal import (
+    JOURNAL,
+    LOCK,
+    TABLE,
+    TEXT,
+    Entry,
+    JournalWriter,
+    Lock,
+    read_journal,
+    write_table,
+)
 from .layout import (
+    DOCUMENTS,
     ArraySpec,
     all_arrays,
     attn_in,
@@ -35,10 +49,12 @@ from .layout import (
     write_documents,
     write_weights,
 )
-from .manifest import MANIFEST, PLAN, Manifest, read_manifest, write_atomically
+from .manifest import MANIFEST, PLAN, Manifest, read_manifest, sync_tree, write_atomically
 from .rows import RowReader
 from .shard import ShardWriter
 
+OUR_NAMES = {JOURNAL, DOCUMENTS, TABLE, "zarr.json", "tokens", "documents", "layers", "weights"}
+"""What an unfinished store may hold."""
 MAX_WAITING_BATCHES = 2
 """Batches that may wait for the disk before the model has to."""
 
@@ -54,7 +70,7 @@ def is_begun(root: Path) -> bool:
 
 
 class StoreWriter:
-    """The only way in which a store changes."""
+    """The only way in which a store changes. Use it in a `with` block, which ends its lock."""
 
     def __init__(self, root: Path, manifest: Manifest, lock: Lock) -> None:
         """Use `create` or `resume`."""
@@ -78,7 +94,7 @@ class StoreWriter:
         documents: Tensor,
         document_names: list[str],
         weights: dict[int, dict[str, Tensor]],
-    ) -> "StoreWriter":
+    ) -> Self:
         """Begin a store: its metadata, token ids and weights; the plan last.
 
         Args:
@@ -89,44 +105,71 @@ class StoreWriter:
             weights: for every layer its own parameters by name.
 
         Raises:
-            StoreError: the folder holds something else, or is being written.
+            StoreError: the folder holds something else, is being written, or the disk is full.
+            ValueError: tokens, documents or weights are not those of the manifest.
         """
+        shape = (manifest.n_seq, manifest.n_ctx)
+        if tokens.shape != shape or documents.shape != shape:
+            raise ValueError(
+                f"tokens and documents are {tuple(tokens.shape)} and {tuple(documents.shape)}, "
+                f"not {shape}"
+            )
+        if {layer: sorted(own) for layer, own in weights.items()} != {
+            layer: sorted(facts["weights"]) for layer, facts in manifest.layers.items()
+        }:
+            raise ValueError("weights are not those that the manifest names")
         require_free(root)
         lock = Lock(root)
-        create_arrays(root, manifest)
-        for layer, parameters in weights.items():
-            write_weights(root, layer, parameters)
-        write_documents(root, document_names)
-        for stale in (root / JOURNAL).glob("*.jsonl"):
-            stale.unlink()
-        writer = cls(root, manifest, lock)
-        for spec, values in zip(text_arrays(manifest), (tokens, documents), strict=True):
-            writer._write_text(spec, values)
-        write_atomically(root / PLAN, manifest.to_json())
+        try:
+            _clear(root)
+            create_arrays(root, manifest)
+            for layer, parameters in weights.items():
+                write_weights(root, layer, parameters)
+            write_documents(root, document_names)
+            writer = cls(root, manifest, lock)
+            for spec, values in zip(text_arrays(manifest), (tokens, documents), strict=True):
+                writer._write_text(spec, values)
+            sync_tree(root)
+            write_atomically(root / PLAN, manifest.to_json())
+        except OSError as error:
+            lock.release()
+            raise StoreError(f"{root} cannot be written ({error.strerror})") from None
+        except BaseException:
+            lock.release()
+            raise
         return writer
 
     @classmethod
-    def resume(cls, root: Path) -> "StoreWriter":
+    def resume(cls, root: Path) -> Self:
         """Go on with a store that `create` began.
 
         Raises:
-            StoreError: there is none, or it is being written.
+            StoreError: there is none, it is being written, or its token ids are damaged.
         """
         lock = Lock(root)
-        return cls(root, read_manifest(root / PLAN), lock)
+        try:
+            writer = cls(root, read_manifest(root / PLAN), lock)
+            texts = text_arrays(writer.manifest)
+            if any(writer._missing([spec.name for spec in texts])):
+                raise StoreError(f"{root} lacks token ids; delete it and harvest again")
+        except BaseException:
+            lock.release()
+            raise
+        return writer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def tokens(self, rows: range) -> Tensor:
         """Return the token ids of a run of sequences, int32, [n, n_ctx]."""
         return self._tokens.read(rows)
 
     def missing_shards(self) -> list[int]:
-        """Return the shards of which some array is not committed."""
-        names = self._arrays
-        return [
-            shard
-            for shard in range(self.manifest.n_shards)
-            if any((shard, name) not in self._committed for name in names)
-        ]
+        """Return the shards of which some file is not committed or no longer there."""
+        return self._missing(list(self._arrays))
 
     @contextmanager
     def shard(self, shard: int) -> Iterator["ShardSession"]:
@@ -138,7 +181,7 @@ class StoreWriter:
         except BaseException:
             session.discard()
             raise
-        self._commit(entries)
+        self._commit(self._journal, entries)
 
     def finish(self) -> None:
         """Write shards.parquet and, last of all, manifest.json.
@@ -149,39 +192,75 @@ class StoreWriter:
         missing = self.missing_shards()
         if missing:
             raise StoreError(f"{self.root} lacks {len(missing)} shards; run the harvest again")
-        write_table(self.root, self._committed.values())
-        write_atomically(self.root / MANIFEST, self.manifest.to_json())
-        self.close()
+        try:
+            write_table(self.root, self._committed.values())
+            write_atomically(self.root / MANIFEST, self.manifest.to_json())
+        except OSError as error:
+            raise StoreError(
+                f"{self.root} cannot be finished ({error.strerror}); all shards are safe: "
+                "make room and run the same command again"
+            ) from None
 
     def close(self) -> None:
         """Let others write."""
         self._lock.release()
 
-    def _commit(self, entries: list[Entry]) -> None:
-        self._journal.commit(entries)
+    def _missing(self, names: list[str]) -> list[int]:
+        return [
+            shard
+            for shard in range(self.manifest.n_shards)
+            if not all(self._is_there(shard, name) for name in names)
+        ]
+
+    def _is_there(self, shard: int, name: str) -> bool:
+        entry = self._committed.get((shard, name))
+        path = self._arrays[name].shard_path(self.root, shard)
+        return entry is not None and path.is_file() and path.stat().st_size == entry.n_bytes
+
+    def _commit(self, journal: JournalWriter, entries: list[Entry]) -> None:
+        journal.commit(entries)
         self._committed |= {(e.shard, e.array): e for e in entries}
 
     def _write_text(self, spec: ArraySpec, values: Tensor) -> None:
+        journal = JournalWriter(self.root, TEXT)
         for shard in range(self.manifest.n_shards):
             rows = self.manifest.shard_rows(shard)
             file = ShardWriter(spec.shard_path(self.root, shard), n_chunks=self.manifest.shard_seqs)
             file.append(to_disk(values[rows.start : rows.stop], spec.dtype))
             done = file.commit()
             entry = Entry(shard, spec.name, len(rows), done.n_bytes, done.crc32c, 0.0, 0.0)
-            self._commit([entry])
+            self._commit(journal, [entry])
 
 
 def require_free(root: Path) -> None:
-    """Raise StoreError unless a new store may be made here."""
+    """Raise StoreError unless a new store may be made here.
+
+    A store whose making was cut short before there was a plan is in nobody's way.
+    """
     if root.is_dir():
-        if (root / JOURNAL).is_dir() and not is_begun(root) and not is_complete(root):
-            return
-        if any(root.iterdir()):
+        names = {path.name for path in root.iterdir()}
+        hardly_begun = (root / JOURNAL / LOCK).is_file() and names <= OUR_NAMES
+        if names and (not hardly_begun or is_begun(root) or is_complete(root)):
             raise StoreError(
                 f"{root} is a folder with other things in it; choose an empty one by --store"
             )
     elif root.exists():
         raise StoreError(f"{root} is a file; choose a folder by --store")
+    parent = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise StoreError(f"{root} cannot be made in {parent}; choose another folder by --store")
+
+
+def _clear(root: Path) -> None:
+    """Remove what a store that was hardly begun has left; the lock is held."""
+    for path in root.iterdir():
+        if path.name == JOURNAL:
+            for file in path.glob("*.jsonl"):
+                file.unlink()
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 class ShardSession:
@@ -189,17 +268,13 @@ class ShardSession:
 
     def __init__(self, root: Path, manifest: Manifest, shard: int) -> None:
         self._shard = shard
-        self._n_seq = len(manifest.shard_rows(shard))
-        self._first_seq = manifest.shard_rows(shard).start
+        self._manifest = manifest
+        self._rows = manifest.shard_rows(shard)
         self._specs = {
-            s.name: s for layer in manifest.layers for s in layer_arrays(manifest, layer)
+            spec.name: spec for layer in manifest.layers for spec in layer_arrays(manifest, layer)
         }
-        self._files = {
-            name: ShardWriter(
-                spec.shard_path(root, shard), n_chunks=manifest.shard_seqs, codec=spec.codec
-            )
-            for name, spec in self._specs.items()
-        }
+        self._files: dict[str, ShardWriter] = {}
+        self._root = root
         self._sums = {name: [0.0, 0.0] for name in self._specs}
         self._n_appended = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="lorsa-writer")
@@ -212,34 +287,34 @@ class ShardSession:
             batch: for every layer x and y, each [n, n_ctx, d_model].
 
         Raises:
+            ValueError: layers or shapes are not those of the store.
             StoreError: the values are not finite, or the disk did not take an earlier batch.
         """
-        first = self._first_seq + self._n_appended
-        self._n_appended += len(next(iter(batch.values()))[0])
+        n_seqs = self._require_fit(batch)
+        first = self._rows.start + self._n_appended
         rows: dict[str, Array] = {}
         for layer, pair in batch.items():
             rows |= self._encode(layer, pair, first)
+        self._n_appended += n_seqs
         while len(self._waiting) >= MAX_WAITING_BATCHES:
             self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(self._write, rows))
 
     def finish(self) -> list[Entry]:
         """Wait for the disk, commit the files and return their journal entries."""
-        self._drain()
-        if self._n_appended != self._n_seq:
+        while self._waiting:
+            self._waiting.popleft().result()
+        n_seqs = len(self._rows)
+        if self._n_appended != n_seqs:
             raise ValueError(
-                f"shard {self._shard} has {self._n_seq} sequences; {self._n_appended} were appended"
+                f"shard {self._shard} has {n_seqs} sequences; {self._n_appended} were appended"
             )
+        self._pool.shutdown()
         entries = []
         for name, file in self._files.items():
             done = file.commit()
-            norm_sum, square_sum = self._sums[name]
-            entries.append(
-                Entry(
-                    self._shard, name, self._n_seq, done.n_bytes, done.crc32c, norm_sum, square_sum
-                )
-            )
-        self._pool.shutdown()
+            sums = self._sums[name]
+            entries.append(Entry(self._shard, name, n_seqs, done.n_bytes, done.crc32c, *sums))
         return entries
 
     def discard(self) -> None:
@@ -248,17 +323,31 @@ class ShardSession:
         for file in self._files.values():
             file.discard()
 
-    def _drain(self) -> None:
-        while self._waiting:
-            self._waiting.popleft().result()
+    def _require_fit(self, batch: dict[int, tuple[Tensor, Tensor]]) -> int:
+        """Return the number of sequences of a batch that fits the store."""
+        if set(batch) != set(self._manifest.layers):
+            raise ValueError(
+                f"the batch has layers {sorted(batch)}, the store {sorted(self._manifest.layers)}"
+            )
+        shapes = {tuple(values.shape) for pair in batch.values() for values in pair}
+        n_seqs = next(iter(shapes))[0]
+        expected = (n_seqs, self._manifest.n_ctx, self._manifest.d_model)
+        if shapes != {expected}:
+            raise ValueError(f"x and y must all be {list(expected)}; there is {sorted(shapes)}")
+        if self._n_appended + n_seqs > len(self._rows):
+            raise ValueError(
+                f"shard {self._shard} has {len(self._rows)} sequences; "
+                f"{self._n_appended + n_seqs} were appended"
+            )
+        return n_seqs
 
     def _encode(self, layer: int, pair: tuple[Tensor, Tensor], first_seq: int) -> dict[str, Array]:
         """Return a layer's arrays as they lie on disk, and add up their norms."""
         rows, token_norms = {}, []
         for name, values in zip((attn_in(layer), attn_out(layer)), pair, strict=True):
-            spec = self._specs[name]
-            rows[name] = to_disk(values, spec.dtype)
-            norm = from_disk(rows[name], spec.dtype).float().norm(dim=-1)  # [n, n_ctx]
+            dtype = self._specs[name].dtype
+            rows[name] = to_disk(values, dtype)
+            norm = from_disk(rows[name], dtype).float().norm(dim=-1)  # [n, n_ctx]
             self._require_finite(name, values, norm, first_seq)
             self._sums[name][0] += norm.double().sum().item()
             self._sums[name][1] += norm.double().square().sum().item()
@@ -269,6 +358,12 @@ class ShardSession:
     def _write(self, rows: dict[str, Array]) -> None:
         """Write in the thread, which moves bytes only; see `loader` for why."""
         for name, values in rows.items():
+            if name not in self._files:
+                spec = self._specs[name]
+                path = spec.shard_path(self._root, self._shard)
+                self._files[name] = ShardWriter(
+                    path, n_chunks=self._manifest.shard_seqs, codec=spec.codec
+                )
             self._files[name].append(values)
 
     def _require_finite(self, name: str, values: Tensor, norm: Tensor, first_seq: int) -> None:

@@ -1,5 +1,6 @@
 """A small store written by hand: no language model."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,9 @@ def make_manifest(**changes: Any) -> Manifest:
         "shard_seqs": SHARD_SEQS,
         "dtype": "float32",
         "compression": "none",
-        "layers": {layer: {"geometry": None, "self_check": None} for layer in LAYERS},
+        "layers": {layer: {"weights": ["W_Q"]} for layer in LAYERS},
     } | changes
-    n_shards = -(-facts["n_seq"] // facts["shard_seqs"])
-    return Manifest(**facts, held_out_shards=held_out_shards(n_shards))
+    return Manifest(**facts, held_out_shards=held_out_shards(facts["n_seq"], facts["shard_seqs"]))
 
 
 def values(layer: int, site: int) -> torch.Tensor:
@@ -71,6 +71,13 @@ def fill(writer: StoreWriter, shards: list[int] | None = None) -> None:
                         for layer in writer.manifest.layers
                     }
                 )
+
+
+def digests(root: Path) -> dict[str, str]:
+    """Return the SHA-256 of every array file of a store, by its path in the store."""
+    files = [p for p in root.rglob("*") if p.is_file() and "c" in p.relative_to(root).parts]
+    assert files
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def edit_manifest(root: Path, **changes: Any) -> None:

@@ -17,6 +17,7 @@ from lorsa import cli
 from lorsa.analyze import EvalConfig
 from lorsa.harvest import HarvestConfig
 from lorsa.train import TrainConfig
+from small import digests
 from tiny import N_CTX
 from typer.testing import CliRunner, Result
 
@@ -219,8 +220,8 @@ def test_harvest_refuses_activations_that_are_not_finite(
     error = _one_line_error(lorsa(*args))
     assert "nan" in error or "not finite" in error
     error = _one_line_error(lorsa(*args, "--no-selfcheck"))
-    assert "is not finite (NaN or Inf from the model)" in error
-    assert "unfinished" in _one_line_error(lorsa("train", "--store", "acts"))
+    assert "layer 1: its activations are not finite" in error
+    assert not (tmp_path / "acts").exists()
 
 
 def test_harvest_refuses_what_is_in_the_way(
@@ -357,8 +358,4 @@ def test_a_killed_harvest_goes_on(
     whole = json.loads(lorsa(*args, "--store", "whole", "--json").stdout)
     assert whole["n_bytes"] == done["n_bytes"]
     assert killed_early or done["tokens_per_second"] == 0
-    files = sorted((tmp_path / "acts").rglob("c/*"))
-    for path in files:
-        if path.is_file():
-            other = tmp_path / "whole" / path.relative_to(tmp_path / "acts")
-            assert path.read_bytes() == other.read_bytes()
+    assert digests(tmp_path / "acts") == digests(tmp_path / "whole")

@@ -65,7 +65,7 @@ def _commands() -> Iterator[Any]:
                 yield pytest.param(command, id=f"{page.name}: {command[:40]}")
 
 
-@pytest.mark.parametrize("command", _commands())
+@pytest.mark.parametrize("command", list(_commands()))
 def test_commands_in_the_pages_exist(command: str) -> None:
     words = shlex.split(command)[1:]
     group: Any = typer.main.get_command(cli.app)

@@ -2,6 +2,7 @@
 
 from .config import TrainConfig
 from .errors import TrainError
-from .loop import Look, StepReport, TrainResult, train
+from .events import Look, StepReport, TrainResult
+from .loop import train
 
 __all__ = ["Look", "StepReport", "TrainConfig", "TrainError", "TrainResult", "train"]

@@ -13,6 +13,7 @@ powers of two, so they come back to the bit.
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..model import CheckpointError, Lorsa
+from ..store import sync_tree
 from .setup import Scales
 
 FOLDER = "checkpoints"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+KEPT = 2
+"""Checkpoints that are kept, in case the newest is damaged."""
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -42,7 +46,7 @@ class State(NamedTuple):
 def save_checkpoint(
     run: Path, lorsa: Lorsa, optimizer: torch.optim.Optimizer, state: State, scales: Scales
 ) -> None:
-    """Write a checkpoint and remove the older ones.
+    """Write a checkpoint and remove those before the last one.
 
     Args:
         run: run folder.
@@ -52,8 +56,9 @@ def save_checkpoint(
         scales: of the activations.
     """
     folder = run / FOLDER / f"step-{state.step:09d}"
+    for stale in (run / FOLDER).glob("*.partial"):
+        shutil.rmtree(stale)
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     lorsa.rescale_(1 / scales.x, 1 / scales.y)
     try:
@@ -66,8 +71,11 @@ def save_checkpoint(
             tensors[f"{name}.{key}"] = optimizer.state[parameter][key].detach().cpu().contiguous()
     save_file(tensors, partial / OPTIMIZER)
     (partial / STATE).write_text(json.dumps({"step": state.step}) + "\n", "utf-8")
+    sync_tree(partial)
+    if folder.exists():  # damaged: the run went on from an older one
+        shutil.rmtree(folder)
     os.replace(partial, folder)
-    for old in checkpoints(run)[:-1]:
+    for old in checkpoints(run)[:-KEPT]:
         shutil.rmtree(old)
 
 
@@ -76,29 +84,48 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in (run / FOLDER).glob("step-*") if p.suffix != ".partial")
 
 
-def load_checkpoint(
-    folder: Path, lorsa: Lorsa, optimizer: torch.optim.Optimizer, scales: Scales
-) -> State:
-    """Put a run back to where a checkpoint was written.
+def load_newest_checkpoint(
+    run: Path,
+    lorsa: Lorsa,
+    optimizer: torch.optim.Optimizer,
+    scales: Scales,
+    report: Callable[[str], None],
+) -> State | None:
+    """Put a run back to where its newest good checkpoint was written; None if it has none at all.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or belongs to another Lorsa.
+        CheckpointError: it has checkpoints, and all are damaged.
     """
-    saved = Lorsa.from_pretrained(folder)
-    lorsa.load_state_dict(saved.state_dict())
-    lorsa.rescale_(scales.x, scales.y)
+    found = checkpoints(run)
+    for folder in reversed(found):
+        try:
+            state = _load(folder, lorsa, optimizer, scales)
+        except CheckpointError as error:
+            report(f"passed over: {error}")
+        else:
+            report(f"going on from {folder}")
+            return state
+    if found:
+        raise CheckpointError(
+            f"{run / FOLDER} has only damaged checkpoints; delete {run} to begin anew"
+        )
+    return None
+
+
+def _load(folder: Path, lorsa: Lorsa, optimizer: torch.optim.Optimizer, scales: Scales) -> State:
     try:
+        saved = Lorsa.from_pretrained(folder)
         tensors = load_file(folder / OPTIMIZER)
         step = int(json.loads((folder / STATE).read_text("utf-8"))["step"])
         names = [name for name, _ in lorsa.named_parameters()]
         moments = {
             i: {key: tensors[f"{name}.{key}"] for key in ADAM_STATE} for i, name in enumerate(names)
         }
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        last_fired = tensors["last_fired"].to(next(lorsa.parameters()).device)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder} is damaged ({error}); delete that folder to go on from an older checkpoint "
-            "or from the start"
-        ) from None
-    return State(step, tensors["last_fired"].to(next(lorsa.parameters()).device))
+        raise CheckpointError(f"{folder} is damaged ({error})") from None
+    lorsa.load_state_dict(saved.state_dict())
+    lorsa.rescale_(scales.x, scales.y)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    return State(step, last_fired)

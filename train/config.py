@@ -1,10 +1,12 @@
 """What a training run is asked for."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..kernels import BACKENDS, SELECTIONS
+from ..model import DEVICES
 
 INITS = ("layer", "random")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -26,8 +28,6 @@ class TrainConfig:
     """OV heads; None takes expansion * d_model, rounded up to a multiple of n_qk_heads."""
     n_qk_heads: int | None = None
     """QK heads; None takes 4 for every head of the layer, so that its copies can part ways."""
-    d_qk_head: int | None = None
-    """Width of a query; None takes the layer's own."""
     top_k: int = 64
     """Heads that fire per token."""
     select: str = "relu"
@@ -40,7 +40,7 @@ class TrainConfig:
     """Tokens in a step, over all processes, in whole sequences."""
     lr: float = 1e-3
     """Learning rate of Adam, for activations scaled to a norm of sqrt(d_model)."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.95)
     """Decay of Adam's running mean and variance."""
     warmup_frac: float = 0.05
     """Share of the run in which the learning rate rises from 0."""
@@ -52,8 +52,8 @@ class TrainConfig:
     """Share of the run in which they fall to top_k."""
     grad_clip: float = 1.0
     """Largest norm of the gradient."""
-    init_tokens: int = 16_384
-    """Tokens on which the initialisation is fitted."""
+    init_tokens: int = 65_536
+    """Training tokens whose head outputs are clustered for the start; see docs/recipe.md."""
     eval_tokens: int = 16_384
     """Held-out tokens of a look in mid-run; the last look takes all."""
     eval_every_tokens: int | None = None
@@ -75,8 +75,8 @@ class TrainConfig:
     """Path of the sparse kernels."""
 
     def __post_init__(self) -> None:
-        for name in ("n_ov_heads", "n_qk_heads", "d_qk_head", "train_tokens", "top_k", "layer"):
-            least = 0 if name == "layer" else 1
+        for name in ("n_ov_heads", "n_qk_heads", "train_tokens", "top_k", "layer", "seed"):
+            least = 0 if name in ("layer", "seed") else 1
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} is {value}; allowed: {least} or more")
         for name in ("batch_tokens", "init_tokens", "eval_tokens"):
@@ -86,18 +86,20 @@ class TrainConfig:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}; allowed: 1 or more")
         for name in ("lr", "expansion", "grad_clip", "checkpoint_every_minutes"):
-            if not (value := getattr(self, name)) > 0:
+            if not 0 < (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} is {value}; allowed: above 0")
         for name in ("warmup_frac", "decay_frac", "top_k_anneal_frac"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} is {value}; allowed: 0..1")
-        if self.top_k_start < 1:
+        if not 1 <= self.top_k_start < math.inf:
             raise ValueError(f"top_k_start is {self.top_k_start}; allowed: 1 or more")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}; allowed: two numbers from 0 to below 1")
         for name, allowed in (
             ("select", SELECTIONS),
             ("init", INITS),
             ("precision", PRECISIONS),
-            ("device", ("auto", "cpu", "cuda")),
+            ("device", DEVICES),
             ("backend", BACKENDS),
         ):
             if (choice := getattr(self, name)) not in allowed:
@@ -111,5 +113,5 @@ class TrainConfig:
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide the resulting weights."""
         free = {"store", "out", "eval_tokens", "eval_every_tokens", "device", "backend"}
-        free |= {"checkpoint_every_minutes", "checkpoint_every_tokens"}
+        free |= {"checkpoint_every_minutes", "checkpoint_every_tokens", "dead_window_tokens"}
         return {name: value for name, value in self.to_dict().items() if name not in free}

@@ -5,100 +5,42 @@
 with Adam, on activations scaled to a norm near sqrt(d_model).
 """
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from dataclasses import asdict
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from ..model import Lorsa, Quality, evaluate
+from ..kernels import choose_path
+from ..model import Lorsa, Quality, choose_device, evaluate
 from ..store import ActivationStore, Batch, Sampler, batches, held_out_batches
-from .checkpoint import State, checkpoints, load_checkpoint, save_checkpoint
+from .checkpoint import State, load_newest_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .errors import TrainError
+from .events import Event, Look, Report, StepReport, TrainResult
 from .run import RunFolder
 from .schedule import lr_factor, top_k_at
 from .setup import Extent, Scales, activation_scales, extent, initialise, lorsa_config
 
+Result = TypeVar("Result")
+
 LOG_EVERY_STEPS = 10
 
 
-class StepReport(NamedTuple):
-    """Where a run stands."""
+class StepOutcome(NamedTuple):
+    """What a step tells."""
 
-    step: int
-    """Steps done"""
-    tokens: int
-    """Tokens seen"""
-    train_tokens: int
-    """Tokens of the whole run"""
-    loss: float
-    """mean ||y_hat - y||^2 / d_model of the last steps, scaled activations"""
+    loss: Tensor
+    """Of this process"""
     grad_norm: float
-    """Of the last step, before clipping"""
     lr: float
-    """Learning rate of the last step"""
     top_k: int
-    """Heads that fired per token in the last step"""
-    dead_fraction: float
-    """Share of heads that did not fire in the window of dead heads"""
-    tokens_per_second: float
-    """Of the training steps so far"""
-    data_wait_fraction: float
-    """Share of that time spent waiting for the store"""
-
-
-class Look(NamedTuple):
-    """The held-out quality at some step."""
-
-    step: int
-    """Steps done"""
-    tokens: int
-    """Tokens seen"""
-    held_out: Quality
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainResult:
-    """What a run made."""
-
-    run: str
-    """Its folder."""
-    layer: int
-    """Layer of the language model."""
-    fvu: float
-    """Fraction of variance unexplained on all held-out tokens."""
-    l0: float
-    """Heads that fire per held-out token."""
-    dead_fraction: float
-    """Share of heads that did not fire on the last `dead_window_tokens` training tokens."""
-    dead_window_tokens: int
-    """See dead_fraction."""
-    n_ov_heads: int
-    """OV heads."""
-    n_qk_heads: int
-    """QK heads."""
-    top_k: int
-    """Heads that fire per token at most."""
-    train_tokens: int
-    """Tokens trained on."""
-    held_out_tokens: int
-    """Tokens that fvu and l0 were measured on."""
-    tokens_per_second: float
-    """Of the training steps."""
-    data_wait_fraction: float
-    """Share of that time spent waiting for the store."""
-    seconds: float
-    """From the call to the end."""
-
-
-Event = str | StepReport | Look
-Report = Callable[[Event], None]
 
 
 class _StepOutput(NamedTuple):
@@ -127,36 +69,80 @@ def train(config: TrainConfig, *, report: Report = lambda event: None) -> TrainR
 
     Args:
         config: the request.
-        report: is told what happens: a line of text, a `StepReport`, a `Look` at held-out data.
+        report: is told what happens, on the main process: a line of text, a `StepReport`, a `Look`.
 
     Raises:
         StoreError: the store cannot be read.
-        TrainError: the run cannot begin, or its loss is not finite.
-        CheckpointError: the run cannot go on from its checkpoint.
-        ValueError: sizes that do not fit each other.
+        TrainError: the run cannot begin, its sizes do not fit, or its loss is not finite.
+        CheckpointError: the run cannot go on from its checkpoints.
     """
     store = ActivationStore.open(config.store)
     store.require_layer(config.layer)
-    shape = lorsa_config(config, store)
     accelerator = make_accelerator(config)
     span = extent(config, store, accelerator.num_processes)
+    lorsa = Lorsa(lorsa_config(config, store), backend=config.backend)
     run = RunFolder(config.out)
-    facts = {"store_uuid": store.manifest.uuid, "train_tokens": span.train_tokens}
-    finished = run.begin(config, facts) if accelerator.is_main_process else None
+    low = uses_bfloat16(config, accelerator.device)
+    facts = {
+        "store_uuid": store.manifest.uuid,
+        "train_tokens": span.train_tokens,
+        "batch_seqs": span.batch_seqs,
+        "arithmetic": "bfloat16" if low else "float32",
+    }
+    if not accelerator.is_main_process:
+        report = _tell_nobody
+    finished = _on_main(accelerator, lambda: run.begin(config, facts))
     if finished is not None:
         report(f"{config.out} is already finished")
         return TrainResult(**finished)
-    trainer = Trainer(config, store, Lorsa(shape, backend=config.backend), span, accelerator)
-    return trainer.run(run, report)
+    trainer = Trainer(config, store, lorsa, span, accelerator)
+    try:
+        return trainer.run(run, report)
+    finally:
+        trainer.release()
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Return accelerate's view of the processes and devices of this run."""
-    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    if config.device == "cuda" and on_cpu:
-        raise TrainError("device is cuda, but torch sees no GPU; use --device cpu")
-    low = config.precision == "bfloat16" or (config.precision == "auto" and not on_cpu)
-    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if low else "no")
+    """Return accelerate's view of the processes of this run and their devices.
+
+    Raises:
+        TrainError: the device is not there, or an earlier call in this process chose another one.
+    """
+    try:
+        device = choose_device(config.device)
+        choose_path(config.backend, device)
+    except ValueError as error:
+        raise TrainError(str(error)) from None
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+    if accelerator.device.type != device:
+        raise TrainError(
+            f"this process already trains on {accelerator.device.type}; "
+            f"start another one for {device}"
+        )
+    return accelerator
+
+
+def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
+    """Tell whether a run multiplies in bfloat16."""
+    return config.precision == "bfloat16" or (config.precision == "auto" and device.type != "cpu")
+
+
+def _tell_nobody(_event: Event) -> None:
+    """Take the place of a report on all processes but the main one."""
+
+
+def _on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Do some work on the main process alone; all return its result or raise its TrainError."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except TrainError as error:
+            outcome[1] = str(error)
+    result, message = broadcast_object_list(outcome)
+    if message is not None:
+        raise TrainError(message)
+    return cast(Result, result)
 
 
 class Trainer:
@@ -176,6 +162,7 @@ class Trainer:
         self.span = span
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
+        self.low = uses_bfloat16(config, self.device)
         self.lorsa = lorsa.to(self.device)
         self.scales: Scales = activation_scales(config.layer, store)
         self.sampler = Sampler(
@@ -186,11 +173,9 @@ class Trainer:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
         )
-        fused = self.device.type in ("cpu", "cuda")
         self.adam = torch.optim.Adam(
-            self.lorsa.parameters(), lr=config.lr, betas=config.betas, fused=fused
+            self.lorsa.parameters(), lr=config.lr, betas=config.betas, fused=True
         )
-        self.step_module, self.optimizer = accelerator.prepare(_Step(self.lorsa), self.adam)
         n_ov_heads = lorsa.config.n_ov_heads
         self.last_fired = torch.zeros(n_ov_heads, dtype=torch.int64, device=self.device)
         self.done = 0
@@ -205,9 +190,9 @@ class Trainer:
         self.start(run, report)
         saved_at = time.monotonic()
         for batch in self.data():
-            grad_norm, loss = self.step(batch)
+            outcome = self.step(batch)
             if self.done % LOG_EVERY_STEPS == 0 or self.done == self.span.n_steps:
-                self.tell(run, report, loss, grad_norm)
+                self.tell(run, report, outcome)
             if self.done == self.span.n_steps:
                 break
             if self.done % self.span.eval_every_steps == 0:
@@ -218,18 +203,17 @@ class Trainer:
         return self.finish(run, report, time.perf_counter() - started)
 
     def start(self, run: RunFolder, report: Report) -> None:
-        """Take up the newest checkpoint, or initialise."""
-        found = checkpoints(run.root)
-        if found:
-            state = load_checkpoint(found[-1], self.lorsa, self.adam, self.scales)
+        """Take up the newest checkpoint or initialise, then share the main process's weights."""
+        state = load_newest_checkpoint(run.root, self.lorsa, self.adam, self.scales, report)
+        if state is not None:
             self.done, self.last_fired = state.step, state.last_fired
-            report(f"going on from {found[-1]}")
         else:
             report("initialising")
             initialise(self.lorsa, self.config, self.store)
             self.lorsa.rescale_(*self.scales)
         if self.accelerator.is_main_process:
             run.drop_after(self.done)
+        self.step_module, self.optimizer = self.accelerator.prepare(_Step(self.lorsa), self.adam)
 
     def data(self) -> Iterator[Batch]:
         """Yield what is left of the run's batches, timing how long each was waited for."""
@@ -243,22 +227,23 @@ class Trainer:
             self.wait_s += batch.wait_s
             yield batch
 
-    def step(self, batch: Batch) -> tuple[float, float]:
-        """Take one optimizer step; return the gradient's norm and the loss.
+    def step(self, batch: Batch) -> StepOutcome:
+        """Take one optimizer step.
 
         Raises:
-            TrainError: either is not finite; the weights are as before the step.
+            TrainError: loss or gradient is not finite; the weights are as before the step.
         """
         started = time.perf_counter()
         x, y = self.scaled(batch.x, batch.y)
+        lr, top_k = self.lr(), self.top_k()
         for group in self.adam.param_groups:
-            group["lr"] = self.lr()
+            group["lr"] = lr
         self.optimizer.zero_grad()
-        with self.accelerator.autocast():
-            out = self.step_module(x, y, self.top_k())
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
+            out = self.step_module(x, y, top_k)
         self.accelerator.backward(out.loss)
         norm = self.accelerator.clip_grad_norm_(self.lorsa.parameters(), self.config.grad_clip)
-        grad_norm, loss = norm.item(), out.loss.item()
+        loss, grad_norm = torch.stack((out.loss.detach(), norm.detach())).tolist()
         if not math.isfinite(grad_norm + loss):
             raise TrainError(
                 f"step {self.done + 1}: loss is {loss}, gradient norm {grad_norm}; "
@@ -266,21 +251,22 @@ class Trainer:
             )
         self.optimizer.step()
         self.done += 1
-        self.last_fired[out.ids[out.acts != 0].long()] = self.done
+        fired = torch.where(out.acts != 0, self.done, 0).flatten()
+        self.last_fired.scatter_reduce_(0, out.ids.long().flatten(), fired, "amax")
         self.busy_s += time.perf_counter() - started + batch.wait_s
         self.n_timed += 1
-        return grad_norm, loss
+        return StepOutcome(out.loss.detach(), grad_norm, lr, top_k)
 
-    def tell(self, run: RunFolder, report: Report, loss: float, grad_norm: float) -> None:
+    def tell(self, run: RunFolder, report: Report, outcome: StepOutcome) -> None:
         """Report where the run stands."""
         line = StepReport(
             step=self.done,
             tokens=self.tokens(),
             train_tokens=self.span.train_tokens,
-            loss=loss,
-            grad_norm=grad_norm,
-            lr=self.adam.param_groups[0]["lr"],
-            top_k=self.top_k(),
+            loss=float(self.accelerator.reduce(outcome.loss, "mean")),
+            grad_norm=outcome.grad_norm,
+            lr=outcome.lr,
+            top_k=outcome.top_k,
             dead_fraction=self.dead_fraction(),
             tokens_per_second=self.tokens_per_second(),
             data_wait_fraction=self.wait_s / max(self.busy_s, 1e-9),
@@ -335,8 +321,9 @@ class Trainer:
 
     def quality(self, n_tokens: int | None) -> Quality:
         """Return the quality on so many held-out tokens; None takes all."""
+        mine = self.span.batch_seqs // self.accelerator.num_processes
         held_out = held_out_batches(
-            self.store, self.config.layer, batch_seqs=self.span.batch_seqs, n_tokens=n_tokens
+            self.store, self.config.layer, batch_seqs=mine, n_tokens=n_tokens
         )
         return evaluate(self.lorsa, (self.scaled(x, y) for x, y in held_out))
 
@@ -379,5 +366,12 @@ class Trainer:
         every = self.config.checkpoint_every_tokens
         if every is not None and self.tokens() % every < self.span.step_tokens:
             return True
+        if self.done % LOG_EVERY_STEPS:
+            return False
         late = time.monotonic() - saved_at > self.config.checkpoint_every_minutes * 60
         return bool(broadcast_object_list([late])[0])
+
+    def release(self) -> None:
+        """Give back the device's memory: the wrapped module holds itself in a circle."""
+        self.accelerator.free_memory()
+        gc.collect()

@@ -7,7 +7,7 @@ checkpoints/                    while it is not
 """
 
 import json
-import os
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from .. import __version__
-from .checkpoint import FOLDER
+from ..model import write_json
+from .checkpoint import FOLDER, checkpoints
 from .config import TrainConfig
 from .errors import TrainError
 
@@ -45,10 +46,10 @@ class RunFolder:
             TrainError: the folder holds another run or other things.
         """
         path = self.root / RUN
-        if not path.exists():
-            if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
-                raise TrainError(f"{self.root} holds other things; choose another folder by --out")
+        if not path.exists() or self._hardly_begun():
+            self._require_free()
             self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / METRICS).unlink(missing_ok=True)
             self._write({**self._header(config, facts), "result": None})
             return None
         begun = self._read()
@@ -61,16 +62,28 @@ class RunFolder:
         ]
         if different:
             raise TrainError(
-                f"{self.root} holds another run ({'; '.join(different)}); "
-                "give the same settings, or another folder by --out"
+                f"{self.root} holds another run ({'; '.join(different)}): "
+                "give the same settings, choose another --out, or delete it"
             )
         result: dict[str, Any] | None = begun.get("result")
         return result
 
+    def _require_free(self) -> None:
+        """Raise TrainError if there is something else in the folder's place."""
+        if self.root.exists() and not self.root.is_dir():
+            raise TrainError(f"{self.root} is a file; choose a folder by --out")
+        names = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
+        if names and RUN not in names:
+            raise TrainError(f"{self.root} holds other things; choose another folder by --out")
+
+    def _hardly_begun(self) -> bool:
+        """Tell whether a run stopped before it had anything to go on from."""
+        return self._read().get("result") is None and not checkpoints(self.root)
+
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
         with (self.root / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(finite(line)) + "\n")
 
     def drop_after(self, step: int) -> None:
         """Forget the metrics of steps after `step`, which are about to be done again."""
@@ -82,7 +95,7 @@ class RunFolder:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result into run.json and remove the checkpoints."""
-        self._write({**self._read(), "result": result})
+        self._write({**self._read(), "result": finite(result)})
         shutil.rmtree(self.root / FOLDER, ignore_errors=True)
 
     def _header(self, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
@@ -107,9 +120,14 @@ class RunFolder:
         return content
 
     def _write(self, content: dict[str, Any]) -> None:
-        partial = self.root / f"{RUN}.partial"
-        partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-        os.replace(partial, self.root / RUN)
+        write_json(self.root / RUN, content)
+
+
+def finite(data: Any) -> Any:
+    """Return data that JSON knows: numbers that are not finite become null."""
+    if isinstance(data, dict):
+        return {name: finite(value) for name, value in data.items()}
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _step_of(line: str) -> float:

@@ -57,7 +57,7 @@ def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
     if config.init == "layer" and not facts["self_check"]["passed"]:
         raise TrainError(
             f"layer {config.layer} of {store.root} failed the harvest's self-check "
-            f"(relative error {facts['self_check']['error']:.1e}); use --init random"
+            f"(relative error {facts['self_check']['error']}); use --init random"
         )
     geometry = layer_geometry(config.layer, store)
     n_qk_heads = config.n_qk_heads or QK_HEADS_PER_HEAD * geometry.n_heads
@@ -66,7 +66,7 @@ def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
         shape = LorsaConfig(
             d_model=geometry.d_model,
             n_qk_heads=n_qk_heads,
-            d_qk_head=config.d_qk_head or geometry.d_head,
+            d_qk_head=geometry.d_head,
             n_ov_heads=config.n_ov_heads or wanted,
             top_k=config.top_k,
             scale=geometry.scale,
@@ -100,11 +100,21 @@ def extent(config: TrainConfig, store: ActivationStore, world: int) -> Extent:
         TrainError: the store has too few training sequences for a step.
     """
     n_ctx, n_train = store.manifest.n_ctx, len(store.train_seqs)
-    batch_seqs = max(1, config.batch_tokens // n_ctx // world) * world
+    batch_seqs = max(1, config.batch_tokens // n_ctx)
+    if batch_seqs % world:
+        above = -(-batch_seqs // world) * world
+        raise TrainError(
+            f"a step takes {batch_seqs} sequences of {n_ctx} tokens, which {world} processes "
+            f"cannot share evenly; use --batch-tokens {above * n_ctx}"
+        )
+    if n_train < world:
+        raise TrainError(
+            f"{store.root} has {n_train} training sequences for {world} processes; harvest more"
+        )
     if n_train < batch_seqs:
         raise TrainError(
             f"{store.root} has {n_train} training sequences of {n_ctx} tokens, a step takes "
-            f"{batch_seqs}; use --batch-tokens {max(1, n_train // world) * world * n_ctx} or less"
+            f"{batch_seqs}; use --batch-tokens {n_train // world * world * n_ctx} or less"
         )
     step_tokens = batch_seqs * n_ctx
     train_tokens = config.train_tokens or n_train * n_ctx
@@ -117,7 +127,7 @@ def extent(config: TrainConfig, store: ActivationStore, world: int) -> Extent:
         train_tokens=train_tokens,
         dead_window_tokens=config.dead_window_tokens
         or min(MAX_DEAD_WINDOW_TOKENS, max(1, train_tokens // 4)),
-        eval_every_steps=max(1, (config.eval_every_tokens or train_tokens // 4) // step_tokens),
+        eval_every_steps=-(-(config.eval_every_tokens or -(-train_tokens // 4)) // step_tokens),
     )
 
 

@@ -82,6 +82,8 @@ def test_no_text_is_named(tmp_path: Path, make: str) -> None:
     ]
     if make == "folder":
         (tmp_path / "bad.jsonl").unlink()
-    message = {"missing": "no such file", "folder": "has no .txt", "broken": "cannot be read"}[make]
+    message = {"missing": "no such file", "folder": "has no .txt", "broken": "line 1 is no JSON"}[
+        make
+    ]
     with pytest.raises(HarvestError, match=message):
         _texts(where)

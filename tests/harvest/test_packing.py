@@ -26,7 +26,7 @@ class WithBos:
 
 
 def _pack(tokenizer: Any, **changes: Any) -> Any:
-    settings = {"n_ctx": 8, "max_tokens": None, "bos": "auto", "seed": 0} | changes
+    settings = {"n_ctx": 8, "max_tokens": 10**9, "bos": "auto", "seed": 0} | changes
     return pack(DOCS, tokenizer, **settings)
 
 
@@ -75,7 +75,7 @@ def test_bos_is_not_made_up() -> None:
 def test_too_little_text_is_named() -> None:
     with pytest.raises(HarvestError, match=r"tokens do not make two sequences of 5000"):
         _pack(make_tokenizer(), n_ctx=5000)
-    with pytest.raises(HarvestError, match="10 tokens do not make two sequences of 8"):
+    with pytest.raises(HarvestError, match="do not make two sequences of 8"):
         _pack(make_tokenizer(), max_tokens=10)
     with pytest.raises(HarvestError, match="holds no text"):
-        pack([], make_tokenizer(), n_ctx=4, max_tokens=None, bos="auto", seed=0)
+        pack([], make_tokenizer(), n_ctx=4, max_tokens=99, bos="auto", seed=0)

@@ -1,5 +1,6 @@
 """What is read off a model is what the model does: every family, against plain transformers."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ from lorsa.harvest import (
     Capture,
     HarvestConfig,
     HarvestError,
+    SelfCheck,
     attention_sites,
+    check_geometry,
     harvest,
     read_geometry,
     read_weights,
 )
-from lorsa.harvest.selfcheck import check_geometry
-from lorsa.model import layer_attention
+from lorsa.harvest.selfcheck import require_passed
+from lorsa.model import Rope, layer_attention
 from lorsa.store import ActivationStore
 from tiny import FAMILIES, N_CTX, make_model, make_tokenizer
 from torch import Tensor
@@ -110,19 +113,59 @@ def test_stored_activations_are_those_of_plain_hooks(
             )
 
 
-def test_the_self_check_finds_a_wrong_geometry() -> None:
-    model = make_model("llama-llama3-rope")
+def _check(model: Any, **changes: Any) -> SelfCheck:
+    """Check one layer, as read or with a changed geometry."""
     site = attention_sites(model, [1])[0]
     with Capture(model, [site]) as capture:
-        batch = capture.run(_tokens())
-    weights, geometry = read_weights(model, site), read_geometry(model, site)
-    good = check_geometry(batch, {1: weights}, {1: geometry}, required=True)
-    assert good.errors[1] < good.limit == 1e-4
-    model_without_scaling = make_model("llama-gqa")
-    wrong = read_geometry(model_without_scaling, attention_sites(model_without_scaling, [1])[0])
+        calls = capture.calls(_tokens())
+    geometry = dataclasses.replace(read_geometry(model, site), **changes)
+    weights = read_weights(model, site)
+    return check_geometry(model, [site], calls, {1: weights}, {1: geometry})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_self_check_passes_in_any_precision(family: str, dtype: torch.dtype) -> None:
+    """It once compared with the model's own half-precision output, which is off by a percent."""
+    check = _check(make_model(family).to(dtype))
+    assert check.layers[1].error < 1e-5
+    assert check.passed(1)
+    assert (check.layers[1].noise < 1e-5) == (dtype == torch.float32)
+
+
+def test_the_self_check_bears_large_biases_in_half_precision() -> None:
+    """As Qwen 2 has them in its keys."""
+    model = make_model("qwen2")
+    for projection in ("q_proj", "k_proj"):
+        getattr(model.model.layers[1].self_attn, projection).bias.data.mul_(50)
+    assert _check(model.to(torch.bfloat16)).layers[1].error < 1e-4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scale": 0.3},
+        {"window": 4},
+        {"softcap": 1.0},
+        {"rope": None},
+        {"rope": Rope(inv_freq=(1.0, 0.1, 0.01, 0.002))},
+        {"rope": Rope(inv_freq=(1.0, 0.1, 0.01, 0.001), interleaved=True)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_self_check_finds_a_wrong_geometry(changes: dict[str, Any], dtype: torch.dtype) -> None:
+    check = _check(make_model("llama-gqa").to(dtype), **changes)
+    assert check.layers[1].error > 1e-3
     with pytest.raises(HarvestError, match=r"layer 1: .* differs by .*--no-selfcheck"):
-        check_geometry(batch, {1: weights}, {1: wrong}, required=True)
-    assert check_geometry(batch, {1: weights}, {1: wrong}, required=False).errors[1] > 1e-2
+        require_passed(check)
+
+
+def test_the_self_check_says_when_activations_are_not_finite() -> None:
+    model = make_model("llama-gqa")
+    model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("inf")
+    with pytest.raises(HarvestError, match="layer 1: its activations are not finite"):
+        _check(model)
 
 
 def test_nothing_after_the_last_layer_is_computed() -> None:
@@ -133,6 +176,11 @@ def test_nothing_after_the_last_layer_is_computed() -> None:
     with Capture(model, attention_sites(model, [0, 1])) as capture:
         capture.run(_tokens())
     assert ran == []
+
+
+def test_a_layer_outside_the_model_is_named() -> None:
+    with pytest.raises(HarvestError, match="layer 3 is outside the model; it has 0-2"):
+        attention_sites(make_model("llama-gqa"), [0, 3])
 
 
 def test_hooks_are_removed_when_the_model_fails() -> None:

@@ -28,7 +28,8 @@ def test_choose_layers_reads(text: str, layers: list[int]) -> None:
         ("", "not of the form"),
         ("1-", "not of the form"),
         ("-1", "not of the form"),
-        ("3-1", "chooses none"),
+        ("3-1", "write the lower number first"),
+        ("0-99999999999", "layer 5 is not in m"),
     ],
 )
 def test_choose_layers_names_what_is_wrong(text: str, message: str) -> None:

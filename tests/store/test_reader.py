@@ -115,6 +115,8 @@ def test_another_format_version_is_refused(make_store: Callable[..., Path]) -> N
     [
         ({"n_seq": "many"}, "n_seq is 'many'"),
         ({"layers": []}, "does not describe a store"),
+        ({"outputs": "derive"}, "outputs is 'derive'; allowed: store"),
+        ({"layers": {"0": {"weights": ["../../x"]}}}, "layer 0 has weights"),
         ({"dtype": "float8"}, "dtype is 'float8'"),
         ({"n_ctx": 0}, "n_ctx is 0"),
         ({"held_out_shards": [6]}, "held_out_shards"),
@@ -171,6 +173,44 @@ def test_missing_weights_are_not_zeros(make_store: Callable[..., Path]) -> None:
     shutil.rmtree(root / "weights/0/W_Q/c")
     with pytest.raises(StoreError, match="has no data"):
         ActivationStore.open(root).weights(0)
+
+
+def test_a_weight_that_is_gone_is_not_a_weight_that_never_was(
+    make_store: Callable[..., Path],
+) -> None:
+    """A missing bias was once read as a layer without one."""
+    root = make_store()
+    shutil.rmtree(root / "weights/3/W_Q")
+    with pytest.raises(StoreError, match="weights/3/W_Q cannot be read"):
+        ActivationStore.open(root).weights(3)
+
+
+def test_any_file_cut_short_is_found(make_store: Callable[..., Path]) -> None:
+    """Every file of a store in turn, cut to half: an error of ours, or the file is not needed."""
+    root = make_store()
+    unneeded = {"journal/plan.json", "journal/lock"}
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        name = path.relative_to(root).as_posix()
+        arrays = name.endswith("zarr.json") and name != "zarr.json" and "weights" not in name
+        whole = path.read_bytes()
+        if name in unneeded or name.endswith(".jsonl") or arrays or name.count("/zarr.json") > 1:
+            continue
+        path.write_bytes(whole[: len(whole) // 2])
+        if name in ("weights/zarr.json", "weights/0/zarr.json", "weights/3/zarr.json"):
+            path.write_bytes(whole)
+            continue
+        with pytest.raises(StoreError):
+            _read_everything(root)
+        path.write_bytes(whole)
+    _read_everything(root)
+
+
+def _read_everything(root: Path) -> None:
+    store = ActivationStore.open(root)
+    store.document_names()
+    for layer in LAYERS:
+        store.activations(layer, range(N_SEQ))
+        store.weights(layer)
 
 
 def test_a_layer_that_is_not_stored_is_named(make_store: Callable[..., Path]) -> None:

@@ -115,7 +115,7 @@ def test_a_stopped_run_goes_on_to_the_bit(store_folder: Path, tmp_path: Path) ->
     config = _config(store_folder, tmp_path / "run", checkpoint_every_tokens=13 * 4 * N_CTX)
     with pytest.raises(Stop):
         train(config, report=_stop_at(30))
-    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step-000000026"]
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step-000000013", "step-000000026"]
     assert not (tmp_path / "run/lorsa.safetensors").exists()
     train(config)
     _same_weights_and_losses(tmp_path / "run", tmp_path / "whole")
@@ -172,12 +172,28 @@ def _same_weights_and_losses(found: Path, expected: Path) -> None:
     assert losses(found) == losses(expected)
 
 
-def test_a_damaged_checkpoint_is_named(store_folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over(store_folder: Path, tmp_path: Path) -> None:
+    train(_config(store_folder, tmp_path / "whole"))
     config = _config(store_folder, tmp_path / "run", checkpoint_every_tokens=13 * 4 * N_CTX)
     with pytest.raises(Stop):
-        train(config, report=_stop_at(20))
+        train(config, report=_stop_at(30))
     (checkpoints(tmp_path / "run")[-1] / "optimizer.safetensors").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="is damaged .*delete that folder"):
+    said: list[Any] = []
+    train(config, report=said.append)
+    passed, taken = said[:2]
+    assert "step-000000026 is damaged" in passed
+    assert "going on from" in taken
+    assert "step-000000013" in taken
+    _same_weights_and_losses(tmp_path / "run", tmp_path / "whole")
+
+
+def test_only_damaged_checkpoints_are_named(store_folder: Path, tmp_path: Path) -> None:
+    config = _config(store_folder, tmp_path / "run", checkpoint_every_tokens=13 * 4 * N_CTX)
+    with pytest.raises(Stop):
+        train(config, report=_stop_at(30))
+    for folder in checkpoints(tmp_path / "run"):
+        (folder / "state.json").unlink()
+    with pytest.raises(CheckpointError, match="has only damaged checkpoints; delete .* anew"):
         train(config)
 
 

@@ -42,7 +42,6 @@ def test_expansion_rounds_up_to_whole_groups(store: ActivationStore) -> None:
             {"n_qk_heads": 6},
             "n_qk_heads is 6; init 'layer' needs a multiple of the layer's 4 heads",
         ),
-        ({"d_qk_head": 12}, "d_qk_head is 12; init 'layer' needs the layer's 8"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(
@@ -72,7 +71,9 @@ def test_a_run_is_cut_into_whole_steps(store: ActivationStore) -> None:
     assert (span.batch_seqs, span.step_tokens) == (4, 4 * N_CTX)
     assert span.n_steps == n_train // 4
     assert span.train_tokens == span.n_steps * span.step_tokens
-    assert extent(_config(store, batch_tokens=4 * N_CTX), store, 3).batch_seqs == 3
+    assert extent(_config(store, batch_tokens=4 * N_CTX), store, 2) == extent(
+        _config(store, batch_tokens=4 * N_CTX), store, 1
+    )
     long = extent(_config(store, train_tokens=100_000), store, 1)
     assert long.train_tokens <= 100_000 < long.train_tokens + long.step_tokens
 
@@ -80,6 +81,11 @@ def test_a_run_is_cut_into_whole_steps(store: ActivationStore) -> None:
 def test_a_batch_larger_than_the_store_is_named(store: ActivationStore) -> None:
     with pytest.raises(TrainError, match=r"a step takes \d+; use --batch-tokens \d+ or less"):
         extent(_config(store, batch_tokens=10**6), store, 1)
+
+
+def test_processes_that_cannot_share_a_step_are_named(store: ActivationStore) -> None:
+    with pytest.raises(TrainError, match="4 sequences .* 3 processes .* --batch-tokens 192"):
+        extent(_config(store, batch_tokens=4 * N_CTX), store, 3)
 
 
 @pytest.mark.parametrize("init", ["layer", "random"])
@@ -111,5 +117,6 @@ def test_init_from_layer_has_the_layers_pattern(store: ActivationStore) -> None:
     x = store.activations(1, [0, 1]).x
     geometry = layer_geometry(1, store)
     q, k = queries_keys(x, LayerWeights(**store.weights(1)), geometry)
+    k = k.repeat_interleave(geometry.n_heads // geometry.n_kv_heads, dim=2)
     pattern = attention_pattern(q, k, scale=geometry.scale).repeat_interleave(4, dim=1)
     assert torch.allclose(lorsa.pattern(x), pattern, atol=1e-4)
