@@ -14,5 +14,6 @@ echo "== types"
 mkdir -p .mypy && ln -sfn .. .mypy/lorsa
 MYPYPATH=.mypy "${bin}mypy" -m lorsa -m lorsa.__main__ -m lorsa.cli -m lorsa.demo -m lorsa.display \
     -p lorsa.analyze -p lorsa.harvest -p lorsa.kernels -p lorsa.model -p lorsa.store -p lorsa.train
+MYPYPATH=.mypy "${bin}mypy" benchmarks/*.py
 echo "== tests"
 "${bin}python" -m pytest

@@ -372,4 +372,6 @@ def _explain(error: Exception) -> tuple[int, str | None]:
 
 def main() -> None:
     """Run the command line."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # other packages' bars fill a log file
     app()

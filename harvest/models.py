@@ -57,11 +57,15 @@ def load_model(path: ModelPath, config: Any, *, dtype: str, device: str) -> Lang
         config=config,
         dtype=chosen if chosen == "auto" else getattr(torch, chosen),
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # or they are not named
     )
     # transformers would go on with random numbers in their place
-    lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    lacking = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
     if lacking:
-        raise HarvestError(f"model {path.id} lacks weights: {', '.join(lacking[:3])}")
+        raise HarvestError(
+            f"model {path.id} lacks weights that its config.json asks for, or has them in another "
+            f"shape: {', '.join(lacking[:3])}"
+        )
     model = model.to(device).eval()
     return LanguageModel(model, _facts(model, path))
 

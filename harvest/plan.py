@@ -72,12 +72,12 @@ class Sizes:
                 f"{n_tokens} tokens do not make two sequences of {n_ctx} (one to train, "
                 "one to test): use a larger --tokens or a smaller --n-ctx"
             )
-        self.require_room(n_tokens)
         if n_tokens < 2 * n_ctx:
             raise HarvestError(
                 f"{format_bytes(self.free_bytes)} free on the disk are too few for a store of "
                 f"{len(self._layers)} layers; make room, or choose another disk by --store"
             )
+        self.require_room(n_tokens)
         return n_tokens // n_ctx * n_ctx
 
     def require_room(self, n_tokens: int) -> None:
@@ -139,7 +139,7 @@ def require_same_request(store: Path, begun: dict[str, Any], asked: dict[str, An
 def format_bytes(n_bytes: float) -> str:
     """Write a number of bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
+        if n_bytes < 999.5:  # or it would be written 1e+03
             return f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:,.1f} TB"

@@ -155,40 +155,47 @@ class _SparseTopkAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, acts, ids = ctx.saved_tensors
-        score: _Score = ctx.score
-        batch, seq, n_qk_heads, _width = q.shape
-        n_ov_heads = v.shape[-1]
-        compute = _compute_dtype(q.dtype)
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        for b in range(batch):
-            qh, kh, vh = (_heads_first(t[b].to(compute), n_qk_heads) for t in (q, k, v))
-            dqh, dkh, dvh = torch.empty_like(qh), torch.zeros_like(kh), torch.zeros_like(vh)
-            fired = ids[b].long()  # [seq, top_k]
-            d_acts = grads[0][b].to(compute)
-            if ctx.select == "relu":
-                d_acts = d_acts * (acts[b] > 0)
-            for block in _blocks(seq, score.window):
-                q0, q1, k0, k1 = block
-                hidden = _hidden(block, score.window, q.device)
-                dz = qh.new_zeros(q1 - q0, n_ov_heads)
-                dz.scatter_(1, fired[q0:q1], d_acts[q0:q1])
-                dz = _heads_first(dz, n_qk_heads)  # [n_qk_heads, T, G]
-                for h in _head_chunks(n_qk_heads, block):
-                    q_h, k_h = qh[h, q0:q1], kh[h, k0:k1]
-                    pattern, slope = _pattern(q_h, k_h, hidden, score)
-                    dvh[h, k0:k1].baddbmm_(pattern.transpose(1, 2), dz[h])
-                    d_score = torch.bmm(dz[h], vh[h, k0:k1].transpose(1, 2))  # [H, T, S]
-                    d_score.mul_(pattern)  # P dP
-                    total = d_score.sum(dim=-1, keepdim=True)  # D
-                    d_score.addcmul_(pattern, total, value=-1).mul_(score.scale)
-                    if slope is not None:
-                        d_score.mul_(slope)
-                    torch.bmm(d_score, k_h, out=dqh[h, q0:q1])
-                    dkh[h, k0:k1].baddbmm_(d_score.transpose(1, 2), q_h)
-            dq[b] = dqh.transpose(0, 1)
-            dk[b] = dkh.transpose(0, 1)
-            dv[b] = dvh.transpose(0, 1).reshape(seq, n_ov_heads)
+        with torch.autocast(q.device.type, enabled=False):
+            d_acts = grads[0] * (acts > 0) if ctx.select == "relu" else grads[0]
+            dq, dk, dv = _attention_gradients(q, k, v, ids, d_acts, ctx.score)
         return dq, dk, dv, None, None, None, None
+
+
+def _attention_gradients(
+    q: Tensor, k: Tensor, v: Tensor, ids: Tensor, d_acts: Tensor, score: _Score
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dq, dk and dv, given the gradient of the kept z, [batch, seq, top_k]."""
+    batch, seq, n_qk_heads, _width = q.shape
+    n_ov_heads = v.shape[-1]
+    compute = _compute_dtype(q.dtype)
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    for b in range(batch):
+        qh, kh, vh = (_heads_first(t[b].to(compute), n_qk_heads) for t in (q, k, v))
+        dqh, dkh, dvh = torch.empty_like(qh), torch.zeros_like(kh), torch.zeros_like(vh)
+        fired = ids[b].long()  # [seq, top_k]
+        d_fired = d_acts[b].to(compute)
+        for block in _blocks(seq, score.window):
+            q0, q1, k0, k1 = block
+            hidden = _hidden(block, score.window, q.device)
+            dz = qh.new_zeros(q1 - q0, n_ov_heads)
+            dz.scatter_(1, fired[q0:q1], d_fired[q0:q1])
+            dz = _heads_first(dz, n_qk_heads)  # [n_qk_heads, T, G]
+            for h in _head_chunks(n_qk_heads, block):
+                q_h, k_h = qh[h, q0:q1], kh[h, k0:k1]
+                pattern, slope = _pattern(q_h, k_h, hidden, score)
+                dvh[h, k0:k1].baddbmm_(pattern.transpose(1, 2), dz[h])
+                d_score = torch.bmm(dz[h], vh[h, k0:k1].transpose(1, 2))  # [H, T, S]
+                d_score.mul_(pattern)  # P dP
+                total = d_score.sum(dim=-1, keepdim=True)  # D
+                d_score.addcmul_(pattern, total, value=-1).mul_(score.scale)
+                if slope is not None:
+                    d_score.mul_(slope)
+                torch.bmm(d_score, k_h, out=dqh[h, q0:q1])
+                dkh[h, k0:k1].baddbmm_(d_score.transpose(1, 2), q_h)
+        dq[b] = dqh.transpose(0, 1)
+        dk[b] = dkh.transpose(0, 1)
+        dv[b] = dvh.transpose(0, 1).reshape(seq, n_ov_heads)
+    return dq, dk, dv
 
 
 class _SparseDecode(torch.autograd.Function):

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from lorsa.kernels import sparse_decode, sparse_topk_attention
+from torch import Tensor
 
 
 def _call(**changes: Any) -> Any:
@@ -60,6 +61,12 @@ def test_sparse_topk_attention_refuses_an_empty_batch() -> None:
 def test_sparse_decode_names_what_is_wrong(acts: Any, ids: Any, W_O: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sparse_decode(torch.randn(acts), torch.zeros(ids, dtype=torch.int32), torch.randn(W_O))
+
+
+@pytest.mark.parametrize("ids", [torch.zeros(1, 1, 1), torch.zeros(1, 0, 1, dtype=torch.int64)])
+def test_sparse_decode_refuses_ids_that_are_none(ids: Tensor) -> None:
+    with pytest.raises(ValueError, match="ids must be integers and some"):
+        sparse_decode(torch.randn(ids.shape), ids, torch.randn(3, 4))
 
 
 def test_sparse_decode_refuses_mixed_dtypes() -> None:

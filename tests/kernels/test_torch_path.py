@@ -6,6 +6,7 @@ import pytest
 import torch
 from lorsa.kernels import reference, sparse_decode, sparse_topk_attention, torch_path
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 RTOL = 1e-5
 NAMES = ("acts", "y_hat", "q.grad", "k.grad", "v.grad", "W_O.grad")
@@ -180,22 +181,54 @@ def test_strided_inputs_are_accepted() -> None:
     assert max(errors.values()) < RTOL, errors
 
 
-def test_memory_grows_with_the_sequence_not_its_square() -> None:
-    """No buffer of the torch path holds seq * seq or tokens * n_ov_heads elements but v and dv."""
-    seq, heads, group = 700, 3, 40
-    inputs = _inputs(1, seq, heads, 8, group)
-    largest: list[int] = []
+class _Sizes(TorchDispatchMode):
+    """Notes the size of every new tensor."""
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, Tensor) and out._base is None:
-                largest.append(out.numel())
-            return out
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
 
-    with Watch():
-        _run(inputs, "torch", 4, {})
-    allowed = max(seq * heads * group, heads * torch_path.QUERY_BLOCK * seq)
-    assert max(largest) <= allowed
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
+        for tensor in out if isinstance(out, tuple) else (out,):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self.seen.append(tensor.numel())
+        return out
+
+
+def test_no_dense_activations_are_made_or_saved() -> None:
+    """Of [tokens, n_ov_heads] there are v and dv; of [heads, seq, seq] there is nothing."""
+    batch, seq, heads, group = 4, 300, 3, 200
+    inputs = _inputs(batch, seq, heads, 8, group)
+    leaves = {name: t.requires_grad_() for name, t in inputs.items()}
+    v_size, one_sequence = leaves["v"].numel(), leaves["v"].numel() // batch
+    assert one_sequence < heads * seq * seq
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with _Sizes() as forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        acts, ids = sparse_topk_attention(
+            leaves["q"], leaves["k"], leaves["v"], torch.ones(heads * group), top_k=4, scale=0.4
+        )
+        y_hat = sparse_decode(acts, ids, leaves["W_O"])
+    assert max(forward.seen) <= one_sequence
+    assert [t.data_ptr() for t in saved if t.numel() > one_sequence] == [leaves["v"].data_ptr()]
+    with _Sizes() as backward:
+        torch.autograd.grad(y_hat.sum(), list(leaves.values()))
+    assert [size for size in backward.seen if size > one_sequence] == [v_size]
+
+
+@pytest.mark.parametrize(
+    ("backend", "names"), [("torch", NAMES), ("reference", ("acts", "ids", "y_hat"))]
+)
+def test_autocast_outside_does_not_reach_in(backend: str, names: tuple[str, ...]) -> None:
+    """In a bf16 autocast region float32 tensors gave bf16 products."""
+    inputs = _inputs(1, 70, 2, 8, 3)
+    expected = _run(inputs, backend, 3, {})
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _run(inputs, backend, 3, {})
+    assert all(torch.equal(found[name], expected[name]) for name in names)

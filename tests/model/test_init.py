@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lorsa.harvest import Capture, attention_sites, read_geometry, read_weights
-from lorsa.model import FVU, Lorsa, LorsaConfig, init_from_layer, init_random, require_fit
+from lorsa.model import FVU, Lorsa, LorsaConfig, init, init_from_layer, init_random, require_fit
 from lorsa.model.init import _cluster
 from tiny import FAMILIES, N_CTX, make_model
 from torch import Tensor
@@ -54,14 +54,28 @@ def test_from_the_layer_is_sparse_and_still_explains() -> None:
     assert _fvu(lorsa, x, y) < _fvu(random, x, y) < 1
 
 
-def test_heads_have_unit_response_to_their_own_direction() -> None:
-    """u^T d = 1: z measures how much of the direction that a head writes there is."""
-    lorsa, x, y = _start("llama-mha")
-    fit = (y - lorsa.b_O).flatten(0, 1)
+def test_heads_read_what_they_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """u^T d = 1: a head whose own direction d is attended to once answers 1 more.
+
+    d and u are not kept, so they are read back from W_O and W_V, which here have full rank.
+    """
+    scales: list[float] = []
+    monkeypatch.setattr(init, "_fit_output", lambda lorsa, x, y: scales.append(1.0))
+    lorsa, _x, _y = _start("llama-mha")
+    model = make_model("llama-mha")
+    weights = read_weights(model, attention_sites(model, [1])[0])
+    n_heads = len(weights.W_V)
+    read = lorsa.W_V.detach().view(n_heads, -1, 32) @ torch.linalg.pinv(weights.W_V.transpose(1, 2))
+    write = lorsa.W_O.detach().view(n_heads, -1, 32) @ torch.linalg.pinv(weights.W_O)
+    assert scales == [1.0]
+    assert torch.allclose((read * write).sum(-1), torch.ones(n_heads, 32), atol=1e-3)
+
+
+def test_heads_start_centred() -> None:
+    lorsa, x, _y = _start("llama-mha")
     with torch.no_grad():
         z = lorsa.z_pre(x).flatten(0, 1)
     assert z.mean(0).abs().max() < 1e-3
-    assert torch.isfinite(fit).all()
 
 
 def test_clusters_are_unit_vectors_and_find_the_clusters() -> None:

@@ -1,0 +1,106 @@
+"""One harvest: stopped, gone on with, refused."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lorsa.harvest import Capture, HarvestConfig, HarvestError, Plan, Progress, SelfCheck, harvest
+from lorsa.store import ActivationStore, StoreError, is_begun, is_complete
+from small import digests
+
+
+@pytest.fixture
+def config(harvest_config: HarvestConfig, tmp_path: Path) -> HarvestConfig:
+    """The request of `store_folder`, for another folder."""
+    return dataclasses.replace(harvest_config, store=tmp_path / "acts")
+
+
+class Stop(Exception):  # noqa: N818
+    """Ends a harvest from outside."""
+
+
+def _stop_after(n_tokens: int) -> Any:
+    def report(event: Any) -> None:
+        if isinstance(event, Progress) and event.tokens >= n_tokens:
+            raise Stop
+
+    return report
+
+
+def test_what_happens_is_told_in_order(config: HarvestConfig) -> None:
+    events: list[Any] = []
+    result = harvest(config, report=events.append)
+    kinds = [type(event) for event in events if not isinstance(event, str)]
+    assert kinds[:2] == [Plan, SelfCheck]
+    assert set(kinds[2:]) == {Progress}
+    assert events[-1].tokens == events[-1].n_tokens == result.n_tokens
+    files = [p for p in config.store.rglob("*") if p.is_file() and "c" in p.parts]
+    plan = next(event for event in events if isinstance(event, Plan))
+    assert 0.9 < sum(p.stat().st_size for p in files) / plan.total_bytes < 1.1
+
+
+def test_a_stopped_harvest_goes_on_to_the_same_bytes(
+    config: HarvestConfig, store_folder: Path
+) -> None:
+    with pytest.raises(Stop):
+        harvest(config, report=_stop_after(60 * config.n_ctx))
+    assert is_begun(config.store)
+    assert not is_complete(config.store)
+    events: list[Any] = []
+    result = harvest(dataclasses.replace(config, layers="2,1"), report=events.append)
+    first = next(event for event in events if isinstance(event, Progress))
+    assert 0 < first.tokens < first.n_tokens
+    assert result.layers == [1, 2]
+    assert digests(config.store) == digests(store_folder)
+
+
+def test_a_stopped_harvest_refuses_other_settings(config: HarvestConfig) -> None:
+    with pytest.raises(Stop):
+        harvest(config, report=_stop_after(1))
+    with pytest.raises(
+        HarvestError, match=r"holds another harvest \(layers was \[1, 2\], is \[1\]"
+    ):
+        harvest(dataclasses.replace(config, layers="1"))
+    with pytest.raises(HarvestError, match="dtype was 'float32', is 'float16'"):
+        harvest(dataclasses.replace(config, dtype="float16"))
+
+
+def test_a_stopped_harvest_refuses_another_model(
+    config: HarvestConfig, model_folder: Path, tmp_path: Path
+) -> None:
+    """The same folder, with other weights in it since."""
+    import shutil
+
+    from tiny import make_model
+
+    shutil.copytree(model_folder, tmp_path / "model")
+    config = dataclasses.replace(config, model=str(tmp_path / "model"))
+    with pytest.raises(Stop):
+        harvest(config, report=_stop_after(1))
+    make_model("llama-gqa", seed=9).save_pretrained(tmp_path / "model")
+    with pytest.raises(HarvestError, match="was made with another model: layer 1 has another W_"):
+        harvest(config)
+
+
+def test_a_late_nan_leaves_no_shard_of_it(
+    config: HarvestConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first sequences are fine, as the self-check sees them; later ones are not."""
+    run = Capture.run
+    calls = iter(range(10**6))
+
+    def poisoned(self: Capture, tokens: torch.Tensor) -> Any:
+        found = run(self, tokens)
+        if next(calls) > 5:
+            x, y = found[2]
+            found[2] = (x, torch.full_like(y, float("nan")))
+        return found
+
+    monkeypatch.setattr(Capture, "run", poisoned)
+    with pytest.raises(StoreError, match=r"layers/2/attn_out of sequence \d+ is not finite"):
+        harvest(config)
+    with pytest.raises(StoreError, match="unfinished"):
+        ActivationStore.open(config.store)
+    assert not list(config.store.rglob("*.partial"))
