@@ -3,8 +3,8 @@
     config.json        {"format": "lorsa", "schema_version": 1, "config": {...LorsaConfig}}
     lorsa.safetensors  the parameters by name
 
-Weights are written first and config.json last, each by a temporary file and a rename, so a folder
-with a config.json is whole.
+Weights are written first and config.json last, each by a temporary file, a flush to the disk and a
+rename, so a folder with a config.json is whole.
 """
 
 import json
@@ -38,6 +38,8 @@ def save(lorsa: Lorsa, folder: str | Path) -> None:
     mode = partial.stat().st_mode  # safetensors would make the file private to its owner
     save_file(tensors, partial, metadata={"format": "pt"})
     partial.chmod(mode)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
     os.replace(partial, folder / WEIGHTS)
     content = {
         "format": "lorsa",

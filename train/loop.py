@@ -83,11 +83,12 @@ def train(config: TrainConfig, *, report: Report = lambda event: None) -> TrainR
     lorsa = Lorsa(lorsa_config(config, store), backend=config.backend)
     run = RunFolder(config.out)
     low = uses_bfloat16(config, accelerator.device)
+    arithmetic = "bfloat16" if low else "float32"
     facts = {
         "store_uuid": store.manifest.uuid,
         "train_tokens": span.train_tokens,
         "batch_seqs": span.batch_seqs,
-        "arithmetic": "bfloat16" if low else "float32",
+        "arithmetic": arithmetic,
     }
     if not accelerator.is_main_process:
         report = _tell_nobody
@@ -95,11 +96,27 @@ def train(config: TrainConfig, *, report: Report = lambda event: None) -> TrainR
     if finished is not None:
         report(f"{config.out} is already finished")
         return TrainResult(**finished)
+    report(_describe(config, lorsa, span, arithmetic, accelerator))
     trainer = Trainer(config, store, lorsa, span, accelerator)
     try:
         return trainer.run(run, report)
     finally:
         trainer.release()
+
+
+def _describe(
+    config: TrainConfig, lorsa: Lorsa, span: Extent, arithmetic: str, accelerator: Accelerator
+) -> str:
+    """Return in a line what is about to be trained, and on what."""
+    shape = lorsa.config
+    kernels = choose_path(config.backend, accelerator.device.type).__name__.rpartition(".")[2]
+    where = f"{accelerator.device.type}, {arithmetic}, {kernels}"
+    if accelerator.num_processes > 1:
+        where += f", {accelerator.num_processes} processes"
+    return (
+        f"layer {config.layer}: {shape.n_ov_heads:,} OV heads, {shape.n_qk_heads} QK heads, "
+        f"top_k {shape.top_k}; {span.n_steps:,} steps of {span.step_tokens:,} tokens ({where})"
+    )
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:

@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_passed_over(store_folder: Path, tmp_path: Path)
     (checkpoints(tmp_path / "run")[-1] / "optimizer.safetensors").write_bytes(b"x")
     said: list[Any] = []
     train(config, report=said.append)
-    passed, taken = said[:2]
+    _about, passed, taken = said[:3]
     assert "step-000000026 is damaged" in passed
     assert "going on from" in taken
     assert "step-000000013" in taken
@@ -220,6 +220,51 @@ def test_a_layer_that_is_not_stored_is_named(store_folder: Path, tmp_path: Path)
     with pytest.raises(StoreError, match="layer 0 is not in .*; it has layers 1-2"):
         train(_config(store_folder, tmp_path / "run", layer=0))
     assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_arithmetic_comes_out_near_float32(store_folder: Path, tmp_path: Path) -> None:
+    fvu = [
+        train(_config(store_folder, tmp_path / precision, precision=precision)).fvu
+        for precision in ("float32", "bfloat16")
+    ]
+    assert fvu[1] != fvu[0]
+    assert fvu[1] == pytest.approx(fvu[0], abs=0.02)
+
+
+def _two_processes(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*command, "-m", "lorsa", "train", *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+
+
+def test_two_processes_make_the_lorsa_of_one(store_folder: Path, tmp_path: Path) -> None:
+    one = train(_config(store_folder, tmp_path / "one"))
+    (tmp_path / "run.toml").write_text(
+        f"batch_tokens = {4 * N_CTX}\ntrain_tokens = {160 * N_CTX}\ninit_tokens = {16 * N_CTX}\n"
+    )
+    args = ["--store", store_folder, "--layer", 1, "--out", tmp_path / "two", "--device", "cpu"]
+    args += ["--top-k", 8, "--config", tmp_path / "run.toml", "--json"]
+    done = _two_processes(*args)
+    assert done.returncode == 0, done.stderr
+    two = json.loads(done.stdout)["runs"][0]
+    assert two["fvu"] == pytest.approx(one.fvu, abs=1e-3)
+    assert two["dead_fraction"] == pytest.approx(one.dead_fraction, abs=0.01)
+    again = _two_processes(*args)
+    assert json.loads(again.stdout)["runs"][0] == two
+
+
+def test_two_processes_that_cannot_begin_end_at_once(store_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "layer-1").mkdir()
+    (tmp_path / "layer-1" / "notes.txt").touch()
+    done = _two_processes("--store", store_folder, "--layer", 1, "--out", tmp_path)
+    assert done.returncode != 0
+    assert "holds other things" in done.stderr
 
 
 def test_training_loads_no_language_model(store_folder: Path, tmp_path: Path) -> None:
