@@ -3,11 +3,14 @@
     acts, ids = sparse_topk_attention(q, k, v, w_o_norm, top_k=64, scale=d_qk_head ** -0.5)
     y_hat     = sparse_decode(acts, ids, W_O)
 
-`reference` defines the result; `torch` is the same in blocks, for any device and quick on CPUs. A
-path computes in the precision of its inputs or better, also inside an autocast region.
+`reference` defines the result; `torch` is the same in blocks, for any device and quick on CPUs;
+`triton` is for GPUs. A path computes in the precision of its inputs or better, also inside an
+autocast region.
 """
 
+import importlib.util
 import logging
+import os
 from functools import cache
 from types import ModuleType
 
@@ -18,6 +21,7 @@ from . import reference, torch_path
 
 BACKENDS = ("auto", "torch", "triton", "reference")
 SELECTIONS = ("relu", "abs")
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +35,39 @@ def choose_path(backend: str, device: str) -> ModuleType:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
-    if backend == "triton":
-        raise ValueError(
-            "backend 'triton' cannot run here: no Triton path is built in; use 'torch'"
-        )
     path = reference if backend == "reference" else torch_path
+    if backend == "triton" or (backend == "auto" and device == "cuda"):
+        reason = _why_no_triton(device)
+        if reason is None:
+            path = importlib.import_module(".triton_path", __package__)
+        elif backend == "triton":
+            raise ValueError(f"backend 'triton' cannot run here: {reason}; use 'torch'")
     logger.info("sparse attention on %s: backend %s", device, path.__name__.rpartition(".")[2])
+    return path
+
+
+def _why_no_triton(device: str) -> str | None:
+    """Return why Triton cannot run on a kind of device; None if it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the tensors are on {device}, and TRITON_INTERPRET is not 1"
+    return None
+
+
+def _path_for(backend: str, like: Tensor) -> ModuleType:
+    """Return the path for tensors like this; "auto" takes torch for dtypes that Triton lacks.
+
+    Raises:
+        ValueError: the backend asked for cannot run, or does not take the dtype.
+    """
+    path = choose_path(backend, like.device.type)
+    if path.__name__.endswith("triton_path") and like.dtype not in TRITON_DTYPES:
+        if backend == "triton":
+            raise ValueError(
+                f"backend 'triton' takes float32, bfloat16 and float16, not {like.dtype}"
+            )
+        return torch_path
     return path
 
 
@@ -127,7 +158,7 @@ def sparse_topk_attention(
         raise ValueError(f"window is {window}; allowed: 1 or more, or None")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap is {softcap}; allowed: above 0, or None")
-    path = choose_path(backend, q.device.type)
+    path = _path_for(backend, q)
     with torch.autocast(q.device.type, enabled=False):
         acts, ids = path.sparse_topk_attention(
             q,
@@ -176,7 +207,7 @@ def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor, *, backend: str = "aut
             f"acts and W_O must share dtype and device; acts is {acts.dtype} on {acts.device}, "
             f"W_O is {W_O.dtype} on {W_O.device}, ids are on {ids.device}"
         )
-    path = choose_path(backend, acts.device.type)
+    path = _path_for(backend, acts)
     with torch.autocast(acts.device.type, enabled=False):
         y_hat: Tensor = path.sparse_decode(acts, ids, W_O)
     return y_hat

@@ -2,7 +2,11 @@
 
 import os
 
+import torch
+
 os.environ["HF_HUB_OFFLINE"] = "1"
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from pathlib import Path
 from typing import Any

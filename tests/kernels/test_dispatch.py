@@ -1,10 +1,11 @@
 """Wrong tensors and options end in one ValueError that names them."""
 
+import importlib.util
 from typing import Any
 
 import pytest
 import torch
-from lorsa.kernels import sparse_decode, sparse_topk_attention
+from lorsa.kernels import choose_path, sparse_decode, sparse_topk_attention, torch_path
 from torch import Tensor
 
 
@@ -36,7 +37,6 @@ def _call(**changes: Any) -> Any:
         ({"select": "max"}, "allowed: relu, abs"),
         ({"window": 0}, "window is 0"),
         ({"softcap": -1.0}, "softcap is -1.0"),
-        ({"backend": "triton"}, "'triton' cannot run here"),
         ({"backend": "cuda"}, "allowed: auto, torch"),
     ],
 )
@@ -75,7 +75,26 @@ def test_sparse_decode_refuses_mixed_dtypes() -> None:
         sparse_decode(torch.randn(1, 1, 1), ids, torch.randn(3, 4).double())
 
 
-def test_options_default_to_the_torch_path() -> None:
+def test_triton_by_name_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="'triton' cannot run here: the tensors are on cpu"):
+        choose_path.__wrapped__("triton", "cpu")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match="the package triton is not installed; use 'torch'"):
+        choose_path.__wrapped__("triton", "cuda")
+    assert choose_path.__wrapped__("auto", "cuda") is torch_path
+
+
+@pytest.mark.triton
+def test_triton_takes_no_float64_and_auto_goes_round_it() -> None:
+    pytest.importorskip("triton")
+    double = {name: torch.randn(1, 3, 2, 4).double() for name in ("q", "k")}
+    with pytest.raises(ValueError, match="takes float32, bfloat16 and float16, not torch.float64"):
+        _call(**double, v=torch.randn(1, 3, 6).double(), backend="triton")
+
+
+def test_a_cpu_takes_the_torch_path() -> None:
+    assert choose_path("auto", "cpu") is torch_path
     acts, ids = _call()
     again, ids_again = _call(backend="torch")
     assert torch.equal(acts, again)

@@ -1,14 +1,24 @@
-"""The torch path against the definition: outputs and every gradient, by name."""
+"""The fast paths against the definition: outputs and every gradient, by name.
+
+Without a GPU the Triton kernels run in Triton's interpreter, in float32.
+"""
 
 from typing import Any
 
 import pytest
 import torch
-from lorsa.kernels import reference, sparse_decode, sparse_topk_attention, torch_path
+from lorsa.kernels import (
+    choose_path,
+    reference,
+    sparse_decode,
+    sparse_topk_attention,
+    torch_path,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 RTOL = 1e-5
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("acts", "y_hat", "q.grad", "k.grad", "v.grad", "W_O.grad")
 
 # batch, seq, n_qk_heads, d_qk_head, group, top_k, options
@@ -46,19 +56,19 @@ def _inputs(
 def _run(
     inputs: dict[str, Tensor], backend: str, top_k: int, options: dict[str, Any]
 ) -> dict[str, Tensor]:
-    leaves = {name: t.clone().requires_grad_() for name, t in inputs.items()}
+    leaves = {name: t.clone().to(DEVICE).requires_grad_() for name, t in inputs.items()}
     acts, ids = sparse_topk_attention(
         leaves["q"],
         leaves["k"],
         leaves["v"],
-        inputs["W_O"].norm(dim=1),
+        leaves["W_O"].detach().norm(dim=1),
         top_k=top_k,
         scale=0.4,
         backend=backend,
         **options,
     )
     y_hat = sparse_decode(acts, ids, leaves["W_O"], backend=backend)
-    weight = torch.linspace(-1, 1, y_hat.numel(), dtype=y_hat.dtype).view_as(y_hat)
+    weight = torch.linspace(-1, 1, y_hat.numel(), dtype=y_hat.dtype, device=DEVICE).view_as(y_hat)
     (y_hat * weight).sum().backward()
     grads = {f"{name}.grad": t.grad for name, t in leaves.items()}
     return {"acts": acts.detach(), "ids": ids, "y_hat": y_hat.detach(), **grads}  # type: ignore[dict-item]
@@ -68,25 +78,40 @@ def _relative(value: Tensor, expected: Tensor) -> float:
     return float((value - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
+@pytest.fixture(params=["torch", pytest.param("triton", marks=pytest.mark.triton)])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each fast path."""
+    if request.param == "triton":
+        pytest.importorskip("triton")
+    return str(request.param)
+
+
 @pytest.mark.parametrize(("batch", "seq", "heads", "width", "group", "top_k", "options"), CASES)
-def test_torch_path_equals_the_reference(
-    batch: int, seq: int, heads: int, width: int, group: int, top_k: int, options: dict[str, Any]
+def test_fast_paths_equal_the_reference(
+    backend: str,
+    batch: int,
+    seq: int,
+    heads: int,
+    width: int,
+    group: int,
+    top_k: int,
+    options: dict[str, Any],
 ) -> None:
     inputs = _inputs(batch, seq, heads, width, group)
     expected = _run(inputs, "reference", top_k, options)
-    found = _run(inputs, "torch", top_k, options)
+    found = _run(inputs, backend, top_k, options)
     assert torch.equal(found["ids"], expected["ids"])
     errors = {name: _relative(found[name], expected[name]) for name in NAMES}
     assert max(errors.values()) < RTOL, errors
 
 
-def test_torch_path_writes_every_element(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_element_is_written(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Buffers start as NaN here, so anything left unwritten shows."""
     for name in ("empty", "empty_like"):
         original = getattr(torch, name)
         monkeypatch.setattr(torch, name, _poisoned(original))
     monkeypatch.setattr(Tensor, "new_empty", _poisoned(Tensor.new_empty))
-    found = _run(_inputs(2, 150, 3, 8, 5), "torch", 7, {"window": 40})
+    found = _run(_inputs(2, 80, 3, 8, 5), backend, 7, {"window": 40})
     assert all(t.isfinite().all() for t in found.values())
 
 
@@ -98,10 +123,73 @@ def _poisoned(make: Any) -> Any:
     return poisoned
 
 
-def test_torch_path_gives_the_same_bits_twice() -> None:
-    inputs = _inputs(2, 200, 4, 8, 6)
-    first, second = (_run(inputs, "torch", 5, {}) for _ in range(2))
+def test_the_same_bits_twice(backend: str) -> None:
+    inputs = _inputs(2, 90, 3, 8, 6)
+    first, second = (_run(inputs, backend, 5, {}) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.triton
+def test_triton_in_scratches_of_one_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _triton_path()
+    inputs = _inputs(3, 40, 2, 8, 4)
+    whole = _run(inputs, "triton", 3, {})
+    monkeypatch.setattr(path, "SCRATCH_BYTES", 1)
+    parts = _run(inputs, "triton", 3, {})
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(
+    ("n_ov_heads", "top_k"), [(50, 7), (50, 20), (64, 64), (1000, 64), (33, 1), (200, 150)]
+)
+@pytest.mark.parametrize("select", ["relu", "abs"])
+def test_triton_ranks_long_rows_in_tiles(
+    n_ov_heads: int, top_k: int, select: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded numbers, so that ties lie within tiles and across them."""
+    path = _triton_path()
+    monkeypatch.setattr(path, "SELECT_TILE", 16)
+    generator = torch.Generator().manual_seed(n_ov_heads)
+    z = torch.randn(4, n_ov_heads, generator=generator).round(decimals=1).to(DEVICE)
+    norm = torch.rand(n_ov_heads, generator=generator).round(decimals=1).to(DEVICE)
+    found = path.select_top_k(z, norm, top_k=top_k, select=select)
+    expected = reference.select_top_k(z, norm, top_k=top_k, select=select)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.triton
+def test_triton_ranks_the_longest_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1, 262_144, generator=generator).to(DEVICE)
+    norm = torch.rand(262_144, generator=generator).to(DEVICE)
+    found = _triton_path().select_top_k(z, norm, top_k=128, select="relu")
+    expected = reference.select_top_k(z, norm, top_k=128, select="relu")
+    assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.triton
+def test_triton_wants_no_dense_activations() -> None:
+    """Saved are v and nothing else of [tokens, n_ov_heads]."""
+    inputs = _inputs(2, 40, 2, 8, 32)
+    leaves = {name: t.to(DEVICE).requires_grad_() for name, t in inputs.items()}
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        q, k, v = leaves["q"], leaves["k"], leaves["v"]
+        norm = torch.ones(64, device=DEVICE)
+        sparse_topk_attention(q, k, v, norm, top_k=4, scale=0.4, backend="triton")
+    assert sorted(t.data_ptr() for t in saved if t.numel() >= v.numel()) == [v.data_ptr()]
+
+
+def _triton_path() -> Any:
+    pytest.importorskip("triton")
+    return choose_path("triton", DEVICE)
 
 
 def test_torch_path_in_small_chunks_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,15 +217,22 @@ def test_gradients_in_float64(options: dict[str, Any], monkeypatch: pytest.Monke
     assert torch.autograd.gradcheck(whole, leaves)
 
 
-def test_gradients_are_zero_where_nothing_fires() -> None:
+def test_gradients_are_zero_where_nothing_fires(backend: str) -> None:
     inputs = _inputs(1, 20, 2, 4, 3)
     inputs["v"] = -inputs["v"].abs()
-    found = _run(inputs, "torch", 2, {})
+    found = _run(inputs, backend, 2, {})
     assert not found["acts"].any()
     assert not any(found[f"{name}.grad"].any() for name in ("q", "k", "v", "W_O"))
 
 
-@pytest.mark.parametrize("path", [reference, torch_path], ids=["reference", "torch"])
+@pytest.fixture(params=["reference", "torch", pytest.param("triton", marks=pytest.mark.triton)])
+def path(request: pytest.FixtureRequest) -> Any:
+    """Each path, as a module."""
+    if request.param == "triton":
+        pytest.importorskip("triton")
+    return choose_path(request.param, DEVICE)
+
+
 def test_ties_go_to_the_lowest_id(path: Any) -> None:
     z = torch.tensor(
         [[1.0, 3.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0, 2.0], [-1.0, 0.0, -2.0, 5.0, 0.0]]
@@ -148,7 +243,6 @@ def test_ties_go_to_the_lowest_id(path: Any) -> None:
     assert ids.dtype == torch.int32
 
 
-@pytest.mark.parametrize("path", [reference, torch_path], ids=["reference", "torch"])
 def test_selection_weighs_by_the_output_norm(path: Any) -> None:
     z = torch.tensor([[1.0, -3.0, 2.0]])
     norm = torch.tensor([5.0, 1.0, 1.0])

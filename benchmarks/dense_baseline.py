@@ -1,0 +1,27 @@
+"""What implementations without a sparse kernel do for a Lorsa: everything dense, by autograd.
+
+The same parameters and result as `lorsa.model.Lorsa`, written with torch's own operators:
+scaled_dot_product_attention with the group's scalars as a wide value, torch.topk, a mask, and a
+dense decode. Every [tokens, n_ov_heads] tensor on the way is kept for the backward.
+"""
+
+import torch
+import torch.nn.functional as F
+from lorsa.model import Lorsa
+from torch import Tensor
+
+
+def dense_forward(lorsa: Lorsa, x: Tensor) -> Tensor:
+    """Return y_hat of a Lorsa, [batch, seq, d_model], x alike."""
+    c = lorsa.config
+    batch, seq, _d_model = x.shape
+    q, k = lorsa.queries_keys(x)
+    v = lorsa.values(x).view(batch, seq, c.n_qk_heads, -1)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [batch, n_qk_heads, seq, width]
+    z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=c.scale)
+    z = z.transpose(1, 2).reshape(batch, seq, c.n_ov_heads)
+    z = z.relu() if c.select == "relu" else z
+    score = z.abs() * lorsa.W_O.detach().norm(dim=1)
+    kept = score.topk(c.top_k, dim=-1, sorted=False).indices
+    mask = torch.zeros_like(z).scatter_(-1, kept, 1.0)
+    return torch.einsum("bsn,nd->bsd", z * mask, lorsa.W_O) + lorsa.b_O

@@ -1,0 +1,360 @@
+"""The Triton path: the operators of reference.py as kernels whose backward costs what fired.
+
+Legend: B batch, S positions, H QK heads, G OV heads per QK head, K width of a QK head, N = H G,
+top_k heads kept per token. A *firing row* is a (sequence, QK head, position) at which some OV head
+of that QK head fired; only these have a gradient.
+
+Forward, a few sequences at a time:
+    attend   online softmax per (block of positions, QK head); the G values are the value tile;
+             z goes to a scratch, the row's logsumexp is kept
+    select   exact top_k of each row of the scratch, which is read once
+
+Backward, a few sequences at a time:
+    rows     firing rows sorted by (sequence, QK head, position); dz scattered into a scratch
+    dq       tiles of gathered firing rows against all keys they see
+    dk, dv   a block of keys against all firing rows that see it
+
+Nothing is added atomically and every order is fixed, so the same input gives the same bits.
+kernels/README.md derives the formulas and counts bytes and operations.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import torch_path, triton_kernels
+
+SCRATCH_BYTES = 512 << 20
+"""Of z in the forward and of dz in the backward; one sequence at least."""
+SELECT_TILE = 8192
+"""Entries of a row that one program ranks."""
+ROWS_TILE = 2048
+"""Of shorter rows a program ranks several, up to so many entries."""
+SELECT_MERGED = 16384
+"""Candidates of a row that the second round ranks at most."""
+DECODE_HEADS = 16
+DECODE_CHANNELS = 256
+"""Tile of the decode kernels: kept heads (or tokens) by channels."""
+
+
+class _Tiles(NamedTuple):
+    """Tile shape of the attention kernels."""
+
+    rows: int
+    keys: int
+    warps: int
+
+
+class _Score(NamedTuple):
+    """How a score is made of a dot product."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+def _tiles(q: Tensor, group: int) -> _Tiles:
+    """Return the tile shape for a dtype and the widths of keys and values."""
+    wide = max(q.shape[-1], group)
+    if q.dtype == torch.float32:
+        return _Tiles(64, 32, 4) if wide <= 128 else _Tiles(32, 16, 4)
+    if wide <= 64:
+        return _Tiles(128, 64, 4)
+    return _Tiles(64, 64, 4) if wide <= 128 else _Tiles(64, 32, 8)
+
+
+def _dot_width(width: int) -> int:
+    """Return the tile width for so many channels: a power of two that a dot accepts."""
+    return max(16, int(triton.next_power_of_2(width)))
+
+
+def select_top_k(
+    z_pre: Tensor, w_o_norm: Tensor, *, top_k: int, select: str
+) -> tuple[Tensor, Tensor]:
+    """Do as `reference.select_top_k` for z_pre [rows, n_ov_heads] in fp32, read once.
+
+    Long rows are ranked in tiles, then the tiles' candidates among each other. Where those are too
+    many, which takes an unusually large top_k, torch ranks.
+    """
+    n_entries = z_pre.shape[1]
+    tile = min(SELECT_TILE, triton.next_power_of_2(n_entries))
+    n_tiles = triton.cdiv(n_entries, tile)
+    kept = min(top_k, tile)
+    if n_tiles > 1 and n_tiles * kept > SELECT_MERGED:
+        return torch_path.select_top_k(z_pre, w_o_norm, top_k=top_k, select=select)
+    acts, ids = _select(z_pre, None, w_o_norm, top_k=kept, select=select, tile=tile)
+    if n_tiles > 1:
+        width = triton.next_power_of_2(acts.shape[1])
+        acts, ids = _select(acts, ids, w_o_norm, top_k=top_k, select=select, tile=width)
+    return acts, ids
+
+
+def _select(
+    z: Tensor, ids: Tensor | None, norm: Tensor, *, top_k: int, select: str, tile: int
+) -> tuple[Tensor, Tensor]:
+    """Keep the top_k of every tile of every row, [rows, n_tiles * top_k] each."""
+    n_rows, n_entries = z.shape
+    n_tiles = triton.cdiv(n_entries, tile)
+    kept_acts = z.new_zeros(n_rows, n_tiles * top_k)
+    kept_ids = torch.full_like(kept_acts, -1, dtype=torch.int32)
+    rows = max(1, ROWS_TILE // tile)
+    triton_kernels.select_kernel[triton.cdiv(n_rows, rows), n_tiles](
+        z,
+        ids,
+        norm,
+        kept_acts,
+        kept_ids,
+        n_rows,
+        n_entries,
+        n_tiles,
+        top_k,
+        SELECT=select,
+        ROWS=rows,
+        BLOCK=tile,
+        num_warps=8 if tile >= 4096 else 4,
+    )
+    return kept_acts, kept_ids
+
+
+def _chunks(batch: int, sequence_elements: int) -> list[slice]:
+    """Cut a batch into runs of sequences whose fp32 scratch fits SCRATCH_BYTES."""
+    step = max(1, SCRATCH_BYTES // (4 * sequence_elements))
+    return [slice(b, min(b + step, batch)) for b in range(0, batch, step)]
+
+
+def _settings(q: Tensor, group: int) -> dict[str, Any]:
+    """Return the constants of the attention kernels."""
+    tiles = _tiles(q, group)
+    return {
+        "WIDTH": q.shape[-1],
+        "GROUP": group,
+        "BLOCK_K": _dot_width(q.shape[-1]),
+        "BLOCK_G": _dot_width(group),
+        "BLOCK_T": tiles.rows,
+        "BLOCK_S": tiles.keys,
+        "PRECISION": "ieee" if q.dtype == torch.float32 else None,
+        "num_warps": tiles.warps,
+    }
+
+
+class _FiringRows(NamedTuple):
+    """Firing rows of a few sequences, sorted by (sequence, QK head, position)."""
+
+    pairs: Tensor
+    """For every row the first of its kept heads, as an index into acts; int64"""
+    starts: Tensor
+    """Where the rows at or after each block of keys begin, [n_heads, n_blocks + 1]; then the end"""
+    ends: Tensor
+    """Where those that see it end, alike"""
+
+
+def _firing_rows(
+    fired: Tensor, ids: Tensor, *, n_qk_heads: int, group: int, keys: int, window: int | None
+) -> _FiringRows:
+    """Find the firing rows.
+
+    Args:
+        fired: which kept heads have a gradient, bool, [sequences, seq, top_k].
+        ids: the kept heads, ascending, [sequences, seq, top_k].
+        keys: size of a block of keys.
+    """
+    n_seq, seq, _top_k = ids.shape
+    n_heads = n_seq * n_qk_heads
+    qk_head = ids.long() // group
+    order = torch.arange(n_seq * seq, device=ids.device).view(n_seq, seq, 1)
+    b, t = order // seq, order % seq
+    key = (b * n_qk_heads + qk_head) * seq + t  # a row's place in the order
+    # the first kept head of a row stands for it; gradients of the others are in dz
+    first = torch.ones_like(fired)
+    first[..., 1:] = qk_head[..., 1:] != qk_head[..., :-1]
+    alive = _any_in_run(fired, first)
+    key = torch.where(first & alive, key, n_heads * seq).flatten()
+    key, pairs = key.sort(stable=True)
+    n_blocks = triton.cdiv(seq, keys)
+    edge = torch.arange(n_blocks + 1, device=ids.device) * keys
+    base = torch.arange(n_heads, device=ids.device)[:, None] * seq
+    starts = torch.searchsorted(key, base + edge.clamp(max=seq))
+    last = seq if window is None else (edge + keys + window - 1).clamp(max=seq)
+    ends = torch.searchsorted(key, (base + last).expand(n_heads, n_blocks + 1).contiguous())
+    return _FiringRows(pairs, starts, ends)
+
+
+def _any_in_run(fired: Tensor, first: Tensor) -> Tensor:
+    """Tell at the first kept head of a row whether any of the row's fired."""
+    run = first.int().cumsum(dim=-1) - 1
+    count = torch.zeros_like(run).scatter_add_(-1, run, fired.long())
+    return count.gather(-1, run) > 0
+
+
+class _SparseTopkAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        w_o_norm: Tensor,
+        top_k: int,
+        select: str,
+        score: _Score,
+    ) -> tuple[Tensor, Tensor]:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        batch, seq, n_qk_heads, _width = q.shape
+        n_ov_heads = v.shape[-1]
+        norm = w_o_norm.float().contiguous()
+        acts = v.new_empty(batch, seq, top_k)
+        ids = torch.empty(batch, seq, top_k, dtype=torch.int32, device=q.device)
+        lse = torch.empty(batch, n_qk_heads, seq, dtype=torch.float32, device=q.device)
+        settings = _settings(q, n_ov_heads // n_qk_heads)
+        chunks = _chunks(batch, seq * n_ov_heads)
+        n_most = chunks[0].stop
+        scratch = torch.empty(n_most, seq, n_ov_heads, dtype=torch.float32, device=q.device)
+        for part in chunks:
+            n_seq = part.stop - part.start
+            triton_kernels.attend_kernel[triton.cdiv(seq, settings["BLOCK_T"]), n_qk_heads, n_seq](
+                q[part], k[part], v[part], scratch, lse[part], seq, n_qk_heads,
+                score.scale, score.softcap, score.window, **settings,
+            )  # fmt: skip
+            kept = select_top_k(
+                scratch[:n_seq].view(n_seq * seq, n_ov_heads), norm, top_k=top_k, select=select
+            )
+            acts[part] = kept[0].view(n_seq, seq, top_k)
+            ids[part] = kept[1].view(n_seq, seq, top_k)
+        ctx.save_for_backward(q, k, v, lse, acts, ids)
+        ctx.score, ctx.select = score, select
+        ctx.mark_non_differentiable(ids)
+        return acts, ids
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, lse, acts, ids = ctx.saved_tensors
+        score: _Score = ctx.score
+        batch, seq, n_qk_heads, _width = q.shape
+        n_ov_heads, top_k = v.shape[-1], ids.shape[-1]
+        group = n_ov_heads // n_qk_heads
+        fired = acts > 0 if ctx.select == "relu" else torch.ones_like(acts, dtype=torch.bool)
+        d_acts = torch.where(fired, grads[0].float(), 0.0).contiguous()
+        sums = torch.empty_like(d_acts)
+        triton_kernels.row_sums_kernel[batch * seq,](
+            acts,
+            d_acts,
+            ids,
+            sums,
+            top_k,
+            GROUP=group,
+            BLOCK=triton.next_power_of_2(top_k),
+            BLOCK_J=16,
+        )
+        settings = _settings(q, group)
+        rows_tile, keys_tile = settings["BLOCK_T"], settings["BLOCK_S"]
+        dq, dk, dv = torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v)
+        chunks = _chunks(batch, seq * n_ov_heads)
+        scratch = torch.zeros(chunks[0].stop, seq, n_ov_heads, dtype=torch.float32, device=q.device)
+        for part in chunks:
+            n_seq = part.stop - part.start
+            heads = ids[part].long()
+            dz = scratch[:n_seq].scatter_(-1, heads, d_acts[part])
+            rows = _firing_rows(
+                fired[part],
+                ids[part],
+                n_qk_heads=n_qk_heads,
+                group=group,
+                keys=keys_tile,
+                window=score.window,
+            )
+            inputs = (q[part], k[part], v[part], dz, lse[part], sums[part], rows.pairs)
+            sizes = (seq, n_qk_heads, top_k, rows.starts.shape[1], *_spell(score))
+            n_heads = n_seq * n_qk_heads
+            triton_kernels.dq_kernel[n_heads, triton.cdiv(seq, rows_tile)](
+                *inputs, rows.starts, dq[part], *sizes, **settings
+            )
+            triton_kernels.dkv_kernel[n_heads, triton.cdiv(seq, keys_tile)](
+                *inputs, rows.starts, rows.ends, dk[part], dv[part], *sizes, **settings
+            )
+            dz.scatter_(-1, heads, 0.0)
+        return dq, dk, dv, None, None, None, None
+
+
+def _spell(score: _Score) -> tuple[float, float | None, int | None]:
+    """Return a score's numbers in the order of the kernels."""
+    return score.scale, score.softcap, score.window
+
+
+class _SparseDecode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, acts: Tensor, ids: Tensor, W_O: Tensor) -> Tensor:
+        acts, ids, W_O = acts.contiguous(), ids.contiguous(), W_O.contiguous()
+        batch, seq, top_k = ids.shape
+        d_model = W_O.shape[1]
+        y_hat = acts.new_empty(batch, seq, d_model)
+        triton_kernels.decode_kernel[batch * seq, triton.cdiv(d_model, DECODE_CHANNELS)](
+            acts, ids, W_O, y_hat, top_k, d_model, BLOCK_J=DECODE_HEADS, BLOCK_D=DECODE_CHANNELS
+        )
+        ctx.save_for_backward(acts, ids, W_O)
+        return y_hat
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        acts, ids, W_O = ctx.saved_tensors
+        batch, seq, top_k = ids.shape
+        n_ov_heads, d_model = W_O.shape
+        dy = grads[0].contiguous()
+        d_acts = dW_O = None
+        if ctx.needs_input_grad[0]:
+            d_acts = torch.empty_like(acts)
+            triton_kernels.d_acts_kernel[batch * seq, triton.cdiv(top_k, DECODE_HEADS)](
+                dy,
+                ids,
+                W_O,
+                d_acts,
+                top_k,
+                d_model,
+                BLOCK_J=DECODE_HEADS,
+                BLOCK_D=DECODE_CHANNELS,
+            )
+        if ctx.needs_input_grad[2]:
+            dW_O = torch.empty_like(W_O)
+            heads, pairs = ids.flatten().sort(stable=True)
+            edges = torch.arange(n_ov_heads + 1, device=ids.device, dtype=heads.dtype)
+            starts = torch.searchsorted(heads, edges)
+            triton_kernels.dw_kernel[n_ov_heads, triton.cdiv(d_model, DECODE_CHANNELS)](
+                acts,
+                dy,
+                pairs,
+                starts,
+                dW_O,
+                top_k,
+                d_model,
+                BLOCK_J=DECODE_HEADS,
+                BLOCK_D=DECODE_CHANNELS,
+            )
+        return d_acts, None, dW_O
+
+
+def sparse_topk_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w_o_norm: Tensor,
+    *,
+    top_k: int,
+    scale: float,
+    select: str = "relu",
+    window: int | None = None,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attend, then keep the top_k heads of every token; see `kernels.sparse_topk_attention`."""
+    score = _Score(scale, window, softcap)
+    acts, ids = _SparseTopkAttention.apply(q, k, v, w_o_norm.detach(), top_k, select, score)
+    return acts, ids
+
+
+def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor) -> Tensor:
+    """Sum the firing heads' output directions; see `kernels.sparse_decode`."""
+    y_hat: Tensor = _SparseDecode.apply(acts, ids, W_O)
+    return y_hat
