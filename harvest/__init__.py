@@ -6,7 +6,7 @@ from .config import HarvestConfig
 from .errors import HarvestError
 from .loop import HarvestResult, Progress, harvest
 from .models import LanguageModel, load_config, load_model
-from .plan import Plan, format_bytes
+from .plan import Plan
 from .selfcheck import LayerCheck, SelfCheck, check_geometry, require_same_weights
 from .sites import AttentionSite, attention_sites, read_geometry, read_weights
 
@@ -24,7 +24,6 @@ __all__ = [
     "SelfCheck",
     "attention_sites",
     "check_geometry",
-    "format_bytes",
     "harvest",
     "load_config",
     "load_model",

@@ -72,6 +72,8 @@ def resolve(model: str) -> ModelPath:
         HarvestError: none of these.
     """
     path = Path(model).expanduser()
+    if not model.strip():
+        raise HarvestError("model is empty; give an alias, a Hub id, a folder, or a .gguf file")
     if path.suffix == ".gguf":
         if not path.is_file():
             raise HarvestError(f"model {model}: no such file")
@@ -80,6 +82,8 @@ def resolve(model: str) -> ModelPath:
         if not (path / "config.json").is_file():
             raise HarvestError(f"model {model}: the folder has no config.json of transformers")
         return ModelPath(str(path))
+    if path.is_file():
+        raise HarvestError(f"model {model} is a file; give a folder of transformers or a .gguf")
     if model.lower() in ALIASES:
         return _pin(ALIASES[model.lower()])
     if model.count("/") == 1 and not model.startswith((".", "/", "~")):
@@ -95,10 +99,8 @@ def resolve(model: str) -> ModelPath:
 
 def canonical(model: str) -> str:
     """Return one spelling of a --model: the Hub id of an alias, the absolute path of a file."""
-    if model.lower() in ALIASES:
-        return ALIASES[model.lower()]
     path = Path(model).expanduser()
-    return str(path.absolute()) if path.exists() else model
+    return str(path.resolve()) if path.exists() else ALIASES.get(model.lower(), model)
 
 
 def _pin(hub_id: str) -> ModelPath:

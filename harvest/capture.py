@@ -55,7 +55,7 @@ class Capture:
 
         Args:
             model: a causal language model of transformers.
-            sites: its attention layers, in order; nothing after the last of them is computed.
+            sites: its attention layers; nothing after the last of them is computed.
         """
         self._model = model
         self._sites = sites
@@ -63,7 +63,7 @@ class Capture:
         self._handles: list[Any] = []
 
     def __enter__(self) -> Self:
-        last = self._sites[-1].layer
+        last = max(site.layer for site in self._sites)
         for site in self._sites:
 
             def hook(

@@ -51,9 +51,10 @@ class HarvestConfig:
     """Whether to begin although the disk looks too small."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "store", Path(self.store))
         for name, least in (("n_ctx", 2), ("batch_seqs", 1), ("tokens", 2), ("seed", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not least <= value < 1 << 63:
                 raise ValueError(f"{name} is {value}; allowed: {least} or more")
         for name, allowed in (
             ("dtype", ACTIVATION_DTYPES),
@@ -71,5 +72,5 @@ class HarvestConfig:
         """Return the settings that decide what is in the store, apart from its layers."""
         free = {"store", "layers", "batch_seqs", "device", "selfcheck", "force"}
         settings = {name: value for name, value in asdict(self).items() if name not in free}
-        data = self.data if self.data == STDLIB else str(Path(self.data).expanduser().absolute())
+        data = self.data if self.data == STDLIB else str(Path(self.data).expanduser().resolve())
         return settings | {"model": canonical(self.model), "data": data}

@@ -48,6 +48,8 @@ def documents(data: str, *, text_column: str, seed: int) -> Iterator[Document]:
     if data == STDLIB:
         yield from _shuffled(_stdlib(), rng)
         return
+    if not data.strip():
+        raise HarvestError("data is empty; give a file, a folder, or stdlib")
     root = Path(data).expanduser()
     files = _files(root)
     rng.shuffle(files)

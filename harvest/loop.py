@@ -12,13 +12,16 @@ from .. import __version__
 from ..model import choose_device
 from ..store import (
     DTYPES,
+    MANIFEST,
     ActivationStore,
     Manifest,
+    StoreError,
     StoreWriter,
     choose_layers,
     held_out_shards,
     is_begun,
     is_complete,
+    read_manifest,
     require_free,
 )
 from .aliases import ModelPath, resolve
@@ -105,8 +108,7 @@ def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Ha
     started = time.perf_counter()
     rate = 0.0
     if is_complete(config.store):
-        _require_same(config, ActivationStore.open(config.store).manifest)
-        report(f"{config.store} is already complete")
+        rate = _repair(config, report)
     elif is_begun(config.store):
         rate = _go_on(config, report)
     else:
@@ -131,11 +133,27 @@ def _begin(config: HarvestConfig, report: Report) -> float:
     sizes = Sizes(config, target.layers, target.d_model)
     text = _read_text(config, target, sizes.max_tokens(), report)
     n_tokens = text.packed.tokens.numel()
-    report(sizes.plan(target.path.id, n_tokens, text.first_tokens))
+    if config.tokens is not None and n_tokens < sizes.max_tokens():
+        report(f"the text has {n_tokens:,} tokens; {config.tokens:,} were asked for")
+    report(sizes.plan(target.path.id, n_tokens, text.first_tokens, len(text.packed.names)))
     loaded = _load(target, config.model_dtype, report)
     with Capture(loaded.model, attention_sites(loaded.model, list(target.layers))) as capture:
         with _create(config, target, loaded, text, capture, report) as writer:
             return _write_shards(config, writer, capture, report)
+
+
+def _repair(config: HarvestConfig, report: Report) -> float:
+    """Write what is missing of a complete store, which is nothing as a rule."""
+    _require_same(config, read_manifest(config.store / MANIFEST))
+    try:
+        ActivationStore.open(config.store)
+    except StoreError as error:
+        if not is_begun(config.store):
+            raise
+        report(str(error))
+        return _go_on(config, report)
+    report(f"{config.store} is already complete")
+    return 0.0
 
 
 def _go_on(config: HarvestConfig, report: Report) -> float:
@@ -143,7 +161,9 @@ def _go_on(config: HarvestConfig, report: Report) -> float:
     with StoreWriter.resume(config.store) as writer:
         manifest = writer.manifest
         _require_same(config, manifest)
-        target = _look(config, report)
+        n_missing = len(writer.missing_shards())
+        report(f"going on: {manifest.n_shards - n_missing} of {manifest.n_shards} shards are there")
+        target = _look(config, report, revision=manifest.model["revision"])
         sizes = Sizes(config, target.layers, target.d_model)
         n_tokens = manifest.n_seq * manifest.n_ctx
         sizes.require_room(n_tokens)
@@ -171,13 +191,15 @@ def _choose(text: str, n_layers: int, *, where: str) -> list[int]:
         raise HarvestError(str(error)) from None
 
 
-def _look(config: HarvestConfig, report: Report) -> _Target:
-    """Find the model and check the request against it."""
+def _look(config: HarvestConfig, report: Report, *, revision: str | None = None) -> _Target:
+    """Find the model, at a revision if one is given, and check the request against it."""
     try:
         device = choose_device(config.device)
     except ValueError as error:
         raise HarvestError(str(error)) from None
     path = resolve(config.model)
+    if revision is not None:
+        path = path._replace(revision=revision)
     report(f"looking at {path.id}")
     model_config = load_config(path)
     family = family_of(model_config)
@@ -274,7 +296,7 @@ def _manifest(
         corpus={
             "data": config.data,
             "packing": "pack",
-            "bos": config.bos,
+            "bos": text.packed.bos,
             "n_documents": len(text.packed.names),
             "tokens_sha256": fingerprint(text.packed.tokens),
         },

@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 import transformers
+from huggingface_hub.errors import GatedRepoError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .aliases import ModelPath
@@ -60,7 +62,7 @@ def load_model(path: ModelPath, config: Any, *, dtype: str, device: str) -> Lang
         ignore_mismatched_sizes=True,  # or they are not named
     )
     # transformers would go on with random numbers in their place
-    lacking = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+    lacking = sorted([*info["missing_keys"], *map(_key, info["mismatched_keys"])])
     if lacking:
         raise HarvestError(
             f"model {path.id} lacks weights that its config.json asks for, or has them in another "
@@ -68,6 +70,11 @@ def load_model(path: ModelPath, config: Any, *, dtype: str, device: str) -> Lang
         )
     model = model.to(device).eval()
     return LanguageModel(model, _facts(model, path))
+
+
+def _key(mismatch: Any) -> str:
+    """Return the name of a weight of another shape; transformers 4 gives it without the shapes."""
+    return mismatch if isinstance(mismatch, str) else str(mismatch[0])
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
@@ -120,8 +127,8 @@ def _one_line(path: ModelPath, error: Exception) -> str:
             f"model {path.id} is not on this machine and the Hub cannot be reached; "
             "give a local folder or .gguf file, or connect and try again"
         )
-    if "gated" in reason.lower():
+    if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError):
         return f"model {path.id} is gated; accept its terms on the Hub and run: hf auth login"
-    if path.gguf_file is not None and isinstance(error, ImportError):
+    if path.gguf_file is not None and find_spec("gguf") is None:
         return f"model {path.id} needs the package gguf; run: pip install gguf"
     return f"model {path.id} cannot be loaded: {reason[:300]}"

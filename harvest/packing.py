@@ -33,6 +33,8 @@ class Packed(NamedTuple):
     """Number of the document that each token comes from, int32, [n_seq, n_ctx]"""
     names: list[str]
     """Names of those documents"""
+    bos: bool
+    """Whether they begin with BOS"""
 
 
 def starts_with_bos(tokenizer: Any, rule: str) -> bool:
@@ -98,7 +100,9 @@ def pack(
     of_document = numbers[: n_seq * n_ctx].reshape(n_seq, n_ctx)
     names = names[: int(of_document[-1, -1]) + 1]
     order = np.random.default_rng(seed).permutation(n_seq)
-    return Packed(torch.from_numpy(tokens[order]), torch.from_numpy(of_document[order]), names)
+    return Packed(
+        torch.from_numpy(tokens[order]), torch.from_numpy(of_document[order]), names, bool(head)
+    )
 
 
 def _require_sequences(n_tokens: int, n_seq: int, n_ctx: int) -> None:

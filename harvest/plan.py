@@ -1,11 +1,11 @@
 """What a harvest will write, and whether it fits, before the model runs."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..store import DTYPES
+from ..store import DTYPES, format_bytes
 from .config import HarvestConfig
 from .errors import HarvestError
 
@@ -34,6 +34,8 @@ class Plan:
     """Tokens in a sequence."""
     n_tokens: int
     """Tokens of the store."""
+    n_documents: int | None
+    """Documents that they come from; None when a harvest goes on."""
     bytes_per_token: int
     """Activations of all layers."""
     total_bytes: int
@@ -88,20 +90,23 @@ class Sizes:
         n_ctx = self._config.n_ctx
         fits = max(0, (self.free_bytes // 2 - self.weight_bytes) // self.token_bytes)
         remedy = (
-            f"use --tokens {fits // n_ctx * n_ctx}, " if fits >= 2 * n_ctx else "make room, use "
+            f"use --tokens {fits // n_ctx * n_ctx:_}, " if fits >= 2 * n_ctx else "make room, use "
         )
         raise HarvestError(
             f"{n_tokens:,} tokens of {len(self._layers)} layers take {format_bytes(needed)}; "
             f"{format_bytes(self.free_bytes)} are free: {remedy}fewer --layers, or --force to try"
         )
 
-    def plan(self, model: str, n_tokens: int, first_tokens: str = "") -> Plan:
+    def plan(
+        self, model: str, n_tokens: int, first_tokens: str = "", n_documents: int | None = None
+    ) -> Plan:
         """Return the plan for so many tokens."""
         return Plan(
             model=model,
             layers=self._layers,
             n_ctx=self._config.n_ctx,
             n_tokens=n_tokens,
+            n_documents=n_documents,
             bytes_per_token=self.activation_bytes,
             total_bytes=n_tokens * self.token_bytes + self.weight_bytes,
             free_bytes=self.free_bytes,
@@ -124,6 +129,8 @@ def shard_seqs(n_seq: int, *, seq_bytes: int, n_arrays: int) -> int:
 
 def require_same_request(store: Path, begun: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raise HarvestError unless a store was begun with these settings."""
+    defaults = {field.name: field.default for field in fields(HarvestConfig)}
+    begun = defaults | begun  # older versions knew fewer settings
     different = [
         f"{name} was {begun.get(name)!r}, is {value!r}"
         for name, value in asked.items()
@@ -134,15 +141,6 @@ def require_same_request(store: Path, begun: dict[str, Any], asked: dict[str, An
             f"{store} holds another harvest ({'; '.join(different)}): "
             "give the same settings, choose another --store, or delete it"
         )
-
-
-def format_bytes(n_bytes: float) -> str:
-    """Write a number of bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 999.5:  # or it would be written 1e+03
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.1f} TB"
 
 
 def _existing(path: Path) -> Path:

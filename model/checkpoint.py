@@ -28,8 +28,20 @@ class CheckpointError(Exception):
 
 
 def save(lorsa: Lorsa, folder: str | Path) -> None:
-    """Write the Lorsa's config and weights into a folder, which is made if need be."""
+    """Write the Lorsa's config and weights into a folder, which is made if need be.
+
+    Raises:
+        CheckpointError: the disk does not take it.
+    """
     folder = Path(folder)
+    try:
+        _write(lorsa, folder)
+    except (OSError, SafetensorError) as error:
+        (folder / f"{WEIGHTS}.partial").unlink(missing_ok=True)
+        raise CheckpointError(f"{folder} cannot be written ({error}); make room") from None
+
+
+def _write(lorsa: Lorsa, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {n: p.detach().cpu().contiguous() for n, p in lorsa.named_parameters()}
     (folder / CONFIG).unlink(missing_ok=True)
@@ -63,9 +75,11 @@ def load(folder: str | Path, *, backend: str = "auto") -> Lorsa:
             lorsa.load_state_dict({name: file.get_tensor(name) for name in expected})
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; the folder has {_listing(folder)}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy or train it again") from None
-    return lorsa
+    return lorsa.eval()
 
 
 def load_config(folder: str | Path) -> LorsaConfig:
@@ -80,7 +94,7 @@ def load_config(folder: str | Path) -> LorsaConfig:
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} holds no Lorsa ({CONFIG} is missing; there is {_listing(path.parent)}); "
-            "give the folder of a finished run, such as runs/layer-12"
+            f"give {_advice(path.parent)}"
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from None
@@ -95,6 +109,13 @@ def load_config(folder: str | Path) -> LorsaConfig:
         return LorsaConfig.from_dict(content["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not describe a Lorsa: {error}") from None
+
+
+def _advice(folder: Path) -> str:
+    """Return what to give in place of a folder without a Lorsa."""
+    inner = sorted(path.parent for path in folder.glob(f"*/*/{CONFIG}"))
+    inner = [path for path in inner if path.suffix != ".partial"]
+    return str(inner[-1]) if inner else "the folder of a finished run, such as runs/layer-12"
 
 
 def write_json(path: Path, content: Any) -> None:

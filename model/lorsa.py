@@ -88,10 +88,14 @@ class Lorsa(nn.Module):
         """Return the heads that fire.
 
         Args:
-            x: attention input, [batch, seq, d_model].
+            x: attention input after the norm, [batch, seq, d_model], of any floating dtype.
             top_k: heads per token, if not the config's (training may start with more).
+
+        Raises:
+            ValueError: x has another shape.
         """
         c = self.config
+        x = self._as_input(x)
         q, k = self.queries_keys(x)
         acts, ids = sparse_topk_attention(
             q,
@@ -116,13 +120,14 @@ class Lorsa(nn.Module):
         """Return y_hat, the layer's approximate output, [batch, seq, d_model].
 
         Args:
-            x: attention input after the norm, [batch, seq, d_model].
+            x: attention input after the norm, [batch, seq, d_model], of any floating dtype.
         """
         return self.decode(*self.encode(x))
 
     def z_pre(self, x: Tensor) -> Tensor:
         """Return z of all heads before the selection, [batch, seq, n_ov_heads]; for analysis."""
         c = self.config
+        x = self._as_input(x)
         q, k = self.queries_keys(x)
         return lorsa_attention(
             q, k, self.values(x), scale=c.scale, window=c.window, softcap=c.softcap
@@ -131,8 +136,25 @@ class Lorsa(nn.Module):
     def pattern(self, x: Tensor) -> Tensor:
         """Return the attention pattern of every QK head, [batch, n_qk_heads, q_pos, k_pos]."""
         c = self.config
-        q, k = self.queries_keys(x)
+        q, k = self.queries_keys(self._as_input(x))
         return attention_pattern(q, k, scale=c.scale, window=c.window, softcap=c.softcap)
+
+    def _as_input(self, x: Tensor) -> Tensor:
+        """Return x in the weights' dtype (stores hold bfloat16); ValueError if it is misshapen."""
+        if x.ndim != 3 or x.shape[2] != self.config.d_model:
+            raise ValueError(
+                f"x is {list(x.shape)}; it must be [batch, seq, {self.config.d_model}]"
+            )
+        return x.to(self.W_V.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the sizes for `print`."""
+        c = self.config
+        layer = "" if c.layer is None else f", layer={c.layer}"
+        return (
+            f"d_model={c.d_model}, n_ov_heads={c.n_ov_heads}, n_qk_heads={c.n_qk_heads}, "
+            f"d_qk_head={c.d_qk_head}, top_k={c.top_k}{layer}"
+        )
 
     @torch.no_grad()
     def rescale_(self, x_scale: float, y_scale: float) -> Self:

@@ -2,11 +2,11 @@
 
 from .encoding import ACTIVATION_DTYPES, COMPRESSIONS, DTYPES
 from .errors import StoreError
-from .info import store_info
+from .info import format_bytes, store_info
 from .layers import choose_layers, spell_layers
 from .layout import read_weights
 from .loader import Batch, batches, held_out_batches
-from .manifest import Manifest, held_out_shards, sync_tree
+from .manifest import MANIFEST, Manifest, held_out_shards, read_manifest, sync_tree
 from .reader import Activations, ActivationStore
 from .sampler import Sampler, sequence_order
 from .writer import StoreWriter, is_begun, is_complete, require_free
@@ -15,6 +15,7 @@ __all__ = [
     "ACTIVATION_DTYPES",
     "COMPRESSIONS",
     "DTYPES",
+    "MANIFEST",
     "ActivationStore",
     "Activations",
     "Batch",
@@ -24,10 +25,12 @@ __all__ = [
     "StoreWriter",
     "batches",
     "choose_layers",
+    "format_bytes",
     "held_out_batches",
     "held_out_shards",
     "is_begun",
     "is_complete",
+    "read_manifest",
     "read_weights",
     "require_free",
     "sequence_order",

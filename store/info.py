@@ -53,3 +53,12 @@ def _layer_info(store: ActivationStore, layer: int) -> dict[str, Any]:
         "mean_norm_y": norms.y,
         "self_check": facts["self_check"],
     }
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 999.5:  # or it would be written 1e+03
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.1f} TB"

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import StoreError
+from .manifest import sync
 
 JOURNAL = "journal"
 TABLE = "shards.parquet"
@@ -61,6 +62,7 @@ class JournalWriter:
     def __init__(self, store: Path, name: str | None = None) -> None:
         """Choose a name; without one, it is a new one."""
         self._path = store / JOURNAL / f"{name or uuid.uuid4().hex[:12]}.jsonl"
+        self._is_new = not self._path.exists()
 
     def commit(self, entries: Iterable[Entry]) -> None:
         """Record files that are on the disk, all of them in one line."""
@@ -70,6 +72,9 @@ class JournalWriter:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
+            if self._is_new:
+                sync(self._path.parent)
+                self._is_new = False
         except OSError as error:
             raise StoreError(
                 f"{self._path} cannot be written ({error.strerror}); what was committed is safe: "

@@ -23,7 +23,7 @@ from .layers import spell_layers
 from .layout import all_arrays
 from .manifest import MANIFEST, Manifest, read_manifest
 from .rows import RowReader, Seqs
-from .writer import is_begun
+from .writer import is_begun, is_hardly_begun
 
 
 class Activations(NamedTuple):
@@ -181,13 +181,14 @@ def _check_size(path: Path, entry: Entry) -> None:
         size = None
     if size != entry.n_bytes:
         found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.n_bytes:,}"
-        raise StoreError(
-            f"{path} {found}; restore it from a copy, or delete the store and harvest again"
-        )
+        remedy = "the same lorsa harvest command writes it again"
+        if not entry.array.startswith("layers/"):  # what the model reads cannot be made again
+            remedy = "delete the store and harvest again"
+        raise StoreError(f"{path} {found}; {remedy}, or restore a copy")
 
 
 def _why_not_a_store(root: Path) -> str:
-    if is_begun(root):
+    if is_begun(root) or is_hardly_begun(root):
         return f"{root} is unfinished: run the same lorsa harvest command again, it goes on"
     if not root.exists():
         return (

@@ -29,7 +29,7 @@ CRC_BYTES = 4
 ENTRY_BYTES = 16
 N_FOLDERS = 4
 """Folders from a shard file up to its array, which may be new."""
-REMEDY = "restore the file from a copy, or delete the store and harvest again"
+REMEDY = "delete that file and run the same lorsa harvest command, or restore a copy"
 
 
 class ShardFile(NamedTuple):

@@ -121,6 +121,7 @@ class StoreWriter:
         require_free(root)
         lock = Lock(root)
         try:
+            require_free(root)  # another writer may have been quicker
             _clear(root)
             create_arrays(root, manifest)
             for layer, parameters in weights.items():
@@ -232,23 +233,29 @@ class StoreWriter:
             self._commit(journal, [entry])
 
 
+def is_hardly_begun(root: Path) -> bool:
+    """Tell whether a folder holds a store whose making was cut short before there was a plan."""
+    return (
+        (root / JOURNAL / LOCK).is_file()
+        and not is_begun(root)
+        and not is_complete(root)
+        and {path.name for path in root.iterdir()} <= OUR_NAMES
+    )
+
+
 def require_free(root: Path) -> None:
     """Raise StoreError unless a new store may be made here.
 
     A store whose making was cut short before there was a plan is in nobody's way.
     """
     if root.is_dir():
-        names = {path.name for path in root.iterdir()}
-        hardly_begun = (root / JOURNAL / LOCK).is_file() and names <= OUR_NAMES
-        if names and (not hardly_begun or is_begun(root) or is_complete(root)):
-            raise StoreError(
-                f"{root} is a folder with other things in it; choose an empty one by --store"
-            )
+        if any(root.iterdir()) and not is_hardly_begun(root):
+            raise StoreError(f"{root} is a folder with other things in it; choose an empty one")
     elif root.exists():
-        raise StoreError(f"{root} is a file; choose a folder by --store")
+        raise StoreError(f"{root} is a file; choose a folder")
     parent = next(path for path in (root, *root.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise StoreError(f"{root} cannot be made in {parent}; choose another folder by --store")
+        raise StoreError(f"{root} cannot be made in {parent}; choose another folder")
 
 
 def _clear(root: Path) -> None:

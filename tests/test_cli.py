@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -153,6 +154,10 @@ def test_a_toml_file_gives_the_rest_and_options_win(
         ("top_kk = 5", "unknown setting 'top_kk'; did you mean top_k?"),
         ("top_k = -5", "top_k is -5"),
         ("top_k", "config run.toml:"),
+        ("layer = 2", "layer cannot stand here; use --layers"),
+        ("top_k = 'many'", "top_k is 'many'; it must be a whole number"),
+        ("betas = ['a', 'b']", "betas are ('a', 'b'); allowed: two numbers"),
+        ("lr = true", "lr is True; it must be a number"),
     ],
 )
 def test_a_bad_toml_file_is_one_line(
@@ -248,8 +253,8 @@ def test_harvest_of_something_else_into_a_finished_store_names_the_difference(
     [
         (["--top-k", "300"], 1, "top_k is 300; allowed: 1..256 (n_ov_heads)"),
         (["--n-ov-heads", "50"], 1, "not a multiple of n_qk_heads 16; use 48 or 64"),
-        (["--layers", "0"], 2, "layer 0 is not in"),
-        (["--layers", "one"], 2, "not of the form"),
+        (["--layers", "0"], 1, "layer 0 is not in"),
+        (["--layers", "one"], 1, "not of the form"),
         (["--lr", "0"], 2, "lr is 0.0; allowed: above 0"),
         (["--init", "zero"], 2, "init is 'zero'; allowed: layer, random"),
         (["--device", "cuda"], 1, "torch sees no GPU"),
@@ -289,6 +294,16 @@ def trained(store_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     settings: dict[str, Any] = {"top_k": 6, "batch_tokens": 4 * N_CTX, "train_tokens": 40 * N_CTX}
     train(TrainConfig(store=store_folder, layer=1, out=out, device="cpu", **settings))
     return out
+
+
+def test_layers_that_cannot_train_are_named_before_the_first_begins(
+    lorsa: Lorsa, store_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "runs/layer-2").mkdir(parents=True)
+    (tmp_path / "runs/layer-2/notes.txt").touch()
+    error = _one_line_error(lorsa("train", "--store", store_folder, "--top-k", 4))
+    assert "layer-2 holds other things" in error
+    assert not (tmp_path / "runs/layer-1").exists()
 
 
 def test_eval_refuses_in_one_line(
@@ -352,7 +367,9 @@ def test_a_killed_harvest_goes_on(
         time.sleep(0.001)
     child.kill()
     child.wait()
+    assert shard.exists()
     killed_early = not (tmp_path / "acts/manifest.json").exists()
+    assert child.returncode in (-signal.SIGKILL, 0)
     done = json.loads(lorsa(*args, "--json").stdout)
     assert done["n_tokens"] == 60 * N_CTX
     whole = json.loads(lorsa(*args, "--store", "whole", "--json").stdout)

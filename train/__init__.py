@@ -3,6 +3,6 @@
 from .config import TrainConfig
 from .errors import TrainError
 from .events import Look, StepReport, TrainResult
-from .loop import train
+from .loop import check, train
 
-__all__ = ["Look", "StepReport", "TrainConfig", "TrainError", "TrainResult", "train"]
+__all__ = ["Look", "StepReport", "TrainConfig", "TrainError", "TrainResult", "check", "train"]

@@ -54,10 +54,27 @@ def save_checkpoint(
         optimizer: Adam over lorsa's parameters, in their order.
         state: where the run stands.
         scales: of the activations.
+
+    Raises:
+        CheckpointError: the disk does not take it.
     """
-    folder = run / FOLDER / f"step-{state.step:09d}"
+    folder = checkpoint_folder(run, state.step)
     for stale in (run / FOLDER).glob("*.partial"):
         shutil.rmtree(stale)
+    try:
+        _write(folder, lorsa, optimizer, state, scales)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
+        raise CheckpointError(
+            f"{folder} cannot be written ({error}); make room and run the same command again"
+        ) from None
+    for old in checkpoints(run)[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def _write(
+    folder: Path, lorsa: Lorsa, optimizer: torch.optim.Optimizer, state: State, scales: Scales
+) -> None:
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True)
     lorsa.rescale_(1 / scales.x, 1 / scales.y)
@@ -72,11 +89,12 @@ def save_checkpoint(
     save_file(tensors, partial / OPTIMIZER)
     (partial / STATE).write_text(json.dumps({"step": state.step}) + "\n", "utf-8")
     sync_tree(partial)
-    if folder.exists():  # damaged: the run went on from an older one
-        shutil.rmtree(folder)
     os.replace(partial, folder)
-    for old in checkpoints(run)[:-KEPT]:
-        shutil.rmtree(old)
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
+    return run / FOLDER / f"step-{step:09d}"
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -93,17 +111,23 @@ def load_newest_checkpoint(
 ) -> State | None:
     """Put a run back to where its newest good checkpoint was written; None if it has none at all.
 
+    Newer ones, which are damaged, are removed.
+
     Raises:
         CheckpointError: it has checkpoints, and all are damaged.
     """
     found = checkpoints(run)
+    damaged: list[Path] = []
     for folder in reversed(found):
         try:
-            state = _load(folder, lorsa, optimizer, scales)
+            state = load_checkpoint(folder, lorsa, optimizer, scales)
         except CheckpointError as error:
             report(f"passed over: {error}")
+            damaged.append(folder)
         else:
             report(f"going on from {folder}")
+            for other in damaged:
+                shutil.rmtree(other)
             return state
     if found:
         raise CheckpointError(
@@ -112,7 +136,10 @@ def load_newest_checkpoint(
     return None
 
 
-def _load(folder: Path, lorsa: Lorsa, optimizer: torch.optim.Optimizer, scales: Scales) -> State:
+def load_checkpoint(
+    folder: Path, lorsa: Lorsa, optimizer: torch.optim.Optimizer, scales: Scales
+) -> State:
+    """Put a run back to where a checkpoint was written; CheckpointError if it is damaged."""
     try:
         saved = Lorsa.from_pretrained(folder)
         tensors = load_file(folder / OPTIMIZER)

@@ -75,9 +75,12 @@ class TrainConfig:
     """Path of the sparse kernels."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "store", Path(self.store))
+        object.__setattr__(self, "out", Path(self.out))
+        object.__setattr__(self, "betas", tuple(self.betas))
         for name in ("n_ov_heads", "n_qk_heads", "train_tokens", "top_k", "layer", "seed"):
             least = 0 if name in ("layer", "seed") else 1
-            if (value := getattr(self, name)) is not None and value < least:
+            if (value := getattr(self, name)) is not None and not least <= value < 1 << 63:
                 raise ValueError(f"{name} is {value}; allowed: {least} or more")
         for name in ("batch_tokens", "init_tokens", "eval_tokens"):
             if (value := getattr(self, name)) < 1:
@@ -93,7 +96,9 @@ class TrainConfig:
                 raise ValueError(f"{name} is {value}; allowed: 0..1")
         if not 1 <= self.top_k_start < math.inf:
             raise ValueError(f"top_k_start is {self.top_k_start}; allowed: 1 or more")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        if len(self.betas) != 2 or not all(
+            isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas
+        ):
             raise ValueError(f"betas are {self.betas}; allowed: two numbers from 0 to below 1")
         for name, allowed in (
             ("select", SELECTIONS),

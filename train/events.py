@@ -50,8 +50,8 @@ class TrainResult:
     """Its folder."""
     layer: int
     """Layer of the language model."""
-    fvu: float
-    """Fraction of variance unexplained on all held-out tokens."""
+    fvu: float | None
+    """Fraction of variance unexplained on all held-out tokens; None where y does not vary."""
     l0: float
     """Heads that fire per held-out token."""
     dead_fraction: float

@@ -7,8 +7,11 @@ with Adam, on activations scaled to a norm near sqrt(d_model).
 
 import gc
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -18,9 +21,15 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from ..kernels import choose_path
-from ..model import Lorsa, Quality, choose_device, evaluate
+from ..model import CheckpointError, Lorsa, LorsaConfig, Quality, choose_device, evaluate
 from ..store import ActivationStore, Batch, Sampler, batches, held_out_batches
-from .checkpoint import State, load_newest_checkpoint, save_checkpoint
+from .checkpoint import (
+    State,
+    checkpoint_folder,
+    load_checkpoint,
+    load_newest_checkpoint,
+    save_checkpoint,
+)
 from .config import TrainConfig
 from .errors import TrainError
 from .events import Event, Look, Report, StepReport, TrainResult
@@ -76,46 +85,73 @@ def train(config: TrainConfig, *, report: Report = lambda event: None) -> TrainR
         TrainError: the run cannot begin, its sizes do not fit, or its loss is not finite.
         CheckpointError: the run cannot go on from its checkpoints.
     """
+    plan = _plan(config)
+    accelerator, run = plan.accelerator, RunFolder(config.out)
+    if not accelerator.is_main_process:
+        report = _tell_nobody
+    trainer = None
+    try:
+        finished = _on_main(accelerator, lambda: run.begin(config, plan.facts))
+        if finished is not None:
+            report(f"{config.out} is already finished")
+            return TrainResult(**{**finished, "run": str(config.out)})
+        report(_describe(config, plan))
+        trainer = Trainer(config, plan)
+        return trainer.run(run, report)
+    finally:
+        run.release()
+        if trainer is not None:
+            trainer.release()
+
+
+def check(config: TrainConfig) -> None:
+    """Raise what `train` would raise before its first step; nothing is written."""
+    RunFolder(config.out).require_same(config, _plan(config).facts)
+
+
+class _Plan(NamedTuple):
+    """A request brought together with its store and this machine."""
+
+    store: ActivationStore
+    accelerator: Accelerator
+    span: Extent
+    shape: LorsaConfig
+    low: bool
+    """Whether to multiply in bfloat16"""
+    facts: dict[str, Any]
+    """What the result depends on besides the request"""
+
+
+def _plan(config: TrainConfig) -> _Plan:
     store = ActivationStore.open(config.store)
     store.require_layer(config.layer)
     accelerator = make_accelerator(config)
     span = extent(config, store, accelerator.num_processes)
-    lorsa = Lorsa(lorsa_config(config, store), backend=config.backend)
-    run = RunFolder(config.out)
     low = uses_bfloat16(config, accelerator.device)
-    arithmetic = "bfloat16" if low else "float32"
     facts = {
         "store_uuid": store.manifest.uuid,
         "train_tokens": span.train_tokens,
         "batch_seqs": span.batch_seqs,
-        "arithmetic": arithmetic,
+        "arithmetic": _arithmetic(low),
     }
-    if not accelerator.is_main_process:
-        report = _tell_nobody
-    finished = _on_main(accelerator, lambda: run.begin(config, facts))
-    if finished is not None:
-        report(f"{config.out} is already finished")
-        return TrainResult(**finished)
-    report(_describe(config, lorsa, span, arithmetic, accelerator))
-    trainer = Trainer(config, store, lorsa, span, accelerator)
-    try:
-        return trainer.run(run, report)
-    finally:
-        trainer.release()
+    return _Plan(store, accelerator, span, lorsa_config(config, store), low, facts)
 
 
-def _describe(
-    config: TrainConfig, lorsa: Lorsa, span: Extent, arithmetic: str, accelerator: Accelerator
-) -> str:
+def _arithmetic(low: bool) -> str:
+    return "bfloat16" if low else "float32"
+
+
+def _describe(config: TrainConfig, plan: _Plan) -> str:
     """Return in a line what is about to be trained, and on what."""
-    shape = lorsa.config
-    kernels = choose_path(config.backend, accelerator.device.type).__name__.rpartition(".")[2]
-    where = f"{accelerator.device.type}, {arithmetic}, {kernels}"
-    if accelerator.num_processes > 1:
-        where += f", {accelerator.num_processes} processes"
+    shape, device = plan.shape, plan.accelerator.device.type
+    path = choose_path(config.backend, device).__name__.rpartition(".")[2].removesuffix("_path")
+    where = f"{device}, {_arithmetic(plan.low)}, {path}"
+    if plan.accelerator.num_processes > 1:
+        where += f", {plan.accelerator.num_processes} processes"
     return (
         f"layer {config.layer}: {shape.n_ov_heads:,} OV heads, {shape.n_qk_heads} QK heads, "
-        f"top_k {shape.top_k}; {span.n_steps:,} steps of {span.step_tokens:,} tokens ({where})"
+        f"top_k {shape.top_k}; {plan.span.n_steps:,} steps of {plan.span.step_tokens:,} tokens "
+        f"({where})"
     )
 
 
@@ -130,11 +166,14 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         choose_path(config.backend, device)
     except ValueError as error:
         raise TrainError(str(error)) from None
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+    try:
+        accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+    except ValueError as error:  # this process has begun to train on another device
+        raise TrainError(f"device {device}: {error}") from None
     if accelerator.device.type != device:
         raise TrainError(
-            f"this process already trains on {accelerator.device.type}; "
-            f"start another one for {device}"
+            f"device is {device}, but accelerate is set to {accelerator.device.type} for this "
+            "process; give that device, or start another process"
         )
     return accelerator
 
@@ -149,38 +188,63 @@ def _tell_nobody(_event: Event) -> None:
 
 
 def _on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """Do some work on the main process alone; all return its result or raise its TrainError."""
+    """Do some work on the main process alone; all return its result or raise its error."""
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             outcome[0] = work()
-        except TrainError as error:
-            outcome[1] = str(error)
-    result, message = broadcast_object_list(outcome)
-    if message is not None:
-        raise TrainError(message)
+        except (TrainError, CheckpointError, OSError) as error:
+            outcome[1] = error
+    result, failure = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
     return cast(Result, result)
+
+
+class Stop:
+    """Whether the process was asked to stop."""
+
+    asked = False
+
+
+@contextmanager
+def stop_between_steps(*, alone: bool) -> Iterator[Stop]:
+    """Let Ctrl-C and SIGTERM wait for the end of a step; a second one does not wait.
+
+    Of several processes each would stop at another step: there, and outside the main thread, the
+    signals stay as they are.
+    """
+    stop = Stop()
+    if not alone or threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, _frame: Any) -> None:
+        stop.asked = True
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Trainer:
     """One run: its Lorsa, optimizer and data, and where it stands."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        store: ActivationStore,
-        lorsa: Lorsa,
-        span: Extent,
-        accelerator: Accelerator,
-    ) -> None:
+    def __init__(self, config: TrainConfig, plan: _Plan) -> None:
         """Bring everything together; `run` does the work."""
         self.config = config
-        self.store = store
-        self.span = span
-        self.accelerator = accelerator
+        self.store = store = plan.store
+        self.span = span = plan.span
+        self.accelerator = accelerator = plan.accelerator
         self.device: torch.device = accelerator.device
-        self.low = uses_bfloat16(config, self.device)
-        self.lorsa = lorsa.to(self.device)
+        self.low = plan.low
+        self.lorsa = Lorsa(plan.shape, backend=config.backend).to(self.device)
         self.scales: Scales = activation_scales(config.layer, store)
         self.sampler = Sampler(
             store.train_seqs,
@@ -193,7 +257,7 @@ class Trainer:
         self.adam = torch.optim.Adam(
             self.lorsa.parameters(), lr=config.lr, betas=config.betas, fused=True
         )
-        n_ov_heads = lorsa.config.n_ov_heads
+        n_ov_heads = plan.shape.n_ov_heads
         self.last_fired = torch.zeros(n_ov_heads, dtype=torch.int64, device=self.device)
         self.done = 0
         """Steps done."""
@@ -205,6 +269,18 @@ class Trainer:
         """Train to the end and write the result."""
         started = time.perf_counter()
         self.start(run, report)
+        if self.done == 0:
+            self.look(run, report)
+        with stop_between_steps(alone=self.accelerator.num_processes == 1) as stop:
+            self.steps(run, report, stop)
+        return self.finish(run, report, time.perf_counter() - started)
+
+    def steps(self, run: RunFolder, report: Report, stop: Stop) -> None:
+        """Take the steps that are left.
+
+        Raises:
+            KeyboardInterrupt: the process was asked to stop; a checkpoint was written.
+        """
         saved_at = time.monotonic()
         for batch in self.data():
             outcome = self.step(batch)
@@ -214,14 +290,16 @@ class Trainer:
                 break
             if self.done % self.span.eval_every_steps == 0:
                 self.look(run, report)
-            if self.checkpoint_due(saved_at):
+            if stop.asked or self.checkpoint_due(saved_at):
                 self.save(run)
                 saved_at = time.monotonic()
-        return self.finish(run, report, time.perf_counter() - started)
+            if stop.asked:
+                report(f"stopped after step {self.done:,}; a checkpoint is written")
+                raise KeyboardInterrupt
 
     def start(self, run: RunFolder, report: Report) -> None:
         """Take up the newest checkpoint or initialise, then share the main process's weights."""
-        state = load_newest_checkpoint(run.root, self.lorsa, self.adam, self.scales, report)
+        state = self.newest_state(run, report)
         if state is not None:
             self.done, self.last_fired = state.step, state.last_fired
         else:
@@ -231,6 +309,18 @@ class Trainer:
         if self.accelerator.is_main_process:
             run.drop_after(self.done)
         self.step_module, self.optimizer = self.accelerator.prepare(_Step(self.lorsa), self.adam)
+
+    def newest_state(self, run: RunFolder, report: Report) -> State | None:
+        """Take up the newest good checkpoint: the main process's choice, on all processes."""
+
+        def choose() -> State | None:
+            return load_newest_checkpoint(run.root, self.lorsa, self.adam, self.scales, report)
+
+        chosen = _on_main(self.accelerator, choose)
+        if chosen is None or self.accelerator.is_main_process:
+            return chosen
+        folder = checkpoint_folder(run.root, chosen.step)
+        return load_checkpoint(folder, self.lorsa, self.adam, self.scales)
 
     def data(self) -> Iterator[Batch]:
         """Yield what is left of the run's batches, timing how long each was waited for."""
@@ -303,9 +393,11 @@ class Trainer:
     def save(self, run: RunFolder) -> None:
         """Write a checkpoint."""
         state = State(self.done, self.all_last_fired())
-        if self.accelerator.is_main_process:
+
+        def write() -> None:
             save_checkpoint(run.root, self.lorsa, self.adam, state, self.scales)
-        self.accelerator.wait_for_everyone()
+
+        _on_main(self.accelerator, write)
 
     def finish(self, run: RunFolder, report: Report, seconds: float) -> TrainResult:
         """Measure all held-out tokens, write the Lorsa and the result."""
@@ -314,7 +406,7 @@ class Trainer:
         result = TrainResult(
             run=str(run.root),
             layer=self.config.layer,
-            fvu=quality.fvu,
+            fvu=quality.fvu if math.isfinite(quality.fvu) else None,
             l0=quality.l0,
             dead_fraction=self.dead_fraction(),
             dead_window_tokens=self.span.dead_window_tokens,

@@ -6,9 +6,12 @@ config.json, lorsa.safetensors  the Lorsa, when it is finished
 checkpoints/                    while it is not
 """
 
+import fcntl
 import json
 import math
+import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,10 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         """Choose a folder."""
         self.root = root
+        self._lock: int | None = None
 
     def begin(self, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any] | None:
-        """Start a run here, or take up one with the same settings.
+        """Start a run here, or take up one with the same settings; `release` ends its lock.
 
         Args:
             config: the request.
@@ -43,18 +47,39 @@ class RunFolder:
             The result, if the run is already finished.
 
         Raises:
-            TrainError: the folder holds another run or other things.
+            TrainError: the folder holds another run or other things, or a process writes it.
         """
-        path = self.root / RUN
-        if not path.exists() or self._hardly_begun():
-            self._require_free()
-            self.root.mkdir(parents=True, exist_ok=True)
+        self.require_same(config, facts)
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise TrainError(
+                f"{self.root} is being written by another process; "
+                "wait for it or choose another folder by --out"
+            ) from None
+        if not self._is_begun():
             (self.root / METRICS).unlink(missing_ok=True)
             self._write({**self._header(config, facts), "result": None})
-            return None
-        begun = self._read()
+        result: dict[str, Any] | None = self._read().get("result")
+        return result
+
+    def release(self) -> None:
+        """Let others write."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def require_same(self, config: TrainConfig, facts: dict[str, Any]) -> None:
+        """Raise TrainError unless this run may begin or go on here; nothing is written."""
+        if not self._is_begun():
+            self._require_free()
+            return
         asked = config.decisive() | facts
-        known = begun.get("decisive", {})
+        defaults = {field.name: field.default for field in fields(config)}
+        known = defaults | self._read().get("decisive", {})  # older versions knew fewer settings
         different = [
             f"{name} was {known.get(name)!r}, is {value!r}"
             for name, value in asked.items()
@@ -65,8 +90,12 @@ class RunFolder:
                 f"{self.root} holds another run ({'; '.join(different)}): "
                 "give the same settings, choose another --out, or delete it"
             )
-        result: dict[str, Any] | None = begun.get("result")
-        return result
+
+    def _is_begun(self) -> bool:
+        """Tell whether a run here is finished, or has a checkpoint to go on from."""
+        if not (self.root / RUN).exists():
+            return False
+        return self._read().get("result") is not None or bool(checkpoints(self.root))
 
     def _require_free(self) -> None:
         """Raise TrainError if there is something else in the folder's place."""
@@ -75,10 +104,6 @@ class RunFolder:
         names = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
         if names and RUN not in names:
             raise TrainError(f"{self.root} holds other things; choose another folder by --out")
-
-    def _hardly_begun(self) -> bool:
-        """Tell whether a run stopped before it had anything to go on from."""
-        return self._read().get("result") is None and not checkpoints(self.root)
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""

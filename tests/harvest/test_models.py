@@ -110,5 +110,6 @@ def test_a_gguf_file_without_the_package_says_what_to_install(
         raise ImportError("gguf")
 
     monkeypatch.setattr(models.AutoConfig, "from_pretrained", lacking)
+    monkeypatch.setattr(models, "find_spec", lambda _name: None)
     with pytest.raises(HarvestError, match="needs the package gguf; run: pip install gguf"):
         load_config(resolve(str(gguf_file)))

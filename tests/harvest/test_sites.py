@@ -129,6 +129,7 @@ def test_the_self_check_passes_in_any_precision(family: str, dtype: torch.dtype)
     """It once compared with the model's own half-precision output, which is off by a percent."""
     check = _check(make_model(family).to(dtype))
     assert check.layers[1].error < 1e-5
+    assert check.limit == 1e-4
     assert check.passed(1)
     assert (check.layers[1].noise < 1e-5) == (dtype == torch.float32)
 

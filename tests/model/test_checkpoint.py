@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lorsa.model import CheckpointError, Lorsa, LorsaConfig, QKNorm, Rope
+from lorsa.model import CheckpointError, Lorsa, LorsaConfig, QKNorm, Rope, checkpoint
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 CONFIG = LorsaConfig(
@@ -99,3 +100,22 @@ def test_a_config_that_is_no_json_says_so(saved: Path) -> None:
     (saved / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         Lorsa.from_pretrained(saved)
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match="cannot be written .*No space left.*; make room"):
+        Lorsa(CONFIG).save_pretrained(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_folder_with_checkpoints_alone_names_the_newest(tmp_path: Path) -> None:
+    for step in ("step-000000010", "step-000000020", "step-000000030.partial"):
+        Lorsa(CONFIG).save_pretrained(tmp_path / "run/checkpoints" / step)
+    with pytest.raises(CheckpointError, match="give .*step-000000020$"):
+        Lorsa.from_pretrained(tmp_path / "run")

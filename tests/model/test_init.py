@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lorsa.harvest import Capture, attention_sites, read_geometry, read_weights
 from lorsa.model import FVU, Lorsa, LorsaConfig, init, init_from_layer, init_random, require_fit
 from lorsa.model.init import _cluster
@@ -86,6 +87,18 @@ def test_clusters_are_unit_vectors_and_find_the_clusters() -> None:
     centres = _cluster(points, 12, generator)
     assert torch.allclose(centres.norm(dim=1), torch.ones(12))
     assert (centres @ truth.T).max(dim=0).values.min() > 0.97
+
+
+def test_clustering_brings_points_nearer_to_their_centres(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
+
+    def nearness() -> float:
+        centres = _cluster(points, 20, torch.Generator().manual_seed(1))
+        return float((F.normalize(points, dim=1) @ centres.T).amax(dim=1).mean())
+
+    clustered = nearness()
+    monkeypatch.setattr(init, "KMEANS_ROUNDS", 0)
+    assert clustered > nearness() + 0.03
 
 
 def test_clusters_of_too_few_points_are_filled_up() -> None:

@@ -128,3 +128,18 @@ def test_window_and_softcap_reach_the_kernel() -> None:
     plain, bent = _random(), _random(window=3, softcap=0.5)
     assert not torch.allclose(plain(x), bent(x))
     assert torch.allclose(bent.pattern(x).tril(-3), torch.zeros(1, 2, 20, 20))
+
+
+def test_half_precision_inputs_are_taken_as_stores_hold_them() -> None:
+    lorsa, x = _random(), torch.randn(1, 5, 12).bfloat16()
+    assert torch.equal(lorsa(x), lorsa(x.float()))
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (1, 5, 11)])
+def test_an_input_of_another_shape_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"it must be \[batch, seq, 12\]"):
+        _random()(torch.randn(shape))
+
+
+def test_print_shows_the_sizes() -> None:
+    assert "n_ov_heads=16, n_qk_heads=2, d_qk_head=6, top_k=5" in repr(_random())

@@ -137,14 +137,16 @@ def test_a_cut_file_is_found_when_the_store_is_opened(make_store: Callable[..., 
     root = make_store()
     path = root / "layers/3/attn_out/c/2/0/0"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(StoreError, match=r"attn_out/c/2/0/0 has \d+ bytes instead of \d+; restore"):
+    with pytest.raises(
+        StoreError, match=r"attn_out/c/2/0/0 has \d+ bytes instead of \d+; the same"
+    ):
         ActivationStore.open(root)
 
 
 def test_a_missing_file_is_found_when_the_store_is_opened(make_store: Callable[..., Path]) -> None:
     root = make_store()
     (root / "tokens/c/0/0").unlink()
-    with pytest.raises(StoreError, match="tokens/c/0/0 is missing; restore"):
+    with pytest.raises(StoreError, match="tokens/c/0/0 is missing; delete the store and harvest"):
         ActivationStore.open(root)
 
 

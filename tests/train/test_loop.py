@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from lorsa.model import CheckpointError, Lorsa, evaluate
-from lorsa.store import ActivationStore, StoreError, held_out_batches
+from lorsa.store import ActivationStore, Sampler, StoreError, held_out_batches
 from lorsa.train import Look, StepReport, TrainConfig, TrainError, train
 from lorsa.train.checkpoint import checkpoints
+from lorsa.train.setup import activation_scales, initialise, lorsa_config
 from safetensors.torch import load_file
 from tiny import N_CTX
 
@@ -49,7 +50,7 @@ def test_training_improves_on_the_start(store_folder: Path, tmp_path: Path) -> N
     events: list[Any] = []
     result = train(_config(store_folder, tmp_path / "run"), report=events.append)
     looks = [event for event in events if isinstance(event, Look)]
-    assert len(looks) == 4
+    assert [look.step for look in looks] == [0, 10, 20, 30, 40]
     assert result.fvu == looks[-1].held_out.fvu < looks[0].held_out.fvu < 1
     assert 0 < result.l0 <= 8
     assert result.train_tokens == 40 * 4 * N_CTX
@@ -165,9 +166,9 @@ def _same_weights_and_losses(found: Path, expected: Path) -> None:
     a, b = (load_file(run / "lorsa.safetensors") for run in (found, expected))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
-    def losses(run: Path) -> dict[int, float]:
+    def losses(run: Path) -> list[tuple[int, float]]:
         lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-        return {line["step"]: line["loss"] for line in lines if "loss" in line}
+        return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
     assert losses(found) == losses(expected)
 
@@ -185,6 +186,102 @@ def test_a_damaged_checkpoint_is_passed_over(store_folder: Path, tmp_path: Path)
     assert "going on from" in taken
     assert "step-000000013" in taken
     _same_weights_and_losses(tmp_path / "run", tmp_path / "whole")
+
+
+def test_an_interrupted_run_writes_a_checkpoint_and_goes_on(
+    store_folder: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C before the first checkpoint lost everything."""
+    train(_config(store_folder, tmp_path / "whole"))
+    config = _config(store_folder, tmp_path / "run")
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, json.dumps(config.to_dict())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "10\n"
+    child.send_signal(signal.SIGINT)
+    child.communicate("\n")
+    assert child.returncode == -signal.SIGINT
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step-000000010"]
+    train(config)
+    _same_weights_and_losses(tmp_path / "run", tmp_path / "whole")
+
+
+def test_checkpoints_by_the_clock_and_the_two_newest_kept(
+    store_folder: Path, tmp_path: Path
+) -> None:
+    config = _config(store_folder, tmp_path / "run", checkpoint_every_minutes=1e-9)
+    with pytest.raises(Stop):
+        train(config, report=_stop_at(40))
+    names = [p.name for p in checkpoints(tmp_path / "run")]
+    assert names == ["step-000000020", "step-000000030"]
+
+
+def test_checkpoints_by_tokens_need_not_fit_the_steps(store_folder: Path, tmp_path: Path) -> None:
+    every = 3 * 4 * N_CTX + 5
+    config = _config(store_folder, tmp_path / "run", checkpoint_every_tokens=every)
+    with pytest.raises(Stop):
+        train(config, report=_stop_at(10))
+    assert [p.name[-2:] for p in checkpoints(tmp_path / "run")] == ["04", "07"]
+
+
+def test_two_at_once_on_one_folder_are_refused(store_folder: Path, tmp_path: Path) -> None:
+    config = _config(store_folder, tmp_path / "run")
+    refused: list[str] = []
+
+    def report(event: Any) -> None:
+        if isinstance(event, StepReport):
+            with pytest.raises(TrainError) as error:
+                train(config)
+            refused.append(str(error.value))
+
+    train(config, report=report)
+    assert "is being written by another process" in refused[0]
+
+
+def test_a_run_is_what_its_settings_say(store_folder: Path, tmp_path: Path) -> None:
+    """Against a loop written by hand: order of data, schedules, clipping, Adam, dead heads."""
+    n_steps, batch = 12, 4
+    config = _config(
+        store_folder,
+        tmp_path / "run",
+        train_tokens=n_steps * batch * N_CTX,
+        top_k_start=3.0,
+        grad_clip=0.02,
+        betas=(0.8, 0.9),
+        dead_window_tokens=2 * batch * N_CTX,
+    )
+    result = train(config)
+    store = ActivationStore.open(store_folder)
+    lorsa = Lorsa(lorsa_config(config, store))
+    initialise(lorsa, config, store)
+    scales = activation_scales(1, store)
+    lorsa.rescale_(*scales)
+    adam = torch.optim.Adam(lorsa.parameters(), betas=(0.8, 0.9), fused=True)
+    sampler = Sampler(store.train_seqs, store.manifest.shard_seqs, batch_seqs=batch, seed=0)
+    last = torch.zeros(lorsa.config.n_ov_heads)
+    for step in range(n_steps):
+        x, y = store.activations(1, sampler.batch(step))
+        middle = (step + 0.5) / n_steps
+        adam.param_groups[0]["lr"] = 1e-3 * min(1, middle / 0.05, (1 - middle) / 0.2)
+        top_k = round(8 * (1 + 2 * max(0, 1 - step / (n_steps / 2))))
+        acts, ids = lorsa.encode(x * scales.x, top_k=top_k)
+        loss = (lorsa.decode(acts, ids) - y * scales.y).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        assert torch.nn.utils.clip_grad_norm_(lorsa.parameters(), 0.02) > 0.02
+        adam.step()
+        last[ids[acts > 0].long()] = step + 1
+    lorsa.rescale_(1 / scales.x, 1 / scales.y)
+    found = Lorsa.from_pretrained(tmp_path / "run")
+    for name, expected in lorsa.named_parameters():
+        assert torch.allclose(getattr(found, name), expected, atol=1e-6), name
+    assert result.dead_fraction == pytest.approx(float((last <= n_steps - 2).float().mean()))
+    assert 0 < result.dead_fraction < 1
 
 
 def test_only_damaged_checkpoints_are_named(store_folder: Path, tmp_path: Path) -> None:
@@ -273,6 +370,6 @@ def test_training_loads_no_language_model(store_folder: Path, tmp_path: Path) ->
         "import sys; from pathlib import Path; from lorsa.train import TrainConfig, train\n"
         f"train(TrainConfig(store=Path({str(store_folder)!r}), layer=1, top_k=8, "
         f"out=Path({str(tmp_path / 'run')!r}), batch_tokens=128, train_tokens=256, device='cpu'))\n"
-        "assert 'lorsa.harvest' not in sys.modules\n"
+        "assert not {'lorsa.harvest', 'transformers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
