@@ -4,8 +4,8 @@
     y_hat     = sparse_decode(acts, ids, W_O)
 
 `reference` defines the result; `torch` is the same in blocks, for any device and quick on CPUs;
-`triton` is for GPUs. A path computes in the precision of its inputs or better, also inside an
-autocast region.
+`triton` is for GPUs, taken by name only until it has been measured on one. A path computes in the
+precision of its inputs or better, also inside an autocast region.
 """
 
 import importlib.util
@@ -36,12 +36,11 @@ def choose_path(backend: str, device: str) -> ModuleType:
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
     path = reference if backend == "reference" else torch_path
-    if backend == "triton" or (backend == "auto" and device == "cuda"):
+    if backend == "triton":
         reason = _why_no_triton(device)
-        if reason is None:
-            path = importlib.import_module(".triton_path", __package__)
-        elif backend == "triton":
+        if reason is not None:
             raise ValueError(f"backend 'triton' cannot run here: {reason}; use 'torch'")
+        path = importlib.import_module(".triton_path", __package__)
     logger.info("sparse attention on %s: backend %s", device, path.__name__.rpartition(".")[2])
     return path
 
@@ -56,18 +55,14 @@ def _why_no_triton(device: str) -> str | None:
 
 
 def _path_for(backend: str, like: Tensor) -> ModuleType:
-    """Return the path for tensors like this; "auto" takes torch for dtypes that Triton lacks.
+    """Return the path for tensors like this.
 
     Raises:
         ValueError: the backend asked for cannot run, or does not take the dtype.
     """
     path = choose_path(backend, like.device.type)
-    if path.__name__.endswith("triton_path") and like.dtype not in TRITON_DTYPES:
-        if backend == "triton":
-            raise ValueError(
-                f"backend 'triton' takes float32, bfloat16 and float16, not {like.dtype}"
-            )
-        return torch_path
+    if backend == "triton" and like.dtype not in TRITON_DTYPES:
+        raise ValueError(f"backend 'triton' takes float32, bfloat16 and float16, not {like.dtype}")
     return path
 
 

@@ -10,19 +10,17 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from ..kernels import choose_path
-from ..model import CheckpointError, Lorsa, LorsaConfig, Quality, choose_device, evaluate
-from ..store import ActivationStore, Batch, Sampler, batches, held_out_batches
+from ..model import Lorsa, Quality, evaluate
+from ..store import Batch, Sampler, batches, held_out_batches
 from .checkpoint import (
     State,
     checkpoint_folder,
@@ -33,11 +31,10 @@ from .checkpoint import (
 from .config import TrainConfig
 from .errors import TrainError
 from .events import Event, Look, Report, StepReport, TrainResult
+from .plan import Plan, describe, make_plan, on_main
 from .run import RunFolder
 from .schedule import lr_factor, top_k_at
-from .setup import Extent, Scales, activation_scales, extent, initialise, lorsa_config
-
-Result = TypeVar("Result")
+from .setup import Scales, activation_scales, initialise
 
 LOG_EVERY_STEPS = 10
 
@@ -85,17 +82,17 @@ def train(config: TrainConfig, *, report: Report = lambda event: None) -> TrainR
         TrainError: the run cannot begin, its sizes do not fit, or its loss is not finite.
         CheckpointError: the run cannot go on from its checkpoints.
     """
-    plan = _plan(config)
+    plan = make_plan(config)
     accelerator, run = plan.accelerator, RunFolder(config.out)
     if not accelerator.is_main_process:
         report = _tell_nobody
     trainer = None
     try:
-        finished = _on_main(accelerator, lambda: run.begin(config, plan.facts))
+        finished = on_main(accelerator, lambda: run.begin(config, plan.facts))
         if finished is not None:
             report(f"{config.out} is already finished")
             return TrainResult(**{**finished, "run": str(config.out)})
-        report(_describe(config, plan))
+        report(describe(config, plan))
         trainer = Trainer(config, plan)
         return trainer.run(run, report)
     finally:
@@ -106,99 +103,11 @@ def train(config: TrainConfig, *, report: Report = lambda event: None) -> TrainR
 
 def check(config: TrainConfig) -> None:
     """Raise what `train` would raise before its first step; nothing is written."""
-    RunFolder(config.out).require_same(config, _plan(config).facts)
-
-
-class _Plan(NamedTuple):
-    """A request brought together with its store and this machine."""
-
-    store: ActivationStore
-    accelerator: Accelerator
-    span: Extent
-    shape: LorsaConfig
-    low: bool
-    """Whether to multiply in bfloat16"""
-    facts: dict[str, Any]
-    """What the result depends on besides the request"""
-
-
-def _plan(config: TrainConfig) -> _Plan:
-    store = ActivationStore.open(config.store)
-    store.require_layer(config.layer)
-    accelerator = make_accelerator(config)
-    span = extent(config, store, accelerator.num_processes)
-    low = uses_bfloat16(config, accelerator.device)
-    facts = {
-        "store_uuid": store.manifest.uuid,
-        "train_tokens": span.train_tokens,
-        "batch_seqs": span.batch_seqs,
-        "arithmetic": _arithmetic(low),
-    }
-    return _Plan(store, accelerator, span, lorsa_config(config, store), low, facts)
-
-
-def _arithmetic(low: bool) -> str:
-    return "bfloat16" if low else "float32"
-
-
-def _describe(config: TrainConfig, plan: _Plan) -> str:
-    """Return in a line what is about to be trained, and on what."""
-    shape, device = plan.shape, plan.accelerator.device.type
-    path = choose_path(config.backend, device).__name__.rpartition(".")[2].removesuffix("_path")
-    where = f"{device}, {_arithmetic(plan.low)}, {path}"
-    if plan.accelerator.num_processes > 1:
-        where += f", {plan.accelerator.num_processes} processes"
-    return (
-        f"layer {config.layer}: {shape.n_ov_heads:,} OV heads, {shape.n_qk_heads} QK heads, "
-        f"top_k {shape.top_k}; {plan.span.n_steps:,} steps of {plan.span.step_tokens:,} tokens "
-        f"({where})"
-    )
-
-
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Return accelerate's view of the processes of this run and their devices.
-
-    Raises:
-        TrainError: the device is not there, or an earlier call in this process chose another one.
-    """
-    try:
-        device = choose_device(config.device)
-        choose_path(config.backend, device)
-    except ValueError as error:
-        raise TrainError(str(error)) from None
-    try:
-        accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
-    except ValueError as error:  # this process has begun to train on another device
-        raise TrainError(f"device {device}: {error}") from None
-    if accelerator.device.type != device:
-        raise TrainError(
-            f"device is {device}, but accelerate is set to {accelerator.device.type} for this "
-            "process; give that device, or start another process"
-        )
-    return accelerator
-
-
-def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
-    """Tell whether a run multiplies in bfloat16."""
-    return config.precision == "bfloat16" or (config.precision == "auto" and device.type != "cpu")
+    RunFolder(config.out).require_same(config, make_plan(config).facts)
 
 
 def _tell_nobody(_event: Event) -> None:
     """Take the place of a report on all processes but the main one."""
-
-
-def _on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """Do some work on the main process alone; all return its result or raise its error."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except (TrainError, CheckpointError, OSError) as error:
-            outcome[1] = error
-    result, failure = broadcast_object_list(outcome)
-    if failure is not None:
-        raise failure
-    return cast(Result, result)
 
 
 class Stop:
@@ -236,7 +145,7 @@ def stop_between_steps(*, alone: bool) -> Iterator[Stop]:
 class Trainer:
     """One run: its Lorsa, optimizer and data, and where it stands."""
 
-    def __init__(self, config: TrainConfig, plan: _Plan) -> None:
+    def __init__(self, config: TrainConfig, plan: Plan) -> None:
         """Bring everything together; `run` does the work."""
         self.config = config
         self.store = store = plan.store
@@ -316,7 +225,7 @@ class Trainer:
         def choose() -> State | None:
             return load_newest_checkpoint(run.root, self.lorsa, self.adam, self.scales, report)
 
-        chosen = _on_main(self.accelerator, choose)
+        chosen = on_main(self.accelerator, choose)
         if chosen is None or self.accelerator.is_main_process:
             return chosen
         folder = checkpoint_folder(run.root, chosen.step)
@@ -397,7 +306,7 @@ class Trainer:
         def write() -> None:
             save_checkpoint(run.root, self.lorsa, self.adam, state, self.scales)
 
-        _on_main(self.accelerator, write)
+        on_main(self.accelerator, write)
 
     def finish(self, run: RunFolder, report: Report, seconds: float) -> TrainResult:
         """Measure all held-out tokens, write the Lorsa and the result."""
