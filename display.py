@@ -184,7 +184,7 @@ def _quality_rows(result: dict[str, Any]) -> dict[str, str]:
     rows = {
         "FVU": _number(result["fvu"]),
         "L0": f"{result['l0']:.1f}",
-        "silent heads": f"{result['dead_fraction']:.1%} did not fire on these held-out tokens",
+        "silent heads": f"{result['dead_fraction']:.1%} did not fire on the held-out tokens",
         "held-out tokens": f"{result['n_tokens']:,}",
     }
     if (ce := result["cross_entropy"]) is None:
@@ -229,8 +229,8 @@ def _demo_table(result: dict[str, Any]) -> Table:
         "trained on": f"{trained['train_tokens']:,} tokens",
         "speed": f"{trained['tokens_per_second']:,.0f} tokens/s",
         "heads": f"{trained['n_ov_heads']:,}, {trained['top_k']} fire per token",
-        "dead": f"{trained['dead_fraction']:.1%} of heads did not fire on the last "
-        f"{trained['dead_window_tokens']:,} training tokens",
+        "dead heads": f"{trained['dead_fraction']:.1%} did not fire on the last "
+        f"{trained['dead_window_tokens']:,} tokens of training",
         **_quality_rows(measured),
         "store": f"{harvested['store']} ({format_bytes(harvested['n_bytes'])})",
         "run": trained["run"],
