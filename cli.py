@@ -364,7 +364,7 @@ def _run(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> Non
         print(f"error: {message}", file=sys.stderr)
         raise typer.Exit(code) from None
     except KeyboardInterrupt:
-        hint = "; the same command goes on from here" if command in GOES_ON else ""
+        hint = "; the same command goes on from what is written" if command in GOES_ON else ""
         print(f"stopped{hint}", file=sys.stderr)
         raise typer.Exit(130) from None
     if not IS_MAIN:

@@ -192,8 +192,8 @@ def _quality_rows(result: dict[str, Any]) -> dict[str, str]:
     increase = ce["lorsa"] - ce["original"]
     return rows | {
         "cross-entropy": f"{ce['original']:.4f} nats per token, {ce['n_tokens']:,} tokens",
-        "  with Lorsa": f"{ce['lorsa']:.4f} ({increase:+.4f}, standard error "
-        f"{ce['increase_se']:.4f})",
+        "  with Lorsa": f"{ce['lorsa']:.4f} ({increase:+.4f}"
+        + (")" if (se := ce["increase_se"]) is None else f", standard error {se:.4f})"),
         "  zero-ablated": f"{ce['zero_ablated']:.4f}",
         "  mean-ablated": f"{ce['mean_ablated']:.4f}",
         "loss recovered": f"{_share(ce['recovered_from_zero'])} against zero-ablation, "

@@ -79,8 +79,8 @@ class CrossEntropy:
     """With it replaced by zero."""
     mean_ablated: float
     """With it replaced by its mean over training tokens."""
-    increase_se: float
-    """Standard error of lorsa - original, over sequences."""
+    increase_se: float | None
+    """Standard error of lorsa - original, over sequences; None of a single one."""
     n_tokens: int
     """Predicted tokens."""
 
@@ -143,7 +143,7 @@ def evaluate_run(config: EvalConfig, *, report: Report = lambda text: None) -> F
     Raises:
         CheckpointError: the run holds no Lorsa.
         StoreError: the store cannot be read.
-        AnalyzeError: the Lorsa does not belong to the store.
+        AnalyzeError: the Lorsa does not belong to the store, or a loss is not finite.
         HarvestError: the language model cannot be had, or is not the store's.
     """
     lorsa = Lorsa.from_pretrained(config.run)
@@ -221,10 +221,17 @@ def _in_the_model(
         name: cross_entropy(model, tokens, sites[0], replacement)
         for name, replacement in replacements.items()
     }
+    for name, loss in losses.items():
+        if not loss.isfinite().all():
+            raise AnalyzeError(
+                f"the language model's loss ({name.replace('_', '-')}) is not finite; "
+                "check the model with a short prompt, and the run for NaN weights"
+            )
     increase = losses["lorsa"] - losses["original"]
+    n_seqs = len(increase)
     return CrossEntropy(
         **{name: float(loss.mean()) for name, loss in losses.items()},
-        increase_se=float(increase.std(correction=0)) / max(len(tokens) - 1, 1) ** 0.5,
+        increase_se=float(increase.std()) / n_seqs**0.5 if n_seqs > 1 else None,
         n_tokens=len(tokens) * (tokens.shape[1] - 1),
     )
 

@@ -1,7 +1,8 @@
 """Quality of the default recipe on a real language model: held-out FVU and dead heads.
 
-The setting in which the reference implementation was measured (docs/recipe.md): SmolLM2-135M, one
-layer, sequences of 256 tokens, 369 k training tokens, 4,608 OV heads, 36 QK heads, top_k 64.
+The setting in which the reference implementation was measured (docs/recipe.md):
+SmolLM2-135M-Instruct (4 bit), one layer, sequences of 256 tokens, 369 k training tokens, 4,608 OV
+heads, 36 QK heads, top_k 64.
 
     python benchmarks/quality_smollm2.py --data FOLDER --layer 12 --train-tokens 369000 --seed 0
     python benchmarks/quality_smollm2.py --data FOLDER --set 'init = "random"' --set 'lr = 2e-3'

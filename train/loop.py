@@ -103,7 +103,9 @@ def train(config: TrainConfig, *, report: Report = lambda event: None) -> TrainR
 
 def check(config: TrainConfig) -> None:
     """Raise what `train` would raise before its first step; nothing is written."""
-    RunFolder(config.out).require_same(config, make_plan(config).facts)
+    plan = make_plan(config)
+    # the main process alone looks: it may begin while others still check
+    on_main(plan.accelerator, lambda: RunFolder(config.out).require_same(config, plan.facts))
 
 
 def _tell_nobody(_event: Event) -> None:

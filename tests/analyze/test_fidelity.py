@@ -82,6 +82,29 @@ def test_a_perfect_stand_in_recovers_everything(store_folder: Path) -> None:
     assert not torch.allclose(worse, original, rtol=1e-4)
 
 
+def test_a_loss_that_is_not_finite_is_named(
+    run: Path, store_folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    lorsa = Lorsa.from_pretrained(run)
+    with torch.no_grad():
+        lorsa.b_O.fill_(float("nan"))
+    lorsa.save_pretrained(tmp_path / "broken")
+    config = EvalConfig(
+        run=tmp_path / "broken", store=store_folder, model=str(model_folder), ce_tokens=N_CTX
+    )
+    with pytest.raises(AnalyzeError, match=r"loss \(lorsa\) is not finite"):
+        evaluate_run(config)
+
+
+def test_one_sequence_has_no_standard_error(
+    run: Path, store_folder: Path, model_folder: Path
+) -> None:
+    config = EvalConfig(run=run, store=store_folder, model=str(model_folder), ce_tokens=N_CTX)
+    found = evaluate_run(config).cross_entropy
+    assert found is not None
+    assert found.increase_se is None
+
+
 def test_replaced_is_undone() -> None:
     model = make_model("neox-partial")
     site = attention_sites(model, [1])[0]
