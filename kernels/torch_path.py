@@ -6,17 +6,20 @@ chunk, G OV heads per QK head, K width of a QK head, N = n_ov_heads.
 Forward, per (sequence, block of queries): P = softmax(scale q k^T) for a chunk of QK heads, z = P v
 into a scratch of [T, N], then the row's top_k. Kept for the backward: q, k, v, acts, ids.
 
-Backward, on the same blocks, with dz the sparse gradient of the selected z:
+Backward, on the same blocks, with dz the sparse gradient of the selected z and D = act d_act summed
+over the kept heads of a QK head:
 
-    dP = dz v^T        dS = P dP - P rowsum(P dP)
+    dS = P (dz v^T - D)
     dq = scale dS k    dk = scale dS^T q    dv = P^T dz
 
-(Dao et al. 2022, arXiv:2205.14135, appendix B.4.) Memory besides q, k, v and their gradients is a
-copy of one sequence of them and one block, so it grows with the sequence and not with its square.
-No atomics and a fixed order: the same input gives the same bits. Half-precision inputs are computed
-in fp32.
+(Dao et al. 2022, arXiv:2205.14135, appendix B.4.) Memory besides q, k, v and their gradients is one
+block, so it grows with the sequence and not with its square. Blocks are worked on in buffers that
+are used again, and q, k, v are read where they lie: fresh memory and copies cost as much as the
+products. No atomics and a fixed order: the same input gives the same bits. Half-precision inputs
+are computed in fp32.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -48,8 +51,12 @@ class _Block(NamedTuple):
 
 
 def _blocks(seq: int, window: int | None) -> Iterator[_Block]:
-    """Yield the query blocks of a sequence with their range of visible keys."""
-    for q0 in range(0, seq, QUERY_BLOCK):
+    """Yield the query blocks of a sequence with their range of visible keys, the last one first.
+
+    Without a window the last block sees every key, so what it adds to dk and dv can be written and
+    need not be added.
+    """
+    for q0 in reversed(range(0, seq, QUERY_BLOCK)):
         q1 = min(q0 + QUERY_BLOCK, seq)
         yield _Block(q0, q1, 0 if window is None else max(0, q0 - window + 1), q1)
 
@@ -62,58 +69,125 @@ def _head_chunks(n_qk_heads: int, block: _Block) -> Iterator[slice]:
         yield slice(h0, min(h0 + step, n_qk_heads))
 
 
-def _hidden(block: _Block, window: int | None, device: torch.device) -> Tensor:
-    """Return the mask of keys that a query of the block may not see, [T, S]."""
-    q_pos = torch.arange(block.q0, block.q1, device=device)[:, None]
-    k_pos = torch.arange(block.k0, block.k1, device=device)[None, :]
+class _Scratch:
+    """Buffers that are used again and again: new memory costs more than what is done with it."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """Return a contiguous tensor; what was taken under this name before is overwritten."""
+        n_elements = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < n_elements:
+            buffer = self._buffers[name] = self._like.new_empty(n_elements)
+        return buffer[:n_elements].view(shape)
+
+
+def _hidden(block: _Block, score: _Score, like: Tensor) -> Tensor:
+    """Return what is added to scores, [T, S]: -inf where a query may not look, else 0."""
+    q_pos = torch.arange(block.q0, block.q1, device=like.device)[:, None]
+    k_pos = torch.arange(block.k0, block.k1, device=like.device)[None, :]
     hidden = k_pos > q_pos
-    if window is not None:
-        hidden |= q_pos - k_pos >= window
-    return hidden
+    if score.window is not None:
+        hidden |= q_pos - k_pos >= score.window
+    return like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
 
 
-def _pattern(q: Tensor, k: Tensor, hidden: Tensor, score: _Score) -> tuple[Tensor, Tensor | None]:
+def _pattern(
+    q: Tensor, k: Tensor, hidden: Tensor, score: _Score, scratch: _Scratch
+) -> tuple[Tensor, Tensor | None]:
     """Return P [H, T, S] and, with a softcap, the slope d(capped score)/d(score) alike."""
-    scores = torch.bmm(q, k.transpose(1, 2)).mul_(score.scale)  # [H, T, S]
-    slope = None
-    if score.softcap is not None:
-        bent = scores.div_(score.softcap).tanh_()
-        slope = 1 - bent.square()
-        scores = bent * score.softcap
-    return scores.masked_fill_(hidden, float("-inf")).softmax(dim=-1), slope
+    pattern = scratch.take("pattern", q.shape[0], q.shape[1], k.shape[1])
+    keys, slope = k.transpose(1, 2), None
+    if score.softcap is None:
+        torch.baddbmm(hidden.expand_as(pattern), q, keys, alpha=score.scale, out=pattern)
+    else:
+        torch.bmm(q, keys, out=pattern)
+        bent = pattern.mul_(score.scale / score.softcap).tanh_()
+        slope = torch.mul(bent, bent, out=scratch.take("slope", *bent.shape)).neg_().add_(1)
+        bent.mul_(score.softcap).add_(hidden)
+    return torch.softmax(pattern, dim=-1, out=pattern), slope
 
 
 def select_top_k(
     z_pre: Tensor, w_o_norm: Tensor, *, top_k: int, select: str
 ) -> tuple[Tensor, Tensor]:
-    """Do as `reference.select_top_k`, with a partial sort of each row.
+    """Do as `reference.select_top_k`, for z_pre [rows, n_ov_heads]."""
+    return _select(z_pre, w_o_norm, top_k, select, _Scratch(z_pre))
 
-    torch.topk breaks ties as it likes; the rows where that could matter (another entry equals the
-    smallest kept one) are ranked again by a stable sort.
+
+def _select(
+    z_pre: Tensor, w_o_norm: Tensor, top_k: int, select: str, scratch: _Scratch
+) -> tuple[Tensor, Tensor]:
+    """Keep the top_k of every row.
+
+    A row is cut into columns of a few entries each. Its top_k lie in the top_k columns by maximum,
+    so only the entries of these are ranked. torch.topk breaks ties as it likes; a row where that
+    could matter is ranked again by a stable sort.
     """
-    n_ov_heads = z_pre.shape[-1]
-    score = (z_pre.relu() if select == "relu" else z_pre.abs()).mul_(w_o_norm)
-    kept = score.topk(top_k, dim=-1, sorted=False)
-    ids = kept.indices
-    if top_k < n_ov_heads:
-        smallest = kept.values.amin(dim=-1, keepdim=True)
-        tied = (score >= smallest).sum(dim=-1) > top_k
-        if tied.any():
-            ranked = torch.sort(score[tied], dim=-1, descending=True, stable=True).indices
-            ids[tied] = ranked[..., :top_k]
-    ids = ids.sort(dim=-1).values
-    acts = z_pre.gather(-1, ids)
+    n_rows, n_entries = z_pre.shape
+    depth = max(1, round(math.sqrt(n_entries / top_k)))  # leaves the fewest to rank
+    n_columns = -(-n_entries // depth)
+    padded = scratch.take("score", n_rows, depth * n_columns)
+    score = padded[:, :n_entries]
+    torch.mul(z_pre, w_o_norm, out=score)
+    score = score.relu_() if select == "relu" else score.abs_()
+    padded[:, n_entries:] = -1  # below every score
+    ids, tied = _largest(padded.view(n_rows, depth, n_columns), top_k)
+    if tied.any():
+        ranked = torch.sort(score[tied], dim=1, descending=True, stable=True).indices
+        ids[tied] = ranked[:, :top_k]
+    ids = ids.sort(dim=1).values
+    acts = z_pre.gather(1, ids)
     return (acts.relu_() if select == "relu" else acts), ids.int()
 
 
+def _largest(score: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Find the largest scores of rows [rows, depth, n_columns].
+
+    Returns:
+        Their places, [rows, top_k], and whether another equals the smallest of them, [rows].
+    """
+    n_rows, depth, n_columns = score.shape
+    tops = score.amax(dim=1)  # [rows, n_columns]
+    columns = tops.topk(top_k, dim=1, sorted=False)
+    place = torch.arange(depth, device=score.device)[:, None] * n_columns
+    candidates = (columns.indices[:, None] + place).view(n_rows, -1)  # [rows, depth * top_k]
+    values = score.view(n_rows, -1).gather(1, candidates)
+    kept = values.topk(top_k, dim=1, sorted=False)
+    least = kept.values.amin(dim=1, keepdim=True)
+    within = (values >= least).sum(dim=1) > top_k
+    beyond = (tops >= least).sum(dim=1) > (columns.values >= least).sum(dim=1)
+    return candidates.gather(1, kept.indices), within | beyond
+
+
 def _heads_first(x: Tensor, n_qk_heads: int) -> Tensor:
-    """Turn one sequence [seq, heads * width] or [seq, heads, width] to [heads, seq, width]."""
-    seq = x.shape[0]
-    return x.reshape(seq, n_qk_heads, -1).transpose(0, 1).contiguous()
+    """View one sequence [seq, heads * width] or [seq, heads, width] as [heads, seq, width]."""
+    return x.unflatten(-1, (n_qk_heads, -1)).transpose(0, 1) if x.ndim == 2 else x.transpose(0, 1)
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class _Fired(NamedTuple):
+    """The kept heads of one sequence, [seq, top_k] each."""
+
+    acts: Tensor
+    ids: Tensor
+    d_acts: Tensor
+
+    def spread(
+        self, q0: int, q1: int, n_qk_heads: int, group: int, scratch: _Scratch
+    ) -> tuple[Tensor, Tensor]:
+        """Return dz, [H, T, G], and -D of every query, [H, T, 1], of a block of queries."""
+        ids, d_acts = self.ids[q0:q1], self.d_acts[q0:q1]
+        dz = scratch.take("dz", q1 - q0, n_qk_heads * group).zero_().scatter_(1, ids, d_acts)
+        d = dz.new_zeros(q1 - q0, n_qk_heads)
+        d.scatter_add_(1, ids // group, self.acts[q0:q1] * d_acts)
+        return _heads_first(dz, n_qk_heads), d.neg_().t()[:, :, None]
 
 
 class _SparseTopkAttention(torch.autograd.Function):
@@ -134,18 +208,19 @@ class _SparseTopkAttention(torch.autograd.Function):
         norm = w_o_norm.to(compute)
         acts = q.new_empty(batch, seq, top_k, dtype=v.dtype)
         ids = q.new_empty(batch, seq, top_k, dtype=torch.int32)
+        scratch = _Scratch(norm)
         for b in range(batch):
             qh, kh, vh = (_heads_first(t[b].to(compute), n_qk_heads) for t in (q, k, v))
             for block in _blocks(seq, score.window):
                 q0, q1, k0, k1 = block
-                hidden = _hidden(block, score.window, q.device)
-                z = qh.new_empty(q1 - q0, n_qk_heads, n_ov_heads // n_qk_heads)  # [T, H, G]
+                hidden = _hidden(block, score, norm)
+                z = scratch.take("z", q1 - q0, n_qk_heads, n_ov_heads // n_qk_heads)  # [T, H, G]
                 for h in _head_chunks(n_qk_heads, block):
-                    pattern, _ = _pattern(qh[h, q0:q1], kh[h, k0:k1], hidden, score)
-                    z[:, h] = torch.bmm(pattern, vh[h, k0:k1]).transpose(0, 1)
-                acts[b, q0:q1], ids[b, q0:q1] = select_top_k(
-                    z.view(q1 - q0, n_ov_heads), norm, top_k=top_k, select=select
-                )
+                    pattern, _ = _pattern(qh[h, q0:q1], kh[h, k0:k1], hidden, score, scratch)
+                    part = scratch.take("part", len(pattern), q1 - q0, z.shape[2])
+                    z[:, h] = torch.bmm(pattern, vh[h, k0:k1], out=part).transpose(0, 1)
+                kept = select_top_k(z.view(q1 - q0, n_ov_heads), norm, top_k=top_k, select=select)
+                acts[b, q0:q1], ids[b, q0:q1] = kept
         ctx.save_for_backward(q, k, v, acts, ids)
         ctx.score, ctx.select = score, select
         ctx.mark_non_differentiable(ids)
@@ -157,45 +232,71 @@ class _SparseTopkAttention(torch.autograd.Function):
         q, k, v, acts, ids = ctx.saved_tensors
         with torch.autocast(q.device.type, enabled=False):
             d_acts = grads[0] * (acts > 0) if ctx.select == "relu" else grads[0]
-            dq, dk, dv = _attention_gradients(q, k, v, ids, d_acts, ctx.score)
+            dq, dk, dv = _attention_gradients(q, k, v, acts, ids, d_acts, ctx.score)
         return dq, dk, dv, None, None, None, None
 
 
 def _attention_gradients(
-    q: Tensor, k: Tensor, v: Tensor, ids: Tensor, d_acts: Tensor, score: _Score
+    q: Tensor, k: Tensor, v: Tensor, acts: Tensor, ids: Tensor, d_acts: Tensor, score: _Score
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dq, dk and dv, given the gradient of the kept z, [batch, seq, top_k]."""
     batch, seq, n_qk_heads, _width = q.shape
-    n_ov_heads = v.shape[-1]
     compute = _compute_dtype(q.dtype)
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    dq, dk, dv = (torch.empty_like(t, dtype=compute) for t in (q, k, v))
+    scratch = _Scratch(dq)
     for b in range(batch):
-        qh, kh, vh = (_heads_first(t[b].to(compute), n_qk_heads) for t in (q, k, v))
-        dqh, dkh, dvh = torch.empty_like(qh), torch.zeros_like(kh), torch.zeros_like(vh)
-        fired = ids[b].long()  # [seq, top_k]
-        d_fired = d_acts[b].to(compute)
+        inputs = [_heads_first(t[b].to(compute), n_qk_heads) for t in (q, k, v)]
+        outputs = [_heads_first(t[b], n_qk_heads) for t in (dq, dk, dv)]
+        fired = _Fired(acts[b].to(compute), ids[b].long(), d_acts[b].to(compute))
         for block in _blocks(seq, score.window):
-            q0, q1, k0, k1 = block
-            hidden = _hidden(block, score.window, q.device)
-            dz = qh.new_zeros(q1 - q0, n_ov_heads)
-            dz.scatter_(1, fired[q0:q1], d_fired[q0:q1])
-            dz = _heads_first(dz, n_qk_heads)  # [n_qk_heads, T, G]
-            for h in _head_chunks(n_qk_heads, block):
-                q_h, k_h = qh[h, q0:q1], kh[h, k0:k1]
-                pattern, slope = _pattern(q_h, k_h, hidden, score)
-                dvh[h, k0:k1].baddbmm_(pattern.transpose(1, 2), dz[h])
-                d_score = torch.bmm(dz[h], vh[h, k0:k1].transpose(1, 2))  # [H, T, S]
-                d_score.mul_(pattern)  # P dP
-                total = d_score.sum(dim=-1, keepdim=True)  # D
-                d_score.addcmul_(pattern, total, value=-1).mul_(score.scale)
-                if slope is not None:
-                    d_score.mul_(slope)
-                torch.bmm(d_score, k_h, out=dqh[h, q0:q1])
-                dkh[h, k0:k1].baddbmm_(d_score.transpose(1, 2), q_h)
-        dq[b] = dqh.transpose(0, 1)
-        dk[b] = dkh.transpose(0, 1)
-        dv[b] = dvh.transpose(0, 1).reshape(seq, n_ov_heads)
-    return dq, dk, dv
+            _block_gradients(block, inputs, outputs, fired, score, scratch)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _block_gradients(
+    block: _Block,
+    inputs: list[Tensor],
+    outputs: list[Tensor],
+    fired: _Fired,
+    score: _Score,
+    scratch: _Scratch,
+) -> None:
+    """Write dq of a block of queries, and write or add what it gives to dk and dv."""
+    q0, q1, k0, k1 = block
+    (q, k, v), (dq, dk, dv) = inputs, outputs
+    (n_qk_heads, seq, width), group = q.shape, v.shape[2]
+    if q1 == seq and k0 > 0:  # the first block to come does not see every key
+        dk.zero_()
+        dv.zero_()
+    hidden = _hidden(block, score, q)
+    dz, minus_d = fired.spread(q0, q1, n_qk_heads, group, scratch)  # [H, T, G], [H, T, 1]
+    for h in _head_chunks(n_qk_heads, block):
+        n_heads, n_keys = len(range(n_qk_heads)[h]), k1 - k0
+        q_h, k_h, dz_h = q[h, q0:q1], k[h, k0:k1], dz[h]
+        pattern, slope = _pattern(q_h, k_h, hidden, score, scratch)
+        part = torch.bmm(
+            pattern.transpose(1, 2), dz_h, out=scratch.take("dv", n_heads, n_keys, group)
+        )
+        _put(dv[h, k0:k1], part, write=k1 - k0 == seq)
+        d_score = scratch.take("d_score", *pattern.shape)  # [H, T, S]
+        torch.baddbmm(minus_d[h].expand_as(d_score), dz_h, v[h, k0:k1].transpose(1, 2), out=d_score)
+        d_score.mul_(pattern)  # P (dP - D)
+        if slope is not None:
+            d_score.mul_(slope)
+        part = torch.bmm(d_score, k_h, out=scratch.take("dq", n_heads, q1 - q0, width))
+        torch.mul(part, score.scale, out=dq[h, q0:q1])
+        part = torch.bmm(
+            d_score.transpose(1, 2), q_h, out=scratch.take("dk", n_heads, n_keys, width)
+        )
+        _put(dk[h, k0:k1], part.mul_(score.scale), write=k1 - k0 == seq)
+
+
+def _put(total: Tensor, part: Tensor, *, write: bool) -> None:
+    """Write or add a part."""
+    if write:
+        total.copy_(part)
+    else:
+        total.add_(part)
 
 
 class _SparseDecode(torch.autograd.Function):

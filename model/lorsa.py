@@ -76,8 +76,9 @@ class Lorsa(nn.Module):
             q, k: [batch, seq, n_qk_heads, d_qk_head].
         """
         c = self.config
-        q, k = project(x, self.W_Q, self.b_Q), project(x, self.W_K, self.b_K)
+        q = project(x, self.W_Q, self.b_Q)
         q = norm_and_rotate(q, norm=c.qk_norm, weight=self.q_norm, rope=c.rope)
+        k = project(x, self.W_K, self.b_K)
         return q, norm_and_rotate(k, norm=c.qk_norm, weight=self.k_norm, rope=c.rope)
 
     def values(self, x: Tensor) -> Tensor:

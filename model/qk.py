@@ -1,6 +1,7 @@
 """What happens to queries and keys between their projection and the score: qk-norm, then RoPE."""
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,16 +57,49 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     Source: Su et al. 2021, arXiv:2104.09864, eq. 34; angles in fp32 as transformers does.
     """
     _batch, seq, _heads, _width = x.shape
-    n_pairs = len(rope.inv_freq)
     cos, sin = _cos_sin(rope, seq, x.dtype, x.device)
-    turning, still = x[..., : 2 * n_pairs], x[..., 2 * n_pairs :]
-    if rope.interleaved:
-        a, b = turning[..., 0::2], turning[..., 1::2]  # [batch, seq, heads, n_pairs]
-        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
-    else:
-        a, b = turning[..., :n_pairs], turning[..., n_pairs:]
-        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-    return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
+    turned: Tensor = _Rotate.apply(x, cos, sin, rope.interleaved)
+    return turned
+
+
+class _Rotate(torch.autograd.Function):
+    """The rotation without temporary tensors; its gradient is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        return _turn(x, cos, sin, interleaved)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _Rotate.apply(grads[0], cos, -sin, ctx.interleaved), None, None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Return x with its leading channel pairs turned, one sequence after the other.
+
+    Args:
+        x: [batch, seq, heads, d_head].
+        cos, sin: [seq, 1, n_pairs].
+    """
+    n_turning = 2 * cos.shape[-1]
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for source, target in zip(x, out, strict=True):  # a sequence stays in the cache
+        (a, b), (a_out, b_out) = (_pairs(t[..., :n_turning], interleaved) for t in (source, target))
+        torch.mul(a, cos, out=a_out).addcmul_(b, sin, value=-1)
+        torch.mul(b, cos, out=b_out).addcmul_(a, sin)
+        target[..., n_turning:] = source[..., n_turning:]
+    return out
+
+
+def _pairs(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """View channels as the two sides of pairs, each [..., n_pairs]."""
+    if interleaved:
+        return x[..., 0::2], x[..., 1::2]
+    a, b = x.chunk(2, dim=-1)
+    return a, b
 
 
 @lru_cache(16)
