@@ -4,8 +4,9 @@
     y_hat     = sparse_decode(acts, ids, W_O)
 
 `reference` defines the result; `torch` is the same in blocks, for any device and quick on CPUs;
-`triton` is for GPUs, taken by name only until it has been measured on one. A path computes in the
-precision of its inputs or better, also inside an autocast region.
+`triton` is for GPUs. `auto` takes Triton on a GPU, once a small example has shown that it agrees
+with the definition there, else torch. A path computes in the precision of its inputs or better,
+also inside an autocast region.
 """
 
 import importlib.util
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import reference, torch_path
+from .selfcheck import AttentionKind, DecodeKind, why_not_triton
 
 BACKENDS = ("auto", "torch", "triton", "reference")
 SELECTIONS = ("relu", "abs")
@@ -35,11 +37,11 @@ def choose_path(backend: str, device: str) -> ModuleType:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
+    reason = _why_no_triton(device) if backend in ("auto", "triton") else None
+    if backend == "triton" and reason is not None:
+        raise ValueError(f"backend 'triton' cannot run here: {reason}; use 'torch'")
     path = reference if backend == "reference" else torch_path
-    if backend == "triton":
-        reason = _why_no_triton(device)
-        if reason is not None:
-            raise ValueError(f"backend 'triton' cannot run here: {reason}; use 'torch'")
+    if backend == "triton" or (backend == "auto" and device == "cuda" and reason is None):
         path = importlib.import_module(".triton_path", __package__)
     logger.info("sparse attention on %s: backend %s", device, path.__name__.rpartition(".")[2])
     return path
@@ -55,15 +57,37 @@ def _why_no_triton(device: str) -> str | None:
 
 
 def _path_for(backend: str, like: Tensor) -> ModuleType:
-    """Return the path for tensors like this.
+    """Return the path for tensors like this; of `auto` on a GPU, the one to be checked.
 
     Raises:
         ValueError: the backend asked for cannot run, or does not take the dtype.
     """
     path = choose_path(backend, like.device.type)
-    if backend == "triton" and like.dtype not in TRITON_DTYPES:
+    if _is_triton(path) and like.dtype not in TRITON_DTYPES:
+        if backend == "auto":
+            return torch_path
         raise ValueError(f"backend 'triton' takes float32, bfloat16 and float16, not {like.dtype}")
     return path
+
+
+def _is_triton(path: ModuleType) -> bool:
+    return path.__name__.endswith(".triton_path")
+
+
+@cache
+def _checked(kind: AttentionKind | DecodeKind) -> ModuleType:
+    """Return the path that `auto` takes on a GPU; which one, and why not Triton, is logged once."""
+    reason = why_not_triton(kind)
+    if reason is None:
+        return choose_path("triton", kind.device.type)
+    logger.warning(
+        "Triton's sparse %s is not used on %s, %s: %s; the torch path takes its place",
+        kind.operator,
+        kind.device,
+        kind.dtype,
+        reason,
+    )
+    return torch_path
 
 
 def _check_attention(q: Tensor, k: Tensor, v: Tensor, w_o_norm: Tensor) -> None:
@@ -154,6 +178,10 @@ def sparse_topk_attention(
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap is {softcap}; allowed: above 0, or None")
     path = _path_for(backend, q)
+    if backend == "auto" and _is_triton(path):
+        group = n_ov_heads // q.shape[2]
+        options = (select, window is not None, softcap is not None)
+        path = _checked(AttentionKind(q.device, q.dtype, q.shape[3], group, n_ov_heads, *options))
     with torch.autocast(q.device.type, enabled=False):
         acts, ids = path.sparse_topk_attention(
             q,
@@ -203,6 +231,8 @@ def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor, *, backend: str = "aut
             f"W_O is {W_O.dtype} on {W_O.device}, ids are on {ids.device}"
         )
     path = _path_for(backend, acts)
+    if backend == "auto" and _is_triton(path):
+        path = _checked(DecodeKind(acts.device, acts.dtype))
     with torch.autocast(acts.device.type, enabled=False):
         y_hat: Tensor = path.sparse_decode(acts, ids, W_O)
     return y_hat

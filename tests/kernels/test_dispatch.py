@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.kernels import choose_path, sparse_decode, sparse_topk_attention, torch_path
+from lorsa.kernels import choose_path, dispatch, sparse_decode, sparse_topk_attention, torch_path
+from lorsa.kernels.selfcheck import AttentionKind, DecodeKind
 from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _call(**changes: Any) -> Any:
@@ -92,9 +95,72 @@ def test_triton_takes_no_float64() -> None:
         _call(**double, v=torch.randn(1, 3, 6).double(), backend="triton")
 
 
-def test_auto_takes_the_torch_path() -> None:
-    assert choose_path("auto", "cpu") is choose_path("auto", "cuda") is torch_path
+def test_auto_takes_torch_on_a_cpu() -> None:
+    assert choose_path("auto", "cpu") is torch_path
     acts, ids = _call()
     again, ids_again = _call(backend="torch")
     assert torch.equal(acts, again)
     assert torch.equal(ids, ids_again)
+
+
+@pytest.mark.triton
+def test_auto_takes_triton_on_a_gpu() -> None:
+    pytest.importorskip("triton")
+    assert choose_path.__wrapped__("auto", "cuda").__name__.endswith("triton_path")
+
+
+def test_auto_takes_torch_where_triton_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    assert choose_path.__wrapped__("auto", "cuda") is torch_path
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let `auto` reach for Triton on this machine; return the Triton path."""
+    pytest.importorskip("triton")
+    triton_path = choose_path("triton", DEVICE)
+    by_name = {"auto": triton_path, "triton": triton_path, "torch": torch_path}
+    monkeypatch.setattr(dispatch, "choose_path", lambda backend, _device: by_name[backend])
+    dispatch._checked.cache_clear()
+    yield triton_path
+    dispatch._checked.cache_clear()
+
+
+@pytest.mark.triton
+def test_auto_checks_triton_once_for_every_kind(
+    as_on_a_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fine(kind: Any) -> None:
+        asked.append(kind)
+
+    monkeypatch.setattr(dispatch, "why_not_triton", fine)
+    assert dispatch._checked(DecodeKind(torch.device(DEVICE), torch.float32)) is as_on_a_gpu
+    for _ in range(2):
+        acts, ids = _call()
+        sparse_decode(acts, ids, torch.randn(6, 4))
+    _call(select="abs")
+    assert [kind.operator for kind in asked] == ["decode", "top-k attention", "top-k attention"]
+    assert asked[1] == AttentionKind(
+        torch.device(DEVICE), torch.float32, 4, 2, 6, select="relu", window=False, softcap=False
+    )
+
+
+@pytest.mark.triton
+def test_auto_leaves_triton_where_it_is_wrong(
+    as_on_a_gpu: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = _call(backend="torch")
+    monkeypatch.setattr(dispatch, "why_not_triton", lambda kind: "its dq is 0.3 off")
+    for _ in range(2):
+        assert torch.equal(_call()[0], expected[0])
+    assert caplog.text.count("top-k attention is not used on") == 1
+    assert "its dq is 0.3 off; the torch path takes its place" in caplog.text
+
+
+@pytest.mark.triton
+def test_auto_takes_torch_for_float64(as_on_a_gpu: Any) -> None:
+    double = {name: torch.randn(1, 3, 2, 4).double() for name in ("q", "k")}
+    acts, _ids = _call(**double, v=torch.randn(1, 3, 6).double())
+    assert acts.dtype == torch.float64

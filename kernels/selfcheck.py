@@ -1,0 +1,149 @@
+"""Does the Triton path agree with the definition here? Asked once for every kind of Lorsa.
+
+Before `backend="auto"` takes Triton it runs the kernels that it is about to use (same dtype,
+widths and options, hence the same compiled code) on a small example and compares them with
+reference.py. A GPU, a driver or a Triton release that gets them wrong costs speed then, not a
+training run.
+"""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference, torch_path
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""Relative, of the norm of a result; half precision rounds the tiles that are multiplied."""
+SEQ = 150
+"""Positions of the example: more than a tile, and no whole number of them."""
+TOP_K = 32
+
+
+class AttentionKind(NamedTuple):
+    """What the attention kernels are compiled for."""
+
+    device: torch.device
+    dtype: torch.dtype
+    d_qk_head: int
+    group: int
+    """OV heads of a QK head"""
+    n_ov_heads: int
+    select: str
+    window: bool
+    """Whether there is one"""
+    softcap: bool
+    """Whether there is one"""
+
+    @property
+    def operator(self) -> str:
+        """Name for messages."""
+        return "top-k attention"
+
+
+class DecodeKind(NamedTuple):
+    """What the decode kernels are compiled for."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def operator(self) -> str:
+        """Name for messages."""
+        return "decode"
+
+
+def why_not_triton(kind: AttentionKind | DecodeKind) -> str | None:
+    """Return what is wrong with an operator by Triton; None if nothing is."""
+    try:
+        with _plain_arithmetic(kind.device):
+            if isinstance(kind, DecodeKind):
+                return _compare_decode(kind)
+            return _compare_attention(kind) or _compare_selection(kind)
+    except Exception as error:  # whatever the compiler or the driver raises
+        lines = str(error).splitlines() or [""]
+        return f"it raised {type(error).__name__}: {lines[0]}"
+
+
+@contextmanager
+def _plain_arithmetic(device: torch.device) -> Iterator[None]:
+    """Compute gradients, in the tensors' own precision, whatever the caller's mode is."""
+    with torch.inference_mode(False), torch.enable_grad():
+        with torch.autocast(device.type, enabled=False):
+            yield
+
+
+def _compare_attention(kind: AttentionKind) -> str | None:
+    """Compare acts and gradients with all heads kept, so that no choice hangs on rounding."""
+    generator = torch.Generator().manual_seed(0)
+    n_ov_heads = 2 * kind.group
+    shapes = [(1, SEQ, 2, kind.d_qk_head)] * 2 + [(1, SEQ, n_ov_heads)]
+    q, k, v = (torch.randn(shape, generator=generator).to(kind.dtype) for shape in shapes)
+    weight = torch.randn(1, SEQ, n_ov_heads, generator=generator)
+
+    def run(path: Any, *given: Tensor) -> dict[str, Any]:
+        leaves = [t.to(kind.device, copy=True).requires_grad_() for t in given]
+        acts, _ids = path.sparse_topk_attention(
+            *leaves,
+            torch.ones(n_ov_heads, device=kind.device),
+            top_k=n_ov_heads,
+            scale=kind.d_qk_head**-0.5,
+            select="abs",
+            window=SEQ // 2 if kind.window else None,
+            softcap=2.0 if kind.softcap else None,
+        )
+        (acts.float() * weight.to(kind.device)).sum().backward()
+        grads: dict[str, Any] = {f"d{name}": t.grad for name, t in zip("qkv", leaves, strict=True)}
+        return {"acts": acts.detach(), **grads}
+
+    found = run(_triton_path(), q, k, v)
+    return _worst(found, run(reference, q.float(), k.float(), v.float()), kind.dtype)
+
+
+def _compare_selection(kind: AttentionKind) -> str | None:
+    """Compare which heads are kept of given z, ties included: exactly."""
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(4, kind.n_ov_heads, generator=generator).round(decimals=2).to(kind.device)
+    norm = torch.ones(kind.n_ov_heads, device=kind.device)
+    top_k = min(TOP_K, kind.n_ov_heads)
+    found, expected = (
+        path.select_top_k(z, norm, top_k=top_k, select=kind.select)
+        for path in (_triton_path(), torch_path)
+    )
+    same = torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    return None if same else "it keeps other heads than the definition"
+
+
+def _compare_decode(kind: DecodeKind) -> str | None:
+    """Compare y_hat and gradients, with widths off the tiles."""
+    device, dtype = kind
+    generator = torch.Generator().manual_seed(2)
+    acts = torch.rand(1, SEQ, 20, generator=generator).to(dtype)
+    ids = torch.randint(0, 90, acts.shape, generator=generator, dtype=torch.int32).to(device)
+    W_O = torch.randn(90, 300, generator=generator).to(dtype)
+    weight = torch.randn(1, SEQ, 300, generator=generator).to(device)
+
+    def run(path: Any, *given: Tensor) -> dict[str, Any]:
+        leaves = [t.to(device, copy=True).requires_grad_() for t in given]
+        y_hat = path.sparse_decode(leaves[0], ids, leaves[1])
+        (y_hat.float() * weight).sum().backward()
+        return {"y_hat": y_hat.detach(), "d_acts": leaves[0].grad, "dW_O": leaves[1].grad}
+
+    found = run(_triton_path(), acts, W_O)
+    return _worst(found, run(reference, acts.float(), W_O.float()), dtype)
+
+
+def _worst(found: dict[str, Any], expected: dict[str, Any], dtype: torch.dtype) -> str | None:
+    """Return the first result that is too far from the expected one, in words."""
+    for name, value in found.items():
+        error = (value.float() - expected[name]).norm() / expected[name].norm().clamp_min(1e-12)
+        if not error <= TOLERANCE[dtype]:  # NaN is wrong too
+            return f"its {name} is {float(error):.1e} off, relative to the definition"
+    return None
+
+
+def _triton_path() -> Any:
+    return importlib.import_module(".triton_path", __package__)
