@@ -6,8 +6,9 @@ A step is forward, mean squared error, backward and Adam. Both sides train copie
 the same batch and take turns (A B A B ...); medians are compared. Peak memory is what a step needs
 besides weights, optimizer state and batch, each side in a process of its own. Operators are timed
 one by one and compared with a roofline: the larger of operations / (matmul rate) and bytes / (copy
-rate), both rates measured in the same run. A GPU multiplies in bfloat16 (autocast), a CPU in
-float32.
+rate), both rates measured in the same run. The backward of attention is also timed densely, by
+autograd, a sequence at a time. A GPU multiplies in bfloat16 (autocast), a CPU in float32. What does
+not fit the device's memory is null.
 """
 
 import argparse
@@ -19,33 +20,20 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from dense_baseline import dense_forward
-from lorsa.kernels import BACKENDS, choose_path, sparse_decode, sparse_topk_attention
+from lorsa.kernels import BACKENDS, choose_path
 from lorsa.model import Lorsa, LorsaConfig, Rope
+from rooflines import Case, Preset, arithmetic, milliseconds, operators
 from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "bench_step.md"
 LR = 1e-4
-
-
-class Preset(NamedTuple):
-    """Sizes of a Lorsa and its batch."""
-
-    d_model: int
-    n_qk_heads: int
-    d_qk_head: int
-    n_ov_heads: int
-    top_k: int
-    batch: int
-    seq: int
 
 
 PRESETS = {
@@ -59,15 +47,6 @@ SIDES: dict[str, Callable[[Lorsa, Tensor], Tensor]] = {
     "ours": lambda lorsa, x: lorsa(x),
     "dense": dense_forward,
 }
-
-
-class Case(NamedTuple):
-    """A Lorsa with a batch to train on."""
-
-    preset: Preset
-    lorsa: Lorsa
-    x: Tensor
-    y: Tensor
 
 
 def main() -> None:
@@ -104,22 +83,28 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     case = make_case(args)
     times = step_times(case, args.rounds)
     peaks = {side: peak_in_child(side, args) for side in SIDES}
+    n_tokens = case.x.shape[0] * case.x.shape[1]
     return {
         "preset": args.preset,
         "device": args.device,
         "backend": choose_path(args.backend, args.device).__name__.rpartition(".")[2],
         "ours_ms": times["ours"],
         "dense_ms": times["dense"],
-        "speedup": times["dense"] / times["ours"],
+        "speedup": ratio(times["dense"], times["ours"]),
         "ours_peak_mb": peaks["ours"],
         "dense_peak_mb": peaks["dense"],
-        "memory_ratio": peaks["ours"] / peaks["dense"],
-        "tokens_per_second": 1e3 * case.x.shape[0] * case.x.shape[1] / times["ours"],
+        "memory_ratio": ratio(peaks["ours"], peaks["dense"]),
+        "tokens_per_second": ratio(1e3 * n_tokens, times["ours"]),
         "operators": operators(case, args.rounds),
         "rounds": args.rounds,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": machine(args.device),
     }
+
+
+def ratio(a: float | None, b: float | None) -> float | None:
+    """Return a / b, or None where one of them could not be measured."""
+    return None if a is None or b is None else a / b
 
 
 def make_case(args: argparse.Namespace) -> Case:
@@ -164,39 +149,32 @@ def make_step(side: str, case: Case) -> Callable[[], None]:
     return step
 
 
-def arithmetic(device: torch.device) -> AbstractContextManager[Any]:
-    """Return the precision of a training step: bfloat16 on a GPU."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
-def step_times(case: Case, rounds: int) -> dict[str, float]:
+def step_times(case: Case, rounds: int) -> dict[str, float | None]:
     """Return the median milliseconds of a step of each side, taking turns."""
     steps = {side: make_step(side, case) for side in SIDES}
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     for turn in range(rounds + 2):
-        for side, step in steps.items():
-            ms = milliseconds(step, case.x.device)
+        for side, step in list(steps.items()):
+            try:
+                ms = milliseconds(step, case.x.device)
+            except torch.OutOfMemoryError:
+                del steps[side]
+                times[side].clear()
+                continue
             if turn >= 2:
                 times[side].append(ms)
-    return {side: statistics.median(found) for side, found in times.items()}
+    return {side: statistics.median(found) if found else None for side, found in times.items()}
 
 
-def milliseconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Return how long a call takes, the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - started)
-
-
-def peak_in_child(side: str, args: argparse.Namespace) -> float:
-    """Return `peak_mb` of a side, measured in a process of its own."""
+def peak_in_child(side: str, args: argparse.Namespace) -> float | None:
+    """Return `peak_mb` of a side, measured in a process of its own; None if it does not fit."""
     command = [sys.executable, __file__, "--peak-of", side, "--preset", args.preset]
     command += ["--device", args.device, "--backend", args.backend]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "OutOfMemoryError" in done.stderr:
+        return None
+    if done.returncode:
+        raise SystemExit(done.stderr)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -219,112 +197,6 @@ def peak_mb(side: str, case: Case) -> float:
     return (1024 * peak - before) / 1e6
 
 
-class Cost(NamedTuple):
-    """What an operator has to do at the least."""
-
-    operations: float
-    """Multiplications and additions of matrix products"""
-    n_bytes: float
-    """Read and written"""
-
-
-def operators(case: Case, rounds: int) -> dict[str, dict[str, float]]:
-    """Return for every operator its median milliseconds and the share of its roofline."""
-    device = case.x.device
-    matmul_rate, copy_rate = ceilings(device)
-    found = {}
-    for name, (work, cost) in pieces(case).items():
-        ms = statistics.median([milliseconds(work, device) for _ in range(rounds + 2)][2:])
-        least = max(cost.operations / matmul_rate, cost.n_bytes / copy_rate)
-        found[name] = {"ms": ms, "roofline_fraction": 1e3 * least / ms}
-    return found
-
-
-def ceilings(device: torch.device) -> tuple[float, float]:
-    """Return the device's matmul operations and copied bytes (read and written) per second."""
-    side = 8192 if device.type == "cuda" else 1536
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    source = torch.empty((1 << 30) if device.type == "cuda" else (1 << 27), device=device)
-    target = torch.empty_like(source)
-    multiply = min(milliseconds(lambda: a @ a, device) for _ in range(8))
-    move = min(milliseconds(lambda: target.copy_(source), device) for _ in range(8))
-    return 2e3 * side**3 / multiply, 2e3 * 4 * source.numel() / move
-
-
-def pieces(case: Case) -> dict[str, tuple[Callable[[], Any], Cost]]:
-    """Return the operators of a step, each as a call with its least cost."""
-    p, lorsa, x = case.preset, case.lorsa, case.x
-    cuda = x.device.type == "cuda"
-    dtype, size = (torch.bfloat16, 2) if cuda else (torch.float32, 4)
-    tokens, group = p.batch * p.seq, p.n_ov_heads // p.n_qk_heads
-    wide = 2 * p.n_qk_heads * p.d_qk_head + p.n_ov_heads  # q, k and v of a token
-    pairs = p.batch * p.n_qk_heads * p.seq * (p.seq + 1) / 2  # of positions that see each other
-    path = choose_path(lorsa.backend, x.device.type)
-    with torch.no_grad(), arithmetic(x.device):
-        q, k = (t.to(dtype) for t in lorsa.queries_keys(x))
-        v = lorsa.values(x).to(dtype)
-    q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
-    W_O = lorsa.W_O.detach().to(dtype).requires_grad_()
-    norm = lorsa.W_O.detach().norm(dim=1)
-
-    def attend() -> tuple[Tensor, Tensor]:
-        return sparse_topk_attention(
-            q, k, v, norm, top_k=p.top_k, scale=lorsa.config.scale, backend=lorsa.backend
-        )
-
-    acts, ids = attend()
-    kept = acts.detach().requires_grad_()
-    y_hat = sparse_decode(kept, ids, W_O, backend=lorsa.backend)
-    d_acts, dy = torch.randn_like(acts), torch.randn_like(y_hat)
-    scratch = torch.randn(min(tokens, p.seq), p.n_ov_heads, device=x.device)
-    firing = firing_share(ids, acts, group, p.n_qk_heads)
-
-    def project() -> Tensor:
-        with arithmetic(x.device):
-            return sum(t.float().sum() for t in (*lorsa.queries_keys(x), lorsa.values(x)))  # type: ignore[return-value]
-
-    def backward(output: Tensor, inputs: list[Tensor], grad: Tensor) -> Callable[[], Any]:
-        return lambda: torch.autograd.grad(output, inputs, grad, retain_graph=True)
-
-    gathered = tokens * p.top_k * p.d_model * size
-    matmul = 2 * tokens * p.d_model * wide
-    qkv_bytes, kept_bytes = tokens * wide * size, tokens * p.top_k * (size + 4)
-    return {
-        "projections": (
-            project,
-            Cost(matmul, qkv_bytes + wide * p.d_model * 4),
-        ),
-        "attention": (
-            attend,
-            Cost(2 * pairs * (p.d_qk_head + group), qkv_bytes + kept_bytes),
-        ),
-        "select": (
-            lambda: path.select_top_k(scratch, norm, top_k=p.top_k, select="relu"),
-            Cost(0, scratch.numel() * 4 + len(scratch) * p.top_k * 8),
-        ),
-        "attention backward": (
-            backward(acts, [q, k, v], d_acts),
-            Cost(2 * firing * pairs * (3 * p.d_qk_head + 2 * group), 2 * qkv_bytes + kept_bytes),
-        ),
-        "decode": (
-            lambda: sparse_decode(kept, ids, W_O, backend=lorsa.backend),
-            Cost(0, gathered + tokens * p.d_model * size),
-        ),
-        "decode backward": (
-            backward(y_hat, [kept, W_O], dy),
-            Cost(0, 2 * gathered + p.n_ov_heads * p.d_model * size),
-        ),
-    }
-
-
-def firing_share(ids: Tensor, acts: Tensor, group: int, n_qk_heads: int) -> float:
-    """Return the share of (token, QK head) pairs at which a head fired."""
-    fired = torch.zeros(*ids.shape[:2], n_qk_heads, device=ids.device)
-    fired.scatter_reduce_(-1, ids.long() // group, (acts > 0).float(), "amax")
-    return float(fired.mean())
-
-
 def machine(device: str) -> str:
     what = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores"
     python = f"Python {platform.python_version()}"
@@ -333,6 +205,7 @@ def machine(device: str) -> str:
 
 def append_rows(result: dict[str, Any]) -> None:
     """Append the step and its operators to the results."""
+    backward = result["operators"]["attention backward"]["dense_ms"]
     ops = ", ".join(
         f"{name} {op['ms']:.3g} ms ({op['roofline_fraction']:.0%})"
         for name, op in result["operators"].items()
@@ -341,17 +214,21 @@ def append_rows(result: dict[str, Any]) -> None:
         result["date"],
         result["preset"],
         result["backend"],
-        f"{result['ours_ms']:.1f}",
-        f"{result['dense_ms']:.1f}",
-        f"{result['speedup']:.2f}",
-        f"{result['ours_peak_mb']:,.0f}",
-        f"{result['dense_peak_mb']:,.0f}",
-        f"{result['memory_ratio']:.2f}",
+        *(spell(result[name], ".1f") for name in ("ours_ms", "dense_ms")),
+        spell(result["speedup"], ".2f"),
+        *(spell(result[name], ",.0f") for name in ("ours_peak_mb", "dense_peak_mb")),
+        spell(result["memory_ratio"], ".2f"),
         ops,
+        spell(backward, ".3g"),
         result["machine"],
     ]
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write("| " + " | ".join(row) + " |\n")
+
+
+def spell(value: float | None, form: str) -> str:
+    """Write a number for the table."""
+    return "does not fit" if value is None else format(value, form)
 
 
 if __name__ == "__main__":

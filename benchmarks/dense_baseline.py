@@ -16,12 +16,8 @@ from torch import Tensor
 def dense_forward(lorsa: Lorsa, x: Tensor) -> Tensor:
     """Return y_hat of a Lorsa with RoPE on all channels, [batch, seq, d_model], x alike."""
     c = lorsa.config
-    assert c.rope is not None
     batch, seq, _d_model = x.shape
-    q = rotated(project(x, lorsa.W_Q, lorsa.b_Q), c.rope)
-    k = rotated(project(x, lorsa.W_K, lorsa.b_K), c.rope)
-    v = lorsa.values(x).view(batch, seq, c.n_qk_heads, -1)
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [batch, n_qk_heads, seq, width]
+    q, k, v = (t.transpose(1, 2) for t in dense_qkv(lorsa, x))  # [batch, n_qk_heads, seq, width]
     z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=c.scale)
     z = z.transpose(1, 2).reshape(batch, seq, c.n_ov_heads)
     z = z.relu() if c.select == "relu" else z
@@ -29,6 +25,15 @@ def dense_forward(lorsa: Lorsa, x: Tensor) -> Tensor:
     kept = score.topk(c.top_k, dim=-1, sorted=False).indices
     mask = torch.zeros_like(z).scatter_(-1, kept, 1.0)
     return torch.einsum("bsn,nd->bsd", z * mask, lorsa.W_O) + lorsa.b_O
+
+
+def dense_qkv(lorsa: Lorsa, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rotated queries and keys, and values by QK head: [batch, seq, n_qk_heads, width]."""
+    c = lorsa.config
+    assert c.rope is not None
+    q = rotated(project(x, lorsa.W_Q, lorsa.b_Q), c.rope)
+    k = rotated(project(x, lorsa.W_K, lorsa.b_K), c.rope)
+    return q, k, lorsa.values(x).unflatten(-1, (c.n_qk_heads, -1))
 
 
 def rotated(x: Tensor, rope: Rope) -> Tensor:

@@ -344,3 +344,17 @@ def test_autocast_outside_does_not_reach_in(backend: str, names: tuple[str, ...]
     with torch.autocast("cpu", torch.bfloat16):
         found = _run(inputs, backend, 3, {})
     assert all(torch.equal(found[name], expected[name]) for name in names)
+
+
+@pytest.mark.gpu
+@pytest.mark.triton
+@pytest.mark.skipif(DEVICE == "cpu", reason="bfloat16 products need a GPU")
+@pytest.mark.parametrize(("group", "heads"), [(1, 96), (16, 6), (128, 2)])
+def test_bfloat16_gradients_on_a_gpu(group: int, heads: int) -> None:
+    """Against the definition in float64; all heads kept, so that no choice hangs on rounding."""
+    inputs = {name: t.bfloat16() for name, t in _inputs(2, 257, heads, 64, group).items()}
+    options = {"select": "abs"}
+    expected = _run({n: t.double() for n, t in inputs.items()}, "reference", heads * group, options)
+    found = _run(inputs, "triton", heads * group, options)
+    errors = {name: _relative(found[name].double(), expected[name]) for name in NAMES}
+    assert max(errors.values()) < 1e-2, errors
