@@ -85,30 +85,31 @@ class _Scratch:
         return buffer[:n_elements].view(shape)
 
 
-def _hidden(block: _Block, score: _Score, like: Tensor) -> Tensor:
-    """Return what is added to scores, [T, S]: -inf where a query may not look, else 0."""
-    q_pos = torch.arange(block.q0, block.q1, device=like.device)[:, None]
-    k_pos = torch.arange(block.k0, block.k1, device=like.device)[None, :]
-    hidden = k_pos > q_pos
-    if score.window is not None:
-        hidden |= q_pos - k_pos >= score.window
-    return like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+def _hide(scores: Tensor, block: _Block, window: int | None) -> None:
+    """Set to -inf what a query of the block may not look at, in scores [H, T, S]."""
+    q0, q1, k0, k1 = block
+    own = scores[:, :, q0 - k0 :]  # the keys at the block's own positions, [H, T, T]
+    own += torch.full_like(own[0], float("-inf")).triu_(1)
+    if window is not None:
+        q_pos = torch.arange(q0, q1, device=scores.device)[:, None]
+        k_pos = torch.arange(k0, k1, device=scores.device)[None, :]
+        scores.masked_fill_(q_pos - k_pos >= window, float("-inf"))
 
 
 def _pattern(
-    q: Tensor, k: Tensor, hidden: Tensor, score: _Score, scratch: _Scratch
+    q: Tensor, k: Tensor, block: _Block, score: _Score, scratch: _Scratch
 ) -> tuple[Tensor, Tensor | None]:
     """Return P [H, T, S] and, with a softcap, the slope d(capped score)/d(score) alike."""
-    pattern = scratch.take("pattern", q.shape[0], q.shape[1], k.shape[1])
-    keys, slope = k.transpose(1, 2), None
-    if score.softcap is None:
-        torch.baddbmm(hidden.expand_as(pattern), q, keys, alpha=score.scale, out=pattern)
-    else:
-        torch.bmm(q, keys, out=pattern)
-        bent = pattern.mul_(score.scale / score.softcap).tanh_()
+    scores = scratch.take("pattern", q.shape[0], q.shape[1], k.shape[1])
+    factor = score.scale if score.softcap is None else score.scale / score.softcap
+    torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=factor, out=scores)
+    slope = None
+    if score.softcap is not None:
+        bent = scores.tanh_()
         slope = torch.mul(bent, bent, out=scratch.take("slope", *bent.shape)).neg_().add_(1)
-        bent.mul_(score.softcap).add_(hidden)
-    return torch.softmax(pattern, dim=-1, out=pattern), slope
+        bent.mul_(score.softcap)
+    _hide(scores, block, score.window)
+    return torch.softmax(scores, dim=-1, out=scores), slope
 
 
 def select_top_k(
@@ -172,24 +173,6 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class _Fired(NamedTuple):
-    """The kept heads of one sequence, [seq, top_k] each."""
-
-    acts: Tensor
-    ids: Tensor
-    d_acts: Tensor
-
-    def spread(
-        self, q0: int, q1: int, n_qk_heads: int, group: int, scratch: _Scratch
-    ) -> tuple[Tensor, Tensor]:
-        """Return dz, [H, T, G], and -D of every query, [H, T, 1], of a block of queries."""
-        ids, d_acts = self.ids[q0:q1], self.d_acts[q0:q1]
-        dz = scratch.take("dz", q1 - q0, n_qk_heads * group).zero_().scatter_(1, ids, d_acts)
-        d = dz.new_zeros(q1 - q0, n_qk_heads)
-        d.scatter_add_(1, ids // group, self.acts[q0:q1] * d_acts)
-        return _heads_first(dz, n_qk_heads), d.neg_().t()[:, :, None]
-
-
 class _SparseTopkAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -213,13 +196,12 @@ class _SparseTopkAttention(torch.autograd.Function):
             qh, kh, vh = (_heads_first(t[b].to(compute), n_qk_heads) for t in (q, k, v))
             for block in _blocks(seq, score.window):
                 q0, q1, k0, k1 = block
-                hidden = _hidden(block, score, norm)
                 z = scratch.take("z", q1 - q0, n_qk_heads, n_ov_heads // n_qk_heads)  # [T, H, G]
                 for h in _head_chunks(n_qk_heads, block):
-                    pattern, _ = _pattern(qh[h, q0:q1], kh[h, k0:k1], hidden, score, scratch)
+                    pattern, _ = _pattern(qh[h, q0:q1], kh[h, k0:k1], block, score, scratch)
                     part = scratch.take("part", len(pattern), q1 - q0, z.shape[2])
                     z[:, h] = torch.bmm(pattern, vh[h, k0:k1], out=part).transpose(0, 1)
-                kept = select_top_k(z.view(q1 - q0, n_ov_heads), norm, top_k=top_k, select=select)
+                kept = _select(z.view(q1 - q0, n_ov_heads), norm, top_k, select, scratch)
                 acts[b, q0:q1], ids[b, q0:q1] = kept
         ctx.save_for_backward(q, k, v, acts, ids)
         ctx.score, ctx.select = score, select
@@ -241,54 +223,73 @@ def _attention_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dq, dk and dv, given the gradient of the kept z, [batch, seq, top_k]."""
     batch, seq, n_qk_heads, _width = q.shape
+    n_ov_heads = v.shape[-1]
     compute = _compute_dtype(q.dtype)
     dq, dk, dv = (torch.empty_like(t, dtype=compute) for t in (q, k, v))
-    scratch = _Scratch(dq)
+    fired, d_acts = ids.long(), d_acts.to(compute)
+    minus_d = d_acts.new_zeros(batch, seq, n_qk_heads)
+    minus_d.scatter_add_(-1, fired // (n_ov_heads // n_qk_heads), d_acts * -acts.to(compute))
+    dz_rows = d_acts.new_zeros(min(seq, QUERY_BLOCK), n_ov_heads)
+    scratch = _Scratch(dz_rows)
     for b in range(batch):
-        inputs = [_heads_first(t[b].to(compute), n_qk_heads) for t in (q, k, v)]
-        outputs = [_heads_first(t[b], n_qk_heads) for t in (dq, dk, dv)]
-        fired = _Fired(acts[b].to(compute), ids[b].long(), d_acts[b].to(compute))
+        inputs = _Sequence(*(_heads_first(t[b].to(compute), n_qk_heads) for t in (q, k, v)))
+        outputs = _Sequence(*(_heads_first(t[b], n_qk_heads) for t in (dq, dk, dv)))
         for block in _blocks(seq, score.window):
-            _block_gradients(block, inputs, outputs, fired, score, scratch)
+            rows = slice(block.q0, block.q1)
+            dz = dz_rows[: block.q1 - block.q0].scatter_(1, fired[b, rows], d_acts[b, rows])
+            sparse = _heads_first(dz, n_qk_heads), minus_d[b, rows].t()[:, :, None]
+            _block_gradients(block, inputs, outputs, *sparse, score, scratch)
+            dz.scatter_(1, fired[b, rows], 0.0)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+class _Sequence(NamedTuple):
+    """Queries, keys and values of a sequence, or their gradients: [n_qk_heads, seq, width]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
 
 
 def _block_gradients(
     block: _Block,
-    inputs: list[Tensor],
-    outputs: list[Tensor],
-    fired: _Fired,
+    inputs: _Sequence,
+    outputs: _Sequence,
+    dz: Tensor,
+    minus_d: Tensor,
     score: _Score,
     scratch: _Scratch,
 ) -> None:
-    """Write dq of a block of queries, and write or add what it gives to dk and dv."""
+    """Write dq of a block of queries, and write or add what it gives to dk and dv.
+
+    Args:
+        dz: gradient of z, [n_qk_heads, T, G].
+        minus_d: -D of every query, [n_qk_heads, T, 1].
+    """
     q0, q1, k0, k1 = block
     (q, k, v), (dq, dk, dv) = inputs, outputs
     (n_qk_heads, seq, width), group = q.shape, v.shape[2]
-    if q1 == seq and k0 > 0:  # the first block to come does not see every key
+    sees_all = k1 - k0 == seq
+    if q1 == seq and not sees_all:
         dk.zero_()
         dv.zero_()
-    hidden = _hidden(block, score, q)
-    dz, minus_d = fired.spread(q0, q1, n_qk_heads, group, scratch)  # [H, T, G], [H, T, 1]
     for h in _head_chunks(n_qk_heads, block):
-        n_heads, n_keys = len(range(n_qk_heads)[h]), k1 - k0
         q_h, k_h, dz_h = q[h, q0:q1], k[h, k0:k1], dz[h]
-        pattern, slope = _pattern(q_h, k_h, hidden, score, scratch)
-        part = torch.bmm(
-            pattern.transpose(1, 2), dz_h, out=scratch.take("dv", n_heads, n_keys, group)
-        )
-        _put(dv[h, k0:k1], part, write=k1 - k0 == seq)
-        d_score = scratch.take("d_score", *pattern.shape)  # [H, T, S]
+        pattern, slope = _pattern(q_h, k_h, block, score, scratch)  # [H, T, S]
+        n_heads, n_queries, n_keys = pattern.shape
+        part = scratch.take("dv", n_heads, n_keys, group)
+        torch.bmm(pattern.transpose(1, 2), dz_h, out=part)
+        _put(dv[h, k0:k1], part, write=sees_all)
+        d_score = scratch.take("d_score", n_heads, n_queries, n_keys)
         torch.baddbmm(minus_d[h].expand_as(d_score), dz_h, v[h, k0:k1].transpose(1, 2), out=d_score)
         d_score.mul_(pattern)  # P (dP - D)
         if slope is not None:
             d_score.mul_(slope)
-        part = torch.bmm(d_score, k_h, out=scratch.take("dq", n_heads, q1 - q0, width))
+        part = torch.bmm(d_score, k_h, out=scratch.take("dq", n_heads, n_queries, width))
         torch.mul(part, score.scale, out=dq[h, q0:q1])
-        part = torch.bmm(
-            d_score.transpose(1, 2), q_h, out=scratch.take("dk", n_heads, n_keys, width)
-        )
-        _put(dk[h, k0:k1], part.mul_(score.scale), write=k1 - k0 == seq)
+        part = scratch.take("dk", n_heads, n_keys, width)
+        torch.bmm(d_score.transpose(1, 2), q_h, out=part)
+        _put(dk[h, k0:k1], part.mul_(score.scale), write=sees_all)
 
 
 def _put(total: Tensor, part: Tensor, *, write: bool) -> None:
