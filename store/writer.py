@@ -175,6 +175,7 @@ class StoreWriter:
     @contextmanager
     def shard(self, shard: int) -> Iterator["ShardSession"]:
         """Write one shard of every layer; committed if the block ends without an exception."""
+        self._drop(shard)
         session = ShardSession(self.root, self.manifest, shard)
         try:
             yield session
@@ -182,6 +183,10 @@ class StoreWriter:
         except BaseException:
             session.discard()
             raise
+        self._commit(self._journal, entries)
+
+    def commit(self, entries: list[Entry]) -> None:
+        """Commit all files of a shard that were written and put in their place otherwise."""
         self._commit(self._journal, entries)
 
     def finish(self) -> None:
@@ -221,6 +226,15 @@ class StoreWriter:
     def _commit(self, journal: JournalWriter, entries: list[Entry]) -> None:
         journal.commit(entries)
         self._committed |= {(e.shard, e.array): e for e in entries}
+
+    def _drop(self, shard: int) -> None:
+        """Forget a shard that is written anew: a kill may leave new files with old checksums."""
+        given = {spec.name for spec in text_arrays(self.manifest)}
+        stale = [key for key in self._committed if key[0] == shard and key[1] not in given]
+        if stale:
+            self._journal.drop(stale)
+            for key in stale:
+                del self._committed[key]
 
     def _write_text(self, spec: ArraySpec, values: Tensor) -> None:
         journal = JournalWriter(self.root, TEXT)

@@ -121,7 +121,13 @@ def test_another_format_version_is_refused(make_store: Callable[..., Path]) -> N
         ({"n_ctx": 0}, "n_ctx is 0"),
         ({"held_out_shards": [6]}, "held_out_shards"),
         ({"colour": 1}, "colour"),
-        ({"n_seq": 40}, "is in no row of shards.parquet"),
+        ({"n_seq": 40}, r"says \[22, 6\] int32; the manifest says \[40, 6\]"),
+        ({"d_model": 7}, r"attn_in/zarr.json says \[22, 6, 5\] float32; the manifest says"),
+        ({"n_seq": 10**12}, "n_seq is 1000000000000"),
+        ({"layers": {"../x": {"weights": []}}}, "'../x' is no number of a layer"),
+        ({"layers": {"-1": {"weights": []}}}, "'-1' is no number of a layer"),
+        ({"layers": {"0": {"weights": "W_Q"}}}, "layer 0 has weights W_Q"),
+        ({"model": "tiny"}, "model is 'tiny'; it must be a table"),
     ],
 )
 def test_a_manifest_that_lies_is_refused(
