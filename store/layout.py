@@ -171,8 +171,7 @@ def read_whole(root: Path, name: str) -> Tensor:
         StoreError: it is missing or damaged.
     """
     try:
-        array = zarr.open_group(root, mode="r")[name]
-        assert isinstance(array, zarr.Array)
+        array = zarr.open_array(root / name, mode="r")
         if array.nchunks_initialized < array.nchunks:
             raise ValueError("it has no data")
         values, dtype = np.asarray(array[...]), str(array.attrs["lorsa_dtype"])
