@@ -253,8 +253,13 @@ def is_hardly_begun(root: Path) -> bool:
         (root / JOURNAL / LOCK).is_file()
         and not is_begun(root)
         and not is_complete(root)
-        and {path.name for path in root.iterdir()} <= OUR_NAMES
+        and all(_is_ours(path.name) for path in root.iterdir())
     )
+
+
+def _is_ours(name: str) -> bool:
+    # zarr writes zarr.json under a name such as zarr.923bf3cc.partial, which a kill leaves behind
+    return name in OUR_NAMES or (name.startswith("zarr.") and name.endswith(".partial"))
 
 
 def require_free(root: Path) -> None:
