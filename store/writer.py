@@ -241,8 +241,12 @@ class StoreWriter:
         for shard in range(self.manifest.n_shards):
             rows = self.manifest.shard_rows(shard)
             file = ShardWriter(spec.shard_path(self.root, shard), n_chunks=self.manifest.shard_seqs)
-            file.append(to_disk(values[rows.start : rows.stop], spec.dtype))
-            done = file.commit()
+            try:
+                file.append(to_disk(values[rows.start : rows.stop], spec.dtype))
+                done = file.commit()
+            except BaseException:
+                file.discard()
+                raise
             entry = Entry(shard, spec.name, len(rows), done.n_bytes, done.crc32c, 0.0, 0.0)
             self._commit(journal, [entry])
 

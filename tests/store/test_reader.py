@@ -202,7 +202,7 @@ def test_any_file_cut_short_is_found(make_store: Callable[..., Path]) -> None:
             continue  # of a finished store, it repeats shards.parquet
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
-        if name == "zarr.json" or name.count("/") < 3 and name.endswith("/zarr.json"):
+        if name == "zarr.json" or (name.count("/") < 3 and name.endswith("/zarr.json")):
             assert [damage["path"] for damage in verify_store(root)["damages"]] == [name]
         else:
             with pytest.raises(StoreError):
