@@ -150,6 +150,8 @@ def show(command: str, result: dict[str, Any]) -> None:
         out.width = 200  # a file has no edge
     content = _TABLES[command](result)
     out.print(content, soft_wrap=isinstance(content, str))
+    if result.get("next"):  # to be copied, so in one line
+        out.print(f"next: {escape(result['next'])}", soft_wrap=True)
 
 
 def _harvest_table(result: dict[str, Any]) -> Table:
@@ -230,8 +232,6 @@ def _info_table(result: dict[str, Any]) -> Table:
     }
     for layer, facts in result["layers"].items():
         rows[f"layer {layer}"] = _layer_row(facts)
-    if result["next"]:
-        rows["next"] = result["next"]
     return _facts(result["store"], rows)
 
 
@@ -272,8 +272,6 @@ def _verify_lines(result: dict[str, Any]) -> str:
     else:
         missing = f"{result['n_missing_shards']:,} of {result['n_shards']:,} shards are missing"
         lines.append(f"{result['store']} is unfinished: {missing} ({size})")
-    if result["next"]:
-        lines.append(f"next: {result['next']}")
     return escape("\n".join(lines))
 
 

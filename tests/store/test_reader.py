@@ -59,6 +59,19 @@ def test_plain_zarr_reads_the_same(make_store: Callable[..., Path], compression:
     assert np.array_equal(np.asarray(token_array[:]), tokens().numpy())
 
 
+@pytest.mark.filterwarnings("ignore:Object at .* is not recognized")
+def test_plain_zarr_lists_the_store(make_store: Callable[..., Path]) -> None:
+    group = zarr.open_group(make_store(), mode="r")
+    shapes = {name: a.shape for name, a in group.members(max_depth=None) if hasattr(a, "shape")}
+    assert shapes == {
+        "tokens": (N_SEQ, N_CTX),
+        "documents": (N_SEQ, N_CTX),
+        **{f"layers/{n}/{site}": (22, 6, 5) for n in LAYERS for site in ("attn_in", "attn_out")},
+        **{f"layers/{n}/norms": (22, 6, 2) for n in LAYERS},
+        **{f"weights/{n}/W_Q": (2, 3) for n in LAYERS},
+    }
+
+
 def test_plain_zarr_written_bytes_are_ours(make_store: Callable[..., Path], tmp_path: Path) -> None:
     """Our shard files are, bit for bit, what zarr-python would have written."""
     root = make_store()
