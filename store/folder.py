@@ -72,8 +72,8 @@ def text_names(manifest: Manifest) -> set[str]:
 def going_on(root: Path, manifest: Manifest) -> str:
     """Return the command that finishes a store."""
     request = manifest.request
-    if "merged" in request:
-        return shlex.join(["lorsa", "store", "merge", *request["merged"], "--out", str(root)])
+    if isinstance(merged := request.get("merged"), list):
+        return shlex.join(["lorsa", "store", "merge", *map(str, merged), "--out", str(root)])
     words = ["lorsa", "harvest"]
     options = {
         "model": request.get("model"),

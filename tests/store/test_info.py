@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lorsa.store import StoreError, format_bytes, store_info
+from lorsa.store import StoreError, format_bytes, store_info, verify_store
 from small import create, edit_manifest, fill, make_manifest
 
 MakeStore = Callable[..., Path]
@@ -58,6 +58,10 @@ def test_a_store_that_lost_a_file_is_not_complete(make_store: MakeStore) -> None
     assert not info["complete"]
     assert info["n_missing_shards"] == 1
     assert info["next"].startswith("lorsa harvest ")
+    edit_manifest(root, request={"merged": 5, 7: None})
+    (root / "journal/plan.json").unlink()
+    assert verify_store(root)["next"] == f"lorsa store verify {root} --repair"
+    assert store_info(root)["next"] is not None
 
 
 @pytest.mark.parametrize(
