@@ -39,7 +39,7 @@ Config = TypeVar("Config")
 
 IS_MAIN = os.environ.get("RANK", "0") == "0"
 """Of several processes of one run, one prints."""
-GOES_ON = ("harvest", "train", "demo")
+GOES_ON = ("harvest", "train", "demo", "rm", "merge")
 OPTIONS_ONLY = {
     "model": "--model",
     "store": "--store",
@@ -261,7 +261,7 @@ def evaluate(
 def info(
     store: Annotated[Path, typer.Argument(help="Activation store.")], as_json: Json = False
 ) -> None:
-    """Show what a store holds.
+    """Show what a store holds, whether it is complete, and how to go on if it is not.
 
     Example: lorsa store info ./acts
     """
@@ -272,6 +272,79 @@ def info(
         return store_info(store)
 
     _run("info", work, as_json)
+
+
+@store_app.command()
+def verify(
+    store: Annotated[Path, typer.Argument(help="Activation store.")],
+    full: Annotated[
+        bool, typer.Option("--full", help="Read every byte and compare its checksum.")
+    ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Drop damaged shards, so that harvest writes them again."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Look for everything that is wrong with a store; exit code 1 if there is anything.
+
+    Without --full: is everything there, with the right sizes and metadata?
+
+    Example: lorsa store verify ./acts --full
+    """
+
+    def work() -> dict[str, Any]:
+        from .display import CareDisplay
+        from .store import verify_store
+
+        with CareDisplay("verify") as display:
+            return verify_store(store, full=full, repair=repair, report=display)
+
+    _run("verify", work, as_json)
+
+
+@store_app.command(name="rm")
+def remove(
+    store: Annotated[Path, typer.Argument(help="Activation store.")],
+    layers: Annotated[str, typer.Option(help="Layers to remove: 0-27 or 3,7,12.")],
+    as_json: Json = False,
+) -> None:
+    """Remove layers from a store and free their bytes; the other layers stay as they are.
+
+    Example: lorsa store rm ./acts --layers 3,5
+    """
+
+    def work() -> dict[str, Any]:
+        from .store import remove_layers
+
+        return remove_layers(store, layers)
+
+    _run("rm", work, as_json)
+
+
+@store_app.command()
+def merge(
+    stores: Annotated[
+        list[Path], typer.Argument(help="Two or more stores; they stay as they are.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new store.")],
+    as_json: Json = False,
+) -> None:
+    """Make one store of several of the same model, layers and length, but different text.
+
+    Held-out sequences stay held out. The same command goes on where an earlier one was stopped.
+
+    Example: lorsa store merge ./acts-a ./acts-b --out ./acts
+    """
+
+    def work() -> dict[str, Any]:
+        from .display import CareDisplay
+        from .store import merge_stores
+
+        with CareDisplay("merge") as display:
+            return merge_stores(stores, out, report=display)
+
+    _run("merge", work, as_json)
 
 
 @app.command()
@@ -375,6 +448,8 @@ def _run(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> Non
         from .display import show
 
         show(command, result)
+    if not result.get("ok", True):
+        raise typer.Exit(1)
 
 
 def _explain(error: Exception) -> tuple[int, str | None]:

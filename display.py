@@ -1,6 +1,7 @@
 """What people see: progress on stderr, results on stdout."""
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.box import SIMPLE_HEAD
@@ -14,6 +15,7 @@ from .store import format_bytes, spell_layers
 if TYPE_CHECKING:  # each command loads its own stage alone
     from . import harvest as stage1
     from . import train as stage2
+    from .store import Checked
 
 PLAIN_EVERY_S = 15.0
 """Seconds between lines of progress where stderr is no terminal."""
@@ -131,12 +133,25 @@ class TrainDisplay(_Bar):
                 self.update(event.tokens, event.train_tokens, note)
 
 
+class CareDisplay(_Bar):
+    """Shows how far a store is read or written."""
+
+    def __call__(self, event: "Checked") -> None:
+        """Show an event."""
+        if event.total_bytes:
+            note = f"{format_bytes(event.n_bytes)} of {format_bytes(event.total_bytes)}"
+            self.update(event.n_bytes, event.total_bytes, note)
+
+
 def show(command: str, result: dict[str, Any]) -> None:
     """Print a command's result on stdout."""
     out = Console(highlight=False)
     if not out.is_terminal:
         out.width = 200  # a file has no edge
-    out.print(_TABLES[command](result))
+    content = _TABLES[command](result)
+    out.print(content, soft_wrap=isinstance(content, str))
+    if result.get("next"):  # to be copied, so in one line
+        out.print(f"next: {escape(result['next'])}", soft_wrap=True)
 
 
 def _harvest_table(result: dict[str, Any]) -> Table:
@@ -202,6 +217,9 @@ def _quality_rows(result: dict[str, Any]) -> dict[str, str]:
 
 
 def _info_table(result: dict[str, Any]) -> Table:
+    complete = "complete"
+    if not result["complete"]:
+        complete = f"{result['n_missing_shards']:,} of {result['n_shards']:,} shards are missing"
     rows = {
         "model": result["model"] + (f" @ {result['revision']}" if result["revision"] else ""),
         "corpus": f"{result['corpus']}, {result['n_documents']:,} documents",
@@ -210,16 +228,72 @@ def _info_table(result: dict[str, Any]) -> Table:
         "stored as": f"{result['dtype']}, compression {result['compression']}",
         "size": f"{format_bytes(result['n_bytes'])} in {result['n_shards']:,} shards",
         "uuid": result["uuid"],
-        "created": f"{result['created']}, complete",
+        "created": f"{result['created']}, {complete}",
     }
     for layer, facts in result["layers"].items():
-        rows[f"layer {layer}"] = (
-            f"{format_bytes(facts['n_bytes'])}, heads {facts['heads']}, "
-            f"kv heads {facts['kv_heads']}, "
-            f"mean norms {facts['mean_norm_x']:.3g} in, {facts['mean_norm_y']:.3g} out, "
-            f"self-check {'passed' if facts['self_check']['passed'] else 'failed'}"
-        )
+        rows[f"layer {layer}"] = _layer_row(facts)
     return _facts(result["store"], rows)
+
+
+def _layer_row(facts: dict[str, Any]) -> str:
+    parts = [format_bytes(facts["n_bytes"])]
+    if "heads" in facts:
+        parts += [f"heads {facts['heads']}", f"kv heads {facts['kv_heads']}"]
+    norms = f"{facts['mean_norm_x']:.3g} in, {facts['mean_norm_y']:.3g} out"
+    parts.append(f"mean norms {norms}")
+    if facts["self_check"] is not None:
+        parts.append(f"self-check {'passed' if facts['self_check']['passed'] else 'failed'}")
+    return ", ".join(parts)
+
+
+_FIXES = {
+    "harvest": "its shard can be written again",
+    "rewrite": "can be written anew",
+    "none": "cannot be made again: restore a copy, or delete the store and harvest again",
+}
+
+
+def _verify_lines(result: dict[str, Any]) -> str:
+    """Return a line for each thing that is wrong, and what to type."""
+    lines = [f"{d['path']} {d['problem']}; {_FIXES[d['fix']]}" for d in result["damages"]]
+    how = "every checksum" if result["full"] else "presence, sizes, metadata"
+    size = f"{result['n_files']:,} files, {format_bytes(result['n_bytes'])}; {how}"
+    if result["dropped_shards"]:
+        lines.append(f"dropped shards {', '.join(map(str, result['dropped_shards']))}")
+    for folder in result["leftovers"]:
+        layer = folder.split("/")[1]
+        lines.append(
+            f"{folder} is no longer in the store: lorsa store rm --layers {layer} frees it"
+        )
+    if result["complete"] and (not result["damages"] or result["repaired"]):
+        lines.append(f"{result['store']} is whole ({size})")
+    elif result["complete"]:
+        lines.append(f"{result['store']} is damaged ({size})")
+    else:
+        missing = f"{result['n_missing_shards']:,} of {result['n_shards']:,} shards are missing"
+        lines.append(f"{result['store']} is unfinished: {missing} ({size})")
+    return escape("\n".join(lines))
+
+
+def _rm_table(result: dict[str, Any]) -> Table:
+    rows = {
+        "layers": spell_layers(result["removed"]),
+        "freed": format_bytes(result["n_bytes"]),
+        "remaining": spell_layers(result["layers"]),
+    }
+    return _facts(f"removed from {result['store']}", rows)
+
+
+def _merge_table(result: dict[str, Any]) -> Table:
+    rows = {
+        "stores": ", ".join(result["merged"]),
+        "layers": spell_layers(result["layers"]),
+        "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences",
+        "held out": f"{result['n_held_out_tokens']:,} tokens",
+        "size": format_bytes(result["n_bytes"]),
+        "store": result["store"],
+    }
+    return _facts("merged", rows)
 
 
 def _demo_table(result: dict[str, Any]) -> Table:
@@ -239,11 +313,14 @@ def _demo_table(result: dict[str, Any]) -> Table:
     return _facts("a Lorsa of SmolLM2-135M-Instruct", rows)
 
 
-_TABLES = {
+_TABLES: dict[str, Callable[[dict[str, Any]], Table | str]] = {
     "harvest": _harvest_table,
     "train": _train_table,
     "eval": _eval_table,
     "info": _info_table,
+    "verify": _verify_lines,
+    "rm": _rm_table,
+    "merge": _merge_table,
     "demo": _demo_table,
 }
 

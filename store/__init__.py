@@ -1,5 +1,6 @@
 """The on-disk activation store: written once by a harvest, read by many runs."""
 
+from .care import remove_layers
 from .encoding import ACTIVATION_DTYPES, COMPRESSIONS, DTYPES
 from .errors import StoreError
 from .info import format_bytes, store_info
@@ -7,8 +8,11 @@ from .layers import choose_layers, spell_layers
 from .layout import read_weights
 from .loader import Batch, batches, held_out_batches
 from .manifest import MANIFEST, Manifest, held_out_shards, read_manifest, sync_tree
+from .merge import merge_stores
 from .reader import Activations, ActivationStore
+from .repair import verify_store
 from .sampler import Sampler, sequence_order
+from .verify import Checked
 from .writer import StoreWriter, is_begun, is_complete, require_free
 
 __all__ = [
@@ -19,6 +23,7 @@ __all__ = [
     "ActivationStore",
     "Activations",
     "Batch",
+    "Checked",
     "Manifest",
     "Sampler",
     "StoreError",
@@ -30,11 +35,14 @@ __all__ = [
     "held_out_shards",
     "is_begun",
     "is_complete",
+    "merge_stores",
     "read_manifest",
     "read_weights",
+    "remove_layers",
     "require_free",
     "sequence_order",
     "spell_layers",
     "store_info",
     "sync_tree",
+    "verify_store",
 ]

@@ -3,55 +3,75 @@
 from pathlib import Path
 from typing import Any
 
+from .errors import StoreError
+from .folder import going_on, look
 from .reader import ActivationStore
 
 
 def store_info(root: Path) -> dict[str, Any]:
-    """Return the facts of a finished store as JSON-able data.
+    """Return the facts of a store, finished or not, as JSON-able data.
 
     Raises:
-        StoreError: as `ActivationStore.open`; an unfinished store says how to go on.
+        StoreError: no store, another format version, or facts that cannot be read.
     """
-    store = ActivationStore.open(root)
-    manifest = store.manifest
+    folder = look(root)
+    manifest = folder.manifest
+    store = ActivationStore(root, manifest, list(folder.entries.values()))
+    missing = folder.missing_shards()
+    complete = folder.complete and not missing
     held_out = len(store.held_out_seqs)
-    return {
-        "store": str(root),
-        "uuid": manifest.uuid,
-        "created": manifest.created,
-        "complete": True,
-        "model": manifest.model["id"],
-        "revision": manifest.model["revision"],
-        "corpus": manifest.corpus["data"],
-        "n_documents": manifest.corpus["n_documents"],
-        "n_ctx": manifest.n_ctx,
-        "n_seq": manifest.n_seq,
-        "n_tokens": manifest.n_seq * manifest.n_ctx,
-        "n_train_tokens": (manifest.n_seq - held_out) * manifest.n_ctx,
-        "n_held_out_tokens": held_out * manifest.n_ctx,
-        "n_shards": manifest.n_shards,
-        "dtype": manifest.dtype,
-        "compression": manifest.compression,
-        "outputs": manifest.outputs,
-        "n_bytes": sum(entry.n_bytes for entry in store.entries),
-        "layers": {str(layer): _layer_info(store, layer) for layer in store.layers},
-    }
+    n_missing = sum(len(manifest.shard_rows(shard)) for shard in missing)
+    try:
+        return {
+            "store": str(root),
+            "uuid": manifest.uuid,
+            "created": manifest.created,
+            "complete": complete,
+            "model": manifest.model["id"],
+            "revision": manifest.model["revision"],
+            "corpus": manifest.corpus["data"],
+            "n_documents": manifest.corpus["n_documents"],
+            "n_ctx": manifest.n_ctx,
+            "n_seq": manifest.n_seq,
+            "n_tokens": manifest.n_seq * manifest.n_ctx,
+            "n_train_tokens": (manifest.n_seq - held_out) * manifest.n_ctx,
+            "n_held_out_tokens": held_out * manifest.n_ctx,
+            "n_missing_tokens": n_missing * manifest.n_ctx,
+            "n_shards": manifest.n_shards,
+            "n_missing_shards": len(missing),
+            "dtype": manifest.dtype,
+            "compression": manifest.compression,
+            "outputs": manifest.outputs,
+            "n_bytes": sum(entry.n_bytes for entry in store.entries),
+            "layers": {str(layer): _layer_info(store, layer) for layer in store.layers},
+            "next": None if complete else going_on(root, manifest),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{root} lacks facts of its model, text or layers: {error}") from None
 
 
 def _layer_info(store: ActivationStore, layer: int) -> dict[str, Any]:
-    facts = store.manifest.layers[layer]
-    geometry, norms = facts["geometry"], store.mean_norms(layer)
+    facts, norms = store.manifest.layers[layer], store.mean_norms(layer)
     return {
         "n_bytes": store.n_bytes(layer),
+        **_geometry_info(facts.get("geometry")),
+        "mean_norm_x": norms.x,
+        "mean_norm_y": norms.y,
+        "self_check": facts.get("self_check"),
+    }
+
+
+def _geometry_info(geometry: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a harvest knows of the layer; stores that others wrote may not say it."""
+    if geometry is None:
+        return {}
+    return {
         "heads": f"{geometry['n_heads']} x {geometry['d_head']}",
         "kv_heads": geometry["n_kv_heads"],
         "d_model": geometry["d_model"],
         "qk_norm": geometry["qk_norm"] is not None,
         "rotary_pairs": len(geometry["rope"]["inv_freq"]) if geometry["rope"] else 0,
         "window": geometry["window"],
-        "mean_norm_x": norms.x,
-        "mean_norm_y": norms.y,
-        "self_check": facts["self_check"],
     }
 
 

@@ -22,12 +22,14 @@ import pyarrow.parquet as pq
 import zarr
 from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import MemoryStore
 
 from .encoding import COMPRESSION_LEVELS, DTYPES, blosc, from_disk, to_disk
 from .errors import StoreError
 from .manifest import Manifest
 
 DOCUMENTS = "documents.parquet"
+RESTORE = "restore it from a copy, or delete the store and harvest again"
 
 
 class ArraySpec(NamedTuple):
@@ -100,7 +102,7 @@ def all_arrays(manifest: Manifest) -> dict[str, ArraySpec]:
     return {spec.name: spec for spec in specs}
 
 
-def create_arrays(root: Path, manifest: Manifest) -> None:
+def create_arrays(root: Path | MemoryStore, manifest: Manifest) -> None:
     """Write the Zarr metadata of the group and of every sharded array."""
     group = zarr.open_group(root, mode="a", zarr_format=3)
     for spec in all_arrays(manifest).values():
@@ -131,19 +133,9 @@ def _blosc_metadata(spec: ArraySpec) -> BloscCodec:
 
 
 def write_weights(root: Path, layer: int, weights: dict[str, Tensor]) -> None:
-    """Write a layer's own parameters, one chunk each, in their own dtype."""
-    group = zarr.open_group(root, mode="a", zarr_format=3)
+    """Write a layer's own parameters, in their own dtype."""
     for name, weight in weights.items():
-        dtype = str(weight.dtype).removeprefix("torch.")
-        group.create_array(
-            f"weights/{layer}/{name}",
-            data=to_disk(weight, dtype),
-            chunks=tuple(weight.shape),
-            compressors=[Crc32cCodec()],
-            attributes={"lorsa_dtype": dtype},
-            config={"write_empty_chunks": True},
-            overwrite=True,
-        )
+        write_whole(root, f"weights/{layer}/{name}", weight)
 
 
 def read_weights(root: Path, manifest: Manifest, layer: int) -> dict[str, Tensor]:
@@ -152,34 +144,56 @@ def read_weights(root: Path, manifest: Manifest, layer: int) -> dict[str, Tensor
     Raises:
         StoreError: one is missing or damaged.
     """
-    weights = {}
-    for name in manifest.layers[layer]["weights"]:
-        path = f"weights/{layer}/{name}"
-        try:
-            array = zarr.open_group(root, mode="r")[path]
-            assert isinstance(array, zarr.Array)
-            if array.nchunks_initialized < array.nchunks:
-                raise ValueError("it has no data")
-            values, dtype = np.asarray(array[...]), str(array.attrs["lorsa_dtype"])
-            weights[name] = from_disk(values, dtype)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{root / path} cannot be read ({error}); restore it from a copy, "
-                "or delete the store and harvest again"
-            ) from None
-    return weights
+    return {
+        name: read_whole(root, f"weights/{layer}/{name}")
+        for name in manifest.layers[layer]["weights"]
+    }
+
+
+def write_whole(root: Path, name: str, values: Tensor) -> None:
+    """Write a small array in one chunk, in its own dtype."""
+    dtype = str(values.dtype).removeprefix("torch.")
+    zarr.open_group(root, mode="a", zarr_format=3).create_array(
+        name,
+        data=to_disk(values, dtype),
+        chunks=tuple(values.shape),
+        compressors=[Crc32cCodec()],
+        attributes={"lorsa_dtype": dtype},
+        config={"write_empty_chunks": True},
+        overwrite=True,
+    )
+
+
+def read_whole(root: Path, name: str) -> Tensor:
+    """Read a small array.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    try:
+        array = zarr.open_array(root / name, mode="r")
+        if array.nchunks_initialized < array.nchunks:
+            raise ValueError("it has no data")
+        values, dtype = np.asarray(array[...]), str(array.attrs["lorsa_dtype"])
+        return from_disk(values, dtype)
+    except Exception as error:  # zarr raises what it likes on damaged metadata
+        raise StoreError(f"{root / name} cannot be read ({error}); {RESTORE}") from None
 
 
 def write_documents(root: Path, names: list[str]) -> None:
     """Write documents.parquet: number and name of every document."""
     table = pa.table({"document": pa.array(range(len(names)), pa.int32()), "name": names})
-    pq.write_table(table, root / DOCUMENTS)
+    pq.write_table(table, root / DOCUMENTS, write_page_checksum=True)
 
 
 def read_documents(root: Path) -> list[str]:
     """Return the name of every document, by its number."""
     try:
-        names: list[str] = pq.read_table(root / DOCUMENTS).column("name").to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{root / DOCUMENTS} cannot be read ({error})") from None
+        table = pq.read_table(root / DOCUMENTS, page_checksum_verification=True)
+        names: list[str] = table.column("name").to_pylist()
+    except (OSError, KeyError, ValueError, MemoryError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StoreError(
+            f"{root / DOCUMENTS} cannot be read ({reason}); restore it from a copy"
+        ) from None
     return names

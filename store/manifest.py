@@ -8,12 +8,13 @@ carries for others.
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .encoding import ACTIVATION_DTYPES, COMPRESSIONS
-from .errors import StoreError
+from .errors import FormatVersionError, StoreError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -60,8 +61,11 @@ class Manifest:
 
     def __post_init__(self) -> None:
         for name in ("n_seq", "n_ctx", "d_model", "shard_seqs"):
-            if not isinstance(value := getattr(self, name), int) or value < 1:
+            if type(value := getattr(self, name)) is not int or not 1 <= value < 1 << 31:
                 raise ValueError(f"{name} is {value!r}; allowed: 1 or more")
+        for name in ("model", "tokenizer", "corpus", "request"):
+            if not isinstance(value := getattr(self, name), dict):
+                raise ValueError(f"{name} is {value!r}; it must be a table")
         for name, allowed in (
             ("dtype", ACTIVATION_DTYPES),
             ("compression", COMPRESSIONS),
@@ -72,9 +76,10 @@ class Manifest:
                     f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
                 )
         for layer, facts in self.layers.items():
-            if not all(str(name).isidentifier() for name in facts["weights"]):
-                raise ValueError(f"layer {layer} has weights {facts['weights']}")
-        if not set(self.held_out_shards) <= set(range(self.n_shards)):
+            names = facts["weights"]
+            if not isinstance(names, list) or not all(str(n).isidentifier() for n in names):
+                raise ValueError(f"layer {layer} has weights {names}")
+        if not all(0 <= shard < self.n_shards for shard in self.held_out_shards):
             raise ValueError(f"held_out_shards are {self.held_out_shards}; shards: {self.n_shards}")
 
     @property
@@ -115,26 +120,37 @@ def read_manifest(path: Path) -> Manifest:
         raise StoreError(f"{path} cannot be read ({error})") from None
     version = content.pop("format_version", None) if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
-        raise StoreError(
+        raise FormatVersionError(
             f"{path} has store format version {version}; this version of lorsa reads "
             f"{FORMAT_VERSION}: install the version that wrote it, or harvest again"
         )
     try:
-        layers = {int(layer): facts for layer, facts in content["layers"].items()}
+        layers = {_layer_number(layer): facts for layer, facts in content["layers"].items()}
         held_out = tuple(content["held_out_shards"])
         return Manifest(**{**content, "layers": layers, "held_out_shards": held_out})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path} does not describe a store: {error}") from None
 
 
-def write_atomically(path: Path, text: str) -> None:
+def _layer_number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and str(int(text)) == text):
+        raise ValueError(f"{text!r} is no number of a layer")
+    return int(text)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, now or after a crash, sees all of it or none."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with suppress(OSError):  # on a full disk, what it took is needed
+            partial.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

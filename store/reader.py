@@ -3,8 +3,9 @@
     store = ActivationStore.open("acts")
     x = store.activations(12, store.train_seqs[:8]).x     # [8, n_ctx, d_model]
 
-Opening checks the format version and that every file of shards.parquet is there with its size, so
-a damaged copy is found before the first step; each chunk's checksum is compared when it is read.
+Opening checks the format version, that the arrays are those of the manifest, and that every file
+of shards.parquet is there with its size, so a damaged copy is found before the first step; each
+chunk's checksum is compared when it is read.
 Safe to use from many threads and, read-only, from many processes.
 """
 
@@ -23,6 +24,7 @@ from .layers import spell_layers
 from .layout import all_arrays
 from .manifest import MANIFEST, Manifest, read_manifest
 from .rows import RowReader, Seqs
+from .schema import require_shapes
 from .writer import is_begun, is_hardly_begun
 
 
@@ -66,8 +68,9 @@ class ActivationStore:
         """
         root = Path(root)
         if not (root / MANIFEST).exists():
-            raise StoreError(_why_not_a_store(root))
+            raise StoreError(why_not_a_store(root))
         manifest = read_manifest(root / MANIFEST)
+        require_shapes(root, manifest)
         store = cls(root, manifest, read_table(root))
         store._check_files()
         return store
@@ -187,9 +190,15 @@ def _check_size(path: Path, entry: Entry) -> None:
         raise StoreError(f"{path} {found}; {remedy}, or restore a copy")
 
 
-def _why_not_a_store(root: Path) -> str:
-    if is_begun(root) or is_hardly_begun(root):
-        return f"{root} is unfinished: run the same lorsa harvest command again, it goes on"
+def why_not_a_store(root: Path) -> str:
+    """Say what a folder without a manifest is, and what to type."""
+    if is_begun(root):
+        return (
+            f"{root} is unfinished: run the same lorsa harvest command again, it goes on "
+            f"(lorsa store info {root} shows it)"
+        )
+    if is_hardly_begun(root):
+        return f"{root} is hardly begun: run the same lorsa harvest command again"
     if not root.exists():
         return (
             f"{root} does not exist; make a store with: lorsa harvest --model MODEL --store {root}"

@@ -29,7 +29,7 @@ CRC_BYTES = 4
 ENTRY_BYTES = 16
 N_FOLDERS = 4
 """Folders from a shard file up to its array, which may be new."""
-REMEDY = "delete that file and run the same lorsa harvest command, or restore a copy"
+REMEDY = "lorsa store verify STORE --full --repair finds all damage and has it harvested again"
 
 
 class ShardFile(NamedTuple):

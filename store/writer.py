@@ -175,6 +175,7 @@ class StoreWriter:
     @contextmanager
     def shard(self, shard: int) -> Iterator["ShardSession"]:
         """Write one shard of every layer; committed if the block ends without an exception."""
+        self._drop(shard)
         session = ShardSession(self.root, self.manifest, shard)
         try:
             yield session
@@ -182,6 +183,10 @@ class StoreWriter:
         except BaseException:
             session.discard()
             raise
+        self._commit(self._journal, entries)
+
+    def commit(self, entries: list[Entry]) -> None:
+        """Commit all files of a shard that were written and put in their place otherwise."""
         self._commit(self._journal, entries)
 
     def finish(self) -> None:
@@ -222,13 +227,26 @@ class StoreWriter:
         journal.commit(entries)
         self._committed |= {(e.shard, e.array): e for e in entries}
 
+    def _drop(self, shard: int) -> None:
+        """Forget a shard that is written anew: a kill may leave new files with old checksums."""
+        given = {spec.name for spec in text_arrays(self.manifest)}
+        stale = [key for key in self._committed if key[0] == shard and key[1] not in given]
+        if stale:
+            self._journal.drop(stale)
+            for key in stale:
+                del self._committed[key]
+
     def _write_text(self, spec: ArraySpec, values: Tensor) -> None:
         journal = JournalWriter(self.root, TEXT)
         for shard in range(self.manifest.n_shards):
             rows = self.manifest.shard_rows(shard)
             file = ShardWriter(spec.shard_path(self.root, shard), n_chunks=self.manifest.shard_seqs)
-            file.append(to_disk(values[rows.start : rows.stop], spec.dtype))
-            done = file.commit()
+            try:
+                file.append(to_disk(values[rows.start : rows.stop], spec.dtype))
+                done = file.commit()
+            except BaseException:
+                file.discard()
+                raise
             entry = Entry(shard, spec.name, len(rows), done.n_bytes, done.crc32c, 0.0, 0.0)
             self._commit(journal, [entry])
 
@@ -239,8 +257,13 @@ def is_hardly_begun(root: Path) -> bool:
         (root / JOURNAL / LOCK).is_file()
         and not is_begun(root)
         and not is_complete(root)
-        and {path.name for path in root.iterdir()} <= OUR_NAMES
+        and all(_is_ours(path.name) for path in root.iterdir())
     )
+
+
+def _is_ours(name: str) -> bool:
+    # zarr writes zarr.json under a name such as zarr.923bf3cc.partial, which a kill leaves behind
+    return name in OUR_NAMES or (name.startswith("zarr.") and name.endswith(".partial"))
 
 
 def require_free(root: Path) -> None:

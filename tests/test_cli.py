@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -84,6 +85,73 @@ def test_results_are_tables_for_people(lorsa: Lorsa, harvest_args: list[object])
     assert "data wait" in trained.stderr
     measured = lorsa("eval", "runs/layer-1", "--store", "acts", "--model", harvest_args[2])
     assert "loss recovered" in measured.stdout
+
+
+def test_a_damaged_store_is_found_repaired_and_finished_by_what_is_shown(
+    lorsa: Lorsa, harvest_args: list[object], tmp_path: Path
+) -> None:
+    """verify, verify --repair, store info and the harvest: each says the next command."""
+    assert lorsa(*harvest_args, "--layers", "0-1", "--dtype", "float32").exit_code == 0
+    assert lorsa("store", "verify", "acts").exit_code == 0
+    before = digests(tmp_path / "acts")
+    name = "layers/1/attn_in/c/3/0/0"
+    data = bytearray((tmp_path / "acts" / name).read_bytes())
+    data[100] ^= 1
+    (tmp_path / "acts" / name).write_bytes(data)
+    assert lorsa("store", "verify", "acts").exit_code == 0  # sizes are right
+    found = lorsa("store", "verify", "acts", "--full")
+    assert found.exit_code == 1
+    assert f"{name} is damaged (checksum); its shard can be written again" in found.stdout
+    result = lorsa("store", "verify", "acts", "--full", "--json")
+    assert result.exit_code == 1
+    verified = json.loads(result.stdout)
+    assert [damage["path"] for damage in verified["damages"]] == [name]
+    repaired = lorsa(*shlex.split(verified["next"])[1:], "--json")
+    assert repaired.exit_code == 0
+    info = json.loads(lorsa("store", "info", "acts", "--json").stdout)
+    assert (info["complete"], info["n_missing_shards"]) == (False, 1)
+    assert "is unfinished" in _one_line_error(lorsa("train", "--store", "acts"))
+    assert info["next"] == json.loads(repaired.stdout)["next"]
+    assert f"next: {info['next']}\n" in lorsa("store", "info", "acts").stdout
+    again = json.loads(lorsa(*shlex.split(info["next"])[1:], "--json").stdout)
+    assert again["tokens_per_second"] > 0
+    assert digests(tmp_path / "acts") == before
+    assert lorsa("store", "verify", "acts", "--full").exit_code == 0
+
+
+def test_layers_are_removed_and_the_rest_trains(
+    lorsa: Lorsa, harvest_args: list[object], tmp_path: Path
+) -> None:
+    assert lorsa(*harvest_args, "--layers", "0-2").exit_code == 0
+    result = json.loads(lorsa("store", "rm", "acts", "--layers", "0,2", "--json").stdout)
+    assert (result["removed"], result["layers"]) == ([0, 2], [1])
+    assert "has no layers but 1" in _one_line_error(lorsa("store", "rm", "acts", "--layers", "1"))
+    trained = lorsa("train", "--store", "acts", "--top-k", 6, "--batch-tokens", 4 * N_CTX)
+    assert trained.exit_code == 0
+    again = json.loads(lorsa(*harvest_args, "--layers", "1", "--json").stdout)
+    assert again["tokens_per_second"] == 0
+    assert "holds another harvest" in _one_line_error(lorsa(*harvest_args, "--layers", "0-2"))
+
+
+def test_stores_are_merged_and_trained_on(
+    lorsa: Lorsa, harvest_args: list[object], tmp_path: Path
+) -> None:
+    (tmp_path / "other.txt").write_text("no other words than these stand here " * 200)
+    assert lorsa(*harvest_args, "--layers", "1", "--store", "a").exit_code == 0
+    args = [*harvest_args, "--layers", "1", "--data", "other.txt", "--store", "b"]
+    assert lorsa(*args, "--tokens", 20 * N_CTX).exit_code == 0
+    merge = ["store", "merge", "a", "b", "--out", "acts"]
+    table = lorsa(*merge)
+    assert "80 sequences" in table.stdout, table.output
+    merged = json.loads(lorsa(*merge, "--json").stdout)
+    assert merged["n_tokens"] == 80 * N_CTX
+    assert lorsa("store", "verify", "acts", "--full").exit_code == 0
+    trained = lorsa("train", "--store", "acts", "--top-k", 6, "--batch-tokens", 4 * N_CTX)
+    assert trained.exit_code == 0, trained.output
+    error = _one_line_error(lorsa(*harvest_args, "--layers", "1"))
+    assert "acts holds another harvest (data was" in error
+    assert "such as" in _one_line_error(lorsa("store", "merge", "a", "a", "--out", "c"))
+    assert not (tmp_path / "c").exists()
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
@@ -274,13 +342,23 @@ def test_train_refuses_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "command", [["train", "--store"], ["store", "info"], ["eval", "r", "--store"]]
+    "command",
+    [
+        ["train", "--store"],
+        ["store", "info"],
+        ["store", "verify"],
+        ["store", "verify", "--repair"],
+        ["store", "rm", "--layers", "1"],
+        ["store", "merge", "--out", "out", "acts"],
+        ["eval", "r", "--store"],
+    ],
 )
 def test_a_folder_that_is_no_store_is_one_line(
     lorsa: Lorsa, command: list[str], tmp_path: Path, store_folder: Path, trained: Path
 ) -> None:
     command = [str(trained) if part == "r" else part for part in command]
     (tmp_path / "folder").mkdir()
+    (tmp_path / "acts").symlink_to(store_folder)
     assert "does not exist" in _one_line_error(lorsa(*command, "nowhere"))
     assert "is no activation store" in _one_line_error(lorsa(*command, "folder"))
 
@@ -351,6 +429,8 @@ def test_every_command_shows_an_example() -> None:
     group: Any = typer.main.get_command(cli.app)
     for name in ("harvest", "train", "eval"):
         assert "Example: lorsa" in (group.commands[name].help or "")
+    for command in group.commands["store"].commands.values():
+        assert "Example: lorsa store" in (command.help or "")
 
 
 @pytest.mark.parametrize("layers", ["1"])

@@ -1,0 +1,115 @@
+"""`lorsa store rm`: take layers out of a store and give their bytes back."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .errors import StoreError
+from .folder import Folder, look
+from .journal import JournalWriter, Lock, write_table
+from .layers import choose_layers, spell_layers
+from .manifest import MANIFEST, PLAN, write_atomically
+from .verify import leftovers
+from .writer import is_begun
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def remove_layers(root: Path, layers: str) -> dict[str, Any]:
+    """Take layers out of a store; what remains is as if they had never been harvested.
+
+    The metadata goes first, then the files. Killed in between, the store opens, and the same call
+    ends the removal. On a full disk the files have to go first.
+
+    Args:
+        root: folder of the store, finished or not.
+        layers: as `choose_layers` reads them.
+
+    Returns:
+        JSON-able: the layers that were removed and those that remain, the bytes that were freed.
+
+    Raises:
+        StoreError: no store, a layer that is not there, no layer would remain, or the store is
+            being written or cannot be.
+    """
+    look(root)
+    lock = Lock(root)
+    try:
+        folder = look(root)  # another process may have been quicker
+        chosen = _choose(folder, layers)
+        n_bytes = sum(_n_bytes(room) for room in _rooms(root, chosen))
+        try:
+            _forget(folder, chosen)
+        except (OSError, StoreError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in _FULL:
+                raise
+            _delete(root, chosen)
+            _forget(folder, chosen)
+        _delete(root, chosen)
+    except OSError as error:
+        raise StoreError(
+            f"layers {layers} of {root} cannot be removed ({error.strerror}); the same command "
+            "goes on from here"
+        ) from None
+    finally:
+        lock.release()
+    remaining = sorted(set(folder.manifest.layers) - set(chosen))
+    return {"store": str(root), "removed": chosen, "layers": remaining, "n_bytes": n_bytes}
+
+
+def _choose(folder: Folder, layers: str) -> list[int]:
+    """Return the layers to remove: of the store, or what an earlier removal has left."""
+    root, manifest = folder.root, folder.manifest
+    have = {int(name.split("/")[1]) for name in leftovers(root, manifest)} | set(manifest.layers)
+    try:
+        chosen = choose_layers(layers, sorted(have), where=str(root))
+    except ValueError as error:
+        raise StoreError(str(error)) from None
+    if not set(manifest.layers) - set(chosen):
+        raise StoreError(
+            f"{root} has no layers but {spell_layers(chosen)}; to remove the whole store, delete "
+            "its folder"
+        )
+    for room in _rooms(root, chosen):
+        if not room.resolve().is_relative_to(root.resolve()):
+            raise StoreError(
+                f"{room} is a link that leads out of the store; delete what it points to and the "
+                "link yourself, then run the same command"
+            )
+    return chosen
+
+
+def _forget(folder: Folder, layers: Iterable[int]) -> None:
+    """Take layers out of plan, manifest, journal and table, in this order; OSError if one fails."""
+    root = folder.root
+    gone = {f"layers/{layer}" for layer in layers}
+    keep = {n: facts for n, facts in folder.manifest.layers.items() if f"layers/{n}" not in gone}
+    text = replace(folder.manifest, layers=keep).to_json()
+    for name, is_there in ((PLAN, is_begun(root)), (MANIFEST, folder.complete)):
+        if is_there:
+            write_atomically(root / name, text)
+    dropped = {key for key in folder.entries if os.path.dirname(key[1]) in gone}
+    if dropped:
+        JournalWriter(root).drop(dropped)
+        if folder.complete:
+            write_table(root, [e for key, e in folder.entries.items() if key not in dropped])
+
+
+def _delete(root: Path, layers: Iterable[int]) -> None:
+    for room in _rooms(root, layers):
+        shutil.rmtree(room)
+
+
+def _rooms(root: Path, layers: Iterable[int]) -> list[Path]:
+    """Return the folders of layers that are there, the ones that tell of a removal last."""
+    rooms = [root / kind / str(layer) for layer in layers for kind in ("weights", "layers")]
+    return [room for room in rooms if room.exists() or room.is_symlink()]
+
+
+def _n_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,292 @@
+"""`lorsa store merge`: one store of several, of the same model and layers but different text.
+
+The sequences for training come first, store by store, then the held-out ones: what was held out
+stays held out. Every array is read and written sequence by sequence, in its logical dtype, so the
+values are the same to the bit. Document numbers are shifted.
+"""
+
+import hashlib
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .encoding import to_disk
+from .errors import StoreError
+from .journal import Entry
+from .layout import ArraySpec, attn_in, attn_out, layer_arrays, norms
+from .manifest import MANIFEST, PLAN, Manifest, read_manifest
+from .reader import ActivationStore
+from .shard import ShardWriter
+from .verify import Checked
+from .writer import StoreWriter, is_begun, is_complete, require_free
+
+READ_BYTES = 64 << 20
+"""Held of one array at a time."""
+SAME = ("n_ctx", "d_model", "dtype", "compression", "outputs")
+SAME_MODEL = ("id", "revision", "dtype")
+SAME_CORPUS = ("packing", "bos")
+
+Report = Callable[[Checked], None]
+
+
+class _Row(NamedTuple):
+    """Where the sequences of a merged store come from, in its order."""
+
+    store: npt.NDArray[np.int64]
+    """Number of the store, [n_seq]"""
+    seq: npt.NDArray[np.int64]
+    """Sequence in that store, [n_seq]"""
+
+
+def merge_stores(
+    roots: Sequence[Path], out: Path, *, report: Report = lambda event: None
+) -> dict[str, Any]:
+    """Write a new store with the sequences of others, which stay as they are.
+
+    The same call goes on where an earlier one was stopped.
+
+    Args:
+        roots: two finished stores or more.
+        out: a new folder.
+        report: is told how far it is.
+
+    Returns:
+        JSON-able: what the new store is.
+
+    Raises:
+        StoreError: a store cannot be read, they do not fit each other, they share sequences, or
+            the new one cannot be written.
+    """
+    if len(roots) < 2:
+        raise StoreError(f"to merge takes two stores or more; {len(roots)} given")
+    stores = [ActivationStore.open(root) for root in roots]
+    for other in stores[1:]:
+        _require_same(stores[0], other)
+    rows, n_train = _order(stores)
+    manifest = _manifest(stores, n_train)
+    if is_complete(out):
+        _require_same_merge(out, MANIFEST, manifest)
+    else:
+        with _writer(stores, out, rows, manifest) as writer:
+            _write(stores, rows, writer, report)
+    return _result(stores, ActivationStore.open(out))
+
+
+def _require_same(a: ActivationStore, b: ActivationStore) -> None:
+    """Raise StoreError, naming the field, unless two stores can be one."""
+    first, second = a.manifest, b.manifest
+    facts = [(name, getattr(first, name), getattr(second, name)) for name in SAME]
+    facts.append(("layers", a.layers, b.layers))
+    facts += [(f"model {n}", first.model.get(n), second.model.get(n)) for n in SAME_MODEL]
+    facts += [(f"corpus {n}", first.corpus.get(n), second.corpus.get(n)) for n in SAME_CORPUS]
+    facts.append(("tokenizer", first.tokenizer, second.tokenizer))
+    for name, one, other in facts:
+        if one != other:
+            raise StoreError(
+                f"{a.root} and {b.root} cannot be merged: {name} is {_short(one)} and "
+                f"{_short(other)}"
+            )
+    for layer in a.layers:
+        if first.layers[layer].get("geometry") != second.layers[layer].get("geometry"):
+            raise _unlike(a, b, f"the geometry of layer {layer}")
+        one, other = a.weights(layer), b.weights(layer)
+        if one.keys() != other.keys() or not all(torch.equal(one[n], other[n]) for n in one):
+            raise _unlike(a, b, f"a weight of layer {layer}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:56] + " ..."
+
+
+def _unlike(a: ActivationStore, b: ActivationStore, what: str) -> StoreError:
+    return StoreError(f"{a.root} and {b.root} cannot be merged: {what} differs; same model?")
+
+
+def _order(stores: list[ActivationStore]) -> tuple[_Row, int]:
+    """Return where each sequence comes from, and how many are for training."""
+    parts = [(i, s.train_seqs) for i, s in enumerate(stores)]
+    n_train = sum(len(seqs) for _, seqs in parts)
+    parts += [(i, s.held_out_seqs) for i, s in enumerate(stores)]
+    of_store = np.concatenate([np.full(len(seqs), i) for i, seqs in parts])
+    return _Row(of_store, np.concatenate([seqs for _, seqs in parts])), n_train
+
+
+def _manifest(stores: list[ActivationStore], n_train: int) -> Manifest:
+    """Return the facts of the merged store.
+
+    Held out are the shards from the first that has a held-out sequence: what was held out is never
+    trained on. Shards are the largest of any store that hold out little besides.
+    """
+    parts = [store.manifest for store in stores]
+    n_seq = sum(part.n_seq for part in parts)
+    sizes = sorted({part.shard_seqs for part in parts}, reverse=True)
+    shard_seqs = next((n for n in sizes if n <= n_train and n_train % n <= n_seq - n_train), 1)
+    merged = [str(store.root) for store in stores]
+    first = parts[0]
+    corpus = first.corpus | {
+        "data": " + ".join(str(part.corpus.get("data")) for part in parts),
+        "n_documents": sum(len(store.document_names()) for store in stores),
+        "tokens_sha256": None,
+    }
+    return replace(
+        first,
+        uuid=str(uuid.uuid4()),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        corpus=corpus,
+        request=first.request | {"data": corpus["data"], "tokens": None, "merged": merged},
+        n_seq=n_seq,
+        shard_seqs=shard_seqs,
+        held_out_shards=tuple(range(n_train // shard_seqs, -(-n_seq // shard_seqs))),
+    )
+
+
+def _writer(
+    stores: list[ActivationStore], out: Path, rows: _Row, manifest: Manifest
+) -> StoreWriter:
+    """Begin the new store, or go on with it."""
+    if is_begun(out):
+        _require_same_merge(out, PLAN, manifest)
+        return StoreWriter.resume(out)
+    require_free(out)
+    _require_room(stores, out)
+    tokens = _gather([store.tokens(range(store.manifest.n_seq)) for store in stores], rows)
+    _require_disjoint(stores, rows, tokens)
+    documents: list[Tensor] = []
+    names: list[str] = []
+    for store in stores:
+        documents.append(store.documents(range(store.manifest.n_seq)) + len(names))
+        names += store.document_names()
+    digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+    return StoreWriter.create(
+        out,
+        replace(manifest, corpus=manifest.corpus | {"tokens_sha256": digest}),
+        tokens=tokens,
+        documents=_gather(documents, rows),
+        document_names=names,
+        weights={layer: stores[0].weights(layer) for layer in stores[0].layers},
+    )
+
+
+def _require_same_merge(out: Path, name: str, manifest: Manifest) -> None:
+    """Raise StoreError unless a folder holds this very merge."""
+    begun = read_manifest(out / name)
+    corpus = begun.corpus | {"tokens_sha256": None}
+    own = replace(begun, corpus=corpus, uuid=manifest.uuid, created=manifest.created)
+    if own != manifest:
+        raise StoreError(f"{out} holds another store; choose another --out, or delete it")
+
+
+def _require_room(stores: list[ActivationStore], out: Path) -> None:
+    needed = sum(entry.n_bytes for store in stores for entry in store.entries)
+    parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise StoreError(
+            f"the merged store takes {needed:,} bytes and {free:,} are free at {parent}; make "
+            "room, or choose another --out"
+        )
+
+
+def _require_disjoint(stores: list[ActivationStore], rows: _Row, tokens: Tensor) -> None:
+    """Raise StoreError if a sequence of token ids is in two stores."""
+    seen: dict[bytes, int] = {}
+    shared: list[tuple[int, int]] = []
+    for row, ids in enumerate(tokens.numpy()):
+        digest = hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
+        other = seen.setdefault(digest, row)
+        if rows.store[other] != rows.store[row]:
+            shared.append((other, row))
+    if shared:
+        places = [f"{rows.seq[r]} of {stores[rows.store[r]].root}" for r in shared[0]]
+        raise StoreError(
+            f"the stores share {len(shared):,} sequences, such as {' and '.join(places)}; only "
+            "stores of different text can be merged"
+        )
+
+
+def _gather(parts: list[Tensor], rows: _Row) -> Tensor:
+    """Return sequences of several stores in the order of the merged one."""
+    first = np.cumsum([0, *[len(part) for part in parts]])
+    return torch.cat(parts)[torch.from_numpy(first[rows.store] + rows.seq)]
+
+
+def _write(stores: list[ActivationStore], rows: _Row, writer: StoreWriter, report: Report) -> None:
+    """Write the missing shards and finish the store."""
+    manifest = writer.manifest
+    total = sum(entry.n_bytes for store in stores for entry in store.entries)
+    missing = writer.missing_shards()
+    for n_done, shard in enumerate(missing, start=manifest.n_shards - len(missing)):
+        report(Checked(total * n_done // manifest.n_shards, total))
+        entries = []
+        for layer in stores[0].layers:
+            for spec in layer_arrays(manifest, layer):
+                entries.append(_write_shard(stores, rows, writer, shard, spec))
+        writer.commit(entries)
+    writer.finish()
+    report(Checked(total, total))
+
+
+def _write_shard(
+    stores: list[ActivationStore], rows: _Row, writer: StoreWriter, shard: int, spec: ArraySpec
+) -> Entry:
+    """Write one shard of one array, some sequences at a time."""
+    manifest = writer.manifest
+    seqs = manifest.shard_rows(shard)
+    at_once = max(1, READ_BYTES // spec.row_bytes)
+    path = spec.shard_path(writer.root, shard)
+    file = ShardWriter(path, n_chunks=manifest.shard_seqs, codec=spec.codec)
+    try:
+        for first in range(seqs.start, seqs.stop, at_once):
+            part = slice(first, min(first + at_once, seqs.stop))
+            file.append(to_disk(_read(stores, rows, spec.name, part), spec.dtype))
+        done = file.commit()
+    except BaseException:
+        file.discard()
+        raise
+    sums = _sums(stores, rows, spec, slice(seqs.start, seqs.stop))
+    return Entry(shard, spec.name, len(seqs), done.n_bytes, done.crc32c, *sums)
+
+
+def _read(stores: list[ActivationStore], rows: _Row, name: str, part: slice) -> Tensor:
+    """Read a run of the merged store's sequences from the stores that they come from."""
+    of_store, seqs = rows.store[part], rows.seq[part]
+    cuts = np.flatnonzero(np.diff(of_store)) + 1
+    runs = zip(np.split(of_store, cuts), np.split(seqs, cuts), strict=True)
+    return torch.cat([stores[of[0]].read(name, run) for of, run in runs])
+
+
+def _sums(
+    stores: list[ActivationStore], rows: _Row, spec: ArraySpec, part: slice
+) -> tuple[float, float]:
+    """Return the sums of norms and of their squares that belong to a shard of an array."""
+    room = spec.name.rpartition("/")[0]
+    layer = int(room.rpartition("/")[2])
+    columns = {attn_in(layer): 0, attn_out(layer): 1}
+    if spec.name not in columns:
+        return 0.0, 0.0
+    norm = _read(stores, rows, norms(layer), part)[..., columns[spec.name]].double()
+    return norm.sum().item(), norm.square().sum().item()
+
+
+def _result(stores: list[ActivationStore], merged: ActivationStore) -> dict[str, Any]:
+    manifest = merged.manifest
+    return {
+        "store": str(merged.root),
+        "merged": [str(store.root) for store in stores],
+        "layers": merged.layers,
+        "n_seq": manifest.n_seq,
+        "n_tokens": manifest.n_seq * manifest.n_ctx,
+        "n_held_out_tokens": len(merged.held_out_seqs) * manifest.n_ctx,
+        "n_shards": manifest.n_shards,
+        "n_bytes": sum(entry.n_bytes for entry in merged.entries),
+    }

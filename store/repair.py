@@ -1,0 +1,146 @@
+"""`lorsa store verify`: say what is wrong with a store and, if asked, mend what can be.
+
+Damaged shards are dropped from the journal and from shards.parquet and the manifest is taken away:
+the store is unfinished again, and the same `lorsa harvest` command writes these shards and no
+others. No file of a shard is removed before another takes its place. Killed at any moment, the same
+command mends what is left.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from .errors import StoreError
+from .folder import going_on, text_names
+from .journal import (
+    Entry,
+    JournalWriter,
+    Key,
+    Lock,
+    damaged_files,
+    rewrite_journal,
+    salvage_journal,
+    write_table,
+)
+from .manifest import MANIFEST, PLAN, read_manifest, sync, write_atomically
+from .reader import why_not_a_store
+from .schema import metadata
+from .verify import Report, Verification, check
+from .writer import StoreWriter, is_begun, is_complete
+
+
+def verify_store(
+    root: Path, *, full: bool = False, repair: bool = False, report: Report = lambda event: None
+) -> dict[str, Any]:
+    """Return everything that is wrong with a store as JSON-able data; mend it if asked.
+
+    Args:
+        root: its folder.
+        full: read every byte and compare checksums; without it, presence, sizes and metadata.
+        repair: drop damaged shards, and rewrite what follows from the rest.
+        report: is told how far the reading is.
+
+    Raises:
+        StoreError: no store, one of another format version, or it cannot be written.
+    """
+    if not is_complete(root) and not is_begun(root):
+        raise StoreError(why_not_a_store(root))
+    if not repair:
+        return _result(root, check(root, full=full, report=report), mended=False)
+    lock = Lock(root)
+    try:
+        found = check(root, full=full, report=report)
+        mended = all(damage.fix != "none" for damage in found.damages)
+        if mended and (found.damages or not found.complete):
+            _mend(root, found, lock)
+    except OSError as error:
+        raise StoreError(
+            f"{root} cannot be repaired ({error.strerror}); nothing is lost: make room and run "
+            "the same command again"
+        ) from None
+    finally:
+        lock.release()
+    return _result(root, found, mended=mended)
+
+
+def _mend(root: Path, found: Verification, lock: Lock) -> None:
+    """Bring metadata and index to what is whole; finish the store if that is everything."""
+    manifest = found.manifest
+    if not _says(root / PLAN, found):
+        write_atomically(root / PLAN, manifest.to_json())
+    _mend_metadata(root, found)
+    _mend_journal(root, found)
+    writer = StoreWriter(root, manifest, lock)
+    if not writer.missing_shards():
+        writer.finish()
+    elif found.complete:
+        write_table(root, _kept(found).values())
+        (root / MANIFEST).unlink()
+        sync(root)
+
+
+def _says(path: Path, found: Verification) -> bool:
+    try:
+        return read_manifest(path) == found.manifest
+    except StoreError:
+        return False
+
+
+def _kept(found: Verification) -> dict[Key, Entry]:
+    """Return the files that are still counted on: all but the activations of damaged shards."""
+    dropped, given = set(found.damaged_shards), text_names(found.manifest)
+    return {
+        key: entry
+        for key, entry in found.entries.items()
+        if entry.shard not in dropped or entry.array in given
+    }
+
+
+def _mend_metadata(root: Path, found: Verification) -> None:
+    contents = metadata(found.manifest)
+    for damage in found.damages:
+        if damage.path in contents:
+            path = root / damage.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, contents[damage.path])
+
+
+def _mend_journal(root: Path, found: Verification) -> None:
+    """Make the journal tell of the files that are whole, and of no others."""
+    for path in damaged_files(root):
+        rewrite_journal(path)
+    keep = _kept(found)
+    told = salvage_journal(root)
+    journal = JournalWriter(root)
+    if gone := set(told) - set(keep):
+        journal.drop(gone)
+    if new := [entry for key, entry in keep.items() if told.get(key) != entry]:
+        journal.commit(new)
+
+
+def _result(root: Path, found: Verification, *, mended: bool) -> dict[str, Any]:
+    complete = is_complete(root)
+    ok = not found.damages and found.complete
+    return {
+        "store": str(root),
+        "ok": ok or mended,
+        "full": found.full,
+        "complete": complete,
+        "n_shards": found.manifest.n_shards,
+        "n_missing_shards": len(found.missing),
+        "n_files": len(found.entries),
+        "n_bytes": sum(entry.n_bytes for entry in found.entries.values()),
+        "damages": [damage._asdict() for damage in found.damages],
+        "dropped_shards": found.damaged_shards if mended else [],
+        "repaired": mended and bool(found.damages),
+        "leftovers": found.leftovers,
+        "next": _next(root, found, complete=complete, mended=mended),
+    }
+
+
+def _next(root: Path, found: Verification, *, complete: bool, mended: bool) -> str | None:
+    """Return what to type, None if there is nothing to do."""
+    if any(damage.fix == "none" for damage in found.damages):
+        return None
+    if found.damages and not mended:
+        return f"lorsa store verify {root}{' --full' if found.full else ''} --repair"
+    return None if complete else going_on(root, found.manifest)

@@ -1,0 +1,97 @@
+"""Whether the Zarr metadata of a store says what its manifest says."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from zarr.storage import MemoryStore
+
+from .encoding import DTYPES
+from .errors import StoreError
+from .layout import all_arrays, create_arrays
+from .manifest import Manifest
+from .shard import CRC_BYTES
+
+METADATA = "zarr.json"
+_MATTERS = (
+    "zarr_format",
+    "node_type",
+    "shape",
+    "data_type",
+    "chunk_grid",
+    "chunk_key_encoding",
+    "codecs",
+    "dimension_names",
+)
+"""Fields without which an array is read wrongly or not found."""
+
+
+def metadata(manifest: Manifest) -> dict[str, bytes]:
+    """Return the zarr.json of every group and sharded array, by its path in the store."""
+    files: dict[str, Any] = {}
+    create_arrays(MemoryStore(files), manifest)
+    contents = {name: buffer.to_bytes() for name, buffer in files.items()}
+    group = contents[METADATA]
+    for folder in ("weights", *[f"weights/{layer}" for layer in manifest.layers]):
+        contents[f"{folder}/{METADATA}"] = group
+    return contents
+
+
+def difference(path: Path, expected: bytes) -> str | None:
+    """Return in what a zarr.json differs from the one that belongs there, None if it does not."""
+    try:
+        found, wanted = json.loads(path.read_bytes()), json.loads(expected)
+    except OSError as error:
+        return "is missing" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
+    except ValueError:
+        return "is damaged"
+    if not isinstance(found, dict):
+        return "is damaged"
+    for field in _MATTERS:
+        if found.get(field) != wanted.get(field):
+            return f"has another {field} than the manifest: {_short(found.get(field))}"
+    attributes = found.get("attributes")
+    if not isinstance(attributes, dict) or not wanted["attributes"].items() <= attributes.items():
+        return f"has other attributes than the manifest: {_short(attributes)}"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 80 else text[:76] + " ..."
+
+
+def weight_problem(folder: Path) -> str | None:
+    """Return what is wrong with a parameter, by its metadata and the size of its one chunk."""
+    try:
+        facts = json.loads((folder / METADATA).read_bytes())
+        n_bytes = math.prod(facts["shape"]) * np.dtype(facts["data_type"]).itemsize + CRC_BYTES
+        chunk = folder.joinpath("c", *["0"] * len(facts["shape"]))
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return "has damaged metadata"
+    if not chunk.is_file():
+        return "has no data"
+    size = chunk.stat().st_size
+    return None if size == n_bytes else f"has {size:,} bytes instead of {n_bytes:,}"
+
+
+def require_shapes(root: Path, manifest: Manifest) -> None:
+    """Raise StoreError unless every array has the shape and data type of the manifest; quick."""
+    for name, spec in all_arrays(manifest).items():
+        path = root / name / METADATA
+        try:
+            found = json.loads(path.read_bytes())
+            facts = found["shape"], found["data_type"]
+        except (OSError, ValueError, KeyError, TypeError):
+            facts = None
+        expected = [manifest.n_seq, *spec.row_shape], DTYPES[spec.dtype].disk
+        if facts != expected:
+            has = "cannot be read" if facts is None else f"says {facts[0]} {facts[1]}"
+            raise StoreError(
+                f"{path} {has}; the manifest says {expected[0]} {expected[1]}: "
+                f"see lorsa store verify {root}"
+            )

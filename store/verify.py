@@ -1,0 +1,295 @@
+"""Whether a store is whole: every damage it has, not only the first.
+
+The quick look compares presence, sizes and Zarr metadata with the manifest and shards.parquet (in
+an unfinished store, the journal); the full one reads every byte and compares its checksum.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import google_crc32c
+import numpy as np
+
+from .errors import FormatVersionError, StoreError
+from .folder import file_size, text_names
+from .journal import TABLE, Entry, Key, damaged_files, read_table, salvage_journal
+from .layers import spell_layers
+from .layout import DOCUMENTS, all_arrays, read_documents, read_whole
+from .manifest import MANIFEST, PLAN, Manifest, read_manifest
+from .reader import why_not_a_store
+from .schema import difference, metadata, weight_problem
+from .writer import is_complete
+
+BLOCK_BYTES = 4 << 20
+"""Read at once by each thread."""
+N_THREADS = min(8, os.cpu_count() or 1)
+
+Fix = Literal["harvest", "rewrite", "none"]
+
+
+class Damage(NamedTuple):
+    """One thing that is wrong."""
+
+    path: str
+    """In the store"""
+    problem: str
+    fix: Fix
+    """What mends it: another "harvest" of its shard, a "rewrite" from what else is known, or
+    "none": only a copy does"""
+    shard: int | None = None
+
+
+class Checked(NamedTuple):
+    """How far a full verification is."""
+
+    n_bytes: int
+    total_bytes: int
+
+
+Report = Callable[[Checked], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """What was found."""
+
+    manifest: Manifest
+    complete: bool
+    """Whether manifest.json is there."""
+    full: bool
+    """Whether every byte was read."""
+    entries: dict[Key, Entry]
+    """The files that were committed."""
+    missing: list[int]
+    """Shards that are not all committed, or damaged."""
+    damages: list[Damage]
+    leftovers: list[str]
+    """Folders of layers that a removal cut short has left."""
+
+    @property
+    def damaged_shards(self) -> list[int]:
+        """Shards to harvest again, ascending."""
+        shards = {d.shard for d in self.damages if d.fix == "harvest" and d.shard is not None}
+        return sorted(shards)
+
+
+def check(root: Path, *, full: bool, report: Report = lambda event: None) -> Verification:
+    """Look for everything that is wrong with a store.
+
+    Args:
+        root: its folder.
+        full: also read every byte.
+        report: is told how far the reading is.
+
+    Raises:
+        StoreError: no store, one of another format version, or one that says nothing of itself.
+    """
+    damages: list[Damage] = []
+    manifest = _facts(root, damages)
+    complete = is_complete(root)
+    entries = _index(root, complete, damages)
+    damages += _metadata_damages(root, manifest)
+    damages += _text_and_weights_damages(root, manifest, full=full)
+    whole: dict[Key, Entry] = {}
+    for key, damage in _file_damages(root, manifest, entries, complete=complete):
+        if damage is None:
+            whole[key] = entries[key]
+        else:
+            damages.append(damage)
+    if full:
+        damages += _checksum_damages(root, manifest, whole, report)
+    lost = {damage.shard for damage in damages}
+    arrays = all_arrays(manifest)
+    missing = [
+        shard
+        for shard in range(manifest.n_shards)
+        if shard in lost or not all((shard, name) in whole for name in arrays)
+    ]
+    return Verification(
+        manifest=manifest,
+        complete=complete,
+        full=full,
+        entries=entries,
+        missing=missing,
+        damages=damages,
+        leftovers=leftovers(root, manifest),
+    )
+
+
+def leftovers(root: Path, manifest: Manifest) -> list[str]:
+    """Return folders of layers that are not, or no longer, in the store."""
+    known = {str(layer) for layer in manifest.layers}
+    return [
+        f"{room}/{path.name}"
+        for room in ("layers", "weights")
+        if (root / room).is_dir()
+        for path in sorted((root / room).iterdir())
+        if path.name.isdecimal() and path.name not in known
+    ]
+
+
+def _facts(root: Path, damages: list[Damage]) -> Manifest:
+    """Return the manifest, or the plan, which says the same."""
+    found: dict[str, Manifest] = {}
+    errors: list[StoreError] = []
+    there = [name for name in (MANIFEST, PLAN) if (root / name).exists()]
+    if not there:
+        raise StoreError(why_not_a_store(root))
+    for name in there:
+        try:
+            found[name] = read_manifest(root / name)
+        except FormatVersionError:
+            raise
+        except StoreError as error:
+            errors.append(error)
+            damages.append(Damage(name, "cannot be read", "rewrite"))
+    if not found:
+        raise errors[0]
+    if len(found) == 2 and found[MANIFEST] != found[PLAN]:
+        damages.append(_disagreement(root, found[MANIFEST], found[PLAN]))
+    return next(iter(found.values()))
+
+
+def _disagreement(root: Path, manifest: Manifest, plan: Manifest) -> Damage:
+    different = [
+        name for name in Manifest.__slots__ if getattr(manifest, name) != getattr(plan, name)
+    ]
+    removed = sorted(set(manifest.layers) - set(plan.layers))
+    if different == ["layers"] and removed:
+        rest = f"lorsa store rm {root} --layers {spell_layers(removed)}"
+        text = f"still has layers that were being removed: end that with {rest}"
+    else:
+        text = f"says another {', '.join(different)} than {PLAN}; delete the one that is wrong"
+    return Damage(MANIFEST, text, "none")
+
+
+def _index(root: Path, complete: bool, damages: list[Damage]) -> dict[Key, Entry]:
+    """Return the committed files, of shards.parquet or else of the journal."""
+    for path in damaged_files(root):
+        damages.append(Damage(_name(root, path), "has a line that cannot be read", "rewrite"))
+    if complete:
+        try:
+            return {(entry.shard, entry.array): entry for entry in read_table(root)}
+        except StoreError:
+            problem = "cannot be read" if (root / TABLE).exists() else "is missing"
+            damages.append(Damage(TABLE, problem, "rewrite"))
+    return salvage_journal(root)
+
+
+def _metadata_damages(root: Path, manifest: Manifest) -> Iterator[Damage]:
+    for name, content in metadata(manifest).items():
+        problem = difference(root / name, content)
+        if problem is not None:
+            yield Damage(name, problem, "rewrite")
+
+
+def _text_and_weights_damages(root: Path, manifest: Manifest, *, full: bool) -> Iterator[Damage]:
+    """Yield what is wrong with what no harvest makes again."""
+    try:
+        n_names, n_known = len(read_documents(root)), manifest.corpus.get("n_documents")
+        if n_known not in (None, n_names):
+            yield Damage(DOCUMENTS, f"names {n_names} documents of {n_known}", "none")
+    except StoreError:
+        problem = "cannot be read" if (root / DOCUMENTS).exists() else "is missing"
+        yield Damage(DOCUMENTS, problem, "none")
+    for layer, facts in manifest.layers.items():
+        for weight in facts["weights"]:
+            name = f"weights/{layer}/{weight}"
+            found = weight_problem(root / name)
+            if found is None and full:
+                found = _weight_damage(root, name)
+            if found is not None:
+                yield Damage(name, found, "none")
+
+
+def _weight_damage(root: Path, name: str) -> str | None:
+    try:
+        read_whole(root, name)
+    except StoreError:
+        return "is damaged"
+    return None
+
+
+def _file_damages(
+    root: Path, manifest: Manifest, entries: dict[Key, Entry], *, complete: bool
+) -> Iterator[tuple[Key, Damage | None]]:
+    """Yield every file that should be there, with what is wrong with it."""
+    given = text_names(manifest)
+    for shard in range(manifest.n_shards):
+        n_seq = len(manifest.shard_rows(shard))
+        for name, spec in all_arrays(manifest).items():
+            entry = entries.get((shard, name))
+            path = spec.shard_path(root, shard)
+            if entry is None and not complete and name not in given:
+                continue  # not harvested yet
+            problem = _problem(path, entry, n_seq)
+            if problem is None:
+                yield (shard, name), None
+            else:
+                fix: Fix = "none" if name in given else "harvest"
+                yield (shard, name), Damage(_name(root, path), problem, fix, shard)
+
+
+def _problem(path: Path, entry: Entry | None, n_seq: int) -> str | None:
+    size = file_size(path)
+    if size is None:
+        return "is missing"
+    if entry is None:
+        return f"is in no row of {TABLE}"
+    if size != entry.n_bytes:
+        return f"has {size:,} bytes instead of {entry.n_bytes:,}"
+    if entry.n_seq != n_seq:
+        return f"has {entry.n_seq} sequences instead of {n_seq} in {TABLE}"
+    return None
+
+
+def _checksum_damages(
+    root: Path, manifest: Manifest, whole: dict[Key, Entry], report: Report
+) -> Iterator[Damage]:
+    """Read every file in threads, which move bytes only, and yield those that are damaged."""
+    arrays, given = all_arrays(manifest), text_names(manifest)
+    total = sum(entry.n_bytes for entry in whole.values())
+    n_done = 0
+    report(Checked(0, total))
+    pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="lorsa-verify")
+    try:
+        reads = {
+            pool.submit(file_crc32c, arrays[name].shard_path(root, shard)): entry
+            for (shard, name), entry in whole.items()
+        }
+        for read in as_completed(reads):
+            entry = reads[read]
+            path = arrays[entry.array].shard_path(root, entry.shard)
+            problem = _read_problem(read, entry)
+            if problem is not None:
+                fix: Fix = "none" if entry.array in given else "harvest"
+                yield Damage(_name(root, path), problem, fix, entry.shard)
+            n_done += entry.n_bytes
+            report(Checked(n_done, total))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_problem(read: Future[int], entry: Entry) -> str | None:
+    try:
+        return None if read.result() == entry.crc32c else "is damaged (checksum)"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def file_crc32c(path: Path) -> int:
+    """Return the checksum of a file, read block by block."""
+    block = np.empty(BLOCK_BYTES, dtype=np.uint8)
+    crc = 0
+    with path.open("rb", buffering=0) as file:
+        while n_read := file.readinto(block.data):
+            crc = google_crc32c.extend(crc, block[:n_read])
+    return crc
+
+
+def _name(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()

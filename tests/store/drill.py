@@ -1,0 +1,91 @@
+"""Writes small stores again and again, each time in a process that is killed at a random moment.
+
+    python drill.py FOLDER SEED N_KILLS
+
+Prints one JSON object: how many processes were killed, in which stage each was, and the stores that
+were finished in spite of it. Processes are forked from one that has loaded torch but computed
+nothing, which costs milliseconds.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from lorsa.store import ActivationStore, StoreWriter, is_begun, is_complete
+from small import create, fill, make_manifest
+
+
+def write(root: Path) -> None:
+    """Begin a store or go on with it, as a harvest does."""
+    with StoreWriter.resume(root) if is_begun(root) else create(root, make_manifest()) as writer:
+        fill(writer)
+        writer.finish()
+
+
+def start(root: Path) -> int:
+    """Write in a process of its own and return its id."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            write(root)
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def kill(child: int, after_s: float) -> bool:
+    """Kill a process after some time and tell whether it was still at work."""
+    time.sleep(after_s)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0, "the writer failed"
+        return False
+    return True
+
+
+def write_whole(root: Path) -> float:
+    """Write without a kill and return how long it took, seconds."""
+    started = time.monotonic()
+    _, status = os.waitpid(start(root), 0)
+    assert status == 0, "the writer failed"
+    return time.monotonic() - started
+
+
+def stage(root: Path) -> str:
+    """Say how far a store had come."""
+    if is_complete(root):
+        return "complete"
+    if not is_begun(root):
+        return "begin"
+    with StoreWriter.resume(root) as writer:
+        return "shards" if writer.missing_shards() else "finish"
+
+
+def main(folder: Path, seed: int, n_kills: int) -> None:
+    """Kill so many processes, and finish every store that they worked on."""
+    moments = random.Random(seed)
+    whole_s = write_whole(folder / "never-killed")
+    stages: list[str] = []
+    finished: list[str] = []
+    while len(stages) < n_kills:
+        root = folder / f"store{len(finished)}"
+        while len(stages) < n_kills and kill(start(root), moments.uniform(0, whole_s)):
+            stages.append(stage(root))
+        if not is_complete(root):
+            write_whole(root)
+        ActivationStore.open(root)
+        finished.append(root.name)
+    print(json.dumps({"stages": stages, "finished": finished}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

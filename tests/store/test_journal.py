@@ -1,0 +1,200 @@
+"""The journal and shards.parquet: what was committed, or an error that says so."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lorsa.store import ActivationStore, StoreError, StoreWriter
+from lorsa.store.journal import (
+    Entry,
+    JournalWriter,
+    Lock,
+    read_journal,
+    read_table,
+    salvage_journal,
+    write_table,
+)
+from small import create, fill, make_manifest
+
+SUMS = st.floats(0, 1e30, allow_nan=False)
+ENTRIES = st.lists(
+    st.builds(
+        Entry,
+        shard=st.integers(0, 2**31 - 1),
+        array=st.sampled_from(["tokens", "layers/0/attn_in", "layers/27/norms"]),
+        n_seq=st.integers(0, 2**31 - 1),
+        n_bytes=st.integers(0, 2**63 - 1),
+        crc32c=st.integers(0, 2**32 - 1),
+        norm_sum=SUMS,
+        square_sum=SUMS,
+    ),
+    unique_by=lambda entry: (entry.shard, entry.array),
+    max_size=6,
+)
+
+
+def _entry(shard: int, array: str = "layers/0/attn_in", **changes: Any) -> Entry:
+    return Entry(shard, array, 4, 100, 7, 1.0, 2.0)._replace(**changes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lines=st.lists(ENTRIES, max_size=3))
+def test_what_is_committed_is_read(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[list[Entry]]
+) -> None:
+    root = tmp_path_factory.mktemp("journal")
+    (root / "journal").mkdir()
+    writer = JournalWriter(root)
+    known: dict[tuple[int, str], Entry] = {}
+    for entries in lines:
+        writer.commit(entries)
+        known |= {(entry.shard, entry.array): entry for entry in entries}
+    assert sorted(read_journal(root)) == sorted(known.values())
+    write_table(root, known.values())
+    assert read_table(root) == sorted(known.values())
+
+
+def test_the_last_writer_is_believed(tmp_path: Path) -> None:
+    """Files had random names: of a shard written twice, either line was believed."""
+    (tmp_path / "journal").mkdir()
+    for n in range(12):
+        JournalWriter(tmp_path).commit([_entry(0, crc32c=n)])
+    assert len(list((tmp_path / "journal").iterdir())) == 12
+    assert [entry.crc32c for entry in read_journal(tmp_path)] == [11]
+
+
+def test_a_journal_of_an_earlier_version_is_read_before_ours(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    JournalWriter(tmp_path, "fedcba987654").commit([_entry(0, crc32c=1)])
+    JournalWriter(tmp_path).commit([_entry(0, crc32c=2)])
+    assert [entry.crc32c for entry in read_journal(tmp_path)] == [2]
+
+
+def test_what_is_dropped_is_gone_until_it_is_committed_again(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    JournalWriter(tmp_path).commit([_entry(0), _entry(1)])
+    JournalWriter(tmp_path).drop([(0, "layers/0/attn_in"), (5, "layers/0/attn_in")])
+    assert [entry.shard for entry in read_journal(tmp_path)] == [1]
+    JournalWriter(tmp_path).commit([_entry(0, crc32c=9)])
+    assert sorted((e.shard, e.crc32c) for e in read_journal(tmp_path)) == [(0, 9), (1, 7)]
+
+
+def test_a_shard_written_anew_is_forgotten_first(tmp_path: Path) -> None:
+    """Killed between its files and its line, a shard was taken for whole with old checksums."""
+    root = tmp_path / "acts"
+    with create(root, make_manifest()) as writer:
+        fill(writer)
+    (root / "layers/3/attn_in/c/1/0/0").unlink()
+    with StoreWriter.resume(root) as writer, pytest.raises(KeyboardInterrupt):
+        with writer.shard(1):
+            raise KeyboardInterrupt
+    told = {(entry.shard, entry.array) for entry in read_journal(root)}
+    assert (1, "layers/0/attn_in") not in told
+    assert {(1, "tokens"), (0, "layers/0/attn_in")} <= told
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"array": "../../etc/passwd"},
+        {"array": "/etc/passwd"},
+        {"array": "layers/../../x"},
+        {"array": "layers/3/attn_in/../../../../x"},
+        {"array": "layers/3/.."},
+        {"array": "layers/03/attn_in"},
+        {"array": "layers/3/attn_in\n"},
+        {"array": ""},
+        {"array": None},
+        {"shard": -1},
+        {"shard": "0"},
+        {"shard": True},
+        {"n_bytes": -5},
+        {"crc32c": 2**32},
+        {"norm_sum": float("nan")},
+        {"colour": 1},
+    ],
+)
+def test_a_line_that_cannot_be_one_is_damage(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """Above all, no path in an index can lead out of the store."""
+    root = tmp_path / "acts"
+    create(root, make_manifest()).close()
+    with (root / "journal" / "w000001.jsonl").open("a") as file:
+        file.write(json.dumps([_entry(0)._asdict() | fields]) + "\n")
+    with pytest.raises(StoreError, match=r"w000001.jsonl has a damaged line; lorsa store verify"):
+        StoreWriter.resume(root)
+
+
+@pytest.mark.parametrize("array", ["../../x", "/x", "layers/../../x/y", "layers/3/../../y"])
+def test_no_row_of_the_table_leads_out_of_the_store(
+    make_store: Callable[..., Path], array: str
+) -> None:
+    root = make_store()
+    table = pq.read_table(root / "shards.parquet").to_pylist()
+    table[0]["array"] = array
+    pq.write_table(pa.Table.from_pylist(table), root / "shards.parquet")
+    with pytest.raises(StoreError, match=r"shards.parquet cannot be read .*is no name of an array"):
+        ActivationStore.open(root)
+
+
+def test_a_line_torn_in_the_middle_of_the_journal_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "acts"
+    with create(root, make_manifest()) as writer:
+        fill(writer, [0, 1, 2])
+    path = root / "journal" / "w000001.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1][:40] + lines[2])
+    with pytest.raises(StoreError, match=f"damaged line; lorsa store verify {root} --repair"):
+        StoreWriter.resume(root)
+    assert {shard for shard, array in salvage_journal(root) if array == "layers/0/norms"} == {0}
+
+
+def test_a_journal_that_could_not_be_written_has_no_torn_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of a line was once the beginning of the next."""
+    (tmp_path / "journal").mkdir()
+    journal = JournalWriter(tmp_path)
+    journal.commit([_entry(0)])
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", _full)
+        with pytest.raises(StoreError, match="No space left on device.*what was committed is safe"):
+            journal.commit([_entry(1)])
+    journal.commit([_entry(2)])
+    assert [entry.shard for entry in read_journal(tmp_path)] == [0, 2]
+
+
+def _full(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+HOLD = """
+import sys, time, pathlib
+from lorsa.store.journal import Lock
+lock = Lock(pathlib.Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "acts"
+    create(root, make_manifest()).close()
+    child = subprocess.Popen([sys.executable, "-c", HOLD, root], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    with pytest.raises(StoreError, match=f"{root} is being written by another process; wait"):
+        StoreWriter.resume(root)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    StoreWriter.resume(root).close()
+    Lock(root).release()
