@@ -9,7 +9,7 @@ with the definition there, else torch. A path computes in the precision of its i
 also inside an autocast region.
 """
 
-import importlib.util
+import importlib
 import logging
 import os
 from functools import cache
@@ -37,22 +37,25 @@ def choose_path(backend: str, device: str) -> ModuleType:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
-    reason = _why_no_triton(device) if backend in ("auto", "triton") else None
-    if backend == "triton" and reason is not None:
-        raise ValueError(f"backend 'triton' cannot run here: {reason}; use 'torch'")
     path = reference if backend == "reference" else torch_path
-    if backend == "triton" or (backend == "auto" and device == "cuda" and reason is None):
-        path = importlib.import_module(".triton_path", __package__)
+    if backend == "triton" or (backend == "auto" and device == "cuda"):
+        reason = _why_no_triton(device)
+        if reason is None:
+            path = importlib.import_module(".triton_path", __package__)
+        elif backend == "triton":
+            raise ValueError(f"backend 'triton' cannot run here: {reason}; use 'torch'")
     logger.info("sparse attention on %s: backend %s", device, path.__name__.rpartition(".")[2])
     return path
 
 
 def _why_no_triton(device: str) -> str | None:
     """Return why Triton cannot run on a kind of device; None if it can."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {device}, and TRITON_INTERPRET is not 1"
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"the package triton cannot be imported ({error})"
     return None
 
 
@@ -182,7 +185,7 @@ def sparse_topk_attention(
         group = n_ov_heads // q.shape[2]
         options = (select, window is not None, softcap is not None)
         path = _checked(AttentionKind(q.device, q.dtype, q.shape[3], group, n_ov_heads, *options))
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.cuda.device_of(q), torch.autocast(q.device.type, enabled=False):
         acts, ids = path.sparse_topk_attention(
             q,
             k,
@@ -233,6 +236,6 @@ def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor, *, backend: str = "aut
     path = _path_for(backend, acts)
     if backend == "auto" and _is_triton(path):
         path = _checked(DecodeKind(acts.device, acts.dtype))
-    with torch.autocast(acts.device.type, enabled=False):
+    with torch.cuda.device_of(acts), torch.autocast(acts.device.type, enabled=False):
         y_hat: Tensor = path.sparse_decode(acts, ids, W_O)
     return y_hat

@@ -15,7 +15,7 @@ over the kept heads of a QK head:
 (Dao et al. 2022, arXiv:2205.14135, appendix B.4.) Memory besides q, k, v and their gradients is one
 block, so it grows with the sequence and not with its square. Blocks are worked on in buffers that
 are used again, and q, k, v are read where they lie: fresh memory and copies cost as much as the
-products. No atomics and a fixed order: the same input gives the same bits. Half-precision inputs
+products. On a CPU every order is fixed: the same input gives the same bits. Half-precision inputs
 are computed in fp32.
 """
 
@@ -126,7 +126,7 @@ def _select(
 
     A row is cut into columns of a few entries each. Its top_k lie in the top_k columns by maximum,
     so only the entries of these are ranked. torch.topk breaks ties as it likes; a row where that
-    could matter is ranked again by a stable sort.
+    could matter, or with NaN among what is kept, is ranked again by a stable sort.
     """
     n_rows, n_entries = z_pre.shape
     depth = max(1, round(math.sqrt(n_entries / top_k)))  # leaves the fewest to rank
@@ -161,7 +161,7 @@ def _largest(score: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     least = kept.values.amin(dim=1, keepdim=True)
     within = (values >= least).sum(dim=1) > top_k
     beyond = (tops >= least).sum(dim=1) > (columns.values >= least).sum(dim=1)
-    return candidates.gather(1, kept.indices), within | beyond
+    return candidates.gather(1, kept.indices), within | beyond | least[:, 0].isnan()
 
 
 def _heads_first(x: Tensor, n_qk_heads: int) -> Tensor:
@@ -189,7 +189,7 @@ class _SparseTopkAttention(torch.autograd.Function):
         n_ov_heads = v.shape[-1]
         compute = _compute_dtype(q.dtype)
         norm = w_o_norm.to(compute)
-        acts = q.new_empty(batch, seq, top_k, dtype=v.dtype)
+        acts = norm.new_empty(batch, seq, top_k)
         ids = q.new_empty(batch, seq, top_k, dtype=torch.int32)
         scratch = _Scratch(norm)
         for b in range(batch):
@@ -203,17 +203,19 @@ class _SparseTopkAttention(torch.autograd.Function):
                     z[:, h] = torch.bmm(pattern, vh[h, k0:k1], out=part).transpose(0, 1)
                 kept = _select(z.view(q1 - q0, n_ov_heads), norm, top_k, select, scratch)
                 acts[b, q0:q1], ids[b, q0:q1] = kept
+        # not rounded: an error of D does not average out in dq and dk
         ctx.save_for_backward(q, k, v, acts, ids)
         ctx.score, ctx.select = score, select
         ctx.mark_non_differentiable(ids)
-        return acts, ids
+        return acts.to(v.dtype), ids
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, acts, ids = ctx.saved_tensors
         with torch.autocast(q.device.type, enabled=False):
-            d_acts = grads[0] * (acts > 0) if ctx.select == "relu" else grads[0]
+            fired = acts > 0 if ctx.select == "relu" else torch.ones_like(acts, dtype=torch.bool)
+            d_acts = torch.where(fired, grads[0].to(acts.dtype), 0.0)
             dq, dk, dv = _attention_gradients(q, k, v, acts, ids, d_acts, ctx.score)
         return dq, dk, dv, None, None, None, None
 
@@ -224,22 +226,23 @@ def _attention_gradients(
     """Return dq, dk and dv, given the gradient of the kept z, [batch, seq, top_k]."""
     batch, seq, n_qk_heads, _width = q.shape
     n_ov_heads = v.shape[-1]
-    compute = _compute_dtype(q.dtype)
+    group, compute = n_ov_heads // n_qk_heads, _compute_dtype(q.dtype)
     dq, dk, dv = (torch.empty_like(t, dtype=compute) for t in (q, k, v))
-    fired, d_acts = ids.long(), d_acts.to(compute)
-    minus_d = d_acts.new_zeros(batch, seq, n_qk_heads)
-    minus_d.scatter_add_(-1, fired // (n_ov_heads // n_qk_heads), d_acts * -acts.to(compute))
+    fired, minus_act_d_act = ids.long(), -acts * d_acts
     dz_rows = d_acts.new_zeros(min(seq, QUERY_BLOCK), n_ov_heads)
     scratch = _Scratch(dz_rows)
     for b in range(batch):
         inputs = _Sequence(*(_heads_first(t[b].to(compute), n_qk_heads) for t in (q, k, v)))
         outputs = _Sequence(*(_heads_first(t[b], n_qk_heads) for t in (dq, dk, dv)))
         for block in _blocks(seq, score.window):
-            rows = slice(block.q0, block.q1)
-            dz = dz_rows[: block.q1 - block.q0].scatter_(1, fired[b, rows], d_acts[b, rows])
-            sparse = _heads_first(dz, n_qk_heads), minus_d[b, rows].t()[:, :, None]
+            rows, n_rows = slice(block.q0, block.q1), block.q1 - block.q0
+            heads = fired[b, rows]
+            dz = dz_rows[:n_rows].scatter_(1, heads, d_acts[b, rows])
+            minus_d = scratch.take("minus_d", n_rows, n_qk_heads).zero_()
+            minus_d.scatter_add_(1, heads // group, minus_act_d_act[b, rows])
+            sparse = _heads_first(dz, n_qk_heads), minus_d.t()[:, :, None]
             _block_gradients(block, inputs, outputs, *sparse, score, scratch)
-            dz.scatter_(1, fired[b, rows], 0.0)
+            dz.scatter_(1, heads, 0.0)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 

@@ -50,9 +50,9 @@ def attend_kernel(
 ):
     """Z [seq, N] and lse [H, seq] of one block of positions, QK head and sequence."""
     # the last blocks see the most keys: start with them
-    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_T
-    h = tl.program_id(1)
-    b = tl.program_id(2).to(tl.int64)
+    first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_T
+    h = tl.program_id(0) % n_qk_heads
+    b = (tl.program_id(0) // n_qk_heads).to(tl.int64)
     t = first + tl.arange(0, BLOCK_T)
     c = tl.arange(0, BLOCK_K)
     g = tl.arange(0, BLOCK_G)
@@ -163,7 +163,7 @@ def row_sums_kernel(
 ):
     """D: for every kept head of a token, the sum of act * d_act over those of its QK head."""
     base = tl.program_id(0).to(tl.int64) * top_k
-    i = tl.arange(0, BLOCK)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mine = tl.load(ids_ptr + base + i, mask=i < top_k, other=-1) // GROUP
     total = tl.zeros([BLOCK], tl.float32)
     for j0 in range(0, top_k, BLOCK_J):
@@ -383,24 +383,23 @@ def decode_kernel(
 
 @triton.jit
 def d_acts_kernel(
-    dy_ptr, ids_ptr, w_ptr, d_acts_ptr, top_k, d_model,
+    dy_ptr, ids_ptr, w_ptr, parts_ptr, n_tokens, top_k, d_model,
     BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """<dy, W_O[id]> of one token and block of kept heads."""
+    """<dy, W_O[id]> over a slice of channels, of one token and block of kept heads."""
     token = tl.program_id(0).to(tl.int64)
     j = tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J)
+    d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     head = tl.load(ids_ptr + token * top_k + j, mask=j < top_k, other=0).to(tl.int64)
-    acc = tl.zeros([BLOCK_J], tl.float32)
-    for d0 in range(0, d_model, BLOCK_D):
-        d = d0 + tl.arange(0, BLOCK_D)
-        dy = tl.load(dy_ptr + token * d_model + d, mask=d < d_model, other=0.0).to(tl.float32)
-        w = tl.load(
-            w_ptr + (head * d_model)[:, None] + d[None, :],
-            mask=(j < top_k)[:, None] & (d < d_model)[None, :],
-            other=0.0,
-        )
-        acc += tl.sum(w.to(tl.float32) * dy[None, :], axis=1)
-    tl.store(d_acts_ptr + token * top_k + j, acc, mask=j < top_k)
+    dy = tl.load(dy_ptr + token * d_model + d, mask=d < d_model, other=0.0).to(tl.float32)
+    w = tl.load(
+        w_ptr + (head * d_model)[:, None] + d[None, :],
+        mask=(j < top_k)[:, None] & (d < d_model)[None, :],
+        other=0.0,
+    )
+    part = tl.sum(w.to(tl.float32) * dy[None, :], axis=1)
+    row = tl.program_id(2) * n_tokens + token
+    tl.store(parts_ptr + row * top_k + j, part, mask=j < top_k)
 
 
 @triton.jit

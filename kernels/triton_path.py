@@ -18,6 +18,7 @@ Nothing is added atomically and every order is fixed, so the same input gives th
 kernels/README.md derives the formulas and counts bytes and operations.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -35,17 +36,32 @@ ROWS_TILE = 2048
 """Of shorter rows a program ranks several, up to so many entries."""
 SELECT_MERGED = 16384
 """Candidates of a row that the second round ranks at most."""
+ROW_SUMS_BLOCK = 64
 DECODE_HEADS = 16
 DECODE_CHANNELS = 256
 """Tile of the decode kernels: kept heads (or tokens) by channels."""
 
 
-class _Tiles(NamedTuple):
-    """Tile shape of the attention kernels."""
+class Tiles(NamedTuple):
+    """Tile shape of an attention kernel."""
 
     rows: int
+    """Positions; of a backward kernel, firing rows"""
     keys: int
     warps: int
+
+
+HALF, SINGLE = 2, 4
+TILES = {
+    (HALF, 64): {"attend": (128, 64, 4), "dq": (128, 64, 8), "dkv": (128, 64, 8)},
+    (HALF, 128): {"attend": (128, 64, 8), "dq": (128, 64, 8), "dkv": (64, 32, 4)},
+    (HALF, 256): {"attend": (128, 32, 8), "dq": (64, 32, 8), "dkv": (16, 64, 8)},
+    (SINGLE, 64): {"attend": (64, 32, 4), "dq": (64, 32, 4), "dkv": (16, 64, 8)},
+    (SINGLE, 128): {"attend": (32, 32, 8), "dq": (32, 32, 8), "dkv": (16, 64, 8)},
+    (SINGLE, 256): {"attend": (32, 16, 8), "dq": (16, 16, 8), "dkv": (16, 32, 8)},
+}
+"""By bytes of an element and the larger of d_qk_head and the OV heads of a QK head: the tiles that,
+compiled for compute capability 9.0, fit its shared memory and spill the fewest registers."""
 
 
 class _Score(NamedTuple):
@@ -56,14 +72,19 @@ class _Score(NamedTuple):
     softcap: float | None
 
 
-def _tiles(q: Tensor, group: int) -> _Tiles:
-    """Return the tile shape for a dtype and the widths of keys and values."""
-    wide = max(q.shape[-1], group)
-    if q.dtype == torch.float32:
-        return _Tiles(64, 32, 4) if wide <= 128 else _Tiles(32, 16, 4)
-    if wide <= 64:
-        return _Tiles(128, 64, 4)
-    return _Tiles(64, 64, 4) if wide <= 128 else _Tiles(64, 32, 8)
+def tiles(kernel: str, dtype: torch.dtype, widest: int, n_rows: float) -> Tiles:
+    """Return the tile shape of a kernel.
+
+    Args:
+        kernel: "attend", "dq" or "dkv".
+        dtype: of q, k and v.
+        widest: the larger of d_qk_head and the OV heads of a QK head.
+        n_rows: about how many rows a QK head of a sequence has to work on.
+    """
+    width = next((w for w in (64, 128) if widest <= w), 256)
+    rows, keys, warps = TILES[dtype.itemsize, width][kernel]
+    enough = max(16, int(triton.next_power_of_2(math.ceil(n_rows))))
+    return Tiles(rows, keys, warps) if enough >= rows else Tiles(enough, keys, 4)
 
 
 def _dot_width(width: int) -> int:
@@ -125,18 +146,20 @@ def _chunks(batch: int, sequence_elements: int) -> list[slice]:
     return [slice(b, min(b + step, batch)) for b in range(0, batch, step)]
 
 
-def _settings(q: Tensor, group: int) -> dict[str, Any]:
-    """Return the constants of the attention kernels."""
-    tiles = _tiles(q, group)
+def constants(
+    kernel: str, dtype: torch.dtype, width: int, group: int, n_rows: float
+) -> dict[str, Any]:
+    """Return the constants of an attention kernel; `width` is d_qk_head, the rest as in `tiles`."""
+    rows, keys, warps = tiles(kernel, dtype, max(width, group), n_rows)
     return {
-        "WIDTH": q.shape[-1],
+        "WIDTH": width,
         "GROUP": group,
-        "BLOCK_K": _dot_width(q.shape[-1]),
+        "BLOCK_K": _dot_width(width),
         "BLOCK_G": _dot_width(group),
-        "BLOCK_T": tiles.rows,
-        "BLOCK_S": tiles.keys,
-        "PRECISION": "ieee" if q.dtype == torch.float32 else None,
-        "num_warps": tiles.warps,
+        "BLOCK_T": rows,
+        "BLOCK_S": keys,
+        "PRECISION": "tf32x3" if dtype == torch.float32 else None,
+        "num_warps": warps,
     }
 
 
@@ -202,19 +225,19 @@ class _SparseTopkAttention(torch.autograd.Function):
         score: _Score,
     ) -> tuple[Tensor, Tensor]:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        batch, seq, n_qk_heads, _width = q.shape
+        batch, seq, n_qk_heads, width = q.shape
         n_ov_heads = v.shape[-1]
         norm = w_o_norm.float().contiguous()
-        acts = v.new_empty(batch, seq, top_k)
+        acts = torch.empty(batch, seq, top_k, dtype=torch.float32, device=q.device)
         ids = torch.empty(batch, seq, top_k, dtype=torch.int32, device=q.device)
         lse = torch.empty(batch, n_qk_heads, seq, dtype=torch.float32, device=q.device)
-        settings = _settings(q, n_ov_heads // n_qk_heads)
+        settings = constants("attend", q.dtype, width, n_ov_heads // n_qk_heads, seq)
         chunks = _chunks(batch, seq * n_ov_heads)
         n_most = chunks[0].stop
         scratch = torch.empty(n_most, seq, n_ov_heads, dtype=torch.float32, device=q.device)
         for part in chunks:
             n_seq = part.stop - part.start
-            triton_kernels.attend_kernel[triton.cdiv(seq, settings["BLOCK_T"]), n_qk_heads, n_seq](
+            triton_kernels.attend_kernel[n_seq * n_qk_heads, triton.cdiv(seq, settings["BLOCK_T"])](
                 q[part], k[part], v[part], scratch, lse[part], seq, n_qk_heads,
                 score.scale, score.softcap, score.window, **settings,
             )  # fmt: skip
@@ -223,34 +246,39 @@ class _SparseTopkAttention(torch.autograd.Function):
             )
             acts[part] = kept[0].view(n_seq, seq, top_k)
             ids[part] = kept[1].view(n_seq, seq, top_k)
+        # not rounded: an error of D does not average out in dq and dk
         ctx.save_for_backward(q, k, v, lse, acts, ids)
         ctx.score, ctx.select = score, select
         ctx.mark_non_differentiable(ids)
-        return acts, ids
+        return acts.to(v.dtype), ids
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, lse, acts, ids = ctx.saved_tensors
         score: _Score = ctx.score
-        batch, seq, n_qk_heads, _width = q.shape
+        batch, seq, n_qk_heads, width = q.shape
         n_ov_heads, top_k = v.shape[-1], ids.shape[-1]
         group = n_ov_heads // n_qk_heads
         fired = acts > 0 if ctx.select == "relu" else torch.ones_like(acts, dtype=torch.bool)
         d_acts = torch.where(fired, grads[0].float(), 0.0).contiguous()
         sums = torch.empty_like(d_acts)
-        triton_kernels.row_sums_kernel[batch * seq,](
+        block = min(ROW_SUMS_BLOCK, int(triton.next_power_of_2(top_k)))
+        triton_kernels.row_sums_kernel[batch * seq, triton.cdiv(top_k, block)](
             acts,
             d_acts,
             ids,
             sums,
             top_k,
             GROUP=group,
-            BLOCK=triton.next_power_of_2(top_k),
+            BLOCK=block,
             BLOCK_J=16,
         )
-        settings = _settings(q, group)
-        rows_tile, keys_tile = settings["BLOCK_T"], settings["BLOCK_S"]
+        n_rows = seq * min(1.0, top_k / n_qk_heads)
+        dq_settings, dkv_settings = (
+            constants(kernel, q.dtype, width, group, n_rows) for kernel in ("dq", "dkv")
+        )
+        rows_tile, keys_tile = dq_settings["BLOCK_T"], dkv_settings["BLOCK_S"]
         dq, dk, dv = torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v)
         chunks = _chunks(batch, seq * n_ov_heads)
         scratch = torch.zeros(chunks[0].stop, seq, n_ov_heads, dtype=torch.float32, device=q.device)
@@ -270,10 +298,10 @@ class _SparseTopkAttention(torch.autograd.Function):
             sizes = (seq, n_qk_heads, top_k, rows.starts.shape[1], *_spell(score))
             n_heads = n_seq * n_qk_heads
             triton_kernels.dq_kernel[n_heads, triton.cdiv(seq, rows_tile)](
-                *inputs, rows.starts, dq[part], *sizes, **settings
+                *inputs, rows.starts, dq[part], *sizes, **dq_settings
             )
             triton_kernels.dkv_kernel[n_heads, triton.cdiv(seq, keys_tile)](
-                *inputs, rows.starts, rows.ends, dk[part], dv[part], *sizes, **settings
+                *inputs, rows.starts, rows.ends, dk[part], dv[part], *sizes, **dkv_settings
             )
             dz.scatter_(-1, heads, 0.0)
         return dq, dk, dv, None, None, None, None
@@ -306,17 +334,22 @@ class _SparseDecode(torch.autograd.Function):
         dy = grads[0].contiguous()
         d_acts = dW_O = None
         if ctx.needs_input_grad[0]:
-            d_acts = torch.empty_like(acts)
-            triton_kernels.d_acts_kernel[batch * seq, triton.cdiv(top_k, DECODE_HEADS)](
+            # a slice of channels after the other: that much of W_O stays in the cache
+            n_slices = triton.cdiv(d_model, DECODE_CHANNELS)
+            parts = acts.new_empty(n_slices, *acts.shape, dtype=torch.float32)
+            grid = (batch * seq, triton.cdiv(top_k, DECODE_HEADS), n_slices)
+            triton_kernels.d_acts_kernel[grid](
                 dy,
                 ids,
                 W_O,
-                d_acts,
+                parts,
+                batch * seq,
                 top_k,
                 d_model,
                 BLOCK_J=DECODE_HEADS,
                 BLOCK_D=DECODE_CHANNELS,
             )
+            d_acts = parts.sum(dim=0).to(acts.dtype)
         if ctx.needs_input_grad[2]:
             dW_O = torch.empty_like(W_O)
             heads, pairs = ids.flatten().sort(stable=True)

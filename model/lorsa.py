@@ -114,8 +114,11 @@ class Lorsa(nn.Module):
 
     def decode(self, acts: Tensor, ids: Tensor) -> Tensor:
         """Return y_hat, [batch, seq, d_model], of acts and ids [batch, seq, top_k]."""
-        acts = acts.to(self.W_O.dtype)  # half precision under autocast
-        return sparse_decode(acts, ids, self.W_O, backend=self.backend) + self.b_O
+        kind, dtype = self.W_O.device.type, self.W_O.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        y_hat = sparse_decode(acts.to(dtype), ids, self.W_O.to(dtype), backend=self.backend)
+        return y_hat + self.b_O
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y_hat, the layer's approximate output, [batch, seq, d_model].

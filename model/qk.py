@@ -66,15 +66,31 @@ class _Rotate(torch.autograd.Function):
     """The rotation without temporary tensors; its gradient is the rotation back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        ctx.interleaved = interleaved
+    def forward(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         return _turn(x, cos, sin, interleaved)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _x, cos, sin, ctx.interleaved = inputs
+        ctx.save_for_backward(cos, sin)
+        ctx.save_for_forward(cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         return _Rotate.apply(grads[0], cos, -sin, ctx.interleaved), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        cos, sin = ctx.saved_tensors
+        turned: Tensor = _Rotate.apply(tangents[0], cos, sin, ctx.interleaved)
+        return turned
+
+    @staticmethod
+    def vmap(_info: Any, in_dims: Any, x: Tensor, *others: Any) -> tuple[Tensor, int]:
+        x = x.movedim(in_dims[0], 0)
+        turned: Tensor = _Rotate.apply(x.flatten(0, 1), *others)
+        return turned.unflatten(0, x.shape[:2]), 0
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import torch
 
 SHARED_BYTES = 227 * 1024
 """What a block may use on compute capability 9.0."""
@@ -17,39 +19,38 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from lorsa.kernels import triton_kernels
 
-POINTERS = {
-    "q_ptr": "*bf16", "k_ptr": "*bf16", "v_ptr": "*bf16", "w_ptr": "*bf16", "y_ptr": "*bf16",
-    "dq_ptr": "*bf16", "dk_ptr": "*bf16", "dv_ptr": "*bf16", "dy_ptr": "*bf16", "dw_ptr": "*bf16",
+FIXED = {
     "ids_ptr": "*i32", "given_ptr": "*i32", "pairs_ptr": "*i64", "starts_ptr": "*i64",
-    "ends_ptr": "*i64",
+    "ends_ptr": "*i64", "z_ptr": "*fp32", "lse_ptr": "*fp32", "dz_ptr": "*fp32",
+    "sums_ptr": "*fp32", "norm_ptr": "*fp32", "d_acts_ptr": "*fp32", "parts_ptr": "*fp32",
 }
 
 def compile(name, constants):
     kernel = getattr(triton_kernels, name)
+    floats, warps = constants.pop("floats"), constants.pop("num_warps", 4)
     types, values = {}, {}
     for i, argument in enumerate(kernel.arg_names):
         if argument in constants:
             types[argument], values[(i,)] = "constexpr", constants[argument]
         elif argument.endswith("_ptr"):
-            types[argument] = POINTERS.get(argument, "*fp32")
+            types[argument] = FIXED.get(argument, floats)
         else:
             types[argument] = "fp32" if argument in ("scale", "softcap") else "i32"
     source = ASTSource(kernel, types, constexprs=values)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32)).metadata.shared
+    target = GPUTarget("cuda", 90, 32)
+    return triton.compile(source, target=target, options={"num_warps": warps}).metadata.shared
 
 print(json.dumps([compile(name, constants) for name, constants in json.loads(sys.argv[1])]))
 """
 
-ATTENTION = {"softcap": None, "window": None, "PRECISION": None}
-WIDE = {"WIDTH": 128, "GROUP": 128, "BLOCK_K": 128, "BLOCK_G": 128, "BLOCK_T": 64, "BLOCK_S": 64}
-SINGLE = {"WIDTH": 64, "GROUP": 1, "BLOCK_K": 64, "BLOCK_G": 16, "BLOCK_T": 128, "BLOCK_S": 64}
+SIZES = [(64, 1, 11), (64, 64, 1024), (64, 128, 1024), (128, 128, 512), (256, 256, 1024)]
+"""d_qk_head, OV heads of a QK head, rows that a QK head has to work on"""
+DTYPES = {"*bf16": torch.bfloat16, "*fp32": torch.float32}
+PLAIN = {"softcap": None, "window": None}
 DECODE = {"BLOCK_J": 16, "BLOCK_D": 256}
-KERNELS = {
-    "attend_kernel": [WIDE | ATTENTION, SINGLE | {"PRECISION": None}],
-    "dq_kernel": [WIDE | ATTENTION],
-    "dkv_kernel": [WIDE | ATTENTION],
+OTHERS = {
     "select_kernel": [
-        {"given_ptr": None, "SELECT": "relu", "ROWS": 1, "BLOCK": 8192},
+        {"given_ptr": None, "SELECT": "relu", "ROWS": 1, "BLOCK": 8192, "num_warps": 8},
         {"SELECT": "abs", "ROWS": 4, "BLOCK": 512},
     ],
     "row_sums_kernel": [{"GROUP": 128, "BLOCK": 64, "BLOCK_J": 16}],
@@ -59,10 +60,23 @@ KERNELS = {
 }
 
 
+def _asked(floats: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return every kernel with the constants of some Lorsas; the last has window and softcap."""
+    from lorsa.kernels.triton_path import constants
+
+    asked = [(name, case) for name, cases in OTHERS.items() for case in cases]
+    for kernel in ("attend", "dq", "dkv"):
+        cases = [constants(kernel, DTYPES[floats], *sizes) for sizes in SIZES]
+        asked += [(f"{kernel}_kernel", case | PLAIN) for case in cases]
+        asked.append((f"{kernel}_kernel", cases[1]))
+    return [(name, case | {"floats": floats}) for name, case in asked]
+
+
 @pytest.mark.triton
-def test_kernels_compile_for_a_gpu() -> None:
+@pytest.mark.parametrize("floats", DTYPES)
+def test_kernels_compile_for_a_gpu(floats: str) -> None:
     pytest.importorskip("triton")
-    asked = [(name, constants) for name, cases in KERNELS.items() for constants in cases]
+    asked = _asked(floats)
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, json.dumps(asked)],
         capture_output=True,

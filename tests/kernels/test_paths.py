@@ -111,7 +111,7 @@ def test_every_element_is_written(backend: str, monkeypatch: pytest.MonkeyPatch)
         original = getattr(torch, name)
         monkeypatch.setattr(torch, name, _poisoned(original))
     monkeypatch.setattr(Tensor, "new_empty", _poisoned(Tensor.new_empty))
-    found = _run(_inputs(2, 80, 3, 8, 5), backend, 7, {"window": 40})
+    found = _run(_inputs(1, 300, 2, 8, 5), backend, 7, {"window": 40})
     assert all(t.isfinite().all() for t in found.values())
 
 
@@ -272,12 +272,33 @@ def test_selection_weighs_by_the_output_norm(path: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
-    inputs = {name: t.to(dtype) for name, t in _inputs(1, 70, 2, 8, 3).items()}
-    found = _run(inputs, "torch", 3, {})
-    exact = _run({name: t.float() for name, t in inputs.items()}, "torch", 3, {})
+    """With D made of rounded acts, dq was off by 10 % where keys have a common offset."""
+    plain = _inputs(1, 70, 2, 8, 3) | {"k": _inputs(1, 70, 2, 8, 3)["k"] + 7}
+    inputs = {name: t.to(dtype) for name, t in plain.items()}
+    found = _run(inputs, "torch", 6, {"select": "abs"})
+    exact = _run({name: t.float() for name, t in inputs.items()}, "torch", 6, {"select": "abs"})
     assert all(found[name].dtype == dtype for name in NAMES)
-    assert _relative(found["acts"].float(), exact["acts"]) < torch.finfo(dtype).eps
-    assert _relative(found["q.grad"].float(), exact["q.grad"]) < 4 * torch.finfo(dtype).eps
+    errors = {name: _relative(found[name].float(), exact[name]) for name in NAMES}
+    assert max(errors.values()) < 4 * torch.finfo(dtype).eps, errors
+
+
+def test_an_infinite_gradient_reaches_only_what_fired(backend: str) -> None:
+    inputs = _inputs(1, 5, 1, 4, 2)
+    leaves = [inputs[name].to(DEVICE).requires_grad_() for name in ("q", "k", "v")]
+    norm = torch.ones(2, device=DEVICE)
+    acts, _ids = sparse_topk_attention(*leaves, norm, top_k=2, scale=0.4, backend=backend)
+    assert (acts == 0).any()
+    d_acts = torch.where(acts > 0, 1.0, float("inf"))
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(acts, leaves, d_acts))
+
+
+def test_nan_ranks_as_in_the_reference() -> None:
+    z = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    z[torch.rand(z.shape, generator=torch.Generator().manual_seed(1)) < 0.2] = float("nan")
+    found = torch_path.select_top_k(z, torch.ones(30), top_k=7, select="relu")
+    assert torch.equal(
+        found[1], reference.select_top_k(z, torch.ones(30), top_k=7, select="relu")[1]
+    )
 
 
 def test_strided_inputs_are_accepted() -> None:
@@ -352,7 +373,9 @@ def test_autocast_outside_does_not_reach_in(backend: str, names: tuple[str, ...]
 @pytest.mark.parametrize(("group", "heads"), [(1, 96), (16, 6), (128, 2)])
 def test_bfloat16_gradients_on_a_gpu(group: int, heads: int) -> None:
     """Against the definition in float64; all heads kept, so that no choice hangs on rounding."""
-    inputs = {name: t.bfloat16() for name, t in _inputs(2, 257, heads, 64, group).items()}
+    plain = _inputs(2, 257, heads, 64, group)
+    plain["k"] += 2  # a common offset shows an error of D
+    inputs = {name: t.bfloat16() for name, t in plain.items()}
     options = {"select": "abs"}
     expected = _run({n: t.double() for n, t in inputs.items()}, "reference", heads * group, options)
     found = _run(inputs, "triton", heads * group, options)

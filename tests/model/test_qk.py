@@ -62,3 +62,28 @@ def test_a_rotation_first_used_in_inference_mode_can_be_trained_through() -> Non
     x = torch.randn(1, 4, 1, 6, requires_grad=True)
     rotate(x, rope).sum().backward()
     assert x.grad is not None
+
+
+def test_a_rotation_can_be_transformed_by_torch_func() -> None:
+    """Patterns and z_pre are differentiated in analyses, forward, backward and for many at once."""
+    rope = Rope(inv_freq=FREQUENCIES)
+    x, tangent = torch.randn(2, 4, 5, 2, 6).double()
+    x, tangent = x[:1], tangent[:1]
+
+    def turn(x: Tensor) -> Tensor:
+        return rotate(x, rope)
+
+    _, found = torch.func.jvp(turn, (x,), (tangent,))
+    assert torch.equal(found, turn(tangent))  # it is linear
+    many = torch.stack((x, tangent), dim=1)
+    assert torch.equal(torch.func.vmap(turn, in_dims=1)(many)[1], turn(tangent))
+    gradient = torch.func.grad(lambda x: (turn(x) * turn(tangent)).sum())(x)
+    assert torch.allclose(gradient, tangent)
+    assert torch.autograd.gradgradcheck(turn, (x[:, :2].requires_grad_(),))
+
+
+def test_the_gradient_of_a_partial_rotation() -> None:
+    x = torch.randn(2, 3, 2, 10, dtype=torch.float64, requires_grad=True)
+    for interleaved in (False, True):
+        rope = Rope(inv_freq=FREQUENCIES, attention_scaling=1.5, interleaved=interleaved)
+        assert torch.autograd.gradcheck(lambda x, rope=rope: rotate(x, rope), (x,))
