@@ -4,6 +4,9 @@ The same parameters and result as `lorsa.model.Lorsa`, written with torch's own 
 rotation by a turned copy, scaled_dot_product_attention with the group's scalars as a wide value,
 torch.topk, a mask, and a dense decode. Every [tokens, n_ov_heads] tensor on the way is kept for the
 backward.
+
+`tuned_forward` is dense as well, without what is easily mended: values cut into slices as wide as a
+key, for which torch has a flash kernel that keeps no pattern, and our rotation.
 """
 
 import torch
@@ -15,11 +18,33 @@ from torch import Tensor
 
 def dense_forward(lorsa: Lorsa, x: Tensor) -> Tensor:
     """Return y_hat of a Lorsa with RoPE on all channels, [batch, seq, d_model], x alike."""
-    c = lorsa.config
-    batch, seq, _d_model = x.shape
     q, k, v = (t.transpose(1, 2) for t in dense_qkv(lorsa, x))  # [batch, n_qk_heads, seq, width]
-    z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=c.scale)
-    z = z.transpose(1, 2).reshape(batch, seq, c.n_ov_heads)
+    z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=lorsa.config.scale)
+    return select_and_decode(lorsa, z)
+
+
+def tuned_forward(lorsa: Lorsa, x: Tensor) -> Tensor:
+    """Do as `dense_forward`, with torch's flash attention and without temporaries of RoPE."""
+    n_qk_heads = lorsa.config.n_qk_heads
+    q, k = (t.transpose(1, 2) for t in lorsa.queries_keys(x))
+    v = lorsa.values(x).unflatten(-1, (n_qk_heads, -1)).transpose(1, 2)
+    return select_and_decode(lorsa, sliced_attention(q, k, v, lorsa.config.scale))
+
+
+def sliced_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attend causally with values [..., group] in slices as wide as a key, the last one padded."""
+    width, group = q.shape[-1], v.shape[-1]
+    slices = F.pad(v, (0, -group % width)).split(width, dim=-1)
+    parts = [
+        F.scaled_dot_product_attention(q, k, part, is_causal=True, scale=scale) for part in slices
+    ]
+    return torch.cat(parts, dim=-1)[..., :group]
+
+
+def select_and_decode(lorsa: Lorsa, z: Tensor) -> Tensor:
+    """Keep the top_k of z [batch, n_qk_heads, seq, group] and decode them densely."""
+    c = lorsa.config
+    z = z.transpose(1, 2).flatten(2)  # [batch, seq, n_ov_heads]
     z = z.relu() if c.select == "relu" else z
     score = z.abs() * lorsa.W_O.detach().norm(dim=1)
     kept = score.topk(c.top_k, dim=-1, sorted=False).indices

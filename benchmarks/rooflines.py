@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from dense_baseline import dense_qkv
+from dense_baseline import dense_qkv, sliced_attention
 from lorsa.kernels import choose_path, sparse_decode, sparse_topk_attention
 from lorsa.model import Lorsa
 from torch import Tensor
@@ -73,7 +73,8 @@ def operators(case: Case, rounds: int) -> dict[str, dict[str, float | None]]:
         ms = median_ms(work, device, rounds)
         least = max(cost.operations / matmul_rate, cost.n_bytes / copy_rate)
         found[name] = {"ms": ms, "roofline_fraction": 1e3 * least / ms}
-    found["attention backward"]["dense_ms"] = dense_backward_ms(case, rounds)
+    for name, sliced in (("dense_ms", False), ("tuned_ms", True)):
+        found["attention backward"][name] = dense_backward_ms(case, rounds, sliced=sliced)
     return found
 
 
@@ -82,19 +83,32 @@ def median_ms(work: Callable[[], Any], device: torch.device, rounds: int) -> flo
     return statistics.median([milliseconds(work, device) for _ in range(rounds + 2)][2:])
 
 
-def dense_backward_ms(case: Case, rounds: int) -> float | None:
-    """Return how long autograd takes for the batch's attention, one sequence after the other."""
-    p, x = case.preset, case.x
-    with torch.no_grad(), arithmetic(x.device):
-        q, k, v = (t.transpose(1, 2) for t in dense_qkv(case.lorsa, x[:1]))
-    q, k, v = (t.detach().to(q.dtype).requires_grad_() for t in (q, k, v))
-    try:
-        z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=case.lorsa.config.scale)
-        dz = torch.randn_like(z)
-        work = lambda: torch.autograd.grad(z, [q, k, v], dz, retain_graph=True)  # noqa: E731
-        return p.batch * median_ms(work, x.device, rounds)
-    except torch.OutOfMemoryError:
-        return None
+def dense_backward_ms(case: Case, rounds: int, *, sliced: bool) -> float | None:
+    """Return how long autograd takes for the batch's attention; None where a sequence does not fit.
+
+    As many sequences at a time as fit, plainly or with `sliced_attention`.
+    """
+    p, x, scale = case.preset, case.x, case.lorsa.config.scale
+    n_seqs = p.batch
+    while n_seqs:
+        try:
+            with torch.no_grad(), arithmetic(x.device):
+                q, k, v = (t.transpose(1, 2) for t in dense_qkv(case.lorsa, x[:n_seqs]))
+            q, k, v = (t.detach().to(q.dtype).requires_grad_() for t in (q, k, v))
+            if sliced:
+                z = sliced_attention(q, k, v, scale)
+            else:
+                z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+            work = backward(z, [q, k, v], torch.randn_like(z))
+            return p.batch / n_seqs * median_ms(work, x.device, rounds)
+        except torch.OutOfMemoryError:
+            n_seqs //= 2
+    return None
+
+
+def backward(output: Tensor, inputs: list[Tensor], grad: Tensor) -> Callable[[], Any]:
+    """Return a call that differentiates an output."""
+    return lambda: torch.autograd.grad(output, inputs, grad, retain_graph=True)
 
 
 def ceilings(device: torch.device) -> tuple[float, float]:
@@ -102,7 +116,7 @@ def ceilings(device: torch.device) -> tuple[float, float]:
     side = 8192 if device.type == "cuda" else 1536
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     a = torch.randn(side, side, device=device, dtype=dtype)
-    source = torch.empty((1 << 30) if device.type == "cuda" else (1 << 27), device=device)
+    source = torch.ones((1 << 30) if device.type == "cuda" else (1 << 27), device=device)
     target = torch.empty_like(source)
     multiply = min(milliseconds(lambda: a @ a, device) for _ in range(8))
     move = min(milliseconds(lambda: target.copy_(source), device) for _ in range(8))
@@ -140,9 +154,6 @@ def pieces(case: Case) -> dict[str, tuple[Callable[[], Any], Cost]]:
     def project() -> Tensor:
         with arithmetic(x.device):
             return sum(t.float().sum() for t in (*lorsa.queries_keys(x), lorsa.values(x)))  # type: ignore[return-value]
-
-    def backward(output: Tensor, inputs: list[Tensor], grad: Tensor) -> Callable[[], Any]:
-        return lambda: torch.autograd.grad(output, inputs, grad, retain_graph=True)
 
     gathered = tokens * p.top_k * p.d_model * size
     matmul = 2 * tokens * p.d_model * wide
