@@ -301,7 +301,7 @@ def test_nan_ranks_as_in_the_reference() -> None:
     )
 
 
-def test_strided_inputs_are_accepted() -> None:
+def test_strided_inputs_are_accepted(backend: str) -> None:
     inputs = _inputs(2, 30, 4, 8, 2)
     turned = {
         "q": inputs["q"].transpose(1, 2).contiguous().transpose(1, 2),
@@ -309,7 +309,7 @@ def test_strided_inputs_are_accepted() -> None:
         "v": inputs["v"].transpose(0, 2).contiguous().transpose(0, 2),
         "W_O": inputs["W_O"].T.contiguous().T,
     }
-    expected, found = (_run(t, "torch", 3, {}) for t in (inputs, turned))
+    expected, found = (_run(t, backend, 3, {}) for t in (inputs, turned))
     errors = {name: _relative(found[name], expected[name]) for name in NAMES}
     assert max(errors.values()) < RTOL, errors
 
