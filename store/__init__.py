@@ -1,28 +1,34 @@
 """The on-disk activation store: written once by a harvest, read by many runs."""
 
-from .encoding import ACTIVATION_DTYPES, COMPRESSIONS, DTYPES
+from .encoding import ACTIVATION_DTYPES, COMPRESSIONS, DTYPES, Encoded
 from .errors import StoreError
 from .info import format_bytes, store_info
 from .layers import choose_layers, spell_layers
 from .layout import read_weights
 from .loader import Batch, batches, held_out_batches
-from .manifest import MANIFEST, Manifest, held_out_shards, read_manifest, sync_tree
-from .reader import Activations, ActivationStore
+from .manifest import MANIFEST, OUTPUTS, Manifest, held_out_shards, read_manifest, sync_tree
+from .reader import Activations, ActivationStore, Derive, Stored, TokenScales
 from .sampler import Sampler, sequence_order
-from .writer import StoreWriter, is_begun, is_complete, require_free
+from .writer import BUFFER_BYTES, StoreWriter, is_begun, is_complete, require_free
 
 __all__ = [
     "ACTIVATION_DTYPES",
+    "BUFFER_BYTES",
     "COMPRESSIONS",
     "DTYPES",
     "MANIFEST",
+    "OUTPUTS",
     "ActivationStore",
     "Activations",
     "Batch",
+    "Derive",
+    "Encoded",
     "Manifest",
     "Sampler",
     "StoreError",
     "StoreWriter",
+    "Stored",
+    "TokenScales",
     "batches",
     "choose_layers",
     "format_bytes",

@@ -4,12 +4,15 @@
     documents            [n_seq, n_ctx] int32         document that each token comes from
     documents.parquet                                 the name of every document
     layers/<l>/attn_in   [n_seq, n_ctx, d_model]      x, after the pre-attention norm
-    layers/<l>/attn_out  [n_seq, n_ctx, d_model]      y, after the output projection
+    layers/<l>/attn_out  [n_seq, n_ctx, d_model]      y, after the output projection, unless derived
     layers/<l>/norms     [n_seq, n_ctx, 2] float32    ||x||, ||y|| of every token
     weights/<l>/<name>                                the layer's own parameters
 
-All arrays but the weights are cut alike: a chunk is a sequence, a shard is `shard_seqs` of them,
-one file.
+    layers/<l>/attn_in_scale    [n_seq, n_ctx] float32    int8 alone: of every token
+    layers/<l>/attn_in_channel  [d_model] float32         int8 alone: of every channel
+
+and the same two for attn_out. All arrays but weights and channels are cut alike: a chunk is a
+sequence, a shard is `shard_seqs` of them, one file.
 """
 
 from pathlib import Path
@@ -28,6 +31,7 @@ from .errors import StoreError
 from .manifest import Manifest
 
 DOCUMENTS = "documents.parquet"
+RESTORE = "restore it from a copy, or delete the store and harvest again"
 
 
 class ArraySpec(NamedTuple):
@@ -71,6 +75,21 @@ def attn_out(layer: int) -> str:
     return f"layers/{layer}/attn_out"
 
 
+def scale_of(site: str) -> str:
+    """Return the name of the scales of every token of an int8 array, given that array's."""
+    return f"{site}_scale"
+
+
+def channel_of(site: str) -> str:
+    """Return the name of the scales of its channels."""
+    return f"{site}_channel"
+
+
+def sites(manifest: Manifest, layer: int) -> list[str]:
+    """Return the names of a layer's activations: x, and y unless it is derived."""
+    return [attn_in(layer), *([attn_out(layer)] if manifest.outputs == "store" else [])]
+
+
 def norms(layer: int) -> str:
     """Return the name of a layer's token norms."""
     return f"layers/{layer}/norms"
@@ -84,12 +103,15 @@ def text_arrays(manifest: Manifest) -> list[ArraySpec]:
 
 def layer_arrays(manifest: Manifest, layer: int) -> list[ArraySpec]:
     """Return the arrays of one layer."""
-    n_ctx, wide = manifest.n_ctx, (manifest.n_ctx, manifest.d_model)
-    dims = ("seq", "pos", "d_model")
-    sites = (attn_in(layer), attn_out(layer))
-    arrays = [ArraySpec(n, wide, dims, manifest.dtype, manifest.compression) for n in sites]
-    norm_dims = ("seq", "pos", "in_out")
-    return [*arrays, ArraySpec(norms(layer), (n_ctx, 2), norm_dims, "float32", "none")]
+    n_ctx, d_model = manifest.n_ctx, manifest.d_model
+    arrays = []
+    for site in sites(manifest, layer):
+        dims = ("seq", "pos", "d_model")
+        arrays.append(ArraySpec(site, (n_ctx, d_model), dims, manifest.dtype, manifest.compression))
+        if manifest.dtype == "int8":
+            arrays.append(ArraySpec(scale_of(site), (n_ctx,), ("seq", "pos"), "float32", "none"))
+    dims = ("seq", "pos", "in_out")
+    return [*arrays, ArraySpec(norms(layer), (n_ctx, 2), dims, "float32", "none")]
 
 
 def all_arrays(manifest: Manifest) -> dict[str, ArraySpec]:
@@ -131,19 +153,9 @@ def _blosc_metadata(spec: ArraySpec) -> BloscCodec:
 
 
 def write_weights(root: Path, layer: int, weights: dict[str, Tensor]) -> None:
-    """Write a layer's own parameters, one chunk each, in their own dtype."""
-    group = zarr.open_group(root, mode="a", zarr_format=3)
+    """Write a layer's own parameters, in their own dtype."""
     for name, weight in weights.items():
-        dtype = str(weight.dtype).removeprefix("torch.")
-        group.create_array(
-            f"weights/{layer}/{name}",
-            data=to_disk(weight, dtype),
-            chunks=tuple(weight.shape),
-            compressors=[Crc32cCodec()],
-            attributes={"lorsa_dtype": dtype},
-            config={"write_empty_chunks": True},
-            overwrite=True,
-        )
+        write_whole(root, f"weights/{layer}/{name}", weight)
 
 
 def read_weights(root: Path, manifest: Manifest, layer: int) -> dict[str, Tensor]:
@@ -152,22 +164,41 @@ def read_weights(root: Path, manifest: Manifest, layer: int) -> dict[str, Tensor
     Raises:
         StoreError: one is missing or damaged.
     """
-    weights = {}
-    for name in manifest.layers[layer]["weights"]:
-        path = f"weights/{layer}/{name}"
-        try:
-            array = zarr.open_group(root, mode="r")[path]
-            assert isinstance(array, zarr.Array)
-            if array.nchunks_initialized < array.nchunks:
-                raise ValueError("it has no data")
-            values, dtype = np.asarray(array[...]), str(array.attrs["lorsa_dtype"])
-            weights[name] = from_disk(values, dtype)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{root / path} cannot be read ({error}); restore it from a copy, "
-                "or delete the store and harvest again"
-            ) from None
-    return weights
+    return {
+        name: read_whole(root, f"weights/{layer}/{name}")
+        for name in manifest.layers[layer]["weights"]
+    }
+
+
+def write_whole(root: Path, name: str, values: Tensor) -> None:
+    """Write a small array in one chunk, in its own dtype."""
+    dtype = str(values.dtype).removeprefix("torch.")
+    zarr.open_group(root, mode="a", zarr_format=3).create_array(
+        name,
+        data=to_disk(values, dtype),
+        chunks=tuple(values.shape),
+        compressors=[Crc32cCodec()],
+        attributes={"lorsa_dtype": dtype},
+        config={"write_empty_chunks": True},
+        overwrite=True,
+    )
+
+
+def read_whole(root: Path, name: str) -> Tensor:
+    """Read a small array.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    try:
+        array = zarr.open_group(root, mode="r")[name]
+        assert isinstance(array, zarr.Array)
+        if array.nchunks_initialized < array.nchunks:
+            raise ValueError("it has no data")
+        values, dtype = np.asarray(array[...]), str(array.attrs["lorsa_dtype"])
+        return from_disk(values, dtype)
+    except Exception as error:  # zarr raises what it likes on damaged metadata
+        raise StoreError(f"{root / name} cannot be read ({error}); {RESTORE}") from None
 
 
 def write_documents(root: Path, names: list[str]) -> None:
