@@ -74,6 +74,7 @@ class WriteBehind:
         """Wait for all jobs and forget what they raised: what they wrote is dropped."""
         self._wait()
         self._failure = None
+        self._held = 0  # what was held for a batch that never came is not
 
     def close(self) -> None:
         """End the threads."""
