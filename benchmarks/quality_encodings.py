@@ -51,10 +51,10 @@ ENCODINGS = {
     "float16, derive": Encoding("float16", "derive"),
     "int8": Encoding("int8", "store"),
     "int8, derive": Encoding("int8", "derive"),
-    "int8, derive, lz4": Encoding("int8", "derive", "lz4"),
+    "int8, derive, zstd": Encoding("int8", "derive", "zstd"),
     "int8, derive, no channels": Encoding("int8", "derive", channels=False),
 }
-SAME_AS = {"int8, derive, lz4": "int8, derive"}
+SAME_AS = {"int8, derive, zstd": "int8, derive"}
 """Lossless compression trains the same Lorsa: its store is measured, not its FVU once more."""
 BASELINE = "bfloat16"
 

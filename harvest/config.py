@@ -41,7 +41,8 @@ class HarvestConfig:
     """Whether y is stored, "store", or recomputed from x when it is wanted, "derive": half the
     bytes."""
     compression: str = "none"
-    """Of the stored activations, lossless: "lz4" or "zstd" save about a quarter and read slower."""
+    """Of the stored activations, lossless: "lz4" or "zstd" save about a quarter and read slower; of
+    int8 "zstd" saves a tenth."""
     model_dtype: str = "auto"
     """Of the model's arithmetic; "auto" is its own on a GPU, float32 on a CPU."""
     device: str = "auto"
@@ -77,6 +78,8 @@ class HarvestConfig:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
                 )
+        if self.dtype == "int8" and self.compression == "lz4":
+            raise ValueError("compression is 'lz4', which saves nothing on int8: use none or zstd")
         if not 0 < self.buffer_gb < math.inf:
             raise ValueError(f"buffer_gb is {self.buffer_gb}; allowed: above 0")
         if self.outputs == "derive" and not self.selfcheck:

@@ -125,8 +125,12 @@ def from_disk(values: Array, dtype: str) -> Tensor:
 
 
 def blosc(compression: str, itemsize: int) -> Blosc | None:
-    """Return the codec of a chunk's bytes, lossless and bit-shuffled; None for "none"."""
+    """Return the codec of a chunk's bytes, lossless; None for "none".
+
+    Bit-shuffled, but for int8: all its bits are equally random, and only whole values compress.
+    """
     if compression == "none":
         return None
     level = COMPRESSION_LEVELS[compression]
-    return Blosc(cname=compression, clevel=level, shuffle=Blosc.BITSHUFFLE, typesize=itemsize)
+    shuffle = Blosc.BITSHUFFLE if itemsize > 1 else Blosc.NOSHUFFLE
+    return Blosc(cname=compression, clevel=level, shuffle=shuffle, typesize=itemsize)

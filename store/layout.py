@@ -144,11 +144,12 @@ def create_arrays(root: Path, manifest: Manifest) -> None:
 
 
 def _blosc_metadata(spec: ArraySpec) -> BloscCodec:
+    itemsize = DTYPES[spec.dtype].itemsize
     return BloscCodec(
         cname=spec.compression,  # type: ignore[arg-type]
         clevel=COMPRESSION_LEVELS[spec.compression],
-        shuffle="bitshuffle",
-        typesize=DTYPES[spec.dtype].itemsize,
+        shuffle="bitshuffle" if itemsize > 1 else "noshuffle",
+        typesize=itemsize,
     )
 
 
