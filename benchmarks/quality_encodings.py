@@ -5,8 +5,8 @@
 
 A layer of a float32 store is written again in each encoding, sequence for sequence, and a Lorsa is
 trained from each with the same seed. All are measured on the held-out tokens of the float32 store.
-"int8, no channels" is int8 with a scale per token alone. A run that is there already is not made
-again, so the script can be stopped and started, and --only runs one encoding.
+"no channels" is int8 with a scale per token alone. A run that is there already is not made
+again, so the script can be stopped and started, and --only runs some.
 """
 
 import argparse
@@ -61,8 +61,8 @@ BASELINE = "bfloat16"
 
 def main() -> None:
     args = parse()
-    rows = [measure(name, args) for name in ENCODINGS if args.only in (None, name)]
-    if args.only is None:
+    rows = [measure(name, args) for name in args.only]
+    if BASELINE in args.only:
         compare(rows)
     if args.write:
         write_table(rows, args)
@@ -76,7 +76,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", default="0", help="such as 0,1,2")
     parser.add_argument("--train-tokens", type=int, default=98_304)
     parser.add_argument("--folder", type=Path, default=Path("build/quality_encodings"))
-    parser.add_argument("--only", choices=ENCODINGS)
+    parser.add_argument("--only", nargs="*", choices=ENCODINGS, default=list(ENCODINGS))
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--write", action="store_true", help=f"add the table to {RESULTS.name}")
     return parser.parse_args()
