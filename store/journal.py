@@ -43,9 +43,14 @@ class Entry(NamedTuple):
     crc32c: int
     """Of the file."""
     norm_sum: float
-    """sum ||x|| over the tokens; 0 for arrays that are no activations."""
+    """sum ||x|| over the finite tokens; of `norms` where y is derived, sum ||y||; of int8's scales,
+    their sum; else 0."""
     square_sum: float
-    """sum ||x||^2 over the tokens; 0 for arrays that are no activations."""
+    """The sum of the squares of the same."""
+    n_nonfinite: int = 0
+    """Tokens with NaN or Inf."""
+    max_scale: float = 0.0
+    """Largest of int8's scales; 0 for all other arrays."""
 
 
 _SCHEMA = pa.schema(
@@ -57,6 +62,8 @@ _SCHEMA = pa.schema(
         ("crc32c", pa.uint32()),
         ("norm_sum", pa.float64()),
         ("square_sum", pa.float64()),
+        ("n_nonfinite", pa.int64()),
+        ("max_scale", pa.float64()),
     ]
 )
 

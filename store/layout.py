@@ -4,12 +4,15 @@
     documents            [n_seq, n_ctx] int32         document that each token comes from
     documents.parquet                                 the name of every document
     layers/<l>/attn_in   [n_seq, n_ctx, d_model]      x, after the pre-attention norm
-    layers/<l>/attn_out  [n_seq, n_ctx, d_model]      y, after the output projection
+    layers/<l>/attn_out  [n_seq, n_ctx, d_model]      y, after the output projection, unless derived
     layers/<l>/norms     [n_seq, n_ctx, 2] float32    ||x||, ||y|| of every token
     weights/<l>/<name>                                the layer's own parameters
 
-All arrays but the weights are cut alike: a chunk is a sequence, a shard is `shard_seqs` of them,
-one file.
+    layers/<l>/attn_in_scale    [n_seq, n_ctx] float32    int8 alone: of every token
+    layers/<l>/attn_in_channel  [d_model] float32         int8 alone: of every channel
+
+and the same two for attn_out. All arrays but weights and channels are cut alike: a chunk is a
+sequence, a shard is `shard_seqs` of them, one file.
 """
 
 from pathlib import Path
@@ -73,6 +76,21 @@ def attn_out(layer: int) -> str:
     return f"layers/{layer}/attn_out"
 
 
+def scale_of(site: str) -> str:
+    """Return the name of the scales of every token of an int8 array, given that array's."""
+    return f"{site}_scale"
+
+
+def channel_of(site: str) -> str:
+    """Return the name of the scales of its channels."""
+    return f"{site}_channel"
+
+
+def sites(manifest: Manifest, layer: int) -> list[str]:
+    """Return the names of a layer's activations: x, and y unless it is derived."""
+    return [attn_in(layer), *([attn_out(layer)] if manifest.outputs == "store" else [])]
+
+
 def norms(layer: int) -> str:
     """Return the name of a layer's token norms."""
     return f"layers/{layer}/norms"
@@ -86,12 +104,15 @@ def text_arrays(manifest: Manifest) -> list[ArraySpec]:
 
 def layer_arrays(manifest: Manifest, layer: int) -> list[ArraySpec]:
     """Return the arrays of one layer."""
-    n_ctx, wide = manifest.n_ctx, (manifest.n_ctx, manifest.d_model)
-    dims = ("seq", "pos", "d_model")
-    sites = (attn_in(layer), attn_out(layer))
-    arrays = [ArraySpec(n, wide, dims, manifest.dtype, manifest.compression) for n in sites]
-    norm_dims = ("seq", "pos", "in_out")
-    return [*arrays, ArraySpec(norms(layer), (n_ctx, 2), norm_dims, "float32", "none")]
+    n_ctx, d_model = manifest.n_ctx, manifest.d_model
+    arrays = []
+    for site in sites(manifest, layer):
+        dims = ("seq", "pos", "d_model")
+        arrays.append(ArraySpec(site, (n_ctx, d_model), dims, manifest.dtype, manifest.compression))
+        if manifest.dtype == "int8":
+            arrays.append(ArraySpec(scale_of(site), (n_ctx,), ("seq", "pos"), "float32", "none"))
+    dims = ("seq", "pos", "in_out")
+    return [*arrays, ArraySpec(norms(layer), (n_ctx, 2), dims, "float32", "none")]
 
 
 def all_arrays(manifest: Manifest) -> dict[str, ArraySpec]:
@@ -124,11 +145,12 @@ def create_arrays(root: Path | MemoryStore, manifest: Manifest) -> None:
 
 
 def _blosc_metadata(spec: ArraySpec) -> BloscCodec:
+    itemsize = DTYPES[spec.dtype].itemsize
     return BloscCodec(
         cname=spec.compression,  # type: ignore[arg-type]
         clevel=COMPRESSION_LEVELS[spec.compression],
-        shuffle="bitshuffle",
-        typesize=DTYPES[spec.dtype].itemsize,
+        shuffle="bitshuffle" if itemsize > 1 else "noshuffle",
+        typesize=itemsize,
     )
 
 

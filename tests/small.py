@@ -55,6 +55,7 @@ def create(root: Path, manifest: Manifest) -> StoreWriter:
         weights={
             layer: {"W_Q": torch.arange(6).view(2, 3).bfloat16()} for layer in manifest.layers
         },
+        sample={layer: (values(layer, 0), values(layer, 1)) for layer in manifest.layers},
     )
 
 

@@ -36,6 +36,8 @@ ENTRIES = st.lists(
         crc32c=st.integers(0, 2**32 - 1),
         norm_sum=SUMS,
         square_sum=SUMS,
+        n_nonfinite=st.integers(0, 2**63 - 1),
+        max_scale=SUMS,
     ),
     unique_by=lambda entry: (entry.shard, entry.array),
     max_size=6,
