@@ -3,6 +3,7 @@
 from .care import remove_layers
 from .encoding import ACTIVATION_DTYPES, COMPRESSIONS, DTYPES, Encoded
 from .errors import StoreError
+from .folder import is_begun, is_complete, require_free
 from .info import format_bytes, store_info
 from .layers import choose_layers, spell_layers
 from .layout import read_weights
@@ -13,7 +14,7 @@ from .reader import Activations, ActivationStore, Derive, Stored, TokenScales
 from .repair import verify_store
 from .sampler import Sampler, sequence_order
 from .verify import Checked
-from .writer import BUFFER_BYTES, StoreWriter, is_begun, is_complete, require_free
+from .writer import BUFFER_BYTES, StoreWriter
 
 __all__ = [
     "ACTIVATION_DTYPES",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .encoding import Array, disk_view, encode
-from .layout import attn_in, attn_out, norms, scale_of
+from .layout import attn_in, attn_out, norms, scale_of, summed
 from .manifest import Manifest
 
 
@@ -105,12 +105,11 @@ def encode_layer(
         channels: scale of every channel by array, for int8.
     """
     arrays: dict[str, Tensor] = {}
-    token_norms, finite, norms_of = [], {}, []
-    for site, values in ((attn_in(layer), x), (attn_out(layer), y)):
-        is_stored = site == attn_in(layer) or manifest.outputs == "store"
-        name = site if is_stored else norms(layer)
+    token_norms, finite, norms_of = [], {}, summed(manifest, layer)
+    sites = attn_in(layer), attn_out(layer)
+    for name, site, values in zip(norms_of, sites, (x, y), strict=True):
         kept = values.detach().float()
-        if is_stored:
+        if name == site:  # it is stored
             encoded = encode(values, manifest.dtype, channels.get(site))
             arrays[site] = encoded.values
             if encoded.scale is not None:
@@ -118,7 +117,6 @@ def encode_layer(
             kept = encoded.decode().float()
         token_norms.append(kept.norm(dim=-1))  # [n, n_ctx]
         finite[name] = values.isfinite().all()
-        norms_of.append(name)
     arrays[norms(layer)] = torch.stack(token_norms, dim=-1)  # [n, n_ctx, 2]
     event = None
     if x.is_cuda:
@@ -127,4 +125,4 @@ def encode_layer(
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(x.device))
     arrays = {name: part.contiguous() for name, part in arrays.items()}
-    return EncodedLayer(arrays, finite, (norms_of[0], norms_of[1]), norms(layer), event)
+    return EncodedLayer(arrays, finite, norms_of, norms(layer), event)

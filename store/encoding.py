@@ -102,7 +102,7 @@ def channel_scale(sample: Tensor) -> Tensor:
     Returns:
         float32, [d_model].
     """
-    largest = sample.detach().float().flatten(0, -2).abs().amax(dim=0)
+    largest = sample.detach().float().reshape(-1, sample.shape[-1]).abs().amax(dim=0)
     return torch.where(largest > 0, largest, 1.0)
 
 

@@ -72,7 +72,13 @@ Key = tuple[int, str]
 """Shard and array of an entry."""
 _ARRAY = re.compile(r"(layers/(0|[1-9][0-9]{0,8})/)?[a-z][a-z0-9_]*")
 """What an array can be called: nothing that could lead out of the store."""
-_LARGEST = {"shard": 2**31 - 1, "n_seq": 2**31 - 1, "n_bytes": 2**63 - 1, "crc32c": 2**32 - 1}
+_LARGEST = {
+    "shard": 2**31 - 1,
+    "n_seq": 2**31 - 1,
+    "n_bytes": 2**63 - 1,
+    "crc32c": 2**32 - 1,
+    "n_nonfinite": 2**63 - 1,
+}
 
 
 def _entry(fields: dict[str, Any]) -> Entry:
@@ -80,11 +86,13 @@ def _entry(fields: dict[str, Any]) -> Entry:
     entry = Entry(**fields)
     _require_array(entry.array)
     for name, largest in _LARGEST.items():
-        value = fields[name]
+        value = getattr(entry, name)
         if type(value) is not int or not 0 <= value <= largest:
             raise ValueError(f"{name} is {value!r}")
     if not (math.isfinite(entry.norm_sum) and math.isfinite(entry.square_sum)):
         raise ValueError("a sum is not finite")
+    if not 0 <= entry.max_scale < math.inf:
+        raise ValueError(f"max_scale is {entry.max_scale!r}")
     return entry
 
 
@@ -228,7 +236,9 @@ def read_table(store: Path) -> list[Entry]:
     path = store / TABLE
     try:
         table = pq.read_table(path, schema=_SCHEMA, page_checksum_verification=True)
-        return [_entry(row) for row in table.to_pylist()]
+        # a column that an older version did not write is null
+        rows = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
+        return [_entry(row) for row in rows]
     except (OSError, pa.ArrowException, ValueError, TypeError, MemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StoreError(

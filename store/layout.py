@@ -15,6 +15,7 @@ and the same two for attn_out. All arrays but weights and channels are cut alike
 sequence, a shard is `shard_seqs` of them, one file.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import numcodecs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import zarr
 from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
@@ -94,6 +96,20 @@ def sites(manifest: Manifest, layer: int) -> list[str]:
 def norms(layer: int) -> str:
     """Return the name of a layer's token norms."""
     return f"layers/{layer}/norms"
+
+
+def summed(manifest: Manifest, layer: int) -> tuple[str, str]:
+    """Return the arrays whose entries carry the sums of ||x|| and of ||y||."""
+    return attn_in(layer), attn_out(layer) if manifest.outputs == "store" else norms(layer)
+
+
+def whole_arrays(manifest: Manifest) -> Iterator[tuple[str, list[int] | None]]:
+    """Yield the arrays that are one chunk, with their shape where the manifest says it."""
+    for layer, facts in manifest.layers.items():
+        for weight in facts["weights"]:
+            yield f"weights/{layer}/{weight}", None
+        for site in sites(manifest, layer) if manifest.dtype == "int8" else ():
+            yield channel_of(site), [manifest.d_model]
 
 
 def text_arrays(manifest: Manifest) -> list[ArraySpec]:
@@ -200,6 +216,22 @@ def read_whole(root: Path, name: str) -> Tensor:
         return from_disk(values, dtype)
     except Exception as error:  # zarr raises what it likes on damaged metadata
         raise StoreError(f"{root / name} cannot be read ({error}); {RESTORE}") from None
+
+
+def read_channel(root: Path, manifest: Manifest, site: str) -> Tensor:
+    """Read int8's scale of every channel of an array, float32, [d_model].
+
+    Raises:
+        StoreError: it is missing, damaged or of another shape.
+    """
+    name = channel_of(site)
+    channel = read_whole(root, name)
+    if channel.shape != (manifest.d_model,) or channel.dtype != torch.float32:
+        raise StoreError(
+            f"{root / name} is {channel.dtype} {list(channel.shape)}, not float32 "
+            f"[{manifest.d_model}]; {RESTORE}"
+        )
+    return channel
 
 
 def write_documents(root: Path, names: list[str]) -> None:

@@ -22,13 +22,13 @@ from torch import Tensor
 from . import layout
 from .encoding import Encoded
 from .errors import StoreError
+from .folder import is_complete, why_not_a_store
 from .journal import Entry, read_table
 from .layers import spell_layers
 from .layout import all_arrays
 from .manifest import MANIFEST, Manifest, read_manifest
 from .rows import RowReader, Seqs
 from .schema import require_shapes
-from .writer import is_begun, is_hardly_begun
 
 
 class Activations(NamedTuple):
@@ -110,7 +110,7 @@ class ActivationStore:
             StoreError: no store, an unfinished one, another format version, files missing or cut.
         """
         root = Path(root)
-        if not (root / MANIFEST).exists():
+        if not is_complete(root):
             raise StoreError(why_not_a_store(root))
         manifest = read_manifest(root / MANIFEST)
         require_shapes(root, manifest)
@@ -189,14 +189,7 @@ class ActivationStore:
         if self.manifest.dtype != "int8":
             return None
         if site not in self._channels:
-            channel = layout.read_whole(self.root, layout.channel_of(site))
-            if channel.shape != (self.manifest.d_model,) or channel.dtype != torch.float32:
-                raise StoreError(
-                    f"{self.root / layout.channel_of(site)} is {channel.dtype} "
-                    f"{list(channel.shape)}, not float32 [{self.manifest.d_model}]; "
-                    "restore it from a copy"
-                )
-            self._channels[site] = channel
+            self._channels[site] = layout.read_channel(self.root, self.manifest, site)
         return self._channels[site]
 
     def scales(self, layer: int) -> dict[str, TokenScales]:
@@ -243,8 +236,7 @@ class ActivationStore:
             n_tokens = sum(e.n_seq for e in rows) * self.manifest.n_ctx
             return sum(e.norm_sum for e in rows) / max(n_tokens, 1)
 
-        y = layout.attn_out(layer) if self.manifest.outputs == "store" else layout.norms(layer)
-        return LayerNorms(mean(layout.attn_in(layer)), mean(y))
+        return LayerNorms(*map(mean, layout.summed(self.manifest, layer)))
 
     def require_layer(self, layer: int) -> None:
         """Raise StoreError unless the layer is stored."""
@@ -300,19 +292,3 @@ def _check_size(path: Path, entry: Entry) -> None:
         if not entry.array.startswith("layers/"):  # what the model reads cannot be made again
             remedy = "delete the store and harvest again"
         raise StoreError(f"{path} {found}; {remedy}, or restore a copy")
-
-
-def why_not_a_store(root: Path) -> str:
-    """Say what a folder without a manifest is, and what to type."""
-    if is_begun(root):
-        return (
-            f"{root} is unfinished: run the same lorsa harvest command again, it goes on "
-            f"(lorsa store info {root} shows it)"
-        )
-    if is_hardly_begun(root):
-        return f"{root} is hardly begun: run the same lorsa harvest command again"
-    if not root.exists():
-        return (
-            f"{root} does not exist; make a store with: lorsa harvest --model MODEL --store {root}"
-        )
-    return f"{root} is no activation store ({MANIFEST} is missing); give the folder of a harvest"

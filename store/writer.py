@@ -11,9 +11,8 @@ then one line in the journal says so. Whatever was not committed leaves nothing 
 take for data, and `StoreWriter.resume` goes on at the first missing shard.
 """
 
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -23,10 +22,9 @@ from torch import Tensor
 from .behind import WriteBehind
 from .encoding import channel_scale, to_disk
 from .errors import StoreError
+from .folder import missing_shards, require_free
 from .journal import (
     JOURNAL,
-    LOCK,
-    TABLE,
     TEXT,
     Entry,
     JournalWriter,
@@ -35,12 +33,11 @@ from .journal import (
     write_table,
 )
 from .layout import (
-    DOCUMENTS,
     ArraySpec,
     all_arrays,
     channel_of,
     create_arrays,
-    read_whole,
+    read_channel,
     sites,
     text_arrays,
     write_documents,
@@ -52,20 +49,8 @@ from .rows import RowReader
 from .session import ShardSession
 from .shard import ShardWriter
 
-OUR_NAMES = {JOURNAL, DOCUMENTS, TABLE, "zarr.json", "tokens", "documents", "layers", "weights"}
-"""What an unfinished store may hold."""
 BUFFER_BYTES = 4 << 30
 """Most bytes of activations that may wait for the disk before the model has to."""
-
-
-def is_complete(root: Path) -> bool:
-    """Tell whether a folder holds a finished store."""
-    return (root / MANIFEST).exists()
-
-
-def is_begun(root: Path) -> bool:
-    """Tell whether a folder holds a store whose harvest can go on."""
-    return (root / PLAN).exists()
 
 
 class StoreWriter:
@@ -97,7 +82,7 @@ class StoreWriter:
         documents: Tensor,
         document_names: list[str],
         weights: dict[int, dict[str, Tensor]],
-        sample: dict[int, tuple[Tensor, Tensor]] | None = None,
+        sample: Mapping[int, Sequence[Tensor]] | None = None,
         buffer_bytes: int = BUFFER_BYTES,
     ) -> Self:
         """Begin a store: its metadata, token ids and weights; the plan last.
@@ -108,8 +93,8 @@ class StoreWriter:
             tokens, documents: int32, [n_seq, n_ctx].
             document_names: names of the documents that `documents` numbers.
             weights: for every layer its own parameters by name.
-            sample: for every layer some x and y, [..., d_model]; int8 takes the scales of its
-                channels from them, other dtypes need none.
+            sample: for every layer some x and, if it is stored, y, [..., d_model]; int8 takes the
+                scales of its channels from them, other dtypes need none.
             buffer_bytes: most bytes of activations that may wait for the disk.
 
         Raises:
@@ -166,7 +151,7 @@ class StoreWriter:
         try:
             writer = cls(root, read_manifest(root / PLAN), lock, buffer_bytes=buffer_bytes)
             texts = text_arrays(writer.manifest)
-            if any(writer._missing([spec.name for spec in texts])):
+            if missing_shards(root, writer.manifest, writer._committed, texts):
                 raise StoreError(f"{root} lacks token ids; delete it and harvest again")
         except BaseException:
             lock.release()
@@ -185,7 +170,7 @@ class StoreWriter:
 
     def missing_shards(self) -> list[int]:
         """Return the shards of which some file is not committed or no longer there."""
-        return self._missing(list(self._arrays))
+        return missing_shards(self.root, self.manifest, self._committed, self._arrays.values())
 
     @contextmanager
     def shard(self, shard: int, *, keep_nonfinite: bool = False) -> Iterator[ShardSession]:
@@ -244,7 +229,7 @@ class StoreWriter:
         """The most bytes of activations that waited for the disk at a time."""
         return self._behind.peak_bytes
 
-    def _write_channels(self, sample: dict[int, tuple[Tensor, Tensor]]) -> None:
+    def _write_channels(self, sample: Mapping[int, Sequence[Tensor]]) -> None:
         if self.manifest.dtype != "int8":
             return
         for layer, pair in sample.items():
@@ -256,20 +241,8 @@ class StoreWriter:
         if self.manifest.dtype == "int8" and not self._channels:
             for layer in self.manifest.layers:
                 for site in sites(self.manifest, layer):
-                    self._channels[site] = read_whole(self.root, channel_of(site))
+                    self._channels[site] = read_channel(self.root, self.manifest, site)
         return self._channels
-
-    def _missing(self, names: list[str]) -> list[int]:
-        return [
-            shard
-            for shard in range(self.manifest.n_shards)
-            if not all(self._is_there(shard, name) for name in names)
-        ]
-
-    def _is_there(self, shard: int, name: str) -> bool:
-        entry = self._committed.get((shard, name))
-        path = self._arrays[name].shard_path(self.root, shard)
-        return entry is not None and path.is_file() and path.stat().st_size == entry.n_bytes
 
     def _commit(self, journal: JournalWriter, entries: list[Entry]) -> None:
         journal.commit(entries)
@@ -297,36 +270,6 @@ class StoreWriter:
                 raise
             entry = Entry(shard, spec.name, len(rows), done.n_bytes, done.crc32c, 0.0, 0.0)
             self._commit(journal, [entry])
-
-
-def is_hardly_begun(root: Path) -> bool:
-    """Tell whether a folder holds a store whose making was cut short before there was a plan."""
-    return (
-        (root / JOURNAL / LOCK).is_file()
-        and not is_begun(root)
-        and not is_complete(root)
-        and all(_is_ours(path.name) for path in root.iterdir())
-    )
-
-
-def _is_ours(name: str) -> bool:
-    # zarr writes zarr.json under a name such as zarr.923bf3cc.partial, which a kill leaves behind
-    return name in OUR_NAMES or (name.startswith("zarr.") and name.endswith(".partial"))
-
-
-def require_free(root: Path) -> None:
-    """Raise StoreError unless a new store may be made here.
-
-    A store whose making was cut short before there was a plan is in nobody's way.
-    """
-    if root.is_dir():
-        if any(root.iterdir()) and not is_hardly_begun(root):
-            raise StoreError(f"{root} is a folder with other things in it; choose an empty one")
-    elif root.exists():
-        raise StoreError(f"{root} is a file; choose a folder")
-    parent = next(path for path in (root, *root.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise StoreError(f"{root} cannot be made in {parent}; choose another folder")
 
 
 def _clear(root: Path) -> None:
