@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from lorsa.train.checkpoint import checkpoints
 from lorsa.train.setup import activation_scales, initialise, lorsa_config
 from safetensors.torch import load_file
 from tiny import N_CTX
+
+TwoProcesses = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def _config(store: Path, out: Path, **changes: Any) -> TrainConfig:
@@ -334,36 +337,55 @@ def test_bfloat16_arithmetic_comes_out_near_float32(store_folder: Path, tmp_path
     assert fvu[1] == pytest.approx(fvu[0], abs=0.02)
 
 
-def _two_processes(*args: object) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def two_processes(tmp_path: Path) -> TwoProcesses:
+    """Train in two processes; their ports are free ones, which the launcher's store binds."""
+    logs = tmp_path / "logs"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run(
-        [*command, "-m", "lorsa", "train", *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=300,
-        check=False,
-    )
+    command += ["--log-dir", str(logs), "--redirects=2", "-m", "lorsa", "train"]
+
+    def run(*args: object) -> subprocess.CompletedProcess[str]:
+        shutil.rmtree(logs, ignore_errors=True)
+        told = ""
+        try:
+            done = subprocess.run(
+                [*command, *map(str, args)],
+                capture_output=True,
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "LORSA_DEBUG": "1"},
+                timeout=300,
+                check=False,
+            )
+        finally:  # pytest shows it last if the test fails, also because it took too long
+            for path in sorted(logs.rglob("stderr.log")):
+                told += f"rank {path.parent.name}:\n{path.read_text()}\n"
+            print(told)
+        done.stderr += told
+        return done
+
+    return run
 
 
-def test_two_processes_make_the_lorsa_of_one(store_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_make_the_lorsa_of_one(
+    store_folder: Path, tmp_path: Path, two_processes: TwoProcesses
+) -> None:
     one = train(_config(store_folder, tmp_path / "one"))
     (tmp_path / "run.toml").write_text(
         f"batch_tokens = {4 * N_CTX}\ntrain_tokens = {160 * N_CTX}\ninit_tokens = {16 * N_CTX}\n"
     )
     args = ["--store", store_folder, "--layer", 1, "--out", tmp_path / "two", "--device", "cpu"]
     args += ["--top-k", 8, "--config", tmp_path / "run.toml", "--json"]
-    done = _two_processes(*args)
+    done = two_processes(*args)
     assert done.returncode == 0, done.stderr
     two = json.loads(done.stdout)["runs"][0]
     assert two["fvu"] == pytest.approx(one.fvu, abs=1e-3)
     assert two["dead_fraction"] == pytest.approx(one.dead_fraction, abs=0.01)
-    again = _two_processes(*args)
+    again = two_processes(*args)
     assert json.loads(again.stdout)["runs"][0] == two
 
 
 def test_processes_that_cannot_share_a_step_evenly_make_the_same_lorsa(
-    store_folder: Path, tmp_path: Path
+    store_folder: Path, tmp_path: Path, two_processes: TwoProcesses
 ) -> None:
     """Steps of 5 sequences: one process takes 2, the other 3, and the gradient is that of 5."""
     one = train(_config(store_folder, tmp_path / "one", batch_tokens=5 * N_CTX))
@@ -372,7 +394,7 @@ def test_processes_that_cannot_share_a_step_evenly_make_the_same_lorsa(
     )
     args = ["--store", store_folder, "--layer", 1, "--out", tmp_path / "two", "--device", "cpu"]
     args += ["--top-k", 8, "--config", tmp_path / "run.toml", "--json"]
-    done = _two_processes(*args)
+    done = two_processes(*args)
     assert done.returncode == 0, done.stderr
     found = Lorsa.from_pretrained(tmp_path / "two" / "layer-1")
     for name, expected in Lorsa.from_pretrained(tmp_path / "one").named_parameters():
@@ -408,10 +430,12 @@ def test_a_layer_with_nan_is_refused(store_folder: Path, tmp_path: Path) -> None
         train(_config(tmp_path / "acts", tmp_path / "run"))
 
 
-def test_two_processes_that_cannot_begin_end_at_once(store_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_that_cannot_begin_end_at_once(
+    store_folder: Path, tmp_path: Path, two_processes: TwoProcesses
+) -> None:
     (tmp_path / "layer-1").mkdir()
     (tmp_path / "layer-1" / "notes.txt").touch()
-    done = _two_processes("--store", store_folder, "--layer", 1, "--out", tmp_path)
+    done = two_processes("--store", store_folder, "--layer", 1, "--out", tmp_path)
     assert done.returncode != 0
     assert "holds other things" in done.stderr
 
