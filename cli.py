@@ -89,7 +89,16 @@ def harvest(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Of the store: bfloat16, float16, float32.", show_default="bfloat16"),
+        typer.Option(
+            help="Of the store: bfloat16, float16, float32, int8.", show_default="bfloat16"
+        ),
+    ] = None,
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            help="store y, or derive it from x when training: half the bytes.",
+            show_default="store",
+        ),
     ] = None,
     compression: Annotated[
         str | None, typer.Option(help="none, lz4 or zstd.", show_default="none")
@@ -114,6 +123,13 @@ def harvest(
             help="Refuse a model whose attention cannot be recomputed.",
             show_default="selfcheck",
         ),
+    ] = None,
+    keep_nonfinite: Annotated[
+        bool | None,
+        typer.Option("--keep-nonfinite", help="Count and keep NaN and Inf instead of stopping."),
+    ] = None,
+    buffer_gb: Annotated[
+        float | None, typer.Option(help="GB that may wait for the disk.", show_default="4")
     ] = None,
     force: Annotated[
         bool | None, typer.Option("--force", help="Begin although the disk looks too small.")

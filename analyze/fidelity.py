@@ -27,8 +27,8 @@ from ..harvest import (
     require_same_weights,
     resolve,
 )
-from ..model import DEVICES, Lorsa, choose_device, evaluate
-from ..store import ActivationStore, held_out_batches
+from ..model import DEVICES, Lorsa, choose_device, evaluate, stored_attention
+from ..store import ActivationStore, Derive, held_out_batches
 from .errors import AnalyzeError
 
 BATCH_TOKENS = 2048
@@ -158,8 +158,11 @@ def evaluate_run(config: EvalConfig, *, report: Report = lambda text: None) -> F
     lorsa = lorsa.to(device)
     report("measuring on the store")
     n_seqs = _batch_seqs(store.manifest.n_ctx)
-    held_out = held_out_batches(store, layer, batch_seqs=n_seqs, n_tokens=config.tokens)
-    quality = evaluate(lorsa, ((x.to(device).float(), y.to(device).float()) for x, y in held_out))
+    derive = _deriver(store, layer, device)
+    held_out = held_out_batches(
+        store, layer, batch_seqs=n_seqs, n_tokens=config.tokens, device=device, derive=derive
+    )
+    quality = evaluate(lorsa, held_out)
     cross_entropy = None
     if config.model is not None:
         cross_entropy = _in_the_model(lorsa, store, layer, config, device, report)
@@ -173,6 +176,14 @@ def evaluate_run(config: EvalConfig, *, report: Report = lambda text: None) -> F
         n_tokens=quality.n_tokens,
         cross_entropy=cross_entropy,
     )
+
+
+def _deriver(store: ActivationStore, layer: int, device: str) -> Derive | None:
+    """Return what makes y of x where the store says that y is to be derived, otherwise None."""
+    if store.manifest.outputs == "store":
+        return None
+    geometry = store.manifest.layers[layer]["geometry"]
+    return stored_attention(store.weights(layer), geometry, device)
 
 
 def _layer_of(lorsa: Lorsa, store: ActivationStore, config: EvalConfig) -> int:
@@ -210,7 +221,8 @@ def _in_the_model(
     report("running the language model")
     n_seqs = max(1, config.ce_tokens // store.manifest.n_ctx)
     tokens = store.tokens(store.held_out_seqs[:n_seqs])
-    mean = store.activations(layer, store.train_seqs[:MEAN_SEQS]).y.float().mean(dim=(0, 1))
+    some = store.stored(layer, store.train_seqs[:MEAN_SEQS])
+    mean = some.on(device, _deriver(store, layer, device)).y.mean(dim=(0, 1))
     replacements: dict[str, Replacement | None] = {
         "original": None,
         "lorsa": lambda x: lorsa(x.float()),

@@ -1,11 +1,12 @@
 """What a harvest is asked for."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..model import DEVICES
-from ..store import ACTIVATION_DTYPES, COMPRESSIONS
+from ..store import ACTIVATION_DTYPES, COMPRESSIONS, OUTPUTS
 from .aliases import canonical
 from .corpus import STDLIB
 from .models import MODEL_DTYPES
@@ -34,9 +35,14 @@ class HarvestConfig:
     batch_seqs: int = 8
     """Sequences in a forward of the model."""
     dtype: str = "bfloat16"
-    """Of the stored activations: what the models compute in, and half of float32."""
+    """Of the stored activations: what the models compute in, and half of float32; "int8" is half
+    of that again, see docs/store.md for what it costs."""
+    outputs: str = "store"
+    """Whether y is stored, "store", or recomputed from x when it is wanted, "derive": half the
+    bytes."""
     compression: str = "none"
-    """Of the stored activations, lossless: "lz4" or "zstd" save about a quarter and read slower."""
+    """Of the stored activations, lossless: "lz4" or "zstd" save about a quarter and read slower; of
+    int8 "zstd" saves a tenth."""
     model_dtype: str = "auto"
     """Of the model's arithmetic; "auto" is its own on a GPU, float32 on a CPU."""
     device: str = "auto"
@@ -47,6 +53,10 @@ class HarvestConfig:
     """Of the order of documents."""
     selfcheck: bool = True
     """Whether to refuse a model whose attention cannot be recomputed from what was read of it."""
+    keep_nonfinite: bool = False
+    """Whether to keep activations with NaN or Inf, counted, instead of stopping at them."""
+    buffer_gb: float = 4.0
+    """GB of activations that may wait in memory for the disk before the model has to."""
     force: bool = False
     """Whether to begin although the disk looks too small."""
 
@@ -59,6 +69,7 @@ class HarvestConfig:
         for name, allowed in (
             ("dtype", ACTIVATION_DTYPES),
             ("compression", COMPRESSIONS),
+            ("outputs", OUTPUTS),
             ("model_dtype", MODEL_DTYPES),
             ("bos", BOS_RULES),
             ("device", DEVICES),
@@ -67,10 +78,16 @@ class HarvestConfig:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
                 )
+        if self.dtype == "int8" and self.compression == "lz4":
+            raise ValueError("compression is 'lz4', which saves nothing on int8: use none or zstd")
+        if not 0 < self.buffer_gb < math.inf:
+            raise ValueError(f"buffer_gb is {self.buffer_gb}; allowed: above 0")
+        if self.outputs == "derive" and not self.selfcheck:
+            raise ValueError("outputs is 'derive', which needs the self-check: use 'store'")
 
     def request(self) -> dict[str, Any]:
         """Return the settings that decide what is in the store, apart from its layers."""
-        free = {"store", "layers", "batch_seqs", "device", "selfcheck", "force"}
+        free = {"store", "layers", "batch_seqs", "device", "selfcheck", "buffer_gb", "force"}
         settings = {name: value for name, value in asdict(self).items() if name not in free}
         data = self.data if self.data == STDLIB else str(Path(self.data).expanduser().resolve())
         return settings | {"model": canonical(self.model), "data": data}

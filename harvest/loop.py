@@ -31,7 +31,7 @@ from .corpus import documents
 from .errors import HarvestError
 from .models import LanguageModel, load_config, load_model, load_tokenizer, tokenizer_facts
 from .packing import Packed, fingerprint, pack
-from .plan import Plan, Sizes, require_same_request, shard_seqs
+from .plan import Plan, Sizes, n_sites, require_same_request, shard_seqs
 from .selfcheck import SelfCheck, check_geometry, require_passed, require_same_weights
 from .sites import attention_sites, family_of, read_geometry, read_weights, site_name
 
@@ -115,6 +115,7 @@ def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Ha
         require_free(config.store)
         rate = _begin(config, report)
     store = ActivationStore.open(config.store)
+    _tell_of_outliers(store, report)
     return HarvestResult(
         store=str(config.store),
         model=store.manifest.model["id"],
@@ -125,6 +126,20 @@ def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Ha
         seconds=time.perf_counter() - started,
         tokens_per_second=rate,
     )
+
+
+def _tell_of_outliers(store: ActivationStore, report: Report) -> None:
+    """Say what int8 lost most by and what was kept that is not finite."""
+    scales = {site: found for layer in store.layers for site, found in store.scales(layer).items()}
+    if scales:
+        site = max(scales, key=lambda name: scales[name].largest / (scales[name].mean or 1))
+        mean, largest = scales[site]
+        report(
+            f"int8: the largest scale is {largest:.3g}, {largest / (mean or 1):.3g} times the mean "
+            f"({site}); a token's values are rounded to whole multiples of its scale"
+        )
+    if n_bad := sum(store.n_nonfinite(layer) for layer in store.layers):
+        report(f"{n_bad:,} tokens with NaN or Inf were kept; their layers cannot be trained on")
 
 
 def _begin(config: HarvestConfig, report: Report) -> float:
@@ -158,7 +173,7 @@ def _repair(config: HarvestConfig, report: Report) -> float:
 
 def _go_on(config: HarvestConfig, report: Report) -> float:
     """Finish a store that was begun; return tokens per second."""
-    with StoreWriter.resume(config.store) as writer:
+    with StoreWriter.resume(config.store, buffer_bytes=_buffer_bytes(config)) as writer:
         manifest = writer.manifest
         _require_same(config, manifest)
         n_missing = len(writer.missing_shards())
@@ -250,6 +265,7 @@ def _create(
     report(check)
     if config.selfcheck:
         require_passed(check)
+    sample = {layer: (call.x, call.y) for layer, call in calls.items()}
     facts = {
         layer: {
             "geometry": geometries[layer].to_dict(),
@@ -269,7 +285,13 @@ def _create(
         documents=text.packed.documents,
         document_names=text.packed.names,
         weights={layer: weights[layer].present() for layer in target.layers},
+        sample=sample,
+        buffer_bytes=_buffer_bytes(config),
     )
+
+
+def _buffer_bytes(config: HarvestConfig) -> int:
+    return int(config.buffer_gb * 1e9)
 
 
 def _finite(value: float) -> float | None:
@@ -286,7 +308,7 @@ def _manifest(
 ) -> Manifest:
     n_seq, n_ctx = text.packed.tokens.shape
     seq_bytes = n_ctx * target.d_model * DTYPES[config.dtype].itemsize
-    n_shard_seqs = shard_seqs(n_seq, seq_bytes=seq_bytes, n_arrays=2 * len(layers))
+    n_shard_seqs = shard_seqs(n_seq, seq_bytes=seq_bytes, n_arrays=n_sites(config) * len(layers))
     return Manifest(
         uuid=str(uuid.uuid4()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -307,6 +329,7 @@ def _manifest(
         shard_seqs=n_shard_seqs,
         dtype=config.dtype,
         compression=config.compression,
+        outputs=config.outputs,
         layers=layers,
         held_out_shards=held_out_shards(n_seq, n_shard_seqs),
     )
@@ -323,7 +346,7 @@ def _write_shards(
     started, n_done = time.perf_counter(), 0
     report(Progress(n_tokens - n_missing, n_tokens, 0.0))
     for shard in missing:
-        with writer.shard(shard) as session:
+        with writer.shard(shard, keep_nonfinite=config.keep_nonfinite) as session:
             for rows in _split(manifest.shard_rows(shard), config.batch_seqs):
                 session.append(capture.run(writer.tokens(rows)))
                 n_done += len(rows) * manifest.n_ctx

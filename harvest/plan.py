@@ -18,6 +18,8 @@ MIN_SHARDS = 20
 """So that 5 % of the shards can be held out."""
 TOKEN_BYTES = 8
 """A token's id and document."""
+SCALE_BYTES = 4
+"""A token's scale in an int8 array."""
 NORM_BYTES = 8
 """A token's norms in a layer."""
 
@@ -46,6 +48,11 @@ class Plan:
     """Beginning of the first sequence, as text; empty when a harvest goes on."""
 
 
+def n_sites(config: HarvestConfig) -> int:
+    """Return how many of x and y are stored."""
+    return 1 if config.outputs == "derive" else 2
+
+
 class Sizes:
     """Arithmetic of one request on one model: what a token costs and how many the disk takes."""
 
@@ -53,7 +60,9 @@ class Sizes:
         """Take the request, the layers with their modules' names, and the activations' width."""
         self._config = config
         self._layers = layers
-        self.activation_bytes = 2 * len(layers) * d_model * DTYPES[config.dtype].itemsize
+        site_bytes = d_model * DTYPES[config.dtype].itemsize
+        site_bytes += SCALE_BYTES if config.dtype == "int8" else 0
+        self.activation_bytes = n_sites(config) * len(layers) * site_bytes
         self.token_bytes = self.activation_bytes + NORM_BYTES * len(layers) + TOKEN_BYTES
         # W_Q, W_K, W_V and W_O in float32, if all are square
         self.weight_bytes = 4 * len(layers) * d_model * d_model * DTYPES["float32"].itemsize

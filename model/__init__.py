@@ -1,6 +1,6 @@
 """The Lorsa module and the attention layer that it replaces."""
 
-from .attention import LayerWeights, layer_attention
+from .attention import LayerWeights, layer_attention, stored_attention
 from .checkpoint import CheckpointError, write_json
 from .config import LorsaConfig
 from .device import DEVICES, choose_device
@@ -28,5 +28,6 @@ __all__ = [
     "init_random",
     "layer_attention",
     "require_fit",
+    "stored_attention",
     "write_json",
 ]

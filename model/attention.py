@@ -3,9 +3,11 @@
     q = rope(qk_norm(x W_Q + b_Q))    k = rope(qk_norm(x W_K + b_K))    v = x W_V + b_V
     y[t] = sum over heads of (sum_{s <= t} pattern[t, s] v[s]) W_O + b_O
 
-Used to check that the geometry read off a model is right, and to start a Lorsa from the layer.
+Used to check that the geometry read off a model is right, to start a Lorsa from the layer, and to
+derive y where a store keeps x alone.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -90,30 +92,51 @@ def queries_keys(
 def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
     """Return what each head attends to: its attended value before the output projection.
 
-    One sequence and head at a time, so that no more than one pattern is in memory.
-
     Args:
         x: attention input, [batch, seq, d_model], dtype and device of the weights.
 
     Returns:
         [batch, seq, n_heads, d_head].
     """
-    batch, seq, _d_model = x.shape
+    _batch, seq, _d_model = x.shape
     g = geometry
     q, k = queries_keys(x, weights, g)
     v = project(x, weights.W_V, weights.b_V)
-    out = x.new_empty(batch, seq, g.n_heads, g.d_head)
-    for b in range(batch):
+    k, v = (part.repeat_interleave(g.n_heads // g.n_kv_heads, dim=2) for part in (k, v))
+    if g.softcap is not None:
+        return _head_by_head(q, k, v, g)
+    sees = None if g.window is None or g.window >= seq else _window_mask(seq, g.window, x.device)
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=sees,
+        is_causal=sees is None,
+        scale=g.scale,
+    )
+    return out.transpose(1, 2)  # [batch, seq, n_heads, d_head]
+
+
+def _window_mask(seq: int, window: int, device: torch.device) -> Tensor:
+    """Return where a query may look, bool, [q_pos, k_pos]."""
+    sees = torch.ones(seq, seq, dtype=torch.bool, device=device).tril()
+    return sees.triu(1 - window)
+
+
+def _head_by_head(q: Tensor, k: Tensor, v: Tensor, g: AttentionGeometry) -> Tensor:
+    """Attend one sequence and head at a time, so that no more than one pattern is in memory."""
+    out = torch.empty_like(v)
+    for b in range(len(q)):
         for head in range(g.n_heads):
-            kv = head // (g.n_heads // g.n_kv_heads)
+            one = slice(head, head + 1)
             pattern = attention_pattern(
-                q[b : b + 1, :, head : head + 1],
-                k[b : b + 1, :, kv : kv + 1],
+                q[b : b + 1, :, one],
+                k[b : b + 1, :, one],
                 scale=g.scale,
                 window=g.window,
                 softcap=g.softcap,
             )
-            out[b, :, head] = pattern[0, 0] @ v[b, :, kv]
+            out[b, :, head] = pattern[0, 0] @ v[b, :, head]
     return out
 
 
@@ -126,5 +149,25 @@ def layer_attention(x: Tensor, weights: LayerWeights, geometry: AttentionGeometr
     Returns:
         y: attention output before the residual add, [batch, seq, d_model].
     """
-    y = torch.einsum("bthk,hkd->btd", head_outputs(x, weights, geometry), weights.W_O)
-    return y if weights.b_O is None else y + weights.b_O
+    heads = head_outputs(x, weights, geometry).flatten(2)  # [batch, seq, n_heads * d_head]
+    return F.linear(heads, weights.W_O.flatten(0, 1).T, weights.b_O)
+
+
+def stored_attention(
+    weights: dict[str, Tensor], geometry: dict[str, Any], device: torch.device | str
+) -> Callable[[Tensor], Tensor]:
+    """Return a stored layer's attention as a function from x to y, in float32 on a device.
+
+    Args:
+        weights: the layer's own, from `ActivationStore.weights`.
+        geometry: of the layer, from the store's manifest.
+        device: of x and y.
+    """
+    placed = LayerWeights(**weights).to(device, torch.float32)
+    shape = AttentionGeometry.from_dict(geometry)
+
+    @torch.no_grad()
+    def attend(x: Tensor) -> Tensor:
+        return layer_attention(x, placed, shape)
+
+    return attend

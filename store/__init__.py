@@ -1,33 +1,40 @@
 """The on-disk activation store: written once by a harvest, read by many runs."""
 
 from .care import remove_layers
-from .encoding import ACTIVATION_DTYPES, COMPRESSIONS, DTYPES
+from .encoding import ACTIVATION_DTYPES, COMPRESSIONS, DTYPES, Encoded
 from .errors import StoreError
+from .folder import is_begun, is_complete, require_free
 from .info import format_bytes, store_info
 from .layers import choose_layers, spell_layers
 from .layout import read_weights
 from .loader import Batch, batches, held_out_batches
-from .manifest import MANIFEST, Manifest, held_out_shards, read_manifest, sync_tree
+from .manifest import MANIFEST, OUTPUTS, Manifest, held_out_shards, read_manifest, sync_tree
 from .merge import merge_stores
-from .reader import Activations, ActivationStore
+from .reader import Activations, ActivationStore, Derive, Stored, TokenScales
 from .repair import verify_store
 from .sampler import Sampler, sequence_order
 from .verify import Checked
-from .writer import StoreWriter, is_begun, is_complete, require_free
+from .writer import BUFFER_BYTES, StoreWriter
 
 __all__ = [
     "ACTIVATION_DTYPES",
+    "BUFFER_BYTES",
     "COMPRESSIONS",
     "DTYPES",
     "MANIFEST",
+    "OUTPUTS",
     "ActivationStore",
     "Activations",
     "Batch",
     "Checked",
+    "Derive",
+    "Encoded",
     "Manifest",
     "Sampler",
     "StoreError",
     "StoreWriter",
+    "Stored",
+    "TokenScales",
     "batches",
     "choose_layers",
     "format_bytes",

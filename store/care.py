@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StoreError
-from .folder import Folder, look
+from .folder import Folder, is_begun, look
 from .journal import JournalWriter, Lock, write_table
 from .layers import choose_layers, spell_layers
 from .manifest import MANIFEST, PLAN, write_atomically
 from .verify import leftovers
-from .writer import is_begun
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 

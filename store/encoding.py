@@ -1,7 +1,14 @@
-"""How values become bytes: logical dtypes, and the codec of a chunk.
+"""How values become bytes: logical dtypes, int8 with its scales, and the codec of a chunk.
 
 bfloat16 is no Zarr data type, so its bits are stored as uint16 and the array's attribute
-`lorsa_dtype` says what they mean.
+`lorsa_dtype` says what they mean. int8 activations have two scales:
+
+    x[t, c] = values[t, c] * scale[t] * channel[c],    values in -127..127
+
+`channel` is the largest |x[., c]| in a sample of the layer, once for the whole store: a few
+channels of a language model's activations are tens of times larger than the rest, and without it
+all others would be rounded to what these need. `scale` is a token's largest
+|x[t, c] / channel[c]| / 127.
 """
 
 from typing import Any, NamedTuple
@@ -16,6 +23,7 @@ Array = npt.NDArray[Any]
 
 COMPRESSION_LEVELS = {"lz4": 5, "zstd": 1}
 COMPRESSIONS = ("none", *COMPRESSION_LEVELS)
+INT8_LARGEST = 127
 
 
 class DType(NamedTuple):
@@ -35,15 +43,78 @@ DTYPES = {
     "bfloat16": DType(torch.bfloat16, "uint16"),
     "float16": DType(torch.float16, "float16"),
     "float32": DType(torch.float32, "float32"),
+    "int8": DType(torch.int8, "int8"),
     "int32": DType(torch.int32, "int32"),
 }
-ACTIVATION_DTYPES = ("bfloat16", "float16", "float32")
+ACTIVATION_DTYPES = ("bfloat16", "float16", "float32", "int8")
+
+
+class Encoded(NamedTuple):
+    """Activations in the store's dtype, and what they have to be multiplied by."""
+
+    values: Tensor
+    """[n, n_ctx, d_model]"""
+    scale: Tensor | None = None
+    """Of every token, float32, [n, n_ctx]; None unless the values are int8."""
+    channel: Tensor | None = None
+    """Of every channel, float32, [d_model]; None unless the values are int8."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Encoded":
+        """Return the same on a device: int8 travels as int8."""
+        parts = (None if p is None else p.to(device, non_blocking=non_blocking) for p in self)
+        return Encoded(*parts)  # type: ignore[arg-type]
+
+    def decode(self) -> Tensor:
+        """Return the activations: float32 for int8, otherwise the values as they are."""
+        if self.scale is None or self.channel is None:
+            return self.values
+        return (self.values * self.scale[..., None]).mul_(self.channel)  # [n, n_ctx, d_model]
+
+
+def encode(values: Tensor, dtype: str, channel: Tensor | None = None) -> Encoded:
+    """Round activations to a logical dtype, on their device, in memory of their own.
+
+    Args:
+        values: [n, n_ctx, d_model].
+        dtype: one of ACTIVATION_DTYPES.
+        channel: scale of every channel for int8, [d_model], above 0.
+
+    Returns:
+        With int8, a token that is not finite has a scale that is not.
+    """
+    values = values.detach()
+    if dtype != "int8":
+        return Encoded(values.to(DTYPES[dtype].torch, copy=True))
+    assert channel is not None
+    channel = channel.to(values.device)
+    wide = values / channel
+    scale = wide.abs().amax(dim=-1) / INT8_LARGEST  # [n, n_ctx]
+    wide /= torch.where(scale == 0, 1, scale)[..., None]
+    return Encoded(wide.round_().to(torch.int8), scale, channel)
+
+
+def channel_scale(sample: Tensor) -> Tensor:
+    """Return int8's scale of every channel: its largest absolute value, 1 where that is 0.
+
+    Args:
+        sample: activations, [..., d_model].
+
+    Returns:
+        float32, [d_model].
+    """
+    largest = sample.detach().float().reshape(-1, sample.shape[-1]).abs().amax(dim=0)
+    return torch.where(largest > 0, largest, 1.0)
 
 
 def to_disk(values: Tensor, dtype: str) -> Array:
     """Round a tensor to the logical dtype and return a copy of it as it lies on disk."""
     cast = values.detach().to("cpu", DTYPES[dtype].torch, copy=True).contiguous()
-    array: Array = (cast.view(torch.uint16) if dtype == "bfloat16" else cast).numpy()
+    return disk_view(cast)
+
+
+def disk_view(values: Tensor) -> Array:
+    """Return a tensor as it lies on disk, sharing its memory."""
+    array: Array = (values.view(torch.uint16) if values.dtype is torch.bfloat16 else values).numpy()
     return array
 
 
@@ -54,8 +125,12 @@ def from_disk(values: Array, dtype: str) -> Tensor:
 
 
 def blosc(compression: str, itemsize: int) -> Blosc | None:
-    """Return the codec of a chunk's bytes, lossless and bit-shuffled; None for "none"."""
+    """Return the codec of a chunk's bytes, lossless; None for "none".
+
+    Bit-shuffled, but for int8: all its bits are equally random, and only whole values compress.
+    """
     if compression == "none":
         return None
     level = COMPRESSION_LEVELS[compression]
-    return Blosc(cname=compression, clevel=level, shuffle=Blosc.BITSHUFFLE, typesize=itemsize)
+    shuffle = Blosc.BITSHUFFLE if itemsize > 1 else Blosc.NOSHUFFLE
+    return Blosc(cname=compression, clevel=level, shuffle=shuffle, typesize=itemsize)

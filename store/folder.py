@@ -1,19 +1,78 @@
-"""A store's folder as it lies there: finished or not, with what is known of its files.
+"""A store's folder as it lies there: begun or finished or neither, and what is known of its files.
 
 `ActivationStore` opens finished stores to read them; this is for looking after them.
 """
 
+import os
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from .errors import StoreError
-from .journal import Entry, Key, read_journal, read_table
+from .journal import JOURNAL, LOCK, TABLE, Entry, Key, read_journal, read_table
 from .layers import spell_layers
-from .layout import all_arrays, text_arrays
+from .layout import DOCUMENTS, ArraySpec, all_arrays, text_arrays
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
-from .reader import why_not_a_store
-from .writer import is_begun, is_complete
+
+OUR_NAMES = {JOURNAL, DOCUMENTS, TABLE, "zarr.json", "tokens", "documents", "layers", "weights"}
+"""What an unfinished store may hold."""
+
+
+def is_complete(root: Path) -> bool:
+    """Tell whether a folder holds a finished store."""
+    return (root / MANIFEST).exists()
+
+
+def is_begun(root: Path) -> bool:
+    """Tell whether a folder holds a store whose harvest can go on."""
+    return (root / PLAN).exists()
+
+
+def is_hardly_begun(root: Path) -> bool:
+    """Tell whether a folder holds a store whose making was cut short before there was a plan."""
+    return (
+        (root / JOURNAL / LOCK).is_file()
+        and not is_begun(root)
+        and not is_complete(root)
+        and all(_is_ours(path.name) for path in root.iterdir())
+    )
+
+
+def _is_ours(name: str) -> bool:
+    # zarr writes zarr.json under a name such as zarr.923bf3cc.partial, which a kill leaves behind
+    return name in OUR_NAMES or (name.startswith("zarr.") and name.endswith(".partial"))
+
+
+def require_free(root: Path) -> None:
+    """Raise StoreError unless a new store may be made here.
+
+    A store whose making was cut short before there was a plan is in nobody's way.
+    """
+    if root.is_dir():
+        if any(root.iterdir()) and not is_hardly_begun(root):
+            raise StoreError(f"{root} is a folder with other things in it; choose an empty one")
+    elif root.exists():
+        raise StoreError(f"{root} is a file; choose a folder")
+    parent = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise StoreError(f"{root} cannot be made in {parent}; choose another folder")
+
+
+def why_not_a_store(root: Path) -> str:
+    """Say what a folder without a manifest is, and what to type."""
+    if is_begun(root):
+        return (
+            f"{root} is unfinished: run the same lorsa harvest command again, it goes on "
+            f"(lorsa store info {root} shows it)"
+        )
+    if is_hardly_begun(root):
+        return f"{root} is hardly begun: run the same lorsa harvest command again"
+    if not root.exists():
+        return (
+            f"{root} does not exist; make a store with: lorsa harvest --model MODEL --store {root}"
+        )
+    return f"{root} is no activation store ({MANIFEST} is missing); give the folder of a harvest"
 
 
 class Folder(NamedTuple):
@@ -29,16 +88,8 @@ class Folder(NamedTuple):
 
     def missing_shards(self) -> list[int]:
         """Return the shards of which some file is not committed or not there."""
-        arrays = all_arrays(self.manifest)
-        return [
-            shard
-            for shard in range(self.manifest.n_shards)
-            if not all(
-                (entry := self.entries.get((shard, name))) is not None
-                and file_size(spec.shard_path(self.root, shard)) == entry.n_bytes
-                for name, spec in arrays.items()
-            )
-        ]
+        arrays = all_arrays(self.manifest).values()
+        return missing_shards(self.root, self.manifest, self.entries, arrays)
 
 
 def look(root: Path) -> Folder:
@@ -54,6 +105,22 @@ def look(root: Path) -> Folder:
     else:
         raise StoreError(why_not_a_store(root))
     return Folder(root, manifest, is_complete(root), {(e.shard, e.array): e for e in entries})
+
+
+def missing_shards(
+    root: Path, manifest: Manifest, entries: dict[Key, Entry], arrays: Iterable[ArraySpec]
+) -> list[int]:
+    """Return the shards of which a file of some arrays is not committed or not there."""
+    specs = list(arrays)
+    return [
+        shard
+        for shard in range(manifest.n_shards)
+        if not all(
+            (entry := entries.get((shard, spec.name))) is not None
+            and file_size(spec.shard_path(root, shard)) == entry.n_bytes
+            for spec in specs
+        )
+    ]
 
 
 def file_size(path: Path) -> int | None:
@@ -81,6 +148,9 @@ def going_on(root: Path, manifest: Manifest) -> str:
         "store": root,
     } | request
     for name, value in options.items():
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            words += [flag, str(value)]
     return shlex.join(words)

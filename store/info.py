@@ -58,6 +58,11 @@ def _layer_info(store: ActivationStore, layer: int) -> dict[str, Any]:
         "mean_norm_x": norms.x,
         "mean_norm_y": norms.y,
         "self_check": facts.get("self_check"),
+        "n_nonfinite": store.n_nonfinite(layer),
+        "int8_scales": {
+            site.rpartition("/")[2]: scales._asdict()
+            for site, scales in store.scales(layer).items()
+        },
     }
 
 

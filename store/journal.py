@@ -43,9 +43,14 @@ class Entry(NamedTuple):
     crc32c: int
     """Of the file."""
     norm_sum: float
-    """sum ||x|| over the tokens; 0 for arrays that are no activations."""
+    """sum ||x|| over the finite tokens; of `norms` where y is derived, sum ||y||; of int8's scales,
+    their sum; else 0."""
     square_sum: float
-    """sum ||x||^2 over the tokens; 0 for arrays that are no activations."""
+    """The sum of the squares of the same."""
+    n_nonfinite: int = 0
+    """Tokens with NaN or Inf."""
+    max_scale: float = 0.0
+    """Largest of int8's scales; 0 for all other arrays."""
 
 
 _SCHEMA = pa.schema(
@@ -57,6 +62,8 @@ _SCHEMA = pa.schema(
         ("crc32c", pa.uint32()),
         ("norm_sum", pa.float64()),
         ("square_sum", pa.float64()),
+        ("n_nonfinite", pa.int64()),
+        ("max_scale", pa.float64()),
     ]
 )
 
@@ -65,7 +72,13 @@ Key = tuple[int, str]
 """Shard and array of an entry."""
 _ARRAY = re.compile(r"(layers/(0|[1-9][0-9]{0,8})/)?[a-z][a-z0-9_]*")
 """What an array can be called: nothing that could lead out of the store."""
-_LARGEST = {"shard": 2**31 - 1, "n_seq": 2**31 - 1, "n_bytes": 2**63 - 1, "crc32c": 2**32 - 1}
+_LARGEST = {
+    "shard": 2**31 - 1,
+    "n_seq": 2**31 - 1,
+    "n_bytes": 2**63 - 1,
+    "crc32c": 2**32 - 1,
+    "n_nonfinite": 2**63 - 1,
+}
 
 
 def _entry(fields: dict[str, Any]) -> Entry:
@@ -73,11 +86,13 @@ def _entry(fields: dict[str, Any]) -> Entry:
     entry = Entry(**fields)
     _require_array(entry.array)
     for name, largest in _LARGEST.items():
-        value = fields[name]
+        value = getattr(entry, name)
         if type(value) is not int or not 0 <= value <= largest:
             raise ValueError(f"{name} is {value!r}")
     if not (math.isfinite(entry.norm_sum) and math.isfinite(entry.square_sum)):
         raise ValueError("a sum is not finite")
+    if not 0 <= entry.max_scale < math.inf:
+        raise ValueError(f"max_scale is {entry.max_scale!r}")
     return entry
 
 
@@ -221,7 +236,9 @@ def read_table(store: Path) -> list[Entry]:
     path = store / TABLE
     try:
         table = pq.read_table(path, schema=_SCHEMA, page_checksum_verification=True)
-        return [_entry(row) for row in table.to_pylist()]
+        # a column that an older version did not write is null
+        rows = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
+        return [_entry(row) for row in rows]
     except (OSError, pa.ArrowException, ValueError, TypeError, MemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StoreError(

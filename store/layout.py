@@ -4,14 +4,18 @@
     documents            [n_seq, n_ctx] int32         document that each token comes from
     documents.parquet                                 the name of every document
     layers/<l>/attn_in   [n_seq, n_ctx, d_model]      x, after the pre-attention norm
-    layers/<l>/attn_out  [n_seq, n_ctx, d_model]      y, after the output projection
+    layers/<l>/attn_out  [n_seq, n_ctx, d_model]      y, after the output projection, unless derived
     layers/<l>/norms     [n_seq, n_ctx, 2] float32    ||x||, ||y|| of every token
     weights/<l>/<name>                                the layer's own parameters
 
-All arrays but the weights are cut alike: a chunk is a sequence, a shard is `shard_seqs` of them,
-one file.
+    layers/<l>/attn_in_scale    [n_seq, n_ctx] float32    int8 alone: of every token
+    layers/<l>/attn_in_channel  [d_model] float32         int8 alone: of every channel
+
+and the same two for attn_out. All arrays but weights and channels are cut alike: a chunk is a
+sequence, a shard is `shard_seqs` of them, one file.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +23,7 @@ import numcodecs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import zarr
 from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
@@ -73,9 +78,38 @@ def attn_out(layer: int) -> str:
     return f"layers/{layer}/attn_out"
 
 
+def scale_of(site: str) -> str:
+    """Return the name of the scales of every token of an int8 array, given that array's."""
+    return f"{site}_scale"
+
+
+def channel_of(site: str) -> str:
+    """Return the name of the scales of its channels."""
+    return f"{site}_channel"
+
+
+def sites(manifest: Manifest, layer: int) -> list[str]:
+    """Return the names of a layer's activations: x, and y unless it is derived."""
+    return [attn_in(layer), *([attn_out(layer)] if manifest.outputs == "store" else [])]
+
+
 def norms(layer: int) -> str:
     """Return the name of a layer's token norms."""
     return f"layers/{layer}/norms"
+
+
+def summed(manifest: Manifest, layer: int) -> tuple[str, str]:
+    """Return the arrays whose entries carry the sums of ||x|| and of ||y||."""
+    return attn_in(layer), attn_out(layer) if manifest.outputs == "store" else norms(layer)
+
+
+def whole_arrays(manifest: Manifest) -> Iterator[tuple[str, list[int] | None]]:
+    """Yield the arrays that are one chunk, with their shape where the manifest says it."""
+    for layer, facts in manifest.layers.items():
+        for weight in facts["weights"]:
+            yield f"weights/{layer}/{weight}", None
+        for site in sites(manifest, layer) if manifest.dtype == "int8" else ():
+            yield channel_of(site), [manifest.d_model]
 
 
 def text_arrays(manifest: Manifest) -> list[ArraySpec]:
@@ -86,12 +120,15 @@ def text_arrays(manifest: Manifest) -> list[ArraySpec]:
 
 def layer_arrays(manifest: Manifest, layer: int) -> list[ArraySpec]:
     """Return the arrays of one layer."""
-    n_ctx, wide = manifest.n_ctx, (manifest.n_ctx, manifest.d_model)
-    dims = ("seq", "pos", "d_model")
-    sites = (attn_in(layer), attn_out(layer))
-    arrays = [ArraySpec(n, wide, dims, manifest.dtype, manifest.compression) for n in sites]
-    norm_dims = ("seq", "pos", "in_out")
-    return [*arrays, ArraySpec(norms(layer), (n_ctx, 2), norm_dims, "float32", "none")]
+    n_ctx, d_model = manifest.n_ctx, manifest.d_model
+    arrays = []
+    for site in sites(manifest, layer):
+        dims = ("seq", "pos", "d_model")
+        arrays.append(ArraySpec(site, (n_ctx, d_model), dims, manifest.dtype, manifest.compression))
+        if manifest.dtype == "int8":
+            arrays.append(ArraySpec(scale_of(site), (n_ctx,), ("seq", "pos"), "float32", "none"))
+    dims = ("seq", "pos", "in_out")
+    return [*arrays, ArraySpec(norms(layer), (n_ctx, 2), dims, "float32", "none")]
 
 
 def all_arrays(manifest: Manifest) -> dict[str, ArraySpec]:
@@ -124,11 +161,12 @@ def create_arrays(root: Path | MemoryStore, manifest: Manifest) -> None:
 
 
 def _blosc_metadata(spec: ArraySpec) -> BloscCodec:
+    itemsize = DTYPES[spec.dtype].itemsize
     return BloscCodec(
         cname=spec.compression,  # type: ignore[arg-type]
         clevel=COMPRESSION_LEVELS[spec.compression],
-        shuffle="bitshuffle",
-        typesize=DTYPES[spec.dtype].itemsize,
+        shuffle="bitshuffle" if itemsize > 1 else "noshuffle",
+        typesize=itemsize,
     )
 
 
@@ -178,6 +216,22 @@ def read_whole(root: Path, name: str) -> Tensor:
         return from_disk(values, dtype)
     except Exception as error:  # zarr raises what it likes on damaged metadata
         raise StoreError(f"{root / name} cannot be read ({error}); {RESTORE}") from None
+
+
+def read_channel(root: Path, manifest: Manifest, site: str) -> Tensor:
+    """Read int8's scale of every channel of an array, float32, [d_model].
+
+    Raises:
+        StoreError: it is missing, damaged or of another shape.
+    """
+    name = channel_of(site)
+    channel = read_whole(root, name)
+    if channel.shape != (manifest.d_model,) or channel.dtype != torch.float32:
+        raise StoreError(
+            f"{root / name} is {channel.dtype} {list(channel.shape)}, not float32 "
+            f"[{manifest.d_model}]; {RESTORE}"
+        )
+    return channel
 
 
 def write_documents(root: Path, names: list[str]) -> None:

@@ -20,6 +20,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PLAN = "journal/plan.json"
 HELD_OUT_FRACTION = 0.05
+OUTPUTS = ("store", "derive")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +54,7 @@ class Manifest:
     compression: str
     """Codec of the activations: "none", "lz4" or "zstd"."""
     outputs: str = "store"
-    """Whether y is stored: "store", so far the only way."""
+    """Whether y is stored, "store", or to be recomputed from x by the layer's weights, "derive"."""
     layers: dict[int, dict[str, Any]]
     """For every layer the names of its "weights", and for others its geometry and self-check."""
     held_out_shards: tuple[int, ...]
@@ -69,7 +70,7 @@ class Manifest:
         for name, allowed in (
             ("dtype", ACTIVATION_DTYPES),
             ("compression", COMPRESSIONS),
-            ("outputs", ("store",)),
+            ("outputs", OUTPUTS),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(

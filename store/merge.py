@@ -8,7 +8,7 @@ values are the same to the bit. Document numbers are shifted.
 import hashlib
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,23 +19,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .encode import Sums
 from .encoding import to_disk
 from .errors import StoreError
+from .folder import is_begun, is_complete, require_free
 from .journal import Entry
-from .layout import ArraySpec, attn_in, attn_out, layer_arrays, norms
+from .layout import ArraySpec, channel_of, layer_arrays, norms, scale_of, sites, summed
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
 from .reader import ActivationStore
 from .shard import ShardWriter
-from .verify import Checked
-from .writer import StoreWriter, is_begun, is_complete, require_free
+from .verify import Checked, Report
+from .writer import StoreWriter
 
 READ_BYTES = 64 << 20
 """Held of one array at a time."""
 SAME = ("n_ctx", "d_model", "dtype", "compression", "outputs")
 SAME_MODEL = ("id", "revision", "dtype")
 SAME_CORPUS = ("packing", "bos")
-
-Report = Callable[[Checked], None]
 
 
 class _Row(NamedTuple):
@@ -101,6 +101,20 @@ def _require_same(a: ActivationStore, b: ActivationStore) -> None:
         one, other = a.weights(layer), b.weights(layer)
         if one.keys() != other.keys() or not all(torch.equal(one[n], other[n]) for n in one):
             raise _unlike(a, b, f"a weight of layer {layer}")
+    ours, theirs = _channels(a), _channels(b)
+    for site in ours:
+        if not torch.equal(ours[site], theirs[site]):
+            raise StoreError(
+                f"{a.root} and {b.root} cannot be merged: {channel_of(site)} differs, which each "
+                "int8 store takes from its first sequences; harvest both texts as bfloat16 or "
+                "into one store"
+            )
+
+
+def _channels(store: ActivationStore) -> dict[str, Tensor]:
+    """Return int8's scales of the channels by array; nothing for other dtypes."""
+    names = [site for layer in store.layers for site in sites(store.manifest, layer)]
+    return {name: c for name in names if (c := store.channel(name)) is not None}
 
 
 def _short(value: Any) -> str:
@@ -167,6 +181,7 @@ def _writer(
         documents.append(store.documents(range(store.manifest.n_seq)) + len(names))
         names += store.document_names()
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+    channels = _channels(stores[0])
     return StoreWriter.create(
         out,
         replace(manifest, corpus=manifest.corpus | {"tokens_sha256": digest}),
@@ -174,6 +189,10 @@ def _writer(
         documents=_gather(documents, rows),
         document_names=names,
         weights={layer: stores[0].weights(layer) for layer in stores[0].layers},
+        sample={  # the largest values of the channels are their scales
+            layer: [channels[site] for site in sites(manifest, layer) if site in channels]
+            for layer in manifest.layers
+        },
     )
 
 
@@ -253,8 +272,8 @@ def _write_shard(
     except BaseException:
         file.discard()
         raise
-    sums = _sums(stores, rows, spec, slice(seqs.start, seqs.stop))
-    return Entry(shard, spec.name, len(seqs), done.n_bytes, done.crc32c, *sums)
+    sums = _sums(stores, rows, spec.name, slice(seqs.start, seqs.stop))
+    return Entry(shard, spec.name, len(seqs), done.n_bytes, done.crc32c, **sums.facts())
 
 
 def _read(stores: list[ActivationStore], rows: _Row, name: str, part: slice) -> Tensor:
@@ -265,17 +284,16 @@ def _read(stores: list[ActivationStore], rows: _Row, name: str, part: slice) -> 
     return torch.cat([stores[of[0]].read(name, run) for of, run in runs])
 
 
-def _sums(
-    stores: list[ActivationStore], rows: _Row, spec: ArraySpec, part: slice
-) -> tuple[float, float]:
-    """Return the sums of norms and of their squares that belong to a shard of an array."""
-    room = spec.name.rpartition("/")[0]
-    layer = int(room.rpartition("/")[2])
-    columns = {attn_in(layer): 0, attn_out(layer): 1}
-    if spec.name not in columns:
-        return 0.0, 0.0
-    norm = _read(stores, rows, norms(layer), part)[..., columns[spec.name]].double()
-    return norm.sum().item(), norm.square().sum().item()
+def _sums(stores: list[ActivationStore], rows: _Row, name: str, part: slice) -> Sums:
+    """Return what a harvest would have added up over a run of an array."""
+    manifest, layer = stores[0].manifest, int(name.split("/")[1])
+    sums, of_norms = Sums(), summed(manifest, layer)
+    if name in of_norms:
+        sizes = _read(stores, rows, norms(layer), part)[..., of_norms.index(name)]
+        sums.add(sizes.numpy())
+    elif name in map(scale_of, sites(manifest, layer)):
+        sums.add_scales(_read(stores, rows, name, part).numpy())
+    return sums
 
 
 def _result(stores: list[ActivationStore], merged: ActivationStore) -> dict[str, Any]:

@@ -10,26 +10,29 @@ Safe to use from many threads and, read-only, from many processes.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from . import layout
+from .encoding import Encoded
 from .errors import StoreError
+from .folder import is_complete, why_not_a_store
 from .journal import Entry, read_table
 from .layers import spell_layers
 from .layout import all_arrays
 from .manifest import MANIFEST, Manifest, read_manifest
 from .rows import RowReader, Seqs
 from .schema import require_shapes
-from .writer import is_begun, is_hardly_begun
 
 
 class Activations(NamedTuple):
-    """A layer's input and output of some sequences, in the store's dtype."""
+    """A layer's input and output of some sequences."""
 
     x: Tensor
     """[n, n_ctx, d_model]"""
@@ -37,11 +40,50 @@ class Activations(NamedTuple):
     """[n, n_ctx, d_model]"""
 
 
+Derive = Callable[[Tensor], Tensor]
+"""A layer's attention, from x to y, as `lorsa.model.stored_attention` makes it."""
+
+
+class Stored(NamedTuple):
+    """A layer's input and output of some sequences as they lie in the store."""
+
+    x: Encoded
+    y: Encoded | None
+    """None where y is derived"""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Stored":
+        """Return the same on a device."""
+        y = None if self.y is None else self.y.to(device, non_blocking=non_blocking)
+        return Stored(self.x.to(device, non_blocking=non_blocking), y)
+
+    def on(self, device: torch.device | str, derive: Derive | None = None) -> Activations:
+        """Return both on a device, float32; what is not stored is derived there.
+
+        Args:
+            device: where to compute.
+            derive: makes y of x; needed if y is not stored.
+        """
+        stored = self.to(device)
+        x = stored.x.decode().float()
+        if stored.y is not None:
+            return Activations(x, stored.y.decode().float())
+        if derive is None:
+            raise ValueError("y is not stored, and nothing was given to derive it")
+        return Activations(x, derive(x))
+
+
 class LayerNorms(NamedTuple):
     """Mean norms of a layer's activations over the training shards."""
 
     x: float
     y: float
+
+
+class TokenScales(NamedTuple):
+    """Of what size the scales of int8 tokens are; a token with a huge outlier has a huge scale."""
+
+    mean: float
+    largest: float
 
 
 class ActivationStore:
@@ -58,6 +100,7 @@ class ActivationStore:
             name: RowReader(root, spec, n_seq=n_seq, shard_seqs=shard_seqs)
             for name, spec in self._arrays.items()
         }
+        self._channels: dict[str, Tensor] = {}
 
     @classmethod
     def open(cls, root: str | Path) -> "ActivationStore":
@@ -67,7 +110,7 @@ class ActivationStore:
             StoreError: no store, an unfinished one, another format version, files missing or cut.
         """
         root = Path(root)
-        if not (root / MANIFEST).exists():
+        if not is_complete(root):
             raise StoreError(why_not_a_store(root))
         manifest = read_manifest(root / MANIFEST)
         require_shapes(root, manifest)
@@ -102,15 +145,76 @@ class ActivationStore:
         """Return the name of every document, by the number that `documents` gives."""
         return layout.read_documents(self.root)
 
-    def activations(self, layer: int, seqs: Seqs) -> Activations:
-        """Return a layer's x and y of some sequences.
+    def activations(self, layer: int, seqs: Seqs, derive: Derive | None = None) -> Activations:
+        """Return a layer's x and y of some sequences, in the store's dtype; float32 for int8.
+
+        Args:
+            layer, seqs: what to read.
+            derive: makes y of x, on the CPU in float32; for stores without y alone.
 
         Raises:
-            StoreError: the layer is not stored, or a file is damaged.
+            StoreError: the layer is not stored, a file is damaged, or y can only be derived.
         """
+        stored = self.stored(layer, seqs)
+        if stored.y is not None:
+            return Activations(stored.x.decode(), stored.y.decode())
+        if derive is None:
+            raise StoreError(
+                f"{self.root} has no y (outputs: derive); give activations(layer, seqs, derive) "
+                "what lorsa.model.stored_attention makes of the layer, or take x by inputs()"
+            )
+        return stored.on("cpu", derive)
+
+    def inputs(self, layer: int, seqs: Seqs) -> Tensor:
+        """Return a layer's x, in the store's dtype; float32 for int8, [n, n_ctx, d_model]."""
         self.require_layer(layer)
-        x = self.read(layout.attn_in(layer), seqs)
-        return Activations(x, self.read(layout.attn_out(layer), seqs))
+        return self._encoded(layout.attn_in(layer), seqs).decode()
+
+    def stored(self, layer: int, seqs: Seqs) -> Stored:
+        """Return a layer's x and y of some sequences as they lie in the store."""
+        self.require_layer(layer)
+        x, *y = (self._encoded(site, seqs) for site in layout.sites(self.manifest, layer))
+        return Stored(x, *y) if y else Stored(x, None)
+
+    def reader(self, name: str) -> RowReader:
+        """Return the reader of an array, by its path in the store."""
+        return self._readers[name]
+
+    def channel(self, site: str) -> Tensor | None:
+        """Return the scale of every channel of int8 activations, None for other dtypes.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        if self.manifest.dtype != "int8":
+            return None
+        if site not in self._channels:
+            self._channels[site] = layout.read_channel(self.root, self.manifest, site)
+        return self._channels[site]
+
+    def scales(self, layer: int) -> dict[str, TokenScales]:
+        """Return of what size int8's scales are, by array; nothing for other dtypes."""
+        self.require_layer(layer)
+        if self.manifest.dtype != "int8":
+            return {}
+        found = {}
+        for site in layout.sites(self.manifest, layer):
+            rows = [e for e in self.entries if e.array == layout.scale_of(site)]
+            n_tokens = sum(e.n_seq for e in rows) * self.manifest.n_ctx
+            mean = sum(e.norm_sum for e in rows) / max(n_tokens, 1)
+            found[site] = TokenScales(mean, max((e.max_scale for e in rows), default=0.0))
+        return found
+
+    def n_nonfinite(self, layer: int) -> int:
+        """Return how many tokens of a layer's x or y have NaN or Inf."""
+        prefix = f"layers/{layer}/"
+        return sum(e.n_nonfinite for e in self.entries if e.array.startswith(prefix))
+
+    def _encoded(self, site: str, seqs: Seqs) -> Encoded:
+        values, channel = self.read(site, seqs), self.channel(site)
+        if channel is None:
+            return Encoded(values)
+        return Encoded(values, self.read(layout.scale_of(site), seqs), channel)
 
     def norms(self, layer: int, seqs: Seqs) -> Tensor:
         """Return ||x|| and ||y|| of every token, float32, [n, n_ctx, 2]."""
@@ -132,7 +236,7 @@ class ActivationStore:
             n_tokens = sum(e.n_seq for e in rows) * self.manifest.n_ctx
             return sum(e.norm_sum for e in rows) / max(n_tokens, 1)
 
-        return LayerNorms(mean(layout.attn_in(layer)), mean(layout.attn_out(layer)))
+        return LayerNorms(*map(mean, layout.summed(self.manifest, layer)))
 
     def require_layer(self, layer: int) -> None:
         """Raise StoreError unless the layer is stored."""
@@ -188,19 +292,3 @@ def _check_size(path: Path, entry: Entry) -> None:
         if not entry.array.startswith("layers/"):  # what the model reads cannot be made again
             remedy = "delete the store and harvest again"
         raise StoreError(f"{path} {found}; {remedy}, or restore a copy")
-
-
-def why_not_a_store(root: Path) -> str:
-    """Say what a folder without a manifest is, and what to type."""
-    if is_begun(root):
-        return (
-            f"{root} is unfinished: run the same lorsa harvest command again, it goes on "
-            f"(lorsa store info {root} shows it)"
-        )
-    if is_hardly_begun(root):
-        return f"{root} is hardly begun: run the same lorsa harvest command again"
-    if not root.exists():
-        return (
-            f"{root} does not exist; make a store with: lorsa harvest --model MODEL --store {root}"
-        )
-    return f"{root} is no activation store ({MANIFEST} is missing); give the folder of a harvest"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StoreError
-from .folder import going_on, text_names
+from .folder import going_on, is_begun, is_complete, text_names, why_not_a_store
 from .journal import (
     Entry,
     JournalWriter,
@@ -22,10 +22,9 @@ from .journal import (
     write_table,
 )
 from .manifest import MANIFEST, PLAN, read_manifest, sync, write_atomically
-from .reader import why_not_a_store
 from .schema import metadata
 from .verify import Report, Verification, check
-from .writer import StoreWriter, is_begun, is_complete
+from .writer import StoreWriter
 
 
 def verify_store(

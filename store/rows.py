@@ -1,7 +1,10 @@
 """Read any sequences of one array, each by one positioned read, each checked."""
 
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,25 @@ from .layout import ArraySpec
 from .shard import read_chunk, read_index
 
 Seqs = npt.NDArray[np.int64] | Sequence[int]
-CACHED_INDICES = 4096
+OPEN_SHARDS = 128
+"""Files of an array that are kept open; a process may have about a thousand."""
+
+
+class OpenShard:
+    """One file, open for reading, with its index; closed when nobody holds it any more."""
+
+    def __init__(self, path: Path, n_chunks: int) -> None:
+        """Open it; raises StoreError if it is missing or its index damaged."""
+        self.path = path
+        self.index = read_index(path, n_chunks)
+        try:
+            self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read ({error.strerror})") from None
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):  # it was never opened
+            os.close(self.handle)
 
 
 class RowReader:
@@ -29,12 +50,13 @@ class RowReader:
             n_seq: sequences in the array.
             shard_seqs: sequences in one of its shards.
         """
+        self.spec = spec
         self._root = root
-        self._spec = spec
         self._n_seq = n_seq
         self._shard_seqs = shard_seqs
         self._codec = spec.codec
-        self._index = lru_cache(CACHED_INDICES)(self._read_index)
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
 
     def read(self, seqs: Seqs) -> Tensor:
         """Return sequences in the order given, [n, *shape of a sequence], in the logical dtype.
@@ -43,20 +65,30 @@ class RowReader:
             StoreError: a chunk is missing or damaged.
             IndexError: a sequence number is out of range.
         """
-        spec = self._spec
-        out: Array = np.empty((len(seqs), *spec.row_shape), dtype=DTYPES[spec.dtype].disk)
+        out: Array = np.empty((len(seqs), *self.spec.row_shape), DTYPES[self.spec.dtype].disk)
+        self.read_into(seqs, out)
+        return from_disk(out, self.spec.dtype)
+
+    def read_into(self, seqs: Seqs, out: Array) -> None:
+        """Fill an array, [n, *shape of a sequence] as it lies on disk; raises as `read` does."""
         for i, seq in enumerate(seqs):
             if not 0 <= seq < self._n_seq:
                 raise IndexError(f"sequence {seq}; the store has 0..{self._n_seq - 1}")
             shard, row = divmod(int(seq), self._shard_seqs)
-            path = spec.shard_path(self._root, shard)
-            entry = self._index(shard)[row]
+            file = self._shard(shard)
             try:
-                with path.open("rb", buffering=0) as file:
-                    read_chunk(file.fileno(), path, entry, out[i], self._codec)
+                read_chunk(file.handle, file.path, file.index[row], out[i], self._codec)
             except OSError as error:
-                raise StoreError(f"{path} cannot be read ({error.strerror})") from None
-        return from_disk(out, spec.dtype)
+                raise StoreError(f"{file.path} cannot be read ({error.strerror})") from None
 
-    def _read_index(self, shard: int) -> Array:
-        return read_index(self._spec.shard_path(self._root, shard), self._shard_seqs)
+    def _shard(self, shard: int) -> OpenShard:
+        with self._lock:
+            if shard in self._open:
+                self._open.move_to_end(shard)
+                return self._open[shard]
+        file = OpenShard(self.spec.shard_path(self._root, shard), self._shard_seqs)
+        with self._lock:
+            self._open[shard] = file
+            while len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return file

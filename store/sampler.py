@@ -4,7 +4,13 @@ The shards are permuted, taken in windows of some thousand sequences, and the se
 within each window: a small store is shuffled whole, a large one is read in regions. All randomness
 is sorting by a hash of (seed, epoch, stage), so it does not change with the version of any
 library's shuffle.
+
+Epochs follow each other without a seam: a batch that an epoch does not fill takes its last
+sequences from the next. So every epoch visits every sequence once, step s begins at sequence
+s * batch_seqs of the run, whoever asks, and a run goes on there with any number of ranks.
 """
+
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +20,11 @@ WINDOW_SEQS = 8192
 Ids = npt.NDArray[np.int64]
 
 
-def _permuted(values: Ids, seed: int, epoch: int, stage: int) -> Ids:
-    """Return the values in a random order fixed by the three numbers."""
+def _shuffle(n: int, seed: int, epoch: int, stage: int) -> Ids:
+    """Return 0..n - 1 in a random order fixed by the three numbers."""
     counter = np.array([0, stage, epoch, 0], dtype=np.uint64)
     generator = np.random.Philox(key=seed, counter=counter)
-    keys = generator.random_raw(len(values))
-    return values[np.argsort(keys, kind="stable")]
+    return np.argsort(generator.random_raw(n), kind="stable")
 
 
 def sequence_order(
@@ -31,23 +36,27 @@ def sequence_order(
         seqs: sequence numbers to visit.
         shard_seqs: sequences in a shard of the store.
         seed, epoch: of the order.
-        window_seqs: sequences that are mixed with each other, at least; whole shards are taken.
+        window_seqs: sequences that are mixed with each other, at least, if there are so many;
+            whole shards are taken.
 
     Returns:
         `seqs`, each once.
     """
-    shard_of = seqs // shard_seqs
-    shards = _permuted(np.unique(shard_of), seed, epoch, 0)
-    window_shards = max(1, -(-window_seqs // shard_seqs))
-    windows = []
-    for first in range(0, len(shards), window_shards):
-        window = seqs[np.isin(shard_of, shards[first : first + window_shards])]
-        windows.append(_permuted(window, seed, epoch, 1 + first))
-    return np.concatenate(windows)
+    shards, shard_index = np.unique(seqs // shard_seqs, return_inverse=True)
+    n_windows = max(1, len(shards) // max(1, -(-window_seqs // shard_seqs)))
+    place = np.empty(len(shards), dtype=np.int64)
+    place[_shuffle(len(shards), seed, epoch, 0)] = np.arange(len(shards))
+    window = (place * n_windows // len(shards))[shard_index]  # [n_seqs]
+    mixed = _shuffle(len(seqs), seed, epoch, 1)
+    order: Ids = seqs[mixed[np.argsort(window[mixed], kind="stable")]]
+    return order
 
 
 class Sampler:
-    """The batches of one rank; every rank has as many, together they are the global batches."""
+    """The batches of one rank; every rank has as many, together they are the global batches.
+
+    Where a batch cannot be split evenly, the ranks' parts differ by one sequence.
+    """
 
     def __init__(
         self,
@@ -69,36 +78,41 @@ class Sampler:
             rank, world: which of how many processes this is.
 
         Raises:
-            ValueError: a batch cannot be filled, or not be split evenly.
+            ValueError: a batch cannot be filled, or leaves a rank with nothing.
         """
         if not 0 <= rank < world:
             raise ValueError(f"rank is {rank}; allowed: 0..{world - 1}")
-        if batch_seqs < 1 or batch_seqs % world:
+        if batch_seqs < world:
             raise ValueError(
-                f"batch_seqs is {batch_seqs}; it must be a multiple of the {world} processes"
+                f"batch_seqs is {batch_seqs}; allowed: {world}, the processes, or more"
             )
         if len(seqs) < batch_seqs:
             raise ValueError(f"a batch is {batch_seqs} sequences; only {len(seqs)} are there")
         self._seqs = seqs
-        self._shard_seqs = shard_seqs
         self._batch_seqs = batch_seqs
-        self._seed = seed
         self._rank = rank
         self._world = world
-        self._epoch = -1
-        self._order = seqs
+
+        def order(epoch: int) -> Ids:
+            return sequence_order(seqs, shard_seqs, seed=seed, epoch=epoch)
+
+        self._order = lru_cache(2)(order)
 
     @property
     def n_batches(self) -> int:
-        """Batches in an epoch; sequences that do not fill one wait for another epoch."""
+        """Batches that lie in the first epoch whole."""
         return len(self._seqs) // self._batch_seqs
+
+    def position(self, step: int) -> tuple[int, int]:
+        """Return the epoch in which a step begins, and how many of its sequences were seen."""
+        return divmod(step * self._batch_seqs, len(self._seqs))
 
     def batch(self, step: int) -> Ids:
         """Return this rank's sequences of a step, counted from the start of training."""
-        epoch, position = divmod(step, self.n_batches)
-        if epoch != self._epoch:
-            self._order = sequence_order(self._seqs, self._shard_seqs, seed=self._seed, epoch=epoch)
-            self._epoch = epoch
-        n_mine = self._batch_seqs // self._world
-        first = position * self._batch_seqs + self._rank * n_mine
-        return self._order[first : first + n_mine]
+        first = self._rank * self._batch_seqs // self._world
+        wanted = (self._rank + 1) * self._batch_seqs // self._world - first
+        epoch, position = divmod(step * self._batch_seqs + first, len(self._seqs))
+        here = self._order(epoch)[position : position + wanted]
+        if len(here) == wanted:
+            return here
+        return np.concatenate((here, self._order(epoch + 1)[: wanted - len(here)]))

@@ -63,8 +63,13 @@ def _short(value: Any) -> str:
     return text if len(text) < 80 else text[:76] + " ..."
 
 
-def weight_problem(folder: Path) -> str | None:
-    """Return what is wrong with a parameter, by its metadata and the size of its one chunk."""
+def whole_problem(folder: Path, shape: list[int] | None = None) -> str | None:
+    """Return what is wrong with an array, by its metadata and the size of its one chunk.
+
+    Args:
+        folder: of the array.
+        shape: that it should have, if that is known.
+    """
     try:
         facts = json.loads((folder / METADATA).read_bytes())
         n_bytes = math.prod(facts["shape"]) * np.dtype(facts["data_type"]).itemsize + CRC_BYTES
@@ -73,6 +78,8 @@ def weight_problem(folder: Path) -> str | None:
         return "is missing"
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return "has damaged metadata"
+    if shape not in (None, facts["shape"]):
+        return f"has the shape {facts['shape']} instead of {shape}"
     if not chunk.is_file():
         return "has no data"
     size = chunk.stat().st_size

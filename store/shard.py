@@ -13,6 +13,7 @@ Source: Zarr v3 specification, codecs sharding_indexed and crc32c.
 """
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from .manifest import sync
 NO_CHUNK = np.uint64(2**64 - 1)
 CRC_BYTES = 4
 ENTRY_BYTES = 16
+FLUSH_BYTES = 64 << 20
+"""Bytes of a growing file that may wait in the page cache."""
 N_FOLDERS = 4
 """Folders from a shard file up to its array, which may be new."""
 REMEDY = "lorsa store verify STORE --full --repair finds all damage and has it harvested again"
@@ -43,20 +46,25 @@ class ShardFile(NamedTuple):
 class ShardWriter:
     """Append sequences to a new shard file; nobody sees the file before `commit`."""
 
-    def __init__(self, path: Path, *, n_chunks: int, codec: Any = None) -> None:
+    def __init__(
+        self, path: Path, *, n_chunks: int, codec: Any = None, each: Callable[..., Any] = map
+    ) -> None:
         """Start a file.
 
         Args:
             path: where the shard will lie.
             n_chunks: chunks that the index has room for.
             codec: numcodecs codec of a chunk's bytes, or None.
+            each: `map`, or that of a pool of threads, which then encode the chunks.
         """
         self.path = path
         self._partial = path.with_name(path.name + ".partial")
         self._index = np.full((n_chunks, 2), NO_CHUNK, dtype="<u8")
         self._codec = codec
+        self._each = each
         self._crc = 0
         self._offset = 0
+        self._flushed = 0
         self._n_written = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,15 +74,30 @@ class ShardWriter:
 
     def append(self, chunks: Array) -> None:
         """Write the next chunks, [n, ...]; raises StoreError if the disk does not take them."""
-        for chunk in chunks:
-            chunk = np.ascontiguousarray(chunk)
-            data = chunk if self._codec is None else self._codec.encode(chunk)
-            crc = google_crc32c.value(data).to_bytes(CRC_BYTES, "little")
+        for data, crc in self._each(self._encode, chunks):
             start = self._offset
             self._write(data)
             self._write(crc)
             self._index[self._n_written] = start, self._offset - start
             self._n_written += 1
+        self._flush_now_and_then()
+
+    def _encode(self, chunk: Array) -> tuple[Any, bytes]:
+        """Return a chunk's bytes and their checksum."""
+        chunk = np.ascontiguousarray(chunk)
+        data = chunk if self._codec is None else self._codec.encode(chunk)
+        return data, google_crc32c.value(data).to_bytes(CRC_BYTES, "little")
+
+    def _flush_now_and_then(self) -> None:
+        """Let the disk work while the model does, not all at once at the end of the shard."""
+        if self._offset - self._flushed < FLUSH_BYTES:
+            return
+        try:
+            self._file.flush()
+            os.fdatasync(self._file.fileno())
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+        self._flushed = self._offset
 
     def commit(self) -> ShardFile:
         """Write the index, flush to the disk and put the file in its place."""
@@ -132,7 +155,7 @@ def read_index(path: Path, n_chunks: int) -> Array:
 
 
 def read_chunk(handle: int, path: Path, entry: Array, out: Array, codec: Any = None) -> None:
-    """Read one chunk into an array and check it.
+    """Read one chunk and its checksum into an array, by one positioned read, and compare them.
 
     Args:
         handle: open file descriptor of the shard.
@@ -147,23 +170,30 @@ def read_chunk(handle: int, path: Path, entry: Array, out: Array, codec: Any = N
     offset, length = int(entry[0]), int(entry[1])
     if entry[0] == NO_CHUNK:
         raise StoreError(f"{path} lacks a sequence; {REMEDY}")
-    data = out if codec is None else np.empty(length - CRC_BYTES, dtype=np.uint8)
-    if data.nbytes + CRC_BYTES != length:
+    if length < CRC_BYTES or (codec is None and out.nbytes + CRC_BYTES != length):
         raise StoreError(f"{path} is damaged (length at byte {offset}); {REMEDY}")
-    crc = np.empty(CRC_BYTES, dtype=np.uint8)
-    _read_exactly(handle, path, offset, data)
-    _read_exactly(handle, path, offset + data.nbytes, crc)
-    if google_crc32c.value(data) != int.from_bytes(crc.tobytes(), "little"):
+    data = out if codec is None else np.empty(length - CRC_BYTES, dtype=np.uint8)
+    crc = bytearray(CRC_BYTES)
+    _read_exactly(handle, path, offset, data.reshape(-1).view(np.uint8).data, memoryview(crc))
+    if google_crc32c.value(data) != int.from_bytes(crc, "little"):
         raise StoreError(f"{path} is damaged (checksum at byte {offset}); {REMEDY}")
     if codec is not None:
-        codec.decode(data, out=out)
+        try:
+            codec.decode(data, out=out)
+        except (RuntimeError, ValueError) as error:  # its checksum holds: another shape or codec
+            raise StoreError(f"{path} is damaged ({error} at byte {offset}); {REMEDY}") from None
 
 
-def _read_exactly(handle: int, path: Path, offset: int, out: Array) -> None:
-    """Fill an array from a file; a read may stop short on network disks and above 2 GB."""
-    left = out.reshape(-1).view(np.uint8).data
+def _read_exactly(handle: int, path: Path, offset: int, *parts: memoryview) -> None:
+    """Fill buffers from a file; a read may stop short on network disks and above 2 GB."""
+    left = list(parts)
     while left:
-        n_read = os.preadv(handle, [left], offset)
+        n_read = os.preadv(handle, left, offset)
         if n_read == 0:
-            raise StoreError(f"{path} ends before byte {offset + len(left)}; {REMEDY}")
-        left, offset = left[n_read:], offset + n_read
+            missing = offset + sum(len(part) for part in left)
+            raise StoreError(f"{path} ends before byte {missing}; {REMEDY}")
+        offset += n_read
+        while left and n_read >= len(left[0]):
+            n_read -= len(left.pop(0))
+        if left:
+            left[0] = left[0][n_read:]

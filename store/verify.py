@@ -15,14 +15,12 @@ import google_crc32c
 import numpy as np
 
 from .errors import FormatVersionError, StoreError
-from .folder import file_size, text_names
+from .folder import file_size, is_complete, text_names, why_not_a_store
 from .journal import TABLE, Entry, Key, damaged_files, read_table, salvage_journal
 from .layers import spell_layers
-from .layout import DOCUMENTS, all_arrays, read_documents, read_whole
+from .layout import DOCUMENTS, all_arrays, read_documents, read_whole, whole_arrays
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
-from .reader import why_not_a_store
-from .schema import difference, metadata, weight_problem
-from .writer import is_complete
+from .schema import difference, metadata, whole_problem
 
 BLOCK_BYTES = 4 << 20
 """Read at once by each thread."""
@@ -93,7 +91,7 @@ def check(root: Path, *, full: bool, report: Report = lambda event: None) -> Ver
     complete = is_complete(root)
     entries = _index(root, complete, damages)
     damages += _metadata_damages(root, manifest)
-    damages += _text_and_weights_damages(root, manifest, full=full)
+    damages += _given_damages(root, manifest, full=full)
     whole: dict[Key, Entry] = {}
     for key, damage in _file_damages(root, manifest, entries, complete=complete):
         if damage is None:
@@ -187,7 +185,7 @@ def _metadata_damages(root: Path, manifest: Manifest) -> Iterator[Damage]:
             yield Damage(name, problem, "rewrite")
 
 
-def _text_and_weights_damages(root: Path, manifest: Manifest, *, full: bool) -> Iterator[Damage]:
+def _given_damages(root: Path, manifest: Manifest, *, full: bool) -> Iterator[Damage]:
     """Yield what is wrong with what no harvest makes again."""
     try:
         n_names, n_known = len(read_documents(root)), manifest.corpus.get("n_documents")
@@ -196,17 +194,15 @@ def _text_and_weights_damages(root: Path, manifest: Manifest, *, full: bool) -> 
     except StoreError:
         problem = "cannot be read" if (root / DOCUMENTS).exists() else "is missing"
         yield Damage(DOCUMENTS, problem, "none")
-    for layer, facts in manifest.layers.items():
-        for weight in facts["weights"]:
-            name = f"weights/{layer}/{weight}"
-            found = weight_problem(root / name)
-            if found is None and full:
-                found = _weight_damage(root, name)
-            if found is not None:
-                yield Damage(name, found, "none")
+    for name, shape in whole_arrays(manifest):
+        found = whole_problem(root / name, shape)
+        if found is None and full:
+            found = _whole_damage(root, name)
+        if found is not None:
+            yield Damage(name, found, "none")
 
 
-def _weight_damage(root: Path, name: str) -> str | None:
+def _whole_damage(root: Path, name: str) -> str | None:
     try:
         read_whole(root, name)
     except StoreError:

@@ -11,24 +11,20 @@ then one line in the journal says so. Whatever was not committed leaves nothing 
 take for data, and `StoreWriter.resume` goes on at the first missing shard.
 """
 
-import os
 import shutil
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-import torch
 from torch import Tensor
 
-from .encoding import Array, from_disk, to_disk
+from .behind import WriteBehind
+from .encoding import channel_scale, to_disk
 from .errors import StoreError
+from .folder import missing_shards, require_free
 from .journal import (
     JOURNAL,
-    LOCK,
-    TABLE,
     TEXT,
     Entry,
     JournalWriter,
@@ -37,42 +33,32 @@ from .journal import (
     write_table,
 )
 from .layout import (
-    DOCUMENTS,
     ArraySpec,
     all_arrays,
-    attn_in,
-    attn_out,
+    channel_of,
     create_arrays,
-    layer_arrays,
-    norms,
+    read_channel,
+    sites,
     text_arrays,
     write_documents,
     write_weights,
+    write_whole,
 )
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest, sync_tree, write_atomically
 from .rows import RowReader
+from .session import ShardSession
 from .shard import ShardWriter
 
-OUR_NAMES = {JOURNAL, DOCUMENTS, TABLE, "zarr.json", "tokens", "documents", "layers", "weights"}
-"""What an unfinished store may hold."""
-MAX_WAITING_BATCHES = 2
-"""Batches that may wait for the disk before the model has to."""
-
-
-def is_complete(root: Path) -> bool:
-    """Tell whether a folder holds a finished store."""
-    return (root / MANIFEST).exists()
-
-
-def is_begun(root: Path) -> bool:
-    """Tell whether a folder holds a store whose harvest can go on."""
-    return (root / PLAN).exists()
+BUFFER_BYTES = 4 << 30
+"""Most bytes of activations that may wait for the disk before the model has to."""
 
 
 class StoreWriter:
     """The only way in which a store changes. Use it in a `with` block, which ends its lock."""
 
-    def __init__(self, root: Path, manifest: Manifest, lock: Lock) -> None:
+    def __init__(
+        self, root: Path, manifest: Manifest, lock: Lock, *, buffer_bytes: int = BUFFER_BYTES
+    ) -> None:
         """Use `create` or `resume`."""
         self.root = root
         self.manifest = manifest
@@ -83,6 +69,8 @@ class StoreWriter:
         )
         self._committed = {(e.shard, e.array): e for e in read_journal(root)}
         self._journal = JournalWriter(root)
+        self._behind = WriteBehind(buffer_bytes)
+        self._channels: dict[str, Tensor] = {}
 
     @classmethod
     def create(
@@ -94,6 +82,8 @@ class StoreWriter:
         documents: Tensor,
         document_names: list[str],
         weights: dict[int, dict[str, Tensor]],
+        sample: Mapping[int, Sequence[Tensor]] | None = None,
+        buffer_bytes: int = BUFFER_BYTES,
     ) -> Self:
         """Begin a store: its metadata, token ids and weights; the plan last.
 
@@ -103,6 +93,9 @@ class StoreWriter:
             tokens, documents: int32, [n_seq, n_ctx].
             document_names: names of the documents that `documents` numbers.
             weights: for every layer its own parameters by name.
+            sample: for every layer some x and, if it is stored, y, [..., d_model]; int8 takes the
+                scales of its channels from them, other dtypes need none.
+            buffer_bytes: most bytes of activations that may wait for the disk.
 
         Raises:
             StoreError: the folder holds something else, is being written, or the disk is full.
@@ -118,6 +111,8 @@ class StoreWriter:
             layer: sorted(facts["weights"]) for layer, facts in manifest.layers.items()
         }:
             raise ValueError("weights are not those that the manifest names")
+        if manifest.dtype == "int8" and set(sample or {}) != set(manifest.layers):
+            raise ValueError("int8 needs a sample of every layer")
         require_free(root)
         lock = Lock(root)
         try:
@@ -127,7 +122,8 @@ class StoreWriter:
             for layer, parameters in weights.items():
                 write_weights(root, layer, parameters)
             write_documents(root, document_names)
-            writer = cls(root, manifest, lock)
+            writer = cls(root, manifest, lock, buffer_bytes=buffer_bytes)
+            writer._write_channels(sample or {})
             for spec, values in zip(text_arrays(manifest), (tokens, documents), strict=True):
                 writer._write_text(spec, values)
             sync_tree(root)
@@ -141,17 +137,21 @@ class StoreWriter:
         return writer
 
     @classmethod
-    def resume(cls, root: Path) -> Self:
+    def resume(cls, root: Path, *, buffer_bytes: int = BUFFER_BYTES) -> Self:
         """Go on with a store that `create` began.
+
+        Args:
+            root: its folder.
+            buffer_bytes: most bytes of activations that may wait for the disk.
 
         Raises:
             StoreError: there is none, it is being written, or its token ids are damaged.
         """
         lock = Lock(root)
         try:
-            writer = cls(root, read_manifest(root / PLAN), lock)
+            writer = cls(root, read_manifest(root / PLAN), lock, buffer_bytes=buffer_bytes)
             texts = text_arrays(writer.manifest)
-            if any(writer._missing([spec.name for spec in texts])):
+            if missing_shards(root, writer.manifest, writer._committed, texts):
                 raise StoreError(f"{root} lacks token ids; delete it and harvest again")
         except BaseException:
             lock.release()
@@ -170,13 +170,25 @@ class StoreWriter:
 
     def missing_shards(self) -> list[int]:
         """Return the shards of which some file is not committed or no longer there."""
-        return self._missing(list(self._arrays))
+        return missing_shards(self.root, self.manifest, self._committed, self._arrays.values())
 
     @contextmanager
-    def shard(self, shard: int) -> Iterator["ShardSession"]:
-        """Write one shard of every layer; committed if the block ends without an exception."""
+    def shard(self, shard: int, *, keep_nonfinite: bool = False) -> Iterator[ShardSession]:
+        """Write one shard of every layer; committed if the block ends without an exception.
+
+        Args:
+            shard: which.
+            keep_nonfinite: whether NaN and Inf are counted and kept; otherwise they are refused.
+        """
         self._drop(shard)
-        session = ShardSession(self.root, self.manifest, shard)
+        session = ShardSession(
+            self.root,
+            self.manifest,
+            shard,
+            behind=self._behind,
+            channels=self._all_channels(),
+            keep_nonfinite=keep_nonfinite,
+        )
         try:
             yield session
             entries = session.finish()
@@ -209,19 +221,28 @@ class StoreWriter:
 
     def close(self) -> None:
         """Let others write."""
+        self._behind.close()
         self._lock.release()
 
-    def _missing(self, names: list[str]) -> list[int]:
-        return [
-            shard
-            for shard in range(self.manifest.n_shards)
-            if not all(self._is_there(shard, name) for name in names)
-        ]
+    @property
+    def peak_buffer_bytes(self) -> int:
+        """The most bytes of activations that waited for the disk at a time."""
+        return self._behind.peak_bytes
 
-    def _is_there(self, shard: int, name: str) -> bool:
-        entry = self._committed.get((shard, name))
-        path = self._arrays[name].shard_path(self.root, shard)
-        return entry is not None and path.is_file() and path.stat().st_size == entry.n_bytes
+    def _write_channels(self, sample: Mapping[int, Sequence[Tensor]]) -> None:
+        if self.manifest.dtype != "int8":
+            return
+        for layer, pair in sample.items():
+            for site, values in zip(sites(self.manifest, layer), pair, strict=False):
+                write_whole(self.root, channel_of(site), channel_scale(values))
+
+    def _all_channels(self) -> dict[str, Tensor]:
+        """Return the scales of int8's channels by array, read once."""
+        if self.manifest.dtype == "int8" and not self._channels:
+            for layer in self.manifest.layers:
+                for site in sites(self.manifest, layer):
+                    self._channels[site] = read_channel(self.root, self.manifest, site)
+        return self._channels
 
     def _commit(self, journal: JournalWriter, entries: list[Entry]) -> None:
         journal.commit(entries)
@@ -251,36 +272,6 @@ class StoreWriter:
             self._commit(journal, [entry])
 
 
-def is_hardly_begun(root: Path) -> bool:
-    """Tell whether a folder holds a store whose making was cut short before there was a plan."""
-    return (
-        (root / JOURNAL / LOCK).is_file()
-        and not is_begun(root)
-        and not is_complete(root)
-        and all(_is_ours(path.name) for path in root.iterdir())
-    )
-
-
-def _is_ours(name: str) -> bool:
-    # zarr writes zarr.json under a name such as zarr.923bf3cc.partial, which a kill leaves behind
-    return name in OUR_NAMES or (name.startswith("zarr.") and name.endswith(".partial"))
-
-
-def require_free(root: Path) -> None:
-    """Raise StoreError unless a new store may be made here.
-
-    A store whose making was cut short before there was a plan is in nobody's way.
-    """
-    if root.is_dir():
-        if any(root.iterdir()) and not is_hardly_begun(root):
-            raise StoreError(f"{root} is a folder with other things in it; choose an empty one")
-    elif root.exists():
-        raise StoreError(f"{root} is a file; choose a folder")
-    parent = next(path for path in (root, *root.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise StoreError(f"{root} cannot be made in {parent}; choose another folder")
-
-
 def _clear(root: Path) -> None:
     """Remove what a store that was hardly begun has left; the lock is held."""
     for path in root.iterdir():
@@ -291,122 +282,3 @@ def _clear(root: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-class ShardSession:
-    """Takes the sequences of one shard; a thread writes them behind the model's back."""
-
-    def __init__(self, root: Path, manifest: Manifest, shard: int) -> None:
-        self._shard = shard
-        self._manifest = manifest
-        self._rows = manifest.shard_rows(shard)
-        self._specs = {
-            spec.name: spec for layer in manifest.layers for spec in layer_arrays(manifest, layer)
-        }
-        self._files: dict[str, ShardWriter] = {}
-        self._root = root
-        self._sums = {name: [0.0, 0.0] for name in self._specs}
-        self._n_appended = 0
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="lorsa-writer")
-        self._waiting: deque[Future[None]] = deque()
-
-    def append(self, batch: dict[int, tuple[Tensor, Tensor]]) -> None:
-        """Take the next sequences.
-
-        Args:
-            batch: for every layer x and y, each [n, n_ctx, d_model].
-
-        Raises:
-            ValueError: layers or shapes are not those of the store.
-            StoreError: the values are not finite, or the disk did not take an earlier batch.
-        """
-        n_seqs = self._require_fit(batch)
-        first = self._rows.start + self._n_appended
-        rows: dict[str, Array] = {}
-        for layer, pair in batch.items():
-            rows |= self._encode(layer, pair, first)
-        self._n_appended += n_seqs
-        while len(self._waiting) >= MAX_WAITING_BATCHES:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(self._write, rows))
-
-    def finish(self) -> list[Entry]:
-        """Wait for the disk, commit the files and return their journal entries."""
-        while self._waiting:
-            self._waiting.popleft().result()
-        n_seqs = len(self._rows)
-        if self._n_appended != n_seqs:
-            raise ValueError(
-                f"shard {self._shard} has {n_seqs} sequences; {self._n_appended} were appended"
-            )
-        self._pool.shutdown()
-        entries = []
-        for name, file in self._files.items():
-            done = file.commit()
-            sums = self._sums[name]
-            entries.append(Entry(self._shard, name, n_seqs, done.n_bytes, done.crc32c, *sums))
-        return entries
-
-    def discard(self) -> None:
-        """Drop what was written."""
-        self._pool.shutdown(cancel_futures=True)
-        for file in self._files.values():
-            file.discard()
-
-    def _require_fit(self, batch: dict[int, tuple[Tensor, Tensor]]) -> int:
-        """Return the number of sequences of a batch that fits the store."""
-        if set(batch) != set(self._manifest.layers):
-            raise ValueError(
-                f"the batch has layers {sorted(batch)}, the store {sorted(self._manifest.layers)}"
-            )
-        shapes = {tuple(values.shape) for pair in batch.values() for values in pair}
-        n_seqs = next(iter(shapes))[0]
-        expected = (n_seqs, self._manifest.n_ctx, self._manifest.d_model)
-        if shapes != {expected}:
-            raise ValueError(f"x and y must all be {list(expected)}; there is {sorted(shapes)}")
-        if self._n_appended + n_seqs > len(self._rows):
-            raise ValueError(
-                f"shard {self._shard} has {len(self._rows)} sequences; "
-                f"{self._n_appended + n_seqs} were appended"
-            )
-        return n_seqs
-
-    def _encode(self, layer: int, pair: tuple[Tensor, Tensor], first_seq: int) -> dict[str, Array]:
-        """Return a layer's arrays as they lie on disk, and add up their norms."""
-        rows, token_norms = {}, []
-        for name, values in zip((attn_in(layer), attn_out(layer)), pair, strict=True):
-            dtype = self._specs[name].dtype
-            rows[name] = to_disk(values, dtype)
-            norm = from_disk(rows[name], dtype).float().norm(dim=-1)  # [n, n_ctx]
-            self._require_finite(name, values, norm, first_seq)
-            self._sums[name][0] += norm.double().sum().item()
-            self._sums[name][1] += norm.double().square().sum().item()
-            token_norms.append(norm)
-        rows[norms(layer)] = to_disk(torch.stack(token_norms, dim=-1), "float32")  # [n, n_ctx, 2]
-        return rows
-
-    def _write(self, rows: dict[str, Array]) -> None:
-        """Write in the thread, which moves bytes only; see `loader` for why."""
-        for name, values in rows.items():
-            if name not in self._files:
-                spec = self._specs[name]
-                path = spec.shard_path(self._root, self._shard)
-                self._files[name] = ShardWriter(
-                    path, n_chunks=self._manifest.shard_seqs, codec=spec.codec
-                )
-            self._files[name].append(values)
-
-    def _require_finite(self, name: str, values: Tensor, norm: Tensor, first_seq: int) -> None:
-        good = norm.isfinite().all(dim=-1)  # [n]
-        if good.all():
-            return
-        seq = first_seq + int(good.int().argmin())
-        if values.isfinite().all():
-            raise StoreError(
-                f"{name} of sequence {seq} does not fit {self._specs[name].dtype}; "
-                "use --dtype bfloat16"
-            )
-        raise StoreError(
-            f"{name} of sequence {seq} is not finite (NaN or Inf from the model); "
-            "try --model-dtype float32, or check the model with a short prompt"
-        )

@@ -10,6 +10,8 @@ from lorsa.store import Manifest, StoreWriter, held_out_shards
 
 N_SEQ, N_CTX, D_MODEL, SHARD_SEQS = 22, 6, 5, 4
 LAYERS = (0, 3)
+SMALLEST = {"dtype": "int8", "outputs": "derive"}
+"""What a store of the fewest bytes is."""
 
 
 def make_manifest(**changes: Any) -> Manifest:
@@ -55,6 +57,7 @@ def create(root: Path, manifest: Manifest) -> StoreWriter:
         weights={
             layer: {"W_Q": torch.arange(6).view(2, 3).bfloat16()} for layer in manifest.layers
         },
+        sample={layer: (values(layer, 0), values(layer, 1)) for layer in manifest.layers},
     )
 
 

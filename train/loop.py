@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from ..model import Lorsa, Quality, evaluate
-from ..store import Batch, Sampler, batches, held_out_batches
+from ..store import Activations, Batch, Sampler, batches, held_out_batches
 from .checkpoint import (
     State,
     checkpoint_folder,
@@ -31,10 +31,11 @@ from .checkpoint import (
 from .config import TrainConfig
 from .errors import TrainError
 from .events import Event, Look, Report, StepReport, TrainResult
+from .feed import moved_ahead
 from .plan import Plan, describe, make_plan, on_main
 from .run import RunFolder
 from .schedule import lr_factor, top_k_at
-from .setup import Scales, activation_scales, initialise
+from .setup import Scales, activation_scales, deriver, initialise
 
 LOG_EVERY_STEPS = 10
 
@@ -156,6 +157,7 @@ class Trainer:
         self.device: torch.device = accelerator.device
         self.low = plan.low
         self.lorsa = Lorsa(plan.shape, backend=config.backend).to(self.device)
+        self.derive = deriver(config.layer, store, self.device)
         self.scales: Scales = activation_scales(config.layer, store)
         self.sampler = Sampler(
             store.train_seqs,
@@ -215,7 +217,7 @@ class Trainer:
             self.done, self.last_fired = state.step, state.last_fired
         else:
             report("initialising")
-            initialise(self.lorsa, self.config, self.store)
+            initialise(self.lorsa, self.config, self.store, self.derive)
             self.lorsa.rescale_(*self.scales)
         if self.accelerator.is_main_process:
             run.drop_after(self.done)
@@ -235,13 +237,15 @@ class Trainer:
 
     def data(self) -> Iterator[Batch]:
         """Yield what is left of the run's batches, timing how long each was waited for."""
-        for batch in batches(
+        read = batches(
             self.store,
             self.config.layer,
             self.sampler,
             first_step=self.done,
             n_steps=self.span.n_steps,
-        ):
+            pin=self.device.type == "cuda",
+        )
+        for batch in moved_ahead(read, self.device):
             self.wait_s += batch.wait_s
             yield batch
 
@@ -252,16 +256,19 @@ class Trainer:
             TrainError: loss or gradient is not finite; the weights are as before the step.
         """
         started = time.perf_counter()
-        x, y = self.scaled(batch.x, batch.y)
+        x, y = self.scaled(batch.stored.on(self.device, self.derive))
+        # where a batch cannot be shared evenly, the gradients' mean over processes is weighted
+        weight = len(x) * self.accelerator.num_processes / self.span.batch_seqs
         lr, top_k = self.lr(), self.top_k()
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
             out = self.step_module(x, y, top_k)
-        self.accelerator.backward(out.loss)
+        mean = out.loss * weight
+        self.accelerator.backward(mean)
         norm = self.accelerator.clip_grad_norm_(self.lorsa.parameters(), self.config.grad_clip)
-        loss, grad_norm = torch.stack((out.loss.detach(), norm.detach())).tolist()
+        loss, grad_norm = torch.stack((mean.detach(), norm.detach())).tolist()
         if not math.isfinite(grad_norm + loss):
             raise TrainError(
                 f"step {self.done + 1}: loss is {loss}, gradient norm {grad_norm}; "
@@ -273,7 +280,7 @@ class Trainer:
         self.last_fired.scatter_reduce_(0, out.ids.long().flatten(), fired, "amax")
         self.busy_s += time.perf_counter() - started + batch.wait_s
         self.n_timed += 1
-        return StepOutcome(out.loss.detach(), grad_norm, lr, top_k)
+        return StepOutcome(mean.detach(), grad_norm, lr, top_k)
 
     def tell(self, run: RunFolder, report: Report, outcome: StepOutcome) -> None:
         """Report where the run stands."""
@@ -341,16 +348,19 @@ class Trainer:
 
     def quality(self, n_tokens: int | None) -> Quality:
         """Return the quality on so many held-out tokens; None takes all."""
-        mine = self.span.batch_seqs // self.accelerator.num_processes
         held_out = held_out_batches(
-            self.store, self.config.layer, batch_seqs=mine, n_tokens=n_tokens
+            self.store,
+            self.config.layer,
+            batch_seqs=-(-self.span.batch_seqs // self.accelerator.num_processes),
+            n_tokens=n_tokens,
+            device=self.device,
+            derive=self.derive,
         )
-        return evaluate(self.lorsa, (self.scaled(x, y) for x, y in held_out))
+        return evaluate(self.lorsa, map(self.scaled, held_out))
 
-    def scaled(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a batch on the device, float32, scaled."""
-        x, y = (part.to(self.device).float() for part in (x, y))
-        return x * self.scales.x, y * self.scales.y
+    def scaled(self, batch: Activations) -> Activations:
+        """Return a batch scaled."""
+        return Activations(batch.x * self.scales.x, batch.y * self.scales.y)
 
     def tokens(self) -> int:
         """Return the tokens seen, over all processes."""

@@ -39,6 +39,11 @@ def make_plan(config: TrainConfig) -> Plan:
     """
     store = ActivationStore.open(config.store)
     store.require_layer(config.layer)
+    if n_bad := store.n_nonfinite(config.layer):
+        raise TrainError(
+            f"layer {config.layer} of {config.store} holds {n_bad:,} tokens with NaN or Inf, on "
+            "which nothing can be trained; harvest it again, with --model-dtype float32"
+        )
     accelerator = make_accelerator(config)
     span = extent(config, store, accelerator.num_processes)
     low = uses_bfloat16(config, accelerator.device)

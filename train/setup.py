@@ -13,8 +13,9 @@ from ..model import (
     init_from_layer,
     init_random,
     require_fit,
+    stored_attention,
 )
-from ..store import Activations, ActivationStore, sequence_order
+from ..store import ActivationStore, Derive, Stored, sequence_order
 from .config import TrainConfig
 from .errors import TrainError
 
@@ -101,11 +102,10 @@ def extent(config: TrainConfig, store: ActivationStore, world: int) -> Extent:
     """
     n_ctx, n_train = store.manifest.n_ctx, len(store.train_seqs)
     batch_seqs = max(1, config.batch_tokens // n_ctx)
-    if batch_seqs % world:
-        above = -(-batch_seqs // world) * world
+    if batch_seqs < world:
         raise TrainError(
-            f"a step takes {batch_seqs} sequences of {n_ctx} tokens, which {world} processes "
-            f"cannot share evenly; use --batch-tokens {above * n_ctx}"
+            f"a step takes {batch_seqs} sequences of {n_ctx} tokens, which is less than one for "
+            f"each of {world} processes; use --batch-tokens {world * n_ctx} or more"
         )
     if n_train < world:
         raise TrainError(
@@ -114,7 +114,7 @@ def extent(config: TrainConfig, store: ActivationStore, world: int) -> Extent:
     if n_train < batch_seqs:
         raise TrainError(
             f"{store.root} has {n_train} training sequences of {n_ctx} tokens, a step takes "
-            f"{batch_seqs}; use --batch-tokens {n_train // world * world * n_ctx} or less"
+            f"{batch_seqs}; use --batch-tokens {n_train * n_ctx} or less"
         )
     step_tokens = batch_seqs * n_ctx
     train_tokens = config.train_tokens or n_train * n_ctx
@@ -142,10 +142,26 @@ def activation_scales(layer: int, store: ActivationStore) -> Scales:
     return Scales(nearest(norms.x), nearest(norms.y))
 
 
-def initialise(lorsa: Lorsa, config: TrainConfig, store: ActivationStore) -> None:
-    """Fill a Lorsa, which works on raw activations, from the layer or at random."""
+def deriver(layer: int, store: ActivationStore, device: torch.device | str) -> Derive | None:
+    """Return what makes y of x where the store says that y is to be derived, otherwise None."""
+    if store.manifest.outputs == "store":
+        return None
+    geometry = store.manifest.layers[layer]["geometry"]
+    return stored_attention(store.weights(layer), geometry, device)
+
+
+def initialise(
+    lorsa: Lorsa, config: TrainConfig, store: ActivationStore, derive: Derive | None = None
+) -> None:
+    """Fill a Lorsa, which works on raw activations, from the layer or at random.
+
+    Args:
+        lorsa: on the device of the training.
+        config, store: what is trained, and on what.
+        derive: makes y of x on that device; needed if y is not stored.
+    """
     device = next(lorsa.parameters()).device
-    x, y = (part.to(device, torch.float32) for part in _init_sample(config, store))
+    x, y = _init_sample(config, store).on(device, derive)
     if config.init == "random":
         init_random(lorsa, x, y, seed=config.seed)
         return
@@ -154,8 +170,8 @@ def initialise(lorsa: Lorsa, config: TrainConfig, store: ActivationStore) -> Non
     init_from_layer(lorsa, weights, geometry, x, y, seed=config.seed)
 
 
-def _init_sample(config: TrainConfig, store: ActivationStore) -> Activations:
+def _init_sample(config: TrainConfig, store: ActivationStore) -> Stored:
     """Return x and y of the first sequences of training, the same on every rank."""
     seqs = sequence_order(store.train_seqs, store.manifest.shard_seqs, seed=config.seed, epoch=0)
     n_seqs = max(1, config.init_tokens // store.manifest.n_ctx)
-    return store.activations(config.layer, seqs[:n_seqs])
+    return store.stored(config.layer, seqs[:n_seqs])

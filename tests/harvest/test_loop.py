@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.harvest import Capture, HarvestConfig, HarvestError, Plan, Progress, SelfCheck, harvest
+from lorsa.harvest import (
+    Capture,
+    HarvestConfig,
+    HarvestError,
+    Plan,
+    Progress,
+    SelfCheck,
+    harvest,
+    selfcheck,
+)
+from lorsa.model import stored_attention
 from lorsa.store import ActivationStore, StoreError, is_begun, is_complete
 from small import digests
 
@@ -104,3 +114,53 @@ def test_a_late_nan_leaves_no_shard_of_it(
     with pytest.raises(StoreError, match="unfinished"):
         ActivationStore.open(config.store)
     assert not list(config.store.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_derived_y_is_the_models(config: HarvestConfig, store_folder: Path, dtype: str) -> None:
+    said: list[Any] = []
+    smaller = dataclasses.replace(config, outputs="derive", dtype=dtype)
+    result = harvest(smaller, report=said.append)
+    store, whole = ActivationStore.open(config.store), ActivationStore.open(store_folder)
+    assert store.manifest.outputs == "derive"
+    for layer in result.layers:
+        geometry = store.manifest.layers[layer]["geometry"]
+        derive = stored_attention(store.weights(layer), geometry, "cpu")
+        x, y = whole.activations(layer, whole.held_out_seqs)
+        found = store.activations(layer, whole.held_out_seqs, derive)
+        for mine, plain in ((found.x, x), (found.y, y)):
+            assert (mine - plain).norm() / plain.norm() < (1e-5 if dtype == "float32" else 0.02)
+        assert store.mean_norms(layer).y == pytest.approx(whole.mean_norms(layer).y, rel=1e-5)
+    plan = next(event for event in said if isinstance(event, Plan))
+    assert plan.bytes_per_token == 2 * store.manifest.d_model * (4 if dtype == "float32" else 1) + (
+        8 if dtype == "int8" else 0
+    )
+    assert any("int8: the largest scale" in str(event) for event in said) == (dtype == "int8")
+    again: list[Any] = []
+    harvest(smaller, report=again.append)
+    assert any("already complete" in str(event) for event in again)
+
+
+def test_what_cannot_be_derived_is_refused(
+    config: HarvestConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="'derive', which needs the self-check"):
+        dataclasses.replace(config, outputs="derive", selfcheck=False)
+    monkeypatch.setattr(selfcheck, "LIMIT", -1.0)
+    with pytest.raises(HarvestError, match="attention recomputed from what was read of the model"):
+        harvest(dataclasses.replace(config, outputs="derive"))
+    assert not is_begun(config.store)
+
+
+def test_a_stopped_int8_harvest_goes_on_to_the_same_bytes(
+    config: HarvestConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="'lz4', which saves nothing on int8"):
+        dataclasses.replace(config, dtype="int8", compression="lz4")
+    config = dataclasses.replace(config, dtype="int8", compression="zstd")
+    harvest(config)
+    stopped = dataclasses.replace(config, store=tmp_path / "stopped")
+    with pytest.raises(Stop):
+        harvest(stopped, report=_stop_after(60 * config.n_ctx))
+    harvest(dataclasses.replace(stopped, buffer_gb=0.5))
+    assert digests(stopped.store) == digests(config.store)

@@ -1,9 +1,13 @@
 """The layer as a plain function, against torch's own attention."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 import torch.nn.functional as F
-from lorsa.model import AttentionGeometry, LayerWeights, layer_attention
-from lorsa.model.attention import head_outputs
+from lorsa.kernels import attention_pattern
+from lorsa.model import AttentionGeometry, LayerWeights, layer_attention, stored_attention
+from lorsa.model.attention import head_outputs, queries_keys
 
 
 def _weights() -> LayerWeights:
@@ -36,6 +40,26 @@ def test_layer_attention_is_scaled_dot_product_attention() -> None:
     expected = torch.einsum("bhtk,hkd->btd", out, w.W_O) + w.b_O
     assert torch.allclose(layer_attention(x, w, GEOMETRY), expected, atol=1e-4)
     assert torch.allclose(head_outputs(x, w, GEOMETRY), out.transpose(1, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 17, 40])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_heads_attend_by_the_definition(window: int | None, softcap: float | None) -> None:
+    """The quick way and the slow one, with every mask, against `attention_pattern`."""
+    w, x = _weights(), torch.randn(2, 17, 12, generator=torch.Generator().manual_seed(1))
+    geometry = replace(GEOMETRY, window=window, softcap=softcap)
+    q, k = queries_keys(x, w, geometry)
+    v = torch.einsum("btd,hdk->bthk", x, w.W_V) + w.b_V
+    k, v = (part.repeat_interleave(2, dim=2) for part in (k, v))
+    pattern = attention_pattern(q, k, scale=0.3, window=window, softcap=softcap)
+    expected = torch.einsum("bhts,bshk->bthk", pattern, v)
+    assert torch.allclose(head_outputs(x, w, geometry), expected, atol=1e-5)
+
+
+def test_a_stored_layer_is_the_layer() -> None:
+    x = torch.randn(3, 17, 12)
+    attend = stored_attention(_weights().present(), GEOMETRY.to_dict(), "cpu")
+    assert torch.equal(attend(x), layer_attention(x, _weights(), GEOMETRY))
 
 
 def test_weights_that_a_layer_lacks_are_left_out() -> None:

@@ -1,6 +1,8 @@
 """Writes small stores again and again, each time in a process that is killed at a random moment.
 
-    python drill.py FOLDER SEED N_KILLS
+    python drill.py FOLDER SEED N_KILLS FACTS
+
+FACTS are those of the manifest that differ from the small store's, as JSON.
 
 Prints one JSON object: how many processes were killed, in which stage each was, and the stores that
 were finished in spite of it. Processes are forked from one that has loaded torch but computed
@@ -20,10 +22,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from lorsa.store import ActivationStore, StoreWriter, is_begun, is_complete
 from small import create, fill, make_manifest
 
+FACTS = json.loads(sys.argv[4])
+
 
 def write(root: Path) -> None:
     """Begin a store or go on with it, as a harvest does."""
-    with StoreWriter.resume(root) if is_begun(root) else create(root, make_manifest()) as writer:
+    begun = is_begun(root)
+    with StoreWriter.resume(root) if begun else create(root, make_manifest(**FACTS)) as writer:
         fill(writer)
         writer.finish()
 

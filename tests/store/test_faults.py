@@ -22,7 +22,7 @@ from lorsa.store import (
     store_info,
     verify_store,
 )
-from small import N_SEQ, create, digests, fill, make_manifest, values
+from small import N_SEQ, SMALLEST, create, digests, fill, make_manifest, values
 
 MakeStore = Callable[..., Path]
 N_KILLS, N_FLIPS, N_FUZZ = 30, 200, 300
@@ -37,9 +37,13 @@ def in_memory(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_thirty_kills_at_random_moments_change_nothing(in_memory: Path) -> None:
+@pytest.mark.parametrize("facts", [{}, SMALLEST], ids=["float32", "smallest"])
+def test_thirty_kills_at_random_moments_change_nothing(
+    in_memory: Path, facts: dict[str, str]
+) -> None:
     """Each is followed by going on; the stores are to the byte one that was never killed."""
-    command = [sys.executable, Path(__file__).with_name("drill.py"), in_memory, "1", str(N_KILLS)]
+    script = Path(__file__).with_name("drill.py")
+    command = [sys.executable, script, in_memory, "1", str(N_KILLS), json.dumps(facts)]
     done = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     assert len(done["stages"]) == N_KILLS
     assert {"begin", "shards"} <= set(done["stages"])
@@ -50,23 +54,30 @@ def test_thirty_kills_at_random_moments_change_nothing(in_memory: Path) -> None:
         assert not list((in_memory / name / "layers").rglob("*.partial"))
 
 
-@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("layers/3/attn_in/c/1/0/0", {}),
+        ("layers/3/attn_in/c/1/0/0", {"compression": "zstd"}),
+        ("layers/3/attn_in/c/1/0/0", SMALLEST | {"compression": "zstd"}),
+        ("layers/3/attn_in_scale/c/1/0", SMALLEST),
+    ],
+)
 def test_every_flipped_byte_is_found_by_verify_and_by_a_read(
-    make_store: MakeStore, compression: str
+    make_store: MakeStore, name: str, facts: dict[str, str]
 ) -> None:
-    root = make_store(compression=compression)
-    name = "layers/3/attn_in/c/1/0/0"
+    root = make_store(**facts)
     path, store = root / name, ActivationStore.open(root)
-    good = path.read_bytes()
+    good, x = path.read_bytes(), store.inputs(3, range(N_SEQ))
     places = random.Random(0)
-    for _ in range(N_FLIPS // 2):
+    for _ in range(N_FLIPS // 4):
         at, bit = places.randrange(len(good)), 1 << places.randrange(8)
         path.write_bytes(good[:at] + bytes([good[at] ^ bit]) + good[at + 1 :])
         assert [d["path"] for d in verify_store(root, full=True)["damages"]] == [name]
         with pytest.raises(StoreError, match=f"{path} .*lorsa store verify STORE --full --repair"):
-            ActivationStore.open(root).activations(3, range(4, 8))
+            ActivationStore.open(root).inputs(3, range(4, 8))
     path.write_bytes(good)
-    assert torch.equal(store.activations(3, range(N_SEQ)).x, values(3, 0))
+    assert torch.equal(store.inputs(3, range(N_SEQ)), x)
 
 
 class Disk:

@@ -38,6 +38,7 @@ def test_a_finished_store_has_nothing_to_do(make_store: MakeStore) -> None:
 def test_an_unfinished_store_says_what_is_there_and_how_to_go_on(tmp_path: Path) -> None:
     root = tmp_path / "my acts"
     request = {"model": "tiny", "n_ctx": 6, "text_column": "text", "tokens": None}
+    request |= {"force": False, "keep_nonfinite": True}
     with create(root, make_manifest(request=request)) as writer:
         fill(writer, [0, 5])
         info = store_info(root)  # also while it is being written
@@ -47,7 +48,7 @@ def test_an_unfinished_store_says_what_is_there_and_how_to_go_on(tmp_path: Path)
     assert info["layers"]["3"]["n_bytes"] > 0
     assert shlex.split(info["next"]) == [
         *("lorsa", "harvest", "--model", "tiny", "--layers", "0,3", "--store", str(root)),
-        *("--n-ctx", "6", "--text-column", "text"),
+        *("--n-ctx", "6", "--text-column", "text", "--keep-nonfinite"),
     ]
 
 

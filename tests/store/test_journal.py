@@ -36,6 +36,8 @@ ENTRIES = st.lists(
         crc32c=st.integers(0, 2**32 - 1),
         norm_sum=SUMS,
         square_sum=SUMS,
+        n_nonfinite=st.integers(0, 2**63 - 1),
+        max_scale=SUMS,
     ),
     unique_by=lambda entry: (entry.shard, entry.array),
     max_size=6,
@@ -120,6 +122,13 @@ def test_a_shard_written_anew_is_forgotten_first(tmp_path: Path) -> None:
         {"n_bytes": -5},
         {"crc32c": 2**32},
         {"norm_sum": float("nan")},
+        {"n_nonfinite": -1},
+        {"n_nonfinite": 0.5},
+        {"n_nonfinite": None},
+        {"max_scale": -1.0},
+        {"max_scale": float("inf")},
+        {"max_scale": float("nan")},
+        {"max_scale": "1"},
         {"colour": 1},
     ],
 )
@@ -143,6 +152,16 @@ def test_no_row_of_the_table_leads_out_of_the_store(
     pq.write_table(pa.Table.from_pylist(table), root / "shards.parquet")
     with pytest.raises(StoreError, match=r"shards.parquet cannot be read .*is no name of an array"):
         ActivationStore.open(root)
+
+
+def test_a_table_of_an_earlier_version_is_read(make_store: Callable[..., Path]) -> None:
+    path = make_store() / "shards.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["n_nonfinite", "max_scale"]), path)
+    entries = ActivationStore.open(path.parent).entries
+    assert {(entry.n_nonfinite, entry.max_scale) for entry in entries} == {(0, 0.0)}
+    pq.write_table(pq.read_table(path).drop_columns(["crc32c"]), path)
+    with pytest.raises(StoreError, match="cannot be read .*crc32c"):
+        ActivationStore.open(path.parent)
 
 
 def test_a_line_torn_in_the_middle_of_the_journal_is_named(tmp_path: Path) -> None:

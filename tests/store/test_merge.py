@@ -11,9 +11,12 @@ import zarr
 from lorsa.harvest.packing import fingerprint
 from lorsa.store import ActivationStore, StoreError, StoreWriter, merge_stores, verify_store
 from power import PowerCutError, power_cut
-from small import LAYERS, N_CTX, digests, make_manifest
+from small import LAYERS, N_CTX, SMALLEST, digests, make_manifest
 
 MakeOther = Callable[..., Path]
+
+
+SAMPLE = torch.tensor([1.0, 0.5, 2.0, 1.0, 1.0])
 
 
 def _token_rows(n_seq: int, first: int) -> torch.Tensor:
@@ -24,7 +27,15 @@ def _token_rows(n_seq: int, first: int) -> torch.Tensor:
 def make_text(tmp_path: Path) -> MakeOther:
     """Write a store whose token ids begin at a number and whose activations follow from them."""
 
-    def make(name: str, n_seq: int, first: int, shard_seqs: int = 4, **changes: Any) -> Path:
+    def make(
+        name: str,
+        n_seq: int,
+        first: int,
+        shard_seqs: int = 4,
+        sample: torch.Tensor = SAMPLE,
+        nan_in: int | None = None,
+        **changes: Any,
+    ) -> Path:
         manifest = make_manifest(n_seq=n_seq, shard_seqs=shard_seqs, **changes)
         ids = _token_rows(n_seq, first)
         with StoreWriter.create(
@@ -36,13 +47,16 @@ def make_text(tmp_path: Path) -> MakeOther:
             weights={
                 layer: {"W_Q": torch.arange(6).view(2, 3).bfloat16()} for layer in manifest.layers
             },
+            sample=dict.fromkeys(manifest.layers, (sample, 3 * sample)),
         ) as writer:
             for shard in writer.missing_shards():
                 rows = manifest.shard_rows(shard)
-                with writer.shard(shard) as session:
-                    session.append(
-                        {layer: _values(layer, ids[rows.start : rows.stop]) for layer in LAYERS}
-                    )
+                with writer.shard(shard, keep_nonfinite=nan_in is not None) as session:
+                    for seq in rows:
+                        pairs = {layer: _values(layer, ids[seq : seq + 1]) for layer in LAYERS}
+                        if seq == nan_in:
+                            pairs[3][0][0, 1, 2] = torch.nan
+                        session.append(pairs)
             writer.finish()
         return tmp_path / name
 
@@ -85,6 +99,57 @@ def test_a_merged_store_has_every_sequence_of_both(
     assert set(held_out.tolist()) <= set(kept.tolist())
     assert len(kept) <= 2 * len(held_out)
     assert len(c.train_seqs) > 0
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+@pytest.mark.parametrize("outputs", ["store", "derive"])
+def test_a_merged_store_says_of_itself_what_a_harvest_would(
+    make_text: MakeOther, tmp_path: Path, outputs: str, dtype: str
+) -> None:
+    """Sums, scales and the tokens that are not finite are those of one store of the same text."""
+    facts = {"dtype": dtype, "outputs": outputs}
+    a = make_text("a", 8, 0, nan_in=2, **facts)
+    b = make_text("b", 4, 8 * N_CTX, **facts)
+    merge_stores([a, b], tmp_path / "c")
+    assert verify_store(tmp_path / "c", full=True)["ok"]
+    c, whole = (
+        ActivationStore.open(tmp_path / "c"),
+        ActivationStore.open(make_text("whole", 12, 0, nan_in=2, **facts)),
+    )
+    order = c.tokens(range(12))[:, 0].argsort().numpy()  # what was held out comes last
+    for layer in LAYERS:
+        assert c.n_nonfinite(layer) == whole.n_nonfinite(layer) == (1 if layer == 3 else 0)
+        assert torch.equal(
+            c.norms(layer, order).nan_to_num(), whole.norms(layer, range(12)).nan_to_num()
+        )
+        mine, theirs = c.stored(layer, order), whole.stored(layer, range(12))
+        assert (mine.y is None) is (outputs == "derive")
+        for one, other in zip(mine, theirs, strict=True):
+            for part, same in zip(one or (), other or (), strict=True):
+                assert part is same is None or torch.equal(part.nan_to_num(), same.nan_to_num())
+        for site, scales in whole.scales(layer).items():
+            assert c.scales(layer)[site] == pytest.approx(scales)
+    totals = [
+        {
+            array: sum(e.square_sum for e in store.entries if e.array == array)
+            for array in {e.array for e in store.entries}
+        }
+        for store in (c, whole)
+    ]
+    assert totals[0] == pytest.approx(totals[1])
+    assert c.mean_norms(0).y > 0
+
+
+def test_int8_with_other_scales_of_the_channels_is_refused(
+    make_text: MakeOther, tmp_path: Path
+) -> None:
+    roots = [
+        make_text("a", 8, 0, **SMALLEST),
+        make_text("b", 8, 900, sample=2 * SAMPLE, **SMALLEST),
+    ]
+    with pytest.raises(StoreError, match="merged: layers/0/attn_in_channel differs.* as bfloat16"):
+        merge_stores(roots, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
 
 
 def test_documents_keep_their_names_and_the_rest_is_told(

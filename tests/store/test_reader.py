@@ -128,7 +128,7 @@ def test_another_format_version_is_refused(make_store: Callable[..., Path]) -> N
     [
         ({"n_seq": "many"}, "n_seq is 'many'"),
         ({"layers": []}, "does not describe a store"),
-        ({"outputs": "derive"}, "outputs is 'derive'; allowed: store"),
+        ({"outputs": "guess"}, "outputs is 'guess'; allowed: store, derive"),
         ({"layers": {"0": {"weights": ["../../x"]}}}, "layer 0 has weights"),
         ({"dtype": "float8"}, "dtype is 'float8'"),
         ({"n_ctx": 0}, "n_ctx is 0"),

@@ -7,32 +7,47 @@ from hypothesis import strategies as st
 from lorsa.store import Sampler, sequence_order
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    n_seqs=st.integers(8, 200),
+    n_seqs=st.integers(7, 300),
     shard_seqs=st.sampled_from([1, 4, 16]),
-    world=st.integers(1, 7),
-    per_rank=st.integers(1, 3),
-    start=st.integers(0, 40),
+    batch_seqs=st.integers(7, 20),
+    worlds=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    resume=st.floats(0, 1),
     seed=st.integers(0, 5),
 )
-def test_ranks_share_an_epoch_and_any_world_size_sees_the_same_batches(
-    n_seqs: int, shard_seqs: int, world: int, per_rank: int, start: int, seed: int
+def test_ranks_see_an_epoch_once_in_one_order_and_resume_with_any_world_size(
+    n_seqs: int,
+    shard_seqs: int,
+    batch_seqs: int,
+    worlds: tuple[int, int],
+    resume: float,
+    seed: int,
 ) -> None:
+    """Two worlds share the steps of three epochs; put together, it is the store, three times."""
     seqs = np.arange(3, 3 + n_seqs)
-    batch_seqs = world * per_rank
     assume(n_seqs >= batch_seqs)
-    alone = Sampler(seqs, shard_seqs, batch_seqs=batch_seqs, seed=seed)
-    ranks = [
-        Sampler(seqs, shard_seqs, batch_seqs=batch_seqs, seed=seed, rank=rank, world=world)
-        for rank in range(world)
-    ]
-    together = np.concatenate([rank.batch(start) for rank in ranks])
-    assert together.tolist() == alone.batch(start).tolist()
-    assert {rank.n_batches for rank in ranks} == {n_seqs // batch_seqs}
-    epoch = np.concatenate([alone.batch(step) for step in range(alone.n_batches)])
-    assert len(set(epoch.tolist())) == len(epoch) == alone.n_batches * batch_seqs
-    assert set(epoch.tolist()) <= set(seqs.tolist())
+    n_steps = -(-3 * n_seqs // batch_seqs)
+    stop = round(resume * n_steps)
+    seen: list[int] = []
+    for world, steps in zip(worlds, (range(stop), range(stop, n_steps)), strict=True):
+        ranks = [
+            Sampler(seqs, shard_seqs, batch_seqs=batch_seqs, seed=seed, rank=rank, world=world)
+            for rank in range(world)
+        ]
+        for step in steps:
+            parts = [rank.batch(step).tolist() for rank in ranks]
+            sizes = {len(part) for part in parts}
+            assert min(sizes) >= 1
+            assert max(sizes) - min(sizes) <= 1
+            if step == stop:
+                assert divmod(len(seen), n_seqs) == ranks[0].position(step)
+            seen += [seq for part in parts for seq in part]
+    assert len(seen) == n_steps * batch_seqs
+    for epoch in range(3):
+        order = sequence_order(seqs, shard_seqs, seed=seed, epoch=epoch).tolist()
+        assert seen[epoch * n_seqs : (epoch + 1) * n_seqs] == order
+        assert sorted(order) == seqs.tolist()
 
 
 @pytest.mark.parametrize("window_seqs", [1, 10, 10_000])
@@ -63,20 +78,33 @@ def test_a_window_mixes_whole_shards() -> None:
     assert len(set(order[:8] // 8)) == 2
 
 
-def test_epochs_follow_each_other() -> None:
+def test_epochs_follow_each_other_without_a_seam() -> None:
+    """The sequences that did not fill a batch were once left out of their epoch."""
     sampler = Sampler(np.arange(10), 4, batch_seqs=3, seed=0)
     assert sampler.n_batches == 3
-    second = [s for step in (3, 4, 5) for s in sampler.batch(step).tolist()]
-    expected = sequence_order(np.arange(10), 4, seed=0, epoch=1).tolist()[:9]
-    assert second == expected
+    stream = [seq for step in range(7) for seq in sampler.batch(step).tolist()]
+    orders = [sequence_order(np.arange(10), 4, seed=0, epoch=e).tolist() for e in range(3)]
+    assert stream == (orders[0] + orders[1] + orders[2])[:21]
+    assert sampler.position(4) == (1, 2)
     assert sampler.batch(0).tolist() == Sampler(np.arange(10), 4, batch_seqs=3).batch(0).tolist()
+
+
+@pytest.mark.parametrize("n_shards", [40, 65, 127])
+def test_a_rest_of_shards_is_no_window_of_its_own(n_shards: int) -> None:
+    """The last window once held what was left over: as little as one shard, mixed with nothing."""
+    order = sequence_order(np.arange(n_shards * 8), 8, seed=0, epoch=0, window_seqs=256)
+    n_windows = max(1, n_shards // 32)
+    for window in range(n_windows):
+        first, end = (-(-n_shards * w // n_windows) * 8 for w in (window, window + 1))
+        assert end - first >= 256
+        assert len(set(order[first:end] // 8)) == (end - first) // 8
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"batch_seqs": 11}, "a batch is 11 sequences; only 10 are there"),
-        ({"batch_seqs": 3, "world": 2}, "multiple of the 2 processes"),
+        ({"batch_seqs": 3, "world": 4}, "batch_seqs is 3; allowed: 4, the processes, or more"),
         ({"batch_seqs": 0}, "batch_seqs is 0"),
         ({"rank": 2, "world": 2, "batch_seqs": 2}, "rank is 2; allowed: 0..1"),
     ],

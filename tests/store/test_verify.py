@@ -9,9 +9,10 @@ import google_crc32c
 import pytest
 import torch
 from lorsa.store import ActivationStore, StoreError, StoreWriter, is_complete, verify_store
+from lorsa.store.layout import write_whole
 from lorsa.store.verify import file_crc32c
 from power import PowerCutError, power_cut
-from small import N_SEQ, create, digests, edit_manifest, fill, make_manifest, values
+from small import N_SEQ, SMALLEST, create, digests, edit_manifest, fill, make_manifest, values
 
 MakeStore = Callable[..., Path]
 
@@ -102,6 +103,49 @@ def test_each_damage_is_found_and_mended_if_it_can_be(
     if fix != "none":
         assert verify_store(root, full=True)["ok"]
         assert digests(root) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "fix", "needs_full"),
+    [
+        ("attn_in_channel/c/0", _flip, "none", True),
+        ("attn_in_channel/c/0", _cut, "none", False),
+        ("attn_in_channel", shutil.rmtree, "none", False),
+        ("attn_in_scale/c/1/0", _flip, "harvest", True),
+        ("attn_in_scale/c/1/0", Path.unlink, "harvest", False),
+        ("attn_in_scale/zarr.json", _cut, "rewrite", False),
+        ("norms/c/5/0/0", _cut, "harvest", False),
+    ],
+)
+def test_each_damage_of_a_smallest_store_too(
+    make_store: MakeStore, name: str, damage: Callable[[Path], None], fix: str, needs_full: bool
+) -> None:
+    root = make_store(**SMALLEST)
+    assert verify_store(root, full=True)["ok"]
+    before = digests(root)
+    damage(root / "layers/3" / name)
+    found = {f"layers/3/{name.removesuffix('/c/0')}": fix}
+    assert _damages(root, full=True) == found
+    assert _damages(root) == ({} if needs_full else found)
+    assert verify_store(root, full=True, repair=True)["ok"] is (fix != "none")
+    if fix == "none":
+        with pytest.raises(StoreError, match="attn_in_channel cannot be read .*restore it from"):
+            ActivationStore.open(root).inputs(3, [0])
+        return
+    if fix == "harvest":
+        assert not is_complete(root)
+        _go_on(root)
+    assert verify_store(root, full=True)["ok"]
+    assert digests(root) == before
+
+
+def test_channels_of_another_width_are_named(make_store: MakeStore) -> None:
+    root = make_store(**SMALLEST)
+    write_whole(root, "layers/3/attn_in_channel", torch.ones(4))
+    (damage,) = verify_store(root)["damages"]
+    assert damage["problem"] == "has the shape [4] instead of [5]"
+    with pytest.raises(StoreError, match=r"channel is torch.float32 \[4\], not float32 \[5\]"):
+        StoreWriter.resume(root).shard(0).__enter__()
 
 
 def test_all_damages_are_listed_and_only_their_shards_are_written_again(

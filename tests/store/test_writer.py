@@ -13,7 +13,19 @@ import pytest
 import torch
 from lorsa.store import ActivationStore, StoreError, StoreWriter, is_begun, is_complete
 from lorsa.store import writer as writer_module
-from small import LAYERS, N_SEQ, SHARD_SEQS, create, digests, fill, make_manifest, tokens, values
+from small import (
+    D_MODEL,
+    LAYERS,
+    N_CTX,
+    N_SEQ,
+    SHARD_SEQS,
+    create,
+    digests,
+    fill,
+    make_manifest,
+    tokens,
+    values,
+)
 
 
 def test_a_store_is_complete_only_when_finished(tmp_path: Path) -> None:
@@ -61,6 +73,60 @@ def test_activations_that_are_not_finite_are_refused(tmp_path: Path, bad: float)
     ):
         session.append({0: (values(0, 0)[4:8], values(0, 1)[4:8]), 3: (values(3, 0)[4:8], y)})
     assert 1 in writer.missing_shards()
+
+
+def test_activations_that_are_not_finite_are_counted_and_kept_if_asked_for(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "acts"
+    y = values(3, 1)[4:8].clone()
+    y[2, 1, 0] = float("nan")
+    y[2, 3, 1] = float("inf")
+    with create(root, make_manifest()) as writer:
+        with writer.shard(1, keep_nonfinite=True) as session:
+            session.append({0: (values(0, 0)[4:8], values(0, 1)[4:8]), 3: (values(3, 0)[4:8], y)})
+        fill(writer)
+        writer.finish()
+    store = ActivationStore.open(root)
+    assert [store.n_nonfinite(layer) for layer in LAYERS] == [0, 2]
+    assert torch.equal(store.activations(3, [6]).y[0].nan_to_num(), y[2].nan_to_num())
+    assert 0 < store.mean_norms(3).y < 10
+
+
+def test_what_waits_for_the_disk_is_bounded(tmp_path: Path) -> None:
+    layer_bytes = 2 * N_CTX * 4 * (2 * D_MODEL + 2)  # x, y and norms of two sequences
+    with StoreWriter.create(
+        tmp_path / "acts",
+        make_manifest(),
+        tokens=tokens(),
+        documents=tokens(),
+        document_names=["a"],
+        weights={layer: {"W_Q": torch.zeros(2, 3)} for layer in LAYERS},
+        buffer_bytes=layer_bytes,
+    ) as writer:
+        fill(writer)
+        writer.finish()
+        assert writer.peak_buffer_bytes == layer_bytes
+    ActivationStore.open(tmp_path / "acts")
+
+
+def test_a_buffer_too_small_for_a_layer_is_named(tmp_path: Path) -> None:
+    create(tmp_path / "acts", make_manifest()).close()
+    with StoreWriter.resume(tmp_path / "acts", buffer_bytes=100) as writer:
+        with pytest.raises(StoreError, match="use a larger --buffer-gb or fewer --batch-seqs"):
+            fill(writer)
+
+
+def test_int8_needs_a_sample(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="int8 needs a sample of every layer"):
+        StoreWriter.create(
+            tmp_path / "acts",
+            make_manifest(dtype="int8"),
+            tokens=tokens(),
+            documents=tokens(),
+            document_names=["a"],
+            weights={layer: {"W_Q": torch.zeros(2, 3)} for layer in LAYERS},
+        )
 
 
 def test_values_beyond_float16_name_the_dtype(tmp_path: Path) -> None:

@@ -1,15 +1,22 @@
 """Training: it learns, it stops cleanly, it goes on to the bit."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from lorsa.analyze import EvalConfig, evaluate_run
+from lorsa.harvest import HarvestConfig, harvest
 from lorsa.model import CheckpointError, Lorsa, evaluate
 from lorsa.store import ActivationStore, Sampler, StoreError, held_out_batches
 from lorsa.train import Look, StepReport, TrainConfig, TrainError, train
@@ -17,6 +24,8 @@ from lorsa.train.checkpoint import checkpoints
 from lorsa.train.setup import activation_scales, initialise, lorsa_config
 from safetensors.torch import load_file
 from tiny import N_CTX
+
+TwoProcesses = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def _config(store: Path, out: Path, **changes: Any) -> TrainConfig:
@@ -328,38 +337,105 @@ def test_bfloat16_arithmetic_comes_out_near_float32(store_folder: Path, tmp_path
     assert fvu[1] == pytest.approx(fvu[0], abs=0.02)
 
 
-def _two_processes(*args: object) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def two_processes(tmp_path: Path) -> TwoProcesses:
+    """Train in two processes; their ports are free ones, which the launcher's store binds."""
+    logs = tmp_path / "logs"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run(
-        [*command, "-m", "lorsa", "train", *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=300,
-        check=False,
-    )
+    command += ["--log-dir", str(logs), "--redirects=2", "-m", "lorsa", "train"]
+
+    def run(*args: object) -> subprocess.CompletedProcess[str]:
+        shutil.rmtree(logs, ignore_errors=True)
+        told = ""
+        try:
+            done = subprocess.run(
+                [*command, *map(str, args)],
+                capture_output=True,
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "LORSA_DEBUG": "1"},
+                timeout=300,
+                check=False,
+            )
+        finally:  # pytest shows it last if the test fails, also because it took too long
+            for path in sorted(logs.rglob("stderr.log")):
+                told += f"rank {path.parent.name}:\n{path.read_text()}\n"
+            print(told)
+        done.stderr += told
+        return done
+
+    return run
 
 
-def test_two_processes_make_the_lorsa_of_one(store_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_make_the_lorsa_of_one(
+    store_folder: Path, tmp_path: Path, two_processes: TwoProcesses
+) -> None:
     one = train(_config(store_folder, tmp_path / "one"))
     (tmp_path / "run.toml").write_text(
         f"batch_tokens = {4 * N_CTX}\ntrain_tokens = {160 * N_CTX}\ninit_tokens = {16 * N_CTX}\n"
     )
     args = ["--store", store_folder, "--layer", 1, "--out", tmp_path / "two", "--device", "cpu"]
     args += ["--top-k", 8, "--config", tmp_path / "run.toml", "--json"]
-    done = _two_processes(*args)
+    done = two_processes(*args)
     assert done.returncode == 0, done.stderr
     two = json.loads(done.stdout)["runs"][0]
     assert two["fvu"] == pytest.approx(one.fvu, abs=1e-3)
     assert two["dead_fraction"] == pytest.approx(one.dead_fraction, abs=0.01)
-    again = _two_processes(*args)
+    again = two_processes(*args)
     assert json.loads(again.stdout)["runs"][0] == two
 
 
-def test_two_processes_that_cannot_begin_end_at_once(store_folder: Path, tmp_path: Path) -> None:
+def test_processes_that_cannot_share_a_step_evenly_make_the_same_lorsa(
+    store_folder: Path, tmp_path: Path, two_processes: TwoProcesses
+) -> None:
+    """Steps of 5 sequences: one process takes 2, the other 3, and the gradient is that of 5."""
+    one = train(_config(store_folder, tmp_path / "one", batch_tokens=5 * N_CTX))
+    (tmp_path / "run.toml").write_text(
+        f"batch_tokens = {5 * N_CTX}\ntrain_tokens = {160 * N_CTX}\ninit_tokens = {16 * N_CTX}\n"
+    )
+    args = ["--store", store_folder, "--layer", 1, "--out", tmp_path / "two", "--device", "cpu"]
+    args += ["--top-k", 8, "--config", tmp_path / "run.toml", "--json"]
+    done = two_processes(*args)
+    assert done.returncode == 0, done.stderr
+    found = Lorsa.from_pretrained(tmp_path / "two" / "layer-1")
+    for name, expected in Lorsa.from_pretrained(tmp_path / "one").named_parameters():
+        assert torch.allclose(getattr(found, name), expected, atol=2e-3), name
+    assert json.loads(done.stdout)["runs"][0]["fvu"] == pytest.approx(one.fvu, abs=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"outputs": "derive"}, {"outputs": "derive", "dtype": "int8"}])
+def test_a_smaller_store_trains_nearly_the_same_lorsa(
+    harvest_config: HarvestConfig, store_folder: Path, tmp_path: Path, changes: dict[str, str]
+) -> None:
+    smaller = dataclasses.replace(harvest_config, store=tmp_path / "acts", **changes)
+    harvest(smaller)
+    whole = train(_config(store_folder, tmp_path / "whole"))
+    result = train(_config(tmp_path / "acts", tmp_path / "run"))
+    assert result.fvu == pytest.approx(whole.fvu, rel=0.05)
+    seen = evaluate_run(EvalConfig(run=tmp_path / "run", store=tmp_path / "acts", device="cpu"))
+    assert seen.fvu == pytest.approx(result.fvu, rel=1e-4)
+    plain = evaluate_run(EvalConfig(run=tmp_path / "run", store=store_folder, device="cpu"))
+    assert plain.fvu == pytest.approx(result.fvu, rel=0.05)
+
+
+def test_a_layer_with_nan_is_refused(store_folder: Path, tmp_path: Path) -> None:
+    table = pq.read_table(store_folder / "shards.parquet")
+    bad = pa.array([name == "layers/1/attn_in" for name in table["array"].to_pylist()])
+    column = table.schema.get_field_index("n_nonfinite")
+    shutil.copytree(store_folder, tmp_path / "acts")
+    pq.write_table(
+        table.set_column(column, "n_nonfinite", bad.cast(pa.int64())),
+        tmp_path / "acts/shards.parquet",
+    )
+    with pytest.raises(TrainError, match="layer 1 of .* tokens with NaN or Inf"):
+        train(_config(tmp_path / "acts", tmp_path / "run"))
+
+
+def test_two_processes_that_cannot_begin_end_at_once(
+    store_folder: Path, tmp_path: Path, two_processes: TwoProcesses
+) -> None:
     (tmp_path / "layer-1").mkdir()
     (tmp_path / "layer-1" / "notes.txt").touch()
-    done = _two_processes("--store", store_folder, "--layer", 1, "--out", tmp_path)
+    done = two_processes("--store", store_folder, "--layer", 1, "--out", tmp_path)
     assert done.returncode != 0
     assert "holds other things" in done.stderr
 

@@ -84,8 +84,9 @@ def test_a_batch_larger_than_the_store_is_named(store: ActivationStore) -> None:
 
 
 def test_processes_that_cannot_share_a_step_are_named(store: ActivationStore) -> None:
-    with pytest.raises(TrainError, match="4 sequences .* 3 processes .* --batch-tokens 192"):
-        extent(_config(store, batch_tokens=4 * N_CTX), store, 3)
+    assert extent(_config(store, batch_tokens=4 * N_CTX), store, 3).batch_seqs == 4
+    with pytest.raises(TrainError, match="4 sequences .* 5 processes; use --batch-tokens 160"):
+        extent(_config(store, batch_tokens=4 * N_CTX), store, 5)
 
 
 @pytest.mark.parametrize("init", ["layer", "random"])

@@ -1,0 +1,89 @@
+"""Write behind the model's back: jobs in order, in a thread, that hold no more than so many bytes.
+
+The thread only moves bytes; see `loader` for why.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from .errors import StoreError
+
+
+class WriteBehind:
+    """One thread that does jobs, and a bound on what they hold meanwhile."""
+
+    def __init__(self, buffer_bytes: int) -> None:
+        """Set how many bytes the jobs that wait may hold together."""
+        self._buffer_bytes = buffer_bytes
+        self._held = 0
+        self._peak = 0
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lorsa-writer")
+        self.helpers = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="lorsa-encoder")
+        """For what a job wants done in parallel."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes that were held at a time."""
+        return self._peak
+
+    def make_room(self, n_bytes: int) -> None:
+        """Wait until so many bytes more may be held, and count them as held.
+
+        Raises:
+            StoreError: they are more than may ever be held; or whatever an earlier job raised.
+        """
+        if n_bytes > self._buffer_bytes:
+            raise StoreError(
+                f"a layer's batch takes {n_bytes / 1e9:.3g} GB, more than the buffer of "
+                f"{self._buffer_bytes / 1e9:.3g} GB: use a larger --buffer-gb or fewer --batch-seqs"
+            )
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._failure or self._held + n_bytes <= self._buffer_bytes
+            )
+            self._raise_failure()
+            self._held += n_bytes
+            self._peak = max(self._peak, self._held)
+
+    def submit(self, job: Callable[[], None], n_bytes: int) -> None:
+        """Have a job done after all earlier ones; then the bytes are no longer held."""
+
+        def work() -> None:
+            try:
+                if self._failure is None:
+                    job()
+            except BaseException as error:  # raised where the next batch comes from
+                self._failure = error
+            finally:
+                with self._changed:
+                    self._held -= n_bytes
+                    self._changed.notify_all()
+
+        self._thread.submit(work)
+
+    def drain(self) -> None:
+        """Wait for all jobs; raises what one of them raised."""
+        self._wait()
+        self._raise_failure()
+
+    def forget(self) -> None:
+        """Wait for all jobs and forget what they raised: what they wrote is dropped."""
+        self._wait()
+        self._failure = None
+        self._held = 0  # what was held for a batch that never came is not
+
+    def close(self) -> None:
+        """End the threads."""
+        self._thread.shutdown()
+        self.helpers.shutdown()
+
+    def _wait(self) -> None:
+        self._thread.submit(lambda: None).result()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure

@@ -1,0 +1,130 @@
+"""One shard while it is written: batches in, committed files out."""
+
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from .behind import WriteBehind
+from .encode import EncodedLayer, Sums, encode_layer
+from .errors import StoreError
+from .journal import Entry
+from .layout import layer_arrays
+from .manifest import Manifest
+from .shard import ShardWriter
+
+
+class ShardSession:
+    """Takes the sequences of one shard; a thread writes them behind the model's back."""
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        shard: int,
+        *,
+        behind: WriteBehind,
+        channels: dict[str, Tensor],
+        keep_nonfinite: bool,
+    ) -> None:
+        self._shard = shard
+        self._manifest = manifest
+        self._rows = manifest.shard_rows(shard)
+        self._specs = {
+            spec.name: spec for layer in manifest.layers for spec in layer_arrays(manifest, layer)
+        }
+        self._root = root
+        self._behind = behind
+        self._channels = channels
+        self._keep_nonfinite = keep_nonfinite
+        self._files: dict[str, ShardWriter] = {}
+        self._sums = {name: Sums() for name in self._specs}
+        self._n_appended = 0
+
+    def append(self, batch: dict[int, tuple[Tensor, Tensor]]) -> None:
+        """Take the next sequences.
+
+        Args:
+            batch: for every layer x and y, each [n, n_ctx, d_model].
+
+        Raises:
+            ValueError: layers or shapes are not those of the store.
+            StoreError: earlier values were not finite, or the disk did not take them.
+        """
+        n_seqs = self._require_fit(batch)
+        first = self._rows.start + self._n_appended
+        for layer, (x, y) in batch.items():
+            n_bytes = n_seqs * sum(s.row_bytes for s in layer_arrays(self._manifest, layer))
+            held = n_bytes * (1 if self._manifest.compression == "none" else 2)
+            self._behind.make_room(held)
+            encoded = encode_layer(self._manifest, layer, x, y, self._channels)
+            self._behind.submit(partial(self._write, encoded, first), held)
+        self._n_appended += n_seqs
+
+    def finish(self) -> list[Entry]:
+        """Wait for the disk, commit the files and return their journal entries."""
+        self._behind.drain()
+        n_seqs = len(self._rows)
+        if self._n_appended != n_seqs:
+            raise ValueError(
+                f"shard {self._shard} has {n_seqs} sequences; {self._n_appended} were appended"
+            )
+        entries = []
+        for name, file in self._files.items():
+            done = file.commit()
+            facts = self._sums[name].facts()
+            entries.append(Entry(self._shard, name, n_seqs, done.n_bytes, done.crc32c, **facts))
+        return entries
+
+    def discard(self) -> None:
+        """Drop what was written."""
+        self._behind.forget()
+        for file in self._files.values():
+            file.discard()
+
+    def _require_fit(self, batch: dict[int, tuple[Tensor, Tensor]]) -> int:
+        """Return the number of sequences of a batch that fits the store."""
+        if set(batch) != set(self._manifest.layers):
+            raise ValueError(
+                f"the batch has layers {sorted(batch)}, the store {sorted(self._manifest.layers)}"
+            )
+        shapes = {tuple(values.shape) for pair in batch.values() for values in pair}
+        n_seqs = next(iter(shapes))[0]
+        expected = (n_seqs, self._manifest.n_ctx, self._manifest.d_model)
+        if shapes != {expected}:
+            raise ValueError(f"x and y must all be {list(expected)}; there is {sorted(shapes)}")
+        if self._n_appended + n_seqs > len(self._rows):
+            raise ValueError(
+                f"shard {self._shard} has {len(self._rows)} sequences; "
+                f"{self._n_appended + n_seqs} were appended"
+            )
+        return n_seqs
+
+    def _write(self, encoded: EncodedLayer, first_seq: int) -> None:
+        """Write in the thread, which moves bytes only; see `loader` for why."""
+        arrays = encoded.arrived()
+        for name, n_bad in encoded.add_up(arrays, self._sums).items():
+            if n_bad and not self._keep_nonfinite:
+                raise StoreError(self._not_finite(name, n_bad, first_seq, encoded))
+        for name, values in arrays.items():
+            if name not in self._files:
+                spec = self._specs[name]
+                path = spec.shard_path(self._root, self._shard)
+                self._files[name] = ShardWriter(
+                    path,
+                    n_chunks=self._manifest.shard_seqs,
+                    codec=spec.codec,
+                    each=self._behind.helpers.map,
+                )
+            self._files[name].append(values)
+
+    def _not_finite(self, name: str, n_bad: int, first_seq: int, encoded: EncodedLayer) -> str:
+        seq = first_seq + encoded.first_nonfinite()
+        where = f"{name} of sequence {seq}"
+        count = f"{n_bad} such tokens in a batch of {encoded.n_seqs} sequences"
+        if encoded.came_finite(name):
+            return f"{where} does not fit {self._manifest.dtype}; use --dtype bfloat16 ({count})"
+        return (
+            f"{where} is not finite (NaN or Inf from the model; {count}); try --model-dtype "
+            "float32, check the model with a short prompt, or keep them with --keep-nonfinite"
+        )

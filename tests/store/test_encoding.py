@@ -1,0 +1,115 @@
+"""Values to bytes and back: what int8 may lose, and what it says of outliers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from lorsa.store import ActivationStore
+from lorsa.store.encoding import channel_scale, encode
+from small import LAYERS, N_SEQ, create, fill, make_manifest, values
+
+
+def _activations() -> torch.Tensor:
+    """Return activations with a channel fifty times larger than the rest."""
+    x = torch.randn(4, 6, 32, generator=torch.Generator().manual_seed(0))
+    x[..., 7] *= 50
+    return x
+
+
+def test_int8_is_off_by_half_a_step_at_most() -> None:
+    x = _activations()
+    channel = channel_scale(x)
+    found = encode(x, "int8", channel)
+    assert found.values.dtype == torch.int8
+    assert found.scale is not None
+    assert found.scale.shape == (4, 6)
+    step = found.scale[..., None] * channel
+    assert ((found.decode() - x).abs() <= step / 2 * (1 + 1e-5)).all()
+    assert found.decode().dtype == torch.float32
+
+
+def test_channel_scales_spare_the_rest_an_outlier_channel() -> None:
+    """With a scale per token alone, all channels were rounded to what the largest needs."""
+    x = _activations()
+    errors = [
+        (encode(x, "int8", channel).decode() - x)[..., :7].norm() / x[..., :7].norm()
+        for channel in (channel_scale(x), torch.ones(32))
+    ]
+    assert errors[0] < 0.01 < errors[1]
+
+
+def test_a_token_with_a_huge_outlier_costs_itself_alone() -> None:
+    x = _activations()
+    plain = encode(x, "int8", channel_scale(x)).decode()
+    x[1, 2, 3] = 1e6
+    found = encode(x, "int8", channel_scale(_activations()))
+    rest = torch.ones(4, 6, dtype=torch.bool)
+    rest[1, 2] = False
+    assert torch.equal(found.decode()[rest], plain[rest])
+    assert found.decode()[1, 2, 3] == pytest.approx(1e6, rel=1e-6)
+
+
+def test_zeros_stay_zeros() -> None:
+    assert channel_scale(torch.zeros(2, 3, 5)).tolist() == [1] * 5
+    assert not encode(torch.zeros(2, 3, 5), "int8", torch.ones(5)).decode().any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_token_that_is_not_finite_stays_so(bad: float) -> None:
+    x = _activations()
+    x[0, 1, 2] = bad
+    decoded = encode(x, "int8", torch.ones(32)).decode()
+    assert not decoded[0, 1].isfinite().any()
+    assert decoded.isfinite().sum() == decoded.numel() - 32
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+def test_an_int8_store_comes_back(make_store: Callable[..., Path], compression: str) -> None:
+    store = ActivationStore.open(make_store(dtype="int8", compression=compression))
+    seqs = [21, 0, 7, 7]
+    for layer in LAYERS:
+        for site, found in enumerate(store.activations(layer, seqs)):
+            whole = values(layer, site)
+            assert torch.equal(found, encode(whole, "int8", channel_scale(whole)).decode()[seqs])
+            assert (found - whole[seqs]).norm() / whole.norm() < 0.01
+    assert torch.allclose(
+        store.norms(3, range(N_SEQ))[..., 1], values(3, 1).norm(dim=-1), rtol=0.01
+    )
+
+
+def test_plain_zarr_reads_int8(make_store: Callable[..., Path]) -> None:
+    root = make_store(dtype="int8")
+    layer: Any = zarr.open_group(root, mode="r")["layers/3"]
+    by_zarr = layer["attn_in"][:] * layer["attn_in_scale"][:][..., None]
+    by_zarr = by_zarr * layer["attn_in_channel"][:]
+    assert np.allclose(by_zarr, ActivationStore.open(root).inputs(3, range(N_SEQ)).numpy())
+    assert layer["attn_in"].attrs["lorsa_dtype"] == "int8"
+
+
+def test_scales_tell_of_outliers(tmp_path: Path) -> None:
+    manifest = make_manifest(dtype="int8")
+    with create(tmp_path / "acts", manifest) as writer:
+        fill(writer, [0, 1, 3, 4, 5])
+        x = values(3, 0)[8:12].clone()
+        x[1, 2, 3] = 1e4
+        with writer.shard(2) as session:
+            session.append({0: (x, x), 3: (x, x)})
+        writer.finish()
+    mean, largest = ActivationStore.open(tmp_path / "acts").scales(3)["layers/3/attn_in"]
+    assert largest == pytest.approx(float((x / channel_scale(values(3, 0))).abs().max()) / 127)
+    assert largest > 100 * mean / 2
+    assert ActivationStore.open(tmp_path / "acts").n_nonfinite(3) == 0
+
+
+def test_other_dtypes_have_no_scales(make_store: Callable[..., Path]) -> None:
+    root = make_store()
+    assert ActivationStore.open(root).scales(3) == {}
+    assert sorted(p.name for p in (root / "layers/3").iterdir() if p.is_dir()) == [
+        "attn_in",
+        "attn_out",
+        "norms",
+    ]
