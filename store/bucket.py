@@ -5,8 +5,8 @@
     path.read_bytes()
 
 What is not there raises FileNotFoundError as on a disk; whatever else a server or the way to it
-does is a StoreError with the URL, after the retries of obstore. Folders are only names: they are
-there while an object is below them.
+does is an UnreachableError with the URL, after the retries of obstore. Folders are only names: they
+are there while an object is below them.
 
 Credentials and endpoint come from the usual AWS_* variables.
 """
@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .errors import StoreError
+from .errors import StoreError, UnreachableError
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -252,7 +252,7 @@ class BucketPath:
             yield
         except FileNotFoundError:
             if writing:  # only a bucket can be missing then
-                raise StoreError(f"{self} cannot be written: no such bucket") from None
+                raise UnreachableError(f"{self} cannot be written: no such bucket") from None
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from None
         except _failures() as error:
             kind, text = type(error).__name__, str(error)
@@ -261,7 +261,7 @@ class BucketPath:
             if "<Code>InvalidRange</Code>" in text or "status code: 416" in text:
                 raise EOFError(str(self)) from None
             verb = "written" if writing else "read"
-            raise StoreError(
+            raise UnreachableError(
                 f"{self} cannot be {verb} ({_reason(kind, text)}); {_REMEDY}"
             ) from None
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import google_crc32c
 
-from .errors import FormatVersionError, StoreError
+from .errors import FormatVersionError, StoreError, UnreachableError
 from .folder import is_complete, text_names, why_not_a_store
 from .journal import TABLE, Entry, Key, damaged_files, read_table, salvage_journal
 from .layers import spell_layers
@@ -137,7 +137,7 @@ def _facts(root: Place, damages: list[Damage]) -> Manifest:
     for name in there:
         try:
             found[name] = read_manifest(root / name)
-        except FormatVersionError:
+        except (FormatVersionError, UnreachableError):
             raise
         except StoreError as error:
             errors.append(error)
@@ -169,6 +169,8 @@ def _index(root: Place, complete: bool, damages: list[Damage]) -> dict[Key, Entr
     if complete:
         try:
             return {(entry.shard, entry.array): entry for entry in read_table(root)}
+        except UnreachableError:
+            raise
         except StoreError:
             problem = "cannot be read" if (root / TABLE).exists() else "is missing"
             damages.append(Damage(TABLE, problem, "rewrite"))
@@ -188,6 +190,8 @@ def _given_damages(root: Place, manifest: Manifest, *, full: bool) -> Iterator[D
         n_names, n_known = len(read_documents(root)), manifest.corpus.get("n_documents")
         if n_known not in (None, n_names):
             yield Damage(DOCUMENTS, f"names {n_names} documents of {n_known}", "none")
+    except UnreachableError:
+        raise
     except StoreError:
         problem = "cannot be read" if (root / DOCUMENTS).exists() else "is missing"
         yield Damage(DOCUMENTS, problem, "none")

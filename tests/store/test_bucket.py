@@ -30,6 +30,7 @@ from lorsa.store import (
 )
 from lorsa.store import lease as lease_module
 from lorsa.store.bucket import BucketPath
+from lorsa.store.errors import UnreachableError
 from lorsa.store.lease import Lease
 from s3 import serve_bucket
 from small import create, digests, fill, make_manifest, tokens, values
@@ -344,6 +345,25 @@ def test_verify_mends_a_bucket(whole: BucketPath) -> None:
         writer.finish()
     assert verify_store(whole, full=True)["ok"]
     assert objects(whole) == before
+
+
+def test_verify_does_not_take_a_server_that_fails_for_damage(
+    whole: BucketPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: BucketPath) -> bytes:
+        raise UnreachableError(f"{path} cannot be read (ServiceUnavailable)")
+
+    for name in ("manifest.json", "shards.parquet", "documents.parquet"):
+        with monkeypatch.context() as patch:
+            real = BucketPath.read_bytes
+            patch.setattr(
+                BucketPath,
+                "read_bytes",
+                lambda p: (fail if p.name == name else real)(p),  # noqa: B023
+            )
+            with pytest.raises(UnreachableError, match=name):
+                verify_store(whole, repair=True)
+    assert verify_store(whole)["ok"]
 
 
 def test_remove_layers_of_a_bucket(whole: BucketPath) -> None:
