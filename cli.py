@@ -62,7 +62,8 @@ def harvest(
         str | None, typer.Option(help="0-27, 3,7,12 or all.", show_default="all")
     ] = None,
     store: Annotated[
-        Path | None, typer.Option(help="Folder to write.", show_default="acts")
+        str | None,
+        typer.Option(help="Folder to write, or s3://bucket/folder.", show_default="acts"),
     ] = None,
     data: Annotated[
         str | None,
@@ -160,7 +161,9 @@ def harvest(
 
 @app.command()
 def train(
-    store: Annotated[Path, typer.Option(help="Activation store.")],
+    store: Annotated[
+        str, typer.Option(help="Activation store: its folder, or s3://bucket/folder.")
+    ],
     layers: Annotated[
         str | None,
         typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.", show_default="all stored"),
@@ -222,9 +225,7 @@ def train(
         from .train import train as run
 
         try:
-            chosen = choose_layers(
-                layers or "all", ActivationStore.open(store).layers, where=str(store)
-            )
+            chosen = choose_layers(layers or "all", ActivationStore.open(store).layers, where=store)
         except ValueError as error:
             raise TrainError(str(error)) from None
         all_settings = [
@@ -245,7 +246,7 @@ def train(
 @app.command(name="eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder, such as runs/layer-12.")],
-    store: Annotated[Path, typer.Option(help="Store with its layer.")],
+    store: Annotated[str, typer.Option(help="Store with its layer.")],
     model: Annotated[
         str | None, typer.Option(help="Language model, for cross-entropies; as for harvest.")
     ] = None,
@@ -275,7 +276,7 @@ def evaluate(
 
 @store_app.command()
 def info(
-    store: Annotated[Path, typer.Argument(help="Activation store.")], as_json: Json = False
+    store: Annotated[str, typer.Argument(help="Activation store.")], as_json: Json = False
 ) -> None:
     """Show what a store holds, whether it is complete, and how to go on if it is not.
 
@@ -292,7 +293,7 @@ def info(
 
 @store_app.command()
 def verify(
-    store: Annotated[Path, typer.Argument(help="Activation store.")],
+    store: Annotated[str, typer.Argument(help="Activation store.")],
     full: Annotated[
         bool, typer.Option("--full", help="Read every byte and compare its checksum.")
     ] = False,
@@ -321,7 +322,7 @@ def verify(
 
 @store_app.command(name="rm")
 def remove(
-    store: Annotated[Path, typer.Argument(help="Activation store.")],
+    store: Annotated[str, typer.Argument(help="Activation store.")],
     layers: Annotated[str, typer.Option(help="Layers to remove: 0-27 or 3,7,12.")],
     as_json: Json = False,
 ) -> None:
@@ -340,10 +341,8 @@ def remove(
 
 @store_app.command()
 def merge(
-    stores: Annotated[
-        list[Path], typer.Argument(help="Two or more stores; they stay as they are.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the new store.")],
+    stores: Annotated[list[str], typer.Argument(help="Two or more stores; they stay as they are.")],
+    out: Annotated[str, typer.Option(help="Folder of the new store, or s3://bucket/folder.")],
     as_json: Json = False,
 ) -> None:
     """Make one store of several of the same model, layers and length, but different text.

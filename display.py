@@ -88,6 +88,7 @@ class HarvestDisplay(_Bar):
 
     def _plan(self, plan: "stage1.Plan") -> None:
         names = list(plan.layers.values())
+        free = "" if plan.free_bytes is None else f" of {format_bytes(plan.free_bytes)} free"
         shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
         table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
         rows = {
@@ -96,7 +97,7 @@ class HarvestDisplay(_Bar):
             "tokens": f"{plan.n_tokens:,} in sequences of {plan.n_ctx:,}"
             + ("" if plan.n_documents is None else f", documents: {plan.n_documents:,}"),
             "per token": f"{plan.bytes_per_token:,} bytes of activations",
-            "store": f"{format_bytes(plan.total_bytes)} of {format_bytes(plan.free_bytes)} free",
+            "store": format_bytes(plan.total_bytes) + free,
         }
         if plan.first_tokens:
             rows["begins"] = repr(plan.first_tokens)

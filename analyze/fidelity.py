@@ -28,7 +28,7 @@ from ..harvest import (
     resolve,
 )
 from ..model import DEVICES, Lorsa, choose_device, evaluate, stored_attention
-from ..store import ActivationStore, Derive, held_out_batches
+from ..store import ActivationStore, Derive, Place, held_out_batches, place
 from .errors import AnalyzeError
 
 BATCH_TOKENS = 2048
@@ -45,7 +45,7 @@ class EvalConfig:
 
     run: Path
     """Run folder, or any folder with a saved Lorsa."""
-    store: Path
+    store: Place
     """Store with its layer."""
     model: str | None = None
     """Language model for the cross-entropies; None leaves them out."""
@@ -58,7 +58,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run", Path(self.run))
-        object.__setattr__(self, "store", Path(self.store))
+        object.__setattr__(self, "store", place(self.store))
         for name in ("tokens", "ce_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model import DEVICES
-from ..store import ACTIVATION_DTYPES, COMPRESSIONS, OUTPUTS
+from ..store import ACTIVATION_DTYPES, COMPRESSIONS, OUTPUTS, Place, place
 from .aliases import canonical
 from .corpus import STDLIB
 from .models import MODEL_DTYPES
@@ -21,8 +21,9 @@ class HarvestConfig:
     """Alias (qwen2-7b), Hub id, folder of transformers, or .gguf file."""
     layers: str = "all"
     """Layers counted from 0, ends included: "0-27", "3,7,12" or "all"."""
-    store: Path = Path("acts")
-    """Folder to write; it must be new, empty, or a harvest of the same request."""
+    store: Place = Path("acts")
+    """Folder to write, or s3://bucket/folder; it must be new, empty, or a harvest of the same
+    request."""
     data: str = STDLIB
     """Text: a file, a folder, or "stdlib", Python's own documentation and sources, which are on
     every machine."""
@@ -61,7 +62,7 @@ class HarvestConfig:
     """Whether to begin although the disk looks too small."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "store", Path(self.store))
+        object.__setattr__(self, "store", place(self.store))
         for name, least in (("n_ctx", 2), ("batch_seqs", 1), ("tokens", 2), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and not least <= value < 1 << 63:

@@ -1,11 +1,9 @@
 """What a harvest will write, and whether it fits, before the model runs."""
 
-import shutil
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-from ..store import DTYPES, format_bytes
+from ..store import DTYPES, Place, format_bytes, free_bytes, tree_bytes
 from .config import HarvestConfig
 from .errors import HarvestError
 
@@ -42,8 +40,8 @@ class Plan:
     """Activations of all layers."""
     total_bytes: int
     """Of the store, before compression."""
-    free_bytes: int
-    """On the disk, besides what is there of this store."""
+    free_bytes: int | None
+    """On the disk, besides what is there of this store; None for a bucket."""
     first_tokens: str
     """Beginning of the first sequence, as text; empty when a harvest goes on."""
 
@@ -66,8 +64,14 @@ class Sizes:
         self.token_bytes = self.activation_bytes + NORM_BYTES * len(layers) + TOKEN_BYTES
         # W_Q, W_K, W_V and W_O in float32, if all are square
         self.weight_bytes = 4 * len(layers) * d_model * d_model * DTYPES["float32"].itemsize
-        have = sum(p.stat().st_size for p in config.store.rglob("*") if p.is_file())
-        self.free_bytes = shutil.disk_usage(_existing(config.store)).free + have
+        free = free_bytes(config.store)
+        self.free_bytes = None if free is None else free + tree_bytes(config.store)
+
+    def _fits_half(self) -> int:
+        """Return the tokens that half of the free disk takes; a bucket takes any number."""
+        if self.free_bytes is None:
+            return DEFAULT_MAX_TOKENS
+        return max(0, (self.free_bytes // 2 - self.weight_bytes) // self.token_bytes)
 
     def max_tokens(self) -> int:
         """Return how many tokens to harvest at most, in whole sequences.
@@ -76,14 +80,13 @@ class Sizes:
             HarvestError: the disk does not take so many, or they are no two sequences.
         """
         n_ctx = self._config.n_ctx
-        fits_half = max(0, (self.free_bytes // 2 - self.weight_bytes) // self.token_bytes)
-        n_tokens = self._config.tokens or min(DEFAULT_MAX_TOKENS, fits_half)
+        n_tokens = self._config.tokens or min(DEFAULT_MAX_TOKENS, self._fits_half())
         if self._config.tokens is not None and n_tokens < 2 * n_ctx:
             raise HarvestError(
                 f"{n_tokens} tokens do not make two sequences of {n_ctx} (one to train, "
                 "one to test): use a larger --tokens or a smaller --n-ctx"
             )
-        if n_tokens < 2 * n_ctx:
+        if n_tokens < 2 * n_ctx and self.free_bytes is not None:
             raise HarvestError(
                 f"{format_bytes(self.free_bytes)} free on the disk are too few for a store of "
                 f"{len(self._layers)} layers; make room, or choose another disk by --store"
@@ -94,10 +97,10 @@ class Sizes:
     def require_room(self, n_tokens: int) -> None:
         """Raise HarvestError unless the disk takes so many tokens, or --force was given."""
         needed = n_tokens * self.token_bytes + self.weight_bytes
-        if needed <= self.free_bytes or self._config.force:
+        if self.free_bytes is None or needed <= self.free_bytes or self._config.force:
             return
         n_ctx = self._config.n_ctx
-        fits = max(0, (self.free_bytes // 2 - self.weight_bytes) // self.token_bytes)
+        fits = self._fits_half()
         remedy = (
             f"use --tokens {fits // n_ctx * n_ctx:_}, " if fits >= 2 * n_ctx else "make room, use "
         )
@@ -136,7 +139,7 @@ def shard_seqs(n_seq: int, *, seq_bytes: int, n_arrays: int) -> int:
     return int(1 << (most.bit_length() - 1))
 
 
-def require_same_request(store: Path, begun: dict[str, Any], asked: dict[str, Any]) -> None:
+def require_same_request(store: Place, begun: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raise HarvestError unless a store was begun with these settings."""
     defaults = {field.name: field.default for field in fields(HarvestConfig)}
     begun = defaults | begun  # older versions knew fewer settings
@@ -150,9 +153,3 @@ def require_same_request(store: Path, begun: dict[str, Any], asked: dict[str, An
             f"{store} holds another harvest ({'; '.join(different)}): "
             "give the same settings, choose another --store, or delete it"
         )
-
-
-def _existing(path: Path) -> Path:
-    """Return the nearest folder on the way to a path that exists."""
-    path = path.absolute()
-    return next(p for p in (path, *path.parents) if p.exists())

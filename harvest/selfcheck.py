@@ -10,14 +10,13 @@ Both sides are float32, so a model in half precision is checked as strictly as a
 """
 
 import copy
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..model import AttentionGeometry, LayerWeights, layer_attention
-from ..store import Manifest
+from ..store import Manifest, Place
 from ..store import read_weights as stored_weights
 from .capture import Call, module_output
 from .errors import HarvestError
@@ -118,7 +117,7 @@ def _first_seqs(value: Any, n_seqs: int) -> Any:
 
 
 def require_same_weights(
-    model: Any, sites: list[AttentionSite], root: Path, manifest: Manifest
+    model: Any, sites: list[AttentionSite], root: Place, manifest: Manifest
 ) -> None:
     """Raise HarvestError unless a model's attention weights are those of a store."""
     for site in sites:

@@ -8,8 +8,9 @@ from .info import format_bytes, store_info
 from .layers import choose_layers, spell_layers
 from .layout import read_weights
 from .loader import Batch, batches, held_out_batches
-from .manifest import MANIFEST, OUTPUTS, Manifest, held_out_shards, read_manifest, sync_tree
+from .manifest import MANIFEST, OUTPUTS, Manifest, held_out_shards, read_manifest
 from .merge import merge_stores
+from .places import Place, free_bytes, place, sync_tree, tree_bytes
 from .reader import Activations, ActivationStore, Derive, Stored, TokenScales
 from .repair import verify_store
 from .sampler import Sampler, sequence_order
@@ -30,6 +31,7 @@ __all__ = [
     "Derive",
     "Encoded",
     "Manifest",
+    "Place",
     "Sampler",
     "StoreError",
     "StoreWriter",
@@ -38,11 +40,13 @@ __all__ = [
     "batches",
     "choose_layers",
     "format_bytes",
+    "free_bytes",
     "held_out_batches",
     "held_out_shards",
     "is_begun",
     "is_complete",
     "merge_stores",
+    "place",
     "read_manifest",
     "read_weights",
     "remove_layers",
@@ -51,5 +55,6 @@ __all__ = [
     "spell_layers",
     "store_info",
     "sync_tree",
+    "tree_bytes",
     "verify_store",
 ]

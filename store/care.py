@@ -2,23 +2,22 @@
 
 import errno
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from .errors import StoreError
 from .folder import Folder, is_begun, look
-from .journal import JournalWriter, Lock, write_table
+from .journal import JournalWriter, take_lock, write_table
 from .layers import choose_layers, spell_layers
-from .manifest import MANIFEST, PLAN, write_atomically
+from .manifest import MANIFEST, PLAN
+from .places import Place, leads_out, place, remove_tree, tree_bytes, write_atomically
 from .verify import leftovers
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def remove_layers(root: Path, layers: str) -> dict[str, Any]:
+def remove_layers(root: str | Place, layers: str) -> dict[str, Any]:
     """Take layers out of a store; what remains is as if they had never been harvested.
 
     The metadata goes first, then the files. Killed in between, the store opens, and the same call
@@ -35,12 +34,13 @@ def remove_layers(root: Path, layers: str) -> dict[str, Any]:
         StoreError: no store, a layer that is not there, no layer would remain, or the store is
             being written or cannot be.
     """
+    root = place(root)
     look(root)
-    lock = Lock(root)
+    lock = take_lock(root)
     try:
         folder = look(root)  # another process may have been quicker
         chosen = _choose(folder, layers)
-        n_bytes = sum(_n_bytes(room) for room in _rooms(root, chosen))
+        n_bytes = sum(tree_bytes(room) for room in _rooms(root, chosen))
         try:
             _forget(folder, chosen)
         except (OSError, StoreError) as error:
@@ -75,7 +75,7 @@ def _choose(folder: Folder, layers: str) -> list[int]:
             "its folder"
         )
     for room in _rooms(root, chosen):
-        if not room.resolve().is_relative_to(root.resolve()):
+        if leads_out(room, root):
             raise StoreError(
                 f"{room} is a link that leads out of the store; delete what it points to and the "
                 "link yourself, then run the same command"
@@ -99,16 +99,12 @@ def _forget(folder: Folder, layers: Iterable[int]) -> None:
             write_table(root, [e for key, e in folder.entries.items() if key not in dropped])
 
 
-def _delete(root: Path, layers: Iterable[int]) -> None:
+def _delete(root: Place, layers: Iterable[int]) -> None:
     for room in _rooms(root, layers):
-        shutil.rmtree(room)
+        remove_tree(room)
 
 
-def _rooms(root: Path, layers: Iterable[int]) -> list[Path]:
+def _rooms(root: Place, layers: Iterable[int]) -> list[Place]:
     """Return the folders of layers that are there, the ones that tell of a removal last."""
     rooms = [root / kind / str(layer) for layer in layers for kind in ("weights", "layers")]
     return [room for room in rooms if room.exists() or room.is_symlink()]
-
-
-def _n_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

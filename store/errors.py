@@ -5,5 +5,9 @@ class StoreError(Exception):
     """A store that cannot be read or written; the message names the path and the next step."""
 
 
+class UnreachableError(StoreError):
+    """A bucket, or the way to it, failed: nothing is known of the store itself."""
+
+
 class FormatVersionError(StoreError):
     """A store of another format version: whole, but not for this version of lorsa."""

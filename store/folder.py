@@ -6,30 +6,31 @@
 import os
 import shlex
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
+from .bucket import BucketPath
 from .errors import StoreError
 from .journal import JOURNAL, LOCK, TABLE, Entry, Key, read_journal, read_table
 from .layers import spell_layers
 from .layout import DOCUMENTS, ArraySpec, all_arrays, text_arrays
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
+from .places import Place, file_sizes
 
 OUR_NAMES = {JOURNAL, DOCUMENTS, TABLE, "zarr.json", "tokens", "documents", "layers", "weights"}
 """What an unfinished store may hold."""
 
 
-def is_complete(root: Path) -> bool:
+def is_complete(root: Place) -> bool:
     """Tell whether a folder holds a finished store."""
-    return (root / MANIFEST).exists()
+    return (root / MANIFEST).is_file()
 
 
-def is_begun(root: Path) -> bool:
+def is_begun(root: Place) -> bool:
     """Tell whether a folder holds a store whose harvest can go on."""
-    return (root / PLAN).exists()
+    return (root / PLAN).is_file()
 
 
-def is_hardly_begun(root: Path) -> bool:
+def is_hardly_begun(root: Place) -> bool:
     """Tell whether a folder holds a store whose making was cut short before there was a plan."""
     return (
         (root / JOURNAL / LOCK).is_file()
@@ -44,7 +45,7 @@ def _is_ours(name: str) -> bool:
     return name in OUR_NAMES or (name.startswith("zarr.") and name.endswith(".partial"))
 
 
-def require_free(root: Path) -> None:
+def require_free(root: Place) -> None:
     """Raise StoreError unless a new store may be made here.
 
     A store whose making was cut short before there was a plan is in nobody's way.
@@ -54,12 +55,14 @@ def require_free(root: Path) -> None:
             raise StoreError(f"{root} is a folder with other things in it; choose an empty one")
     elif root.exists():
         raise StoreError(f"{root} is a file; choose a folder")
+    if isinstance(root, BucketPath):
+        return
     parent = next(path for path in (root, *root.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise StoreError(f"{root} cannot be made in {parent}; choose another folder")
 
 
-def why_not_a_store(root: Path) -> str:
+def why_not_a_store(root: Place) -> str:
     """Say what a folder without a manifest is, and what to type."""
     if is_begun(root):
         return (
@@ -78,7 +81,7 @@ def why_not_a_store(root: Path) -> str:
 class Folder(NamedTuple):
     """A store, finished or not."""
 
-    root: Path
+    root: Place
     manifest: Manifest
     """Of manifest.json, or of the plan where there is none yet"""
     complete: bool
@@ -92,7 +95,7 @@ class Folder(NamedTuple):
         return missing_shards(self.root, self.manifest, self.entries, arrays)
 
 
-def look(root: Path) -> Folder:
+def look(root: Place) -> Folder:
     """Return what a store's folder tells of itself.
 
     Raises:
@@ -108,27 +111,19 @@ def look(root: Path) -> Folder:
 
 
 def missing_shards(
-    root: Path, manifest: Manifest, entries: dict[Key, Entry], arrays: Iterable[ArraySpec]
+    root: Place, manifest: Manifest, entries: dict[Key, Entry], arrays: Iterable[ArraySpec]
 ) -> list[int]:
     """Return the shards of which a file of some arrays is not committed or not there."""
-    specs = list(arrays)
+    specs, size = list(arrays), file_sizes(root)
     return [
         shard
         for shard in range(manifest.n_shards)
         if not all(
             (entry := entries.get((shard, spec.name))) is not None
-            and file_size(spec.shard_path(root, shard)) == entry.n_bytes
+            and size(spec.shard_path(root, shard)) == entry.n_bytes
             for spec in specs
         )
     ]
-
-
-def file_size(path: Path) -> int | None:
-    """Return the bytes of a file, None if there is none."""
-    try:
-        return path.stat().st_size if path.is_file() else None
-    except OSError:
-        return None
 
 
 def text_names(manifest: Manifest) -> set[str]:
@@ -136,7 +131,7 @@ def text_names(manifest: Manifest) -> set[str]:
     return {spec.name for spec in text_arrays(manifest)}
 
 
-def going_on(root: Path, manifest: Manifest) -> str:
+def going_on(root: Place, manifest: Manifest) -> str:
     """Return the command that finishes a store."""
     request = manifest.request
     if isinstance(merged := request.get("merged"), list):

@@ -1,20 +1,20 @@
 """What `lorsa store info` tells."""
 
-from pathlib import Path
 from typing import Any
 
 from .errors import StoreError
 from .folder import going_on, look
+from .places import Place, place
 from .reader import ActivationStore
 
 
-def store_info(root: Path) -> dict[str, Any]:
+def store_info(root: str | Place) -> dict[str, Any]:
     """Return the facts of a store, finished or not, as JSON-able data.
 
     Raises:
         StoreError: no store, another format version, or facts that cannot be read.
     """
-    folder = look(root)
+    folder = look(root := place(root))
     manifest = folder.manifest
     store = ActivationStore(root, manifest, list(folder.entries.values()))
     missing = folder.missing_shards()

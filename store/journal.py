@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .bucket import BucketPath
 from .errors import StoreError
-from .manifest import sync, write_atomically
+from .lease import Lease
+from .places import Place, sync, write_atomically
 
 JOURNAL = "journal"
 TABLE = "shards.parquet"
@@ -104,10 +106,10 @@ def _require_array(name: str) -> None:
 class JournalWriter:
     """Appends this process's commits to its own file. The lock is held."""
 
-    def __init__(self, store: Path, name: str | None = None) -> None:
+    def __init__(self, store: Place, name: str | None = None) -> None:
         """Choose a name; without one, it is a new one that comes after all others."""
         self._path = store / JOURNAL / f"{name or _next_name(store / JOURNAL)}.jsonl"
-        self._is_new = not self._path.exists()
+        self._is_new = not self._path.is_file()
 
     def commit(self, entries: Iterable[Entry]) -> None:
         """Record files that are on the disk, all of them in one line."""
@@ -119,6 +121,11 @@ class JournalWriter:
 
     def _append(self, content: Any) -> None:
         line = (json.dumps(content) + "\n").encode()
+        if isinstance(self._path, BucketPath):  # nothing is appended to an object
+            told = b"" if self._is_new else self._path.read_bytes()
+            self._path.write_bytes(told + line)
+            self._is_new = False
+            return
         try:
             size = 0 if self._is_new else self._path.stat().st_size
             try:
@@ -140,7 +147,7 @@ class JournalWriter:
             ) from error
 
 
-def _next_name(journal: Path) -> str:
+def _next_name(journal: Place) -> str:
     taken = [path.stem[1:] for path in journal.glob("w*.jsonl")]
     last = max((int(number) for number in taken if number.isdecimal()), default=0)
     return f"w{last + 1:06d}"
@@ -154,7 +161,7 @@ class _Line(NamedTuple):
     dropped: list[Key]
 
 
-def _lines(path: Path) -> Iterator[_Line | None]:
+def _lines(path: Place) -> Iterator[_Line | None]:
     """Yield the whole lines of a journal file, None for a damaged one."""
     try:
         content = path.read_bytes()
@@ -177,11 +184,11 @@ def _parse(text: bytes) -> _Line:
     return _Line(text, [], dropped)
 
 
-def _files(store: Path) -> list[Path]:
+def _files(store: Place) -> list[Place]:
     return sorted((store / JOURNAL).glob("*.jsonl"))
 
 
-def read_journal(store: Path) -> list[Entry]:
+def read_journal(store: Place) -> list[Entry]:
     """Return every file that any writer committed; of one written twice, the last.
 
     Raises:
@@ -197,12 +204,12 @@ def read_journal(store: Path) -> list[Entry]:
     return list(salvage_journal(store).values())
 
 
-def damaged_files(store: Path) -> list[Path]:
+def damaged_files(store: Place) -> list[Place]:
     """Return the journal files in which a line cannot be read."""
     return [path for path in _files(store) if any(line is None for line in _lines(path))]
 
 
-def salvage_journal(store: Path) -> dict[Key, Entry]:
+def salvage_journal(store: Place) -> dict[Key, Entry]:
     """Return what the journal tells, passing over lines that cannot be read."""
     found: dict[Key, Entry] = {}
     for path in _files(store):
@@ -214,12 +221,12 @@ def salvage_journal(store: Path) -> dict[Key, Entry]:
     return found
 
 
-def rewrite_journal(path: Path) -> None:
+def rewrite_journal(path: Place) -> None:
     """Keep the lines of a journal file that can be read."""
     write_atomically(path, b"".join(line.text for line in _lines(path) if line is not None))
 
 
-def write_table(store: Path, entries: Iterable[Entry]) -> None:
+def write_table(store: Place, entries: Iterable[Entry]) -> None:
     """Write shards.parquet, with a checksum in every page."""
     rows = [entry._asdict() for entry in sorted(entries)]
     content = pa.BufferOutputStream()
@@ -227,7 +234,7 @@ def write_table(store: Path, entries: Iterable[Entry]) -> None:
     write_atomically(store / TABLE, content.getvalue().to_pybytes())
 
 
-def read_table(store: Path) -> list[Entry]:
+def read_table(store: Place) -> list[Entry]:
     """Read shards.parquet.
 
     Raises:
@@ -235,7 +242,8 @@ def read_table(store: Path) -> list[Entry]:
     """
     path = store / TABLE
     try:
-        table = pq.read_table(path, schema=_SCHEMA, page_checksum_verification=True)
+        content = pa.BufferReader(path.read_bytes())
+        table = pq.read_table(content, schema=_SCHEMA, page_checksum_verification=True)
         # a column that an older version did not write is null
         rows = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
         return [_entry(row) for row in rows]
@@ -276,6 +284,16 @@ class Lock:
             self._file.close()
             raise StoreError(f"{store} cannot be locked ({error.strerror})") from None
 
+    def require_held(self) -> None:
+        """Do nothing: while the process lives, nobody else gets the lock."""
+
     def release(self) -> None:
         """Let others write."""
         self._file.close()
+
+
+def take_lock(store: Place) -> Lock | Lease:
+    """Take the lock of a store; raises StoreError if another process has it."""
+    if isinstance(store, BucketPath):
+        return Lease(store, store / JOURNAL / LOCK)
+    return Lock(store)

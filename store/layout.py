@@ -16,7 +16,6 @@ sequence, a shard is `shard_seqs` of them, one file.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numcodecs
@@ -32,6 +31,7 @@ from zarr.storage import MemoryStore
 from .encoding import COMPRESSION_LEVELS, DTYPES, blosc, from_disk, to_disk
 from .errors import StoreError
 from .manifest import Manifest
+from .places import Place, zarr_store
 
 DOCUMENTS = "documents.parquet"
 RESTORE = "restore it from a copy, or delete the store and harvest again"
@@ -63,7 +63,7 @@ class ArraySpec(NamedTuple):
         """Codec of a chunk's bytes."""
         return blosc(self.compression, DTYPES[self.dtype].itemsize)
 
-    def shard_path(self, root: Path, shard: int) -> Path:
+    def shard_path(self, root: Place, shard: int) -> Place:
         """Return the file of one shard, as Zarr's default chunk keys name it."""
         return root.joinpath(self.name, "c", str(shard), *["0"] * len(self.row_shape))
 
@@ -139,9 +139,10 @@ def all_arrays(manifest: Manifest) -> dict[str, ArraySpec]:
     return {spec.name: spec for spec in specs}
 
 
-def create_arrays(root: Path | MemoryStore, manifest: Manifest) -> None:
+def create_arrays(root: Place | MemoryStore, manifest: Manifest) -> None:
     """Write the Zarr metadata of the group and of every sharded array."""
-    group = zarr.open_group(root, mode="a", zarr_format=3)
+    where = root if isinstance(root, MemoryStore) else zarr_store(root)
+    group = zarr.open_group(where, mode="a", zarr_format=3)
     for spec in all_arrays(manifest).values():
         compressors: list[Any] = [Crc32cCodec()]
         if spec.compression != "none":
@@ -170,13 +171,13 @@ def _blosc_metadata(spec: ArraySpec) -> BloscCodec:
     )
 
 
-def write_weights(root: Path, layer: int, weights: dict[str, Tensor]) -> None:
+def write_weights(root: Place, layer: int, weights: dict[str, Tensor]) -> None:
     """Write a layer's own parameters, in their own dtype."""
     for name, weight in weights.items():
         write_whole(root, f"weights/{layer}/{name}", weight)
 
 
-def read_weights(root: Path, manifest: Manifest, layer: int) -> dict[str, Tensor]:
+def read_weights(root: Place, manifest: Manifest, layer: int) -> dict[str, Tensor]:
     """Read a layer's own parameters by name.
 
     Raises:
@@ -188,10 +189,10 @@ def read_weights(root: Path, manifest: Manifest, layer: int) -> dict[str, Tensor
     }
 
 
-def write_whole(root: Path, name: str, values: Tensor) -> None:
+def write_whole(root: Place, name: str, values: Tensor) -> None:
     """Write a small array in one chunk, in its own dtype."""
     dtype = str(values.dtype).removeprefix("torch.")
-    zarr.open_group(root, mode="a", zarr_format=3).create_array(
+    zarr.open_group(zarr_store(root), mode="a", zarr_format=3).create_array(
         name,
         data=to_disk(values, dtype),
         chunks=tuple(values.shape),
@@ -202,14 +203,14 @@ def write_whole(root: Path, name: str, values: Tensor) -> None:
     )
 
 
-def read_whole(root: Path, name: str) -> Tensor:
+def read_whole(root: Place, name: str) -> Tensor:
     """Read a small array.
 
     Raises:
         StoreError: it is missing or damaged.
     """
     try:
-        array = zarr.open_array(root / name, mode="r")
+        array = zarr.open_array(zarr_store(root / name), mode="r")
         if array.nchunks_initialized < array.nchunks:
             raise ValueError("it has no data")
         values, dtype = np.asarray(array[...]), str(array.attrs["lorsa_dtype"])
@@ -218,7 +219,7 @@ def read_whole(root: Path, name: str) -> Tensor:
         raise StoreError(f"{root / name} cannot be read ({error}); {RESTORE}") from None
 
 
-def read_channel(root: Path, manifest: Manifest, site: str) -> Tensor:
+def read_channel(root: Place, manifest: Manifest, site: str) -> Tensor:
     """Read int8's scale of every channel of an array, float32, [d_model].
 
     Raises:
@@ -234,16 +235,19 @@ def read_channel(root: Path, manifest: Manifest, site: str) -> Tensor:
     return channel
 
 
-def write_documents(root: Path, names: list[str]) -> None:
+def write_documents(root: Place, names: list[str]) -> None:
     """Write documents.parquet: number and name of every document."""
     table = pa.table({"document": pa.array(range(len(names)), pa.int32()), "name": names})
-    pq.write_table(table, root / DOCUMENTS, write_page_checksum=True)
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content, write_page_checksum=True)
+    (root / DOCUMENTS).write_bytes(content.getvalue().to_pybytes())
 
 
-def read_documents(root: Path) -> list[str]:
+def read_documents(root: Place) -> list[str]:
     """Return the name of every document, by its number."""
     try:
-        table = pq.read_table(root / DOCUMENTS, page_checksum_verification=True)
+        content = pa.BufferReader((root / DOCUMENTS).read_bytes())
+        table = pq.read_table(content, page_checksum_verification=True)
         names: list[str] = table.column("name").to_pylist()
     except (OSError, KeyError, ValueError, MemoryError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -7,14 +7,12 @@ carries for others.
 """
 
 import json
-import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from .encoding import ACTIVATION_DTYPES, COMPRESSIONS
 from .errors import FormatVersionError, StoreError
+from .places import Place
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -109,7 +107,7 @@ def held_out_shards(n_seq: int, shard_seqs: int) -> tuple[int, ...]:
     return tuple(range(first, n_shards))
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Place) -> Manifest:
     """Read manifest.json or plan.json.
 
     Raises:
@@ -137,36 +135,3 @@ def _layer_number(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and str(int(text)) == text):
         raise ValueError(f"{text!r} is no number of a layer")
     return int(text)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, now or after a crash, sees all of it or none."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        with suppress(OSError):  # on a full disk, what it took is needed
-            partial.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Make a file's content, or the names in a folder, last through a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_tree(root: Path) -> None:
-    """Do so for everything below a folder."""
-    for folder, _, files in os.walk(root):
-        for name in files:
-            sync(Path(folder, name))
-        sync(Path(folder))

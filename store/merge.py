@@ -6,12 +6,10 @@ values are the same to the bit. Document numbers are shifted.
 """
 
 import hashlib
-import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +24,7 @@ from .folder import is_begun, is_complete, require_free
 from .journal import Entry
 from .layout import ArraySpec, channel_of, layer_arrays, norms, scale_of, sites, summed
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
+from .places import Place, free_bytes, place
 from .reader import ActivationStore
 from .shard import ShardWriter
 from .verify import Checked, Report
@@ -48,7 +47,7 @@ class _Row(NamedTuple):
 
 
 def merge_stores(
-    roots: Sequence[Path], out: Path, *, report: Report = lambda event: None
+    roots: Sequence[str | Place], out: str | Place, *, report: Report = lambda event: None
 ) -> dict[str, Any]:
     """Write a new store with the sequences of others, which stay as they are.
 
@@ -68,6 +67,7 @@ def merge_stores(
     """
     if len(roots) < 2:
         raise StoreError(f"to merge takes two stores or more; {len(roots)} given")
+    out = place(out)
     stores = [ActivationStore.open(root) for root in roots]
     for other in stores[1:]:
         _require_same(stores[0], other)
@@ -165,7 +165,7 @@ def _manifest(stores: list[ActivationStore], n_train: int) -> Manifest:
 
 
 def _writer(
-    stores: list[ActivationStore], out: Path, rows: _Row, manifest: Manifest
+    stores: list[ActivationStore], out: Place, rows: _Row, manifest: Manifest
 ) -> StoreWriter:
     """Begin the new store, or go on with it."""
     if is_begun(out):
@@ -196,7 +196,7 @@ def _writer(
     )
 
 
-def _require_same_merge(out: Path, name: str, manifest: Manifest) -> None:
+def _require_same_merge(out: Place, name: str, manifest: Manifest) -> None:
     """Raise StoreError unless a folder holds this very merge."""
     begun = read_manifest(out / name)
     corpus = begun.corpus | {"tokens_sha256": None}
@@ -205,13 +205,12 @@ def _require_same_merge(out: Path, name: str, manifest: Manifest) -> None:
         raise StoreError(f"{out} holds another store; choose another --out, or delete it")
 
 
-def _require_room(stores: list[ActivationStore], out: Path) -> None:
+def _require_room(stores: list[ActivationStore], out: Place) -> None:
     needed = sum(entry.n_bytes for store in stores for entry in store.entries)
-    parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    free = shutil.disk_usage(parent).free
-    if needed > free:
+    free = free_bytes(out)
+    if free is not None and needed > free:
         raise StoreError(
-            f"the merged store takes {needed:,} bytes and {free:,} are free at {parent}; make "
+            f"the merged store takes {needed:,} bytes and {free:,} are free at {out}; make "
             "room, or choose another --out"
         )
 

@@ -9,9 +9,7 @@ chunk's checksum is compared when it is read.
 Safe to use from many threads and, read-only, from many processes.
 """
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +25,7 @@ from .journal import Entry, read_table
 from .layers import spell_layers
 from .layout import all_arrays
 from .manifest import MANIFEST, Manifest, read_manifest
+from .places import Place, file_sizes, place
 from .rows import RowReader, Seqs
 from .schema import require_shapes
 
@@ -89,7 +88,7 @@ class TokenScales(NamedTuple):
 class ActivationStore:
     """A finished store, open for reading."""
 
-    def __init__(self, root: Path, manifest: Manifest, entries: list[Entry]) -> None:
+    def __init__(self, root: Place, manifest: Manifest, entries: list[Entry]) -> None:
         """Use `open`."""
         self.root = root
         self.manifest = manifest
@@ -103,13 +102,13 @@ class ActivationStore:
         self._channels: dict[str, Tensor] = {}
 
     @classmethod
-    def open(cls, root: str | Path) -> "ActivationStore":
-        """Open a store.
+    def open(cls, root: str | Place) -> "ActivationStore":
+        """Open a store: its folder, or s3://bucket/folder.
 
         Raises:
             StoreError: no store, an unfinished one, another format version, files missing or cut.
         """
-        root = Path(root)
+        root = place(root)
         if not is_complete(root):
             raise StoreError(why_not_a_store(root))
         manifest = read_manifest(root / MANIFEST)
@@ -273,19 +272,16 @@ class ActivationStore:
 
     def _check_files(self) -> None:
         known = {(e.shard, e.array): e for e in self.entries}
+        size = file_sizes(self.root)
         for shard in range(self.manifest.n_shards):
             for name, spec in self._arrays.items():
                 path = spec.shard_path(self.root, shard)
                 if (shard, name) not in known:
                     raise StoreError(f"{path} is in no row of shards.parquet; harvest again")
-                _check_size(path, known[shard, name])
+                _check_size(path, size(path), known[shard, name])
 
 
-def _check_size(path: Path, entry: Entry) -> None:
-    try:
-        size = os.stat(path).st_size
-    except OSError:
-        size = None
+def _check_size(path: Place, size: int | None, entry: Entry) -> None:
     if size != entry.n_bytes:
         found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.n_bytes:,}"
         remedy = "the same lorsa harvest command writes it again"

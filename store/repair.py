@@ -6,7 +6,6 @@ others. No file of a shard is removed before another takes its place. Killed at 
 command mends what is left.
 """
 
-from pathlib import Path
 from typing import Any
 
 from .errors import StoreError
@@ -19,16 +18,23 @@ from .journal import (
     damaged_files,
     rewrite_journal,
     salvage_journal,
+    take_lock,
     write_table,
 )
-from .manifest import MANIFEST, PLAN, read_manifest, sync, write_atomically
+from .lease import Lease
+from .manifest import MANIFEST, PLAN, read_manifest
+from .places import Place, place, sync, write_atomically
 from .schema import metadata
 from .verify import Report, Verification, check
 from .writer import StoreWriter
 
 
 def verify_store(
-    root: Path, *, full: bool = False, repair: bool = False, report: Report = lambda event: None
+    root: str | Place,
+    *,
+    full: bool = False,
+    repair: bool = False,
+    report: Report = lambda event: None,
 ) -> dict[str, Any]:
     """Return everything that is wrong with a store as JSON-able data; mend it if asked.
 
@@ -41,11 +47,12 @@ def verify_store(
     Raises:
         StoreError: no store, one of another format version, or it cannot be written.
     """
+    root = place(root)
     if not is_complete(root) and not is_begun(root):
         raise StoreError(why_not_a_store(root))
     if not repair:
         return _result(root, check(root, full=full, report=report), mended=False)
-    lock = Lock(root)
+    lock = take_lock(root)
     try:
         found = check(root, full=full, report=report)
         mended = all(damage.fix != "none" for damage in found.damages)
@@ -61,7 +68,7 @@ def verify_store(
     return _result(root, found, mended=mended)
 
 
-def _mend(root: Path, found: Verification, lock: Lock) -> None:
+def _mend(root: Place, found: Verification, lock: Lock | Lease) -> None:
     """Bring metadata and index to what is whole; finish the store if that is everything."""
     manifest = found.manifest
     if not _says(root / PLAN, found):
@@ -77,7 +84,7 @@ def _mend(root: Path, found: Verification, lock: Lock) -> None:
         sync(root)
 
 
-def _says(path: Path, found: Verification) -> bool:
+def _says(path: Place, found: Verification) -> bool:
     try:
         return read_manifest(path) == found.manifest
     except StoreError:
@@ -94,7 +101,7 @@ def _kept(found: Verification) -> dict[Key, Entry]:
     }
 
 
-def _mend_metadata(root: Path, found: Verification) -> None:
+def _mend_metadata(root: Place, found: Verification) -> None:
     contents = metadata(found.manifest)
     for damage in found.damages:
         if damage.path in contents:
@@ -103,7 +110,7 @@ def _mend_metadata(root: Path, found: Verification) -> None:
             write_atomically(path, contents[damage.path])
 
 
-def _mend_journal(root: Path, found: Verification) -> None:
+def _mend_journal(root: Place, found: Verification) -> None:
     """Make the journal tell of the files that are whole, and of no others."""
     for path in damaged_files(root):
         rewrite_journal(path)
@@ -116,7 +123,7 @@ def _mend_journal(root: Path, found: Verification) -> None:
         journal.commit(new)
 
 
-def _result(root: Path, found: Verification, *, mended: bool) -> dict[str, Any]:
+def _result(root: Place, found: Verification, *, mended: bool) -> dict[str, Any]:
     complete = is_complete(root)
     ok = not found.damages and found.complete
     return {
@@ -136,7 +143,7 @@ def _result(root: Path, found: Verification, *, mended: bool) -> dict[str, Any]:
     }
 
 
-def _next(root: Path, found: Verification, *, complete: bool, mended: bool) -> str | None:
+def _next(root: Place, found: Verification, *, complete: bool, mended: bool) -> str | None:
     """Return what to type, None if there is nothing to do."""
     if any(damage.fix == "none" for damage in found.damages):
         return None

@@ -4,30 +4,39 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from .bucket import BucketPath
 from .encoding import DTYPES, Array, from_disk
 from .errors import StoreError
 from .layout import ArraySpec
-from .shard import read_chunk, read_index
+from .places import Place
+from .shard import REMEDY, read_chunk, read_index
 
 Seqs = npt.NDArray[np.int64] | Sequence[int]
 OPEN_SHARDS = 128
 """Files of an array that are kept open; a process may have about a thousand."""
+N_REQUESTS = 32
+_REQUESTS = ThreadPoolExecutor(N_REQUESTS, thread_name_prefix="lorsa-bucket")
+"""Reads of buckets at a time, over all arrays; the threads begin with the first one."""
 
 
 class OpenShard:
     """One file, open for reading, with its index; closed when nobody holds it any more."""
 
-    def __init__(self, path: Path, n_chunks: int) -> None:
+    def __init__(self, path: Place, n_chunks: int) -> None:
         """Open it; raises StoreError if it is missing or its index damaged."""
         self.path = path
         self.index = read_index(path, n_chunks)
+        self.handle: int | BucketPath
+        if isinstance(path, BucketPath):
+            self.handle = path
+            return
         try:
             self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -35,13 +44,14 @@ class OpenShard:
 
     def __del__(self) -> None:
         with suppress(AttributeError, OSError):  # it was never opened
-            os.close(self.handle)
+            if isinstance(self.handle, int):
+                os.close(self.handle)
 
 
 class RowReader:
     """One sharded array, open for reading; safe to use from many threads."""
 
-    def __init__(self, root: Path, spec: ArraySpec, *, n_seq: int, shard_seqs: int) -> None:
+    def __init__(self, root: Place, spec: ArraySpec, *, n_seq: int, shard_seqs: int) -> None:
         """Choose an array of a store.
 
         Args:
@@ -71,15 +81,21 @@ class RowReader:
 
     def read_into(self, seqs: Seqs, out: Array) -> None:
         """Fill an array, [n, *shape of a sequence] as it lies on disk; raises as `read` does."""
+        if isinstance(self._root, BucketPath):  # most of the time is waiting for an answer
+            list(_REQUESTS.map(self._read_one, seqs, out))
+            return
         for i, seq in enumerate(seqs):
-            if not 0 <= seq < self._n_seq:
-                raise IndexError(f"sequence {seq}; the store has 0..{self._n_seq - 1}")
-            shard, row = divmod(int(seq), self._shard_seqs)
-            file = self._shard(shard)
-            try:
-                read_chunk(file.handle, file.path, file.index[row], out[i], self._codec)
-            except OSError as error:
-                raise StoreError(f"{file.path} cannot be read ({error.strerror})") from None
+            self._read_one(seq, out[i])
+
+    def _read_one(self, seq: int, out: Array) -> None:
+        if not 0 <= seq < self._n_seq:
+            raise IndexError(f"sequence {seq}; the store has 0..{self._n_seq - 1}")
+        shard, row = divmod(int(seq), self._shard_seqs)
+        file = self._shard(shard)
+        try:
+            read_chunk(file.handle, file.path, file.index[row], out, self._codec)
+        except OSError as error:
+            raise StoreError(f"{file.path} cannot be read ({error.strerror}); {REMEDY}") from None
 
     def _shard(self, shard: int) -> OpenShard:
         with self._lock:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from .encoding import DTYPES
 from .errors import StoreError
 from .layout import all_arrays, create_arrays
 from .manifest import Manifest
+from .places import Place, file_size
 from .shard import CRC_BYTES
 
 METADATA = "zarr.json"
@@ -39,7 +39,7 @@ def metadata(manifest: Manifest) -> dict[str, bytes]:
     return contents
 
 
-def difference(path: Path, expected: bytes) -> str | None:
+def difference(path: Place, expected: bytes) -> str | None:
     """Return in what a zarr.json differs from the one that belongs there, None if it does not."""
     try:
         found, wanted = json.loads(path.read_bytes()), json.loads(expected)
@@ -63,7 +63,7 @@ def _short(value: Any) -> str:
     return text if len(text) < 80 else text[:76] + " ..."
 
 
-def whole_problem(folder: Path, shape: list[int] | None = None) -> str | None:
+def whole_problem(folder: Place, shape: list[int] | None = None) -> str | None:
     """Return what is wrong with an array, by its metadata and the size of its one chunk.
 
     Args:
@@ -80,13 +80,13 @@ def whole_problem(folder: Path, shape: list[int] | None = None) -> str | None:
         return "has damaged metadata"
     if shape not in (None, facts["shape"]):
         return f"has the shape {facts['shape']} instead of {shape}"
-    if not chunk.is_file():
+    size = file_size(chunk)
+    if size is None:
         return "has no data"
-    size = chunk.stat().st_size
     return None if size == n_bytes else f"has {size:,} bytes instead of {n_bytes:,}"
 
 
-def require_shapes(root: Path, manifest: Manifest) -> None:
+def require_shapes(root: Place, manifest: Manifest) -> None:
     """Raise StoreError unless every array has the shape and data type of the manifest; quick."""
     for name, spec in all_arrays(manifest).items():
         path = root / name / METADATA

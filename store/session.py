@@ -1,16 +1,17 @@
 """One shard while it is written: batches in, committed files out."""
 
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor
 
 from .behind import WriteBehind
+from .bucket import BucketPath
 from .encode import EncodedLayer, Sums, encode_layer
 from .errors import StoreError
 from .journal import Entry
 from .layout import layer_arrays
 from .manifest import Manifest
+from .places import Place
 from .shard import ShardWriter
 
 
@@ -19,7 +20,7 @@ class ShardSession:
 
     def __init__(
         self,
-        root: Path,
+        root: Place,
         manifest: Manifest,
         shard: int,
         *,
@@ -69,9 +70,11 @@ class ShardSession:
             raise ValueError(
                 f"shard {self._shard} has {n_seqs} sequences; {self._n_appended} were appended"
             )
+        # a disk takes one file after the other; uploads wait for the network, all at once
+        each = self._behind.helpers.map if isinstance(self._root, BucketPath) else map
+        files = each(ShardWriter.commit, self._files.values())
         entries = []
-        for name, file in self._files.items():
-            done = file.commit()
+        for name, done in zip(self._files, files, strict=True):
             facts = self._sums[name].facts()
             entries.append(Entry(self._shard, name, n_seqs, done.n_bytes, done.crc32c, **facts))
         return entries

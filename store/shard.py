@@ -13,17 +13,19 @@ Source: Zarr v3 specification, codecs sharding_indexed and crc32c.
 """
 
 import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 
+from .bucket import BucketPath
 from .encoding import Array
 from .errors import StoreError
-from .manifest import sync
+from .places import Place, read_tail, sync
 
 NO_CHUNK = np.uint64(2**64 - 1)
 CRC_BYTES = 4
@@ -47,7 +49,7 @@ class ShardWriter:
     """Append sequences to a new shard file; nobody sees the file before `commit`."""
 
     def __init__(
-        self, path: Path, *, n_chunks: int, codec: Any = None, each: Callable[..., Any] = map
+        self, path: Place, *, n_chunks: int, codec: Any = None, each: Callable[..., Any] = map
     ) -> None:
         """Start a file.
 
@@ -58,7 +60,6 @@ class ShardWriter:
             each: `map`, or that of a pool of threads, which then encode the chunks.
         """
         self.path = path
-        self._partial = path.with_name(path.name + ".partial")
         self._index = np.full((n_chunks, 2), NO_CHUNK, dtype="<u8")
         self._codec = codec
         self._each = each
@@ -67,8 +68,7 @@ class ShardWriter:
         self._flushed = 0
         self._n_written = 0
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._partial.open("wb")
+            self._file = _open_draft(path)
         except OSError as error:
             raise _cannot_write(path, error) from None
 
@@ -106,11 +106,16 @@ class ShardWriter:
         self._write(google_crc32c.value(index).to_bytes(CRC_BYTES, "little"))
         try:
             self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self._partial, self.path)
-            for folder in self.path.parents[:N_FOLDERS]:
-                sync(folder)
+            if isinstance(self.path, BucketPath):
+                self._file.seek(0)
+                self.path.upload(self._file)
+                self._file.close()
+            else:
+                os.fsync(self._file.fileno())
+                self._file.close()
+                os.replace(_partial(self.path), self.path)
+                for folder in self.path.parents[:N_FOLDERS]:
+                    sync(folder)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
         return ShardFile(self._offset, self._crc)
@@ -119,7 +124,8 @@ class ShardWriter:
         """Remove what was written."""
         with suppress(OSError):  # a full disk refuses the last bytes once more
             self._file.close()
-        self._partial.unlink(missing_ok=True)
+        if isinstance(self.path, Path):
+            _partial(self.path).unlink(missing_ok=True)
 
     def _write(self, data: Any) -> None:
         try:
@@ -129,14 +135,27 @@ class ShardWriter:
         self._crc = google_crc32c.extend(self._crc, data)
 
 
-def _cannot_write(path: Path, error: OSError) -> StoreError:
+def _open_draft(path: Place) -> IO[bytes]:
+    """Open what a shard grows in: a file beside it, or a nameless one in TMPDIR for a bucket."""
+    if isinstance(path, BucketPath):
+        return tempfile.TemporaryFile()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _partial(path).open("wb")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _cannot_write(path: Place, error: OSError) -> StoreError:
+    where = f" in {tempfile.gettempdir()}, see TMPDIR" if isinstance(path, BucketPath) else ""
     return StoreError(
-        f"{path} cannot be written ({error.strerror}); what was committed is safe: "
+        f"{path} cannot be written ({error.strerror}{where}); what was committed is safe: "
         "make room and run the same command again"
     )
 
 
-def read_index(path: Path, n_chunks: int) -> Array:
+def read_index(path: Place, n_chunks: int) -> Array:
     """Return offset and length of every chunk, uint64 [n_chunks, 2].
 
     Raises:
@@ -144,9 +163,7 @@ def read_index(path: Path, n_chunks: int) -> Array:
     """
     size = n_chunks * ENTRY_BYTES
     try:
-        with path.open("rb") as file:
-            file.seek(-(size + CRC_BYTES), os.SEEK_END)
-            data = file.read()
+        data = read_tail(path, size + CRC_BYTES)
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}); {REMEDY}") from None
     if google_crc32c.value(data[:size]).to_bytes(CRC_BYTES, "little") != data[size:]:
@@ -154,11 +171,13 @@ def read_index(path: Path, n_chunks: int) -> Array:
     return np.frombuffer(data[:size], dtype="<u8").reshape(n_chunks, 2)
 
 
-def read_chunk(handle: int, path: Path, entry: Array, out: Array, codec: Any = None) -> None:
+def read_chunk(
+    handle: int | BucketPath, path: Place, entry: Array, out: Array, codec: Any = None
+) -> None:
     """Read one chunk and its checksum into an array, by one positioned read, and compare them.
 
     Args:
-        handle: open file descriptor of the shard.
+        handle: open file descriptor of the shard, or its place in a bucket.
         path: of the file, for messages.
         entry: offset and length, from `read_index`.
         out: contiguous array of the chunk's shape and disk dtype, filled here.
@@ -184,11 +203,14 @@ def read_chunk(handle: int, path: Path, entry: Array, out: Array, codec: Any = N
             raise StoreError(f"{path} is damaged ({error} at byte {offset}); {REMEDY}") from None
 
 
-def _read_exactly(handle: int, path: Path, offset: int, *parts: memoryview) -> None:
+def _read_exactly(handle: int | BucketPath, path: Place, offset: int, *parts: memoryview) -> None:
     """Fill buffers from a file; a read may stop short on network disks and above 2 GB."""
     left = list(parts)
     while left:
-        n_read = os.preadv(handle, left, offset)
+        if isinstance(handle, BucketPath):
+            n_read = handle.preadv(left, offset)
+        else:
+            n_read = os.preadv(handle, left, offset)
         if n_read == 0:
             missing = offset + sum(len(part) for part in left)
             raise StoreError(f"{path} ends before byte {missing}; {REMEDY}")

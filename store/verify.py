@@ -8,22 +8,19 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import google_crc32c
-import numpy as np
 
-from .errors import FormatVersionError, StoreError
-from .folder import file_size, is_complete, text_names, why_not_a_store
+from .errors import FormatVersionError, StoreError, UnreachableError
+from .folder import is_complete, text_names, why_not_a_store
 from .journal import TABLE, Entry, Key, damaged_files, read_table, salvage_journal
 from .layers import spell_layers
 from .layout import DOCUMENTS, all_arrays, read_documents, read_whole, whole_arrays
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
+from .places import Place, file_sizes, read_blocks
 from .schema import difference, metadata, whole_problem
 
-BLOCK_BYTES = 4 << 20
-"""Read at once by each thread."""
 N_THREADS = min(8, os.cpu_count() or 1)
 
 Fix = Literal["harvest", "rewrite", "none"]
@@ -75,7 +72,7 @@ class Verification:
         return sorted(shards)
 
 
-def check(root: Path, *, full: bool, report: Report = lambda event: None) -> Verification:
+def check(root: Place, *, full: bool, report: Report = lambda event: None) -> Verification:
     """Look for everything that is wrong with a store.
 
     Args:
@@ -118,19 +115,19 @@ def check(root: Path, *, full: bool, report: Report = lambda event: None) -> Ver
     )
 
 
-def leftovers(root: Path, manifest: Manifest) -> list[str]:
+def leftovers(root: Place, manifest: Manifest) -> list[str]:
     """Return folders of layers that are not, or no longer, in the store."""
     known = {str(layer) for layer in manifest.layers}
     return [
-        f"{room}/{path.name}"
+        f"{room}/{name}"
         for room in ("layers", "weights")
         if (root / room).is_dir()
-        for path in sorted((root / room).iterdir())
-        if path.name.isdecimal() and path.name not in known
+        for name in sorted(path.name for path in (root / room).iterdir())
+        if name.isdecimal() and name not in known
     ]
 
 
-def _facts(root: Path, damages: list[Damage]) -> Manifest:
+def _facts(root: Place, damages: list[Damage]) -> Manifest:
     """Return the manifest, or the plan, which says the same."""
     found: dict[str, Manifest] = {}
     errors: list[StoreError] = []
@@ -140,7 +137,7 @@ def _facts(root: Path, damages: list[Damage]) -> Manifest:
     for name in there:
         try:
             found[name] = read_manifest(root / name)
-        except FormatVersionError:
+        except (FormatVersionError, UnreachableError):
             raise
         except StoreError as error:
             errors.append(error)
@@ -152,7 +149,7 @@ def _facts(root: Path, damages: list[Damage]) -> Manifest:
     return next(iter(found.values()))
 
 
-def _disagreement(root: Path, manifest: Manifest, plan: Manifest) -> Damage:
+def _disagreement(root: Place, manifest: Manifest, plan: Manifest) -> Damage:
     different = [
         name for name in Manifest.__slots__ if getattr(manifest, name) != getattr(plan, name)
     ]
@@ -165,32 +162,36 @@ def _disagreement(root: Path, manifest: Manifest, plan: Manifest) -> Damage:
     return Damage(MANIFEST, text, "none")
 
 
-def _index(root: Path, complete: bool, damages: list[Damage]) -> dict[Key, Entry]:
+def _index(root: Place, complete: bool, damages: list[Damage]) -> dict[Key, Entry]:
     """Return the committed files, of shards.parquet or else of the journal."""
     for path in damaged_files(root):
         damages.append(Damage(_name(root, path), "has a line that cannot be read", "rewrite"))
     if complete:
         try:
             return {(entry.shard, entry.array): entry for entry in read_table(root)}
+        except UnreachableError:
+            raise
         except StoreError:
             problem = "cannot be read" if (root / TABLE).exists() else "is missing"
             damages.append(Damage(TABLE, problem, "rewrite"))
     return salvage_journal(root)
 
 
-def _metadata_damages(root: Path, manifest: Manifest) -> Iterator[Damage]:
+def _metadata_damages(root: Place, manifest: Manifest) -> Iterator[Damage]:
     for name, content in metadata(manifest).items():
         problem = difference(root / name, content)
         if problem is not None:
             yield Damage(name, problem, "rewrite")
 
 
-def _given_damages(root: Path, manifest: Manifest, *, full: bool) -> Iterator[Damage]:
+def _given_damages(root: Place, manifest: Manifest, *, full: bool) -> Iterator[Damage]:
     """Yield what is wrong with what no harvest makes again."""
     try:
         n_names, n_known = len(read_documents(root)), manifest.corpus.get("n_documents")
         if n_known not in (None, n_names):
             yield Damage(DOCUMENTS, f"names {n_names} documents of {n_known}", "none")
+    except UnreachableError:
+        raise
     except StoreError:
         problem = "cannot be read" if (root / DOCUMENTS).exists() else "is missing"
         yield Damage(DOCUMENTS, problem, "none")
@@ -202,7 +203,7 @@ def _given_damages(root: Path, manifest: Manifest, *, full: bool) -> Iterator[Da
             yield Damage(name, found, "none")
 
 
-def _whole_damage(root: Path, name: str) -> str | None:
+def _whole_damage(root: Place, name: str) -> str | None:
     try:
         read_whole(root, name)
     except StoreError:
@@ -211,10 +212,10 @@ def _whole_damage(root: Path, name: str) -> str | None:
 
 
 def _file_damages(
-    root: Path, manifest: Manifest, entries: dict[Key, Entry], *, complete: bool
+    root: Place, manifest: Manifest, entries: dict[Key, Entry], *, complete: bool
 ) -> Iterator[tuple[Key, Damage | None]]:
     """Yield every file that should be there, with what is wrong with it."""
-    given = text_names(manifest)
+    given, size = text_names(manifest), file_sizes(root)
     for shard in range(manifest.n_shards):
         n_seq = len(manifest.shard_rows(shard))
         for name, spec in all_arrays(manifest).items():
@@ -222,7 +223,7 @@ def _file_damages(
             path = spec.shard_path(root, shard)
             if entry is None and not complete and name not in given:
                 continue  # not harvested yet
-            problem = _problem(path, entry, n_seq)
+            problem = _problem(size(path), entry, n_seq)
             if problem is None:
                 yield (shard, name), None
             else:
@@ -230,8 +231,7 @@ def _file_damages(
                 yield (shard, name), Damage(_name(root, path), problem, fix, shard)
 
 
-def _problem(path: Path, entry: Entry | None, n_seq: int) -> str | None:
-    size = file_size(path)
+def _problem(size: int | None, entry: Entry | None, n_seq: int) -> str | None:
     if size is None:
         return "is missing"
     if entry is None:
@@ -244,7 +244,7 @@ def _problem(path: Path, entry: Entry | None, n_seq: int) -> str | None:
 
 
 def _checksum_damages(
-    root: Path, manifest: Manifest, whole: dict[Key, Entry], report: Report
+    root: Place, manifest: Manifest, whole: dict[Key, Entry], report: Report
 ) -> Iterator[Damage]:
     """Read every file in threads, which move bytes only, and yield those that are damaged."""
     arrays, given = all_arrays(manifest), text_names(manifest)
@@ -277,15 +277,14 @@ def _read_problem(read: Future[int], entry: Entry) -> str | None:
         return f"cannot be read ({error.strerror})"
 
 
-def file_crc32c(path: Path) -> int:
+def file_crc32c(path: Place) -> int:
     """Return the checksum of a file, read block by block."""
-    block = np.empty(BLOCK_BYTES, dtype=np.uint8)
     crc = 0
-    with path.open("rb", buffering=0) as file:
-        while n_read := file.readinto(block.data):
-            crc = google_crc32c.extend(crc, block[:n_read])
+    for block in read_blocks(path):
+        crc = google_crc32c.extend(crc, block)
     return crc
 
 
-def _name(root: Path, path: Path) -> str:
-    return path.relative_to(root).as_posix()
+def _name(root: Any, path: Any) -> str:
+    name: str = path.relative_to(root).as_posix()
+    return name

@@ -11,10 +11,8 @@ then one line in the journal says so. Whatever was not committed leaves nothing 
 take for data, and `StoreWriter.resume` goes on at the first missing shard.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Self
 
 from torch import Tensor
@@ -30,6 +28,7 @@ from .journal import (
     JournalWriter,
     Lock,
     read_journal,
+    take_lock,
     write_table,
 )
 from .layout import (
@@ -44,7 +43,9 @@ from .layout import (
     write_weights,
     write_whole,
 )
-from .manifest import MANIFEST, PLAN, Manifest, read_manifest, sync_tree, write_atomically
+from .lease import Lease
+from .manifest import MANIFEST, PLAN, Manifest, read_manifest
+from .places import Place, remove_tree, sync_tree, write_atomically
 from .rows import RowReader
 from .session import ShardSession
 from .shard import ShardWriter
@@ -57,7 +58,12 @@ class StoreWriter:
     """The only way in which a store changes. Use it in a `with` block, which ends its lock."""
 
     def __init__(
-        self, root: Path, manifest: Manifest, lock: Lock, *, buffer_bytes: int = BUFFER_BYTES
+        self,
+        root: Place,
+        manifest: Manifest,
+        lock: Lock | Lease,
+        *,
+        buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
         """Use `create` or `resume`."""
         self.root = root
@@ -75,7 +81,7 @@ class StoreWriter:
     @classmethod
     def create(
         cls,
-        root: Path,
+        root: Place,
         manifest: Manifest,
         *,
         tokens: Tensor,
@@ -88,7 +94,8 @@ class StoreWriter:
         """Begin a store: its metadata, token ids and weights; the plan last.
 
         Args:
-            root: a folder that does not exist, is empty, or holds a store that was never begun.
+            root: nothing that exists, an empty folder, or one with a store that was never begun;
+                or a place in a bucket.
             manifest: what the store will be.
             tokens, documents: int32, [n_seq, n_ctx].
             document_names: names of the documents that `documents` numbers.
@@ -114,7 +121,7 @@ class StoreWriter:
         if manifest.dtype == "int8" and set(sample or {}) != set(manifest.layers):
             raise ValueError("int8 needs a sample of every layer")
         require_free(root)
-        lock = Lock(root)
+        lock = take_lock(root)
         try:
             require_free(root)  # another writer may have been quicker
             _clear(root)
@@ -137,7 +144,7 @@ class StoreWriter:
         return writer
 
     @classmethod
-    def resume(cls, root: Path, *, buffer_bytes: int = BUFFER_BYTES) -> Self:
+    def resume(cls, root: Place, *, buffer_bytes: int = BUFFER_BYTES) -> Self:
         """Go on with a store that `create` began.
 
         Args:
@@ -147,7 +154,7 @@ class StoreWriter:
         Raises:
             StoreError: there is none, it is being written, or its token ids are damaged.
         """
-        lock = Lock(root)
+        lock = take_lock(root)
         try:
             writer = cls(root, read_manifest(root / PLAN), lock, buffer_bytes=buffer_bytes)
             texts = text_arrays(writer.manifest)
@@ -211,6 +218,7 @@ class StoreWriter:
         if missing:
             raise StoreError(f"{self.root} lacks {len(missing)} shards; run the harvest again")
         try:
+            self._lock.require_held()
             write_table(self.root, self._committed.values())
             write_atomically(self.root / MANIFEST, self.manifest.to_json())
         except OSError as error:
@@ -245,6 +253,7 @@ class StoreWriter:
         return self._channels
 
     def _commit(self, journal: JournalWriter, entries: list[Entry]) -> None:
+        self._lock.require_held()
         journal.commit(entries)
         self._committed |= {(e.shard, e.array): e for e in entries}
 
@@ -253,12 +262,14 @@ class StoreWriter:
         given = {spec.name for spec in text_arrays(self.manifest)}
         stale = [key for key in self._committed if key[0] == shard and key[1] not in given]
         if stale:
+            self._lock.require_held()
             self._journal.drop(stale)
             for key in stale:
                 del self._committed[key]
 
     def _write_text(self, spec: ArraySpec, values: Tensor) -> None:
         journal = JournalWriter(self.root, TEXT)
+        entries = []
         for shard in range(self.manifest.n_shards):
             rows = self.manifest.shard_rows(shard)
             file = ShardWriter(spec.shard_path(self.root, shard), n_chunks=self.manifest.shard_seqs)
@@ -268,17 +279,18 @@ class StoreWriter:
             except BaseException:
                 file.discard()
                 raise
-            entry = Entry(shard, spec.name, len(rows), done.n_bytes, done.crc32c, 0.0, 0.0)
-            self._commit(journal, [entry])
+            n_bytes, crc32c = done
+            entries.append(Entry(shard, spec.name, len(rows), n_bytes, crc32c, 0.0, 0.0))
+        self._commit(journal, entries)
 
 
-def _clear(root: Path) -> None:
+def _clear(root: Place) -> None:
     """Remove what a store that was hardly begun has left; the lock is held."""
     for path in root.iterdir():
         if path.name == JOURNAL:
             for file in path.glob("*.jsonl"):
                 file.unlink()
         elif path.is_dir():
-            shutil.rmtree(path)
+            remove_tree(path)
         else:
             path.unlink()

@@ -21,6 +21,7 @@ HOMES = {
     "triton": {"kernels"},
     "zarr": {"store"},
     "numcodecs": {"store"},
+    "obstore": {"store"},
     "transformers": {"harvest"},
     "huggingface_hub": {"harvest"},
     "accelerate": {"harvest", "train"},

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..kernels import BACKENDS, SELECTIONS
 from ..model import DEVICES
+from ..store import Place, place
 
 INITS = ("layer", "random")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -16,7 +17,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 class TrainConfig:
     """Settings of one run: one Lorsa for one layer of a store."""
 
-    store: Path
+    store: Place
     """Activation store to train on."""
     layer: int
     """Layer of the language model, counted from 0."""
@@ -75,7 +76,7 @@ class TrainConfig:
     """Path of the sparse kernels."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "store", Path(self.store))
+        object.__setattr__(self, "store", place(self.store))
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "betas", tuple(self.betas))
         for name in ("n_ov_heads", "n_qk_heads", "train_tokens", "top_k", "layer", "seed"):

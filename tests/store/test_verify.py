@@ -299,7 +299,7 @@ def test_a_full_disk_or_one_that_is_only_read_is_one_line(
 def test_a_checksum_is_taken_block_by_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorsa.store.verify.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("lorsa.store.places.BLOCK_BYTES", 1000)
     for size in (0, 999, 1000, 12_345):
         data = bytes(i % 251 for i in range(size))
         (tmp_path / "file").write_bytes(data)

@@ -1,0 +1,153 @@
+"""Where a store lies: a folder, or s3://bucket/folder. What the two do differently is here.
+
+A `Place` is a `Path` or a `BucketPath`, which have the same verbs for names and whole files. On a
+disk a file is made whole by flush and rename, in a bucket every object is whole by itself.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .bucket import BucketPath
+from .errors import StoreError
+
+Place = Path | BucketPath
+BLOCK_BYTES = 4 << 20
+"""Read at once of a file that is not kept."""
+
+
+def place(where: str | Place) -> Place:
+    """Return the place that a user names: a folder, or s3://bucket/folder.
+
+    Raises:
+        StoreError: a URL of another kind, or of no folder; obstore is not installed.
+    """
+    if isinstance(where, BucketPath):
+        return where
+    scheme = str(where).partition(":/")[0] if ":/" in str(where) else ""
+    if scheme == "s3":
+        return BucketPath.parse(str(where))
+    if "://" in str(where):
+        raise StoreError(f"{where} is no place for a store; use a folder or s3://BUCKET/FOLDER")
+    return Path(where)
+
+
+def write_atomically(path: Place, content: str | bytes) -> None:
+    """Write a file so that a reader, now or after a crash, sees all of it or none."""
+    data = content.encode() if isinstance(content, str) else content
+    if isinstance(path, BucketPath):
+        path.write_bytes(data)
+        return
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with suppress(OSError):  # on a full disk, what it took is needed
+            partial.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Place) -> None:
+    """Make a file's content, or the names in a folder, last through a power cut."""
+    if isinstance(path, BucketPath):
+        return  # what a bucket has taken lasts
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(root: Place) -> None:
+    """Do so for everything below a folder."""
+    if isinstance(root, BucketPath):
+        return
+    for folder, _, files in os.walk(root):
+        for name in files:
+            sync(Path(folder, name))
+        sync(Path(folder))
+
+
+def remove_tree(folder: Place) -> None:
+    """Delete a folder with all that is in it."""
+    if isinstance(folder, BucketPath):
+        folder.remove_tree()
+    else:
+        shutil.rmtree(folder)
+
+
+def leads_out(path: Place, root: Place) -> bool:
+    """Tell whether a link makes a path lie outside of a store; a bucket has no links."""
+    if isinstance(path, BucketPath) or isinstance(root, BucketPath):
+        return False
+    return not path.resolve().is_relative_to(root.resolve())
+
+
+def tree_bytes(folder: Place) -> int:
+    """Return the bytes of all files in a folder, 0 if there is none."""
+    if isinstance(folder, BucketPath):
+        return sum(folder.sizes().values())
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def free_bytes(folder: Place) -> int | None:
+    """Return what the disk of a folder, which may not be there yet, has free; None for a bucket."""
+    if isinstance(folder, BucketPath):
+        return None
+    path = folder.absolute()
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+
+
+def file_size(path: Place) -> int | None:
+    """Return the bytes of a file, None if there is none."""
+    if isinstance(path, BucketPath):
+        return path.size()
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def file_sizes(root: Place) -> Callable[[Any], int | None]:
+    """Return `file_size` for many files of a store: in a bucket, they are listed once."""
+    return root.sizes().get if isinstance(root, BucketPath) else file_size
+
+
+def read_tail(path: Place, n_bytes: int) -> bytes:
+    """Return the last bytes of a file."""
+    if isinstance(path, BucketPath):
+        return path.read_tail(n_bytes)
+    with path.open("rb") as file:
+        file.seek(-n_bytes, os.SEEK_END)
+        return file.read()
+
+
+def read_blocks(path: Place) -> Iterator[Any]:
+    """Yield the bytes of a file block by block; a block is good until the next is asked for."""
+    if isinstance(path, BucketPath):
+        yield from path.read_blocks()
+        return
+    block = np.empty(BLOCK_BYTES, dtype=np.uint8)
+    with path.open("rb", buffering=0) as file:
+        while n_read := file.readinto(block.data):
+            yield block[:n_read]
+
+
+def zarr_store(folder: Place) -> Any:
+    """Return what zarr-python opens for a folder."""
+    if not isinstance(folder, BucketPath):
+        return folder
+    from obstore.store import S3Store
+    from zarr.storage import ObjectStore
+
+    return ObjectStore(S3Store(folder.bucket, prefix=folder.key))

@@ -1,0 +1,30 @@
+"""Writes the small store to a bucket and stops in the middle of a shard until it is killed.
+
+    python bucket_writer.py URL N_SHARDS
+
+Prints a line once so many shards are committed and the next is half written.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from lorsa.store import place
+from small import LAYERS, create, fill, make_manifest, values
+
+
+def main(url: str, n_shards: int) -> None:
+    """Write and wait."""
+    writer = create(place(url), make_manifest())
+    fill(writer, writer.missing_shards()[:n_shards])
+    with writer.shard(n_shards) as session:
+        rows = slice(*[writer.manifest.shard_rows(n_shards)[i] for i in (0, 2)])
+        session.append({n: (values(n, 0)[rows], values(n, 1)[rows]) for n in LAYERS})
+        print("ready", flush=True)
+        time.sleep(600)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
