@@ -64,7 +64,7 @@ class Lease:
     def release(self) -> None:
         """Let others write."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(RENEW_S)  # a server out of reach holds nobody up
         if not self._lost:
             with suppress(StoreError):  # out of reach: it ends by itself
                 self._put(self._version, held=False)

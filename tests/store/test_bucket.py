@@ -423,3 +423,20 @@ def test_the_command_line_takes_a_bucket(whole: BucketPath) -> None:
     result = CliRunner().invoke(cli.app, ["store", "info", f"s3://{whole.bucket}"])
     assert result.exit_code == 1
     assert os.environ["AWS_ACCESS_KEY_ID"] == "test"
+
+
+def test_a_large_object_goes_up_in_parts_and_down_in_ranges(
+    root: BucketPath, tmp_path: Path
+) -> None:
+    content = np.random.default_rng(0).bytes(20 << 20)
+    (tmp_path / "shard").write_bytes(content)
+    with (tmp_path / "shard").open("rb") as file:
+        root.upload(file)
+    assert root.read_version().etag.endswith('-3"')  # S3's sign of three parts
+    first, second = bytearray(5), bytearray(7)
+    parts = [memoryview(first), memoryview(second)]
+    assert root.preadv(parts, (8 << 20) - 6) == 12
+    assert bytes(first + second) == content[(8 << 20) - 6 :][:12]
+    assert root.preadv(parts, len(content) - 3) == 3
+    assert root.preadv(parts, len(content)) == 0
+    assert b"".join(block.tobytes() for block in root.read_blocks()) == content
