@@ -28,6 +28,7 @@ from lorsa import __version__
 from lorsa.demo import smollm2
 from lorsa.display import HarvestDisplay, TrainDisplay
 from lorsa.harvest import HarvestConfig, harvest
+from lorsa.store import Place
 from lorsa.train import TrainConfig, train
 
 N_CTX = 256
@@ -104,7 +105,7 @@ def harvest_config(args: argparse.Namespace) -> HarvestConfig:
     )
 
 
-def train_config(args: argparse.Namespace, store: Path, out: Path) -> TrainConfig:
+def train_config(args: argparse.Namespace, store: Place, out: Path) -> TrainConfig:
     """Return the setting of the comparison, with what --set changes."""
     settings: dict[str, Any] = {
         "store": store,

@@ -8,7 +8,8 @@ What is not there raises FileNotFoundError as on a disk; whatever else a server 
 does is an UnreachableError with the URL, after the retries of obstore. Folders are only names: they
 are there while an object is below them.
 
-Credentials and endpoint come from the usual AWS_* variables.
+Credentials and endpoint come from the usual AWS_* variables. A process that has used a bucket must
+not be forked: the copy would lack the threads of obstore.
 """
 
 import errno

@@ -110,6 +110,10 @@ class JournalWriter:
         """Choose a name; without one, it is a new one that comes after all others."""
         self._path = store / JOURNAL / f"{name or _next_name(store / JOURNAL)}.jsonl"
         self._is_new = not self._path.is_file()
+        self._told = b""
+        """In a bucket, the whole file."""
+        if isinstance(self._path, BucketPath) and not self._is_new:
+            self._told = self._path.read_bytes()
 
     def commit(self, entries: Iterable[Entry]) -> None:
         """Record files that are on the disk, all of them in one line."""
@@ -122,9 +126,8 @@ class JournalWriter:
     def _append(self, content: Any) -> None:
         line = (json.dumps(content) + "\n").encode()
         if isinstance(self._path, BucketPath):  # nothing is appended to an object
-            told = b"" if self._is_new else self._path.read_bytes()
-            self._path.write_bytes(told + line)
-            self._is_new = False
+            self._path.write_bytes(self._told + line)
+            self._told += line
             return
         try:
             size = 0 if self._is_new else self._path.stat().st_size

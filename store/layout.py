@@ -16,6 +16,7 @@ sequence, a shard is `shard_seqs` of them, one file.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numcodecs
@@ -28,6 +29,7 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
+from .bucket import BucketPath
 from .encoding import COMPRESSION_LEVELS, DTYPES, blosc, from_disk, to_disk
 from .errors import StoreError
 from .manifest import Manifest
@@ -141,8 +143,11 @@ def all_arrays(manifest: Manifest) -> dict[str, ArraySpec]:
 
 def create_arrays(root: Place | MemoryStore, manifest: Manifest) -> None:
     """Write the Zarr metadata of the group and of every sharded array."""
-    where = root if isinstance(root, MemoryStore) else zarr_store(root)
-    group = zarr.open_group(where, mode="a", zarr_format=3)
+    if isinstance(root, BucketPath):
+        with _put_later(root) as memory:
+            create_arrays(memory, manifest)
+        return
+    group = zarr.open_group(root, mode="a", zarr_format=3)
     for spec in all_arrays(manifest).values():
         compressors: list[Any] = [Crc32cCodec()]
         if spec.compression != "none":
@@ -171,6 +176,15 @@ def _blosc_metadata(spec: ArraySpec) -> BloscCodec:
     )
 
 
+@contextmanager
+def _put_later(root: BucketPath) -> Iterator[MemoryStore]:
+    """Collect what zarr writes and put each object once; zarr would ask for many before it does."""
+    files: dict[str, Any] = {}
+    yield MemoryStore(files)
+    for name, content in files.items():
+        (root / name).write_bytes(content.to_bytes())
+
+
 def write_weights(root: Place, layer: int, weights: dict[str, Tensor]) -> None:
     """Write a layer's own parameters, in their own dtype."""
     for name, weight in weights.items():
@@ -189,10 +203,14 @@ def read_weights(root: Place, manifest: Manifest, layer: int) -> dict[str, Tenso
     }
 
 
-def write_whole(root: Place, name: str, values: Tensor) -> None:
+def write_whole(root: Place | MemoryStore, name: str, values: Tensor) -> None:
     """Write a small array in one chunk, in its own dtype."""
+    if isinstance(root, BucketPath):
+        with _put_later(root) as memory:
+            write_whole(memory, name, values)
+        return
     dtype = str(values.dtype).removeprefix("torch.")
-    zarr.open_group(zarr_store(root), mode="a", zarr_format=3).create_array(
+    zarr.open_group(root, mode="a", zarr_format=3).create_array(
         name,
         data=to_disk(values, dtype),
         chunks=tuple(values.shape),

@@ -64,7 +64,7 @@ class Lease:
     def release(self) -> None:
         """Let others write."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(RENEW_S)  # a server out of reach holds nobody up
         if not self._lost:
             with suppress(StoreError):  # out of reach: it ends by itself
                 self._put(self._version, held=False)
@@ -102,7 +102,8 @@ class Lease:
             raise self._refusal("another process") from None
         facts, age_s = _facts(found.content), time.time() - found.modified
         who = f"process {facts.get('pid')} on {facts.get('host')}, last heard of {age_s:.0f} s ago"
-        if facts.get("held", True) and age_s < DEAD_S and not self._has_ended(facts):
+        is_free = not found.content or facts.get("held") is False  # empty: copied from a disk
+        if not is_free and age_s < DEAD_S and not self._has_ended(facts):
             raise self._refusal(who)
         version = self._put(found.etag)
         if version is None:

@@ -29,10 +29,10 @@ def place(where: str | Place) -> Place:
     """
     if isinstance(where, BucketPath):
         return where
-    scheme = str(where).partition(":/")[0] if ":/" in str(where) else ""
-    if scheme == "s3":
-        return BucketPath.parse(str(where))
-    if "://" in str(where):
+    text = str(where)
+    if text.startswith("s3:/"):
+        return BucketPath.parse(text)
+    if "://" in text:
         raise StoreError(f"{where} is no place for a store; use a folder or s3://BUCKET/FOLDER")
     return Path(where)
 

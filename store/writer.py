@@ -198,6 +198,7 @@ class StoreWriter:
         )
         try:
             yield session
+            self._lock.require_held()
             entries = session.finish()
         except BaseException:
             session.discard()

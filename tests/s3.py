@@ -11,9 +11,7 @@ import pytest
 @contextmanager
 def serve_bucket() -> Iterator[str]:
     """Serve a new bucket on a free port, with dummy credentials in AWS_*; yields its URL."""
-    pytest.importorskip("obstore", reason="obstore is not installed (lorsa[s3])")
     server_kind = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    obstore = pytest.importorskip("obstore.store")
     import boto3
 
     server = server_kind.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -29,7 +27,6 @@ def serve_bucket() -> Iterator[str]:
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ |= settings
-    assert obstore
     bucket = f"lorsa-{uuid.uuid4().hex[:8]}"
     try:
         boto3.client("s3", endpoint_url=settings["AWS_ENDPOINT_URL"]).create_bucket(Bucket=bucket)

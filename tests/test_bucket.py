@@ -20,7 +20,8 @@ from s3 import serve_bucket
 from small import digests
 from typer.testing import CliRunner
 
-SIZES = "--layers 1 --n-ov-heads 32 --n-qk-heads 8 --top-k 4"
+pytest.importorskip("obstore", reason="obstore is not installed (lorsa[s3])")
+SIZES = "--layers 1 --n-ov-heads 32 --n-qk-heads 8 --top-k 4 --init random"
 TRAIN = f"{SIZES} --batch-tokens 128 --tokens 2048 --device cpu"
 
 

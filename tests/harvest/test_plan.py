@@ -1,11 +1,12 @@
 """Sizes before the model runs."""
 
+import shutil
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lorsa.harvest import HarvestConfig, HarvestError, plan
+from lorsa.harvest import HarvestConfig, HarvestError
 from lorsa.harvest.plan import SHARD_BYTES, SHARD_FILE_BYTES, Sizes, shard_seqs
 
 Usage = namedtuple("Usage", "total used free")
@@ -21,7 +22,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Set the free bytes of the disk."""
 
     def free(n_bytes: int) -> None:
-        monkeypatch.setattr(plan.shutil, "disk_usage", lambda _path: Usage(0, 0, n_bytes))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(0, 0, n_bytes))
 
     return free
 

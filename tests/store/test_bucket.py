@@ -36,7 +36,7 @@ from s3 import serve_bucket
 from small import create, digests, fill, make_manifest, tokens, values
 from typer.testing import CliRunner
 
-Make = Callable[..., BucketPath]
+pytest.importorskip("obstore", reason="obstore is not installed (lorsa[s3])")
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,25 @@ def test_plain_zarr_reads_a_bucket(whole: BucketPath) -> None:
     x = group["layers/3/attn_in"]
     assert isinstance(x, zarr.Array)
     assert np.array_equal(x[5], values(3, 0)[5].numpy())
+
+
+def test_a_copy_of_a_bucket_is_a_folder_and_of_a_folder_a_bucket(
+    whole: BucketPath, root: BucketPath, tmp_path: Path
+) -> None:
+    for path in whole.sizes():
+        file = tmp_path / path.relative_to(whole)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(path.read_bytes())
+    assert verify_store(tmp_path, full=True)["ok"]
+    with StoreWriter.resume(tmp_path) as writer:  # which leaves the lock of a disk
+        writer.finish()
+    again = root.parent / "again"
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            again.joinpath(*file.relative_to(tmp_path).parts).write_bytes(file.read_bytes())
+    with StoreWriter.resume(again) as writer:
+        writer.finish()
+    assert verify_store(again, full=True)["ok"]
 
 
 def test_store_info_of_a_bucket(whole: BucketPath, root: BucketPath) -> None:
@@ -404,3 +423,20 @@ def test_the_command_line_takes_a_bucket(whole: BucketPath) -> None:
     result = CliRunner().invoke(cli.app, ["store", "info", f"s3://{whole.bucket}"])
     assert result.exit_code == 1
     assert os.environ["AWS_ACCESS_KEY_ID"] == "test"
+
+
+def test_a_large_object_goes_up_in_parts_and_down_in_ranges(
+    root: BucketPath, tmp_path: Path
+) -> None:
+    content = np.random.default_rng(0).bytes(20 << 20)
+    (tmp_path / "shard").write_bytes(content)
+    with (tmp_path / "shard").open("rb") as file:
+        root.upload(file)
+    assert root.read_version().etag.endswith('-3"')  # S3's sign of three parts
+    first, second = bytearray(5), bytearray(7)
+    parts = [memoryview(first), memoryview(second)]
+    assert root.preadv(parts, (8 << 20) - 6) == 12
+    assert bytes(first + second) == content[(8 << 20) - 6 :][:12]
+    assert root.preadv(parts, len(content) - 3) == 3
+    assert root.preadv(parts, len(content)) == 0
+    assert b"".join(block.tobytes() for block in root.read_blocks()) == content
