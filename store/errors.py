@@ -5,6 +5,10 @@ class StoreError(Exception):
     """A store that cannot be read or written; the message names the path and the next step."""
 
 
+class DamageError(StoreError):
+    """A file that is not what was written; who knows its store says what to type."""
+
+
 class UnreachableError(StoreError):
     """A bucket, or the way to it, failed: nothing is known of the store itself."""
 

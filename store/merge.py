@@ -26,6 +26,7 @@ from .layout import ArraySpec, channel_of, layer_arrays, norms, scale_of, sites,
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
 from .places import Place, free_bytes, place
 from .reader import ActivationStore
+from .rows import OpenFiles
 from .shard import ShardWriter
 from .verify import Checked, Report
 from .writer import StoreWriter
@@ -68,7 +69,8 @@ def merge_stores(
     if len(roots) < 2:
         raise StoreError(f"to merge takes two stores or more; {len(roots)} given")
     out = place(out)
-    stores = [ActivationStore.open(root) for root in roots]
+    files = OpenFiles()
+    stores = [ActivationStore.open(root, files) for root in roots]
     for other in stores[1:]:
         _require_same(stores[0], other)
     rows, n_train = _order(stores)

@@ -26,7 +26,7 @@ from .layers import spell_layers
 from .layout import all_arrays
 from .manifest import MANIFEST, Manifest, read_manifest
 from .places import Place, file_sizes, place
-from .rows import RowReader, Seqs
+from .rows import OpenFiles, RowReader, Seqs
 from .schema import require_shapes
 
 
@@ -88,22 +88,33 @@ class TokenScales(NamedTuple):
 class ActivationStore:
     """A finished store, open for reading."""
 
-    def __init__(self, root: Place, manifest: Manifest, entries: list[Entry]) -> None:
+    def __init__(
+        self,
+        root: Place,
+        manifest: Manifest,
+        entries: list[Entry],
+        files: OpenFiles | None = None,
+    ) -> None:
         """Use `open`."""
         self.root = root
         self.manifest = manifest
         self.entries = entries
         self._arrays = all_arrays(manifest)
         n_seq, shard_seqs = manifest.n_seq, manifest.shard_seqs
+        files = files or OpenFiles()
         self._readers = {
-            name: RowReader(root, spec, n_seq=n_seq, shard_seqs=shard_seqs)
+            name: RowReader(root, spec, n_seq=n_seq, shard_seqs=shard_seqs, files=files)
             for name, spec in self._arrays.items()
         }
         self._channels: dict[str, Tensor] = {}
 
     @classmethod
-    def open(cls, root: str | Place) -> "ActivationStore":
+    def open(cls, root: str | Place, files: OpenFiles | None = None) -> "ActivationStore":
         """Open a store: its folder, or s3://bucket/folder.
+
+        Args:
+            root: where it lies.
+            files: shared with other stores that are open, or None.
 
         Raises:
             StoreError: no store, an unfinished one, another format version, files missing or cut.
@@ -113,7 +124,7 @@ class ActivationStore:
             raise StoreError(why_not_a_store(root))
         manifest = read_manifest(root / MANIFEST)
         require_shapes(root, manifest)
-        store = cls(root, manifest, read_table(root))
+        store = cls(root, manifest, read_table(root), files)
         store._check_files()
         return store
 

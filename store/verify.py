@@ -1,7 +1,8 @@
 """Whether a store is whole: every damage it has, not only the first.
 
 The quick look compares presence, sizes and Zarr metadata with the manifest and shards.parquet (in
-an unfinished store, the journal); the full one reads every byte and compares its checksum.
+an unfinished store, the journal); the full one reads every byte, and compares each chunk with its
+own checksum and those of a file with the file's, which a file in another's place does not have.
 """
 
 import os
@@ -10,16 +11,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import google_crc32c
-
-from .errors import FormatVersionError, StoreError, UnreachableError
+from .errors import DamageError, FormatVersionError, StoreError, UnreachableError
 from .folder import is_complete, text_names, why_not_a_store
 from .journal import TABLE, Entry, Key, damaged_files, read_table, salvage_journal
 from .layers import spell_layers
 from .layout import DOCUMENTS, all_arrays, read_documents, read_whole, whole_arrays
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
-from .places import Place, file_sizes, read_blocks
+from .places import Place, file_sizes
 from .schema import difference, metadata, whole_problem
+from .shard import read_checksum
 
 N_THREADS = min(8, os.cpu_count() or 1)
 
@@ -254,7 +254,9 @@ def _checksum_damages(
     pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="lorsa-verify")
     try:
         reads = {
-            pool.submit(file_crc32c, arrays[name].shard_path(root, shard)): entry
+            pool.submit(
+                read_checksum, arrays[name].shard_path(root, shard), manifest.shard_seqs
+            ): entry
             for (shard, name), entry in whole.items()
         }
         for read in as_completed(reads):
@@ -272,17 +274,12 @@ def _checksum_damages(
 
 def _read_problem(read: Future[int], entry: Entry) -> str | None:
     try:
-        return None if read.result() == entry.crc32c else "is damaged (checksum)"
+        same = read.result() == entry.crc32c
+        return None if same else "is whole, but not the file that was committed (checksum)"
+    except DamageError:
+        return "is damaged (checksum)"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-
-
-def file_crc32c(path: Place) -> int:
-    """Return the checksum of a file, read block by block."""
-    crc = 0
-    for block in read_blocks(path):
-        crc = google_crc32c.extend(crc, block)
-    return crc
 
 
 def _name(root: Any, path: Any) -> str:

@@ -4,12 +4,21 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
 import zarr
 from lorsa.harvest.packing import fingerprint
-from lorsa.store import ActivationStore, StoreError, StoreWriter, merge_stores, verify_store
+from lorsa.store import (
+    ActivationStore,
+    StoreError,
+    StoreWriter,
+    merge_stores,
+    rows,
+    verify_store,
+)
+from lorsa.store.rows import OpenShard
 from power import PowerCutError, power_cut
 from small import LAYERS, N_CTX, SMALLEST, digests, make_manifest
 
@@ -270,6 +279,27 @@ def test_a_merge_that_is_cut_short_goes_on(make_text: MakeOther, tmp_path: Path)
         assert verify_store(out, full=True)["ok"]
     assert n_unfinished >= 4
     assert merge_stores(roots, tmp_path / "whole")["n_seq"] == 19  # nothing left to do
+
+
+def test_a_merge_has_few_files_open(
+    make_text: MakeOther, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every array of every store kept its own open, more than a process may have."""
+    roots = [make_text("a", 22, 0), make_text("b", 9, 1000)]
+    monkeypatch.setattr(rows, "OPEN_FILES", 2)
+    there: WeakSet[OpenShard] = WeakSet()
+    n_open: list[int] = []
+    real = OpenShard.__init__
+
+    def counted(self: OpenShard, *args: Any) -> None:
+        real(self, *args)
+        there.add(self)
+        n_open.append(len(there))
+
+    monkeypatch.setattr(OpenShard, "__init__", counted)
+    merge_stores(roots, tmp_path / "c")
+    assert len(n_open) > 60
+    assert max(n_open) <= 5  # of both stores and of the new one, and the next
 
 
 def test_a_damaged_source_stops_the_merge(make_text: MakeOther, tmp_path: Path) -> None:

@@ -5,12 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import pytest
 import torch
 from lorsa.store import ActivationStore, StoreError, StoreWriter, is_complete, verify_store
 from lorsa.store.layout import write_whole
-from lorsa.store.verify import file_crc32c
 from power import PowerCutError, power_cut
 from small import N_SEQ, SMALLEST, create, digests, edit_manifest, fill, make_manifest, values
 
@@ -296,11 +294,16 @@ def test_a_full_disk_or_one_that_is_only_read_is_one_line(
     assert verify_store(root, repair=True)["ok"]
 
 
-def test_a_checksum_is_taken_block_by_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lorsa.store.places.BLOCK_BYTES", 1000)
-    for size in (0, 999, 1000, 12_345):
-        data = bytes(i % 251 for i in range(size))
-        (tmp_path / "file").write_bytes(data)
-        assert file_crc32c(tmp_path / "file") == google_crc32c.value(data)
+def test_a_file_in_the_place_of_another_is_named(make_store: MakeStore) -> None:
+    """A file's checksum was that of any other of its size: swapped or old, it was called whole."""
+    root = make_store()
+    files = [root / f"layers/3/attn_in/c/{shard}/0/0" for shard in (0, 1)]
+    shutil.copy(files[0], files[1])
+    assert verify_store(root)["ok"]
+    (damage,) = verify_store(root, full=True)["damages"]
+    assert (damage["path"], damage["fix"]) == ("layers/3/attn_in/c/1/0/0", "harvest")
+    assert "not the file that was committed" in damage["problem"]
+    assert verify_store(root, full=True, repair=True)["dropped_shards"] == [1]
+    _go_on(root)
+    assert verify_store(root, full=True)["ok"]
+    assert torch.equal(ActivationStore.open(root).activations(3, range(N_SEQ)).x, values(3, 0))
