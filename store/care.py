@@ -75,10 +75,11 @@ def _choose(folder: Folder, layers: str) -> list[int]:
             "its folder"
         )
     for room in _rooms(root, chosen):
-        if leads_out(room, root):
+        if (out := leads_out(room, root)) or room.is_symlink():
+            where = "leads out of the store" if out else "points into the store"
             raise StoreError(
-                f"{room} is a link that leads out of the store; delete what it points to and the "
-                "link yourself, then run the same command"
+                f"{room} is a link that {where}; delete what it points to and the link yourself, "
+                "then run the same command"
             )
     return chosen
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,7 +148,7 @@ def _manifest(stores: list[ActivationStore], n_train: int) -> Manifest:
     n_seq = sum(part.n_seq for part in parts)
     sizes = sorted({part.shard_seqs for part in parts}, reverse=True)
     shard_seqs = next((n for n in sizes if n <= n_train and n_train % n <= n_seq - n_train), 1)
-    merged = [str(store.root) for store in stores]
+    merged = [_absolute(store.root) for store in stores]
     first = parts[0]
     corpus = first.corpus | {
         "data": " + ".join(str(part.corpus.get("data")) for part in parts),
@@ -164,6 +165,11 @@ def _manifest(stores: list[ActivationStore], n_train: int) -> Manifest:
         shard_seqs=shard_seqs,
         held_out_shards=tuple(range(n_train // shard_seqs, -(-n_seq // shard_seqs))),
     )
+
+
+def _absolute(root: Place) -> str:
+    """Return what names a store from every folder."""
+    return str(root.resolve() if isinstance(root, Path) else root)
 
 
 def _writer(
@@ -199,11 +205,12 @@ def _writer(
 
 
 def _require_same_merge(out: Place, name: str, manifest: Manifest) -> None:
-    """Raise StoreError unless a folder holds this very merge."""
+    """Raise StoreError unless a folder holds this very merge, perhaps without some layers."""
     begun = read_manifest(out / name)
     corpus = begun.corpus | {"tokens_sha256": None}
     own = replace(begun, corpus=corpus, uuid=manifest.uuid, created=manifest.created)
-    if own != manifest:
+    layers = {n: facts for n, facts in manifest.layers.items() if n in begun.layers}
+    if own != replace(manifest, layers=layers):
         raise StoreError(f"{out} holds another store; choose another --out, or delete it")
 
 
@@ -248,7 +255,7 @@ def _write(stores: list[ActivationStore], rows: _Row, writer: StoreWriter, repor
     for n_done, shard in enumerate(missing, start=manifest.n_shards - len(missing)):
         report(Checked(total * n_done // manifest.n_shards, total))
         entries = []
-        for layer in stores[0].layers:
+        for layer in manifest.layers:
             for spec in layer_arrays(manifest, layer):
                 entries.append(_write_shard(stores, rows, writer, shard, spec))
         writer.commit(entries)

@@ -20,7 +20,7 @@ from torch import Tensor
 from . import layout
 from .encoding import Encoded
 from .errors import StoreError
-from .folder import is_complete, why_not_a_store
+from .folder import going_on, is_complete, why_not_a_store
 from .journal import Entry, read_table
 from .layers import spell_layers
 from .layout import all_arrays
@@ -289,13 +289,18 @@ class ActivationStore:
                 path = spec.shard_path(self.root, shard)
                 if (shard, name) not in known:
                     raise StoreError(f"{path} is in no row of shards.parquet; harvest again")
-                _check_size(path, size(path), known[shard, name])
+                self._check_size(path, size(path), known[shard, name])
 
-
-def _check_size(path: Place, size: int | None, entry: Entry) -> None:
-    if size != entry.n_bytes:
+    def _check_size(self, path: Place, size: int | None, entry: Entry) -> None:
+        if size == entry.n_bytes:
+            return
         found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.n_bytes:,}"
-        remedy = "the same lorsa harvest command writes it again"
+        merged = self.manifest.request.get("merged")
+        again = going_on(self.root, self.manifest)
         if not entry.array.startswith("layers/"):  # what the model reads cannot be made again
-            remedy = "delete the store and harvest again"
+            remedy = f"delete the store and {'merge' if merged else 'harvest'} again"
+        elif merged:
+            remedy = f"lorsa store verify {self.root} --repair, then {again} writes it again"
+        else:
+            remedy = "the same lorsa harvest command writes it again"
         raise StoreError(f"{path} {found}; {remedy}, or restore a copy")

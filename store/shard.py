@@ -141,7 +141,8 @@ class ShardWriter:
 
 
 def _crc_bytes(data: Any) -> bytes:
-    return google_crc32c.value(data).to_bytes(CRC_BYTES, "little")
+    crc: int = google_crc32c.value(data)
+    return crc.to_bytes(CRC_BYTES, "little")
 
 
 def _open_draft(path: Place) -> IO[bytes]:
@@ -233,18 +234,19 @@ def read_checksum(path: Place, n_chunks: int) -> int:
         lengths += [length - CRC_BYTES, CRC_BYTES]
         end += length
     found = _crcs(path, read_blocks(path), lengths)
-    crc = 0
+    crcs = b""
     for offset, _ in chunks:
         own = next(found).to_bytes(CRC_BYTES, "little")
         if next(found) != google_crc32c.value(own):  # of 4 bytes no two have the same crc32c
             raise DamageError(f"{path} is damaged (checksum at byte {offset})")
-        crc = google_crc32c.extend(crc, own)
-    return google_crc32c.extend(crc, index.tobytes())
+        crcs += own
+    crc: int = google_crc32c.value(crcs + index.tobytes())
+    return crc
 
 
 def _crcs(path: Place, blocks: Iterator[Any], lengths: Iterable[int]) -> Iterator[int]:
     """Yield the crc32c of one run of bytes after the other."""
-    block = np.empty(0, dtype=np.uint8)
+    block: Any = b""
     for left in lengths:
         crc = 0
         while left > 0:

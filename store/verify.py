@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from .errors import DamageError, FormatVersionError, StoreError, UnreachableError
 from .folder import is_complete, text_names, why_not_a_store
-from .journal import TABLE, Entry, Key, damaged_files, read_table, salvage_journal
+from .journal import JOURNAL, TABLE, Entry, Key, damaged_files, read_table, salvage_journal
 from .layers import spell_layers
 from .layout import DOCUMENTS, all_arrays, read_documents, read_whole, whole_arrays
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
@@ -86,7 +86,7 @@ def check(root: Place, *, full: bool, report: Report = lambda event: None) -> Ve
     damages: list[Damage] = []
     manifest = _facts(root, damages)
     complete = is_complete(root)
-    entries = _index(root, complete, damages)
+    entries = _index(root, manifest, complete, damages)
     damages += _metadata_damages(root, manifest)
     damages += _given_damages(root, manifest, full=full)
     whole: dict[Key, Entry] = {}
@@ -144,6 +144,8 @@ def _facts(root: Place, damages: list[Damage]) -> Manifest:
             damages.append(Damage(name, "cannot be read", "rewrite"))
     if not found:
         raise errors[0]
+    if MANIFEST in found and PLAN not in there:
+        damages.append(Damage(PLAN, "is missing", "rewrite"))
     if len(found) == 2 and found[MANIFEST] != found[PLAN]:
         damages.append(_disagreement(root, found[MANIFEST], found[PLAN]))
     return next(iter(found.values()))
@@ -162,19 +164,40 @@ def _disagreement(root: Place, manifest: Manifest, plan: Manifest) -> Damage:
     return Damage(MANIFEST, text, "none")
 
 
-def _index(root: Place, complete: bool, damages: list[Damage]) -> dict[Key, Entry]:
+def _index(
+    root: Place, manifest: Manifest, complete: bool, damages: list[Damage]
+) -> dict[Key, Entry]:
     """Return the committed files, of shards.parquet or else of the journal."""
-    for path in damaged_files(root):
+    torn = damaged_files(root)
+    for path in torn:
         damages.append(Damage(_name(root, path), "has a line that cannot be read", "rewrite"))
+    told = salvage_journal(root)
     if complete:
         try:
-            return {(entry.shard, entry.array): entry for entry in read_table(root)}
+            table = {(entry.shard, entry.array): entry for entry in read_table(root)}
+            if not torn and not _covers(told, table, manifest):
+                text = f"does not tell of every file of {TABLE}"
+                damages.append(Damage(JOURNAL, text, "rewrite"))
+            return table
         except UnreachableError:
             raise
         except StoreError:
             problem = "cannot be read" if (root / TABLE).exists() else "is missing"
             damages.append(Damage(TABLE, problem, "rewrite"))
-    return salvage_journal(root)
+    return told
+
+
+def _covers(told: dict[Key, Entry], table: dict[Key, Entry], manifest: Manifest) -> bool:
+    """Tell whether the journal knows the files of the table, those of layers that are gone aside.
+
+    A harvest that has to write a shard again goes by the journal.
+    """
+    arrays = all_arrays(manifest)
+    return all(
+        key in told and told[key].crc32c == entry.crc32c
+        for key, entry in table.items()
+        if entry.array in arrays
+    )
 
 
 def _metadata_damages(root: Place, manifest: Manifest) -> Iterator[Damage]:

@@ -1,5 +1,6 @@
 """One store of several: every sequence once, to the bit, and what was held out stays held out."""
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from lorsa.store import (
     StoreError,
     StoreWriter,
     merge_stores,
+    remove_layers,
     rows,
     verify_store,
 )
@@ -279,6 +281,35 @@ def test_a_merge_that_is_cut_short_goes_on(make_text: MakeOther, tmp_path: Path)
         assert verify_store(out, full=True)["ok"]
     assert n_unfinished >= 4
     assert merge_stores(roots, tmp_path / "whole")["n_seq"] == 19  # nothing left to do
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_the_merge_that_is_shown_goes_on(
+    make_text: MakeOther, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absolute: bool
+) -> None:
+    """It was "holds another store" without some layers, by other paths, from another folder."""
+    make_text("a", 22, 0)
+    make_text("b", 9, 1000)
+    monkeypatch.chdir(tmp_path)
+    merge_stores(["a", "b"], "m")
+    remove_layers("m", "3")
+    before = digests(tmp_path / "m")
+    lost = Path("m/layers/0/attn_out/c/1/0/0")
+    lost.unlink()
+    with pytest.raises(StoreError) as raised:
+        ActivationStore.open("m")
+    found = verify_store("m", repair=True)["next"]
+    assert f"lorsa store verify m --repair, then {found} writes it again" in str(raised.value)
+    *_, one, other, _, out = shlex.split(found)
+    out = tmp_path / out
+    if absolute:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    else:
+        one, other = "./a", "b"
+    assert merge_stores([one, other], out)["layers"] == [0]
+    assert digests(out) == before
+    assert verify_store(out, full=True)["ok"]
 
 
 def test_a_merge_has_few_files_open(

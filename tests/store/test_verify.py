@@ -91,7 +91,7 @@ def test_each_damage_is_found_and_mended_if_it_can_be(
     assert full == {found: fix}
     assert quick == ({} if needs_full else full)
     result = verify_store(root, full=True, repair=True)
-    assert result["ok"] is (fix != "none")
+    assert result["ok"] is (fix == "rewrite")
     if fix == "harvest":
         assert not is_complete(root)
         assert result["next"].startswith("lorsa harvest --model tiny --layers 0,3")
@@ -125,7 +125,7 @@ def test_each_damage_of_a_smallest_store_too(
     found = {f"layers/3/{name.removesuffix('/c/0')}": fix}
     assert _damages(root, full=True) == found
     assert _damages(root) == ({} if needs_full else found)
-    assert verify_store(root, full=True, repair=True)["ok"] is (fix != "none")
+    assert verify_store(root, full=True, repair=True)["ok"] is (fix == "rewrite")
     if fix == "none":
         with pytest.raises(StoreError, match="attn_in_channel cannot be read .*restore it from"):
             ActivationStore.open(root).inputs(3, [0])
@@ -214,11 +214,28 @@ def test_a_folder_that_is_no_store_is_not_touched(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_without_its_journal_is_whole_and_can_be_repaired(make_store: MakeStore) -> None:
+@pytest.mark.parametrize(
+    ("lost", "damaged"),
+    [
+        ("journal/*", {"journal", "journal/plan.json"}),
+        ("journal/*.jsonl", {"journal"}),
+        ("journal/text.jsonl", {"journal"}),
+        ("journal/plan.json", {"journal/plan.json"}),
+    ],
+)
+def test_a_store_without_its_journal_can_be_repaired(
+    make_store: MakeStore, lost: str, damaged: set[str]
+) -> None:
+    """It was called whole, and no harvest could go on once a shard was lost too."""
     root = make_store()
     before = digests(root)
-    shutil.rmtree(root / "journal")
-    assert verify_store(root, full=True)["ok"]
+    for path in root.glob(lost):
+        path.unlink()
+    assert _damages(root) == _damages(root, full=True) == dict.fromkeys(damaged, "rewrite")
+    assert verify_store(root, repair=True)["ok"]
+    assert verify_store(root, full=True)["damages"] == []
+    for path in root.glob(lost):
+        path.unlink()
     (root / "layers/3/attn_in/c/1/0/0").unlink()
     assert verify_store(root, repair=True)["dropped_shards"] == [1]
     _go_on(root)
@@ -232,6 +249,7 @@ def test_an_unfinished_store_is_not_whole(tmp_path: Path) -> None:
     result = verify_store(root, full=True)
     assert not result["ok"]
     assert (result["n_missing_shards"], result["damages"]) == (4, [])
+    assert not verify_store(root, repair=True)["ok"]  # it was, though nothing was mended
     _flip(root / "layers/0/attn_in/c/2/0/0")
     assert verify_store(root, full=True, repair=True)["dropped_shards"] == [2]
     with StoreWriter.resume(root) as writer:
