@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from .errors import StoreError
-from .folder import Folder, is_begun, look
+from .folder import Folder, is_begun, leftovers, look
 from .journal import JournalWriter, take_lock, write_table
 from .layers import choose_layers, spell_layers
 from .manifest import MANIFEST, PLAN
 from .places import Place, leads_out, place, remove_tree, tree_bytes, write_atomically
-from .verify import leftovers
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 

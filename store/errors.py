@@ -1,4 +1,4 @@
-"""The one error of the store."""
+"""The error of the store, and its kinds."""
 
 
 class StoreError(Exception):

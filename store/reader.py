@@ -20,7 +20,7 @@ from torch import Tensor
 from . import layout
 from .encoding import Encoded
 from .errors import StoreError
-from .folder import going_on, is_complete, why_not_a_store
+from .folder import is_complete, why_not_a_store, written_again
 from .journal import Entry, read_table
 from .layers import spell_layers
 from .layout import all_arrays
@@ -295,12 +295,5 @@ class ActivationStore:
         if size == entry.n_bytes:
             return
         found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.n_bytes:,}"
-        merged = self.manifest.request.get("merged")
-        again = going_on(self.root, self.manifest)
-        if not entry.array.startswith("layers/"):  # what the model reads cannot be made again
-            remedy = f"delete the store and {'merge' if merged else 'harvest'} again"
-        elif merged:
-            remedy = f"lorsa store verify {self.root} --repair, then {again} writes it again"
-        else:
-            remedy = "the same lorsa harvest command writes it again"
+        remedy = written_again(self.root, self.manifest, entry.array)
         raise StoreError(f"{path} {found}; {remedy}, or restore a copy")

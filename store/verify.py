@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from .errors import DamageError, FormatVersionError, StoreError, UnreachableError
-from .folder import is_complete, text_names, why_not_a_store
+from .folder import is_complete, leftovers, text_names, why_not_a_store
 from .journal import JOURNAL, TABLE, Entry, Key, damaged_files, read_table, salvage_journal
 from .layers import spell_layers
 from .layout import DOCUMENTS, all_arrays, read_documents, read_whole, whole_arrays
@@ -113,18 +113,6 @@ def check(root: Place, *, full: bool, report: Report = lambda event: None) -> Ve
         damages=damages,
         leftovers=leftovers(root, manifest),
     )
-
-
-def leftovers(root: Place, manifest: Manifest) -> list[str]:
-    """Return folders of layers that are not, or no longer, in the store."""
-    known = {str(layer) for layer in manifest.layers}
-    return [
-        f"{room}/{name}"
-        for room in ("layers", "weights")
-        if (root / room).is_dir()
-        for name in sorted(path.name for path in (root / room).iterdir())
-        if name.isdecimal() and name not in known
-    ]
 
 
 def _facts(root: Place, damages: list[Damage]) -> Manifest:
