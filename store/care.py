@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from .errors import StoreError
-from .folder import Folder, is_begun, look
+from .folder import Folder, is_begun, leftovers, look
 from .journal import JournalWriter, take_lock, write_table
 from .layers import choose_layers, spell_layers
 from .manifest import MANIFEST, PLAN
 from .places import Place, leads_out, place, remove_tree, tree_bytes, write_atomically
-from .verify import leftovers
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -75,10 +74,11 @@ def _choose(folder: Folder, layers: str) -> list[int]:
             "its folder"
         )
     for room in _rooms(root, chosen):
-        if leads_out(room, root):
+        if (out := leads_out(room, root)) or room.is_symlink():
+            where = "leads out of the store" if out else "points into the store"
             raise StoreError(
-                f"{room} is a link that leads out of the store; delete what it points to and the "
-                "link yourself, then run the same command"
+                f"{room} is a link that {where}; delete what it points to and the link yourself, "
+                "then run the same command"
             )
     return chosen
 

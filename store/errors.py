@@ -1,8 +1,12 @@
-"""The one error of the store."""
+"""The error of the store, and its kinds."""
 
 
 class StoreError(Exception):
     """A store that cannot be read or written; the message names the path and the next step."""
+
+
+class DamageError(StoreError):
+    """A file that is not what was written; who knows its store says what to type."""
 
 
 class UnreachableError(StoreError):

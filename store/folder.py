@@ -131,6 +131,18 @@ def text_names(manifest: Manifest) -> set[str]:
     return {spec.name for spec in text_arrays(manifest)}
 
 
+def leftovers(root: Place, manifest: Manifest) -> list[str]:
+    """Return folders of layers that are not, or no longer, in the store."""
+    known = {str(layer) for layer in manifest.layers}
+    return [
+        f"{room}/{name}"
+        for room in ("layers", "weights")
+        if (root / room).is_dir()
+        for name in sorted(path.name for path in (root / room).iterdir())
+        if name.isdecimal() and name not in known
+    ]
+
+
 def going_on(root: Place, manifest: Manifest) -> str:
     """Return the command that finishes a store."""
     request = manifest.request
@@ -149,3 +161,14 @@ def going_on(root: Place, manifest: Manifest) -> str:
         elif value is not None and value is not False:
             words += [flag, str(value)]
     return shlex.join(words)
+
+
+def written_again(root: Place, manifest: Manifest, array: str) -> str:
+    """Say how a finished store gets a file of an array back."""
+    merged = bool(manifest.request.get("merged"))
+    if not array.startswith("layers/"):  # what the model reads cannot be made again
+        return f"delete the store and {'merge' if merged else 'harvest'} again"
+    if merged:
+        again = going_on(root, manifest)
+        return f"lorsa store verify {root} --repair, then {again} writes it again"
+    return "the same lorsa harvest command writes it again"

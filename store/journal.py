@@ -170,11 +170,10 @@ def _lines(path: Place) -> Iterator[_Line | None]:
         content = path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror})") from None
-    for text in content.splitlines(keepends=True):
-        if not text.endswith(b"\n"):
-            return  # torn by a crash
+    *lines, _ = content.split(b"\n")  # what follows the last one was torn by a crash
+    for text in lines:
         try:
-            yield _parse(text)
+            yield _parse(text + b"\n")
         except (ValueError, TypeError, KeyError, RecursionError):
             yield None
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,24 +18,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .alike import channels_of, require_same
 from .encode import Sums
 from .encoding import to_disk
 from .errors import StoreError
 from .folder import is_begun, is_complete, require_free
 from .journal import Entry
-from .layout import ArraySpec, channel_of, layer_arrays, norms, scale_of, sites, summed
+from .layout import ArraySpec, layer_arrays, norms, scale_of, sites, summed
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
 from .places import Place, free_bytes, place
 from .reader import ActivationStore
+from .rows import OpenFiles
 from .shard import ShardWriter
 from .verify import Checked, Report
 from .writer import StoreWriter
 
 READ_BYTES = 64 << 20
 """Held of one array at a time."""
-SAME = ("n_ctx", "d_model", "dtype", "compression", "outputs")
-SAME_MODEL = ("id", "revision", "dtype")
-SAME_CORPUS = ("packing", "bos")
 
 
 class _Row(NamedTuple):
@@ -68,9 +68,10 @@ def merge_stores(
     if len(roots) < 2:
         raise StoreError(f"to merge takes two stores or more; {len(roots)} given")
     out = place(out)
-    stores = [ActivationStore.open(root) for root in roots]
+    files = OpenFiles()
+    stores = [ActivationStore.open(root, files) for root in roots]
     for other in stores[1:]:
-        _require_same(stores[0], other)
+        require_same(stores[0], other)
     rows, n_train = _order(stores)
     manifest = _manifest(stores, n_train)
     if is_complete(out):
@@ -79,51 +80,6 @@ def merge_stores(
         with _writer(stores, out, rows, manifest) as writer:
             _write(stores, rows, writer, report)
     return _result(stores, ActivationStore.open(out))
-
-
-def _require_same(a: ActivationStore, b: ActivationStore) -> None:
-    """Raise StoreError, naming the field, unless two stores can be one."""
-    first, second = a.manifest, b.manifest
-    facts = [(name, getattr(first, name), getattr(second, name)) for name in SAME]
-    facts.append(("layers", a.layers, b.layers))
-    facts += [(f"model {n}", first.model.get(n), second.model.get(n)) for n in SAME_MODEL]
-    facts += [(f"corpus {n}", first.corpus.get(n), second.corpus.get(n)) for n in SAME_CORPUS]
-    facts.append(("tokenizer", first.tokenizer, second.tokenizer))
-    for name, one, other in facts:
-        if one != other:
-            raise StoreError(
-                f"{a.root} and {b.root} cannot be merged: {name} is {_short(one)} and "
-                f"{_short(other)}"
-            )
-    for layer in a.layers:
-        if first.layers[layer].get("geometry") != second.layers[layer].get("geometry"):
-            raise _unlike(a, b, f"the geometry of layer {layer}")
-        one, other = a.weights(layer), b.weights(layer)
-        if one.keys() != other.keys() or not all(torch.equal(one[n], other[n]) for n in one):
-            raise _unlike(a, b, f"a weight of layer {layer}")
-    ours, theirs = _channels(a), _channels(b)
-    for site in ours:
-        if not torch.equal(ours[site], theirs[site]):
-            raise StoreError(
-                f"{a.root} and {b.root} cannot be merged: {channel_of(site)} differs, which each "
-                "int8 store takes from its first sequences; harvest both texts as bfloat16 or "
-                "into one store"
-            )
-
-
-def _channels(store: ActivationStore) -> dict[str, Tensor]:
-    """Return int8's scales of the channels by array; nothing for other dtypes."""
-    names = [site for layer in store.layers for site in sites(store.manifest, layer)]
-    return {name: c for name in names if (c := store.channel(name)) is not None}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else text[:56] + " ..."
-
-
-def _unlike(a: ActivationStore, b: ActivationStore, what: str) -> StoreError:
-    return StoreError(f"{a.root} and {b.root} cannot be merged: {what} differs; same model?")
 
 
 def _order(stores: list[ActivationStore]) -> tuple[_Row, int]:
@@ -145,7 +101,7 @@ def _manifest(stores: list[ActivationStore], n_train: int) -> Manifest:
     n_seq = sum(part.n_seq for part in parts)
     sizes = sorted({part.shard_seqs for part in parts}, reverse=True)
     shard_seqs = next((n for n in sizes if n <= n_train and n_train % n <= n_seq - n_train), 1)
-    merged = [str(store.root) for store in stores]
+    merged = [_absolute(store.root) for store in stores]
     first = parts[0]
     corpus = first.corpus | {
         "data": " + ".join(str(part.corpus.get("data")) for part in parts),
@@ -162,6 +118,11 @@ def _manifest(stores: list[ActivationStore], n_train: int) -> Manifest:
         shard_seqs=shard_seqs,
         held_out_shards=tuple(range(n_train // shard_seqs, -(-n_seq // shard_seqs))),
     )
+
+
+def _absolute(root: Place) -> str:
+    """Return what names a store from every folder."""
+    return str(root.resolve() if isinstance(root, Path) else root)
 
 
 def _writer(
@@ -181,7 +142,7 @@ def _writer(
         documents.append(store.documents(range(store.manifest.n_seq)) + len(names))
         names += store.document_names()
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
-    channels = _channels(stores[0])
+    channels = channels_of(stores[0])
     return StoreWriter.create(
         out,
         replace(manifest, corpus=manifest.corpus | {"tokens_sha256": digest}),
@@ -197,11 +158,12 @@ def _writer(
 
 
 def _require_same_merge(out: Place, name: str, manifest: Manifest) -> None:
-    """Raise StoreError unless a folder holds this very merge."""
+    """Raise StoreError unless a folder holds this very merge, perhaps without some layers."""
     begun = read_manifest(out / name)
     corpus = begun.corpus | {"tokens_sha256": None}
     own = replace(begun, corpus=corpus, uuid=manifest.uuid, created=manifest.created)
-    if own != manifest:
+    layers = {n: facts for n, facts in manifest.layers.items() if n in begun.layers}
+    if own != replace(manifest, layers=layers):
         raise StoreError(f"{out} holds another store; choose another --out, or delete it")
 
 
@@ -246,7 +208,7 @@ def _write(stores: list[ActivationStore], rows: _Row, writer: StoreWriter, repor
     for n_done, shard in enumerate(missing, start=manifest.n_shards - len(missing)):
         report(Checked(total * n_done // manifest.n_shards, total))
         entries = []
-        for layer in stores[0].layers:
+        for layer in manifest.layers:
             for spec in layer_arrays(manifest, layer):
                 entries.append(_write_shard(stores, rows, writer, shard, spec))
         writer.commit(entries)

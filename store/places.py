@@ -124,11 +124,11 @@ def file_sizes(root: Place) -> Callable[[Any], int | None]:
 
 
 def read_tail(path: Place, n_bytes: int) -> bytes:
-    """Return the last bytes of a file."""
+    """Return the last bytes of a file; fewer if it has no more."""
     if isinstance(path, BucketPath):
         return path.read_tail(n_bytes)
     with path.open("rb") as file:
-        file.seek(-n_bytes, os.SEEK_END)
+        file.seek(max(file.seek(0, os.SEEK_END) - n_bytes, 0))
         return file.read()
 
 

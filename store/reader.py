@@ -20,13 +20,13 @@ from torch import Tensor
 from . import layout
 from .encoding import Encoded
 from .errors import StoreError
-from .folder import is_complete, why_not_a_store
+from .folder import is_complete, why_not_a_store, written_again
 from .journal import Entry, read_table
 from .layers import spell_layers
 from .layout import all_arrays
 from .manifest import MANIFEST, Manifest, read_manifest
 from .places import Place, file_sizes, place
-from .rows import RowReader, Seqs
+from .rows import OpenFiles, RowReader, Seqs
 from .schema import require_shapes
 
 
@@ -88,22 +88,33 @@ class TokenScales(NamedTuple):
 class ActivationStore:
     """A finished store, open for reading."""
 
-    def __init__(self, root: Place, manifest: Manifest, entries: list[Entry]) -> None:
+    def __init__(
+        self,
+        root: Place,
+        manifest: Manifest,
+        entries: list[Entry],
+        files: OpenFiles | None = None,
+    ) -> None:
         """Use `open`."""
         self.root = root
         self.manifest = manifest
         self.entries = entries
         self._arrays = all_arrays(manifest)
         n_seq, shard_seqs = manifest.n_seq, manifest.shard_seqs
+        files = files or OpenFiles()
         self._readers = {
-            name: RowReader(root, spec, n_seq=n_seq, shard_seqs=shard_seqs)
+            name: RowReader(root, spec, n_seq=n_seq, shard_seqs=shard_seqs, files=files)
             for name, spec in self._arrays.items()
         }
         self._channels: dict[str, Tensor] = {}
 
     @classmethod
-    def open(cls, root: str | Place) -> "ActivationStore":
+    def open(cls, root: str | Place, files: OpenFiles | None = None) -> "ActivationStore":
         """Open a store: its folder, or s3://bucket/folder.
+
+        Args:
+            root: where it lies.
+            files: shared with other stores that are open, or None.
 
         Raises:
             StoreError: no store, an unfinished one, another format version, files missing or cut.
@@ -113,7 +124,7 @@ class ActivationStore:
             raise StoreError(why_not_a_store(root))
         manifest = read_manifest(root / MANIFEST)
         require_shapes(root, manifest)
-        store = cls(root, manifest, read_table(root))
+        store = cls(root, manifest, read_table(root), files)
         store._check_files()
         return store
 
@@ -278,13 +289,11 @@ class ActivationStore:
                 path = spec.shard_path(self.root, shard)
                 if (shard, name) not in known:
                     raise StoreError(f"{path} is in no row of shards.parquet; harvest again")
-                _check_size(path, size(path), known[shard, name])
+                self._check_size(path, size(path), known[shard, name])
 
-
-def _check_size(path: Place, size: int | None, entry: Entry) -> None:
-    if size != entry.n_bytes:
+    def _check_size(self, path: Place, size: int | None, entry: Entry) -> None:
+        if size == entry.n_bytes:
+            return
         found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.n_bytes:,}"
-        remedy = "the same lorsa harvest command writes it again"
-        if not entry.array.startswith("layers/"):  # what the model reads cannot be made again
-            remedy = "delete the store and harvest again"
+        remedy = written_again(self.root, self.manifest, entry.array)
         raise StoreError(f"{path} {found}; {remedy}, or restore a copy")

@@ -125,10 +125,9 @@ def _mend_journal(root: Place, found: Verification) -> None:
 
 def _result(root: Place, found: Verification, *, mended: bool) -> dict[str, Any]:
     complete = is_complete(root)
-    ok = not found.damages and found.complete
     return {
         "store": str(root),
-        "ok": ok or mended,
+        "ok": complete and (mended or not found.damages),
         "full": found.full,
         "complete": complete,
         "n_shards": found.manifest.n_shards,

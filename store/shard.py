@@ -9,12 +9,16 @@ zarr-python would hold a whole shard in memory to write it and reads chunk by ch
 objects; here a shard grows on disk as sequences arrive, and a sequence is read by one positioned
 read into the array that the caller gets. Every read is checked: a missing or damaged chunk raises.
 
+The checksum of a whole file, in the journal, is the crc32c of its chunks' checksums and its index.
+That of all its bytes would be the same for any content: data followed by its own crc32c leaves a
+crc in a state that only the length decides.
+
 Source: Zarr v3 specification, codecs sharding_indexed and crc32c.
 """
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -24,8 +28,8 @@ import numpy as np
 
 from .bucket import BucketPath
 from .encoding import Array
-from .errors import StoreError
-from .places import Place, read_tail, sync
+from .errors import DamageError, StoreError
+from .places import Place, read_blocks, read_tail, sync
 
 NO_CHUNK = np.uint64(2**64 - 1)
 CRC_BYTES = 4
@@ -34,7 +38,8 @@ FLUSH_BYTES = 64 << 20
 """Bytes of a growing file that may wait in the page cache."""
 N_FOLDERS = 4
 """Folders from a shard file up to its array, which may be new."""
-REMEDY = "lorsa store verify STORE --full --repair finds all damage and has it harvested again"
+BLOSC_SIZE = slice(4, 8)
+"""Of a blosc chunk: how many bytes it decodes to, little-endian."""
 
 
 class ShardFile(NamedTuple):
@@ -42,7 +47,7 @@ class ShardFile(NamedTuple):
 
     n_bytes: int
     crc32c: int
-    """Of the whole file."""
+    """Of the chunks' checksums and the index."""
 
 
 class ShardWriter:
@@ -78,6 +83,7 @@ class ShardWriter:
             start = self._offset
             self._write(data)
             self._write(crc)
+            self._crc = google_crc32c.extend(self._crc, crc)
             self._index[self._n_written] = start, self._offset - start
             self._n_written += 1
         self._flush_now_and_then()
@@ -86,7 +92,7 @@ class ShardWriter:
         """Return a chunk's bytes and their checksum."""
         chunk = np.ascontiguousarray(chunk)
         data = chunk if self._codec is None else self._codec.encode(chunk)
-        return data, google_crc32c.value(data).to_bytes(CRC_BYTES, "little")
+        return data, _crc_bytes(data)
 
     def _flush_now_and_then(self) -> None:
         """Let the disk work while the model does, not all at once at the end of the shard."""
@@ -103,7 +109,7 @@ class ShardWriter:
         """Write the index, flush to the disk and put the file in its place."""
         index = self._index.tobytes()
         self._write(index)
-        self._write(google_crc32c.value(index).to_bytes(CRC_BYTES, "little"))
+        self._write(_crc_bytes(index))
         try:
             self._file.flush()
             if isinstance(self.path, BucketPath):
@@ -118,7 +124,7 @@ class ShardWriter:
                     sync(folder)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
-        return ShardFile(self._offset, self._crc)
+        return ShardFile(self._offset, google_crc32c.extend(self._crc, index))
 
     def discard(self) -> None:
         """Remove what was written."""
@@ -132,7 +138,11 @@ class ShardWriter:
             self._offset += self._file.write(data)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
-        self._crc = google_crc32c.extend(self._crc, data)
+
+
+def _crc_bytes(data: Any) -> bytes:
+    crc: int = google_crc32c.value(data)
+    return crc.to_bytes(CRC_BYTES, "little")
 
 
 def _open_draft(path: Place) -> IO[bytes]:
@@ -159,15 +169,13 @@ def read_index(path: Place, n_chunks: int) -> Array:
     """Return offset and length of every chunk, uint64 [n_chunks, 2].
 
     Raises:
-        StoreError: the file is missing, too short or its index is damaged.
+        DamageError: the file is too short or its index is damaged.
+        OSError: it cannot be read.
     """
     size = n_chunks * ENTRY_BYTES
-    try:
-        data = read_tail(path, size + CRC_BYTES)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error.strerror}); {REMEDY}") from None
-    if google_crc32c.value(data[:size]).to_bytes(CRC_BYTES, "little") != data[size:]:
-        raise StoreError(f"{path} is damaged (checksum of its index); {REMEDY}")
+    data = read_tail(path, size + CRC_BYTES)
+    if _crc_bytes(data[:size]) != data[size:]:
+        raise DamageError(f"{path} is damaged (checksum of its index)")
     return np.frombuffer(data[:size], dtype="<u8").reshape(n_chunks, 2)
 
 
@@ -184,23 +192,70 @@ def read_chunk(
         codec: as the chunk was written.
 
     Raises:
-        StoreError: the chunk was never written, is cut short, or its checksum does not match.
+        DamageError: the chunk was never written, is cut short, of another length, or its checksum
+            does not match.
+        OSError: it cannot be read.
     """
     offset, length = int(entry[0]), int(entry[1])
     if entry[0] == NO_CHUNK:
-        raise StoreError(f"{path} lacks a sequence; {REMEDY}")
+        raise DamageError(f"{path} lacks a sequence")
     if length < CRC_BYTES or (codec is None and out.nbytes + CRC_BYTES != length):
-        raise StoreError(f"{path} is damaged (length at byte {offset}); {REMEDY}")
+        raise DamageError(f"{path} is damaged (length at byte {offset})")
     data = out if codec is None else np.empty(length - CRC_BYTES, dtype=np.uint8)
     crc = bytearray(CRC_BYTES)
     _read_exactly(handle, path, offset, data.reshape(-1).view(np.uint8).data, memoryview(crc))
     if google_crc32c.value(data) != int.from_bytes(crc, "little"):
-        raise StoreError(f"{path} is damaged (checksum at byte {offset}); {REMEDY}")
+        raise DamageError(f"{path} is damaged (checksum at byte {offset})")
     if codec is not None:
+        if (
+            int.from_bytes(data[BLOSC_SIZE], "little") != out.nbytes
+        ):  # fewer would leave some of out
+            raise DamageError(f"{path} is damaged (length at byte {offset})")
         try:
             codec.decode(data, out=out)
         except (RuntimeError, ValueError) as error:  # its checksum holds: another shape or codec
-            raise StoreError(f"{path} is damaged ({error} at byte {offset}); {REMEDY}") from None
+            raise DamageError(f"{path} is damaged ({error} at byte {offset})") from None
+
+
+def read_checksum(path: Place, n_chunks: int) -> int:
+    """Read a whole file, compare every chunk with its checksum, and return that of the file.
+
+    Raises:
+        DamageError: a chunk or the index is damaged, or something lies between them.
+        OSError: it cannot be read.
+    """
+    index = read_index(path, n_chunks)
+    chunks = index[index[:, 0] != NO_CHUNK].tolist()
+    lengths: list[int] = []
+    end = 0
+    for offset, length in chunks:
+        if offset != end or length < CRC_BYTES:
+            raise DamageError(f"{path} is damaged (its index, of byte {offset})")
+        lengths += [length - CRC_BYTES, CRC_BYTES]
+        end += length
+    found = _crcs(path, read_blocks(path), lengths)
+    crcs = b""
+    for offset, _ in chunks:
+        own = next(found).to_bytes(CRC_BYTES, "little")
+        if next(found) != google_crc32c.value(own):  # of 4 bytes no two have the same crc32c
+            raise DamageError(f"{path} is damaged (checksum at byte {offset})")
+        crcs += own
+    crc: int = google_crc32c.value(crcs + index.tobytes())
+    return crc
+
+
+def _crcs(path: Place, blocks: Iterator[Any], lengths: Iterable[int]) -> Iterator[int]:
+    """Yield the crc32c of one run of bytes after the other."""
+    block: Any = b""
+    for left in lengths:
+        crc = 0
+        while left > 0:
+            if not len(block) and (block := next(blocks, None)) is None:
+                raise DamageError(f"{path} ends before its index")
+            part, block = block[:left], block[left:]
+            crc = google_crc32c.extend(crc, part)
+            left -= len(part)
+        yield crc
 
 
 def _read_exactly(handle: int | BucketPath, path: Place, offset: int, *parts: memoryview) -> None:
@@ -213,7 +268,7 @@ def _read_exactly(handle: int | BucketPath, path: Place, offset: int, *parts: me
             n_read = os.preadv(handle, left, offset)
         if n_read == 0:
             missing = offset + sum(len(part) for part in left)
-            raise StoreError(f"{path} ends before byte {missing}; {REMEDY}")
+            raise DamageError(f"{path} ends before byte {missing}")
         offset += n_read
         while left and n_read >= len(left[0]):
             n_read -= len(left.pop(0))

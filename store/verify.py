@@ -1,7 +1,8 @@
 """Whether a store is whole: every damage it has, not only the first.
 
 The quick look compares presence, sizes and Zarr metadata with the manifest and shards.parquet (in
-an unfinished store, the journal); the full one reads every byte and compares its checksum.
+an unfinished store, the journal); the full one reads every byte, and compares each chunk with its
+own checksum and those of a file with the file's, which a file in another's place does not have.
 """
 
 import os
@@ -10,16 +11,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import google_crc32c
-
-from .errors import FormatVersionError, StoreError, UnreachableError
-from .folder import is_complete, text_names, why_not_a_store
-from .journal import TABLE, Entry, Key, damaged_files, read_table, salvage_journal
+from .errors import DamageError, FormatVersionError, StoreError, UnreachableError
+from .folder import is_complete, leftovers, text_names, why_not_a_store
+from .journal import JOURNAL, TABLE, Entry, Key, damaged_files, read_table, salvage_journal
 from .layers import spell_layers
 from .layout import DOCUMENTS, all_arrays, read_documents, read_whole, whole_arrays
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
-from .places import Place, file_sizes, read_blocks
+from .places import Place, file_sizes
 from .schema import difference, metadata, whole_problem
+from .shard import read_checksum
 
 N_THREADS = min(8, os.cpu_count() or 1)
 
@@ -86,7 +86,7 @@ def check(root: Place, *, full: bool, report: Report = lambda event: None) -> Ve
     damages: list[Damage] = []
     manifest = _facts(root, damages)
     complete = is_complete(root)
-    entries = _index(root, complete, damages)
+    entries = _index(root, manifest, complete, damages)
     damages += _metadata_damages(root, manifest)
     damages += _given_damages(root, manifest, full=full)
     whole: dict[Key, Entry] = {}
@@ -115,18 +115,6 @@ def check(root: Place, *, full: bool, report: Report = lambda event: None) -> Ve
     )
 
 
-def leftovers(root: Place, manifest: Manifest) -> list[str]:
-    """Return folders of layers that are not, or no longer, in the store."""
-    known = {str(layer) for layer in manifest.layers}
-    return [
-        f"{room}/{name}"
-        for room in ("layers", "weights")
-        if (root / room).is_dir()
-        for name in sorted(path.name for path in (root / room).iterdir())
-        if name.isdecimal() and name not in known
-    ]
-
-
 def _facts(root: Place, damages: list[Damage]) -> Manifest:
     """Return the manifest, or the plan, which says the same."""
     found: dict[str, Manifest] = {}
@@ -144,6 +132,8 @@ def _facts(root: Place, damages: list[Damage]) -> Manifest:
             damages.append(Damage(name, "cannot be read", "rewrite"))
     if not found:
         raise errors[0]
+    if MANIFEST in found and PLAN not in there:
+        damages.append(Damage(PLAN, "is missing", "rewrite"))
     if len(found) == 2 and found[MANIFEST] != found[PLAN]:
         damages.append(_disagreement(root, found[MANIFEST], found[PLAN]))
     return next(iter(found.values()))
@@ -162,19 +152,40 @@ def _disagreement(root: Place, manifest: Manifest, plan: Manifest) -> Damage:
     return Damage(MANIFEST, text, "none")
 
 
-def _index(root: Place, complete: bool, damages: list[Damage]) -> dict[Key, Entry]:
+def _index(
+    root: Place, manifest: Manifest, complete: bool, damages: list[Damage]
+) -> dict[Key, Entry]:
     """Return the committed files, of shards.parquet or else of the journal."""
-    for path in damaged_files(root):
+    torn = damaged_files(root)
+    for path in torn:
         damages.append(Damage(_name(root, path), "has a line that cannot be read", "rewrite"))
+    told = salvage_journal(root)
     if complete:
         try:
-            return {(entry.shard, entry.array): entry for entry in read_table(root)}
+            table = {(entry.shard, entry.array): entry for entry in read_table(root)}
+            if not torn and not _covers(told, table, manifest):
+                text = f"does not tell of every file of {TABLE}"
+                damages.append(Damage(JOURNAL, text, "rewrite"))
+            return table
         except UnreachableError:
             raise
         except StoreError:
             problem = "cannot be read" if (root / TABLE).exists() else "is missing"
             damages.append(Damage(TABLE, problem, "rewrite"))
-    return salvage_journal(root)
+    return told
+
+
+def _covers(told: dict[Key, Entry], table: dict[Key, Entry], manifest: Manifest) -> bool:
+    """Tell whether the journal knows the files of the table, those of layers that are gone aside.
+
+    A harvest that has to write a shard again goes by the journal.
+    """
+    arrays = all_arrays(manifest)
+    return all(
+        key in told and told[key].crc32c == entry.crc32c
+        for key, entry in table.items()
+        if entry.array in arrays
+    )
 
 
 def _metadata_damages(root: Place, manifest: Manifest) -> Iterator[Damage]:
@@ -254,7 +265,9 @@ def _checksum_damages(
     pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="lorsa-verify")
     try:
         reads = {
-            pool.submit(file_crc32c, arrays[name].shard_path(root, shard)): entry
+            pool.submit(
+                read_checksum, arrays[name].shard_path(root, shard), manifest.shard_seqs
+            ): entry
             for (shard, name), entry in whole.items()
         }
         for read in as_completed(reads):
@@ -272,17 +285,12 @@ def _checksum_damages(
 
 def _read_problem(read: Future[int], entry: Entry) -> str | None:
     try:
-        return None if read.result() == entry.crc32c else "is damaged (checksum)"
+        same = read.result() == entry.crc32c
+        return None if same else "is whole, but not the file that was committed (checksum)"
+    except DamageError:
+        return "is damaged (checksum)"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-
-
-def file_crc32c(path: Place) -> int:
-    """Return the checksum of a file, read block by block."""
-    crc = 0
-    for block in read_blocks(path):
-        crc = google_crc32c.extend(crc, block)
-    return crc
 
 
 def _name(root: Any, path: Any) -> str:

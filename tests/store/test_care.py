@@ -113,6 +113,19 @@ def test_a_link_that_leads_out_of_the_store_is_not_followed(
     assert verify_store(root, full=True)["ok"]  # reading through a link is fine
 
 
+def test_a_link_to_a_folder_of_the_store_is_not_followed(make_store: MakeStore) -> None:
+    """It was "cannot be removed (None); the same command goes on", each time."""
+    root = make_store()
+    shutil.move(root / "layers/3", root / "kept")
+    (root / "layers/3").symlink_to(root / "kept")
+    with pytest.raises(StoreError, match="layers/3 is a link that points into the store"):
+        remove_layers(root, "3")
+    assert verify_store(root, full=True)["ok"]
+    (root / "layers/3").unlink()
+    shutil.rmtree(root / "kept")
+    assert remove_layers(root, "3")["layers"] == [0]
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_removal_that_is_cut_short_leaves_a_store_that_opens(
     make_store: MakeStore, tmp_path: Path, finished: bool

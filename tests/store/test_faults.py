@@ -74,7 +74,7 @@ def test_every_flipped_byte_is_found_by_verify_and_by_a_read(
         at, bit = places.randrange(len(good)), 1 << places.randrange(8)
         path.write_bytes(good[:at] + bytes([good[at] ^ bit]) + good[at + 1 :])
         assert [d["path"] for d in verify_store(root, full=True)["damages"]] == [name]
-        with pytest.raises(StoreError, match=f"{path} .*lorsa store verify STORE --full --repair"):
+        with pytest.raises(StoreError, match=f"{path} .*lorsa store verify {root} --full --repair"):
             ActivationStore.open(root).inputs(3, range(4, 8))
     path.write_bytes(good)
     assert torch.equal(store.inputs(3, range(N_SEQ)), x)

@@ -176,6 +176,21 @@ def test_a_line_torn_in_the_middle_of_the_journal_is_named(tmp_path: Path) -> No
     assert {shard for shard, array in salvage_journal(root) if array == "layers/0/norms"} == {0}
 
 
+@pytest.mark.parametrize("separator", [b"\r", b"\x0b", b"\x1c", b"\x85"])
+def test_a_byte_that_ends_lines_elsewhere_is_damage(tmp_path: Path, separator: bytes) -> None:
+    """A return in a line was the end of it, and the rest of the file passed over as torn."""
+    (tmp_path / "journal").mkdir()
+    for shard in (0, 1, 2):
+        JournalWriter(tmp_path, "w000001").commit([_entry(shard)])
+    path = tmp_path / "journal" / "w000001.jsonl"
+    content = path.read_bytes()
+    at = content.index(b"attn_in", content.index(b"\n"))
+    path.write_bytes(content[:at] + separator + content[at + 1 :])
+    with pytest.raises(StoreError, match="w000001.jsonl has a damaged line"):
+        read_journal(tmp_path)
+    assert sorted(shard for shard, _ in salvage_journal(tmp_path)) == [0, 2]
+
+
 def test_a_journal_that_could_not_be_written_has_no_torn_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

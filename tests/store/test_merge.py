@@ -1,15 +1,26 @@
 """One store of several: every sequence once, to the bit, and what was held out stays held out."""
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
 import zarr
 from lorsa.harvest.packing import fingerprint
-from lorsa.store import ActivationStore, StoreError, StoreWriter, merge_stores, verify_store
+from lorsa.store import (
+    ActivationStore,
+    StoreError,
+    StoreWriter,
+    merge_stores,
+    remove_layers,
+    rows,
+    verify_store,
+)
+from lorsa.store.rows import OpenShard
 from power import PowerCutError, power_cut
 from small import LAYERS, N_CTX, SMALLEST, digests, make_manifest
 
@@ -270,6 +281,56 @@ def test_a_merge_that_is_cut_short_goes_on(make_text: MakeOther, tmp_path: Path)
         assert verify_store(out, full=True)["ok"]
     assert n_unfinished >= 4
     assert merge_stores(roots, tmp_path / "whole")["n_seq"] == 19  # nothing left to do
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_the_merge_that_is_shown_goes_on(
+    make_text: MakeOther, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absolute: bool
+) -> None:
+    """It was "holds another store" without some layers, by other paths, from another folder."""
+    make_text("a", 22, 0)
+    make_text("b", 9, 1000)
+    monkeypatch.chdir(tmp_path)
+    merge_stores(["a", "b"], "m")
+    remove_layers("m", "3")
+    before = digests(tmp_path / "m")
+    lost = Path("m/layers/0/attn_out/c/1/0/0")
+    lost.unlink()
+    with pytest.raises(StoreError) as raised:
+        ActivationStore.open("m")
+    found = verify_store("m", repair=True)["next"]
+    assert f"lorsa store verify m --repair, then {found} writes it again" in str(raised.value)
+    *_, one, other, _, out = shlex.split(found)
+    out = tmp_path / out
+    if absolute:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    else:
+        one, other = "./a", "b"
+    assert merge_stores([one, other], out)["layers"] == [0]
+    assert digests(out) == before
+    assert verify_store(out, full=True)["ok"]
+
+
+def test_a_merge_has_few_files_open(
+    make_text: MakeOther, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every array of every store kept its own open, more than a process may have."""
+    roots = [make_text("a", 22, 0), make_text("b", 9, 1000)]
+    monkeypatch.setattr(rows, "OPEN_FILES", 2)
+    there: WeakSet[OpenShard] = WeakSet()
+    n_open: list[int] = []
+    real = OpenShard.__init__
+
+    def counted(self: OpenShard, *args: Any) -> None:
+        real(self, *args)
+        there.add(self)
+        n_open.append(len(there))
+
+    monkeypatch.setattr(OpenShard, "__init__", counted)
+    merge_stores(roots, tmp_path / "c")
+    assert len(n_open) > 60
+    assert max(n_open) <= 5  # of both stores and of the new one, and the next
 
 
 def test_a_damaged_source_stops_the_merge(make_text: MakeOther, tmp_path: Path) -> None:

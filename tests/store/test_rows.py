@@ -1,6 +1,7 @@
 """Any rows of one array, from many threads, with few files open."""
 
 import os
+import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ def _n_open() -> int:
 def test_few_files_are_kept_open_and_none_for_ever(
     make_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows_module, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(rows_module, "OPEN_FILES", 2)
     root = make_store()
     before = _n_open()
     store = ActivationStore.open(root)
@@ -34,11 +35,38 @@ def test_few_files_are_kept_open_and_none_for_ever(
     assert _n_open() == before
 
 
+def test_too_many_open_files_are_no_damage(make_store: Callable[..., Path]) -> None:
+    """The message said that the store had to be verified and harvested again."""
+    store = ActivationStore.open(make_store())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unused = os.open(".", os.O_RDONLY)
+    os.close(unused)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (unused, limits[1]))
+    try:
+        with pytest.raises(StoreError, match=r"Too many open files.*ulimit -n") as raised:
+            store.read(ARRAY, [0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "verify" not in str(raised.value)
+    assert torch.equal(store.read(ARRAY, [0])[0], values(3, 0)[0])
+
+
+def test_the_arrays_of_a_store_share_the_files_that_are_open(
+    make_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "OPEN_FILES", 2)
+    store = ActivationStore.open(make_store())
+    before = _n_open()
+    for name in ("tokens", ARRAY, "layers/0/attn_in", "layers/3/attn_out", "layers/3/norms"):
+        store.read(name, range(N_SEQ))
+    assert _n_open() <= before + 2
+
+
 @pytest.mark.parametrize("compression", ["none", "lz4"])
 def test_many_threads_read_what_one_does(
     make_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, compression: str
 ) -> None:
-    monkeypatch.setattr(rows_module, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(rows_module, "OPEN_FILES", 1)
     reader = ActivationStore.open(make_store(compression=compression)).reader(ARRAY)
     generator = np.random.default_rng(0)
     choices = [generator.integers(0, N_SEQ, 5) for _ in range(200)]

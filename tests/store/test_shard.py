@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from lorsa.store.encoding import blosc
 from lorsa.store.errors import StoreError
-from lorsa.store.shard import ShardWriter, read_chunk, read_index
+from lorsa.store.shard import ShardWriter, read_checksum, read_chunk, read_index
 
 
 def _write(path: Path, rows: Any, n_chunks: int, codec: Any = None) -> Any:
@@ -30,10 +30,38 @@ def test_what_is_written_is_read(tmp_path: Path, compression: str) -> None:
     rows = np.random.default_rng(0).normal(size=(5, 7, 3)).astype(np.float32)
     codec = blosc(compression, 4)
     done = _write(tmp_path / "s", rows, 8, codec)
-    data = (tmp_path / "s").read_bytes()
-    assert (done.n_bytes, done.crc32c) == (len(data), google_crc32c.value(data))
+    assert done.n_bytes == (tmp_path / "s").stat().st_size
+    assert done.crc32c == read_checksum(tmp_path / "s", 8)
     for row in range(5):
         assert np.array_equal(_read(tmp_path / "s", 8, (7, 3), row, codec), rows[row])
+
+
+def test_a_checksum_is_that_of_the_content(tmp_path: Path) -> None:
+    """Taken of all bytes it was that of any uncompressed shard of the same size."""
+    rows = np.random.default_rng(0).normal(size=(2, 3, 7)).astype(np.float32)
+    one, other = (_write(tmp_path / name, part, 4) for name, part in zip("ab", rows, strict=True))
+    assert one.n_bytes == other.n_bytes
+    assert one.crc32c != other.crc32c
+    data = [(tmp_path / name).read_bytes() for name in "ab"]
+    assert google_crc32c.value(data[0]) == google_crc32c.value(data[1])  # why it is not that
+
+
+def test_a_checksum_is_taken_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(5, 37)).astype(np.float32)
+    done = _write(tmp_path / "s", rows, 6)
+    for block_bytes in (1, 7, 152, 300, 10_000):
+        monkeypatch.setattr("lorsa.store.places.BLOCK_BYTES", block_bytes)
+        assert read_checksum(tmp_path / "s", 6) == done.crc32c
+
+
+def test_a_chunk_of_fewer_bytes_raises(tmp_path: Path) -> None:
+    """blosc filled the beginning of the array, and the rest was what memory held."""
+    codec = blosc("lz4", 4)
+    _write(tmp_path / "s", np.ones((1, 3), np.float32), 1, codec)
+    with pytest.raises(StoreError, match="damaged .length at byte 0"):
+        _read(tmp_path / "s", 1, (4,), 0, codec)
 
 
 def test_a_chunk_that_was_never_written_raises(tmp_path: Path) -> None:
@@ -61,6 +89,8 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=str(path)):
             for row in range(2):
                 _read(path, 3, (5,), row)
+        with pytest.raises(StoreError, match=str(path)):
+            read_checksum(path, 3)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 50])
