@@ -1,5 +1,6 @@
 """What people see: progress on stderr, results on stdout."""
 
+import shlex
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
@@ -79,12 +80,19 @@ class HarvestDisplay(_Bar):
             case Plan():
                 self._plan(event)
             case SelfCheck():
-                worst = max(check.error for check in event.layers.values())
-                say(f"self-check: y recomputed from x within {worst:.1e} (limit {event.limit:.0e})")
+                self._self_check(event)
             case Progress():
                 self.update(
                     event.tokens, event.n_tokens, f"{event.tokens_per_second:,.0f} tokens/s"
                 )
+
+    def _self_check(self, check: "stage1.SelfCheck") -> None:
+        errors = [found.error for found in check.layers.values() if found.finite]
+        if errors:
+            limit = f"limit {check.limit:.0e}"
+            say(f"self-check: y recomputed from x within {max(errors):.1e} ({limit})")
+        if bad := [layer for layer, found in check.layers.items() if not found.finite]:
+            say(f"self-check: layers {spell_layers(bad)} have NaN or Inf and were not checked")
 
     def _plan(self, plan: "stage1.Plan") -> None:
         names = list(plan.layers.values())
@@ -164,8 +172,14 @@ def _harvest_table(result: dict[str, Any]) -> Table:
         "time": _time(result["seconds"])
         + (f", {rate:,.0f} tokens/s" if (rate := result["tokens_per_second"]) else ""),
         "store": result["store"],
-        "next": f"lorsa train --store {result['store']}",
     }
+    bad = result["nonfinite_layers"]
+    good = [layer for layer in result["layers"] if layer not in bad]
+    if bad:
+        rows["NaN or Inf"] = f"layers {spell_layers(bad)}, which cannot be trained on"
+    if good:
+        words = ["lorsa", "train", "--store", result["store"]]
+        rows["next"] = shlex.join(words + (["--layers", spell_layers(good)] if bad else []))
     return _facts("harvested", rows)
 
 
@@ -244,6 +258,10 @@ def _layer_row(facts: dict[str, Any]) -> str:
     parts.append(f"mean norms {norms}")
     if facts["self_check"] is not None:
         parts.append(f"self-check {'passed' if facts['self_check']['passed'] else 'failed'}")
+    if facts["n_nonfinite"]:
+        parts.append(f"{facts['n_nonfinite']:,} tokens with NaN or Inf")
+    for name, scales in facts["int8_scales"].items():
+        parts.append(f"{name} scales {scales['mean']:.3g}, largest {scales['largest']:.3g}")
     return ", ".join(parts)
 
 

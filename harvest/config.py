@@ -55,7 +55,8 @@ class HarvestConfig:
     selfcheck: bool = True
     """Whether to refuse a model whose attention cannot be recomputed from what was read of it."""
     keep_nonfinite: bool = False
-    """Whether to keep activations with NaN or Inf, counted, instead of stopping at them."""
+    """Whether to keep activations with NaN or Inf, counted, instead of stopping at them; may be
+    changed when going on."""
     buffer_gb: float = 4.0
     """GB of activations that may wait in memory for the disk before the model has to."""
     force: bool = False

@@ -21,6 +21,7 @@ from ..store import (
     held_out_shards,
     is_begun,
     is_complete,
+    mending,
     read_manifest,
     require_free,
 )
@@ -63,6 +64,8 @@ class HarvestResult:
     """Tokens in the store."""
     n_bytes: int
     """Bytes of its shards."""
+    nonfinite_layers: list[int]
+    """Layers that hold NaN or Inf, which cannot be trained on."""
     seconds: float
     """From the call to the end."""
     tokens_per_second: float
@@ -123,6 +126,7 @@ def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Ha
         n_seq=store.manifest.n_seq,
         n_tokens=store.manifest.n_seq * store.manifest.n_ctx,
         n_bytes=sum(entry.n_bytes for entry in store.entries),
+        nonfinite_layers=[layer for layer in store.layers if store.n_nonfinite(layer)],
         seconds=time.perf_counter() - started,
         tokens_per_second=rate,
     )
@@ -164,7 +168,9 @@ def _repair(config: HarvestConfig, report: Report) -> float:
         ActivationStore.open(config.store)
     except StoreError as error:
         if not is_begun(config.store):
-            raise
+            raise StoreError(
+                f"{error}; but its plan is gone too, so first: {mending(config.store)}"
+            ) from None
         report(str(error))
         return _go_on(config, report)
     report(f"{config.store} is already complete")
@@ -261,7 +267,8 @@ def _create(
     calls = capture.calls(text.packed.tokens[: config.batch_seqs])
     geometries = {site.layer: read_geometry(model, site) for site in sites}
     weights = {site.layer: read_weights(model, site) for site in sites}
-    check = check_geometry(model, sites, calls, weights, geometries)
+    keep = config.keep_nonfinite and config.outputs == "store"  # y is derived of what was checked
+    check = check_geometry(model, sites, calls, weights, geometries, keep_nonfinite=keep)
     report(check)
     if config.selfcheck:
         require_passed(check)

@@ -140,13 +140,16 @@ def shard_seqs(n_seq: int, *, seq_bytes: int, n_arrays: int) -> int:
 
 
 def require_same_request(store: Place, begun: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raise HarvestError unless a store was begun with these settings."""
+    """Raise HarvestError unless a store was begun with these settings.
+
+    keep_nonfinite may differ: it decides whether a harvest stops, not what it writes.
+    """
     defaults = {field.name: field.default for field in fields(HarvestConfig)}
     begun = defaults | begun  # older versions knew fewer settings
     different = [
         f"{name} was {begun.get(name)!r}, is {value!r}"
         for name, value in asked.items()
-        if begun.get(name) != value
+        if begun.get(name) != value and name != "keep_nonfinite"
     ]
     if different:
         raise HarvestError(

@@ -10,6 +10,7 @@ Both sides are float32, so a model in half precision is checked as strictly as a
 """
 
 import copy
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,8 @@ class LayerCheck(NamedTuple):
     """Relative difference of the recomputed output from the module's, both float32"""
     noise: float
     """Relative difference of the captured output from it"""
+    finite: bool = True
+    """Whether its first activations were; if not there was nothing to compare, error is NaN"""
 
 
 class SelfCheck(NamedTuple):
@@ -54,6 +57,8 @@ def check_geometry(
     calls: dict[int, Call],
     weights: dict[int, LayerWeights],
     geometries: dict[int, AttentionGeometry],
+    *,
+    keep_nonfinite: bool = False,
 ) -> SelfCheck:
     """Recompute y from x for every layer, in float32.
 
@@ -62,6 +67,7 @@ def check_geometry(
         sites: its attention layers.
         calls: what each was called with and returned, from `Capture.calls`.
         weights, geometries: of every layer, as they were read.
+        keep_nonfinite: whether a layer with NaN or Inf counts as not passed instead of raising.
 
     Raises:
         HarvestError: an activation is not finite.
@@ -71,10 +77,10 @@ def check_geometry(
         call = calls[site.layer]
         x, y = call.x[:CHECKED_SEQS].float(), call.y[:CHECKED_SEQS].float()
         if not (x.isfinite().all() and y.isfinite().all()):
-            raise HarvestError(
-                f"layer {site.layer}: its activations are not finite (NaN or Inf from the model); "
-                "try --model-dtype float32, or check the model with a short prompt"
-            )
+            if not keep_nonfinite:
+                raise HarvestError(_not_finite(site.layer))
+            layers[site.layer] = LayerCheck(math.nan, math.nan, finite=False)
+            continue
         exact = _in_float32(model, site, call, x)
         wide = weights[site.layer].to(torch.float32)
         again = layer_attention(x, wide, geometries[site.layer])
@@ -85,14 +91,25 @@ def check_geometry(
 
 
 def require_passed(check: SelfCheck) -> None:
-    """Raise HarvestError, naming the first that is not, unless all layers are understood."""
+    """Raise HarvestError, naming the first that is not, unless all layers are understood.
+
+    Layers that are not finite, and are kept all the same, are passed over.
+    """
     for layer, found in check.layers.items():
-        if not check.passed(layer):
+        if found.finite and not check.passed(layer):
             raise HarvestError(
                 f"layer {layer}: attention recomputed from what was read of the model differs by "
                 f"{found.error:.1e} (allowed {check.limit:.0e}); lorsa does not understand this "
                 "model. --no-selfcheck harvests it all the same, for init='random' only"
             )
+
+
+def _not_finite(layer: int) -> str:
+    return (
+        f"layer {layer}: its activations are not finite (NaN or Inf from the model); try "
+        "--model-dtype float32, check the model with a short prompt, or keep them with "
+        "--keep-nonfinite and --outputs store"
+    )
 
 
 def _in_float32(model: Any, site: AttentionSite, call: Call, x: Tensor) -> Tensor:

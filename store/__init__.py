@@ -3,7 +3,7 @@
 from .care import remove_layers
 from .encoding import ACTIVATION_DTYPES, COMPRESSIONS, DTYPES, Encoded
 from .errors import StoreError
-from .folder import is_begun, is_complete, require_free
+from .folder import is_begun, is_complete, mending, require_free
 from .info import format_bytes, store_info
 from .layers import choose_layers, spell_layers
 from .layout import read_weights
@@ -45,6 +45,7 @@ __all__ = [
     "held_out_shards",
     "is_begun",
     "is_complete",
+    "mending",
     "merge_stores",
     "place",
     "read_manifest",

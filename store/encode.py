@@ -118,11 +118,11 @@ def encode_layer(
         token_norms.append(kept.norm(dim=-1))  # [n, n_ctx]
         finite[name] = values.isfinite().all()
     arrays[norms(layer)] = torch.stack(token_norms, dim=-1)  # [n, n_ctx, 2]
+    arrays = {name: part.contiguous() for name, part in arrays.items()}
     event = None
-    if x.is_cuda:
+    if x.is_cuda:  # a copy may be under way until `event`: the host's tensors are not touched
         arrays = {name: part.to("cpu", non_blocking=True) for name, part in arrays.items()}
         finite = {name: part.to("cpu", non_blocking=True) for name, part in finite.items()}
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(x.device))
-    arrays = {name: part.contiguous() for name, part in arrays.items()}
     return EncodedLayer(arrays, finite, norms_of, norms(layer), event)

@@ -5,7 +5,8 @@ bfloat16 is no Zarr data type, so its bits are stored as uint16 and the array's 
 
     x[t, c] = values[t, c] * scale[t] * channel[c],    values in -127..127
 
-`channel` is the largest |x[., c]| in a sample of the layer, once for the whole store: a few
+`channel` is the largest |x[., c]| in a sample of the layer, once for the whole store, and at least
+1/64 of what is usual, so that a channel quiet in the sample may wake up later: a few
 channels of a language model's activations are tens of times larger than the rest, and without it
 all others would be rounded to what these need. `scale` is a token's largest
 |x[t, c] / channel[c]| / 127.
@@ -24,6 +25,8 @@ Array = npt.NDArray[Any]
 COMPRESSION_LEVELS = {"lz4": 5, "zstd": 1}
 COMPRESSIONS = ("none", *COMPRESSION_LEVELS)
 INT8_LARGEST = 127
+QUIETEST = 1 / 64
+"""Of the median channel's scale: the least scale of a channel."""
 
 
 class DType(NamedTuple):
@@ -94,16 +97,23 @@ def encode(values: Tensor, dtype: str, channel: Tensor | None = None) -> Encoded
 
 
 def channel_scale(sample: Tensor) -> Tensor:
-    """Return int8's scale of every channel: its largest absolute value, 1 where that is 0.
+    """Return int8's scale of every channel: its largest finite absolute value.
+
+    A channel quieter than QUIETEST of the median of those that are not 0 counts as that loud.
 
     Args:
         sample: activations, [..., d_model].
 
     Returns:
-        float32, [d_model].
+        float32, [d_model], above 0: 1 if all of the sample is 0 or not finite.
     """
-    largest = sample.detach().float().reshape(-1, sample.shape[-1]).abs().amax(dim=0)
-    return torch.where(largest > 0, largest, 1.0)
+    sizes = sample.detach().float().reshape(-1, sample.shape[-1]).abs()
+    largest = torch.where(sizes.isfinite(), sizes, 0.0).amax(dim=0)  # [d_model]
+    heard = largest[largest > 0]
+    if not len(heard):
+        return torch.ones_like(largest)
+    tiny = torch.finfo(torch.float32).tiny
+    return largest.clamp_min((heard.median() * QUIETEST).clamp_min(tiny))
 
 
 def to_disk(values: Tensor, dtype: str) -> Array:

@@ -14,7 +14,7 @@ from .journal import JOURNAL, LOCK, TABLE, Entry, Key, read_journal, read_table
 from .layers import spell_layers
 from .layout import DOCUMENTS, ArraySpec, all_arrays, text_arrays
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
-from .places import Place, file_sizes
+from .places import Place, file_sizes, remove_tree
 
 OUR_NAMES = {JOURNAL, DOCUMENTS, TABLE, "zarr.json", "tokens", "documents", "layers", "weights"}
 """What an unfinished store may hold."""
@@ -60,6 +60,18 @@ def require_free(root: Place) -> None:
     parent = next(path for path in (root, *root.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise StoreError(f"{root} cannot be made in {parent}; choose another folder")
+
+
+def clear(root: Place) -> None:
+    """Remove what a store that was hardly begun has left; the lock is held."""
+    for path in root.iterdir():
+        if path.name == JOURNAL:
+            for file in path.glob("*.jsonl"):
+                file.unlink()
+        elif path.is_dir():
+            remove_tree(path)
+        else:
+            path.unlink()
 
 
 def why_not_a_store(root: Place) -> str:
@@ -124,6 +136,24 @@ def missing_shards(
             for spec in specs
         )
     ]
+
+
+def require_covered(root: Place, manifest: Manifest, committed: dict[Key, Entry]) -> None:
+    """Raise StoreError unless the journal tells of the token ids and what a table counts on."""
+    names = all_arrays(manifest)
+    told = read_table(root) if is_complete(root) else []
+    if any((e.shard, e.array) not in committed for e in told if e.array in names):
+        raise StoreError(
+            f"{root} has a journal that lacks files of {TABLE}; write it anew with: {mending(root)}"
+        )
+    if missing_shards(root, manifest, committed, text_arrays(manifest)):
+        remedy = f"see {mending(root)}" if told else "delete it and harvest again"
+        raise StoreError(f"{root} lacks token ids; {remedy}")
+
+
+def mending(root: Place) -> str:
+    """Return the command that mends what can be mended of a store."""
+    return shlex.join(["lorsa", "store", "verify", str(root), "--repair"])
 
 
 def text_names(manifest: Manifest) -> set[str]:

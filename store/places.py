@@ -68,6 +68,14 @@ def sync(path: Place) -> None:
         os.close(handle)
 
 
+def unmade_folders(folder: Place) -> list[Path]:
+    """Return a folder and those around it as far as they are not there; a bucket has none."""
+    if isinstance(folder, BucketPath):
+        return []
+    path = folder.absolute()
+    return [each for each in (path, *path.parents) if not each.exists()]
+
+
 def sync_tree(root: Place) -> None:
     """Do so for everything below a folder."""
     if isinstance(root, BucketPath):

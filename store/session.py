@@ -126,8 +126,11 @@ class ShardSession:
         where = f"{name} of sequence {seq}"
         count = f"{n_bad} such tokens in a batch of {encoded.n_seqs} sequences"
         if encoded.came_finite(name):
-            return f"{where} does not fit {self._manifest.dtype}; use --dtype bfloat16 ({count})"
+            return (
+                f"{where} does not fit {self._manifest.dtype} ({count}); use --dtype bfloat16, "
+                "into a new --store"
+            )
         return (
-            f"{where} is not finite (NaN or Inf from the model; {count}); try --model-dtype "
-            "float32, check the model with a short prompt, or keep them with --keep-nonfinite"
+            f"{where} is not finite (NaN or Inf from the model; {count}); go on and keep them: the "
+            "same command with --keep-nonfinite; or try --model-dtype float32, into a new --store"
         )

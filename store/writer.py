@@ -20,9 +20,8 @@ from torch import Tensor
 from .behind import WriteBehind
 from .encoding import channel_scale, to_disk
 from .errors import StoreError
-from .folder import missing_shards, require_free
+from .folder import clear, is_complete, missing_shards, require_covered, require_free
 from .journal import (
-    JOURNAL,
     TEXT,
     Entry,
     JournalWriter,
@@ -45,7 +44,7 @@ from .layout import (
 )
 from .lease import Lease
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
-from .places import Place, remove_tree, sync_tree, write_atomically
+from .places import Place, sync, sync_tree, unmade_folders, write_atomically
 from .rows import RowReader
 from .session import ShardSession
 from .shard import ShardWriter
@@ -77,6 +76,7 @@ class StoreWriter:
         self._journal = JournalWriter(root)
         self._behind = WriteBehind(buffer_bytes)
         self._channels: dict[str, Tensor] = {}
+        self._finished = is_complete(root)
 
     @classmethod
     def create(
@@ -121,10 +121,11 @@ class StoreWriter:
         if manifest.dtype == "int8" and set(sample or {}) != set(manifest.layers):
             raise ValueError("int8 needs a sample of every layer")
         require_free(root)
+        unmade = unmade_folders(root)
         lock = take_lock(root)
         try:
             require_free(root)  # another writer may have been quicker
-            _clear(root)
+            clear(root)
             create_arrays(root, manifest)
             for layer, parameters in weights.items():
                 write_weights(root, layer, parameters)
@@ -134,6 +135,8 @@ class StoreWriter:
             for spec, values in zip(text_arrays(manifest), (tokens, documents), strict=True):
                 writer._write_text(spec, values)
             sync_tree(root)
+            for folder in unmade:  # a power cut would take their names
+                sync(folder.parent)
             write_atomically(root / PLAN, manifest.to_json())
         except OSError as error:
             lock.release()
@@ -152,14 +155,12 @@ class StoreWriter:
             buffer_bytes: most bytes of activations that may wait for the disk.
 
         Raises:
-            StoreError: there is none, it is being written, or its token ids are damaged.
+            StoreError: there is none, it is being written, or journal or token ids are damaged.
         """
         lock = take_lock(root)
         try:
             writer = cls(root, read_manifest(root / PLAN), lock, buffer_bytes=buffer_bytes)
-            texts = text_arrays(writer.manifest)
-            if missing_shards(root, writer.manifest, writer._committed, texts):
-                raise StoreError(f"{root} lacks token ids; delete it and harvest again")
+            require_covered(root, writer.manifest, writer._committed)
         except BaseException:
             lock.release()
             raise
@@ -222,6 +223,7 @@ class StoreWriter:
             self._lock.require_held()
             write_table(self.root, self._committed.values())
             write_atomically(self.root / MANIFEST, self.manifest.to_json())
+            self._finished = True
         except OSError as error:
             raise StoreError(
                 f"{self.root} cannot be finished ({error.strerror}); all shards are safe: "
@@ -259,11 +261,19 @@ class StoreWriter:
         self._committed |= {(e.shard, e.array): e for e in entries}
 
     def _drop(self, shard: int) -> None:
-        """Forget a shard that is written anew: a kill may leave new files with old checksums."""
+        """Forget a shard that is written anew: a kill may leave new files with old checksums.
+
+        A complete store is unfinished from here on: its table has the old ones too.
+        """
         given = {spec.name for spec in text_arrays(self.manifest)}
         stale = [key for key in self._committed if key[0] == shard and key[1] not in given]
-        if stale:
+        if self._finished or stale:
             self._lock.require_held()
+        if self._finished:
+            (self.root / MANIFEST).unlink()
+            sync(self.root)
+            self._finished = False
+        if stale:
             self._journal.drop(stale)
             for key in stale:
                 del self._committed[key]
@@ -283,15 +293,3 @@ class StoreWriter:
             n_bytes, crc32c = done
             entries.append(Entry(shard, spec.name, len(rows), n_bytes, crc32c, 0.0, 0.0))
         self._commit(journal, entries)
-
-
-def _clear(root: Place) -> None:
-    """Remove what a store that was hardly begun has left; the lock is held."""
-    for path in root.iterdir():
-        if path.name == JOURNAL:
-            for file in path.glob("*.jsonl"):
-                file.unlink()
-        elif path.is_dir():
-            remove_tree(path)
-        else:
-            path.unlink()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import typer
-from lorsa import cli
+from lorsa import cli, display
 from lorsa.analyze import EvalConfig
 from lorsa.harvest import HarvestConfig
 from lorsa.train import TrainConfig
@@ -280,21 +281,65 @@ def test_harvest_refuses_a_folder_without_text(
     assert not (tmp_path / "acts").exists()
 
 
-def test_harvest_refuses_activations_that_are_not_finite(
-    lorsa: Lorsa, harvest_args: list[object], tmp_path: Path
-) -> None:
+@pytest.fixture
+def broken_args(harvest_args: list[object], tmp_path: Path) -> list[object]:
+    """A harvest of a model whose activations are NaN from the first token on."""
     from tiny import make_model, make_tokenizer
 
     model = make_model("llama-gqa")
     model.model.embed_tokens.weight.data[100:] = float("nan")
     model.save_pretrained(tmp_path / "broken")
     make_tokenizer().save_pretrained(tmp_path / "broken")
-    args = [*harvest_args, "--model", "broken", "--layers", "1"]
+    return [*harvest_args, "--model", "broken", "--layers", "1"]
+
+
+def test_harvest_refuses_activations_that_are_not_finite(
+    lorsa: Lorsa, broken_args: list[object], tmp_path: Path
+) -> None:
+    args = broken_args
     error = _one_line_error(lorsa(*args))
     assert "nan" in error or "not finite" in error
     error = _one_line_error(lorsa(*args, "--no-selfcheck"))
     assert "layer 1: its activations are not finite" in error
+    assert "--keep-nonfinite" in error
+    error = _one_line_error(lorsa(*args, "--keep-nonfinite", "--outputs", "derive"))
+    assert "--outputs store" in error
     assert not (tmp_path / "acts").exists()
+
+
+def test_activations_that_are_not_finite_are_kept_and_said_so(
+    lorsa: Lorsa, broken_args: list[object]
+) -> None:
+    """--keep-nonfinite was refused by the self-check, info showed no counts, harvest ended with a
+    training that cannot be, and training advised the precision that the model had."""
+    harvested = lorsa(*broken_args, "--keep-nonfinite")
+    assert harvested.exit_code == 0, harvested.output
+    assert "layers 1 have NaN or Inf and were not checked" in harvested.stderr
+    assert "layers 1, which cannot be trained on" in harvested.stdout
+    assert "lorsa train" not in harvested.stdout
+    info = json.loads(lorsa("store", "info", "acts", "--json").stdout)["layers"]["1"]
+    assert info["self_check"] == {"passed": False, "error": None, "noise": None}
+    table = lorsa("store", "info", "acts").stdout
+    assert f"{info['n_nonfinite']:,} tokens with NaN or Inf" in table
+    error = _one_line_error(lorsa("train", "--store", "acts"))
+    assert "computed in float32: check its weights" in error
+    assert "--model-dtype" not in error
+
+
+def test_the_layers_that_can_be_trained_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """The next command of a harvest was one that fails where some layer has NaN."""
+    facts = {"model": "m", "layers": [0, 1, 2], "nonfinite_layers": [1], "store": "my acts"}
+    sizes = {"n_tokens": 8, "n_seq": 2, "n_bytes": 9, "seconds": 1.0, "tokens_per_second": 0.0}
+    display.show("harvest", facts | sizes)
+    assert "lorsa train --store 'my acts' --layers 0,2" in capsys.readouterr().out
+
+
+def test_info_shows_the_scales_of_int8(lorsa: Lorsa, harvest_args: list[object]) -> None:
+    """The docs said so, and only --json did."""
+    assert lorsa(*harvest_args, "--layers", "1", "--dtype", "int8").exit_code == 0
+    table = lorsa("store", "info", "acts").stdout
+    for name in ("attn_in", "attn_out"):
+        assert re.search(rf"{name} scales \S+, largest \S+", table)
 
 
 def test_harvest_refuses_what_is_in_the_way(

@@ -40,9 +40,13 @@ def make_plan(config: TrainConfig) -> Plan:
     store = ActivationStore.open(config.store)
     store.require_layer(config.layer)
     if n_bad := store.n_nonfinite(config.layer):
+        wide = store.manifest.model.get("dtype") == "float32"
         raise TrainError(
             f"layer {config.layer} of {config.store} holds {n_bad:,} tokens with NaN or Inf, on "
-            "which nothing can be trained; harvest it again, with --model-dtype float32"
+            "which nothing can be trained; "
+            + ("the model computed in float32: check its weights, and " if wide else "")
+            + "train other --layers"
+            + ("" if wide else ", or harvest it with --model-dtype float32 into a new --store")
         )
     accelerator = make_accelerator(config)
     span = extent(config, store, accelerator.num_processes)

@@ -1,6 +1,7 @@
 """One harvest: stopped, gone on with, refused."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lorsa.harvest import (
     selfcheck,
 )
 from lorsa.model import stored_attention
-from lorsa.store import ActivationStore, StoreError, is_begun, is_complete
+from lorsa.store import ActivationStore, StoreError, is_begun, is_complete, verify_store
 from small import digests
 
 
@@ -81,8 +82,6 @@ def test_a_stopped_harvest_refuses_another_model(
     config: HarvestConfig, model_folder: Path, tmp_path: Path
 ) -> None:
     """The same folder, with other weights in it since."""
-    import shutil
-
     from tiny import make_model
 
     shutil.copytree(model_folder, tmp_path / "model")
@@ -97,7 +96,10 @@ def test_a_stopped_harvest_refuses_another_model(
 def test_a_late_nan_leaves_no_shard_of_it(
     config: HarvestConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first sequences are fine, as the self-check sees them; later ones are not."""
+    """The first sequences are fine, as the self-check sees them; later ones are not.
+
+    The message's remedy, --keep-nonfinite, was refused as another harvest.
+    """
     run = Capture.run
     calls = iter(range(10**6))
 
@@ -109,11 +111,14 @@ def test_a_late_nan_leaves_no_shard_of_it(
         return found
 
     monkeypatch.setattr(Capture, "run", poisoned)
-    with pytest.raises(StoreError, match=r"layers/2/attn_out of sequence \d+ is not finite"):
+    with pytest.raises(StoreError, match="the same command with --keep-nonfinite"):
         harvest(config)
     with pytest.raises(StoreError, match="unfinished"):
         ActivationStore.open(config.store)
     assert not list(config.store.rglob("*.partial"))
+    keeping = dataclasses.replace(config, keep_nonfinite=True)
+    assert harvest(keeping).nonfinite_layers == [2]
+    assert harvest(config).tokens_per_second == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
@@ -164,3 +169,17 @@ def test_a_stopped_int8_harvest_goes_on_to_the_same_bytes(
         harvest(stopped, report=_stop_after(60 * config.n_ctx))
     harvest(dataclasses.replace(stopped, buffer_gb=0.5))
     assert digests(stopped.store) == digests(config.store)
+
+
+def test_a_complete_store_without_a_plan_is_repaired_first(
+    config: HarvestConfig, store_folder: Path
+) -> None:
+    """The message was to run the command that printed it."""
+    shutil.copytree(store_folder, config.store)
+    (config.store / "journal/plan.json").unlink()
+    (config.store / "layers/1/attn_in/c/1/0/0").unlink()
+    with pytest.raises(StoreError, match=f"so first: lorsa store verify {config.store} --repair"):
+        harvest(config)
+    assert verify_store(config.store, repair=True)["repaired"]
+    harvest(config)
+    assert digests(config.store) == digests(store_folder)

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 import zarr
 from lorsa.store import ActivationStore
+from lorsa.store.encode import encode_layer
 from lorsa.store.encoding import channel_scale, encode
 from small import LAYERS, N_SEQ, create, fill, make_manifest, values
 
@@ -113,3 +115,51 @@ def test_other_dtypes_have_no_scales(make_store: Callable[..., Path]) -> None:
         "attn_out",
         "norms",
     ]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_channel_scales_are_of_what_is_finite(bad: float) -> None:
+    """An Inf in the sample made every token NaN in its channel; a NaN made its scale 1."""
+    x = _activations()
+    x[0, 1, 2] = 0
+    expected = channel_scale(x)
+    x[0, 1, 2] = bad
+    assert torch.equal(channel_scale(x), expected)
+    assert torch.equal(channel_scale(torch.full((2, 3, 5), bad)), torch.ones(5))
+
+
+@pytest.mark.parametrize("quiet", [0.0, 1e-7])
+def test_a_channel_quiet_in_the_sample_may_wake_up(quiet: float) -> None:
+    """Its scale was so small that the token's others were all rounded to 0, silently."""
+    x = _activations()
+    sample = x.clone()
+    sample[..., 3] *= quiet
+    found = encode(x, "int8", channel_scale(sample)).decode()
+    rest = torch.arange(32) != 7  # the loud one would hide them
+    assert (found - x)[..., rest].norm() / x[..., rest].norm() < 0.3
+
+
+class _OnGpu(torch.Tensor):
+    """Says that it is on a GPU, and hands out copies that have not arrived."""
+
+    is_cuda = True
+
+    def to(self, *args: Any, non_blocking: bool = False, **named: Any) -> torch.Tensor:
+        moved: torch.Tensor = super().to(*args, **named)
+        return moved.as_subclass(_UnderWay) if non_blocking else moved
+
+
+class _UnderWay(torch.Tensor):
+    def contiguous(self, *_: Any, **__: Any) -> torch.Tensor:
+        raise AssertionError("read before it arrived")
+
+
+def test_a_copy_that_is_under_way_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values in another order of memory were put in order on the host, before they had arrived."""
+    monkeypatch.setattr(torch.cuda, "Event", MagicMock())
+    monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())
+    x = values(0, 0).mT.contiguous().mT.as_subclass(_OnGpu)
+    assert not x.is_contiguous()
+    encoded = encode_layer(make_manifest(), 0, x, x, {})
+    assert {type(part) for part in encoded.arrays.values()} == {_UnderWay}
+    assert all(part.is_contiguous() for part in encoded.arrays.values())

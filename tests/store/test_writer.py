@@ -11,8 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.store import ActivationStore, StoreError, StoreWriter, is_begun, is_complete
+from lorsa.store import (
+    ActivationStore,
+    StoreError,
+    StoreWriter,
+    is_begun,
+    is_complete,
+    verify_store,
+)
 from lorsa.store import writer as writer_module
+from power import PowerCutError
 from small import (
     D_MODEL,
     LAYERS,
@@ -132,7 +140,9 @@ def test_int8_needs_a_sample(tmp_path: Path) -> None:
 def test_values_beyond_float16_name_the_dtype(tmp_path: Path) -> None:
     writer = create(tmp_path / "acts", make_manifest(dtype="float16"))
     x = values(0, 0)[:4] * 1e6
-    with pytest.raises(StoreError, match="does not fit float16; use --dtype bfloat16"):
+    with pytest.raises(
+        StoreError, match=r"does not fit float16 \(.*\); use --dtype bfloat16, into a new"
+    ):
         with writer.shard(0) as session:
             session.append(dict.fromkeys(LAYERS, (x, x)))
 
@@ -347,3 +357,59 @@ def test_shards_hold_runs_of_sequences() -> None:
     assert [len(manifest.shard_rows(s)) for s in range(6)] == [SHARD_SEQS] * 5 + [2]
     assert manifest.held_out_shards == (5,)
     assert torch.equal(torch.tensor(list(manifest.shard_rows(1))), torch.arange(4, 8))
+
+
+def test_a_complete_store_is_unfinished_while_a_shard_is_written_anew(
+    make_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the journal's line, it opened as complete, with the sums of the old files."""
+
+    def killed(*_: Any) -> None:
+        raise PowerCutError
+
+    root = make_store()
+    whole = digests(root)
+    (root / "layers/3/attn_in/c/1/0/0").unlink()
+    with StoreWriter.resume(root) as writer, monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "_commit", killed)
+        with pytest.raises(PowerCutError), writer.shard(1) as session:
+            part = -values(0, 0)[4:8]  # not the old bytes
+            session.append(dict.fromkeys(LAYERS, (part, part)))
+    with pytest.raises(StoreError, match="is unfinished"):
+        ActivationStore.open(root)
+    with StoreWriter.resume(root) as writer:
+        assert writer.missing_shards() == [1]
+        fill(writer)
+        writer.finish()
+    assert digests(root) == whole
+    assert verify_store(root, full=True)["ok"]
+
+
+def test_the_names_of_new_folders_last_through_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new store's own name, and those of folders made for it, were never flushed."""
+    flushed: list[Path] = []
+    monkeypatch.setattr(writer_module, "sync", flushed.append)
+    create(tmp_path / "a" / "b" / "acts", make_manifest()).close()
+    assert flushed == [tmp_path / "a" / "b", tmp_path / "a", tmp_path]
+
+
+@pytest.mark.parametrize("lost", ["*.jsonl", "text.jsonl"])
+def test_a_complete_store_with_a_shorter_journal_is_mended(
+    make_store: Callable[..., Path], lost: str
+) -> None:
+    """The message was to delete a store of which one shard could not be read."""
+    root = make_store()
+    whole = digests(root)
+    for path in (root / "journal").glob(lost):
+        path.unlink()
+    (root / "layers/3/attn_in/c/1/0/0").unlink()
+    with pytest.raises(StoreError, match=f"lorsa store verify {root} --repair$"):
+        StoreWriter.resume(root)
+    assert verify_store(root, repair=True)["repaired"]
+    with StoreWriter.resume(root) as writer:
+        assert writer.missing_shards() == [1]
+        fill(writer)
+        writer.finish()
+    assert digests(root) == whole

@@ -23,6 +23,7 @@ from lorsa.train import Look, StepReport, TrainConfig, TrainError, train
 from lorsa.train.checkpoint import checkpoints
 from lorsa.train.setup import activation_scales, initialise, lorsa_config
 from safetensors.torch import load_file
+from small import edit_manifest
 from tiny import N_CTX
 
 TwoProcesses = Callable[..., subprocess.CompletedProcess[str]]
@@ -426,7 +427,11 @@ def test_a_layer_with_nan_is_refused(store_folder: Path, tmp_path: Path) -> None
         table.set_column(column, "n_nonfinite", bad.cast(pa.int64())),
         tmp_path / "acts/shards.parquet",
     )
-    with pytest.raises(TrainError, match="layer 1 of .* tokens with NaN or Inf"):
+    with pytest.raises(TrainError, match="layer 1 of .* tokens with NaN or Inf.* other --layers$"):
+        train(_config(tmp_path / "acts", tmp_path / "run"))
+    path = tmp_path / "acts/manifest.json"
+    edit_manifest(path.parent, model=json.loads(path.read_text())["model"] | {"dtype": "float16"})
+    with pytest.raises(TrainError, match="--model-dtype float32 into a new --store$"):
         train(_config(tmp_path / "acts", tmp_path / "run"))
 
 
