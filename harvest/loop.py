@@ -192,7 +192,8 @@ def _go_on(config: HarvestConfig, report: Report) -> float:
         loaded = _load(target, manifest.model["dtype"], report)
         sites = attention_sites(loaded.model, list(target.layers))
         require_same_weights(loaded.model, sites, config.store, manifest)
-        with Capture(loaded.model, sites) as capture:
+        lacking = [site for site in sites if site.layer in writer.layers_to_write] or sites
+        with Capture(loaded.model, lacking) as capture:
             return _write_shards(config, writer, capture, report)
 
 

@@ -2,8 +2,8 @@
 
 from .care import remove_layers
 from .encoding import ACTIVATION_DTYPES, COMPRESSIONS, DTYPES, Encoded
-from .errors import StoreError
-from .folder import is_begun, is_complete, mending, require_free
+from .errors import BegunError, BusyError, StoreError
+from .folder import is_begun, is_complete, layers_being_added, mending, require_free
 from .info import format_bytes, store_info
 from .layers import choose_layers, spell_layers
 from .layout import read_weights
@@ -27,6 +27,8 @@ __all__ = [
     "ActivationStore",
     "Activations",
     "Batch",
+    "BegunError",
+    "BusyError",
     "Checked",
     "Derive",
     "Encoded",
@@ -45,6 +47,7 @@ __all__ = [
     "held_out_shards",
     "is_begun",
     "is_complete",
+    "layers_being_added",
     "mending",
     "merge_stores",
     "place",

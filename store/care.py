@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from .errors import StoreError
-from .folder import Folder, is_begun, leftovers, look
-from .journal import JournalWriter, take_lock, write_table
+from .folder import Folder, is_begun, leftovers, look, rooms
+from .journal import JournalWriter, write_table
 from .layers import choose_layers, spell_layers
+from .lock import take_lock
 from .manifest import MANIFEST, PLAN
 from .places import Place, leads_out, place, remove_tree, tree_bytes, write_atomically
 
@@ -18,6 +19,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 def remove_layers(root: str | Place, layers: str) -> dict[str, Any]:
     """Take layers out of a store; what remains is as if they had never been harvested.
+
+    A layer that is being added is no longer.
 
     The metadata goes first, then the files. Killed in between, the store opens, and the same call
     ends the removal. On a full disk the files have to go first.
@@ -39,7 +42,7 @@ def remove_layers(root: str | Place, layers: str) -> dict[str, Any]:
     try:
         folder = look(root)  # another process may have been quicker
         chosen = _choose(folder, layers)
-        n_bytes = sum(tree_bytes(room) for room in _rooms(root, chosen))
+        n_bytes = sum(tree_bytes(room) for room in rooms(root, chosen))
         try:
             _forget(folder, chosen)
         except (OSError, StoreError) as error:
@@ -56,14 +59,15 @@ def remove_layers(root: str | Place, layers: str) -> dict[str, Any]:
         ) from None
     finally:
         lock.release()
-    remaining = sorted(set(folder.manifest.layers) - set(chosen))
+    remaining = sorted(set(folder.plan.layers) - set(chosen))
     return {"store": str(root), "removed": chosen, "layers": remaining, "n_bytes": n_bytes}
 
 
 def _choose(folder: Folder, layers: str) -> list[int]:
     """Return the layers to remove: of the store, or what an earlier removal has left."""
     root, manifest = folder.root, folder.manifest
-    have = {int(name.split("/")[1]) for name in leftovers(root, manifest)} | set(manifest.layers)
+    have = {int(name.split("/")[1]) for name in leftovers(root, folder.plan)}
+    have |= set(manifest.layers) | set(folder.plan.layers)
     try:
         chosen = choose_layers(layers, sorted(have), where=str(root))
     except ValueError as error:
@@ -73,7 +77,7 @@ def _choose(folder: Folder, layers: str) -> list[int]:
             f"{root} has no layers but {spell_layers(chosen)}; to remove the whole store, delete "
             "its folder"
         )
-    for room in _rooms(root, chosen):
+    for room in rooms(root, chosen):
         if (out := leads_out(room, root)) or room.is_symlink():
             where = "leads out of the store" if out else "points into the store"
             raise StoreError(
@@ -87,24 +91,22 @@ def _forget(folder: Folder, layers: Iterable[int]) -> None:
     """Take layers out of plan, manifest, journal and table, in this order; OSError if one fails."""
     root = folder.root
     gone = {f"layers/{layer}" for layer in layers}
-    keep = {n: facts for n, facts in folder.manifest.layers.items() if f"layers/{n}" not in gone}
-    text = replace(folder.manifest, layers=keep).to_json()
-    for name, is_there in ((PLAN, is_begun(root)), (MANIFEST, folder.complete)):
+    for name, facts, is_there in (
+        (PLAN, folder.plan, is_begun(root)),
+        (MANIFEST, folder.manifest, folder.complete),
+    ):
         if is_there:
-            write_atomically(root / name, text)
+            keep = {n: own for n, own in facts.layers.items() if f"layers/{n}" not in gone}
+            write_atomically(root / name, replace(facts, layers=keep).to_json())
     dropped = {key for key in folder.entries if os.path.dirname(key[1]) in gone}
     if dropped:
         JournalWriter(root).drop(dropped)
         if folder.complete:
-            write_table(root, [e for key, e in folder.entries.items() if key not in dropped])
+            kept = {key: e for key, e in folder.entries.items() if key not in dropped}
+            new = tuple(f"layers/{layer}/" for layer in folder.adding)
+            write_table(root, [e for key, e in kept.items() if not key[1].startswith(new)])
 
 
 def _delete(root: Place, layers: Iterable[int]) -> None:
-    for room in _rooms(root, layers):
+    for room in rooms(root, layers):
         remove_tree(room)
-
-
-def _rooms(root: Place, layers: Iterable[int]) -> list[Place]:
-    """Return the folders of layers that are there, the ones that tell of a removal last."""
-    rooms = [root / kind / str(layer) for layer in layers for kind in ("weights", "layers")]
-    return [room for room in rooms if room.exists() or room.is_symlink()]

@@ -15,3 +15,11 @@ class UnreachableError(StoreError):
 
 class FormatVersionError(StoreError):
     """A store of another format version: whole, but not for this version of lorsa."""
+
+
+class BusyError(StoreError):
+    """Another process holds what is asked for; it may be free in a moment."""
+
+
+class BegunError(StoreError):
+    """Another process has begun this very thing meanwhile: go on with it."""

@@ -5,15 +5,16 @@
 
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from .bucket import BucketPath
-from .errors import StoreError
-from .journal import JOURNAL, LOCK, TABLE, Entry, Key, read_journal, read_table
+from .errors import StoreError, UnreachableError
+from .journal import TABLE, Entry, Key, read_journal, read_table
 from .layers import spell_layers
-from .layout import DOCUMENTS, ArraySpec, all_arrays, text_arrays
-from .manifest import MANIFEST, PLAN, Manifest, read_manifest
+from .layout import DOCUMENTS, ArraySpec, all_arrays, layer_arrays, text_arrays
+from .manifest import JOURNAL, MANIFEST, PLAN, Manifest, read_manifest
+from .members import LOCK
 from .places import Place, file_sizes, remove_tree
 
 OUR_NAMES = {JOURNAL, DOCUMENTS, TABLE, "zarr.json", "tokens", "documents", "layers", "weights"}
@@ -32,12 +33,17 @@ def is_begun(root: Place) -> bool:
 
 def is_hardly_begun(root: Place) -> bool:
     """Tell whether a folder holds a store whose making was cut short before there was a plan."""
+    names = [path.name for path in root.iterdir()] if root.is_dir() else []
     return (
-        (root / JOURNAL / LOCK).is_file()
+        ((names == [JOURNAL] and _is_empty(root / JOURNAL)) or (root / JOURNAL / LOCK).is_file())
         and not is_begun(root)
         and not is_complete(root)
-        and all(_is_ours(path.name) for path in root.iterdir())
+        and all(_is_ours(name) for name in names)
     )
+
+
+def _is_empty(folder: Place) -> bool:
+    return folder.is_dir() and next(iter(folder.iterdir()), None) is None
 
 
 def _is_ours(name: str) -> bool:
@@ -96,15 +102,40 @@ class Folder(NamedTuple):
     root: Place
     manifest: Manifest
     """Of manifest.json, or of the plan where there is none yet"""
+    plan: Manifest
+    """What it will be when all is written: with the layers that are being added"""
     complete: bool
     """Whether manifest.json is there"""
     entries: dict[Key, Entry]
-    """Its committed files: of shards.parquet, or of the journal"""
+    """Its committed files: of shards.parquet and, for layers that are being added, the journal; of
+    the journal alone where the store is unfinished"""
+
+    @property
+    def adding(self) -> list[int]:
+        """The layers that are being added, ascending."""
+        return sorted(set(self.plan.layers) - set(self.manifest.layers))
 
     def missing_shards(self) -> list[int]:
         """Return the shards of which some file is not committed or not there."""
-        arrays = all_arrays(self.manifest).values()
-        return missing_shards(self.root, self.manifest, self.entries, arrays)
+        arrays = all_arrays(self.plan).values()
+        return missing_shards(self.root, self.plan, self.entries, arrays)
+
+    def require_finished(self) -> None:
+        """Raise StoreError, with what to type, unless nothing is under way here."""
+        if not self.complete:
+            raise StoreError(why_not_a_store(self.root))
+        if self.adding:
+            raise StoreError(
+                f"{self.root} is being given layers {spell_layers(self.adding)}; first end that "
+                f"with: {going_on(self.root, self.plan, self.adding)}"
+            )
+        if going := sorted(set(self.manifest.layers) - set(self.plan.layers)):
+            raise StoreError(
+                f"{self.root} still has layers that were being removed; first end that with: "
+                f"lorsa store rm {self.root} --layers {spell_layers(going)}"
+            )
+        if self.missing_shards():
+            raise StoreError(f"{self.root} lacks files; first: {mending(self.root)}")
 
 
 def look(root: Place) -> Folder:
@@ -113,28 +144,75 @@ def look(root: Place) -> Folder:
     Raises:
         StoreError: no store, another format version, or a damaged manifest, table or journal.
     """
-    if is_complete(root):
-        manifest, entries = read_manifest(root / MANIFEST), read_table(root)
-    elif is_begun(root):
-        manifest, entries = read_manifest(root / PLAN), read_journal(root)
-    else:
-        raise StoreError(why_not_a_store(root))
-    return Folder(root, manifest, is_complete(root), {(e.shard, e.array): e for e in entries})
+    complete = is_complete(root)
+    if not complete:
+        if not is_begun(root):
+            raise StoreError(why_not_a_store(root))
+        plan = read_manifest(root / PLAN)
+        return Folder(
+            root, plan, plan, complete, {(e.shard, e.array): e for e in read_journal(root)}
+        )
+    manifest = read_manifest(root / MANIFEST)
+    plan = _plan_beside(root, manifest)
+    entries = {(e.shard, e.array): e for e in read_table(root)}
+    adding = [n for n in plan.layers if n not in manifest.layers]
+    new = {spec.name for layer in adding for spec in layer_arrays(plan, layer)}
+    if new:
+        entries = {key: entry for key, entry in entries.items() if key[1] not in new}
+        entries |= {(e.shard, e.array): e for e in read_journal(root) if e.array in new}
+    return Folder(root, manifest, plan, complete, entries)
+
+
+def _plan_beside(root: Place, manifest: Manifest) -> Manifest:
+    """Return the plan of a finished store; one that cannot be read plans nothing more."""
+    try:
+        return read_manifest(root / PLAN) if is_begun(root) else manifest
+    except UnreachableError:
+        raise
+    except StoreError:
+        return manifest
+
+
+def layers_being_added(root: Place) -> list[int]:
+    """Return the layers that a finished store is being given, ascending.
+
+    Raises:
+        StoreError: its manifest cannot be read.
+    """
+    if not is_complete(root):
+        return []
+    manifest = read_manifest(root / MANIFEST)
+    return sorted(set(_plan_beside(root, manifest).layers) - set(manifest.layers))
+
+
+def rooms(root: Place, layers: Iterable[int]) -> list[Place]:
+    """Return the folders of layers that are there, the ones that tell of a removal last."""
+    found = [root / kind / str(layer) for layer in layers for kind in ("weights", "layers")]
+    return [room for room in found if room.exists() or room.is_symlink()]
+
+
+def lost_files(
+    root: Place, arrays: Mapping[str, ArraySpec], entries: Mapping[Key, Entry]
+) -> set[Key]:
+    """Return the committed files of these arrays that are not there, or not with their size."""
+    size = file_sizes(root)
+    return {
+        (shard, name)
+        for (shard, name), entry in entries.items()
+        if name in arrays and size(arrays[name].shard_path(root, shard)) != entry.n_bytes
+    }
 
 
 def missing_shards(
-    root: Place, manifest: Manifest, entries: dict[Key, Entry], arrays: Iterable[ArraySpec]
+    root: Place, manifest: Manifest, entries: Mapping[Key, Entry], arrays: Iterable[ArraySpec]
 ) -> list[int]:
     """Return the shards of which a file of some arrays is not committed or not there."""
-    specs, size = list(arrays), file_sizes(root)
+    specs = {spec.name: spec for spec in arrays}
+    lost = lost_files(root, specs, entries)
     return [
         shard
         for shard in range(manifest.n_shards)
-        if not all(
-            (entry := entries.get((shard, spec.name))) is not None
-            and size(spec.shard_path(root, shard)) == entry.n_bytes
-            for spec in specs
-        )
+        if any((shard, name) not in entries or (shard, name) in lost for name in specs)
     ]
 
 
@@ -173,15 +251,15 @@ def leftovers(root: Place, manifest: Manifest) -> list[str]:
     ]
 
 
-def going_on(root: Place, manifest: Manifest) -> str:
-    """Return the command that finishes a store."""
+def going_on(root: Place, manifest: Manifest, layers: Sequence[int] = ()) -> str:
+    """Return the command that finishes a store, or with these layers alone, if any are given."""
     request = manifest.request
-    if isinstance(merged := request.get("merged"), list):
+    if not layers and isinstance(merged := request.get("merged"), list):
         return shlex.join(["lorsa", "store", "merge", *map(str, merged), "--out", str(root)])
     words = ["lorsa", "harvest"]
     options = {
         "model": request.get("model"),
-        "layers": spell_layers(list(manifest.layers)),
+        "layers": spell_layers(sorted(layers) or list(manifest.layers)),
         "store": root,
     } | request
     for name, value in options.items():

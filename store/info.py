@@ -18,7 +18,7 @@ def store_info(root: str | Place) -> dict[str, Any]:
     manifest = folder.manifest
     store = ActivationStore(root, manifest, list(folder.entries.values()))
     missing = folder.missing_shards()
-    complete = folder.complete and not missing
+    complete = folder.complete and not missing and not folder.adding
     held_out = len(store.held_out_seqs)
     n_missing = sum(len(manifest.shard_rows(shard)) for shard in missing)
     try:
@@ -27,6 +27,7 @@ def store_info(root: str | Place) -> dict[str, Any]:
             "uuid": manifest.uuid,
             "created": manifest.created,
             "complete": complete,
+            "adding": folder.adding,
             "model": manifest.model["id"],
             "revision": manifest.model["revision"],
             "corpus": manifest.corpus["data"],
@@ -44,7 +45,7 @@ def store_info(root: str | Place) -> dict[str, Any]:
             "outputs": manifest.outputs,
             "n_bytes": sum(entry.n_bytes for entry in store.entries),
             "layers": {str(layer): _layer_info(store, layer) for layer in store.layers},
-            "next": None if complete else going_on(root, manifest),
+            "next": None if complete else going_on(root, manifest, folder.adding),
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{root} lacks facts of its model, text or layers: {error}") from None

@@ -1,15 +1,15 @@
 """Which files of a store are committed: the journal, and shards.parquet in the end.
 
-The journal is a folder with one file of JSON lines per writer process, read in the order of their
+The journal is a folder with files of JSON lines, each of one process, read in the order of their
 names, which is the order in which they were begun. A line is written, and forced to the disk, after
 the shard's files are: a line that is there tells of files that are whole. A line torn by a crash is
-the last of its file and is passed over; its shard is written again.
+the last of its file and is passed over; its shard is written again. What is said of a file that was
+spoken of before goes to a new journal file, after whatever other processes said.
 
     [{"shard": 0, "array": "layers/12/attn_in", "n_seq": 64, ...}, ...]     committed
     {"dropped": [[0, "layers/12/attn_in"], ...]}                            no longer
 """
 
-import fcntl
 import json
 import math
 import os
@@ -24,12 +24,10 @@ import pyarrow.parquet as pq
 
 from .bucket import BucketPath
 from .errors import StoreError
-from .lease import Lease
+from .manifest import JOURNAL
 from .places import Place, sync, write_atomically
 
-JOURNAL = "journal"
 TABLE = "shards.parquet"
-LOCK = "lock"
 TEXT = "text"
 """Name of the journal file that tells of tokens and documents."""
 
@@ -104,15 +102,15 @@ def _require_array(name: str) -> None:
 
 
 class JournalWriter:
-    """Appends this process's commits to its own file. The lock is held."""
+    """Appends this process's commits to a file of its own."""
 
     def __init__(self, store: Place, name: str | None = None) -> None:
-        """Choose a name; without one, it is a new one that comes after all others."""
-        self._path = store / JOURNAL / f"{name or _next_name(store / JOURNAL)}.jsonl"
-        self._is_new = not self._path.is_file()
+        """Choose a file; without a name, a new one, after all that are there when it is begun."""
+        self._journal = store / JOURNAL
+        self._path: Place | None = None if name is None else self._journal / f"{name}.jsonl"
         self._told = b""
         """In a bucket, the whole file."""
-        if isinstance(self._path, BucketPath) and not self._is_new:
+        if isinstance(self._path, BucketPath) and self._path.is_file():
             self._told = self._path.read_bytes()
 
     def commit(self, entries: Iterable[Entry]) -> None:
@@ -123,37 +121,54 @@ class JournalWriter:
         """Record that files are no longer to be counted on, all of them in one line."""
         self._append({"dropped": sorted(keys)})
 
+    def begin_anew(self) -> None:
+        """Write what follows to a new file: it is about files that others have spoken of."""
+        self._path, self._told = None, b""
+
     def _append(self, content: Any) -> None:
         line = (json.dumps(content) + "\n").encode()
-        if isinstance(self._path, BucketPath):  # nothing is appended to an object
-            self._path.write_bytes(self._told + line)
-            self._told += line
-            return
         try:
-            size = 0 if self._is_new else self._path.stat().st_size
-            try:
-                with self._path.open("ab") as file:
-                    file.write(line)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError:
-                with suppress(OSError):  # a torn line must not be the beginning of the next
-                    os.truncate(self._path, size)
-                raise
-            if self._is_new:
-                sync(self._path.parent)
-                self._is_new = False
+            self._path = self._path or _new_file(self._journal)
+            if isinstance(self._path, BucketPath):  # nothing is appended to an object
+                self._path.write_bytes(self._told + line)
+                self._told += line
+                return
+            _append(self._path, line)
         except OSError as error:
             raise StoreError(
-                f"{self._path} cannot be written ({error.strerror}); what was committed is safe: "
-                "make room and run the same command again"
+                f"{self._path or self._journal} cannot be written ({error.strerror}); what was "
+                "committed is safe: make room and run the same command again"
             ) from error
 
 
-def _next_name(journal: Place) -> str:
-    taken = [path.stem[1:] for path in journal.glob("w*.jsonl")]
-    last = max((int(number) for number in taken if number.isdecimal()), default=0)
-    return f"w{last + 1:06d}"
+def _append(path: Path, line: bytes) -> None:
+    """Append a line to a file, whole or not at all, and force it to the disk."""
+    size = path.stat().st_size if path.is_file() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):  # a torn line must not be the beginning of the next
+            os.truncate(path, size)
+        raise
+    if size == 0:
+        sync(path.parent)
+
+
+def _new_file(journal: Place) -> Place:
+    """Make a file after all others; of two processes at once, each gets its own."""
+    while True:
+        taken = [path.stem[1:] for path in journal.glob("w*.jsonl")]
+        last = max((int(number) for number in taken if number.isdecimal()), default=0)
+        path = journal / f"w{last + 1:06d}.jsonl"
+        with suppress(FileExistsError):
+            if isinstance(path, BucketPath):
+                path.write_version(b"", None)
+            else:
+                path.open("xb").close()
+            return path
 
 
 class _Line(NamedTuple):
@@ -196,6 +211,12 @@ def read_journal(store: Place) -> list[Entry]:
     Raises:
         StoreError: a line is damaged.
     """
+    require_readable(store)
+    return list(salvage_journal(store).values())
+
+
+def require_readable(store: Place) -> None:
+    """Raise StoreError, with what to type, if a line of the journal is damaged."""
     for path in damaged_files(store):
         if path.stem == TEXT and not (store / TABLE).exists():
             raise StoreError(f"{path} has a damaged line; delete the store and harvest again")
@@ -203,7 +224,6 @@ def read_journal(store: Place) -> list[Entry]:
             f"{path} has a damaged line; lorsa store verify {store} --repair drops it, and the "
             "same lorsa harvest command redoes the shards that it told of"
         )
-    return list(salvage_journal(store).values())
 
 
 def damaged_files(store: Place) -> list[Place]:
@@ -211,16 +231,32 @@ def damaged_files(store: Place) -> list[Place]:
     return [path for path in _files(store) if any(line is None for line in _lines(path))]
 
 
-def salvage_journal(store: Place) -> dict[Key, Entry]:
+class Told(NamedTuple):
+    """What a journal tells."""
+
+    entries: dict[Key, Entry]
+    """The committed files."""
+    spoken_of: set[Key]
+    """These and all that were once committed or dropped."""
+
+
+def tell(store: Place) -> Told:
     """Return what the journal tells, passing over lines that cannot be read."""
-    found: dict[Key, Entry] = {}
+    told = Told({}, set())
     for path in _files(store):
         for line in _lines(path):
             if line is not None:
-                found |= {(entry.shard, entry.array): entry for entry in line.committed}
+                told.entries.update({(e.shard, e.array): e for e in line.committed})
+                told.spoken_of.update((e.shard, e.array) for e in line.committed)
+                told.spoken_of.update(line.dropped)
                 for key in line.dropped:
-                    found.pop(key, None)
-    return found
+                    told.entries.pop(key, None)
+    return told
+
+
+def salvage_journal(store: Place) -> dict[Key, Entry]:
+    """Return its committed files alone."""
+    return tell(store).entries
 
 
 def rewrite_journal(path: Place) -> None:
@@ -255,47 +291,3 @@ def read_table(store: Place) -> list[Entry]:
             f"{path} cannot be read ({reason}); lorsa store verify {store} --repair makes it anew "
             "from the journal, or restore a copy"
         ) from None
-
-
-class Lock:
-    """One writer for a store at a time; the lock ends with its process, however that ends."""
-
-    def __init__(self, store: Path) -> None:
-        """Take the lock.
-
-        Raises:
-            StoreError: another process has it, or the store cannot be written.
-        """
-        try:
-            (store / JOURNAL).mkdir(parents=True, exist_ok=True)
-            self._file: Any = (store / JOURNAL / LOCK).open("w")
-        except OSError as error:
-            raise StoreError(
-                f"{store} cannot be written ({error.strerror}), only read; make it writable, or "
-                "copy it to another disk"
-            ) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise StoreError(
-                f"{store} is being written by another process; "
-                "wait for it or choose another --store"
-            ) from None
-        except OSError as error:
-            self._file.close()
-            raise StoreError(f"{store} cannot be locked ({error.strerror})") from None
-
-    def require_held(self) -> None:
-        """Do nothing: while the process lives, nobody else gets the lock."""
-
-    def release(self) -> None:
-        """Let others write."""
-        self._file.close()
-
-
-def take_lock(store: Place) -> Lock | Lease:
-    """Take the lock of a store; raises StoreError if another process has it."""
-    if isinstance(store, BucketPath):
-        return Lease(store, store / JOURNAL / LOCK)
-    return Lock(store)

@@ -15,7 +15,7 @@ and the same two for attn_out. All arrays but weights and channels are cut alike
 sequence, a shard is `shard_seqs` of them, one file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -141,14 +141,19 @@ def all_arrays(manifest: Manifest) -> dict[str, ArraySpec]:
     return {spec.name: spec for spec in specs}
 
 
-def create_arrays(root: Place | MemoryStore, manifest: Manifest) -> None:
-    """Write the Zarr metadata of the group and of every sharded array."""
+def create_arrays(
+    root: Place | MemoryStore, manifest: Manifest, layers: Iterable[int] | None = None
+) -> None:
+    """Write the Zarr metadata of the group and of every sharded array, or of those of layers."""
     if isinstance(root, BucketPath):
         with _put_later(root) as memory:
-            create_arrays(memory, manifest)
+            create_arrays(memory, manifest, layers)
         return
     group = zarr.open_group(root, mode="a", zarr_format=3)
-    for spec in all_arrays(manifest).values():
+    specs = list(all_arrays(manifest).values())
+    if layers is not None:
+        specs = [spec for layer in layers for spec in layer_arrays(manifest, layer)]
+    for spec in specs:
         compressors: list[Any] = [Crc32cCodec()]
         if spec.compression != "none":
             compressors.insert(0, _blosc_metadata(spec))

@@ -1,10 +1,10 @@
-"""One writer at a time for a store in a bucket: an object that its holder renews.
+"""Who is at work on a store in a bucket: an object that its holder renews.
 
 The object is made only if there is none, and changed only if it is still the version that was last
 seen, so of two writers one loses, whatever the moment. It says who holds it. A holder is taken for
 dead when it has not renewed it for two minutes, or, on this machine, when its process has ended;
 then the next writer takes it over. One that was taken for dead and is not finds out at its next
-commit.
+commit. `members` makes the lock of a store of it.
 """
 
 import json
@@ -16,8 +16,8 @@ import uuid
 from contextlib import suppress
 from typing import Any
 
-from .bucket import BucketPath
-from .errors import StoreError
+from .bucket import BucketPath, Version
+from .errors import BusyError, StoreError
 
 RENEW_S = 20.0
 DEAD_S = 120.0
@@ -25,7 +25,7 @@ DEAD_S = 120.0
 
 
 class Lease:
-    """The lock of a store in a bucket."""
+    """An object that says that this process is at work on a store, for as long as it is."""
 
     def __init__(self, store: BucketPath, path: BucketPath) -> None:
         """Take it.
@@ -35,12 +35,15 @@ class Lease:
             path: the object.
 
         Raises:
-            StoreError: another process has it, or the bucket cannot be written.
+            BusyError: another process has it.
+            StoreError: the bucket cannot be written.
         """
         self._store = store
-        self._path = path
+        self.path = path
+        self.owner = str(uuid.uuid4())
+        """Of no other lease."""
         self._facts = {
-            "owner": str(uuid.uuid4()),
+            "owner": self.owner,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "machine": _machine(),
@@ -55,14 +58,18 @@ class Lease:
 
     def require_held(self) -> None:
         """Raise StoreError if another writer may have taken the store meanwhile."""
-        if self._lost or time.time() - self._renewed > DEAD_S - RENEW_S:
+        if not self.is_held():
             raise StoreError(
                 f"{self._store} could not be kept locked, and another process may write it now; "
                 "what was committed is safe: run the same command again"
             )
 
+    def is_held(self) -> bool:
+        """Tell whether certainly nobody else has it."""
+        return not self._lost and time.time() - self._renewed <= DEAD_S - RENEW_S
+
     def release(self) -> None:
-        """Let others write."""
+        """Let others have it."""
         self._ended.set()
         self._thread.join(RENEW_S)  # a server out of reach holds nobody up
         if not self._lost:
@@ -86,57 +93,82 @@ class Lease:
         facts = self._facts | {"held": held, "time": time.time_ns()}
         content = json.dumps(facts).encode()
         try:
-            return self._path.write_version(content, over)
+            return self.path.write_version(content, over)
         except FileExistsError:  # perhaps by this very request, sent again
             with suppress(FileNotFoundError):
-                found = self._path.read_version()
-                if _facts(found.content).get("owner") == self._facts["owner"]:
+                found = self.path.read_version()
+                if read_facts(found.content).get("owner") == self.owner:
                     return found.etag
             return None
 
     def _take_over(self) -> str:
         """Take the object from a holder that is done or dead."""
         try:
-            found = self._path.read_version()
+            found = self.path.read_version()
         except FileNotFoundError:
             raise self._refusal("another process") from None
-        facts, age_s = _facts(found.content), time.time() - found.modified
-        who = f"process {facts.get('pid')} on {facts.get('host')}, last heard of {age_s:.0f} s ago"
-        is_free = not found.content or facts.get("held") is False  # empty: copied from a disk
-        if not is_free and age_s < DEAD_S and not self._has_ended(facts):
-            raise self._refusal(who)
+        if lives(found):
+            raise self._refusal(who(found))
         version = self._put(found.etag)
         if version is None:
             raise self._refusal("another process")
         return version
 
-    def _has_ended(self, holder: dict[str, Any]) -> bool:
-        """Tell whether a holder was a process of this machine that is there no more."""
-        pid, machine = holder.get("pid"), self._facts["machine"]
-        if machine is None or holder.get("machine") != machine or type(pid) is not int or pid < 1:
-            return False
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        except (OSError, OverflowError):
-            return False
+    def _refusal(self, who: str) -> BusyError:
+        return refusal(self._store, who)
+
+
+def refusal(store: BucketPath, who: str) -> BusyError:
+    """Return the error that says who is at work."""
+    return BusyError(
+        f"{store} is being written by {who}; wait for it or choose another --store (one that was "
+        f"killed is taken for dead after {DEAD_S:.0f} s)"
+    )
+
+
+def lives(found: Version) -> bool:
+    """Tell whether the holder of a lease is at work, as far as can be told."""
+    facts = read_facts(found.content)
+    if not found.content or facts.get("held") is False:  # empty: copied from a disk
         return False
-
-    def _refusal(self, who: str) -> StoreError:
-        return StoreError(
-            f"{self._store} is being written by {who}; wait for it or choose another --store (one "
-            f"that was killed is taken for dead after {DEAD_S:.0f} s)"
-        )
+    return time.time() - found.modified < DEAD_S and not _has_ended(facts)
 
 
-def _facts(content: bytes) -> dict[str, Any]:
-    """Return what the object says, nothing if it makes no sense."""
+def who(found: Version) -> str:
+    """Name the holder of a lease."""
+    facts, age_s = read_facts(found.content), time.time() - found.modified
+    return f"process {facts.get('pid')} on {facts.get('host')}, last heard of {age_s:.0f} s ago"
+
+
+def bury(path: BucketPath, found: Version) -> bool:
+    """Take a lease from a dead holder for good; False if it was renewed just now."""
+    with suppress(FileExistsError):
+        path.write_version(json.dumps({"held": False, "time": time.time_ns()}).encode(), found.etag)
+        return True
+    return False
+
+
+def read_facts(content: bytes) -> dict[str, Any]:
+    """Return what an object says, nothing if it makes no sense."""
     with suppress(ValueError):
         found = json.loads(content)
         if isinstance(found, dict):
             return found
     return {}
+
+
+def _has_ended(holder: dict[str, Any]) -> bool:
+    """Tell whether a holder was a process of this machine that is there no more."""
+    pid, machine = holder.get("pid"), _machine()
+    if machine is None or holder.get("machine") != machine or type(pid) is not int or pid < 1:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def _machine() -> str | None:

@@ -16,6 +16,7 @@ from .places import Place
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+JOURNAL = "journal"
 PLAN = "journal/plan.json"
 HELD_OUT_FRACTION = 0.05
 OUTPUTS = ("store", "derive")

@@ -204,11 +204,11 @@ def _write(stores: list[ActivationStore], rows: _Row, writer: StoreWriter, repor
     """Write the missing shards and finish the store."""
     manifest = writer.manifest
     total = sum(entry.n_bytes for store in stores for entry in store.entries)
-    missing = writer.missing_shards()
-    for n_done, shard in enumerate(missing, start=manifest.n_shards - len(missing)):
+    first = manifest.n_shards - len(writer.missing_shards())
+    for n_done, shard in enumerate(writer.claimed_shards(), start=first):
         report(Checked(total * n_done // manifest.n_shards, total))
         entries = []
-        for layer in manifest.layers:
+        for layer in writer.begin_shard(shard):
             for spec in layer_arrays(manifest, layer):
                 entries.append(_write_shard(stores, rows, writer, shard, spec))
         writer.commit(entries)

@@ -98,8 +98,9 @@ class ActivationStore:
         """Use `open`."""
         self.root = root
         self.manifest = manifest
-        self.entries = entries
         self._arrays = all_arrays(manifest)
+        self.entries = [e for e in entries if e.array in self._arrays]
+        """Without those of layers that are being added or removed."""
         n_seq, shard_seqs = manifest.n_seq, manifest.shard_seqs
         files = files or OpenFiles()
         self._readers = {

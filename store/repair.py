@@ -1,27 +1,25 @@
 """`lorsa store verify`: say what is wrong with a store and, if asked, mend what can be.
 
-Damaged shards are dropped from the journal and from shards.parquet and the manifest is taken away:
-the store is unfinished again, and the same `lorsa harvest` command writes these shards and no
-others. No file of a shard is removed before another takes its place. Killed at any moment, the same
-command mends what is left.
+A layer's files of a damaged shard are dropped from the journal and from shards.parquet and the
+manifest is taken away: the store is unfinished again, and the same `lorsa harvest` command writes
+these files and no others. No file of a shard is removed before another takes its place. Killed at
+any moment, the same command mends what is left.
 """
 
 from typing import Any
 
 from .errors import StoreError
-from .folder import going_on, is_begun, is_complete, text_names, why_not_a_store
+from .folder import going_on, is_begun, is_complete, layers_being_added, why_not_a_store
 from .journal import (
     Entry,
     JournalWriter,
     Key,
-    Lock,
     damaged_files,
     rewrite_journal,
     salvage_journal,
-    take_lock,
     write_table,
 )
-from .lease import Lease
+from .lock import Lock, take_lock
 from .manifest import MANIFEST, PLAN, read_manifest
 from .places import Place, place, sync, write_atomically
 from .schema import metadata
@@ -56,7 +54,7 @@ def verify_store(
     try:
         found = check(root, full=full, report=report)
         mended = all(damage.fix != "none" for damage in found.damages)
-        if mended and (found.damages or not found.complete):
+        if mended and (found.damages or found.adding or not found.complete):
             _mend(root, found, lock)
     except OSError as error:
         raise StoreError(
@@ -68,7 +66,7 @@ def verify_store(
     return _result(root, found, mended=mended)
 
 
-def _mend(root: Place, found: Verification, lock: Lock | Lease) -> None:
+def _mend(root: Place, found: Verification, lock: Lock) -> None:
     """Bring metadata and index to what is whole; finish the store if that is everything."""
     manifest = found.manifest
     if not _says(root / PLAN, found):
@@ -79,9 +77,12 @@ def _mend(root: Place, found: Verification, lock: Lock | Lease) -> None:
     if not writer.missing_shards():
         writer.finish()
     elif found.complete:
-        write_table(root, _kept(found).values())
-        (root / MANIFEST).unlink()
-        sync(root)
+        new = tuple(f"layers/{layer}/" for layer in found.adding)
+        keep = [e for e in _kept(found).values() if not e.array.startswith(new)]
+        write_table(root, keep)
+        if writer.standing.lacking(set(manifest.layers) - set(found.adding)):
+            (root / MANIFEST).unlink()
+            sync(root)
 
 
 def _says(path: Place, found: Verification) -> bool:
@@ -92,12 +93,12 @@ def _says(path: Place, found: Verification) -> bool:
 
 
 def _kept(found: Verification) -> dict[Key, Entry]:
-    """Return the files that are still counted on: all but the activations of damaged shards."""
-    dropped, given = set(found.damaged_shards), text_names(found.manifest)
+    """Return the files that are still counted on: all but those of layers in damaged shards."""
+    dropped = {(d.shard, "/".join(d.path.split("/")[:2])) for d in found.damages if d.is_dropped}
     return {
         key: entry
         for key, entry in found.entries.items()
-        if entry.shard not in dropped or entry.array in given
+        if (entry.shard, entry.array.rpartition("/")[0]) not in dropped
     }
 
 
@@ -124,7 +125,8 @@ def _mend_journal(root: Place, found: Verification) -> None:
 
 
 def _result(root: Place, found: Verification, *, mended: bool) -> dict[str, Any]:
-    complete = is_complete(root)
+    adding = layers_being_added(root) if found.adding else []
+    complete = is_complete(root) and not adding
     return {
         "store": str(root),
         "ok": complete and (mended or not found.damages),
@@ -138,14 +140,17 @@ def _result(root: Place, found: Verification, *, mended: bool) -> dict[str, Any]
         "dropped_shards": found.damaged_shards if mended else [],
         "repaired": mended and bool(found.damages),
         "leftovers": found.leftovers,
-        "next": _next(root, found, complete=complete, mended=mended),
+        "adding": adding,
+        "next": _next(root, found, adding, complete=complete, mended=mended),
     }
 
 
-def _next(root: Place, found: Verification, *, complete: bool, mended: bool) -> str | None:
+def _next(
+    root: Place, found: Verification, adding: list[int], *, complete: bool, mended: bool
+) -> str | None:
     """Return what to type, None if there is nothing to do."""
     if any(damage.fix == "none" for damage in found.damages):
         return None
     if found.damages and not mended:
         return f"lorsa store verify {root}{' --full' if found.full else ''} --repair"
-    return None if complete else going_on(root, found.manifest)
+    return None if complete else going_on(root, found.manifest, adding)

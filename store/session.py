@@ -1,5 +1,6 @@
 """One shard while it is written: batches in, committed files out."""
 
+from collections.abc import Iterable
 from functools import partial
 
 from torch import Tensor
@@ -24,15 +25,20 @@ class ShardSession:
         manifest: Manifest,
         shard: int,
         *,
+        given: Iterable[int],
+        layers: Iterable[int],
         behind: WriteBehind,
         channels: dict[str, Tensor],
         keep_nonfinite: bool,
     ) -> None:
+        """Use `StoreWriter.shard`; of the layers that are given, some are written."""
         self._shard = shard
         self._manifest = manifest
         self._rows = manifest.shard_rows(shard)
+        self._given = sorted(given)
+        self._layers = set(layers)
         self._specs = {
-            spec.name: spec for layer in manifest.layers for spec in layer_arrays(manifest, layer)
+            spec.name: spec for layer in self._layers for spec in layer_arrays(manifest, layer)
         }
         self._root = root
         self._behind = behind
@@ -46,15 +52,18 @@ class ShardSession:
         """Take the next sequences.
 
         Args:
-            batch: for every layer x and y, each [n, n_ctx, d_model].
+            batch: for each of the writer's `layers_to_write` x and y, [n, n_ctx, d_model]; those
+                of which this shard has the files already are passed over.
 
         Raises:
-            ValueError: layers or shapes are not those of the store.
+            ValueError: the layers are others, or the shapes not those of the store.
             StoreError: earlier values were not finite, or the disk did not take them.
         """
         n_seqs = self._require_fit(batch)
         first = self._rows.start + self._n_appended
         for layer, (x, y) in batch.items():
+            if layer not in self._layers:
+                continue
             n_bytes = n_seqs * sum(s.row_bytes for s in layer_arrays(self._manifest, layer))
             held = n_bytes * (1 if self._manifest.compression == "none" else 2)
             self._behind.make_room(held)
@@ -87,10 +96,8 @@ class ShardSession:
 
     def _require_fit(self, batch: dict[int, tuple[Tensor, Tensor]]) -> int:
         """Return the number of sequences of a batch that fits the store."""
-        if set(batch) != set(self._manifest.layers):
-            raise ValueError(
-                f"the batch has layers {sorted(batch)}, the store {sorted(self._manifest.layers)}"
-            )
+        if sorted(batch) != self._given:
+            raise ValueError(f"the batch has layers {sorted(batch)}; to write: {self._given}")
         shapes = {tuple(values.shape) for pair in batch.values() for values in pair}
         n_seqs = next(iter(shapes))[0]
         expected = (n_seqs, self._manifest.n_ctx, self._manifest.d_model)

@@ -9,33 +9,26 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
-from .errors import DamageError, FormatVersionError, StoreError, UnreachableError
-from .folder import is_complete, leftovers, text_names, why_not_a_store
-from .journal import JOURNAL, TABLE, Entry, Key, damaged_files, read_table, salvage_journal
-from .layers import spell_layers
-from .layout import DOCUMENTS, all_arrays, read_documents, read_whole, whole_arrays
-from .manifest import MANIFEST, PLAN, Manifest, read_manifest
+from .errors import DamageError, StoreError, UnreachableError
+from .folder import is_complete, leftovers, text_names
+from .index import Damage, Fix, facts, index, name_of
+from .journal import TABLE, Entry, Key
+from .layout import (
+    DOCUMENTS,
+    all_arrays,
+    layer_arrays,
+    read_documents,
+    read_whole,
+    whole_arrays,
+)
+from .manifest import Manifest
 from .places import Place, file_sizes
 from .schema import difference, metadata, whole_problem
 from .shard import read_checksum
 
 N_THREADS = min(8, os.cpu_count() or 1)
-
-Fix = Literal["harvest", "rewrite", "none"]
-
-
-class Damage(NamedTuple):
-    """One thing that is wrong."""
-
-    path: str
-    """In the store"""
-    problem: str
-    fix: Fix
-    """What mends it: another "harvest" of its shard, a "rewrite" from what else is known, or
-    "none": only a copy does"""
-    shard: int | None = None
 
 
 class Checked(NamedTuple):
@@ -53,6 +46,9 @@ class Verification:
     """What was found."""
 
     manifest: Manifest
+    """With the layers that are being added."""
+    adding: list[int]
+    """These."""
     complete: bool
     """Whether manifest.json is there."""
     full: bool
@@ -68,8 +64,7 @@ class Verification:
     @property
     def damaged_shards(self) -> list[int]:
         """Shards to harvest again, ascending."""
-        shards = {d.shard for d in self.damages if d.fix == "harvest" and d.shard is not None}
-        return sorted(shards)
+        return sorted({d.shard for d in self.damages if d.shard is not None and d.is_dropped})
 
 
 def check(root: Place, *, full: bool, report: Report = lambda event: None) -> Verification:
@@ -84,13 +79,16 @@ def check(root: Place, *, full: bool, report: Report = lambda event: None) -> Ve
         StoreError: no store, one of another format version, or one that says nothing of itself.
     """
     damages: list[Damage] = []
-    manifest = _facts(root, damages)
+    manifest, adding = facts(root, damages)
     complete = is_complete(root)
-    entries = _index(root, manifest, complete, damages)
+    new = {spec.name for layer in adding for spec in layer_arrays(manifest, layer)}
+    entries = index(root, manifest, complete, damages, new)
     damages += _metadata_damages(root, manifest)
     damages += _given_damages(root, manifest, full=full)
     whole: dict[Key, Entry] = {}
-    for key, damage in _file_damages(root, manifest, entries, complete=complete):
+    for key, damage in _file_damages(
+        root, manifest, entries, new if complete else set(all_arrays(manifest))
+    ):
         if damage is None:
             whole[key] = entries[key]
         else:
@@ -106,85 +104,13 @@ def check(root: Place, *, full: bool, report: Report = lambda event: None) -> Ve
     ]
     return Verification(
         manifest=manifest,
+        adding=adding,
         complete=complete,
         full=full,
         entries=entries,
         missing=missing,
         damages=damages,
         leftovers=leftovers(root, manifest),
-    )
-
-
-def _facts(root: Place, damages: list[Damage]) -> Manifest:
-    """Return the manifest, or the plan, which says the same."""
-    found: dict[str, Manifest] = {}
-    errors: list[StoreError] = []
-    there = [name for name in (MANIFEST, PLAN) if (root / name).exists()]
-    if not there:
-        raise StoreError(why_not_a_store(root))
-    for name in there:
-        try:
-            found[name] = read_manifest(root / name)
-        except (FormatVersionError, UnreachableError):
-            raise
-        except StoreError as error:
-            errors.append(error)
-            damages.append(Damage(name, "cannot be read", "rewrite"))
-    if not found:
-        raise errors[0]
-    if MANIFEST in found and PLAN not in there:
-        damages.append(Damage(PLAN, "is missing", "rewrite"))
-    if len(found) == 2 and found[MANIFEST] != found[PLAN]:
-        damages.append(_disagreement(root, found[MANIFEST], found[PLAN]))
-    return next(iter(found.values()))
-
-
-def _disagreement(root: Place, manifest: Manifest, plan: Manifest) -> Damage:
-    different = [
-        name for name in Manifest.__slots__ if getattr(manifest, name) != getattr(plan, name)
-    ]
-    removed = sorted(set(manifest.layers) - set(plan.layers))
-    if different == ["layers"] and removed:
-        rest = f"lorsa store rm {root} --layers {spell_layers(removed)}"
-        text = f"still has layers that were being removed: end that with {rest}"
-    else:
-        text = f"says another {', '.join(different)} than {PLAN}; delete the one that is wrong"
-    return Damage(MANIFEST, text, "none")
-
-
-def _index(
-    root: Place, manifest: Manifest, complete: bool, damages: list[Damage]
-) -> dict[Key, Entry]:
-    """Return the committed files, of shards.parquet or else of the journal."""
-    torn = damaged_files(root)
-    for path in torn:
-        damages.append(Damage(_name(root, path), "has a line that cannot be read", "rewrite"))
-    told = salvage_journal(root)
-    if complete:
-        try:
-            table = {(entry.shard, entry.array): entry for entry in read_table(root)}
-            if not torn and not _covers(told, table, manifest):
-                text = f"does not tell of every file of {TABLE}"
-                damages.append(Damage(JOURNAL, text, "rewrite"))
-            return table
-        except UnreachableError:
-            raise
-        except StoreError:
-            problem = "cannot be read" if (root / TABLE).exists() else "is missing"
-            damages.append(Damage(TABLE, problem, "rewrite"))
-    return told
-
-
-def _covers(told: dict[Key, Entry], table: dict[Key, Entry], manifest: Manifest) -> bool:
-    """Tell whether the journal knows the files of the table, those of layers that are gone aside.
-
-    A harvest that has to write a shard again goes by the journal.
-    """
-    arrays = all_arrays(manifest)
-    return all(
-        key in told and told[key].crc32c == entry.crc32c
-        for key, entry in table.items()
-        if entry.array in arrays
     )
 
 
@@ -223,23 +149,26 @@ def _whole_damage(root: Place, name: str) -> str | None:
 
 
 def _file_damages(
-    root: Place, manifest: Manifest, entries: dict[Key, Entry], *, complete: bool
+    root: Place, manifest: Manifest, entries: dict[Key, Entry], unfinished: set[str]
 ) -> Iterator[tuple[Key, Damage | None]]:
-    """Yield every file that should be there, with what is wrong with it."""
+    """Yield every file that should be there, with what is wrong with it.
+
+    Of arrays that are unfinished, only the files that were committed should.
+    """
     given, size = text_names(manifest), file_sizes(root)
     for shard in range(manifest.n_shards):
         n_seq = len(manifest.shard_rows(shard))
         for name, spec in all_arrays(manifest).items():
             entry = entries.get((shard, name))
             path = spec.shard_path(root, shard)
-            if entry is None and not complete and name not in given:
+            if entry is None and name in unfinished and name not in given:
                 continue  # not harvested yet
             problem = _problem(size(path), entry, n_seq)
             if problem is None:
                 yield (shard, name), None
             else:
                 fix: Fix = "none" if name in given else "harvest"
-                yield (shard, name), Damage(_name(root, path), problem, fix, shard)
+                yield (shard, name), Damage(name_of(root, path), problem, fix, shard)
 
 
 def _problem(size: int | None, entry: Entry | None, n_seq: int) -> str | None:
@@ -276,7 +205,7 @@ def _checksum_damages(
             problem = _read_problem(read, entry)
             if problem is not None:
                 fix: Fix = "none" if entry.array in given else "harvest"
-                yield Damage(_name(root, path), problem, fix, entry.shard)
+                yield Damage(name_of(root, path), problem, fix, entry.shard)
             n_done += entry.n_bytes
             report(Checked(n_done, total))
     finally:
@@ -291,8 +220,3 @@ def _read_problem(read: Future[int], entry: Entry) -> str | None:
         return "is damaged (checksum)"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-
-
-def _name(root: Any, path: Any) -> str:
-    name: str = path.relative_to(root).as_posix()
-    return name

@@ -1,56 +1,41 @@
-"""Write a store shard by shard, each whole or not at all.
+"""Write a store shard by shard, each whole or not at all, by any number of processes at once.
 
     with StoreWriter.create(path, manifest, tokens=..., ...) as writer:
-        for shard in writer.missing_shards():
+        for shard in writer.claimed_shards():
             with writer.shard(shard) as session:
                 session.append({layer: (x, y), ...})      # a few sequences at a time, in order
         writer.finish()                                   # shards.parquet, then manifest.json
 
 A shard is committed when its block ends without an exception: its files are flushed and renamed,
 then one line in the journal says so. Whatever was not committed leaves nothing that a reader would
-take for data, and `StoreWriter.resume` goes on at the first missing shard.
+take for data, and `StoreWriter.resume` goes on at the first missing shard, also beside others that
+write: a shard is claimed by one process at a time, and free again when that ends, however it ends.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Self
 
 from torch import Tensor
 
+from .begin import add, begin
 from .behind import WriteBehind
-from .encoding import channel_scale, to_disk
+from .claims import claim_shards, claimed
 from .errors import StoreError
-from .folder import clear, is_complete, missing_shards, require_covered, require_free
-from .journal import (
-    TEXT,
-    Entry,
-    JournalWriter,
-    Lock,
-    read_journal,
-    take_lock,
-    write_table,
-)
-from .layout import (
-    ArraySpec,
-    all_arrays,
-    channel_of,
-    create_arrays,
-    read_channel,
-    sites,
-    text_arrays,
-    write_documents,
-    write_weights,
-    write_whole,
-)
-from .lease import Lease
+from .folder import is_begun, is_complete, require_covered, why_not_a_store
+from .journal import Entry, JournalWriter, require_readable, write_table
+from .layout import layer_arrays, read_channel, sites, text_arrays
+from .lock import WAIT_S, Lock, take_lock
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
-from .places import Place, sync, sync_tree, unmade_folders, write_atomically
+from .places import Place, sync, write_atomically
 from .rows import RowReader
 from .session import ShardSession
-from .shard import ShardWriter
+from .standing import Standing
 
 BUFFER_BYTES = 4 << 30
 """Most bytes of activations that may wait for the disk before the model has to."""
+FINISH = "finish"
+"""Name of the claim under which a store becomes finished, or unfinished again."""
 
 
 class StoreWriter:
@@ -60,23 +45,24 @@ class StoreWriter:
         self,
         root: Place,
         manifest: Manifest,
-        lock: Lock | Lease,
+        lock: Lock,
         *,
         buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
-        """Use `create` or `resume`."""
+        """Use `create`, `resume` or `add_layers`."""
         self.root = root
         self.manifest = manifest
         self._lock = lock
-        self._arrays = all_arrays(manifest)
-        self._tokens = RowReader(
-            root, self._arrays["tokens"], n_seq=manifest.n_seq, shard_seqs=manifest.shard_seqs
-        )
-        self._committed = {(e.shard, e.array): e for e in read_journal(root)}
+        tokens, _ = text_arrays(manifest)
+        self._tokens = RowReader(root, tokens, n_seq=manifest.n_seq, shard_seqs=manifest.shard_seqs)
+        require_readable(root)
         self._journal = JournalWriter(root)
         self._behind = WriteBehind(buffer_bytes)
         self._channels: dict[str, Tensor] = {}
-        self._finished = is_complete(root)
+        self.standing = Standing(root, manifest)
+        """What is there and what is not, as of the last look."""
+        self.layers_to_write = [n for n in manifest.layers if self.standing.lacking([n])]
+        """The layers that some shard lacked when this process joined: those of a batch."""
 
     @classmethod
     def create(
@@ -91,7 +77,7 @@ class StoreWriter:
         sample: Mapping[int, Sequence[Tensor]] | None = None,
         buffer_bytes: int = BUFFER_BYTES,
     ) -> Self:
-        """Begin a store: its metadata, token ids and weights; the plan last.
+        """Begin a store: its metadata, token ids and weights; the plan last. Then join.
 
         Args:
             root: nothing that exists, an empty folder, or one with a store that was never begun;
@@ -105,62 +91,64 @@ class StoreWriter:
             buffer_bytes: most bytes of activations that may wait for the disk.
 
         Raises:
-            StoreError: the folder holds something else, is being written, or the disk is full.
+            BegunError: another process has begun a store here meanwhile: `resume` joins it.
+            StoreError: the folder holds something else, or the disk is full.
             ValueError: tokens, documents or weights are not those of the manifest.
         """
-        shape = (manifest.n_seq, manifest.n_ctx)
-        if tokens.shape != shape or documents.shape != shape:
-            raise ValueError(
-                f"tokens and documents are {tuple(tokens.shape)} and {tuple(documents.shape)}, "
-                f"not {shape}"
-            )
-        if {layer: sorted(own) for layer, own in weights.items()} != {
-            layer: sorted(facts["weights"]) for layer, facts in manifest.layers.items()
-        }:
-            raise ValueError("weights are not those that the manifest names")
-        if manifest.dtype == "int8" and set(sample or {}) != set(manifest.layers):
-            raise ValueError("int8 needs a sample of every layer")
-        require_free(root)
-        unmade = unmade_folders(root)
-        lock = take_lock(root)
-        try:
-            require_free(root)  # another writer may have been quicker
-            clear(root)
-            create_arrays(root, manifest)
-            for layer, parameters in weights.items():
-                write_weights(root, layer, parameters)
-            write_documents(root, document_names)
-            writer = cls(root, manifest, lock, buffer_bytes=buffer_bytes)
-            writer._write_channels(sample or {})
-            for spec, values in zip(text_arrays(manifest), (tokens, documents), strict=True):
-                writer._write_text(spec, values)
-            sync_tree(root)
-            for folder in unmade:  # a power cut would take their names
-                sync(folder.parent)
-            write_atomically(root / PLAN, manifest.to_json())
-        except OSError as error:
-            lock.release()
-            raise StoreError(f"{root} cannot be written ({error.strerror})") from None
-        except BaseException:
-            lock.release()
-            raise
-        return writer
+        begin(
+            root,
+            manifest,
+            tokens=tokens,
+            documents=documents,
+            document_names=document_names,
+            weights=weights,
+            sample=sample or {},
+        )
+        return cls.resume(root, buffer_bytes=buffer_bytes)
+
+    @classmethod
+    def add_layers(
+        cls,
+        root: Place,
+        layers: Mapping[int, dict[str, Any]],
+        *,
+        weights: dict[int, dict[str, Tensor]],
+        sample: Mapping[int, Sequence[Tensor]] | None = None,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> Self:
+        """Begin to add layers to a finished store, which stays readable as it is. Then join.
+
+        Args:
+            root: its place.
+            layers: their facts, as a manifest has them.
+            weights, sample, buffer_bytes: as for `create`, of these layers.
+
+        Raises:
+            BegunError: another process has begun to add them meanwhile: `resume` joins it.
+            StoreError: the store is unfinished, given other layers or being written.
+            ValueError: a layer is there already, or weights or sample are not those of the layers.
+        """
+        add(root, layers, weights=weights, sample=sample or {})
+        return cls.resume(root, buffer_bytes=buffer_bytes)
 
     @classmethod
     def resume(cls, root: Place, *, buffer_bytes: int = BUFFER_BYTES) -> Self:
-        """Go on with a store that `create` began.
+        """Go on with a store that was begun, beside any others that write it.
 
         Args:
             root: its folder.
             buffer_bytes: most bytes of activations that may wait for the disk.
 
         Raises:
-            StoreError: there is none, it is being written, or journal or token ids are damaged.
+            BusyError: the store is being begun, mended or rid of layers, for a minute already.
+            StoreError: there is none, or journal or token ids are damaged.
         """
-        lock = take_lock(root)
+        if not is_begun(root):
+            raise StoreError(why_not_a_store(root))
+        lock = take_lock(root, exclusive=False, wait_s=WAIT_S)
         try:
             writer = cls(root, read_manifest(root / PLAN), lock, buffer_bytes=buffer_bytes)
-            require_covered(root, writer.manifest, writer._committed)
+            require_covered(root, writer.manifest, writer.standing.entries)
         except BaseException:
             lock.release()
             raise
@@ -177,58 +165,110 @@ class StoreWriter:
         return self._tokens.read(rows)
 
     def missing_shards(self) -> list[int]:
-        """Return the shards of which some file is not committed or no longer there."""
-        return missing_shards(self.root, self.manifest, self._committed, self._arrays.values())
+        """Return the shards of which some file is not committed, or no longer there, by now."""
+        self.standing.look()
+        return self.standing.lacking(self.manifest.layers)
+
+    def n_missing_tokens(self) -> int:
+        """Return how many tokens they have."""
+        n_seqs = sum(len(self.manifest.shard_rows(shard)) for shard in self.missing_shards())
+        return n_seqs * self.manifest.n_ctx
+
+    def claimed_shards(
+        self, waiting: Callable[[int], None] = lambda n_shards: None
+    ) -> Iterator[int]:
+        """Return missing shards one by one, each claimed until the next one is asked for.
+
+        In the end it waits for what others have claimed, and takes over what a dead one leaves.
+
+        Args:
+            waiting: told once for how many shards of others it waits.
+        """
+        return claim_shards(self._lock, self.standing, self.layers_to_write, waiting)
 
     @contextmanager
     def shard(self, shard: int, *, keep_nonfinite: bool = False) -> Iterator[ShardSession]:
-        """Write one shard of every layer; committed if the block ends without an exception.
+        """Write what one shard lacks; committed if the block ends without an exception.
 
         Args:
             shard: which.
             keep_nonfinite: whether NaN and Inf are counted and kept; otherwise they are refused.
+
+        Raises:
+            BusyError: another process writes it.
         """
-        self._drop(shard)
-        session = ShardSession(
-            self.root,
-            self.manifest,
-            shard,
-            behind=self._behind,
-            channels=self._all_channels(),
-            keep_nonfinite=keep_nonfinite,
-        )
-        try:
-            yield session
-            self._lock.require_held()
-            entries = session.finish()
-        except BaseException:
-            session.discard()
-            raise
-        self._commit(self._journal, entries)
+        busy = f"shard {shard} of {self.root} is being written by another process"
+        name = str(shard)
+        with nullcontext() if self._lock.holds(name) else claimed(self._lock, name, 0.0, busy=busy):
+            session = ShardSession(
+                self.root,
+                self.manifest,
+                shard,
+                given=self.layers_to_write,
+                layers=self.begin_shard(shard),
+                behind=self._behind,
+                channels=self._all_channels(),
+                keep_nonfinite=keep_nonfinite,
+            )
+            try:
+                yield session
+                self._lock.require_held()
+                entries = session.finish()
+            except BaseException:
+                session.discard()
+                raise
+            self.commit(entries)
+
+    def begin_shard(self, shard: int) -> list[int]:
+        """Return the layers that a claimed shard lacks, and forget what is committed of them.
+
+        A kill may leave new files with old checksums. A finished store that had such a layer is
+        unfinished from here on: its table has the old ones too.
+        """
+        self.standing.read()
+        layers = self.standing.lacks(shard, self.layers_to_write)
+        keys = {(shard, s.name) for layer in layers for s in layer_arrays(self.manifest, layer)}
+        if self.standing.spoken_of(keys):
+            self._journal.begin_anew()
+        if stale := keys & self.standing.entries.keys():
+            with self._finishing():
+                self._lock.require_held()
+                if is_complete(self.root) and (
+                    set(layers) & set(read_manifest(self.root / MANIFEST).layers)
+                ):
+                    (self.root / MANIFEST).unlink()
+                    sync(self.root)
+                self._journal.drop(stale)
+        return layers
 
     def commit(self, entries: list[Entry]) -> None:
-        """Commit all files of a shard that were written and put in their place otherwise."""
-        self._commit(self._journal, entries)
+        """Commit files of a shard that were written and put in their place."""
+        if entries:
+            self._lock.require_held()
+            self._journal.commit(entries)
+            self.standing.add(entries)
 
     def finish(self) -> None:
-        """Write shards.parquet and, last of all, manifest.json.
+        """Write shards.parquet and, last of all, manifest.json, unless another process has.
 
         Raises:
             StoreError: shards are missing.
         """
-        missing = self.missing_shards()
-        if missing:
-            raise StoreError(f"{self.root} lacks {len(missing)} shards; run the harvest again")
-        try:
-            self._lock.require_held()
-            write_table(self.root, self._committed.values())
-            write_atomically(self.root / MANIFEST, self.manifest.to_json())
-            self._finished = True
-        except OSError as error:
-            raise StoreError(
-                f"{self.root} cannot be finished ({error.strerror}); all shards are safe: "
-                "make room and run the same command again"
-            ) from None
+        with self._finishing():
+            missing = self.missing_shards()
+            if missing:
+                raise StoreError(f"{self.root} lacks {len(missing)} shards; run the harvest again")
+            try:
+                self._lock.require_held()
+                if not self.standing.is_finished():
+                    write_table(self.root, self.standing.rows())
+                    write_atomically(self.root / MANIFEST, self.manifest.to_json())
+                self._lock.sweep()
+            except OSError as error:
+                raise StoreError(
+                    f"{self.root} cannot be finished ({error.strerror}); all shards are safe: "
+                    "make room and run the same command again"
+                ) from None
 
     def close(self) -> None:
         """Let others write."""
@@ -240,56 +280,14 @@ class StoreWriter:
         """The most bytes of activations that waited for the disk at a time."""
         return self._behind.peak_bytes
 
-    def _write_channels(self, sample: Mapping[int, Sequence[Tensor]]) -> None:
-        if self.manifest.dtype != "int8":
-            return
-        for layer, pair in sample.items():
-            for site, values in zip(sites(self.manifest, layer), pair, strict=False):
-                write_whole(self.root, channel_of(site), channel_scale(values))
+    def _finishing(self) -> AbstractContextManager[None]:
+        busy = f"{self.root} is being finished by another process; run the same command again"
+        return claimed(self._lock, FINISH, WAIT_S, busy=busy)
 
     def _all_channels(self) -> dict[str, Tensor]:
         """Return the scales of int8's channels by array, read once."""
         if self.manifest.dtype == "int8" and not self._channels:
-            for layer in self.manifest.layers:
+            for layer in self.layers_to_write:
                 for site in sites(self.manifest, layer):
                     self._channels[site] = read_channel(self.root, self.manifest, site)
         return self._channels
-
-    def _commit(self, journal: JournalWriter, entries: list[Entry]) -> None:
-        self._lock.require_held()
-        journal.commit(entries)
-        self._committed |= {(e.shard, e.array): e for e in entries}
-
-    def _drop(self, shard: int) -> None:
-        """Forget a shard that is written anew: a kill may leave new files with old checksums.
-
-        A complete store is unfinished from here on: its table has the old ones too.
-        """
-        given = {spec.name for spec in text_arrays(self.manifest)}
-        stale = [key for key in self._committed if key[0] == shard and key[1] not in given]
-        if self._finished or stale:
-            self._lock.require_held()
-        if self._finished:
-            (self.root / MANIFEST).unlink()
-            sync(self.root)
-            self._finished = False
-        if stale:
-            self._journal.drop(stale)
-            for key in stale:
-                del self._committed[key]
-
-    def _write_text(self, spec: ArraySpec, values: Tensor) -> None:
-        journal = JournalWriter(self.root, TEXT)
-        entries = []
-        for shard in range(self.manifest.n_shards):
-            rows = self.manifest.shard_rows(shard)
-            file = ShardWriter(spec.shard_path(self.root, shard), n_chunks=self.manifest.shard_seqs)
-            try:
-                file.append(to_disk(values[rows.start : rows.stop], spec.dtype))
-                done = file.commit()
-            except BaseException:
-                file.discard()
-                raise
-            n_bytes, crc32c = done
-            entries.append(Entry(shard, spec.name, len(rows), n_bytes, crc32c, 0.0, 0.0))
-        self._commit(journal, entries)

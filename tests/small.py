@@ -61,6 +61,16 @@ def create(root: Path, manifest: Manifest) -> StoreWriter:
     )
 
 
+def add_layers(root: Path, layers: list[int]) -> StoreWriter:
+    """Begin to add layers to the small store."""
+    return StoreWriter.add_layers(
+        root,
+        {layer: {"weights": ["W_Q"]} for layer in layers},
+        weights={layer: {"W_Q": torch.arange(6).view(2, 3).bfloat16()} for layer in layers},
+        sample={layer: (values(layer, 0), values(layer, 1)) for layer in layers},
+    )
+
+
 def fill(writer: StoreWriter, shards: list[int] | None = None) -> None:
     """Write shards of the small store, two sequences at a time."""
     for shard in writer.missing_shards() if shards is None else shards:
@@ -71,7 +81,7 @@ def fill(writer: StoreWriter, shards: list[int] | None = None) -> None:
                 session.append(
                     {
                         layer: (values(layer, 0)[part], values(layer, 1)[part])
-                        for layer in writer.manifest.layers
+                        for layer in writer.layers_to_write
                     }
                 )
 

@@ -32,6 +32,7 @@ from lorsa.store import lease as lease_module
 from lorsa.store.bucket import BucketPath
 from lorsa.store.errors import UnreachableError
 from lorsa.store.lease import Lease
+from lorsa.store.members import BucketLock
 from s3 import serve_bucket
 from small import create, digests, fill, make_manifest, tokens, values
 from typer.testing import CliRunner
@@ -183,11 +184,14 @@ def killed_writer(root: BucketPath, n_shards: int) -> "subprocess.Popen[str]":
 def test_a_killed_writer_loses_only_what_was_not_committed(
     root: BucketPath, make_store: Callable[..., Path]
 ) -> None:
-    """The second writer is refused while the first lives, and goes on once it is killed."""
+    """Its shard is not to be had while it lives, and written by another once it is killed."""
     process = killed_writer(root, 2)
     try:
+        with StoreWriter.resume(root) as writer:
+            with pytest.raises(StoreError, match="shard 2 of .* is being written by another"):
+                fill(writer, [2])
         with pytest.raises(StoreError, match=rf"written by process {process.pid} on .* wait"):
-            StoreWriter.resume(root)
+            remove_layers(root, "3")
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -212,7 +216,7 @@ def test_a_store_that_was_hardly_begun_is_begun_anew(root: BucketPath) -> None:
         raise StopError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lorsa.store.writer.write_documents", stop)
+        patch.setattr("lorsa.store.begin.write_documents", stop)
         with pytest.raises(StopError):
             create(root, make_manifest())
     (root / "layers" / "9" / "old").write_bytes(b"left")
@@ -308,8 +312,8 @@ def test_lease_of_two_at_once_is_one_s(root: BucketPath) -> None:
 def test_a_writer_that_lost_its_lock_commits_nothing(root: BucketPath) -> None:
     with create(root, make_manifest()) as writer:
         fill(writer, [0])
-        assert isinstance(writer._lock, Lease)
-        writer._lock._lost = True
+        assert isinstance(writer._lock, BucketLock)
+        writer._lock._lease._lost = True
         with pytest.raises(StoreError, match="could not be kept locked"):
             fill(writer, [1])
     assert store_info(root)["n_missing_shards"] == 5

@@ -263,6 +263,7 @@ def test_a_merge_that_does_not_fit_the_disk_is_not_begun(
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_merge_that_is_cut_short_goes_on(make_text: MakeOther, tmp_path: Path) -> None:
     """The power goes at some changes of the disk, then the same command again."""
     roots = [make_text("a", 10, 0), make_text("b", 9, 1000, 2)]

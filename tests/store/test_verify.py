@@ -142,6 +142,7 @@ def test_channels_of_another_width_are_named(make_store: MakeStore) -> None:
     write_whole(root, "layers/3/attn_in_channel", torch.ones(4))
     (damage,) = verify_store(root)["damages"]
     assert damage["problem"] == "has the shape [4] instead of [5]"
+    (root / "layers/3/attn_in/c/0/0/0").unlink()
     with pytest.raises(StoreError, match=r"channel is torch.float32 \[4\], not float32 \[5\]"):
         StoreWriter.resume(root).shard(0).__enter__()
 
