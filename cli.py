@@ -82,11 +82,19 @@ def harvest(
             help="Tokens to harvest.", show_default="half of the disk, at most 10 million"
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Bytes that the store may take: 500GB.", show_default="half of the disk"),
+    ] = None,
     n_ctx: Annotated[
         int | None, typer.Option(help="Tokens in a sequence.", show_default="1024")
     ] = None,
-    batch_seqs: Annotated[
-        int | None, typer.Option(help="Sequences in a forward pass.", show_default="8")
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Sequences in a forward pass, or auto: what the GPU's memory holds.",
+            show_default="auto",
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -135,28 +143,36 @@ def harvest(
     force: Annotated[
         bool | None, typer.Option("--force", help="Begin although the disk looks too small.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would write and how long it takes.")
+    ] = False,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
     """Run a language model once and store its attention layers' inputs and outputs.
 
-    The same command goes on where an earlier one was stopped.
+    The same command goes on where an earlier one was stopped; other --layers are added to a
+    finished store, of the same tokens. What is not given is as the store has it.
 
     Example: lorsa harvest --model smollm2-135m --layers 12 --n-ctx 256 --tokens 400000
     """
-    given = _given(locals())
+    given = _given(locals(), besides={"dry_run"})
 
     def work() -> dict[str, Any]:
         from .display import HarvestDisplay
-        from .harvest import HarvestConfig
+        from .harvest import HarvestConfig, plan_harvest, stored_request
         from .harvest import harvest as run
 
-        settings = _settings(HarvestConfig, given, config)
-        with HarvestDisplay() as display:
-            result = run(settings, report=display)
-        return asdict(result)
+        with HarvestDisplay(shows_plan=not dry_run) as display:  # then it is the result
+            asked = _settings(HarvestConfig, given, config)
+            stored = stored_request(asked.store)
+            settings = _settings(HarvestConfig, given, config, otherwise=stored)
+            report = display if IS_MAIN else lambda event: None
+            if IS_MAIN:
+                display.taken_over(asked, settings)
+            return asdict((plan_harvest if dry_run else run)(settings, report=report))
 
-    _run("harvest", work, as_json)
+    _run("plan" if dry_run else "harvest", work, as_json)
 
 
 @app.command()
@@ -388,8 +404,20 @@ def _given(options: dict[str, Any], besides: set[str] | None = None) -> dict[str
     return {k: v for k, v in options.items() if v is not None and k not in left_out}
 
 
-def _settings(kind: type[Config], given: dict[str, Any], file: Path | None = None) -> Config:
+def _settings(
+    kind: type[Config],
+    given: dict[str, Any],
+    file: Path | None = None,
+    *,
+    otherwise: dict[str, Any] | None = None,
+) -> Config:
     """Build a config from a TOML file and the options given, which win.
+
+    Args:
+        kind: of config.
+        given: options.
+        file: of more settings.
+        otherwise: what neither of them says, in place of the defaults.
 
     Raises:
         UsageError: the file cannot be read, a key is unknown, or a value is out of range.
@@ -406,7 +434,7 @@ def _settings(kind: type[Config], given: dict[str, Any], file: Path | None = Non
             raise UsageError(f"{file}: unknown setting {name!r}; {hint}")
         settings[name] = _typed(file, name, settings[name], known[name].type)
     try:
-        return kind(**{**settings, **given})
+        return kind(**{**(otherwise or {}), **settings, **given})
     except (TypeError, ValueError) as error:
         where = "" if file is None else f" (options and {file})"
         raise UsageError(f"{error}{where}") from error
@@ -475,7 +503,7 @@ def _explain(error: Exception) -> tuple[int, str | None]:
         return 1, str(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         return 1, (
-            "the GPU's memory is full; use a smaller --batch-seqs (harvest), --batch-tokens "
+            "the GPU's memory is full; use a smaller --batch-size (harvest), --batch-tokens "
             "(train) or --n-ctx"
         )
     if isinstance(error, OSError) and error.strerror:

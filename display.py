@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.box import SIMPLE_HEAD
@@ -67,24 +68,47 @@ class _Bar:
 class HarvestDisplay(_Bar):
     """Shows the events of a harvest."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shows_plan: bool = True) -> None:
         super().__init__("harvest")
+        self._shows_plan = shows_plan
 
-    def __call__(self, event: "str | stage1.Plan | stage1.SelfCheck | stage1.Progress") -> None:
+    def __call__(
+        self,
+        event: "str | stage1.Plan | stage1.SelfCheck | stage1.Estimate | stage1.Progress",
+    ) -> None:
         """Show an event."""
-        from .harvest import Plan, Progress, SelfCheck
+        from .harvest import Estimate, Plan, Progress, SelfCheck
 
         match event:
             case str():
                 say(event)
-            case Plan():
+            case Plan() if self._shows_plan:
                 self._plan(event)
             case SelfCheck():
                 self._self_check(event)
+            case Estimate():
+                self._estimate(event)
             case Progress():
                 self.update(
                     event.tokens, event.n_tokens, f"{event.tokens_per_second:,.0f} tokens/s"
                 )
+
+    def taken_over(self, asked: "stage1.HarvestConfig", settings: "stage1.HarvestConfig") -> None:
+        """Say which settings are the store's because they were not given."""
+        changed = {
+            field.name: getattr(settings, field.name)
+            for field in fields(settings)
+            if getattr(settings, field.name) != getattr(asked, field.name)
+        }
+        if changed:
+            words = ", ".join(f"{name} {value}" for name, value in changed.items())
+            say(f"not given, and so as {settings.store} has it: {words}")
+
+    def _estimate(self, estimate: "stage1.Estimate") -> None:
+        say(
+            f"about {_time(estimate.seconds)}: {estimate.tokens_per_second:,.0f} tokens/s, "
+            f"{estimate.batch_seqs} sequences in a forward pass"
+        )
 
     def _self_check(self, check: "stage1.SelfCheck") -> None:
         errors = [found.error for found in check.layers.values() if found.finite]
@@ -95,23 +119,27 @@ class HarvestDisplay(_Bar):
             say(f"self-check: layers {spell_layers(bad)} have NaN or Inf and were not checked")
 
     def _plan(self, plan: "stage1.Plan") -> None:
-        names = list(plan.layers.values())
-        free = "" if plan.free_bytes is None else f" of {format_bytes(plan.free_bytes)} free"
-        shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
         table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
-        rows = {
-            "model": plan.model,
-            "layers": f"{spell_layers(list(plan.layers))} ({shown})",
-            "tokens": f"{plan.n_tokens:,} in sequences of {plan.n_ctx:,}"
-            + ("" if plan.n_documents is None else f", documents: {plan.n_documents:,}"),
-            "per token": f"{plan.bytes_per_token:,} bytes of activations",
-            "store": format_bytes(plan.total_bytes) + free,
-        }
-        if plan.first_tokens:
-            rows["begins"] = repr(plan.first_tokens)
-        for name, value in rows.items():
+        for name, value in _plan_rows(plan).items():
             table.add_row(f"  {name}", escape(value))
         err.print(table)
+
+
+def _plan_rows(plan: "stage1.Plan") -> dict[str, str]:
+    free = "" if plan.free_bytes is None else f" of {format_bytes(plan.free_bytes)} free"
+    names = list(plan.layers.values())
+    shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+    rows = {
+        "model": f"{plan.model} on {plan.device}",
+        "layers": f"{spell_layers(list(plan.layers))} ({shown})",
+        "tokens": f"{plan.n_tokens:,} in sequences of {plan.n_ctx:,}"
+        + ("" if plan.n_documents is None else f", documents: {plan.n_documents:,}"),
+        "per token": f"{plan.bytes_per_token:,} bytes of activations",
+        "store": format_bytes(plan.total_bytes) + free,
+    }
+    if plan.first_tokens:
+        rows["begins"] = repr(plan.first_tokens)
+    return rows
 
 
 class TrainDisplay(_Bar):
@@ -161,6 +189,18 @@ def show(command: str, result: dict[str, Any]) -> None:
     out.print(content, soft_wrap=isinstance(content, str))
     if result.get("next"):  # to be copied, so in one line
         out.print(f"next: {escape(result['next'])}", soft_wrap=True)
+
+
+def _plan_table(result: dict[str, Any]) -> Table:
+    from .harvest import Estimate, Plan
+
+    found = result["estimate"]
+    plan = Plan(**{**result, "estimate": None if found is None else Estimate(**found)})
+    rows = _plan_rows(plan)
+    if plan.estimate is not None:
+        rate = f"{plan.estimate.tokens_per_second:,.0f} tokens/s"
+        rows["time"] = f"about {_time(plan.estimate.seconds)}, {rate}"
+    return _facts("a harvest would write", rows)
 
 
 def _harvest_table(result: dict[str, Any]) -> Table:
@@ -334,6 +374,7 @@ def _demo_table(result: dict[str, Any]) -> Table:
 
 _TABLES: dict[str, Callable[[dict[str, Any]], Table | str]] = {
     "harvest": _harvest_table,
+    "plan": _plan_table,
     "train": _train_table,
     "eval": _eval_table,
     "info": _info_table,
@@ -368,4 +409,9 @@ def _share(value: float | None) -> str:
 
 def _time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} days {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -215,7 +215,7 @@ def _in_the_model(
     if path.name == store.manifest.model["id"]:
         path = path._replace(revision=store.manifest.model["revision"])
     report(f"loading {path.id} on {device}")
-    model = load_model(path, load_config(path), dtype="auto", device=device).model
+    model = load_model(path, load_config(path), dtype="auto", devices=[device]).model
     sites = attention_sites(model, [layer])
     require_same_weights(model, sites, store.root, store.manifest)
     report("running the language model")

@@ -58,13 +58,13 @@ class Capture:
             sites: its attention layers; nothing after the last of them is computed.
         """
         self._model = model
-        self._sites = sites
+        self.sites = sites
         self._calls: dict[int, Call] = {}
         self._handles: list[Any] = []
 
     def __enter__(self) -> Self:
-        last = max(site.layer for site in self._sites)
-        for site in self._sites:
+        last = max(site.layer for site in self.sites)
+        for site in self.sites:
 
             def hook(
                 module: Any, args: Any, kwargs: Any, output: Any, layer: int = site.layer

@@ -1,6 +1,7 @@
 """What a harvest is asked for."""
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,15 @@ from .aliases import canonical
 from .corpus import STDLIB
 from .models import MODEL_DTYPES
 from .packing import BOS_RULES
+
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_UNITS |= {f"{unit}i": 1024**i for i, unit in enumerate("kmgt", start=1)}
+
+
+def parse_bytes(text: str) -> int | None:
+    """Return the bytes that a text such as 500GB or 1.5TiB means, None if it means none."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
+    return None if found is None else int(float(found[1]) * _UNITS[found[2] or ""]) or None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,11 +40,15 @@ class HarvestConfig:
     text_column: str = "text"
     """Column of .jsonl and .parquet rows that holds the text."""
     tokens: int | None = None
-    """Tokens to harvest; None takes what fits half of the free disk, at most 10 million."""
+    """Tokens to harvest; without these and a budget, what fits half of the free disk, at most 10
+    million."""
+    budget: str | None = None
+    """Bytes that the store may take, such as "500GB"; with tokens, whichever is less."""
     n_ctx: int = 1024
     """Tokens in a sequence: the context that the attention sees."""
-    batch_seqs: int = 8
-    """Sequences in a forward of the model."""
+    batch_size: int | str = "auto"
+    """Sequences in a forward of the model; "auto" begins with what suits the device and halves it
+    when a GPU's memory is full."""
     dtype: str = "bfloat16"
     """Of the stored activations: what the models compute in, and half of float32; "int8" is half
     of that again, see docs/store.md for what it costs."""
@@ -64,10 +78,17 @@ class HarvestConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "store", place(self.store))
-        for name, least in (("n_ctx", 2), ("batch_seqs", 1), ("tokens", 2), ("seed", 0)):
+        if str(self.batch_size).isdecimal():
+            object.__setattr__(self, "batch_size", int(self.batch_size))
+        for name, least in (("n_ctx", 2), ("batch_size", 1), ("tokens", 2), ("seed", 0)):
             value = getattr(self, name)
-            if value is not None and not least <= value < 1 << 63:
-                raise ValueError(f"{name} is {value}; allowed: {least} or more")
+            if value is None or (name == "batch_size" and value == "auto"):
+                continue
+            if type(value) is not int or not least <= value < 1 << 63:
+                also = " or auto" if name == "batch_size" else ""
+                raise ValueError(f"{name} is {value}; allowed: {least} or more{also}")
+        if self.budget is not None and parse_bytes(self.budget) is None:
+            raise ValueError(f"budget is {self.budget!r}; give bytes such as 500GB or 1.5TB")
         for name, allowed in (
             ("dtype", ACTIVATION_DTYPES),
             ("compression", COMPRESSIONS),
@@ -87,9 +108,24 @@ class HarvestConfig:
         if self.outputs == "derive" and not self.selfcheck:
             raise ValueError("outputs is 'derive', which needs the self-check: use 'store'")
 
+    @property
+    def batch_seqs(self) -> int | None:
+        """Sequences in a forward that are asked for; None for "auto"."""
+        return self.batch_size if isinstance(self.batch_size, int) else None
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The budget in bytes."""
+        return None if self.budget is None else parse_bytes(self.budget)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The buffer in bytes."""
+        return int(self.buffer_gb * 1e9)
+
     def request(self) -> dict[str, Any]:
         """Return the settings that decide what is in the store, apart from its layers."""
-        free = {"store", "layers", "batch_seqs", "device", "selfcheck", "buffer_gb", "force"}
+        free = {"store", "layers", "batch_size", "device", "selfcheck", "buffer_gb", "force"}
         settings = {name: value for name, value in asdict(self).items() if name not in free}
         data = self.data if self.data == STDLIB else str(Path(self.data).expanduser().resolve())
         return settings | {"model": canonical(self.model), "data": data}

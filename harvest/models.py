@@ -1,19 +1,32 @@
 """Load a language model and its tokenizer with transformers."""
 
+import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
+from accelerate import init_empty_weights
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from ..store import format_bytes
 from .aliases import ModelPath
 from .errors import HarvestError
 
 MODEL_DTYPES = ("auto", "float32", "bfloat16", "float16")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+WEIGHT_FILES = tuple(
+    name + index
+    for name in ("model.safetensors", "pytorch_model.bin")
+    for index in ("", ".index.json")
+)
+WEIGHTS_SHARE = 0.8
+"""Of a GPU's free memory, for weights; the rest is for activations."""
 
 
 class LanguageModel(NamedTuple):
@@ -39,7 +52,31 @@ def load_tokenizer(path: ModelPath) -> Any:
     return tokenizer
 
 
-def load_model(path: ModelPath, config: Any, *, dtype: str, device: str) -> LanguageModel:
+def has_tokenizer(path: ModelPath) -> bool:
+    """Tell whether a model's tokenizer can be had; a folder may hold nothing but config.json."""
+    if path.gguf_file is not None or not Path(path.name).is_dir():
+        return True
+    return any((Path(path.name) / name).is_file() for name in TOKENIZER_FILES)
+
+
+def has_weights(path: ModelPath) -> bool:
+    """Tell whether a model's weights are on this machine."""
+    if path.gguf_file is not None:
+        return True
+    if Path(path.name).is_dir():
+        return any((Path(path.name) / name).is_file() for name in WEIGHT_FILES)
+    cached = (try_to_load_from_cache(path.name, f, revision=path.revision) for f in WEIGHT_FILES)
+    return any(isinstance(found, str) for found in cached)
+
+
+def load_model(
+    path: ModelPath,
+    config: Any,
+    *,
+    dtype: str,
+    devices: Sequence[str],
+    n_layers: int | None = None,
+) -> LanguageModel:
     """Load a model for inference.
 
     Args:
@@ -47,19 +84,27 @@ def load_model(path: ModelPath, config: Any, *, dtype: str, device: str) -> Lang
         config: from `load_config`.
         dtype: of weights and arithmetic; "auto" is the model's own on a GPU and float32 on a CPU,
             where half precision is hundreds of times slower.
-        device: where it runs.
+        devices: where it runs: "cpu", or GPUs, of which it takes as many as it needs.
+        n_layers: load no more than the first so many layers; None for all.
 
     Raises:
-        HarvestError: it cannot be loaded, or its files lack weights.
+        HarvestError: it cannot be loaded, its files lack weights, or the GPUs do not hold it.
     """
-    chosen = "float32" if dtype == "auto" and device == "cpu" else dtype
+    chosen = "float32" if dtype == "auto" and devices[0] == "cpu" else dtype
+    wanted = _shortened(config, n_layers)
+    where = {"device_map": {"": devices[0]}}
+    if path.gguf_file is not None:
+        where = {}  # read as a whole before it is placed
+    elif devices[0] != "cpu":
+        where = _placed(path, wanted, chosen, devices)
     model, info = _attempt(
         path,
         AutoModelForCausalLM.from_pretrained,
-        config=config,
+        config=wanted,
         dtype=chosen if chosen == "auto" else getattr(torch, chosen),
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # or they are not named
+        **where,
     )
     # transformers would go on with random numbers in their place
     lacking = sorted([*info["missing_keys"], *map(_key, info["mismatched_keys"])])
@@ -68,8 +113,41 @@ def load_model(path: ModelPath, config: Any, *, dtype: str, device: str) -> Lang
             f"model {path.id} lacks weights that its config.json asks for, or has them in another "
             f"shape: {', '.join(lacking[:3])}"
         )
-    model = model.to(device).eval()
-    return LanguageModel(model, _facts(model, path))
+    if not where:
+        model = model.to(devices[0])
+    return LanguageModel(model.eval(), _facts(model, config, path))
+
+
+def _shortened(config: Any, n_layers: int | None) -> Any:
+    """Return a config of the first layers alone: what comes after the last one is not loaded."""
+    text = config.get_text_config()
+    if n_layers is None or n_layers >= text.num_hidden_layers:
+        return config
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = n_layers
+    if getattr(text, "layer_types", None) is not None:
+        text.layer_types = text.layer_types[:n_layers]
+    return config
+
+
+def _placed(path: ModelPath, config: Any, dtype: str, devices: Sequence[str]) -> dict[str, Any]:
+    """Return how transformers places a model: on the first GPU, or split over all if it must be."""
+    with init_empty_weights():
+        empty = AutoModelForCausalLM.from_config(config)
+    width = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    n_bytes = sum(p.numel() for p in empty.parameters()) * width.itemsize
+    room = [int(torch.cuda.mem_get_info(gpu)[0] * WEIGHTS_SHARE) for gpu in devices]
+    if n_bytes <= room[0]:
+        return {"device_map": {"": devices[0]}}
+    if n_bytes > sum(room):
+        raise HarvestError(
+            f"the weights of {path.id} take {format_bytes(n_bytes)}, more than there is room for "
+            f"on {', '.join(devices)} ({format_bytes(sum(room))}): give this process more GPUs "
+            "(fewer processes on this machine), a smaller --model-dtype, or earlier --layers"
+        )
+    numbers = [torch.device(gpu).index for gpu in devices]
+    return {"device_map": "auto", "max_memory": dict(zip(numbers, room, strict=True))}
 
 
 def _key(mismatch: Any) -> str:
@@ -90,8 +168,9 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _facts(model: Any, path: ModelPath) -> dict[str, Any]:
-    config = model.config.get_text_config()
+def _facts(model: Any, config: Any, path: ModelPath) -> dict[str, Any]:
+    """Return the facts of a model of which only the first layers may be loaded."""
+    config = config.get_text_config()
     return {
         "id": path.id,
         "revision": path.revision,
@@ -101,13 +180,15 @@ def _facts(model: Any, path: ModelPath) -> dict[str, Any]:
         "d_model": config.hidden_size,
         "n_vocab": config.vocab_size,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "attn_implementation": config._attn_implementation,
+        "attn_implementation": model.config.get_text_config()._attn_implementation,
         "transformers_version": transformers.__version__,
     }
 
 
 def _attempt(path: ModelPath, load: Callable[..., Any], **settings: Any) -> Any:
     """Call a from_pretrained of transformers and turn its failures into one line."""
+    talk = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it lists the layers that are not to be loaded
     try:
         return load(
             path.name,
@@ -118,6 +199,8 @@ def _attempt(path: ModelPath, load: Callable[..., Any], **settings: Any) -> Any:
         )
     except Exception as error:  # whatever damaged files lead to; LORSA_DEBUG=1 shows it
         raise HarvestError(_one_line(path, error)) from error
+    finally:
+        transformers.logging.set_verbosity(talk)
 
 
 def _one_line(path: ModelPath, error: Exception) -> str:

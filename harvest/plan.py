@@ -1,9 +1,9 @@
 """What a harvest will write, and whether it fits, before the model runs."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..store import DTYPES, Place, format_bytes, free_bytes, tree_bytes
+from ..store import DTYPES, Place, format_bytes, free_bytes, spell_layers, tree_bytes
 from .config import HarvestConfig
 from .errors import HarvestError
 
@@ -20,6 +20,22 @@ SCALE_BYTES = 4
 """A token's scale in an int8 array."""
 NORM_BYTES = 8
 """A token's norms in a layer."""
+SUGGESTED_SHARE = 0.9
+"""Of the free disk, what a refusal suggests to take."""
+DEFAULT_SHARE = 0.5
+"""Of the free disk, what a harvest without --tokens takes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """How long a harvest will take, by a batch that was timed."""
+
+    batch_seqs: int
+    """Sequences in a forward pass."""
+    tokens_per_second: float
+    """Of all processes together."""
+    seconds: float
+    """For the tokens that are missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,27 +44,61 @@ class Plan:
 
     model: str
     """Id of the language model."""
+    device: str
+    """Where it will run."""
     layers: dict[int, str]
-    """Layers with the names of their attention modules."""
+    """Layers that will be written, with the names of their attention modules."""
     n_ctx: int
     """Tokens in a sequence."""
     n_tokens: int
     """Tokens of the store."""
     n_documents: int | None
-    """Documents that they come from; None when a harvest goes on."""
+    """Documents that they come from; None when no text was read."""
     bytes_per_token: int
     """Activations of all layers."""
     total_bytes: int
-    """Of the store, before compression."""
+    """That will be written, before compression."""
     free_bytes: int | None
     """On the disk, besides what is there of this store; None for a bucket."""
     first_tokens: str
-    """Beginning of the first sequence, as text; empty when a harvest goes on."""
+    """Beginning of the first sequence, as text; empty when no text was read."""
+    estimate: Estimate | None = None
+    """Of a dry run, if the model's weights are on this machine."""
 
 
-def n_sites(config: HarvestConfig) -> int:
+def n_sites(outputs: str) -> int:
     """Return how many of x and y are stored."""
-    return 1 if config.outputs == "derive" else 2
+    return 1 if outputs == "derive" else 2
+
+
+class Cost(NamedTuple):
+    """What a store takes."""
+
+    activation_bytes: int
+    """Activations of a token"""
+    token_bytes: int
+    """All of a token"""
+    fixed_bytes: int
+    """The layers' own weights, at most"""
+
+    def total(self, n_tokens: int) -> int:
+        """Return the bytes of a store of so many tokens."""
+        return n_tokens * self.token_bytes + self.fixed_bytes
+
+    def fitting(self, n_bytes: float, n_ctx: int) -> int:
+        """Return how many tokens fit, in whole sequences; 0 if they are not two."""
+        n_tokens = int((n_bytes - self.fixed_bytes) // self.token_bytes) // n_ctx * n_ctx
+        return n_tokens if n_tokens >= 2 * n_ctx else 0
+
+
+def cost(n_layers: int, d_model: int, *, dtype: str, outputs: str) -> Cost:
+    """Return what a store of so many layers takes, before compression."""
+    site_bytes = d_model * DTYPES[dtype].itemsize + (SCALE_BYTES if dtype == "int8" else 0)
+    activation_bytes = n_sites(outputs) * n_layers * site_bytes
+    token_bytes = activation_bytes + NORM_BYTES * n_layers + TOKEN_BYTES
+    # W_Q, W_K, W_V and W_O in float32, if all are square
+    fixed_bytes = 4 * n_layers * d_model * d_model * DTYPES["float32"].itemsize
+    return Cost(activation_bytes, token_bytes, fixed_bytes)
 
 
 class Sizes:
@@ -58,20 +108,14 @@ class Sizes:
         """Take the request, the layers with their modules' names, and the activations' width."""
         self._config = config
         self._layers = layers
-        site_bytes = d_model * DTYPES[config.dtype].itemsize
-        site_bytes += SCALE_BYTES if config.dtype == "int8" else 0
-        self.activation_bytes = n_sites(config) * len(layers) * site_bytes
-        self.token_bytes = self.activation_bytes + NORM_BYTES * len(layers) + TOKEN_BYTES
-        # W_Q, W_K, W_V and W_O in float32, if all are square
-        self.weight_bytes = 4 * len(layers) * d_model * d_model * DTYPES["float32"].itemsize
+        self._d_model = d_model
+        self.cost = self._cost()
         free = free_bytes(config.store)
         self.free_bytes = None if free is None else free + tree_bytes(config.store)
 
-    def _fits_half(self) -> int:
-        """Return the tokens that half of the free disk takes; a bucket takes any number."""
-        if self.free_bytes is None:
-            return DEFAULT_MAX_TOKENS
-        return max(0, (self.free_bytes // 2 - self.weight_bytes) // self.token_bytes)
+    def _cost(self, n_layers: int | None = None, **changes: str) -> Cost:
+        kept = {"dtype": self._config.dtype, "outputs": self._config.outputs} | changes
+        return cost(n_layers or len(self._layers), self._d_model, **kept)
 
     def max_tokens(self) -> int:
         """Return how many tokens to harvest at most, in whole sequences.
@@ -79,48 +123,114 @@ class Sizes:
         Raises:
             HarvestError: the disk does not take so many, or they are no two sequences.
         """
-        n_ctx = self._config.n_ctx
-        n_tokens = self._config.tokens or min(DEFAULT_MAX_TOKENS, self._fits_half())
-        if self._config.tokens is not None and n_tokens < 2 * n_ctx:
+        n_tokens = self._asked()
+        self.require_room(n_tokens)
+        return n_tokens
+
+    def default(self) -> str | None:
+        """Say how many tokens are taken because nothing was asked for, None if something was."""
+        if self._config.tokens is not None or self._config.budget is not None:
+            return None
+        n_tokens = self._asked()
+        if self.free_bytes is None or n_tokens == self._whole(DEFAULT_MAX_TOKENS):
+            return f"no --tokens or --budget given: {n_tokens:,} tokens, the default"
+        return (
+            f"no --tokens or --budget given: {n_tokens:,} tokens, which take half of the "
+            f"{format_bytes(self.free_bytes)} that are free"
+        )
+
+    def _whole(self, n_tokens: int) -> int:
+        return n_tokens // self._config.n_ctx * self._config.n_ctx
+
+    def _asked(self) -> int:
+        """Return the tokens that are asked for, in whole sequences.
+
+        Raises:
+            HarvestError: they are no two sequences.
+        """
+        c = self._config
+        limits = [c.tokens]
+        if c.budget_bytes is not None:
+            limits.append(self._fitting(c.budget_bytes, f"a budget of {c.budget}"))
+        elif c.tokens is None:
+            limits.append(DEFAULT_MAX_TOKENS)
+            if self.free_bytes is not None:
+                free = f"{format_bytes(self.free_bytes)} free on the disk"
+                limits.append(self._fitting(self.free_bytes * DEFAULT_SHARE, free))
+        n_tokens = min(limit for limit in limits if limit is not None)
+        if n_tokens < 2 * c.n_ctx:
             raise HarvestError(
-                f"{n_tokens} tokens do not make two sequences of {n_ctx} (one to train, "
+                f"{n_tokens} tokens do not make two sequences of {c.n_ctx} (one to train, "
                 "one to test): use a larger --tokens or a smaller --n-ctx"
             )
-        if n_tokens < 2 * n_ctx and self.free_bytes is not None:
-            raise HarvestError(
-                f"{format_bytes(self.free_bytes)} free on the disk are too few for a store of "
-                f"{len(self._layers)} layers; make room, or choose another disk by --store"
-            )
-        self.require_room(n_tokens)
-        return n_tokens // n_ctx * n_ctx
+        return self._whole(n_tokens)
 
-    def require_room(self, n_tokens: int) -> None:
-        """Raise HarvestError unless the disk takes so many tokens, or --force was given."""
-        needed = n_tokens * self.token_bytes + self.weight_bytes
-        if self.free_bytes is None or needed <= self.free_bytes or self._config.force:
+    def _fitting(self, n_bytes: float, what: str) -> int:
+        n_tokens = self.cost.fitting(n_bytes, self._config.n_ctx)
+        if n_tokens == 0:
+            raise HarvestError(
+                f"{what} is too little for two sequences of {len(self._layers)} layers: use fewer "
+                "--layers, --dtype int8 --outputs derive, or a larger disk by --store"
+            )
+        return n_tokens
+
+    def require_room(self, n_tokens: int, *, changeable: bool = True) -> None:
+        """Raise HarvestError unless the disk takes so many tokens, or --force was given.
+
+        Args:
+            n_tokens: of the store.
+            changeable: whether tokens, dtype and outputs can still be chosen.
+        """
+        free, needed = self.free_bytes, self.cost.total(n_tokens)
+        if free is None or needed <= free or self._config.force:
             return
-        n_ctx = self._config.n_ctx
-        fits = self._fits_half()
-        remedy = (
-            f"use --tokens {fits // n_ctx * n_ctx:_}, " if fits >= 2 * n_ctx else "make room, use "
-        )
+        fits = self._options(n_tokens, free) if changeable else self._fewer_layers(n_tokens, free)
+        what = f"what fits: {'; or '.join(fits)}" if fits else "make room"
         raise HarvestError(
             f"{n_tokens:,} tokens of {len(self._layers)} layers take {format_bytes(needed)}; "
-            f"{format_bytes(self.free_bytes)} are free: {remedy}fewer --layers, or --force to try"
+            f"{format_bytes(free)} are free; {what}; or --force to try"
         )
 
+    def _options(self, n_tokens: int, free: int) -> list[str]:
+        """Return options that would fit: fewer tokens, fewer bytes for each, fewer layers."""
+        n_ctx, room = self._config.n_ctx, free * SUGGESTED_SHARE
+        options = []
+        if fewer := self.cost.fitting(room, n_ctx):
+            options.append(f"--tokens {fewer:_}")
+        smaller = self._cost(dtype="int8", outputs="derive")
+        if smaller.token_bytes < self.cost.token_bytes and (fewer := smaller.fitting(room, n_ctx)):
+            tokens = "" if fewer >= n_tokens else f" --tokens {fewer:_}"
+            size = format_bytes(smaller.total(min(fewer, n_tokens)))
+            options.append(f"--dtype int8 --outputs derive{tokens} ({size})")
+        return options + self._fewer_layers(n_tokens, free)
+
+    def _fewer_layers(self, n_tokens: int, free: int) -> list[str]:
+        for n_layers in range(len(self._layers) - 1, 0, -1):
+            size = self._cost(n_layers).total(n_tokens)
+            if size <= free * SUGGESTED_SHARE:
+                some = spell_layers(sorted(self._layers)[:n_layers])
+                return [f"--layers {some} ({format_bytes(size)})"]
+        return []
+
     def plan(
-        self, model: str, n_tokens: int, first_tokens: str = "", n_documents: int | None = None
+        self,
+        model: str,
+        n_tokens: int,
+        *,
+        device: str,
+        first_tokens: str = "",
+        n_documents: int | None = None,
     ) -> Plan:
         """Return the plan for so many tokens."""
         return Plan(
             model=model,
+            device=device,
             layers=self._layers,
             n_ctx=self._config.n_ctx,
             n_tokens=n_tokens,
             n_documents=n_documents,
-            bytes_per_token=self.activation_bytes,
-            total_bytes=n_tokens * self.token_bytes + self.weight_bytes,
+            bytes_per_token=self.cost.activation_bytes,
+            total_bytes=self.cost.total(n_tokens),
             free_bytes=self.free_bytes,
             first_tokens=first_tokens,
         )

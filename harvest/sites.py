@@ -208,3 +208,10 @@ FAMILIES = {
     "qwen3": _LLAMA,
     "gpt_neox": Family("gpt_neox.layers", "attention", "gpt_neox.rotary_emb", _fused_by_head),
 }
+
+
+def attention_names(config: Any) -> dict[int, str]:
+    """Return every layer of a model with the name of its attention module."""
+    family = family_of(config)
+    n_layers = config.get_text_config().num_hidden_layers
+    return {layer: site_name(family, layer) for layer in range(n_layers)}

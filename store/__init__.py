@@ -8,7 +8,7 @@ from .info import format_bytes, store_info
 from .layers import choose_layers, spell_layers
 from .layout import read_weights
 from .loader import Batch, batches, held_out_batches
-from .manifest import MANIFEST, OUTPUTS, Manifest, held_out_shards, read_manifest
+from .manifest import MANIFEST, OUTPUTS, PLAN, Manifest, held_out_shards, read_manifest
 from .merge import merge_stores
 from .places import Place, free_bytes, place, sync_tree, tree_bytes
 from .reader import Activations, ActivationStore, Derive, Stored, TokenScales
@@ -24,6 +24,7 @@ __all__ = [
     "DTYPES",
     "MANIFEST",
     "OUTPUTS",
+    "PLAN",
     "ActivationStore",
     "Activations",
     "Batch",

@@ -5,6 +5,7 @@ once and waited for in the thread that writes.
 """
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,21 +109,51 @@ def encode_layer(
     token_norms, finite, norms_of = [], {}, summed(manifest, layer)
     sites = attn_in(layer), attn_out(layer)
     for name, site, values in zip(norms_of, sites, (x, y), strict=True):
-        kept = values.detach().float()
+        kept = values.detach()
         if name == site:  # it is stored
             encoded = encode(values, manifest.dtype, channels.get(site))
             arrays[site] = encoded.values
             if encoded.scale is not None:
                 arrays[scale_of(site)] = encoded.scale
-            kept = encoded.decode().float()
-        token_norms.append(kept.norm(dim=-1))  # [n, n_ctx]
-        finite[name] = values.isfinite().all()
+            kept = encoded.decode()
+        sizes = torch.linalg.vector_norm(kept, dim=-1, dtype=torch.float32)  # [n, n_ctx]
+        token_norms.append(sizes)
+        finite[name] = _all_finite(values, sizes)
     arrays[norms(layer)] = torch.stack(token_norms, dim=-1)  # [n, n_ctx, 2]
     arrays = {name: part.contiguous() for name, part in arrays.items()}
     event = None
-    if x.is_cuda:  # a copy may be under way until `event`: the host's tensors are not touched
-        arrays = {name: part.to("cpu", non_blocking=True) for name, part in arrays.items()}
-        finite = {name: part.to("cpu", non_blocking=True) for name, part in finite.items()}
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(x.device))
+    if x.is_cuda:
+        arrays, finite, event = _to_host(arrays, finite, x.device)
     return EncodedLayer(arrays, finite, norms_of, norms(layer), event)
+
+
+def _all_finite(values: Tensor, norms: Tensor) -> Tensor:
+    """Tell whether all values are finite, bool, []; norms are those of the rounded values."""
+    if not values.is_cuda and bool(norms.isfinite().all()):
+        return torch.tensor(True)  # spares a CPU the pass, which takes longer than all others
+    return values.isfinite().all()
+
+
+def _to_host(
+    arrays: dict[str, Tensor], finite: dict[str, Tensor], device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
+    """Copy to pinned memory in a stream of its own, while the model goes on computing.
+
+    Returns:
+        The host's tensors, which are not to be touched before the event.
+    """
+    stream = _copy_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for part in (*arrays.values(), *finite.values()):
+            part.record_stream(stream)  # or its memory would be used again meanwhile
+        on_host = {name: part.to("cpu", non_blocking=True) for name, part in arrays.items()}
+        flags = {name: part.to("cpu", non_blocking=True) for name, part in finite.items()}
+        event = torch.cuda.Event()
+        event.record(stream)
+    return on_host, flags, event
+
+
+@cache
+def _copy_stream(device: torch.device) -> Any:
+    return torch.cuda.Stream(device)

@@ -131,7 +131,40 @@ def test_layers_are_removed_and_the_rest_trains(
     assert trained.exit_code == 0
     again = json.loads(lorsa(*harvest_args, "--layers", "1", "--json").stdout)
     assert again["tokens_per_second"] == 0
-    assert "holds another harvest" in _one_line_error(lorsa(*harvest_args, "--layers", "0-2"))
+    whole = json.loads(lorsa(*harvest_args, "--layers", "0-2", "--json").stdout)
+    assert whole["layers"] == [0, 1, 2]
+
+
+def test_a_layer_is_added_with_nothing_else_given(
+    lorsa: Lorsa, harvest_args: list[object], tmp_path: Path
+) -> None:
+    """Text, length and dtype are the store's; what is given and differs is refused."""
+    assert lorsa(*harvest_args, "--layers", "1", "--dtype", "float32").exit_code == 0
+    short = ["harvest", "--model", harvest_args[2], "--device", "cpu"]
+    added = lorsa(*short, "--layers", "2")
+    assert added.exit_code == 0, added.output
+    assert "not given, and so as acts has it: " in added.stderr
+    assert f"n_ctx {N_CTX}" in added.stderr
+    assert "layers 1-2" in " ".join(added.stdout.split())
+    again = json.loads(lorsa(*short, "--json").stdout)  # no layers given either
+    assert (again["layers"], again["tokens_per_second"]) == ([1, 2], 0)
+    error = _one_line_error(lorsa(*short, "--layers", "0", "--dtype", "bfloat16"))
+    assert "holds another harvest (dtype was 'float32', is 'bfloat16')" in error
+    trained = lorsa("train", "--store", "acts", "--top-k", 6, "--batch-tokens", 4 * N_CTX)
+    assert trained.exit_code == 0, trained.output
+
+
+def test_a_dry_run_writes_nothing(lorsa: Lorsa, harvest_args: list[object], tmp_path: Path) -> None:
+    table = lorsa(*harvest_args, "--layers", "0-1", "--dry-run")
+    assert table.exit_code == 0, table.output
+    assert "256 bytes of activations" in table.stdout  # x and y of two layers, 32 bfloat16
+    assert "about" in table.stdout
+    assert "per token" not in table.stderr
+    plan = json.loads(lorsa(*harvest_args, "--layers", "0-1", "--dry-run", "--json").stdout)
+    assert plan["bytes_per_token"] == 256
+    assert plan["n_tokens"] == 60 * N_CTX
+    assert plan["estimate"]["seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_stores_are_merged_and_trained_on(
@@ -201,7 +234,13 @@ def test_help_tells_the_true_defaults(command: str) -> None:
 
 def test_every_option_is_a_setting() -> None:
     for command, config in COMMANDS.items():
-        known = {field.name for field in fields(config)} | {"as_json", "config", "return", "layers"}
+        known = {field.name for field in fields(config)} | {
+            "as_json",
+            "config",
+            "dry_run",
+            "return",
+        }
+        known |= {"layers"}
         assert set(typing.get_type_hints(getattr(cli, command))) <= known
 
 
@@ -255,7 +294,7 @@ def test_a_bad_toml_file_is_one_line(
         (["--n-ctx", "1"], 2, "n_ctx is 1; allowed: 2 or more"),
         (["--dtype", "int3"], 2, "dtype is 'int3'; allowed: bfloat16, float16, float32"),
         (["--bos", "always"], 1, "has no BOS token"),
-        (["--tokens", "10000000000000"], 1, "GB are free: use --tokens"),
+        (["--tokens", "10000000000000"], 1, "what fits: --tokens"),
     ],
 )
 def test_harvest_refuses_in_one_line(

@@ -7,19 +7,17 @@ with Adam, on activations scaled to a norm near sqrt(d_model).
 
 import gc
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from ..model import Lorsa, Quality, evaluate
+from ..stop import Stop, stop_when_whole
 from ..store import Activations, Batch, Sampler, batches, held_out_batches
 from .checkpoint import (
     State,
@@ -113,38 +111,6 @@ def _tell_nobody(_event: Event) -> None:
     """Take the place of a report on all processes but the main one."""
 
 
-class Stop:
-    """Whether the process was asked to stop."""
-
-    asked = False
-
-
-@contextmanager
-def stop_between_steps(*, alone: bool) -> Iterator[Stop]:
-    """Let Ctrl-C and SIGTERM wait for the end of a step; a second one does not wait.
-
-    Of several processes each would stop at another step: there, and outside the main thread, the
-    signals stay as they are.
-    """
-    stop = Stop()
-    if not alone or threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, _frame: Any) -> None:
-        stop.asked = True
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class Trainer:
     """One run: its Lorsa, optimizer and data, and where it stands."""
 
@@ -184,7 +150,8 @@ class Trainer:
         self.start(run, report)
         if self.done == 0:
             self.look(run, report)
-        with stop_between_steps(alone=self.accelerator.num_processes == 1) as stop:
+        # of several processes each would stop at another step
+        with stop_when_whole(enabled=self.accelerator.num_processes == 1) as stop:
             self.steps(run, report, stop)
         return self.finish(run, report, time.perf_counter() - started)
 

@@ -1,25 +1,37 @@
-"""One harvest: stopped, gone on with, refused."""
+"""One harvest: stopped, gone on with, added to, refused."""
 
 import dataclasses
+import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from accelerate import dispatch_model
 from lorsa.harvest import (
     Capture,
+    Estimate,
     HarvestConfig,
     HarvestError,
     Plan,
     Progress,
     SelfCheck,
+    attention_sites,
+    check_geometry,
     harvest,
+    plan_harvest,
+    read_geometry,
+    read_weights,
     selfcheck,
+    stored_request,
 )
 from lorsa.model import stored_attention
 from lorsa.store import ActivationStore, StoreError, is_begun, is_complete, verify_store
 from small import digests
+from tiny import make_model
 
 
 @pytest.fixture
@@ -44,8 +56,8 @@ def test_what_happens_is_told_in_order(config: HarvestConfig) -> None:
     events: list[Any] = []
     result = harvest(config, report=events.append)
     kinds = [type(event) for event in events if not isinstance(event, str)]
-    assert kinds[:2] == [Plan, SelfCheck]
-    assert set(kinds[2:]) == {Progress}
+    assert kinds[:3] == [Plan, SelfCheck, Estimate]
+    assert set(kinds[3:]) == {Progress}
     assert events[-1].tokens == events[-1].n_tokens == result.n_tokens
     files = [p for p in config.store.rglob("*") if p.is_file() and "c" in p.parts]
     plan = next(event for event in events if isinstance(event, Plan))
@@ -71,7 +83,7 @@ def test_a_stopped_harvest_refuses_other_settings(config: HarvestConfig) -> None
     with pytest.raises(Stop):
         harvest(config, report=_stop_after(1))
     with pytest.raises(
-        HarvestError, match=r"holds another harvest \(layers was \[1, 2\], is \[1\]"
+        HarvestError, match=r"is unfinished with layers 1-2, and layers 1 are asked for"
     ):
         harvest(dataclasses.replace(config, layers="1"))
     with pytest.raises(HarvestError, match="dtype was 'float32', is 'float16'"):
@@ -82,8 +94,6 @@ def test_a_stopped_harvest_refuses_another_model(
     config: HarvestConfig, model_folder: Path, tmp_path: Path
 ) -> None:
     """The same folder, with other weights in it since."""
-    from tiny import make_model
-
     shutil.copytree(model_folder, tmp_path / "model")
     config = dataclasses.replace(config, model=str(tmp_path / "model"))
     with pytest.raises(Stop):
@@ -183,3 +193,142 @@ def test_a_complete_store_without_a_plan_is_repaired_first(
     assert verify_store(config.store, repair=True)["repaired"]
     harvest(config)
     assert digests(config.store) == digests(store_folder)
+
+
+def test_layers_added_later_are_those_of_one_harvest(config: HarvestConfig, tmp_path: Path) -> None:
+    """Of the same tokens; the layers that are there are not touched."""
+    whole = dataclasses.replace(config, layers="all", store=tmp_path / "whole")
+    harvest(whole)
+    harvest(dataclasses.replace(config, layers="1"))
+    before = digests(config.store)
+    said: list[Any] = []
+    result = harvest(dataclasses.replace(config, layers="0,1"), report=said.append)
+    assert result.layers == [0, 1]
+    assert any("adding layers 0 to" in str(event) for event in said)
+    plan = next(event for event in said if isinstance(event, Plan))
+    assert list(plan.layers) == [0]
+    assert harvest(dataclasses.replace(config, layers="2")).layers == [0, 1, 2]
+    after = digests(config.store)
+    assert after.items() > before.items()
+    assert {k: v for k, v in after.items() if k.startswith("layers")} == {
+        k: v for k, v in digests(whole.store).items() if k.startswith("layers")
+    }
+    assert verify_store(config.store, full=True)["damages"] == []
+
+
+def test_adding_layers_that_was_stopped_goes_on(config: HarvestConfig, tmp_path: Path) -> None:
+    """The layers that were there can be read meanwhile."""
+    harvest(dataclasses.replace(config, layers="1"))
+    more = dataclasses.replace(config, layers="0,1")
+    with pytest.raises(Stop):
+        harvest(more, report=_stop_after(60 * config.n_ctx))
+    assert ActivationStore.open(config.store).layers == [1]
+    assert harvest(dataclasses.replace(config, layers="1")).tokens_per_second == 0
+    with pytest.raises(HarvestError, match="is unfinished with layers 0-1, and layers 1-2 are"):
+        harvest(dataclasses.replace(config, layers="2"))
+    events: list[Any] = []
+    assert harvest(more, report=events.append).layers == [0, 1]
+    first = next(event for event in events if isinstance(event, Progress))
+    assert 0 < first.tokens < first.n_tokens
+    harvest(dataclasses.replace(config, layers="0,1", store=tmp_path / "whole"))
+    assert digests(config.store) == digests(tmp_path / "whole")
+
+
+def test_layers_of_another_model_are_not_added(
+    config: HarvestConfig, model_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(model_folder, tmp_path / "model")
+    config = dataclasses.replace(config, model=str(tmp_path / "model"), layers="1")
+    harvest(config)
+    make_model("llama-gqa", seed=9).save_pretrained(tmp_path / "model")
+    with pytest.raises(HarvestError, match="was made with another model: layer 1 has another W_"):
+        harvest(dataclasses.replace(config, layers="0,1"))
+    assert ActivationStore.open(config.store).layers == [1]
+
+
+def test_a_request_to_stop_waits_for_the_shard(config: HarvestConfig, store_folder: Path) -> None:
+    """Ctrl-C in the middle of a shard: it is committed, and the same call goes on."""
+    events: list[Any] = []
+
+    def interrupt(event: Any) -> None:
+        events.append(event)
+        if isinstance(event, Progress) and event.tokens == 3 * config.n_ctx:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        harvest(dataclasses.replace(config, batch_size=1), report=interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert any("stopping when this shard is written" in str(event) for event in events)
+    last = [event for event in events if isinstance(event, Progress)][-1]
+    assert last.tokens == 4 * config.n_ctx  # a shard of four sequences
+    harvest(dataclasses.replace(config, batch_size=1))
+    assert verify_store(config.store, full=True)["damages"] == []
+
+
+def test_what_a_harvest_would_take_is_told_without_a_store(config: HarvestConfig) -> None:
+    said: list[Any] = []
+    plan = plan_harvest(config, report=said.append)
+    assert plan.n_tokens == 130 * config.n_ctx
+    assert plan.bytes_per_token == 2 * 2 * 32 * 4
+    assert plan.layers == {1: "model.layers.1.self_attn", 2: "model.layers.2.self_attn"}
+    assert plan.estimate is not None
+    assert plan.estimate.seconds > 0
+    assert plan.first_tokens
+    assert not config.store.exists()
+    harvest(config)
+    with pytest.raises(HarvestError, match="is a store already; lorsa store info"):
+        plan_harvest(config)
+
+
+def test_a_config_alone_is_enough_for_a_plan(tmp_path: Path) -> None:
+    """Qwen2-7B, of which nothing but config.json is there."""
+    (tmp_path / "model").mkdir()
+    shape = transformers.Qwen2Config(
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152_064,
+    )
+    (tmp_path / "model/config.json").write_text(json.dumps(shape.to_dict()))
+    config = HarvestConfig(model=str(tmp_path / "model"), store=tmp_path / "acts", layers="0-27")
+    plan = plan_harvest(dataclasses.replace(config, tokens=2048))
+    assert plan.bytes_per_token == 401_408
+    assert len(plan.layers) == 28
+    assert (plan.first_tokens, plan.estimate) == ("", None)
+    with pytest.raises(HarvestError, match=r"28 layers take .* TB; .* are free; what fits: "):
+        plan_harvest(dataclasses.replace(config, tokens=10**9))
+
+
+def test_the_settings_of_a_store_are_known(config: HarvestConfig) -> None:
+    assert stored_request(config.store) == {}
+    harvest(config)
+    known = stored_request(config.store)
+    assert known["layers"] == "1-2"
+    assert {"n_ctx": 32, "dtype": "float32", "tokens": config.tokens}.items() <= known.items()
+    again = HarvestConfig(**{**known, "store": config.store})
+    assert harvest(again).tokens_per_second == 0
+
+
+def test_a_model_in_the_hands_of_accelerate_is_captured(harvest_config: HarvestConfig) -> None:
+    """As one that is split over several GPUs is: every module's forward is wrapped."""
+    model = make_model("llama-gqa")
+    tokens = torch.randint(0, 400, (2, 16))
+    with Capture(model, attention_sites(model, [0, 2])) as capture:
+        plain = capture.run(tokens)
+    parts = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu"}
+    parts |= {f"model.layers.{i}": "cpu" for i in range(3)} | {"lm_head": "cpu"}
+    dispatch_model(model, parts, main_device="cpu", force_hooks=True)
+    sites = attention_sites(model, [0, 2])
+    with Capture(model, sites) as capture:
+        calls = capture.calls(tokens)
+    for layer, (x, y) in plain.items():
+        assert torch.equal(calls[layer].x, x)
+        assert torch.equal(calls[layer].y, y)
+    geometries = {site.layer: read_geometry(model, site) for site in sites}
+    weights = {site.layer: read_weights(model, site) for site in sites}
+    check = check_geometry(model, sites, calls, weights, geometries)
+    assert check.passed(0)
+    assert check.passed(2)

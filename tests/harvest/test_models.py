@@ -5,16 +5,25 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.harvest import HarvestConfig, HarvestError, harvest, load_config, resolve
+from lorsa.harvest import (
+    Capture,
+    HarvestConfig,
+    HarvestError,
+    attention_sites,
+    harvest,
+    load_config,
+    models,
+    resolve,
+)
 from lorsa.harvest.models import load_model, load_tokenizer
 from lorsa.store import ActivationStore
 from safetensors.torch import load_file, save_file
-from tiny import N_CTX, TEXT, make_model, make_tokenizer, write_gguf
+from tiny import FAMILIES, N_CTX, TEXT, make_model, make_tokenizer, write_gguf
 
 
-def _load(folder: Path, dtype: str = "auto") -> Any:
+def _load(folder: Path, dtype: str = "auto", n_layers: int | None = None) -> Any:
     path = resolve(str(folder))
-    return load_model(path, load_config(path), dtype=dtype, device="cpu")
+    return load_model(path, load_config(path), dtype=dtype, devices=["cpu"], n_layers=n_layers)
 
 
 @pytest.fixture
@@ -33,6 +42,44 @@ def test_a_model_is_ready_to_run_in_float32(folder: Path) -> None:
     assert loaded.facts["n_layers"] == 3
     assert loaded.facts["revision"] is None
     assert _load(folder, "bfloat16").facts["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_after_the_last_one_asked_for_are_not_loaded(family: str, tmp_path: Path) -> None:
+    make_model(family).save_pretrained(tmp_path)
+    whole, short = _load(tmp_path), _load(tmp_path, n_layers=2)
+    assert short.facts == whole.facts
+    sizes = [sum(p.numel() for p in loaded.model.parameters()) for loaded in (whole, short)]
+    assert sizes[1] < sizes[0]
+    found = []
+    for loaded in (whole, short):
+        with Capture(loaded.model, attention_sites(loaded.model, [0, 1])) as capture:
+            found.append(capture.run(torch.arange(2 * N_CTX).view(2, N_CTX)))
+    for layer, (x, y) in found[0].items():
+        assert torch.equal(found[1][layer][0], x)
+        assert torch.equal(found[1][layer][1], y)
+
+
+def test_a_model_is_split_where_one_gpu_does_not_take_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked of accelerate as the GPUs have room; there is none here to see it done."""
+    path = resolve(str(folder))
+    free: dict[str, int] = {"cuda:2": 100_000, "cuda:3": 200_000}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (free[gpu], 10**12))
+
+    def placed() -> Any:
+        return models._placed(path, load_config(path), "bfloat16", list(free))
+
+    n_bytes = 2 * sum(p.numel() for p in make_model("llama-gqa").parameters())
+    free["cuda:2"] = int(n_bytes / 0.79)
+    assert placed() == {"device_map": {"": "cuda:2"}}
+    free["cuda:2"] = free["cuda:3"] = int(n_bytes / 1.2)
+    room = int(free["cuda:2"] * 0.8)
+    assert placed() == {"device_map": "auto", "max_memory": {2: room, 3: room}}
+    free["cuda:3"] = 0
+    with pytest.raises(HarvestError, match=r"take .* kB, more than there is room for on cuda:2"):
+        placed()
 
 
 def test_missing_weights_are_named(folder: Path) -> None:
@@ -104,8 +151,6 @@ def test_a_gguf_file_is_harvested(gguf_file: Path, text_folder: Path, tmp_path: 
 def test_a_gguf_file_without_the_package_says_what_to_install(
     gguf_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorsa.harvest import models
-
     def lacking(*_: Any, **__: Any) -> Any:
         raise ImportError("gguf")
 

@@ -1,5 +1,6 @@
 """Sizes before the model runs."""
 
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 from lorsa.harvest import HarvestConfig, HarvestError
+from lorsa.harvest.config import parse_bytes
 from lorsa.harvest.plan import SHARD_BYTES, SHARD_FILE_BYTES, Sizes, shard_seqs
 
 Usage = namedtuple("Usage", "total used free")
@@ -29,9 +31,11 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_bytes_of_a_token(tmp_path: Path) -> None:
     sizes = _sizes(tmp_path)
-    assert sizes.activation_bytes == 2 * 2 * 100 * 2  # x and y, two layers, bfloat16
-    assert sizes.token_bytes == sizes.activation_bytes + 2 * 8 + 8
-    assert _sizes(tmp_path, dtype="float32").activation_bytes == 2 * sizes.activation_bytes
+    assert sizes.cost.activation_bytes == 2 * 2 * 100 * 2  # x and y, two layers, bfloat16
+    assert sizes.cost.token_bytes == sizes.cost.activation_bytes + 2 * 8 + 8
+    assert (
+        _sizes(tmp_path, dtype="float32").cost.activation_bytes == 2 * sizes.cost.activation_bytes
+    )
 
 
 def test_the_default_takes_half_of_the_disk_in_whole_sequences(tmp_path: Path, disk: Any) -> None:
@@ -39,21 +43,61 @@ def test_the_default_takes_half_of_the_disk_in_whole_sequences(tmp_path: Path, d
     sizes = _sizes(tmp_path)
     n_tokens = sizes.max_tokens()
     assert n_tokens % 64 == 0
-    used = n_tokens * sizes.token_bytes + sizes.weight_bytes
+    used = n_tokens * sizes.cost.token_bytes + sizes.cost.fixed_bytes
     assert 0.49e9 < used <= 0.5e9
     disk(10**15)
     assert _sizes(tmp_path).max_tokens() == 10_000_000
 
 
-def test_a_disk_too_small_is_named_with_what_fits(tmp_path: Path, disk: Any) -> None:
+def test_a_disk_too_small_is_named_with_three_options_that_fit(tmp_path: Path, disk: Any) -> None:
     disk(100_000_000)
-    with pytest.raises(HarvestError, match=r"824 MB; 100 MB are free: use --tokens [\d_]+, fewer"):
-        _sizes(tmp_path, tokens=1_000_000).max_tokens()
-    forced = _sizes(tmp_path, tokens=1_000_000, force=True)
-    assert forced.max_tokens() == 1_000_000 // 64 * 64
+    with pytest.raises(HarvestError) as error:
+        _sizes(tmp_path, layers=28, tokens=100_000).max_tokens()
+    told = re.fullmatch(
+        r"99,968 tokens of 28 layers take 1.15 GB; 100 MB are free; what fits: "
+        r"--tokens ([\d_]+); or --dtype int8 --outputs derive --tokens ([\d_]+) \((.*) MB\); "
+        r"or --layers 0-1 \((.*) MB\); or --force to try",
+        str(error.value),
+    )
+    assert told is not None, error.value
+    for settings in (
+        {"layers": 28, "tokens": int(told[1])},
+        {"layers": 28, "tokens": int(told[2]), "dtype": "int8", "outputs": "derive"},
+        {"layers": 2, "tokens": 100_000},
+    ):
+        sizes = _sizes(tmp_path, **settings)
+        assert sizes.max_tokens() == settings["tokens"] // 64 * 64
+    assert _sizes(tmp_path, layers=28, tokens=100_000, force=True).max_tokens() == 99_968
     disk(1000)
-    with pytest.raises(HarvestError, match=r"are too few for a store of 2 layers; make room"):
+    with pytest.raises(HarvestError, match=r"1 kB free on the disk is too little for two seq"):
         _sizes(tmp_path).max_tokens()
+    with pytest.raises(HarvestError, match=r"are free; make room; or --force to try"):
+        _sizes(tmp_path, tokens=1000).max_tokens()
+
+
+def test_a_budget_limits_the_store(tmp_path: Path, disk: Any) -> None:
+    disk(10**13)
+    sizes = _sizes(tmp_path, budget="50 MB")
+    used = sizes.cost.total(sizes.max_tokens())
+    assert 0.99 * 50e6 < used <= 50e6
+    assert sizes.default() is None
+    assert _sizes(tmp_path, budget="50MB", tokens=640).max_tokens() == 640
+    assert _sizes(tmp_path, budget="1TiB").max_tokens() > 10_000_000
+    with pytest.raises(HarvestError, match="a budget of 1kB is too little"):
+        _sizes(tmp_path, budget="1kB").max_tokens()
+    for text, n_bytes in (("500GB", 500e9), ("1.5 TiB", 1.5 * 1024**4), ("12", 12), ("3k", 3000)):
+        assert parse_bytes(text) == n_bytes
+    for text in ("", "GB", "0", "5 bananas", "-1GB"):
+        with pytest.raises(ValueError, match="budget is .*; give bytes such as 500GB"):
+            HarvestConfig(model="m", budget=text)
+
+
+def test_what_is_taken_unasked_is_said(tmp_path: Path, disk: Any) -> None:
+    disk(1_000_000_000)
+    assert "take half of the 1 GB that are free" in str(_sizes(tmp_path).default())
+    disk(10**15)
+    assert "10,000,000 tokens, the default" in str(_sizes(tmp_path).default())
+    assert _sizes(tmp_path, tokens=1000).default() is None
 
 
 def test_too_few_tokens_are_named(tmp_path: Path) -> None:

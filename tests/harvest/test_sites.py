@@ -95,7 +95,7 @@ def test_stored_activations_are_those_of_plain_hooks(
             data=str(text_folder),
             n_ctx=N_CTX,
             tokens=10 * N_CTX,
-            batch_seqs=3,
+            batch_size=3,
             dtype=dtype,
             device="cpu",
         )

@@ -158,6 +158,9 @@ def test_a_copy_that_is_under_way_is_not_read(monkeypatch: pytest.MonkeyPatch) -
     """Values in another order of memory were put in order on the host, before they had arrived."""
     monkeypatch.setattr(torch.cuda, "Event", MagicMock())
     monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())
+    monkeypatch.setattr(torch.cuda, "Stream", MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", MagicMock())
+    monkeypatch.setattr(torch.Tensor, "record_stream", MagicMock())
     x = values(0, 0).mT.contiguous().mT.as_subclass(_OnGpu)
     assert not x.is_contiguous()
     encoded = encode_layer(make_manifest(), 0, x, x, {})

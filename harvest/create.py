@@ -1,0 +1,181 @@
+"""Lay down a store, or new layers of one: text, weights, geometry and checks, before any shard."""
+
+import math
+import uuid
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .. import __version__
+from ..store import DTYPES, Manifest, StoreWriter, held_out_shards
+from .config import HarvestConfig
+from .corpus import documents
+from .events import Report
+from .models import LanguageModel, load_tokenizer, tokenizer_facts
+from .packing import Packed, fingerprint, pack
+from .plan import n_sites, shard_seqs
+from .selfcheck import check_geometry, require_passed
+from .shards import Run
+from .sites import read_geometry, read_weights
+from .target import Target
+
+SAMPLE_TOKENS = 4096
+"""Tokens that the self-check and the scales of int8's channels are taken from: always the first
+ones, so that a store comes out the same however it is harvested."""
+
+
+class Text(NamedTuple):
+    """What the model is to read."""
+
+    packed: Packed
+    tokenizer_facts: dict[str, Any]
+    first_tokens: str
+
+
+class Understood(NamedTuple):
+    """What was read off the model for some layers, and checked."""
+
+    facts: dict[int, dict[str, Any]]
+    """Entries of the manifest"""
+    weights: dict[int, dict[str, Tensor]]
+    """Parameters by name"""
+    sample: dict[int, tuple[Tensor, Tensor]]
+    """Some x and y"""
+
+
+def read_text(config: HarvestConfig, target: Target, max_tokens: int, report: Report) -> Text:
+    """Tokenise and pack the corpus."""
+    report(f"tokenising text of {config.data}")
+    tokenizer = load_tokenizer(target.path)
+    packed = pack(
+        documents(config.data, text_column=config.text_column, seed=config.seed),
+        tokenizer,
+        n_ctx=config.n_ctx,
+        max_tokens=max_tokens,
+        bos=config.bos,
+        seed=config.seed,
+    )
+    first = tokenizer.decode(packed.tokens[0, :20].tolist())
+    return Text(packed, tokenizer_facts(tokenizer), first)
+
+
+def sample_seqs(n_ctx: int) -> int:
+    """Return how many sequences the sample takes."""
+    return max(2, SAMPLE_TOKENS // n_ctx)
+
+
+def understand(
+    config: HarvestConfig,
+    loaded: LanguageModel,
+    run: Run,
+    *,
+    tokens: Tensor,
+) -> Understood:
+    """Read the geometry and the weights of some layers and recompute the first sequences with them.
+
+    Args:
+        config: the request.
+        loaded: the model.
+        run: with hooks on those layers; its report is told the `SelfCheck`.
+        tokens: the first sequences, [n, n_ctx].
+
+    Raises:
+        HarvestError: a layer is not understood, or its activations are not finite.
+    """
+    model, sites = loaded.model, run.capture.sites
+    calls = run.capture.calls(tokens)
+    geometries = {site.layer: read_geometry(model, site) for site in sites}
+    weights = {site.layer: read_weights(model, site) for site in sites}
+    keep = config.keep_nonfinite and config.outputs == "store"  # y is derived of what was checked
+    check = check_geometry(model, sites, calls, weights, geometries, keep_nonfinite=keep)
+    run.report(check)
+    if config.selfcheck:
+        require_passed(check)
+    facts = {
+        layer: {
+            "geometry": geometries[layer].to_dict(),
+            "weights": sorted(weights[layer].present()),
+            "self_check": {
+                "passed": check.passed(layer),
+                "error": _finite(check.layers[layer].error),
+                "noise": _finite(check.layers[layer].noise),
+            },
+        }
+        for layer in calls
+    }
+    present = {layer: weights[layer].present() for layer in calls}
+    return Understood(facts, present, {layer: (call.x, call.y) for layer, call in calls.items()})
+
+
+def create_store(
+    config: HarvestConfig,
+    target: Target,
+    loaded: LanguageModel,
+    text: Text,
+    understood: Understood,
+) -> StoreWriter:
+    """Lay down a new store."""
+    return StoreWriter.create(
+        config.store,
+        _manifest(config, target, loaded, text, understood.facts),
+        tokens=text.packed.tokens,
+        documents=text.packed.documents,
+        document_names=text.packed.names,
+        weights=understood.weights,
+        sample=understood.sample,
+        buffer_bytes=config.buffer_bytes,
+    )
+
+
+def add_to_store(config: HarvestConfig, understood: Understood) -> StoreWriter:
+    """Lay down new layers of a finished store."""
+    return StoreWriter.add_layers(
+        config.store,
+        layers=understood.facts,
+        weights=understood.weights,
+        sample=understood.sample,
+        buffer_bytes=config.buffer_bytes,
+    )
+
+
+def _finite(value: float) -> float | None:
+    """Return a number that JSON knows."""
+    return value if math.isfinite(value) else None
+
+
+def _manifest(
+    config: HarvestConfig,
+    target: Target,
+    loaded: LanguageModel,
+    text: Text,
+    layers: dict[int, dict[str, Any]],
+) -> Manifest:
+    n_seq, n_ctx = text.packed.tokens.shape
+    seq_bytes = n_ctx * target.d_model * DTYPES[config.dtype].itemsize
+    n_arrays = n_sites(config.outputs) * len(layers)
+    n_shard_seqs = shard_seqs(n_seq, seq_bytes=seq_bytes, n_arrays=n_arrays)
+    return Manifest(
+        uuid=str(uuid.uuid4()),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        lorsa_version=__version__,
+        model=loaded.facts,
+        tokenizer=text.tokenizer_facts,
+        corpus={
+            "data": config.data,
+            "packing": "pack",
+            "bos": text.packed.bos,
+            "n_documents": len(text.packed.names),
+            "tokens_sha256": fingerprint(text.packed.tokens),
+        },
+        request=config.request(),
+        n_seq=n_seq,
+        n_ctx=n_ctx,
+        d_model=target.d_model,
+        shard_seqs=n_shard_seqs,
+        dtype=config.dtype,
+        compression=config.compression,
+        outputs=config.outputs,
+        layers=layers,
+        held_out_shards=held_out_shards(n_seq, n_shard_seqs),
+    )

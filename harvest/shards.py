@@ -1,0 +1,123 @@
+"""Run the model over the shards that are missing, until the store is finished."""
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..stop import stop_when_whole
+from ..store import Manifest, StoreWriter
+from .batch import BatchSize, timed
+from .capture import Capture
+from .events import Progress, Report
+from .plan import Estimate
+from .processes import this_process
+
+
+class Run(NamedTuple):
+    """What it takes to harvest a shard."""
+
+    capture: Capture
+    """On the layers that are to be written"""
+    batch: BatchSize
+    keep_nonfinite: bool
+    report: Report
+
+    def estimate(self, tokens: Tensor, n_tokens: int) -> Estimate:
+        """Time a batch and tell how long so many tokens will take.
+
+        Args:
+            tokens: some sequences, [n, n_ctx]; no more are taken than make a batch.
+            n_tokens: that are missing.
+        """
+        rate = self.batch.fitting(lambda n: timed(self.capture, tokens[:n]), self.report)
+        rate *= this_process().world
+        seconds = n_tokens / rate
+        found = Estimate(batch_seqs=self.batch.seqs, tokens_per_second=rate, seconds=seconds)
+        self.report(found)
+        return found
+
+
+class _Meter:
+    """How many tokens are in the store, and how fast this process adds to them."""
+
+    def __init__(self, writer: StoreWriter, report: Report) -> None:
+        self._manifest = writer.manifest
+        self._report = report
+        self._n_tokens = self._manifest.n_seq * self._manifest.n_ctx
+        self._n_stored = 0
+        self._n_done = 0
+        self._started = time.perf_counter()
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second of this process."""
+        return self._n_done / max(time.perf_counter() - self._started, 1e-9)
+
+    def stored(self, missing: list[int]) -> None:
+        """Take note of the shards that are missing, and tell."""
+        self._n_stored = self._n_tokens - n_tokens_of(self._manifest, missing)
+        self._tell(self._n_stored)
+
+    def done(self, n_seqs: int, n_of_shard: int) -> None:
+        """Take note of a batch, the last of so many sequences of a shard, and tell."""
+        n_ctx = self._manifest.n_ctx
+        self._n_done += n_seqs * n_ctx
+        self._tell(min(self._n_tokens, self._n_stored + n_of_shard * n_ctx))
+
+    def _tell(self, n_tokens: int) -> None:
+        self._report(Progress(n_tokens, self._n_tokens, self.rate))
+
+
+def write_shards(writer: StoreWriter, run: Run) -> float:
+    """Harvest every missing shard that no other process takes; return tokens per second.
+
+    Raises:
+        KeyboardInterrupt: the process was asked to stop; the shard at hand was finished.
+    """
+    if missing := writer.missing_shards():
+        rows = writer.manifest.shard_rows(missing[0])
+        run.estimate(writer.tokens(rows), n_tokens_of(writer.manifest, missing))
+    meter = _Meter(writer, run.report)
+
+    def tell() -> None:
+        run.report("stopping when this shard is written; ask again to stop at once")
+
+    def wait(n_shards: int) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        run.report(f"waiting for {n_shards} shards that other processes are writing")
+
+    with stop_when_whole(tell=tell) as stop:
+        meter.stored(missing)
+        for shard in writer.claimed_shards(waiting=wait):
+            _write(writer, shard, run, meter)
+            meter.stored(writer.missing_shards())
+            if stop.asked:
+                raise KeyboardInterrupt
+    writer.finish()
+    return meter.rate
+
+
+def _write(writer: StoreWriter, shard: int, run: Run, meter: _Meter) -> None:
+    """Harvest one shard; anew with smaller batches where the GPU's memory is full."""
+    rows = writer.manifest.shard_rows(shard)
+
+    def attempt(n_seqs: int) -> None:
+        with writer.shard(shard, keep_nonfinite=run.keep_nonfinite) as session:
+            for some in _split(rows, n_seqs):
+                session.append(run.capture.run(writer.tokens(some)))
+                meter.done(len(some), some.stop - rows.start)
+
+    run.batch.fitting(attempt, run.report)
+
+
+def _split(rows: range, size: int) -> Iterator[range]:
+    for first in range(rows.start, rows.stop, size):
+        yield range(first, min(first + size, rows.stop))
+
+
+def n_tokens_of(manifest: Manifest, shards: list[int]) -> int:
+    """Return how many tokens some shards hold."""
+    return sum(len(manifest.shard_rows(shard)) for shard in shards) * manifest.n_ctx
