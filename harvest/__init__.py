@@ -7,8 +7,9 @@ from .errors import HarvestError
 from .loop import HarvestResult, Progress, harvest
 from .models import LanguageModel, load_config, load_model
 from .plan import Plan
-from .selfcheck import LayerCheck, SelfCheck, check_geometry, require_same_weights
-from .sites import AttentionSite, attention_sites, read_geometry, read_weights
+from .readings import Reading
+from .selfcheck import LayerCheck, SelfCheck, Understood, require_same_weights, understand
+from .sites import AttentionSite, attention_names, attention_sites
 
 __all__ = [
     "ALIASES",
@@ -21,16 +22,17 @@ __all__ = [
     "LayerCheck",
     "Plan",
     "Progress",
+    "Reading",
     "SelfCheck",
+    "Understood",
+    "attention_names",
     "attention_sites",
-    "check_geometry",
     "harvest",
     "load_config",
     "load_model",
     "module_input",
     "module_output",
-    "read_geometry",
-    "read_weights",
     "require_same_weights",
     "resolve",
+    "understand",
 ]

@@ -1,6 +1,5 @@
 """Stage 1: run the language model once and write a store."""
 
-import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -33,8 +32,14 @@ from .errors import HarvestError
 from .models import LanguageModel, load_config, load_model, load_tokenizer, tokenizer_facts
 from .packing import Packed, fingerprint, pack
 from .plan import Plan, Sizes, n_sites, require_same_request, shard_seqs
-from .selfcheck import SelfCheck, check_geometry, require_passed, require_same_weights
-from .sites import attention_sites, family_of, read_geometry, read_weights, site_name
+from .selfcheck import (
+    SelfCheck,
+    require_derivable,
+    require_same_weights,
+    require_understood,
+    understand,
+)
+from .sites import attention_names, attention_sites, is_supported, require_attention
 
 
 class Progress(NamedTuple):
@@ -223,13 +228,14 @@ def _look(config: HarvestConfig, report: Report, *, revision: str | None = None)
         path = path._replace(revision=revision)
     report(f"looking at {path.id}")
     model_config = load_config(path)
-    family = family_of(model_config)
+    found = attention_names(model_config)
     facts = model_config.get_text_config()
     longest = getattr(facts, "max_position_embeddings", None)
     if longest is not None and config.n_ctx > longest:
         raise HarvestError(f"n_ctx is {config.n_ctx}; {path.id} reads at most {longest} tokens")
     layers = _choose(config.layers, facts.num_hidden_layers, where=path.id)
-    names = {layer: site_name(family, layer) for layer in layers}
+    require_attention(found, layers)
+    names = {layer: found[layer] for layer in layers}
     return _Target(path, model_config, names, facts.hidden_size, device)
 
 
@@ -265,33 +271,26 @@ def _create(
     model = loaded.model
     sites = attention_sites(model, list(target.layers))
     calls = capture.calls(text.packed.tokens[: config.batch_seqs])
-    geometries = {site.layer: read_geometry(model, site) for site in sites}
-    weights = {site.layer: read_weights(model, site) for site in sites}
     keep = config.keep_nonfinite and config.outputs == "store"  # y is derived of what was checked
-    check = check_geometry(model, sites, calls, weights, geometries, keep_nonfinite=keep)
-    report(check)
-    if config.selfcheck:
-        require_passed(check)
-    sample = {layer: (call.x, call.y) for layer, call in calls.items()}
-    facts = {
-        layer: {
-            "geometry": geometries[layer].to_dict(),
-            "weights": sorted(weights[layer].present()),
-            "self_check": {
-                "passed": check.passed(layer),
-                "error": _finite(check.layers[layer].error),
-                "noise": _finite(check.layers[layer].noise),
-            },
-        }
-        for layer in target.layers
+    understood = {
+        site.layer: understand(model, site, calls[site.layer], keep_nonfinite=keep)
+        for site in sites
     }
+    check = SelfCheck({layer: found.check for layer, found in understood.items()})
+    report(check)
+    if config.selfcheck and is_supported(model.config):
+        require_understood(check)
+    if config.outputs == "derive":
+        require_derivable(check)
+    sample = {layer: (call.x, call.y) for layer, call in calls.items()}
+    facts = {layer: found.facts() for layer, found in understood.items()}
     return StoreWriter.create(
         config.store,
         _manifest(config, target, loaded, text, facts),
         tokens=text.packed.tokens,
         documents=text.packed.documents,
         document_names=text.packed.names,
-        weights={layer: weights[layer].present() for layer in target.layers},
+        weights={layer: found.weights for layer, found in understood.items()},
         sample=sample,
         buffer_bytes=_buffer_bytes(config),
     )
@@ -299,11 +298,6 @@ def _create(
 
 def _buffer_bytes(config: HarvestConfig) -> int:
     return int(config.buffer_gb * 1e9)
-
-
-def _finite(value: float) -> float | None:
-    """Return a number that JSON knows."""
-    return value if math.isfinite(value) else None
 
 
 def _manifest(

@@ -53,10 +53,12 @@ def load_model(path: ModelPath, config: Any, *, dtype: str, device: str) -> Lang
         HarvestError: it cannot be loaded, or its files lack weights.
     """
     chosen = "float32" if dtype == "auto" and device == "cpu" else dtype
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     model, info = _attempt(
         path,
         AutoModelForCausalLM.from_pretrained,
         config=config,
+        attn_implementation="eager" if capped else None,  # sdpa knows no softcap
         dtype=chosen if chosen == "auto" else getattr(torch, chosen),
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # or they are not named
