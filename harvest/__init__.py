@@ -8,8 +8,9 @@ from .events import Progress
 from .loop import HarvestResult, harvest, plan_harvest, stored_request
 from .models import LanguageModel, load_config, load_model
 from .plan import Estimate, Plan
-from .selfcheck import LayerCheck, SelfCheck, check_geometry, require_same_weights
-from .sites import AttentionSite, attention_sites, read_geometry, read_weights
+from .readings import Reading
+from .selfcheck import LayerCheck, SelfCheck, Understood, require_same_weights, understand
+from .sites import AttentionSite, attention_names, attention_sites
 
 __all__ = [
     "ALIASES",
@@ -23,18 +24,19 @@ __all__ = [
     "LayerCheck",
     "Plan",
     "Progress",
+    "Reading",
     "SelfCheck",
+    "Understood",
+    "attention_names",
     "attention_sites",
-    "check_geometry",
     "harvest",
     "load_config",
     "load_model",
     "module_input",
     "module_output",
     "plan_harvest",
-    "read_geometry",
-    "read_weights",
     "require_same_weights",
     "resolve",
     "stored_request",
+    "understand",
 ]

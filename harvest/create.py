@@ -1,6 +1,5 @@
 """Lay down a store, or new layers of one: text, weights, geometry and checks, before any shard."""
 
-import math
 import uuid
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -15,9 +14,9 @@ from .events import Report
 from .models import LanguageModel, load_tokenizer, tokenizer_facts
 from .packing import Packed, fingerprint, pack
 from .plan import n_sites, shard_seqs
-from .selfcheck import check_geometry, require_passed
+from .selfcheck import SelfCheck, require_derivable, require_understood, understand
 from .shards import Run
-from .sites import read_geometry, read_weights
+from .sites import is_supported
 from .target import Target
 
 SAMPLE_TOKENS = 4096
@@ -33,8 +32,8 @@ class Text(NamedTuple):
     first_tokens: str
 
 
-class Understood(NamedTuple):
-    """What was read off the model for some layers, and checked."""
+class Foundation(NamedTuple):
+    """What a store keeps of some layers besides their activations."""
 
     facts: dict[int, dict[str, Any]]
     """Entries of the manifest"""
@@ -65,13 +64,13 @@ def sample_seqs(n_ctx: int) -> int:
     return max(2, SAMPLE_TOKENS // n_ctx)
 
 
-def understand(
+def look_into(
     config: HarvestConfig,
     loaded: LanguageModel,
     run: Run,
     *,
     tokens: Tensor,
-) -> Understood:
+) -> Foundation:
     """Read the geometry and the weights of some layers and recompute the first sequences with them.
 
     Args:
@@ -81,31 +80,25 @@ def understand(
         tokens: the first sequences, [n, n_ctx].
 
     Raises:
-        HarvestError: a layer is not understood, or its activations are not finite.
+        HarvestError: a layer is not understood and has to be, or its activations are not finite.
     """
-    model, sites = loaded.model, run.capture.sites
     calls = run.capture.calls(tokens)
-    geometries = {site.layer: read_geometry(model, site) for site in sites}
-    weights = {site.layer: read_weights(model, site) for site in sites}
     keep = config.keep_nonfinite and config.outputs == "store"  # y is derived of what was checked
-    check = check_geometry(model, sites, calls, weights, geometries, keep_nonfinite=keep)
-    run.report(check)
-    if config.selfcheck:
-        require_passed(check)
-    facts = {
-        layer: {
-            "geometry": geometries[layer].to_dict(),
-            "weights": sorted(weights[layer].present()),
-            "self_check": {
-                "passed": check.passed(layer),
-                "error": _finite(check.layers[layer].error),
-                "noise": _finite(check.layers[layer].noise),
-            },
-        }
-        for layer in calls
+    found = {
+        site.layer: understand(loaded.model, site, calls[site.layer], keep_nonfinite=keep)
+        for site in run.capture.sites
     }
-    present = {layer: weights[layer].present() for layer in calls}
-    return Understood(facts, present, {layer: (call.x, call.y) for layer, call in calls.items()})
+    check = SelfCheck({layer: each.check for layer, each in found.items()})
+    run.report(check)
+    if config.selfcheck and is_supported(loaded.model.config):
+        require_understood(check)
+    if config.outputs == "derive":
+        require_derivable(check)
+    return Foundation(
+        facts={layer: each.facts() for layer, each in found.items()},
+        weights={layer: each.weights for layer, each in found.items()},
+        sample={layer: (call.x, call.y) for layer, call in calls.items()},
+    )
 
 
 def create_store(
@@ -113,35 +106,30 @@ def create_store(
     target: Target,
     loaded: LanguageModel,
     text: Text,
-    understood: Understood,
+    foundation: Foundation,
 ) -> StoreWriter:
     """Lay down a new store."""
     return StoreWriter.create(
         config.store,
-        _manifest(config, target, loaded, text, understood.facts),
+        _manifest(config, target, loaded, text, foundation.facts),
         tokens=text.packed.tokens,
         documents=text.packed.documents,
         document_names=text.packed.names,
-        weights=understood.weights,
-        sample=understood.sample,
+        weights=foundation.weights,
+        sample=foundation.sample,
         buffer_bytes=config.buffer_bytes,
     )
 
 
-def add_to_store(config: HarvestConfig, understood: Understood) -> StoreWriter:
+def add_to_store(config: HarvestConfig, foundation: Foundation) -> StoreWriter:
     """Lay down new layers of a finished store."""
     return StoreWriter.add_layers(
         config.store,
-        layers=understood.facts,
-        weights=understood.weights,
-        sample=understood.sample,
+        layers=foundation.facts,
+        weights=foundation.weights,
+        sample=foundation.sample,
         buffer_bytes=config.buffer_bytes,
     )
-
-
-def _finite(value: float) -> float | None:
-    """Return a number that JSON knows."""
-    return value if math.isfinite(value) else None
 
 
 def _manifest(
@@ -159,7 +147,7 @@ def _manifest(
         uuid=str(uuid.uuid4()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         lorsa_version=__version__,
-        model=loaded.facts,
+        model=loaded.facts | {"attention_layers": sorted(target.names)},
         tokenizer=text.tokenizer_facts,
         corpus={
             "data": config.data,

@@ -92,6 +92,7 @@ def load_model(
     """
     chosen = "float32" if dtype == "auto" and devices[0] == "cpu" else dtype
     wanted = _shortened(config, n_layers)
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     where = {"device_map": {"": devices[0]}}
     if path.gguf_file is not None:
         where = {}  # read as a whole before it is placed
@@ -101,6 +102,7 @@ def load_model(
         path,
         AutoModelForCausalLM.from_pretrained,
         config=wanted,
+        attn_implementation="eager" if capped else None,  # sdpa knows no softcap
         dtype=chosen if chosen == "auto" else getattr(torch, chosen),
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # or they are not named

@@ -6,22 +6,27 @@ compared with the one recomputed from the weights and the geometry that were rea
     error = ||module(x) - attention(x)|| / ||module(x)||      at most LIMIT, for any model
     noise = ||y - module(x)|| / ||module(x)||                 what the model's own precision costs
 
-Both sides are float32, so a model in half precision is checked as strictly as any other.
+Both sides are float32, so a model in half precision is checked as strictly as any other. Where a
+module can be read in several ways, the first that passes is taken. If none does, the layer's
+geometry is unknown: x and y can be harvested all the same, and nothing else is known of it.
 """
 
 import copy
+import inspect
 import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..model import AttentionGeometry, LayerWeights, layer_attention
+from ..model import LayerWeights, layer_attention
 from ..store import Manifest, Place
 from ..store import read_weights as stored_weights
 from .capture import Call, module_output
 from .errors import HarvestError
-from .sites import AttentionSite, read_weights, rotary_module
+from .readings import Heads, Reading, Unreadable, heads_of, readings, weight_readings
+from .rotary import rotary_of
+from .sites import AttentionSite
 
 LIMIT = 1e-4
 CHECKED_SEQS = 2
@@ -31,76 +36,153 @@ class LayerCheck(NamedTuple):
     """How well one layer is understood."""
 
     error: float
-    """Relative difference of the recomputed output from the module's, both float32"""
+    """Relative difference of the recomputed output from the module's, both float32; NaN where
+    nothing could be compared"""
     noise: float
     """Relative difference of the captured output from it"""
     finite: bool = True
     """Whether its first activations were; if not there was nothing to compare, error is NaN"""
+    reason: str | None = None
+    """Why it is not understood"""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is."""
+        return self.error <= LIMIT
 
 
 class SelfCheck(NamedTuple):
     """How well all layers are."""
 
     layers: dict[int, LayerCheck]
-    limit: float
+    limit: float = LIMIT
     """A layer with a larger error is not understood"""
 
     def passed(self, layer: int) -> bool:
         """Tell whether a layer is understood."""
-        return self.layers[layer].error <= self.limit
+        return self.layers[layer].passed
+
+
+class Understood(NamedTuple):
+    """What is known of one layer."""
+
+    reading: Reading | None
+    """Its geometry and weights; None if they are unknown"""
+    heads: Heads
+    """What the module says of its heads"""
+    check: LayerCheck
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Its weights by name, none if they are unknown."""
+        return {} if self.reading is None else self.reading.weights.present()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the store's manifest says of it, as JSON-able data."""
+        check = self.check
+        return {
+            "geometry": None if self.reading is None else self.reading.geometry.to_dict(),
+            "heads": {"n_heads": self.heads.n_heads, "d_head": self.heads.d_head},
+            "weights": sorted(self.weights),
+            "self_check": {
+                "passed": check.passed,
+                "error": check.error if math.isfinite(check.error) else None,
+                "noise": check.noise if math.isfinite(check.noise) else None,
+                "reason": check.reason,
+            },
+        }
 
 
 @torch.no_grad()
-def check_geometry(
-    model: Any,
-    sites: list[AttentionSite],
-    calls: dict[int, Call],
-    weights: dict[int, LayerWeights],
-    geometries: dict[int, AttentionGeometry],
-    *,
-    keep_nonfinite: bool = False,
-) -> SelfCheck:
-    """Recompute y from x for every layer, in float32.
+def understand(
+    model: Any, site: AttentionSite, call: Call, *, keep_nonfinite: bool = False
+) -> Understood:
+    """Find out what a layer computes, by recomputing y from x in float32.
 
     Args:
         model: the language model.
-        sites: its attention layers.
-        calls: what each was called with and returned, from `Capture.calls`.
-        weights, geometries: of every layer, as they were read.
-        keep_nonfinite: whether a layer with NaN or Inf counts as not passed instead of raising.
+        site: one of its attention layers.
+        call: what it was called with and returned, from `Capture.calls`.
+        keep_nonfinite: whether a layer with NaN or Inf counts as unknown instead of raising.
 
     Raises:
         HarvestError: an activation is not finite.
     """
-    layers = {}
-    for site in sites:
-        call = calls[site.layer]
-        x, y = call.x[:CHECKED_SEQS].float(), call.y[:CHECKED_SEQS].float()
-        if not (x.isfinite().all() and y.isfinite().all()):
-            if not keep_nonfinite:
-                raise HarvestError(_not_finite(site.layer))
-            layers[site.layer] = LayerCheck(math.nan, math.nan, finite=False)
-            continue
+    heads = heads_of(model, site)
+    device = next(site.module.parameters()).device
+    x, y = (t[:CHECKED_SEQS].to(device, torch.float32) for t in (call.x, call.y))
+    if not (x.isfinite().all() and y.isfinite().all()):
+        if not keep_nonfinite:
+            raise HarvestError(_not_finite(site.layer))
+        reason = "its activations are not finite"
+        return Understood(None, heads, LayerCheck(math.nan, math.nan, finite=False, reason=reason))
+    try:
         exact = _in_float32(model, site, call, x)
-        wide = weights[site.layer].to(torch.float32)
-        again = layer_attention(x, wide, geometries[site.layer])
-        scale = exact.norm().clamp_min(torch.finfo(torch.float32).tiny)
-        error, noise = (again - exact).norm() / scale, (y - exact).norm() / scale
-        layers[site.layer] = LayerCheck(float(error), float(noise))
-    return SelfCheck(layers, LIMIT)
+    except Exception as error:  # a module that needs more of its model than its arguments
+        reason = f"it cannot be run by itself ({type(error).__name__}: {_one_line(error)})"
+        return _unknown(site, heads, math.nan, math.nan, reason)
+    noise = _difference(y, exact)
+    best = math.inf
+    try:
+        for reading in readings(model, site):
+            found = reading_error(reading, x, exact)
+            if found <= LIMIT:
+                return Understood(reading, heads, LayerCheck(found, noise))
+            best = min(best, found)
+    except Unreadable as error:
+        return _unknown(site, heads, math.nan, noise, str(error))
+    except Exception as error:  # attributes of the known names that mean something else
+        reason = f"it cannot be read ({type(error).__name__}: {_one_line(error)})"
+        return _unknown(site, heads, math.nan, noise, reason)
+    reason = f"attention recomputed from what was read of the model differs by {best:.1e}"
+    return _unknown(site, heads, best, noise, reason)
 
 
-def require_passed(check: SelfCheck) -> None:
+def _unknown(
+    site: AttentionSite, heads: Heads, error: float, noise: float, reason: str
+) -> Understood:
+    if "residual" in inspect.signature(site.module.forward).parameters:  # BLOOM
+        reason += "; its output includes the residual stream, to which it adds"
+    return Understood(None, heads, LayerCheck(error, noise, reason=reason))
+
+
+def reading_error(reading: Reading, x: Tensor, exact: Tensor) -> float:
+    """Return by how much a reading's output differs from the exact one, relative to it.
+
+    Args:
+        reading: of the layer.
+        x, exact: input and output of its module in float32, [n, seq, d_model].
+    """
+    wide = reading.weights.to(torch.float32)
+    return _difference(layer_attention(x, wide, reading.geometry), exact)
+
+
+def _difference(found: Tensor, exact: Tensor) -> float:
+    scale = exact.norm().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((found - exact).norm() / scale)
+
+
+def require_understood(check: SelfCheck) -> None:
     """Raise HarvestError, naming the first that is not, unless all layers are understood.
 
     Layers that are not finite, and are kept all the same, are passed over.
     """
     for layer, found in check.layers.items():
-        if found.finite and not check.passed(layer):
+        if found.finite and not found.passed:
             raise HarvestError(
-                f"layer {layer}: attention recomputed from what was read of the model differs by "
-                f"{found.error:.1e} (allowed {check.limit:.0e}); lorsa does not understand this "
-                "model. --no-selfcheck harvests it all the same, for init='random' only"
+                f"layer {layer}: {found.reason} (allowed {check.limit:.0e}); lorsa does not "
+                "understand this model. --no-selfcheck harvests it all the same, for "
+                "--init random only"
+            )
+
+
+def require_derivable(check: SelfCheck) -> None:
+    """Raise HarvestError, naming the first that is not, unless y of all layers can be derived."""
+    for layer, found in check.layers.items():
+        if not found.passed:
+            raise HarvestError(
+                f"layer {layer}: its geometry is unknown ({found.reason}), so y cannot be derived; "
+                "give --outputs store"
             )
 
 
@@ -112,24 +194,32 @@ def _not_finite(layer: int) -> str:
     )
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 def _in_float32(model: Any, site: AttentionSite, call: Call, x: Tensor) -> Tensor:
     """Run a float32 copy of an attention module as it was run before, on x [n, seq, d_model]."""
     module = copy.deepcopy(site.module).float()
     module._forward_hooks.clear()
-    settings = {name: _first_seqs(value, len(x)) for name, value in call.kwargs.items()}
+    n_called = len(call.x)
+    args = [_first_seqs(value, len(x), n_called) for value in call.args[1:]]
+    settings = {name: _first_seqs(v, len(x), n_called) for name, v in call.kwargs.items()}
     settings.pop("hidden_states", None)
-    if "position_embeddings" in settings:
-        rotary = rotary_module(model)
-        position = torch.arange(x.shape[1], device=x.device)[None]
-        settings["position_embeddings"] = rotary(x, position)
-    return module_output(module(x, *call.args[1:], **settings))
+    rotary = rotary_of(model, site)
+    if settings.get("position_embeddings") is not None and rotary is not None:
+        settings["position_embeddings"] = rotary.embeddings(x)
+    given = (x,) if call.args else ()
+    if not given:
+        settings["hidden_states"] = x
+    return module_output(module(*given, *args, **settings))
 
 
-def _first_seqs(value: Any, n_seqs: int) -> Any:
+def _first_seqs(value: Any, n_seqs: int, n_called: int) -> Any:
     """Return an argument of the module for the first sequences, in float32 if it is floating."""
     if not isinstance(value, Tensor):
         return value
-    value = value[:n_seqs] if value.ndim > 1 else value
+    value = value[:n_seqs] if value.ndim > 1 and len(value) == n_called else value
     return value.float() if value.is_floating_point() else value
 
 
@@ -138,11 +228,24 @@ def require_same_weights(
 ) -> None:
     """Raise HarvestError unless a model's attention weights are those of a store."""
     for site in sites:
-        mine = read_weights(model, site).present()
-        for name, theirs in stored_weights(root, manifest, site.layer).items():
-            ours = mine.get(name)
-            if ours is None or not torch.equal(ours.cpu().to(theirs.dtype), theirs):
-                raise HarvestError(
-                    f"{root} was made with another model: layer {site.layer} has another {name}; "
-                    "give the model that `lorsa store info` names"
-                )
+        theirs = stored_weights(root, manifest, site.layer)
+        if not theirs:
+            continue  # its geometry is unknown, so there are none to compare
+        try:
+            others = [_unlike(mine, theirs) for mine in weight_readings(model, site)]
+        except Unreadable:
+            others = ["kind of attention"]
+        if all(others):
+            raise HarvestError(
+                f"{root} was made with another model: layer {site.layer} has another {others[0]}; "
+                "give the model that `lorsa store info` names"
+            )
+
+
+def _unlike(mine: LayerWeights, theirs: dict[str, Tensor]) -> str | None:
+    """Return the name of the first weight that differs, None if none does."""
+    for name, their in theirs.items():
+        our = mine.present().get(name)
+        if our is None or not torch.equal(our.cpu().to(their.dtype), their):
+            return name
+    return None

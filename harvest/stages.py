@@ -7,7 +7,7 @@ from ..store import ActivationStore, Manifest, StoreWriter, spell_layers
 from .batch import BatchSize
 from .capture import Capture
 from .config import HarvestConfig
-from .create import Text, add_to_store, create_store, read_text, sample_seqs, understand
+from .create import Text, add_to_store, create_store, look_into, read_text, sample_seqs
 from .errors import HarvestError
 from .events import Report
 from .models import LanguageModel, has_tokenizer, has_weights
@@ -26,8 +26,8 @@ def begin(config: HarvestConfig, report: Report) -> float:
     with _capture(loaded, target.layers) as capture:
         run = _run(config, target, capture, report)
         n_seqs = sample_seqs(config.n_ctx)
-        understood = understand(config, loaded, run, tokens=text.packed.tokens[:n_seqs])
-        with create_store(config, target, loaded, text, understood) as writer:
+        foundation = look_into(config, loaded, run, tokens=text.packed.tokens[:n_seqs])
+        with create_store(config, target, loaded, text, foundation) as writer:
             return write_shards(writer, run)
 
 
@@ -43,8 +43,8 @@ def add(config: HarvestConfig, plan: Manifest, layers: list[int], report: Report
     with _capture(loaded, layers) as capture:
         run = _run(config, target, capture, report)
         tokens = store.tokens(range(min(plan.n_seq, sample_seqs(plan.n_ctx))))
-        understood = understand(config, loaded, run, tokens=tokens)
-        with add_to_store(config, understood) as writer:
+        foundation = look_into(config, loaded, run, tokens=tokens)
+        with add_to_store(config, foundation) as writer:
             return write_shards(writer, run)
 
 

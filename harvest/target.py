@@ -9,7 +9,7 @@ from .config import HarvestConfig
 from .errors import HarvestError
 from .models import LanguageModel, load_config, load_model
 from .processes import own_devices, this_process
-from .sites import attention_names
+from .sites import attention_names, require_attention
 
 
 class Target(NamedTuple):
@@ -19,7 +19,7 @@ class Target(NamedTuple):
     model_config: Any
     """transformers' config"""
     names: dict[int, str]
-    """Every layer with the name of its attention module"""
+    """Every layer that has attention, with the name of that module"""
     layers: list[int]
     """Those that were asked for"""
     d_model: int
@@ -65,14 +65,17 @@ def find_target(config: HarvestConfig, *, revision: str | None = None) -> Target
     if longest is not None and config.n_ctx > longest:
         raise HarvestError(f"n_ctx is {config.n_ctx}; {path.id} reads at most {longest} tokens")
     names = attention_names(model_config)
-    layers = choose(config.layers, list(names), where=path.id)
+    among = list(names) if config.layers == "all" else range(facts.num_hidden_layers)
+    layers = choose(config.layers, among, where=path.id)
+    require_attention(names, layers)
     return Target(path, model_config, names, layers, facts.hidden_size, devices)
 
 
 def asked_layers(config: HarvestConfig, manifest: Manifest) -> list[int]:
     """Return the layers that are asked for, of the model of a store."""
-    n_layers = manifest.model["n_layers"]
-    return choose(config.layers, range(n_layers), where=manifest.model["id"])
+    model = manifest.model
+    among = model.get("attention_layers") or range(model["n_layers"])
+    return choose(config.layers, among, where=model["id"])
 
 
 def choose(text: str, layers: Sequence[int], *, where: str) -> list[int]:

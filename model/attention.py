@@ -39,9 +39,13 @@ class LayerWeights(NamedTuple):
     b_O: Tensor | None = None
     """[d_model]"""
     q_norm: Tensor | None = None
-    """Factor on the normalised queries, [d_head]"""
+    """Factor on the normalised queries, [d_head] or, of a norm `by_head`, [n_heads, d_head]"""
     k_norm: Tensor | None = None
-    """Factor on the normalised keys, [d_head]"""
+    """Factor on the normalised keys, [d_head] or [n_kv_heads, d_head]"""
+    q_norm_bias: Tensor | None = None
+    """Added to them, [n_heads, d_head]"""
+    k_norm_bias: Tensor | None = None
+    """Added to them, [n_kv_heads, d_head]"""
 
     def to(self, *args: Any) -> "LayerWeights":
         """Return the weights with every tensor moved or cast as `Tensor.to` does."""
@@ -82,11 +86,12 @@ def queries_keys(
         q: [batch, seq, n_heads, d_head].
         k: [batch, seq, n_kv_heads, d_head].
     """
-    g = geometry
-    q = project(x, weights.W_Q, weights.b_Q)
-    k = project(x, weights.W_K, weights.b_K)
-    q = norm_and_rotate(q, norm=g.qk_norm, weight=weights.q_norm, rope=g.rope)
-    return q, norm_and_rotate(k, norm=g.qk_norm, weight=weights.k_norm, rope=g.rope)
+    g, w = geometry, weights
+    q = project(x, w.W_Q, w.b_Q)
+    k = project(x, w.W_K, w.b_K)
+    q = norm_and_rotate(q, norm=g.qk_norm, weight=w.q_norm, bias=w.q_norm_bias, rope=g.rope)
+    k = norm_and_rotate(k, norm=g.qk_norm, weight=w.k_norm, bias=w.k_norm_bias, rope=g.rope)
+    return q, k
 
 
 def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:

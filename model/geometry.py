@@ -7,6 +7,8 @@ them. Nothing here is typed in by a user.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+NORM_KINDS = ("rms", "rms_full", "layer")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rope:
@@ -22,9 +24,23 @@ class Rope:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QKNorm:
-    """RMS norm over each head's channels of q and k, before the rotation (Qwen 3)."""
+    """Norm of q and k before the rotation."""
 
     eps: float
+    """Added to the mean square or the variance."""
+    kind: str = "rms"
+    """"rms" over the channels of each head, with one factor for all heads (Qwen 3); "rms_full" over
+    the channels of all heads together (OLMo 2); "layer", which takes off the mean too, over the
+    channels of each head (StableLM)."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in NORM_KINDS:
+            raise ValueError(f"qk-norm is {self.kind!r}; allowed: {', '.join(NORM_KINDS)}")
+
+    @property
+    def by_head(self) -> bool:
+        """Whether each head has factors of its own, [n_heads, d_head] instead of [d_head]."""
+        return self.kind != "rms"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

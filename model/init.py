@@ -127,11 +127,12 @@ def _copy_queries_keys(lorsa: Lorsa, weights: LayerWeights, geometry: AttentionG
         lorsa.b_Q.copy_(weights.b_Q.repeat_interleave(copies, dim=0))
     if weights.b_K is not None:
         lorsa.b_K.copy_(weights.b_K.repeat_interleave(kv_copies, dim=0))
-    if lorsa.q_norm is not None and lorsa.k_norm is not None:
-        assert weights.q_norm is not None
-        assert weights.k_norm is not None
-        lorsa.q_norm.copy_(weights.q_norm)
-        lorsa.k_norm.copy_(weights.k_norm)
+    for side, n_copies in (("q", copies), ("k", kv_copies)):
+        for name in (f"{side}_norm", f"{side}_norm_bias"):
+            ours, theirs = getattr(lorsa, name), getattr(weights, name)
+            if ours is not None and theirs is not None:
+                by_head = ours.ndim == 2  # else one factor for all heads
+                ours.copy_(theirs.repeat_interleave(n_copies, dim=0) if by_head else theirs)
 
 
 def _whiten(outputs: Tensor) -> _Whitening:

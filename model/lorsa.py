@@ -36,7 +36,8 @@ class Lorsa(nn.Module):
     Parameters (names as in He et al. 2025; our OV head i is their head h):
         W_Q, W_K: [n_qk_heads, d_model, d_qk_head]; b_Q, b_K: [n_qk_heads, d_qk_head]
         W_V, W_O: [n_ov_heads, d_model]; b_V: [n_ov_heads]; b_O: [d_model]
-        q_norm, k_norm: [d_qk_head], with a qk-norm only
+        q_norm, k_norm: [d_qk_head], or [n_qk_heads, d_qk_head] of a norm `by_head`; q_norm_bias,
+            k_norm_bias: the same, of a "layer" norm; all with a qk-norm only
     """
 
     W_Q: nn.Parameter
@@ -49,6 +50,8 @@ class Lorsa(nn.Module):
     b_O: nn.Parameter
     q_norm: nn.Parameter | None
     k_norm: nn.Parameter | None
+    q_norm_bias: nn.Parameter | None
+    k_norm_bias: nn.Parameter | None
 
     def __init__(self, config: LorsaConfig, *, backend: str = "auto") -> None:
         """Make a Lorsa of zeros (norm weights of ones); `model.init` or a checkpoint fills it.
@@ -63,8 +66,9 @@ class Lorsa(nn.Module):
         for name, shape in parameter_shapes(config).items():
             fill = torch.ones if name.endswith("_norm") else torch.zeros
             self.register_parameter(name, nn.Parameter(fill(shape)))
-        if config.qk_norm is None:
-            self.q_norm = self.k_norm = None
+        for name in ("q_norm", "k_norm", "q_norm_bias", "k_norm_bias"):
+            if name not in self._parameters:
+                self.register_parameter(name, None)
 
     def queries_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return rotated queries and keys.
@@ -75,11 +79,13 @@ class Lorsa(nn.Module):
         Returns:
             q, k: [batch, seq, n_qk_heads, d_qk_head].
         """
-        c = self.config
+        c, norm = self.config, self.config.qk_norm
         q = project(x, self.W_Q, self.b_Q)
-        q = norm_and_rotate(q, norm=c.qk_norm, weight=self.q_norm, rope=c.rope)
+        q = norm_and_rotate(q, norm=norm, weight=self.q_norm, bias=self.q_norm_bias, rope=c.rope)
         k = project(x, self.W_K, self.b_K)
-        return q, norm_and_rotate(k, norm=c.qk_norm, weight=self.k_norm, rope=c.rope)
+        return q, norm_and_rotate(
+            k, norm=norm, weight=self.k_norm, bias=self.k_norm_bias, rope=c.rope
+        )
 
     def values(self, x: Tensor) -> Tensor:
         """Return the scalar value of every OV head, [batch, seq, n_ov_heads]."""
@@ -205,5 +211,8 @@ def parameter_shapes(config: LorsaConfig) -> dict[str, tuple[int, ...]]:
         "b_O": (c.d_model,),
     }
     if c.qk_norm is not None:
-        shapes |= {"q_norm": (c.d_qk_head,), "k_norm": (c.d_qk_head,)}
+        shape = (c.n_qk_heads, c.d_qk_head) if c.qk_norm.by_head else (c.d_qk_head,)
+        shapes |= {"q_norm": shape, "k_norm": shape}
+    if c.qk_norm is not None and c.qk_norm.kind == "layer":
+        shapes |= {"q_norm_bias": shape, "k_norm_bias": shape}
     return shapes

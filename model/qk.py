@@ -10,14 +10,20 @@ from .geometry import QKNorm, Rope
 
 
 def norm_and_rotate(
-    x: Tensor, *, norm: QKNorm | None, weight: Tensor | None, rope: Rope | None
+    x: Tensor,
+    *,
+    norm: QKNorm | None,
+    weight: Tensor | None,
+    bias: Tensor | None = None,
+    rope: Rope | None,
 ) -> Tensor:
     """Return projected queries or keys as they enter the score.
 
     Args:
         x: [batch, seq, heads, d_head]; positions are 0..seq - 1.
-        norm: norm over each head's channels, if any.
-        weight: its factor, [d_head].
+        norm: their norm, if any.
+        weight: its factor, [d_head] or, where the norm is `by_head`, [heads, d_head].
+        bias: what it adds, [heads, d_head], for "layer" alone.
         rope: rotation, if any.
 
     Returns:
@@ -25,8 +31,20 @@ def norm_and_rotate(
     """
     if norm is not None:
         assert weight is not None
-        x = rms_norm(x, weight, norm.eps)
+        x = normalise(x, norm, weight, bias)
     return x if rope is None else rotate(x, rope)
+
+
+def normalise(x: Tensor, norm: QKNorm, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return queries or keys normalised as the layer does; arguments as of `norm_and_rotate`."""
+    if norm.kind == "rms":
+        return rms_norm(x, weight, norm.eps)
+    if norm.kind == "rms_full":
+        return rms_norm(x.flatten(2), weight.flatten(), norm.eps).view_as(x)
+    wide = x if x.dtype == torch.float64 else x.float()
+    centred = wide - wide.mean(dim=-1, keepdim=True)
+    normed = centred * torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + norm.eps)
+    return (normed * weight if bias is None else normed * weight + bias).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

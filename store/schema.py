@@ -34,7 +34,8 @@ def metadata(manifest: Manifest) -> dict[str, bytes]:
     create_arrays(MemoryStore(files), manifest)
     contents = {name: buffer.to_bytes() for name, buffer in files.items()}
     group = contents[METADATA]
-    for folder in ("weights", *[f"weights/{layer}" for layer in manifest.layers]):
+    owners = [f"weights/{layer}" for layer, facts in manifest.layers.items() if facts["weights"]]
+    for folder in ("weights", *owners) if owners else ():
         contents[f"{folder}/{METADATA}"] = group
     return contents
 

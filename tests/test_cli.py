@@ -357,7 +357,9 @@ def test_activations_that_are_not_finite_are_kept_and_said_so(
     assert "layers 1, which cannot be trained on" in harvested.stdout
     assert "lorsa train" not in harvested.stdout
     info = json.loads(lorsa("store", "info", "acts", "--json").stdout)["layers"]["1"]
-    assert info["self_check"] == {"passed": False, "error": None, "noise": None}
+    reason = "its activations are not finite"
+    expected = {"passed": False, "error": None, "noise": None, "reason": reason}
+    assert info["self_check"] == expected
     table = lorsa("store", "info", "acts").stdout
     assert f"{info['n_nonfinite']:,} tokens with NaN or Inf" in table
     error = _one_line_error(lorsa("train", "--store", "acts"))

@@ -7,9 +7,12 @@ from typing import Any
 import gguf
 import torch
 import transformers
+from lorsa.harvest import Capture, Reading, attention_sites, understand
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 
 N_CTX = 32
+NEW = int(transformers.__version__.split(".")[0]) >= 5
 TEXT = (
     "The quick brown fox jumps over the lazy dog, and the dog sleeps on. "
     "A store keeps what a model saw; a head reads one thing and writes another. "
@@ -40,6 +43,46 @@ YARN_ROPE = {
     "original_max_position_embeddings": 32,
 }
 
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.5, 2.0, 2.5],
+    "long_factor": [1.0, 2.0, 4.0, 8.0],
+    "original_max_position_embeddings": 16,
+}
+SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+"""For classes whose usual ids lie beyond a small vocabulary."""
+LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+GEMMA2 = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 4,
+    "attn_logit_softcapping": 2.0,
+    "sliding_window": 7,
+    "layer_types": LAYER_TYPES,
+}
+GEMMA3 = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 7,
+    "layer_types": LAYER_TYPES,
+}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+GPT2 = {
+    "vocab_size": 400,
+    "n_positions": 128,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "initializer_range": 0.3,
+}
+
 FAMILIES: dict[str, Any] = {
     "llama-mha": lambda: transformers.LlamaConfig(**SIZES),
     "llama-gqa": lambda: transformers.LlamaConfig(**SIZES, **GQA),
@@ -56,32 +99,155 @@ FAMILIES: dict[str, Any] = {
         **SIZES, **GQA, use_sliding_window=True, sliding_window=5, max_window_layers=1
     ),
     "qwen3": lambda: transformers.Qwen3Config(**SIZES, **GQA, head_dim=8),
+    "qwen2-moe": lambda: transformers.Qwen2MoeConfig(
+        **SIZES, **GQA, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16
+    ),
+    "qwen3-moe": lambda: transformers.Qwen3MoeConfig(
+        **SIZES, **GQA, head_dim=8, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16
+    ),
+    "mixtral": lambda: transformers.MixtralConfig(
+        **SIZES, **GQA, num_local_experts=2, num_experts_per_tok=1
+    ),
+    "smollm3": lambda: transformers.SmolLM3Config(
+        **SPECIAL, **SIZES, **GQA, no_rope_layers=[1, 0, 1]
+    ),
+    "gemma": lambda: transformers.GemmaConfig(**SIZES, **GQA, head_dim=16),
+    "gemma2": lambda: transformers.Gemma2Config(**SIZES, **GQA, **GEMMA2),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**SIZES, **GQA, **GEMMA3),
+    "gemma3-multimodal": lambda: transformers.Gemma3Config(
+        text_config={**SIZES, **GQA, **GEMMA3}, vision_config=VISION
+    ),
+    "gpt2": lambda: transformers.GPT2Config(**GPT2),
+    "gpt2-by-layer": lambda: transformers.GPT2Config(
+        **GPT2, scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True
+    ),
+    "gpt-neo": lambda: transformers.GPTNeoConfig(
+        vocab_size=400,
+        hidden_size=32,
+        num_layers=3,
+        num_heads=4,
+        attention_types=[[["global", "local", "global"], 1]],
+        window_size=6,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+    ),
+    "phi": lambda: transformers.PhiConfig(**SIZES, **GQA, partial_rotary_factor=0.5),
+    "phi-norm": lambda: transformers.PhiConfig(
+        **SIZES, **GQA, partial_rotary_factor=0.5, qk_layernorm=True
+    ),
+    "phi3": lambda: transformers.Phi3Config(**SPECIAL, **SIZES, **GQA, sliding_window=9),
+    "phi3-longrope": lambda: transformers.Phi3Config(
+        **SPECIAL,
+        **(SIZES | {"max_position_embeddings": 64}),
+        **GQA,
+        original_max_position_embeddings=16,
+        **_rope(LONG_ROPE),
+    ),
+    "olmo2": lambda: transformers.Olmo2Config(**SIZES, **GQA),
+    "olmo3": lambda: transformers.Olmo3Config(
+        **SIZES, **GQA, sliding_window=6, layer_types=LAYER_TYPES
+    ),
+    "stablelm": lambda: transformers.StableLmConfig(**SIZES, **GQA, use_qkv_bias=True),
+    "stablelm-norm": lambda: transformers.StableLmConfig(
+        **SIZES, **GQA, qk_layernorm=True, use_parallel_residual=True
+    ),
+    "starcoder2": lambda: transformers.Starcoder2Config(**SIZES, **GQA, sliding_window=8),
+    "granite": lambda: transformers.GraniteConfig(**SIZES, **GQA, attention_multiplier=0.2),
+    "cohere": lambda: transformers.CohereConfig(**SIZES, **GQA, use_qk_norm=True),
+    "cohere2": lambda: transformers.Cohere2Config(
+        **SIZES, **GQA, sliding_window=6, layer_types=LAYER_TYPES
+    ),
+    "opt": lambda: transformers.OPTConfig(
+        vocab_size=400,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        init_std=0.3,
+    ),
+    "falcon": lambda: transformers.FalconConfig(
+        **SIZES, multi_query=True, new_decoder_architecture=False
+    ),
+    "falcon-new": lambda: transformers.FalconConfig(
+        **SIZES, new_decoder_architecture=True, num_kv_heads=2
+    ),
     "neox-partial": lambda: transformers.GPTNeoXConfig(**SIZES, rotary_pct=0.25),
     "neox-full": lambda: transformers.GPTNeoXConfig(
         **SIZES, rotary_pct=1.0, use_parallel_residual=False
     ),
 }
+OTHERS: dict[str, Any] = {
+    "gptj": lambda: transformers.GPTJConfig(
+        vocab_size=400,
+        n_positions=128,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        rotary_dim=4,
+        initializer_range=0.3,
+    ),
+    "mpt": lambda: transformers.MptConfig(
+        vocab_size=400, d_model=32, n_heads=4, n_layers=3, max_seq_len=128, initializer_range=0.3
+    ),
+    "bloom": lambda: transformers.BloomConfig(
+        **SPECIAL, vocab_size=400, hidden_size=32, n_head=4, n_layer=3, initializer_range=0.3
+    ),
+    "falcon-alibi": lambda: transformers.FalconConfig(
+        **SIZES, alibi=True, new_decoder_architecture=False
+    ),
+}
+"""Models that are not called supported: GPT-J is understood all the same, the others are not."""
+
+if not NEW:
+    del FAMILIES["stablelm-norm"]  # transformers 4 cannot make one at random
 
 
 def _rope(parameters: dict[str, Any]) -> dict[str, Any]:
     """Spell rotary settings as this version of transformers takes them."""
-    if int(transformers.__version__.split(".")[0]) >= 5:
+    if NEW:
         return {"rope_parameters": parameters}
     scaling = {k: v for k, v in parameters.items() if k != "rope_theta"}
+    if parameters["rope_type"] == "longrope":
+        scaling = {k: v for k, v in scaling.items() if k.endswith("_factor")} | {"type": "longrope"}
     return {"rope_theta": parameters["rope_theta"], "rope_scaling": scaling}
 
 
-def make_model(family: str, seed: int = 0) -> Any:
-    """Return a tiny model with random weights; biases and norms random too."""
+def make_model(family: str, seed: int = 0, *, eager: bool = False) -> Any:
+    """Return a tiny model with random weights; biases and norms random too.
+
+    eager: whether it uses transformers' plain attention, which gives its patterns.
+    """
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family]())
+    config = (FAMILIES | OTHERS)[family]()
+    capped = family == "gemma2"  # softcap, which others than eager leave out
+    settings = {"attn_implementation": "eager"} if eager or capped else {}
+    model = transformers.AutoModelForCausalLM.from_config(config, **settings)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.3)
-            elif "norm" in name:
+            elif "norm" in name or "ln_" in name:
                 parameter.uniform_(0.5, 1.5)
     return model.eval()
+
+
+def some_tokens(n: int = 2, seed: int = 1) -> Tensor:
+    """Return random token ids, [n, N_CTX]."""
+    return torch.randint(0, 400, (n, N_CTX), generator=torch.Generator().manual_seed(seed))
+
+
+def read_layer(
+    model: Any, layer: int, tokens: Tensor | None = None
+) -> tuple[Reading, Tensor, Tensor]:
+    """Return how a layer is read, with its x and y on some tokens, [n, N_CTX, d_model]."""
+    site = attention_sites(model, [layer])[0]
+    with Capture(model, [site]) as capture:
+        call = capture.calls(some_tokens() if tokens is None else tokens)[layer]
+    reading = understand(model, site, call).reading
+    assert reading is not None
+    return reading, call.x.clone(), call.y.clone()
 
 
 def make_tokenizer() -> Any:

@@ -1,7 +1,7 @@
 """From a store and a request to a Lorsa that is ready to train."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -57,8 +57,8 @@ def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
     facts = store.manifest.layers[config.layer]
     if config.init == "layer" and not facts["self_check"]["passed"]:
         raise TrainError(
-            f"layer {config.layer} of {store.root} failed the harvest's self-check "
-            f"(relative error {facts['self_check']['error']}); use --init random"
+            f"layer {config.layer} of {store.root} cannot be started from: its geometry is unknown "
+            f"({_why(facts['self_check'])}); give --init random"
         )
     geometry = layer_geometry(config.layer, store)
     n_qk_heads = config.n_qk_heads or QK_HEADS_PER_HEAD * geometry.n_heads
@@ -89,9 +89,23 @@ def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
     return shape
 
 
+def _why(check: dict[str, Any]) -> str:
+    return check.get("reason") or f"self-check failed, relative error {check['error']}"
+
+
 def layer_geometry(layer: int, store: ActivationStore) -> AttentionGeometry:
-    """Return the geometry of a stored layer."""
-    return AttentionGeometry.from_dict(store.manifest.layers[layer]["geometry"])
+    """Return the geometry of a stored layer; if it is unknown, plain heads of the layer's sizes."""
+    facts = store.manifest.layers[layer]
+    if facts["geometry"] is not None:
+        return AttentionGeometry.from_dict(facts["geometry"])
+    n_heads, d_head = facts["heads"]["n_heads"], facts["heads"]["d_head"]
+    return AttentionGeometry(
+        d_model=store.manifest.d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        d_head=d_head,
+        scale=float(d_head) ** -0.5,
+    )
 
 
 def extent(config: TrainConfig, store: ActivationStore, world: int) -> Extent:

@@ -3,20 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lorsa.harvest import Capture, attention_sites, read_geometry, read_weights
 from lorsa.model import FVU, Lorsa, LorsaConfig, init, init_from_layer, init_random, require_fit
 from lorsa.model.init import _cluster
-from tiny import FAMILIES, N_CTX, make_model
+from tiny import FAMILIES, make_model, read_layer, some_tokens
 from torch import Tensor
 
 
-def _start(family: str, *, n_ov_heads: int = 128, top_k: int = 128) -> tuple[Lorsa, Tensor, Tensor]:
-    model = make_model(family)
-    site = attention_sites(model, [1])[0]
-    tokens = torch.randint(0, 400, (16, N_CTX), generator=torch.Generator().manual_seed(2))
-    with Capture(model, [site]) as capture:
-        x, y = (t.clone() for t in capture.run(tokens)[1])
-    geometry = read_geometry(model, site)
+def _start(
+    family: str, *, n_ov_heads: int = 128, top_k: int = 128, eager: bool = False
+) -> tuple[Lorsa, Tensor, Tensor]:
+    model = make_model(family, eager=eager)
+    (geometry, weights), x, y = read_layer(model, 1, some_tokens(16, seed=2))
     config = LorsaConfig(
         d_model=geometry.d_model,
         n_qk_heads=2 * geometry.n_heads,
@@ -27,10 +24,11 @@ def _start(family: str, *, n_ov_heads: int = 128, top_k: int = 128) -> tuple[Lor
         scale=geometry.scale,
         rope=geometry.rope,
         qk_norm=geometry.qk_norm,
+        softcap=geometry.softcap,
         window=geometry.window,
     )
     lorsa = Lorsa(config)
-    init_from_layer(lorsa, read_weights(model, site), geometry, x, y, seed=0)
+    init_from_layer(lorsa, weights, geometry, x, y, seed=0)
     return lorsa, x, y
 
 
@@ -45,6 +43,22 @@ def _fvu(lorsa: Lorsa, x: Tensor, y: Tensor) -> float:
 def test_from_the_layer_explains_much_before_any_training(family: str) -> None:
     lorsa, x, y = _start(family)
     assert _fvu(lorsa, x, y) < 0.6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_from_the_layer_attends_as_the_layer(family: str) -> None:
+    """Against the patterns that transformers gives, which none of our code has computed."""
+    model = make_model(family, eager=True)
+    tokens = some_tokens()
+    with torch.no_grad():
+        expected = model(tokens, output_attentions=True, use_cache=False).attentions[1]
+    lorsa, _, _ = _start(family, eager=True)
+    x = read_layer(model, 1, tokens)[1]
+    with torch.no_grad():
+        pattern = lorsa.pattern(x)  # [batch, 2 n_heads, q_pos, k_pos]
+    assert expected.shape[1] * 2 == pattern.shape[1]
+    assert (pattern - expected.repeat_interleave(2, dim=1)).abs().max() < 1e-4
+    assert pattern.std() > 0.01
 
 
 def test_from_the_layer_is_sparse_and_still_explains() -> None:
@@ -63,8 +77,7 @@ def test_heads_read_what_they_write(monkeypatch: pytest.MonkeyPatch) -> None:
     scales: list[float] = []
     monkeypatch.setattr(init, "_fit_output", lambda lorsa, x, y: scales.append(1.0))
     lorsa, _x, _y = _start("llama-mha")
-    model = make_model("llama-mha")
-    weights = read_weights(model, attention_sites(model, [1])[0])
+    weights = read_layer(make_model("llama-mha"), 1)[0].weights
     n_heads = len(weights.W_V)
     read = lorsa.W_V.detach().view(n_heads, -1, 32) @ torch.linalg.pinv(weights.W_V.transpose(1, 2))
     write = lorsa.W_O.detach().view(n_heads, -1, 32) @ torch.linalg.pinv(weights.W_O)
@@ -110,8 +123,7 @@ def test_clusters_of_too_few_points_are_filled_up() -> None:
 
 
 def test_shapes_that_cannot_start_from_the_layer_are_named() -> None:
-    model = make_model("llama-mha")
-    geometry = read_geometry(model, attention_sites(model, [0])[0])
+    geometry = read_layer(make_model("llama-mha"), 0)[0].geometry
     settings = {"d_model": 32, "n_ov_heads": 48, "top_k": 4, "scale": 1.0}
     with pytest.raises(ValueError, match="n_qk_heads is 6; init 'layer' needs a multiple"):
         require_fit(LorsaConfig(**settings, n_qk_heads=6, d_qk_head=8), geometry)  # type: ignore[arg-type]

@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.harvest import Capture, attention_sites, read_geometry, read_weights
 from lorsa.model import AttentionGeometry, LayerWeights, Lorsa, LorsaConfig, QKNorm, Rope
-from tiny import FAMILIES, N_CTX, make_model
+from tiny import FAMILIES, make_model, read_layer
 
 
 def _lorsa_of(weights: LayerWeights, geometry: AttentionGeometry) -> Lorsa:
@@ -30,7 +29,7 @@ def _lorsa_of(weights: LayerWeights, geometry: AttentionGeometry) -> Lorsa:
     lorsa = Lorsa(config)
     values: dict[str, Any] = {
         "W_Q": weights.W_Q,
-        "W_K": weights.W_K.repeat_interleave(share, 0),
+        "W_K": weights.W_K,
         "W_V": weights.W_V.repeat_interleave(share, 0).transpose(1, 2).reshape(n_ov_heads, -1),
         "W_O": weights.W_O.reshape(n_ov_heads, -1),
         "b_Q": weights.b_Q,
@@ -39,23 +38,23 @@ def _lorsa_of(weights: LayerWeights, geometry: AttentionGeometry) -> Lorsa:
         "b_O": weights.b_O,
         "q_norm": weights.q_norm,
         "k_norm": weights.k_norm,
+        "q_norm_bias": weights.q_norm_bias,
+        "k_norm_bias": weights.k_norm_bias,
     }
     with torch.no_grad():
         for name, value in values.items():
             if value is not None:
-                getattr(lorsa, name).copy_(value)
+                parameter = getattr(lorsa, name)
+                repeats = len(parameter) // len(value)  # of the keys of a norm by head
+                parameter.copy_(value.repeat_interleave(repeats, 0))
     return lorsa
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lorsa_with_all_value_dimensions_is_the_layer(family: str, backend: str) -> None:
-    model = make_model(family)
-    site = attention_sites(model, [1])[0]
-    tokens = torch.randint(0, 400, (2, N_CTX), generator=torch.Generator().manual_seed(1))
-    with Capture(model, [site]) as capture:
-        x, y = capture.run(tokens)[1]
-    lorsa = _lorsa_of(read_weights(model, site), read_geometry(model, site))
+    (geometry, weights), x, y = read_layer(make_model(family), 1)
+    lorsa = _lorsa_of(weights, geometry)
     lorsa.backend = backend
     with torch.no_grad():
         error = (lorsa(x) - y).norm() / y.norm()

@@ -53,7 +53,7 @@ def test_sizes_that_do_not_fit_are_named(
 
 def test_a_layer_that_is_not_understood_needs_a_random_start(store: ActivationStore) -> None:
     store.manifest.layers[1]["self_check"]["passed"] = False
-    with pytest.raises(TrainError, match="failed the harvest's self-check .*use --init random"):
+    with pytest.raises(TrainError, match="geometry is unknown .self-check failed.*--init random"):
         lorsa_config(_config(store), store)
     assert lorsa_config(_config(store, init="random"), store).n_ov_heads == 256
 
