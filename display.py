@@ -108,7 +108,7 @@ class HarvestDisplay(_Bar):
             "store": format_bytes(plan.total_bytes) + free,
         }
         if plan.first_tokens:
-            rows["begins"] = repr(plan.first_tokens)
+            rows["begins"] = plan.first_tokens
         for name, value in rows.items():
             table.add_row(f"  {name}", escape(value))
         err.print(table)

@@ -28,10 +28,10 @@ from ..store import (
 from .aliases import ModelPath, resolve
 from .capture import Capture
 from .config import HarvestConfig
-from .corpus import documents
+from .corpus import open_corpus
 from .errors import HarvestError
 from .models import LanguageModel, load_config, load_model, load_tokenizer, tokenizer_facts
-from .packing import Packed, fingerprint, pack
+from .packing import Packed, fingerprint, first_text, pack
 from .plan import Plan, Sizes, n_sites, require_same_request, shard_seqs
 from .selfcheck import SelfCheck, check_geometry, require_passed, require_same_weights
 from .sites import attention_sites, family_of, read_geometry, read_weights, site_name
@@ -91,6 +91,7 @@ class _Text(NamedTuple):
     """What the model is to read."""
 
     packed: Packed
+    corpus_facts: dict[str, Any]
     tokenizer_facts: dict[str, Any]
     first_tokens: str
 
@@ -234,18 +235,31 @@ def _look(config: HarvestConfig, report: Report, *, revision: str | None = None)
 
 
 def _read_text(config: HarvestConfig, target: _Target, max_tokens: int, report: Report) -> _Text:
-    report(f"tokenising text of {config.data}")
-    tokenizer = load_tokenizer(target.path)
+    corpus = open_corpus(
+        config.data,
+        text_column=config.text_column,
+        tokens_column=config.tokens_column,
+        data_config=config.data_config,
+        data_split=config.data_split,
+        seed=config.seed,
+    )
+    tokenizer = load_tokenizer(target.path, needed=config.tokens_column is None)
+    report(f"{'reading' if config.tokens_column else 'tokenising text of'} {config.data}")
     packed = pack(
-        documents(config.data, text_column=config.text_column, seed=config.seed),
+        corpus.documents(),
         tokenizer,
         n_ctx=config.n_ctx,
         max_tokens=max_tokens,
         bos=config.bos,
+        packing=config.packing,
         seed=config.seed,
+        n_vocab=target.model_config.get_text_config().vocab_size,
+        counts=corpus.counts,
     )
-    first = tokenizer.decode(packed.tokens[0, :20].tolist())
-    return _Text(packed, tokenizer_facts(tokenizer), first)
+    if told := str(packed.counts):
+        report(told)
+    first = first_text(packed, tokenizer)
+    return _Text(packed, corpus.facts, tokenizer_facts(tokenizer), first)
 
 
 def _load(target: _Target, dtype: str, report: Report) -> LanguageModel:
@@ -324,8 +338,10 @@ def _manifest(
         tokenizer=text.tokenizer_facts,
         corpus={
             "data": config.data,
-            "packing": "pack",
+            **text.corpus_facts,
+            "packing": config.packing,
             "bos": text.packed.bos,
+            "counts": text.packed.counts.to_dict(),
             "n_documents": len(text.packed.names),
             "tokens_sha256": fingerprint(text.packed.tokens),
         },
