@@ -190,7 +190,7 @@ def _json_objects(
 
 
 def _csv(file: Path, name: str, column: Column, counts: Counts) -> Iterator[Document]:
-    """Yield a column of a table in text. (pyarrow's reader holds 32 blocks, each of a whole row.)"""
+    """Yield a column of a table in text; pyarrow's reader holds many blocks, each above a row."""
     csv.field_size_limit(CSV_FIELD_CHARACTERS)
     with _open(file, newline="") as stream:
         rows = csv.reader(stream, delimiter="\t" if suffix_of(file) == ".tsv" else ",")

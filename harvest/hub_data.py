@@ -89,14 +89,12 @@ class HubDataset:
         self, error: Exception, config: str | None = None, revision: str | None = None
     ) -> HarvestError:
         """Return the line that says what failed and what to do."""
-        reasons = _chain(error)
-        if any(isinstance(reason, GatedRepoError) for reason in reasons) or _says(
-            error, "gated dataset"
-        ):
+        kinds = tuple(type(reason) for reason in _chain(error))
+        if GatedRepoError in kinds or _says(error, "gated dataset"):
             return HarvestError(
                 f"data {self._id} is gated; accept its terms on the Hub and run: hf auth login"
             )
-        if any(isinstance(reason, ConnectionError | TimeoutError) for reason in reasons):
+        if any(issubclass(kind, ConnectionError | TimeoutError) for kind in kinds):
             return _unreachable(self._id)
         if _says(error, "dataset scripts"):
             return HarvestError(

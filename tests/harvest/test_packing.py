@@ -121,7 +121,7 @@ def test_no_pack_of_short_documents_is_refused() -> None:
 
 
 def test_tokens_that_the_model_lacks_are_left_out() -> None:
-    """An embedding of too few rows failed in the middle of a harvest, on a GPU without a message."""
+    """An embedding of too few rows failed in the middle of a harvest, and a GPU told nothing."""
     tokenizer = make_tokenizer()
     whole = _pack(tokenizer)
     limit = int(whole.tokens.max())
