@@ -19,6 +19,7 @@ PASSED_OVER = {
     "no_lines_files": ("file that is no JSON lines", "files that are no JSON lines"),
     "no_column_files": ("file without the column", "files without the column"),
     "unreadable_files": ("file not read to its end", "files not read to their end"),
+    "unreadable_folders": ("folder that cannot be read", "folders that cannot be read"),
     "other_files": ("file of another kind", "files of other kinds"),
     "foreign_documents": (
         "document with token ids that the model does not have",
@@ -35,6 +36,10 @@ CHANGED = {
     "parted_files": ("file read in parts", "files read in parts"),
     "cut_documents": ("document cut to n_ctx", "documents cut to n_ctx"),
 }
+SHOWN_COLUMNS = 20
+"""Names in the message about a missing column."""
+PROVING_ROWS = 256
+"""A table whose first rows all lack the column does not have it."""
 
 
 class Counts:
@@ -47,14 +52,15 @@ class Counts:
     def add(self, kind: str, example: str, n: int = 1) -> None:
         """Count n of a kind of PASSED_OVER or CHANGED."""
         self._numbers[kind] += n
-        self._examples.setdefault(kind, example)
+        self._examples.setdefault(kind, example if example.isprintable() else repr(example))
 
     def __getitem__(self, kind: str) -> int:
         return self._numbers[kind]
 
-    def example(self, kind: str) -> str:
-        """Return the first that was counted of a kind."""
-        return self._examples[kind]
+    def merge(self, other: "Counts") -> None:
+        """Add what another has counted."""
+        for kind, n in other._numbers.items():
+            self.add(kind, other._examples[kind], n)
 
     def to_dict(self) -> dict[str, int]:
         """Return what the store's manifest keeps."""
@@ -99,16 +105,17 @@ class Column(NamedTuple):
             value: text, its bytes in UTF-8, or integers in a list or an array.
         """
         if self.is_ids:
-            ids = np.asarray(value) if isinstance(value, list | np.ndarray) else np.zeros((0, 0))
-            fits = ids.ndim == 1 and (ids.dtype.kind in "iu" or not len(ids))
-            return Document(name, ids=ids.astype(np.int64)) if fits else None
+            ids = _as_ids(value)
+            return None if ids is None else Document(name, ids=ids)
         if isinstance(value, bytes):
             return Document(name, value.decode("utf-8", errors="surrogateescape"))
         return Document(name, value) if isinstance(value, str) else None
 
     def missing(self, where: str, names: Iterable[str]) -> "ColumnError":
         """Return the error for a table that has other columns."""
-        there = ", ".join(map(str, names)) or "none"
+        known = list(map(str, names))
+        there = ", ".join(known[:SHOWN_COLUMNS]) or "none"
+        there += f" and {len(known) - SHOWN_COLUMNS} more" if len(known) > SHOWN_COLUMNS else ""
         return ColumnError(
             f"data {where}: no column {self.name!r}; there is {there}; choose one by {self._option}"
         )
@@ -126,6 +133,18 @@ class Column(NamedTuple):
         return "--tokens-column" if self.is_ids else "--text-column"
 
 
+def _as_ids(value: Any) -> np.ndarray[Any, Any] | None:
+    """Return a list or an array of integers as int64, [n]; None for anything else."""
+    if not isinstance(value, list | np.ndarray):
+        return None
+    try:
+        ids = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        return None
+    fits = ids.ndim == 1 and (ids.dtype.kind in "iu" or not len(ids))
+    return ids.astype(np.int64) if fits else None
+
+
 class ColumnError(HarvestError):
     """A table lacks the column, or it is of another type."""
 
@@ -133,7 +152,7 @@ class ColumnError(HarvestError):
 def documents_of_rows(
     rows: Iterable[tuple[str, dict[str, Any]]], column: Column, *, where: str, counts: Counts
 ) -> Iterator[Document]:
-    """Yield the documents of rows; the first decides whether they have the column at all.
+    """Yield the documents of rows, and pass over those without one.
 
     Args:
         rows: name and fields of each.
@@ -142,21 +161,23 @@ def documents_of_rows(
         counts: of what is passed over.
 
     Raises:
-        ColumnError: the first row lacks the column, or has another type there.
+        ColumnError: the first rows, all of them, lack the column or have another type there.
     """
-    proven = False
+    problem, n_problems, proven = None, 0, False
     for name, row in rows:
-        if not proven and column.name not in row:
-            raise column.missing(where, row)
         value = row.get(column.name)
-        if value is None:
-            counts.add("null_rows", name)
-            continue
-        doc = column.document(name, value)
-        if doc is None and not proven:
-            raise column.unfit(where, type(value).__name__)
-        proven = True
-        if doc is None:
-            counts.add("other_rows", name)
-        else:
+        doc = None if value is None else column.document(name, value)
+        if doc is not None:
+            proven = True
             yield doc
+            continue
+        counts.add("null_rows" if value is None else "other_rows", name)
+        if proven or (value is None and column.name in row):
+            continue
+        unfit = column.unfit(where, type(value).__name__)
+        problem = problem or (column.missing(where, row) if value is None else unfit)
+        n_problems += 1
+        if n_problems == PROVING_ROWS:
+            break
+    if problem is not None and not proven:
+        raise problem

@@ -64,7 +64,7 @@ class LocalFiles:
 
     def _of_folder(self) -> list[Path]:
         root, files = self._root, []
-        for folder, inner, names in os.walk(root):
+        for folder, inner, names in os.walk(root, onerror=self._unreadable):
             inner[:] = [name for name in inner if not name.startswith(".")]
             for path in (Path(folder, name) for name in names if not name.startswith(".")):
                 if path.is_file():
@@ -74,13 +74,15 @@ class LocalFiles:
             raise HarvestError(f"data {root}: the folder has no {', '.join(KNOWN_SUFFIXES)} file")
         return sorted(files)
 
+    def _unreadable(self, error: OSError) -> None:
+        self._found.add("unreadable_folders", str(error.filename))
+
     def _other(self, path: Path) -> None:
         self._found.add("other_files", str(path.relative_to(self._root)))
 
     def read(self, rng: Any, counts: Counts) -> Iterator[Document]:
         """Yield the documents of all files, these in an order of rng's."""
-        if n := self._found["other_files"]:
-            counts.add("other_files", self._found.example("other_files"), n)
+        counts.merge(self._found)
         files = list(self._files)
         rng.shuffle(files)
         for file in files:
