@@ -67,18 +67,16 @@ class LocalFiles:
         for folder, inner, names in os.walk(root, onerror=self._unreadable):
             inner[:] = [name for name in inner if not name.startswith(".")]
             for path in (Path(folder, name) for name in names if not name.startswith(".")):
-                if path.is_file():
-                    known = suffix_of(path) in KNOWN_SUFFIXES
-                    files.append(path) if known else self._other(path)
+                if path.is_file() and suffix_of(path) in KNOWN_SUFFIXES:
+                    files.append(path)
+                elif path.is_file():
+                    self._found.add("other_files", str(path.relative_to(root)))
         if not files:
             raise HarvestError(f"data {root}: the folder has no {', '.join(KNOWN_SUFFIXES)} file")
         return sorted(files)
 
     def _unreadable(self, error: OSError) -> None:
         self._found.add("unreadable_folders", str(error.filename))
-
-    def _other(self, path: Path) -> None:
-        self._found.add("other_files", str(path.relative_to(self._root)))
 
     def read(self, rng: Any, counts: Counts) -> Iterator[Document]:
         """Yield the documents of all files, these in an order of rng's."""
@@ -261,9 +259,7 @@ def _require_column(file: Path, schema: Any, column: Column) -> None:
 
 
 def _is_list(kind: Any) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
+    return isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
 
 
 def _is_text(kind: Any) -> bool:

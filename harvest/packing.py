@@ -100,13 +100,13 @@ def pack(
     found = _tokenised(docs, tokenizer, bos, n_vocab, counts)
     if packing == "no-pack":
         found = _first_of_each(found, n_ctx, counts)
-    stream, lengths, names, n_bos = array("i"), array("q"), [], 0
-    bos_id = None if tokenizer is None else tokenizer.bos_token_id
+    stream, lengths, names = array("i"), array("q"), []
+    begins = set()
     for name, ids in found:
         stream.frombytes(ids.astype(np.int32).tobytes())
         lengths.append(len(ids))
+        begins.add(int(ids[0]))
         names.append(name)
-        n_bos += bool(ids[0] == bos_id)
         if len(stream) >= max_tokens:
             break
     n_seq = min(len(stream), max_tokens) // n_ctx
@@ -117,7 +117,8 @@ def pack(
     numbers = np.repeat(np.arange(len(names), dtype=np.int32), np.frombuffer(lengths, np.int64))
     names = names[: int(numbers[n_seq * n_ctx - 1]) + 1]
     documents = _permuted(numbers, order, n_ctx)
-    return Packed(tokens, documents, names, n_bos == len(lengths), counts)
+    with_bos = tokenizer is not None and begins == {tokenizer.bos_token_id}
+    return Packed(tokens, documents, names, with_bos, counts)
 
 
 def _permuted(stream: Ids, order: Ids, n_ctx: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Text to token ids, in batches of bounded size that a fast tokenizer shares among the cores.
 
 A document that is longer than PIECE_CHARACTERS is tokenised in pieces. They begin at a single
-space before a letter, where byte-level and SentencePiece tokenizers alike begin a new word, so that
+space between words, where byte-level and SentencePiece tokenizers alike begin a new word, so that
 the ids are those of the whole; only text without such a place is cut elsewhere.
 """
 
@@ -60,7 +60,7 @@ def _place(text: str, low: int, high: int) -> tuple[int, bool]:
     """Return where to cut in text[low:high], as late as can be, and whether at a single space."""
     place = text.rfind(" ", low, high)
     while place > low:
-        if not text[place - 1].isspace() and text[place + 1].isalpha():
+        if not text[place - 1].isspace() and not text[place + 1].isspace():
             return place, True
         place = text.rfind(" ", low, place)
     line = text.rfind("\n", low, high) + 1

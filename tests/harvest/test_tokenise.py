@@ -7,7 +7,7 @@ from lorsa.harvest import tokenise
 from lorsa.harvest.document import Document
 from lorsa.harvest.tokenise import cut, ids_of_texts
 from tiny import TEXT, make_tokenizer
-from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 
@@ -23,13 +23,37 @@ def make_sentencepiece() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def make_qwen() -> Any:
+    """Return a byte-level tokenizer that splits text as those of Qwen and Llama 3 do."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
 def _ids(text: str, tokenizer: Any) -> list[int]:
     ((name, ids),) = ids_of_texts([Document("a", text)], tokenizer)
     assert name == "a"
     return ids.tolist()
 
 
-@pytest.mark.parametrize("make", [make_tokenizer, make_sentencepiece])
+@pytest.mark.parametrize("make", [make_tokenizer, make_qwen, make_sentencepiece])
 @pytest.mark.parametrize("size", [40, 61, 300])
 def test_pieces_have_the_tokens_of_the_whole(
     make: Any, size: int, monkeypatch: pytest.MonkeyPatch
