@@ -68,13 +68,23 @@ def harvest(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Text: a file or folder of .txt .md .rst .py .jsonl .parquet, or stdlib (Python's "
-            "own documentation and sources).",
-            show_default="stdlib",
+            help="Text: a file or folder of .txt .md .rst .py .jsonl .csv .parquet .arrow, a Hub "
+            "dataset (owner/name), or stdlib (Python's own documentation and sources).",
+            show_default="HuggingFaceFW/fineweb",
         ),
     ] = None,
     text_column: Annotated[
         str | None, typer.Option(help="Column with the text.", show_default="text")
+    ] = None,
+    tokens_column: Annotated[
+        str | None,
+        typer.Option(help="Column with token ids, in place of text.", show_default="none"),
+    ] = None,
+    data_config: Annotated[
+        str | None, typer.Option(help="Config of a Hub dataset.", show_default="its default")
+    ] = None,
+    data_split: Annotated[
+        str | None, typer.Option(help="Split of a Hub dataset.", show_default="train")
     ] = None,
     tokens: Annotated[
         int | None,
@@ -123,6 +133,13 @@ def harvest(
     bos: Annotated[
         str | None,
         typer.Option(help="BOS before documents: auto, always, never.", show_default="auto"),
+    ] = None,
+    packing: Annotated[
+        str | None,
+        typer.Option(
+            help="pack documents one after the other, or no-pack: a document a sequence.",
+            show_default="pack",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Order of the text.", show_default="0")] = None,
     selfcheck: Annotated[

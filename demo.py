@@ -37,7 +37,14 @@ def run_demo(folder: Path, tokens: int) -> dict[str, Any]:
     store, out = folder / "acts", folder / "runs" / f"layer-{LAYER}"
     with HarvestDisplay() as display:
         harvested = harvest(
-            HarvestConfig(model=model, layers=str(LAYER), store=store, n_ctx=N_CTX, tokens=tokens),
+            HarvestConfig(
+                model=model,
+                layers=str(LAYER),
+                store=store,
+                data="stdlib",
+                n_ctx=N_CTX,
+                tokens=tokens,
+            ),
             report=display,
         )
     with TrainDisplay(LAYER) as train_display:

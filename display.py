@@ -138,7 +138,7 @@ def _plan_rows(plan: "stage1.Plan") -> dict[str, str]:
         "store": format_bytes(plan.total_bytes) + free,
     }
     if plan.first_tokens:
-        rows["begins"] = repr(plan.first_tokens)
+        rows["begins"] = plan.first_tokens
     return rows
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from ..model import DEVICES
 from ..store import ACTIVATION_DTYPES, COMPRESSIONS, OUTPUTS, Place, place
 from .aliases import canonical
-from .corpus import STDLIB
+from .corpus import DEFAULT_DATA, STDLIB, config_of, is_hub_id
 from .models import MODEL_DTYPES
-from .packing import BOS_RULES
+from .packing import BOS_RULES, PACKINGS
 
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _UNITS |= {f"{unit}i": 1024**i for i, unit in enumerate("kmgt", start=1)}
@@ -34,11 +34,18 @@ class HarvestConfig:
     store: Place = Path("acts")
     """Folder to write, or s3://bucket/folder; it must be new, empty, or a harvest of the same
     request."""
-    data: str = STDLIB
-    """Text: a file, a folder, or "stdlib", Python's own documentation and sources, which are on
-    every machine."""
+    data: str = DEFAULT_DATA
+    """Text: a file, a folder, the id of a Hub dataset (owner/name), or "stdlib", Python's own
+    documentation and sources, which are on every machine. See docs/corpora.md."""
     text_column: str = "text"
-    """Column of .jsonl and .parquet rows that holds the text."""
+    """Column of a table, or field of a JSON line, that holds the text."""
+    tokens_column: str | None = None
+    """The one that holds token ids, for a corpus that is tokenised already; it is then read instead
+    of text."""
+    data_config: str | None = None
+    """Config of a Hub dataset; None is the dataset's own default, of fineweb "sample-10BT"."""
+    data_split: str = "train"
+    """Split of a Hub dataset."""
     tokens: int | None = None
     """Tokens to harvest; without these and a budget, what fits half of the free disk, at most 10
     million."""
@@ -64,6 +71,9 @@ class HarvestConfig:
     """Where the model runs: "auto" (a GPU if there is one), "cpu" or "cuda"."""
     bos: str = "auto"
     """Whether documents begin with BOS: "auto" as the model's tokenizer does."""
+    packing: str = "pack"
+    """Whether sequences run on from document to document, "pack", or each is the beginning of one,
+    "no-pack", and shorter documents are dropped."""
     seed: int = 0
     """Of the order of documents."""
     selfcheck: bool = True
@@ -95,12 +105,15 @@ class HarvestConfig:
             ("outputs", OUTPUTS),
             ("model_dtype", MODEL_DTYPES),
             ("bos", BOS_RULES),
+            ("packing", PACKINGS),
             ("device", DEVICES),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
                 )
+        if self.tokens_column is not None and self.text_column != "text":
+            raise ValueError("text_column and tokens_column are both given; allowed: one of them")
         if self.dtype == "int8" and self.compression == "lz4":
             raise ValueError("compression is 'lz4', which saves nothing on int8: use none or zstd")
         if not 0 < self.buffer_gb < math.inf:
@@ -127,5 +140,9 @@ class HarvestConfig:
         """Return the settings that decide what is in the store, apart from its layers."""
         free = {"store", "layers", "batch_size", "device", "selfcheck", "buffer_gb", "force"}
         settings = {name: value for name, value in asdict(self).items() if name not in free}
-        data = self.data if self.data == STDLIB else str(Path(self.data).expanduser().resolve())
-        return settings | {"model": canonical(self.model), "data": data}
+        is_name = self.data == STDLIB or is_hub_id(self.data)
+        return settings | {
+            "model": canonical(self.model),
+            "data": self.data if is_name else str(Path(self.data).expanduser().resolve()),
+            "data_config": config_of(self.data, self.data_config),
+        }

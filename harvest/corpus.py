@@ -1,144 +1,174 @@
-"""Text in: documents of a file, a folder, or Python's own library, in a seeded order.
+"""Text in: documents of files, a Hub dataset or Python's own library, in a seeded order.
 
-Files are visited in a random order and documents pass through a shuffle buffer. Many files, or the
-rows of .jsonl and .parquet files, may be larger than memory; what is smaller than the buffer is
-shuffled whole.
+Files are visited in a random order and documents pass through a shuffle buffer. A corpus may be
+larger than memory; what is smaller than the buffer is shuffled whole.
 """
 
-import json
 import random
+import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from .document import Column, Counts, Document
 from .errors import HarvestError
+from .files import KNOWN_SUFFIXES, LocalFiles, suffix_of
+from .hub_data import HubDataset
 
-TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".py")
-TABLE_SUFFIXES = (".jsonl", ".parquet")
-KNOWN_SUFFIXES = TEXT_SUFFIXES + TABLE_SUFFIXES
 BUFFER_CHARACTERS = 64_000_000
+ID_CHARACTERS = 8
+"""What a token id, an int64, takes of the buffer."""
 STDLIB = "stdlib"
+DEFAULT_DATA = "HuggingFaceFW/fineweb"
+DEFAULT_CONFIGS = {DEFAULT_DATA: "sample-10BT"}
+"""Configs of Hub datasets that are meant unless one is given."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 
 
-class Document(NamedTuple):
-    """One text."""
+class Source(Protocol):
+    """Where documents come from."""
 
-    name: str
-    """File, or file and row."""
-    text: str
+    facts: dict[str, Any]
+    """What the store's manifest says of it, besides the settings."""
+    problem: HarvestError | None
+    """Why it has no documents, where that is better told than by counts."""
+
+    def read(self, rng: random.Random, counts: Counts) -> Iterator[Document]:
+        """Yield its documents, in an order of rng's, and count what is passed over."""
 
 
-def documents(data: str, *, text_column: str, seed: int) -> Iterator[Document]:
-    """Yield a corpus's documents that hold text, in an order fixed by the seed.
+class Corpus:
+    """The documents of one request."""
+
+    def __init__(self, data: str, source: Source, *, seed: int) -> None:
+        """Take what was given as data, the source that it means, and the seed of the order."""
+        self.facts = source.facts
+        self.counts = Counts()
+        """Of what was passed over or changed so far."""
+        self._data, self._source, self._seed = data, source, seed
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents that are not empty, in the order of the seed.
+
+        Raises:
+            HarvestError: there is none, or the source fails.
+        """
+        rng = random.Random(self._seed)
+        n_documents = 0
+        for doc in _shuffled(self._whole(self._source.read(rng, self.counts)), rng):
+            n_documents += 1
+            yield doc
+        if not n_documents:
+            told = f" ({self.counts})" if str(self.counts) else ""
+            raise self._source.problem or HarvestError(
+                f"data {self._data} holds no text{told}; give another by --data"
+            )
+
+    def _whole(self, docs: Iterator[Document]) -> Iterator[Document]:
+        """Pass over empty documents and repair what is not UTF-8."""
+        for doc in docs:
+            if doc.text.isspace() or not _length(doc):
+                self.counts.add("empty_documents", doc.name)
+                continue
+            if not doc.text.isascii():
+                doc = self._repaired(doc)
+            yield doc
+
+    def _repaired(self, doc: Document) -> Document:
+        try:
+            doc.text.encode()
+        except UnicodeEncodeError:  # surrogates, of invalid bytes or of JSON
+            self.counts.add("repaired_documents", doc.name)
+            text = doc.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return doc._replace(text=text)
+        return doc
+
+
+def open_corpus(
+    data: str,
+    *,
+    text_column: str = "text",
+    tokens_column: str | None = None,
+    data_config: str | None = None,
+    data_split: str = "train",
+    seed: int = 0,
+) -> Corpus:
+    """Find a corpus; what can be wrong with the request is said here, before any text is read.
 
     Args:
-        data: "stdlib", a file, or a folder of files (.txt .md .rst .py, .jsonl, .parquet).
-        text_column: field of a .jsonl or .parquet row that holds the text.
+        data: "stdlib", a file, a folder, or the id of a Hub dataset, owner/name.
+        text_column: column of a table, or field of a line, that holds the text.
+        tokens_column: the one that holds token ids, which are then taken as they are.
+        data_config: of a Hub dataset; None is its default.
+        data_split: of a Hub dataset.
         seed: of the order.
 
     Raises:
-        HarvestError: no such path, no file of a known kind, or no such column.
+        HarvestError: there is no such path or dataset, it holds no file of a known kind, or a
+            setting does not apply to it.
     """
-    rng = random.Random(seed)
-    if data == STDLIB:
-        yield from _shuffled(_stdlib(), rng)
-        return
     if not data.strip():
-        raise HarvestError("data is empty; give a file, a folder, or stdlib")
+        raise HarvestError("data is empty; give a file, a folder, a Hub dataset, or stdlib")
+    column = Column(text_column) if tokens_column is None else Column(tokens_column, is_ids=True)
+    if is_hub_id(data):
+        hub = HubDataset(data, config=config_of(data, data_config), split=data_split, column=column)
+        return Corpus(data, hub, seed=seed)
+    if data_config is not None or data_split != "train":
+        option = "--data-config" if data_config is not None else "--data-split"
+        raise HarvestError(f"data {data} is no Hub dataset (owner/name): leave out {option}")
+    if data == STDLIB:
+        if column.is_ids:
+            raise HarvestError("data stdlib is text: leave out --tokens-column")
+        return Corpus(data, _Stdlib(), seed=seed)
     root = Path(data).expanduser()
-    files = _files(root)
-    rng.shuffle(files)
-    everything = (doc for file in files for doc in _read(file, root, text_column))
-    yield from _shuffled(everything, rng)
-
-
-def _files(root: Path) -> list[Path]:
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
+    if not root.is_file() and not root.is_dir():
         raise HarvestError(
-            f"data {root}: no such file or folder; give one, or {STDLIB} for Python's own texts"
+            f"data {root}: no such file or folder; give one, the id of a Hub dataset (owner/name), "
+            f"or {STDLIB} for Python's own texts"
         )
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in KNOWN_SUFFIXES and p.is_file())
-    if not files:
-        raise HarvestError(f"data {root}: the folder has no {', '.join(KNOWN_SUFFIXES)} file")
-    return files
+    return Corpus(data, LocalFiles(root, column), seed=seed)
 
 
-def _read(file: Path, root: Path, text_column: str) -> Iterator[Document]:
-    name = file.name if file == root else str(file.relative_to(root))
-    try:
-        if file.suffix.lower() == ".jsonl":
-            yield from _read_jsonl(file, name, text_column)
-        elif file.suffix.lower() == ".parquet":
-            yield from _read_parquet(file, name, text_column)
-        else:
-            text = file.read_text("utf-8", errors="replace")
-            if "\0" in text:
-                raise HarvestError(f"data {file}: is no text; give {', '.join(KNOWN_SUFFIXES)}")
-            yield Document(name, text)
-    except (OSError, pa.ArrowException) as error:
-        raise HarvestError(f"data {file}: cannot be read ({error})") from None
+def is_hub_id(data: str) -> bool:
+    """Tell whether data means a dataset of the Hub: owner/name, and no path that is there."""
+    path = Path(data).expanduser()
+    is_file = suffix_of(path) in KNOWN_SUFFIXES
+    return bool(_HUB_ID.fullmatch(data)) and not is_file and not path.exists()
 
 
-def _read_jsonl(file: Path, name: str, text_column: str) -> Iterator[Document]:
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise HarvestError(f"data {file}: line {number + 1} is no JSON ({error})") from None
-            if not isinstance(row, dict) or text_column not in row:
-                columns = ", ".join(row) if isinstance(row, dict) else "no fields"
-                raise _no_column(file, text_column, columns)
-            yield Document(f"{name}:{number}", _as_text(row[text_column], file, text_column))
+def config_of(data: str, data_config: str | None) -> str | None:
+    """Return the config of a Hub dataset that is meant."""
+    return DEFAULT_CONFIGS.get(data) if data_config is None else data_config
 
 
-def _read_parquet(file: Path, name: str, text_column: str) -> Iterator[Document]:
-    with pq.ParquetFile(file) as table:
-        if text_column not in table.schema_arrow.names:
-            raise _no_column(file, text_column, ", ".join(table.schema_arrow.names))
-        number = 0
-        for batch in table.iter_batches(batch_size=256, columns=[text_column]):
-            for text in batch.column(0).to_pylist():
-                yield Document(f"{name}:{number}", _as_text(text, file, text_column))
-                number += 1
+class _Stdlib:
+    """The topics of Python's help and the sources of its standard library."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        self.problem: HarvestError | None = None
+
+    def read(self, rng: random.Random, counts: Counts) -> Iterator[Document]:
+        from pydoc_data.topics import topics
+
+        for topic, text in sorted(topics.items()):
+            yield Document(f"topics/{topic}", text)
+        root = Path(sysconfig.get_path("stdlib"))
+        for file in sorted(root.rglob("*.py")):
+            if not _NOT_STDLIB & set(file.relative_to(root).parts):
+                name = f"Lib/{file.relative_to(root)}"
+                yield Document(name, file.read_text("utf-8", errors="replace"))
 
 
-def _as_text(value: object, file: Path, text_column: str) -> str:
-    if not isinstance(value, str | None):
-        raise HarvestError(f"data {file}: column {text_column!r} holds no text; choose another")
-    return value or ""
-
-
-def _no_column(file: Path, text_column: str, columns: str) -> HarvestError:
-    return HarvestError(
-        f"data {file}: no column {text_column!r}; there is {columns}; choose one by --text-column"
-    )
-
-
-def _stdlib() -> Iterator[Document]:
-    """Yield the topics of Python's help and the sources of its standard library."""
-    from pydoc_data.topics import topics
-
-    for topic, text in sorted(topics.items()):
-        yield Document(f"topics/{topic}", text)
-    root = Path(sysconfig.get_path("stdlib"))
-    for file in sorted(root.rglob("*.py")):
-        if not _NOT_STDLIB & set(file.relative_to(root).parts):
-            name = f"Lib/{file.relative_to(root)}"
-            yield Document(name, file.read_text("utf-8", errors="replace"))
+def _length(doc: Document) -> int:
+    """Return what a document takes of the buffer."""
+    return len(doc.text) if doc.ids is None else ID_CHARACTERS * len(doc.ids)
 
 
 def _shuffled(docs: Iterator[Document], rng: random.Random) -> Iterator[Document]:
-    """Yield documents with text from a buffer of BUFFER_CHARACTERS, at random."""
+    """Yield documents from a buffer of BUFFER_CHARACTERS, at random."""
     buffer: list[Document] = []
     held = 0
 
@@ -148,13 +178,11 @@ def _shuffled(docs: Iterator[Document], rng: random.Random) -> Iterator[Document
         return buffer.pop()
 
     for doc in docs:
-        if not doc.text.strip():
-            continue
         buffer.append(doc)
-        held += len(doc.text)
+        held += _length(doc)
         while held > BUFFER_CHARACTERS:
             drawn = draw()
-            held -= len(drawn.text)
+            held -= _length(drawn)
             yield drawn
     while buffer:
         yield draw()

@@ -9,10 +9,10 @@ from torch import Tensor
 from .. import __version__
 from ..store import DTYPES, Manifest, StoreWriter, held_out_shards
 from .config import HarvestConfig
-from .corpus import documents
+from .corpus import open_corpus
 from .events import Report
 from .models import LanguageModel, load_tokenizer, tokenizer_facts
-from .packing import Packed, fingerprint, pack
+from .packing import Packed, fingerprint, first_text, pack
 from .plan import n_sites, shard_seqs
 from .selfcheck import SelfCheck, require_derivable, require_understood, understand
 from .shards import Run
@@ -28,6 +28,7 @@ class Text(NamedTuple):
     """What the model is to read."""
 
     packed: Packed
+    corpus_facts: dict[str, Any]
     tokenizer_facts: dict[str, Any]
     first_tokens: str
 
@@ -45,18 +46,31 @@ class Foundation(NamedTuple):
 
 def read_text(config: HarvestConfig, target: Target, max_tokens: int, report: Report) -> Text:
     """Tokenise and pack the corpus."""
-    report(f"tokenising text of {config.data}")
-    tokenizer = load_tokenizer(target.path)
+    corpus = open_corpus(
+        config.data,
+        text_column=config.text_column,
+        tokens_column=config.tokens_column,
+        data_config=config.data_config,
+        data_split=config.data_split,
+        seed=config.seed,
+    )
+    tokenizer = load_tokenizer(target.path, needed=config.tokens_column is None)
+    report(f"{'reading' if config.tokens_column else 'tokenising text of'} {config.data}")
     packed = pack(
-        documents(config.data, text_column=config.text_column, seed=config.seed),
+        corpus.documents(),
         tokenizer,
         n_ctx=config.n_ctx,
         max_tokens=max_tokens,
         bos=config.bos,
+        packing=config.packing,
         seed=config.seed,
+        n_vocab=target.model_config.get_text_config().vocab_size,
+        counts=corpus.counts,
     )
-    first = tokenizer.decode(packed.tokens[0, :20].tolist())
-    return Text(packed, tokenizer_facts(tokenizer), first)
+    if told := str(packed.counts):
+        report(told)
+    first = first_text(packed, tokenizer)
+    return Text(packed, corpus.facts, tokenizer_facts(tokenizer), first)
 
 
 def sample_seqs(n_ctx: int) -> int:
@@ -151,8 +165,10 @@ def _manifest(
         tokenizer=text.tokenizer_facts,
         corpus={
             "data": config.data,
-            "packing": "pack",
+            **text.corpus_facts,
+            "packing": config.packing,
             "bos": text.packed.bos,
+            "counts": text.packed.counts.to_dict(),
             "n_documents": len(text.packed.names),
             "tokens_sha256": fingerprint(text.packed.tokens),
         },

@@ -43,12 +43,17 @@ def load_config(path: ModelPath) -> Any:
     return _attempt(path, AutoConfig.from_pretrained)
 
 
-def load_tokenizer(path: ModelPath) -> Any:
-    """Return the tokenizer of a model; HarvestError if there is none."""
-    tokenizer = _attempt(path, AutoTokenizer.from_pretrained)
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        # transformers makes an empty one where there are no files
-        raise HarvestError(f"model {path.id} has no tokenizer; add its tokenizer.json")
+def load_tokenizer(path: ModelPath, *, needed: bool = True) -> Any:
+    """Return the tokenizer of a model; if there is none, HarvestError, or None if not needed."""
+    try:
+        tokenizer = _attempt(path, AutoTokenizer.from_pretrained)
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+            # transformers makes an empty one where there are no files
+            raise HarvestError(f"model {path.id} has no tokenizer; add its tokenizer.json")
+    except HarvestError:
+        if needed:
+            raise
+        return None
     return tokenizer
 
 
@@ -158,7 +163,12 @@ def _key(mismatch: Any) -> str:
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
-    """Return what the store's manifest says of a tokenizer."""
+    """Return what the store's manifest says of a tokenizer; None is for every fact of none."""
+    if tokenizer is None:
+        return dict.fromkeys(("class", "vocabulary_sha256", "bos_token_id", "eos_token_id")) | {
+            "pad_token_id": None,
+            "special_token_ids": [],
+        }
     vocabulary = "\n".join(f"{token}\t{i}" for token, i in sorted(tokenizer.get_vocab().items()))
     return {
         "class": type(tokenizer).__name__,

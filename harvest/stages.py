@@ -68,7 +68,7 @@ def go_on(config: HarvestConfig, report: Report) -> float:
 def preview(config: HarvestConfig, report: Report) -> Plan:
     """Return what `begin` would write; text and time as far as the model is on this machine."""
     target, sizes, max_tokens = _look(config, report)
-    if not has_tokenizer(target.path):
+    if config.tokens_column is None and not has_tokenizer(target.path):
         report("the model's tokenizer is not on this machine: no text was read")
         plan = sizes.plan(target.path.id, max_tokens, device=target.devices[0])
         report(plan)

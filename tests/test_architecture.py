@@ -25,6 +25,7 @@ HOMES = {
     "obstore": {"store"},
     "transformers": {"harvest"},
     "huggingface_hub": {"harvest"},
+    "datasets": {"harvest"},
     "accelerate": {"harvest", "train"},
     "typer": {"cli"},
     "rich": {"display"},

@@ -1,56 +1,40 @@
-"""Text in, documents out."""
+"""What --data takes, and in which order."""
 
 import json
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from lorsa.harvest import HarvestError, corpus
-from lorsa.harvest.corpus import documents
+from lorsa.harvest.corpus import Corpus, is_hub_id, open_corpus
 
 
-def _texts(data: Path | str, *, seed: int = 0, text_column: str = "text") -> dict[str, str]:
-    return {d.name: d.text for d in documents(str(data), text_column=text_column, seed=seed)}
+def _texts(data: Path | str, *, seed: int = 0) -> dict[str, str]:
+    return {d.name: d.text for d in open_corpus(str(data), seed=seed).documents()}
 
 
 def test_a_folder_gives_its_text_files(tmp_path: Path) -> None:
     for name in ("a.txt", "sub/b.md", "c.rst", "d.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
+    for hidden in (".git/e.txt", ".cache/sub/f.txt", ".g.txt"):
+        (tmp_path / hidden).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / hidden).write_text("hidden")
     (tmp_path / "image.png").write_bytes(b"\x89PNG")
     (tmp_path / "empty.txt").write_text(" \n")
-    assert _texts(tmp_path) == {n: n for n in ("a.txt", "sub/b.md", "c.rst", "d.py")}
-
-
-def test_a_file_of_any_name_is_text(tmp_path: Path) -> None:
-    (tmp_path / "README").write_text("hello")
-    assert _texts(tmp_path / "README") == {"README": "hello"}
-
-
-def test_jsonl_and_parquet_rows_are_documents(tmp_path: Path) -> None:
-    rows = [{"body": "one", "n": 1}, {"body": "", "n": 2}, {"body": "three", "n": 3}]
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
-    assert _texts(tmp_path, text_column="body") == {
-        "a.jsonl:0": "one",
-        "a.jsonl:2": "three",
-        "b.parquet:0": "one",
-        "b.parquet:2": "three",
+    found = open_corpus(str(tmp_path))
+    assert {d.name: d.text for d in found.documents()} == {
+        n: n for n in ("a.txt", "sub/b.md", "c.rst", "d.py")
     }
+    assert found.counts.to_dict() == {"empty_documents": 1, "other_files": 1}
+    assert str(found.counts) == (
+        "passed over: 1 empty document (empty.txt), 1 file of another kind (image.png)"
+    )
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "b.parquet"])
-def test_a_missing_column_is_named(tmp_path: Path, name: str) -> None:
-    (tmp_path / "a.jsonl").write_text('{"content": "x"}\n')
-    pq.write_table(pa.Table.from_pylist([{"content": "x"}]), tmp_path / "b.parquet")
-    with pytest.raises(HarvestError, match=r"no column 'text'; there is content; .*--text-column"):
-        _texts(tmp_path / name)
-
-
-def test_invalid_utf8_does_not_stop_a_harvest(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"good \xff\xfe text")
-    assert _texts(tmp_path)["a.txt"].startswith("good ")
+def test_a_hidden_folder_given_by_name_is_read(tmp_path: Path) -> None:
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache/a.txt").write_text("hello")
+    assert _texts(tmp_path / ".cache") == {"a.txt": "hello"}
 
 
 def test_order_is_fixed_by_the_seed(text_folder: Path) -> None:
@@ -73,17 +57,120 @@ def test_stdlib_is_on_every_machine() -> None:
     assert sum(map(len, texts.values())) > 5_000_000
 
 
-@pytest.mark.parametrize("make", ["missing", "folder", "broken"])
-def test_no_text_is_named(tmp_path: Path, make: str) -> None:
+def test_what_is_no_utf8_is_repaired_and_counted(tmp_path: Path) -> None:
+    """Lone surrogates of JSON stopped the tokenizer; U+FFFD that was there is no repair."""
+    (tmp_path / "a.txt").write_bytes(b"good \xff\xfe text")
+    (tmp_path / "b.txt").write_text("caf\u00e9 \ufffd", "utf-8")
+    (tmp_path / "c.jsonl").write_text(json.dumps({"text": "half \ud83d of \U0001f600"}))
+    found = open_corpus(str(tmp_path))
+    assert {d.name: d.text for d in found.documents()} == {
+        "a.txt": "good \ufffd\ufffd text",
+        "b.txt": "caf\u00e9 \ufffd",
+        "c.jsonl:0": "half \ufffd of \U0001f600",
+    }
+    assert found.counts.to_dict() == {"repaired_documents": 2}
+
+
+def test_a_few_bad_files_do_not_stop_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "binary.txt").write_bytes(b"a\0b")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "lines.jsonl").write_text('{"text": "one"}\n{nonsense\n{"text": null}\n[1]\n')
+    (tmp_path / "config.json").write_text('{\n "text": "pretty"\n}\n')
+    (tmp_path / "other.csv").write_text("title,body\na,b\n")
+    found = open_corpus(str(tmp_path))
+    assert sorted(d.text for d in found.documents()) == ["good", "one"]
+    assert found.counts.to_dict() == {
+        "bad_lines": 2,
+        "no_column_files": 1,
+        "no_lines_files": 1,
+        "no_text_files": 1,
+        "null_rows": 1,
+        "unreadable_files": 1,
+    }
+    assert "1 file that is no text (binary.txt)" in str(found.counts)
+    assert "2 lines that are no JSON objects (such as lines.jsonl:1)" in str(found.counts)
+
+
+def test_an_unreadable_folder_within_does_not_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so that the refusal is made up."""
+    (tmp_path / "a.txt").write_text("good")
+    (tmp_path / "b.txt").write_text("secret")
+    from lorsa.harvest import files
+
+    opened = files._open
+
+    def refuse(file: Path) -> object:
+        if file.name == "b.txt":
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file)
+
+    monkeypatch.setattr(files, "_open", refuse)
+    found = open_corpus(str(tmp_path))
+    assert [d.text for d in found.documents()] == ["good"]
+    assert found.counts["unreadable_files"] == 1
+    with pytest.raises(HarvestError, match=r"b\.txt: cannot be read \(.*Permission denied"):
+        _texts(tmp_path / "b.txt")
+
+
+NO_TEXT = {
+    "none": (None, "no such file or folder; give one, the id of a Hub dataset"),
+    "bad.jsonl": (b"{nonsense\n", "line 1 is no JSON object"),
+    "bad.json": (b"[1,\n2]\n", "line 1 is no JSON object .*; give a file of one object a line"),
+    "a.bin": (b"\x7fELF\0\0", "a.bin: is no text; give .txt"),
+    "a.txt": (b" \n", r"holds no text \(passed over: 1 empty document \(a.txt\)\)"),
+    "a.parquet": (b"nonsense", "a.parquet: cannot be read"),
+    "a.arrow": (b"nonsense", "a.arrow: cannot be read"),
+    "a.jsonl.gz": (b"nonsense", "a.jsonl.gz: cannot be read"),
+    "null.jsonl": (b'{"text": null}\n', r"holds no text \(passed over: 1 row without a value"),
+    "x.jsonl": (b'{"a": 1, "b": 2}\n', "no column 'text'; there is a, b; choose .*--text-column"),
+    "n.jsonl": (b'{"text": 5}\n', "column 'text' is int, not text; choose another"),
+    "x.csv": (b"a,b\n1,2\n", "no column 'text'; there is a, b; choose one by --text-column"),
+    "n.csv": (b"text,b\n1,2\n", "column 'text' is numbers, not text; choose another"),
+}
+
+
+@pytest.mark.parametrize("name", NO_TEXT)
+def test_no_text_in_a_file_is_told_in_one_line(tmp_path: Path, name: str) -> None:
+    content, message = NO_TEXT[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(HarvestError, match=message) as error:
+        _texts(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_no_text_in_a_folder_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "image.png").touch()
-    (tmp_path / "bad.jsonl").write_text("{nonsense\n")
-    where = {"missing": tmp_path / "none", "folder": tmp_path, "broken": tmp_path / "bad.jsonl"}[
-        make
-    ]
-    if make == "folder":
-        (tmp_path / "bad.jsonl").unlink()
-    message = {"missing": "no such file", "folder": "has no .txt", "broken": "line 1 is no JSON"}[
-        make
-    ]
-    with pytest.raises(HarvestError, match=message):
-        _texts(where)
+    with pytest.raises(HarvestError, match=r"the folder has no \.txt"):
+        open_corpus(str(tmp_path))
+    (tmp_path / "binary.txt").write_bytes(b"a\0b")
+    with pytest.raises(HarvestError, match=r"holds no text \(.*file that is no text \(binary.txt"):
+        _texts(tmp_path)
+    (tmp_path / "other.csv").write_text("title,body\na,b\n")
+    with pytest.raises(HarvestError, match="no column 'text'; there is title, body"):
+        _texts(tmp_path)
+
+
+def test_settings_that_do_not_apply_are_refused(text_folder: Path) -> None:
+    with pytest.raises(HarvestError, match="is no Hub dataset .*: leave out --data-config"):
+        open_corpus(str(text_folder), data_config="x")
+    with pytest.raises(HarvestError, match="is no Hub dataset .*: leave out --data-split"):
+        open_corpus("stdlib", data_split="test")
+    with pytest.raises(HarvestError, match="stdlib is text: leave out --tokens-column"):
+        open_corpus("stdlib", tokens_column="input_ids")
+    with pytest.raises(HarvestError, match="data is empty"):
+        open_corpus(" ")
+    assert isinstance(open_corpus("stdlib"), Corpus)
+
+
+def test_a_hub_id_is_a_name_that_no_path_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("HuggingFaceFW/fineweb")
+    (tmp_path / "HuggingFaceFW/fineweb").mkdir(parents=True)
+    others = ("HuggingFaceFW/fineweb", "./a/b", "../a", "/a/b", "a", "a/b/c", "~/a", "a/b.jsonl.gz")
+    assert not any(map(is_hub_id, others))

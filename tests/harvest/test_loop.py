@@ -327,3 +327,47 @@ def test_a_model_in_the_hands_of_accelerate_is_captured(harvest_config: HarvestC
         assert torch.equal(calls[layer].y, y)
     for site in sites:
         assert understand(model, site, calls[site.layer]).check.passed
+
+
+def test_what_was_passed_over_is_said_and_kept(config: HarvestConfig, tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/good.txt").write_text("the dog sleeps on and on. " * 100)
+    (tmp_path / "text/binary.txt").write_bytes(b"a\0b")
+    said: list[Any] = []
+    other = dataclasses.replace(config, data=str(tmp_path / "text"), tokens=None)
+    harvest(other, report=said.append)
+    assert "passed over: 1 file that is no text (binary.txt)" in said
+    corpus = ActivationStore.open(other.store).manifest.corpus
+    assert corpus["counts"] == {"no_text_files": 1}
+    assert corpus["packing"] == "pack"
+
+
+def test_token_ids_need_no_tokenizer(
+    config: HarvestConfig, model_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(model_folder, tmp_path / "model")
+    for file in (tmp_path / "model").glob("*token*"):
+        file.unlink()
+    rows = [{"ids": [i + j for j in range(40 + i)]} for i in range(20)]
+    lines = [json.dumps(row) for row in [*rows, {"ids": [400]}]]
+    (tmp_path / "ids.jsonl").write_text("\n".join(lines))
+    said: list[Any] = []
+    other = dataclasses.replace(
+        config,
+        model=str(tmp_path / "model"),
+        data=str(tmp_path / "ids.jsonl"),
+        tokens_column="ids",
+        packing="no-pack",
+        tokens=None,
+    )
+    harvest(other, report=said.append)
+    store = ActivationStore.open(other.store)
+    tokens = store.tokens(range(store.manifest.n_seq))
+    assert sorted(tokens.tolist()) == [row["ids"][: config.n_ctx] for row in rows]
+    assert store.manifest.corpus["counts"] == {"cut_documents": 20, "foreign_documents": 1}
+    assert store.manifest.tokenizer["vocabulary_sha256"] is None
+    plan = next(event for event in said if isinstance(event, Plan))
+    assert plan.first_tokens.startswith("token ids [")
+    with pytest.raises(HarvestError, match="tokenizer"):
+        harvest(dataclasses.replace(other, store=tmp_path / "b", tokens_column=None))
+    assert not (tmp_path / "b").exists()
