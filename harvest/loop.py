@@ -353,7 +353,7 @@ def _write_shards(
     n_tokens = manifest.n_seq * manifest.n_ctx
     started, n_done = time.perf_counter(), 0
     report(Progress(n_tokens - n_missing, n_tokens, 0.0))
-    for shard in missing:
+    for shard in writer.claimed_shards():
         with writer.shard(shard, keep_nonfinite=config.keep_nonfinite) as session:
             for rows in _split(manifest.shard_rows(shard), config.batch_seqs):
                 session.append(capture.run(writer.tokens(rows)))
