@@ -111,7 +111,10 @@ class FolderLock:
             try:
                 file = _open(path)
             except OSError as error:
-                raise StoreError(f"{path} cannot be written ({error.strerror})") from None
+                raise StoreError(
+                    f"{path} cannot be written ({error.strerror}); what was committed is safe: "
+                    "make room and run the same command again"
+                ) from None
             if not _flock(file, path, fcntl.LOCK_EX):
                 return None
             with suppress(FileNotFoundError):

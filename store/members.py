@@ -74,8 +74,10 @@ class BucketLock:
     def _require_unchanged(self) -> None:
         """Raise BusyError if the store itself is being changed."""
         with suppress(FileNotFoundError):
-            found = (self._journal / LOCK).read_version()
-            if lives(found):
+            path = self._journal / LOCK
+            found = path.read_version()
+            is_free = not read_facts(found.content).get("held")
+            if not is_free and (lives(found) or not bury(path, found)):
                 raise refusal(self._store, who(found))
 
     def require_held(self) -> None:

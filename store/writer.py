@@ -22,7 +22,7 @@ from .begin import add, begin
 from .behind import WriteBehind
 from .claims import claim_shards, claimed
 from .errors import StoreError
-from .folder import is_begun, is_complete, require_covered, why_not_a_store
+from .folder import is_begun, is_complete, mending, require_covered, why_not_a_store
 from .journal import Entry, JournalWriter, require_readable, write_table
 from .layout import layer_arrays, read_channel, sites, text_arrays
 from .lock import WAIT_S, Lock, take_lock
@@ -144,7 +144,8 @@ class StoreWriter:
             StoreError: there is none, or journal or token ids are damaged.
         """
         if not is_begun(root):
-            raise StoreError(why_not_a_store(root))
+            gone = f"{root} has no {PLAN} any more; write it anew with: {mending(root)}"
+            raise StoreError(gone if is_complete(root) else why_not_a_store(root))
         lock = take_lock(root, exclusive=False, wait_s=WAIT_S)
         try:
             writer = cls(root, read_manifest(root / PLAN), lock, buffer_bytes=buffer_bytes)

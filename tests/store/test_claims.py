@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lorsa.store import (
     is_begun,
     is_complete,
     remove_layers,
+    store_info,
     verify_store,
 )
 from lorsa.store import writer as writer_module
@@ -190,12 +192,23 @@ def test_a_dead_process_holds_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     take_lock(root).release()
 
 
-def team(root: Any, *, kills: int, writers: int = 3, **facts: Any) -> dict[str, Any]:
-    """Let processes write a store, some of which are killed; return what is told of it."""
+def team(root: Path, *, kills: int, writers: int = 3, **facts: Any) -> dict[str, Any]:
+    """Let processes write a store, some of which are killed; return what is told of it.
+
+    Meanwhile the store is looked at, as often as that goes.
+    """
     script = Path(__file__).with_name("team.py")
-    command = [sys.executable, script, str(root), "1", str(kills), str(writers), json.dumps(facts)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    result: dict[str, Any] = json.loads(done.stdout)
+    command = [sys.executable, script, root, "1", str(kills), str(writers), json.dumps(facts)]
+    missing: list[int] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        while process.poll() is None:
+            if is_begun(root):
+                missing.append(store_info(root)["n_missing_shards"])
+            time.sleep(0.02)
+        assert process.stdout is not None
+        result: dict[str, Any] = json.loads(process.stdout.read())
+    assert missing == sorted(missing, reverse=True)
+    assert len(set(missing)) > 2
     return result
 
 
