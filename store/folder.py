@@ -59,7 +59,7 @@ def require_free(root: Place) -> None:
     if root.is_dir():
         if any(root.iterdir()) and not is_hardly_begun(root):
             raise StoreError(f"{root} is a folder with other things in it; choose an empty one")
-    elif root.exists():
+    elif root.is_file():  # another process may make the folder right now
         raise StoreError(f"{root} is a file; choose a folder")
     if isinstance(root, BucketPath):
         return

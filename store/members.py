@@ -131,10 +131,10 @@ class BucketLock:
         return {path.name.removesuffix(CLAIM) for path in self._journal.glob("*" + CLAIM)}
 
     def sweep(self) -> None:
-        """Remove what dead processes have left."""
-        for name in self.claimed():
-            if (claim := self.claim(name)) is not None:
-                claim.release()
+        """Remove what dead processes have left; nothing is missing, so no other claim matters."""
+        for path in self._journal.glob("*" + CLAIM):
+            if path.name not in self._mine:
+                path.unlink()
         for path in (self._journal / WRITERS).iterdir():
             with suppress(FileNotFoundError):
                 if not lives(path.read_version()):
