@@ -1,7 +1,7 @@
 """Run the model over the shards that are missing, until the store is finished."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from torch import Tensor
@@ -55,7 +55,7 @@ class _Meter:
         """Tokens per second of this process."""
         return self._n_done / max(time.perf_counter() - self._started, 1e-9)
 
-    def stored(self, missing: list[int]) -> None:
+    def stored(self, missing: Collection[int]) -> None:
         """Take note of the shards that are missing, and tell."""
         self._n_stored = self._n_tokens - n_tokens_of(self._manifest, missing)
         self._tell(self._n_stored)
@@ -84,17 +84,23 @@ def write_shards(writer: StoreWriter, run: Run) -> float:
     def tell() -> None:
         run.report("stopping when this shard is written; ask again to stop at once")
 
+    n_awaited = 0
+
     def wait(n_shards: int) -> None:
+        nonlocal n_awaited
         if stop.asked:
             raise KeyboardInterrupt
-        run.report(f"waiting for {n_shards} shards that other processes are writing")
+        if n_shards != n_awaited:
+            run.report(f"waiting for {n_shards} shards that other processes are writing")
+        n_awaited = n_shards
 
     with stop_when_whole(tell=tell) as stop:
         meter.stored(missing)
         for shard in writer.claimed_shards(waiting=wait):
             _write(writer, shard, run, meter)
-            meter.stored(writer.missing_shards())
+            meter.stored(set(writer.missing_shards()) - set(writer.unsettled))
             if stop.asked:
+                writer.settle()
                 raise KeyboardInterrupt
     writer.finish()
     return meter.rate
@@ -105,9 +111,10 @@ def _write(writer: StoreWriter, shard: int, run: Run, meter: _Meter) -> None:
     rows = writer.manifest.shard_rows(shard)
 
     def attempt(n_seqs: int) -> None:
-        with writer.shard(shard, keep_nonfinite=run.keep_nonfinite) as session:
+        with writer.shard(shard, keep_nonfinite=run.keep_nonfinite, wait=False) as session:
             for some in _split(rows, n_seqs):
                 session.append(run.capture.run(writer.tokens(some)))
+                writer.settle(wait=False)
                 meter.done(len(some), some.stop - rows.start)
 
     run.batch.fitting(attempt, run.report)
@@ -118,6 +125,6 @@ def _split(rows: range, size: int) -> Iterator[range]:
         yield range(first, min(first + size, rows.stop))
 
 
-def n_tokens_of(manifest: Manifest, shards: list[int]) -> int:
+def n_tokens_of(manifest: Manifest, shards: Collection[int]) -> int:
     """Return how many tokens some shards hold."""
     return sum(len(manifest.shard_rows(shard)) for shard in shards) * manifest.n_ctx

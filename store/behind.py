@@ -6,9 +6,12 @@ The thread only moves bytes; see `loader` for why.
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from .errors import StoreError
+
+Result = TypeVar("Result")
 
 
 class WriteBehind:
@@ -39,36 +42,41 @@ class WriteBehind:
         if n_bytes > self._buffer_bytes:
             raise StoreError(
                 f"a layer's batch takes {n_bytes / 1e9:.3g} GB, more than the buffer of "
-                f"{self._buffer_bytes / 1e9:.3g} GB: use a larger --buffer-gb or fewer --batch-seqs"
+                f"{self._buffer_bytes / 1e9:.3g} GB: use a larger --buffer-gb or smaller "
+                "--batch-size"
             )
         with self._changed:
             self._changed.wait_for(
                 lambda: self._failure or self._held + n_bytes <= self._buffer_bytes
             )
-            self._raise_failure()
+            self.raise_failure()
             self._held += n_bytes
             self._peak = max(self._peak, self._held)
 
-    def submit(self, job: Callable[[], None], n_bytes: int) -> None:
-        """Have a job done after all earlier ones; then the bytes are no longer held."""
+    def submit(self, job: Callable[[], Result], n_bytes: int) -> "Future[Result | None]":
+        """Have a job done after all earlier ones; then the bytes are no longer held.
 
-        def work() -> None:
+        Returns:
+            What it gives; None if it, or an earlier one, has failed.
+        """
+
+        def work() -> Result | None:
             try:
-                if self._failure is None:
-                    job()
+                return None if self._failure is not None else job()
             except BaseException as error:  # raised where the next batch comes from
                 self._failure = error
+                return None
             finally:
                 with self._changed:
                     self._held -= n_bytes
                     self._changed.notify_all()
 
-        self._thread.submit(work)
+        return self._thread.submit(work)
 
     def drain(self) -> None:
         """Wait for all jobs; raises what one of them raised."""
         self._wait()
-        self._raise_failure()
+        self.raise_failure()
 
     def forget(self) -> None:
         """Wait for all jobs and forget what they raised: what they wrote is dropped."""
@@ -84,6 +92,7 @@ class WriteBehind:
     def _wait(self) -> None:
         self._thread.submit(lambda: None).result()
 
-    def _raise_failure(self) -> None:
+    def raise_failure(self) -> None:
+        """Raise what a job raised, if one did."""
         if self._failure is not None:
             raise self._failure

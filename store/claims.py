@@ -21,14 +21,14 @@ def claim_shards(
     standing: Standing,
     layers: Sequence[int],
     waiting: Callable[[int], None] = lambda n_shards: None,
-) -> Iterator[int]:
-    """Yield shards that lack some of these layers, each claimed until the next one is asked for.
+) -> Iterator[tuple[int, Claim]]:
+    """Yield shards that lack some of these layers, with a claim to each for the caller to release.
 
     Args:
         lock: held.
         standing: what is known of the store; kept up to date.
         layers: to be written.
-        waiting: told once for how many shards of others this waits.
+        waiting: told, again and again, for how many shards of others this waits.
     """
     standing.look()
     given: set[int] = set()
@@ -36,18 +36,16 @@ def claim_shards(
     while todo := [shard for shard in standing.lacking(layers) if shard not in given]:
         shard, claim = _claim_one(lock, todo)
         if claim is None:
-            if pause_s == POLL_S:
-                waiting(len(todo))
+            waiting(len(todo))
             time.sleep(pause_s)
             pause_s = min(1.5 * pause_s, LOOK_S)
             standing.read()
             continue
-        try:
-            standing.read()  # another may have written it before the claim
-            if standing.lacks(shard, layers):
-                given.add(shard)
-                yield shard
-        finally:
+        standing.read()  # another may have written it before the claim
+        if standing.lacks(shard, layers):
+            given.add(shard)
+            yield shard, claim
+        else:
             claim.release()
 
 

@@ -1,6 +1,7 @@
 """One shard while it is written: batches in, committed files out."""
 
 from collections.abc import Iterable
+from concurrent.futures import Future
 from functools import partial
 
 from torch import Tensor
@@ -32,7 +33,7 @@ class ShardSession:
         keep_nonfinite: bool,
     ) -> None:
         """Use `StoreWriter.shard`; of the layers that are given, some are written."""
-        self._shard = shard
+        self.shard = shard
         self._manifest = manifest
         self._rows = manifest.shard_rows(shard)
         self._given = sorted(given)
@@ -47,6 +48,7 @@ class ShardSession:
         self._files: dict[str, ShardWriter] = {}
         self._sums = {name: Sums() for name in self._specs}
         self._n_appended = 0
+        self._committed: Future[list[Entry] | None] = Future()
 
     def append(self, batch: dict[int, tuple[Tensor, Tensor]]) -> None:
         """Take the next sequences.
@@ -71,21 +73,43 @@ class ShardSession:
             self._behind.submit(partial(self._write, encoded, first), held)
         self._n_appended += n_seqs
 
-    def finish(self) -> list[Entry]:
-        """Wait for the disk, commit the files and return their journal entries."""
-        self._behind.drain()
+    def finish(self) -> None:
+        """Have the files committed behind everything that was appended."""
         n_seqs = len(self._rows)
         if self._n_appended != n_seqs:
             raise ValueError(
-                f"shard {self._shard} has {n_seqs} sequences; {self._n_appended} were appended"
+                f"shard {self.shard} has {n_seqs} sequences; {self._n_appended} were appended"
             )
+        self._committed = self._behind.submit(self._commit, 0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the files are committed."""
+        return self._committed.done() and self._committed.result() is not None
+
+    def entries(self) -> list[Entry]:
+        """Wait for the files and return their journal entries; raises what went wrong."""
+        try:
+            entries = self._committed.result()
+            if entries is None:
+                self._behind.raise_failure()
+                raise StoreError(f"shard {self.shard} of {self._root} was not written")
+        except BaseException:
+            self.discard()
+            raise
+        return entries
+
+    def _commit(self) -> list[Entry]:
+        """Commit the files, in the thread."""
         # a disk takes one file after the other; uploads wait for the network, all at once
         each = self._behind.helpers.map if isinstance(self._root, BucketPath) else map
         files = each(ShardWriter.commit, self._files.values())
         entries = []
         for name, done in zip(self._files, files, strict=True):
             facts = self._sums[name].facts()
-            entries.append(Entry(self._shard, name, n_seqs, done.n_bytes, done.crc32c, **facts))
+            entries.append(
+                Entry(self.shard, name, len(self._rows), done.n_bytes, done.crc32c, **facts)
+            )
         return entries
 
     def discard(self) -> None:
@@ -105,7 +129,7 @@ class ShardSession:
             raise ValueError(f"x and y must all be {list(expected)}; there is {sorted(shapes)}")
         if self._n_appended + n_seqs > len(self._rows):
             raise ValueError(
-                f"shard {self._shard} has {len(self._rows)} sequences; "
+                f"shard {self.shard} has {len(self._rows)} sequences; "
                 f"{self._n_appended + n_seqs} were appended"
             )
         return n_seqs
@@ -119,7 +143,7 @@ class ShardSession:
         for name, values in arrays.items():
             if name not in self._files:
                 spec = self._specs[name]
-                path = spec.shard_path(self._root, self._shard)
+                path = spec.shard_path(self._root, self.shard)
                 self._files[name] = ShardWriter(
                     path,
                     n_chunks=self._manifest.shard_seqs,

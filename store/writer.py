@@ -13,7 +13,7 @@ write: a shard is claimed by one process at a time, and free again when that end
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Self
 
 from torch import Tensor
@@ -21,11 +21,11 @@ from torch import Tensor
 from .begin import add, begin
 from .behind import WriteBehind
 from .claims import claim_shards, claimed
-from .errors import StoreError
+from .errors import BusyError, StoreError
 from .folder import is_begun, is_complete, mending, require_covered, why_not_a_store
 from .journal import Entry, JournalWriter, require_readable, write_table
 from .layout import layer_arrays, read_channel, sites, text_arrays
-from .lock import WAIT_S, Lock, take_lock
+from .lock import WAIT_S, Claim, Lock, take_lock
 from .manifest import MANIFEST, PLAN, Manifest, read_manifest
 from .places import Place, sync, write_atomically
 from .rows import RowReader
@@ -59,6 +59,8 @@ class StoreWriter:
         self._journal = JournalWriter(root)
         self._behind = WriteBehind(buffer_bytes)
         self._channels: dict[str, Tensor] = {}
+        self._claims: dict[int, Claim] = {}
+        self._unsettled: list[ShardSession] = []
         self.standing = Standing(root, manifest)
         """What is there and what is not, as of the last look."""
         self.layers_to_write = [n for n in manifest.layers if self.standing.lacking([n])]
@@ -178,47 +180,100 @@ class StoreWriter:
     def claimed_shards(
         self, waiting: Callable[[int], None] = lambda n_shards: None
     ) -> Iterator[int]:
-        """Return missing shards one by one, each claimed until the next one is asked for.
+        """Yield missing shards one by one, each claimed until it is committed or left unwritten.
 
         In the end it waits for what others have claimed, and takes over what a dead one leaves.
 
         Args:
-            waiting: told once for how many shards of others it waits.
+            waiting: told, again and again, for how many shards of others it waits.
         """
-        return claim_shards(self._lock, self.standing, self.layers_to_write, waiting)
+
+        def wait(n_shards: int) -> None:
+            self.settle()  # which others may be waiting for
+            waiting(n_shards)
+
+        for shard, claim in claim_shards(self._lock, self.standing, self.layers_to_write, wait):
+            self._claims[shard] = claim
+            try:
+                yield shard
+            finally:
+                if shard not in self.unsettled:
+                    self._let_go(shard)
+        self.settle()
 
     @contextmanager
-    def shard(self, shard: int, *, keep_nonfinite: bool = False) -> Iterator[ShardSession]:
-        """Write what one shard lacks; committed if the block ends without an exception.
+    def shard(
+        self, shard: int, *, keep_nonfinite: bool = False, wait: bool = True
+    ) -> Iterator[ShardSession]:
+        """Write what one shard lacks; nothing of it is committed if the block raises.
 
         Args:
             shard: which.
             keep_nonfinite: whether NaN and Inf are counted and kept; otherwise they are refused.
+            wait: whether the shard is committed when the block ends; otherwise a later `settle`
+                commits it, once the disk has it.
 
         Raises:
             BusyError: another process writes it.
         """
-        busy = f"shard {shard} of {self.root} is being written by another process"
-        name = str(shard)
-        with nullcontext() if self._lock.holds(name) else claimed(self._lock, name, 0.0, busy=busy):
-            session = ShardSession(
-                self.root,
-                self.manifest,
-                shard,
-                given=self.layers_to_write,
-                layers=self.begin_shard(shard),
-                behind=self._behind,
-                channels=self._all_channels(),
-                keep_nonfinite=keep_nonfinite,
-            )
+        if shard not in self._claims:
+            claim = self._lock.claim(str(shard))
+            if claim is None:
+                raise BusyError(f"shard {shard} of {self.root} is being written by another process")
+            self._claims[shard] = claim
+        session = ShardSession(
+            self.root,
+            self.manifest,
+            shard,
+            given=self.layers_to_write,
+            layers=self.begin_shard(shard),
+            behind=self._behind,
+            channels=self._all_channels(),
+            keep_nonfinite=keep_nonfinite,
+        )
+        try:
+            yield session
+            self._lock.require_held()
+            session.finish()
+        except BaseException:
+            self._abandon(session)
+            raise
+        self._unsettled.append(session)
+        if wait:
+            self.settle()
+
+    @property
+    def unsettled(self) -> list[int]:
+        """Shards that were written and wait for the disk to be committed."""
+        return [session.shard for session in self._unsettled]
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Commit the shards that were written.
+
+        Args:
+            wait: whether to wait for the disk; otherwise those that it has are committed.
+        """
+        while self._unsettled and (wait or self._unsettled[0].is_done):
+            session = self._unsettled.pop(0)
             try:
-                yield session
-                self._lock.require_held()
-                entries = session.finish()
-            except BaseException:
-                session.discard()
-                raise
-            self.commit(entries)
+                self.commit(session.entries())
+            finally:
+                self._let_go(session.shard)
+
+    def _abandon(self, *sessions: ShardSession) -> None:
+        """Drop sessions that were cut short; of those before them, commit what the disk takes."""
+        self._behind.forget()
+        earlier = {each: each.is_done for each in self._unsettled}
+        for session in (*sessions, *(each for each, is_done in earlier.items() if not is_done)):
+            session.discard()
+            self._let_go(session.shard)
+        self._unsettled = [each for each, is_done in earlier.items() if is_done]
+        with suppress(Exception):  # the first error is told
+            self.settle()
+
+    def _let_go(self, shard: int) -> None:
+        if (claim := self._claims.pop(shard, None)) is not None:
+            claim.release()
 
     def begin_shard(self, shard: int) -> list[int]:
         """Return the layers that a claimed shard lacks, and forget what is committed of them.
@@ -255,6 +310,7 @@ class StoreWriter:
         Raises:
             StoreError: shards are missing.
         """
+        self.settle()
         with self._finishing():
             missing = self.missing_shards()
             if missing:
@@ -272,7 +328,9 @@ class StoreWriter:
                 ) from None
 
     def close(self) -> None:
-        """Let others write."""
+        """Let others write; what was written and not settled is dropped unless the disk has it."""
+        if self._unsettled:
+            self._abandon()
         self._behind.close()
         self._lock.release()
 

@@ -72,7 +72,7 @@ def test_a_shard_that_another_has_is_waited_for_and_taken_over(tmp_path: Path) -
             got.append(shard)
             fill(two, [shard])
         assert got == [5, 4]
-        assert told == [1]
+        assert set(told) == {1}
         assert one.missing_shards() == []
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from lorsa.store import (
     verify_store,
 )
 from lorsa.store import begin as begin_module
+from lorsa.store.errors import BusyError
+from lorsa.store.shard import ShardWriter
 from power import PowerCutError
 from small import (
     D_MODEL,
@@ -121,7 +124,7 @@ def test_what_waits_for_the_disk_is_bounded(tmp_path: Path) -> None:
 def test_a_buffer_too_small_for_a_layer_is_named(tmp_path: Path) -> None:
     create(tmp_path / "acts", make_manifest()).close()
     with StoreWriter.resume(tmp_path / "acts", buffer_bytes=100) as writer:
-        with pytest.raises(StoreError, match="use a larger --buffer-gb or fewer --batch-seqs"):
+        with pytest.raises(StoreError, match="use a larger --buffer-gb or smaller --batch-size"):
             fill(writer)
 
 
@@ -404,3 +407,81 @@ def test_a_complete_store_with_a_shorter_journal_is_mended(
         fill(writer)
         writer.finish()
     assert digests(root) == whole
+
+
+def test_a_shard_is_committed_while_the_next_is_written(
+    tmp_path: Path, make_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model does not wait for the disk between two shards; others cannot take them."""
+    go = threading.Event()
+    commit = ShardWriter.commit
+
+    def slow(self: ShardWriter) -> Any:
+        assert go.wait(10)
+        return commit(self)
+
+    root = tmp_path / "acts"
+    with create(root, make_manifest()) as writer, StoreWriter.resume(root) as other:
+        monkeypatch.setattr(ShardWriter, "commit", slow)
+        for shard in writer.claimed_shards():
+            with writer.shard(shard, wait=False) as session:
+                append_all(writer, session, shard)
+                writer.settle(wait=False)
+            if shard == 1:
+                assert writer.unsettled == [0, 1]
+                assert other.missing_shards() == [0, 1, 2, 3, 4, 5]
+                with pytest.raises(BusyError), other.shard(0):
+                    pass
+                go.set()
+        assert writer.unsettled == []
+        assert other.missing_shards() == []
+        writer.finish()
+    assert digests(root) == digests(make_store("whole"))
+
+
+def test_what_the_disk_has_is_committed_when_the_next_shard_fails(tmp_path: Path) -> None:
+    root = tmp_path / "acts"
+    with create(root, make_manifest()) as writer:
+        with writer.shard(0, wait=False) as session:
+            append_all(writer, session, 0)
+        with pytest.raises(ZeroDivisionError), writer.shard(1, wait=False) as session:
+            append_all(writer, session, 1)
+            raise ZeroDivisionError
+        assert writer.missing_shards() == [1, 2, 3, 4, 5]
+        with writer.shard(1, wait=False) as session:
+            append_all(writer, session, 1)
+        writer._behind.drain()
+    with StoreWriter.resume(root) as writer:
+        assert writer.missing_shards() == [2, 3, 4, 5]
+    assert not list(root.rglob("*.partial"))
+
+
+def test_a_disk_that_is_full_is_said_at_the_next_shard(
+    tmp_path: Path, make_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of the two shards is taken for written, and the same writer can go on."""
+
+    def full(self: ShardWriter) -> Any:
+        raise StoreError("the disk is full")
+
+    root = tmp_path / "acts"
+    with create(root, make_manifest()) as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr(ShardWriter, "commit", full)
+            with writer.shard(0, wait=False) as session:
+                append_all(writer, session, 0)
+            with pytest.raises(StoreError, match="the disk is full"):
+                with writer.shard(1, wait=False) as session:
+                    writer._behind._wait()
+                    append_all(writer, session, 1)
+        assert writer.missing_shards() == [0, 1, 2, 3, 4, 5]
+        assert not list(root.rglob("*.partial"))
+        fill(writer)
+        writer.finish()
+    assert digests(root) == digests(make_store("whole"))
+
+
+def append_all(writer: StoreWriter, session: Any, shard: int) -> None:
+    """Append the small store's values of a shard."""
+    rows = slice(writer.manifest.shard_rows(shard)[0], writer.manifest.shard_rows(shard)[-1] + 1)
+    session.append({n: (values(n, 0)[rows], values(n, 1)[rows]) for n in LAYERS})
