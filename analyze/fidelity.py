@@ -271,7 +271,7 @@ def replaced(site: AttentionSite, replacement: Replacement | None) -> Iterator[N
     def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
         x = module_input(args, kwargs)
         y = replacement(x).to(module_output(output).dtype)
-        return (y, *output[1:]) if isinstance(output, tuple) else y
+        return (y, *output[1:]) if isinstance(output, tuple | list) else y
 
     handle = site.module.register_forward_hook(hook, with_kwargs=True)
     try:

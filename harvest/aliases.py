@@ -13,33 +13,69 @@ from huggingface_hub.errors import (
 
 from .errors import HarvestError
 
+# An alias and a Hub id with {} for the size, and the sizes as the Hub writes them.
+_SERIES = (
+    ("gemma-{}", "google/gemma-{}", "2b 7b"),
+    ("gemma-{}-it", "google/gemma-{}-it", "2b 7b"),
+    ("gemma-2-{}", "google/gemma-2-{}", "2b 9b 27b"),
+    ("gemma-2-{}-it", "google/gemma-2-{}-it", "2b 9b 27b"),
+    ("gemma-3-{}", "google/gemma-3-{}-pt", "1b 4b 12b 27b"),
+    ("gemma-3-{}-it", "google/gemma-3-{}-it", "270m 1b 4b 12b 27b"),
+    ("gpt2-{}", "openai-community/gpt2-{}", "medium large xl"),
+    ("llama-2-{}", "meta-llama/Llama-2-{}-hf", "7b 13b 70b"),
+    ("llama-3-{}", "meta-llama/Meta-Llama-3-{}", "8B 70B"),
+    ("llama-3-{}-instruct", "meta-llama/Meta-Llama-3-{}-Instruct", "8B 70B"),
+    ("llama-3.1-{}", "meta-llama/Llama-3.1-{}", "8B 70B 405B"),
+    ("llama-3.1-{}-instruct", "meta-llama/Llama-3.1-{}-Instruct", "8B 70B 405B"),
+    ("llama-3.2-{}", "meta-llama/Llama-3.2-{}", "1B 3B"),
+    ("llama-3.2-{}-instruct", "meta-llama/Llama-3.2-{}-Instruct", "1B 3B"),
+    ("opt-{}", "facebook/opt-{}", "125m 350m 1.3b 2.7b 6.7b 13b 30b 66b"),
+    ("pythia-{}", "EleutherAI/pythia-{}", "14m 31m 70m 160m 410m 1b 1.4b 2.8b 6.9b 12b"),
+    (
+        "pythia-{}-deduped",
+        "EleutherAI/pythia-{}-deduped",
+        "70m 160m 410m 1b 1.4b 2.8b 6.9b 12b",
+    ),
+    ("qwen2-{}", "Qwen/Qwen2-{}", "0.5B 1.5B 7B 72B"),
+    ("qwen2-{}-instruct", "Qwen/Qwen2-{}-Instruct", "0.5B 1.5B 7B 72B"),
+    ("qwen2.5-{}", "Qwen/Qwen2.5-{}", "0.5B 1.5B 3B 7B 14B 32B 72B"),
+    ("qwen2.5-{}-instruct", "Qwen/Qwen2.5-{}-Instruct", "0.5B 1.5B 3B 7B 14B 32B 72B"),
+    ("qwen2.5-coder-{}", "Qwen/Qwen2.5-Coder-{}", "0.5B 1.5B 3B 7B 14B 32B"),
+    ("qwen3-{}", "Qwen/Qwen3-{}-Base", "0.6B 1.7B 4B 8B 14B"),
+    ("qwen3-{}-instruct", "Qwen/Qwen3-{}", "0.6B 1.7B 4B 8B 14B 32B"),
+    ("smollm2-{}", "HuggingFaceTB/SmolLM2-{}", "135M 360M 1.7B"),
+    ("smollm2-{}-instruct", "HuggingFaceTB/SmolLM2-{}-Instruct", "135M 360M 1.7B"),
+)
+
 ALIASES = {
-    "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
-    "llama-3.2-1b": "meta-llama/Llama-3.2-1B",
-    "llama-3.2-3b": "meta-llama/Llama-3.2-3B",
+    alias.format(size.lower()): hub_id.format(size)
+    for alias, hub_id, sizes in _SERIES
+    for size in sizes.split()
+} | {
+    "gemma-3-270m": "google/gemma-3-270m",  # and so without the others' -pt
+    "qwen3-32b": "Qwen/Qwen3-32B",
+    "gpt2": "openai-community/gpt2",
+    "llama-3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",
+    "llama-3.3-70b-instruct": "meta-llama/Llama-3.3-70B-Instruct",
     "mistral-7b": "mistralai/Mistral-7B-v0.3",
-    "pythia-70m": "EleutherAI/pythia-70m",
-    "pythia-160m": "EleutherAI/pythia-160m",
-    "pythia-410m": "EleutherAI/pythia-410m",
-    "pythia-1b": "EleutherAI/pythia-1b",
-    "pythia-1.4b": "EleutherAI/pythia-1.4b",
-    "pythia-2.8b": "EleutherAI/pythia-2.8b",
-    "pythia-6.9b": "EleutherAI/pythia-6.9b",
-    "qwen2-0.5b": "Qwen/Qwen2-0.5B",
-    "qwen2-1.5b": "Qwen/Qwen2-1.5B",
-    "qwen2-7b": "Qwen/Qwen2-7B",
-    "qwen2-72b": "Qwen/Qwen2-72B",
-    "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B",
-    "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B",
-    "qwen2.5-7b": "Qwen/Qwen2.5-7B",
-    "qwen3-0.6b": "Qwen/Qwen3-0.6B-Base",
-    "qwen3-1.7b": "Qwen/Qwen3-1.7B-Base",
-    "qwen3-4b": "Qwen/Qwen3-4B-Base",
-    "qwen3-8b": "Qwen/Qwen3-8B-Base",
-    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M",
-    "smollm2-360m": "HuggingFaceTB/SmolLM2-360M",
-    "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B",
+    "mistral-7b-instruct": "mistralai/Mistral-7B-Instruct-v0.3",
+    "olmo-2-1b": "allenai/OLMo-2-0425-1B",
+    "olmo-2-7b": "allenai/OLMo-2-1124-7B",
+    "olmo-2-13b": "allenai/OLMo-2-1124-13B",
+    "olmo-2-32b": "allenai/OLMo-2-0325-32B",
+    "phi-1": "microsoft/phi-1",
+    "phi-1.5": "microsoft/phi-1_5",
+    "phi-2": "microsoft/phi-2",
+    "phi-3-mini": "microsoft/Phi-3-mini-4k-instruct",
+    "phi-3.5-mini": "microsoft/Phi-3.5-mini-instruct",
+    "phi-4": "microsoft/phi-4",
+    "smollm3-3b": "HuggingFaceTB/SmolLM3-3B-Base",
+    "stablelm-2-1.6b": "stabilityai/stablelm-2-1_6b",
+    "stablelm-2-12b": "stabilityai/stablelm-2-12b",
+    "stablelm-3b": "stabilityai/stablelm-3b-4e1t",
 }
+"""Short names of models that people use. One without an ending is the pretrained model, where there
+is one: Llama 3.3, Phi 3 and later, and Qwen3-32B exist as instruction-tuned models alone."""
 
 HUB_TIMEOUT_S = 10
 

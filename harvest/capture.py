@@ -38,8 +38,8 @@ def module_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def module_output(output: Any) -> Tensor:
-    """Return an attention module's output y, of a tensor or a tuple."""
-    y: Tensor = output[0] if isinstance(output, tuple) else output
+    """Return an attention module's output y, of a tensor, a tuple or a list."""
+    y: Tensor = output[0] if isinstance(output, tuple | list) else output
     return y
 
 

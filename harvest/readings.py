@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from ..model import AttentionGeometry, LayerWeights, QKNorm, Rope
-from .sites import AttentionSite, decoder_of
+from ..model import AttentionGeometry, LayerWeights, QKNorm
+from .rotary import ropes_of
+from .sites import AttentionSite
 
 FUSED = ("query_key_value", "qkv_proj", "c_attn", "Wqkv")
 SEPARATE = ("q_proj", "k_proj", "v_proj")
@@ -46,27 +47,6 @@ class Reading(NamedTuple):
     weights: LayerWeights
 
 
-class Rotary(NamedTuple):
-    """The module that makes the cos and sin of a layer."""
-
-    module: Any
-    layer_type: str | None
-    """What it is told, where layers of different types turn at different frequencies"""
-
-    def rope(self) -> Rope:
-        """Return its frequencies, as they are after the last forward."""
-        prefix = "" if self.layer_type is None else f"{self.layer_type}_"
-        inv_freq = getattr(self.module, f"{prefix}inv_freq")
-        scaling = getattr(self.module, f"{prefix}attention_scaling", 1.0)
-        return Rope(inv_freq=tuple(inv_freq.float().tolist()), attention_scaling=float(scaling))
-
-    def embeddings(self, x: Tensor) -> Any:
-        """Return cos and sin for x [n, seq, d_model], in its dtype."""
-        position = torch.arange(x.shape[1], device=x.device)[None]
-        told = () if self.layer_type is None else (self.layer_type,)
-        return self.module(x, position, *told)
-
-
 def readings(model: Any, site: AttentionSite) -> Iterator[Reading]:
     """Give every way in which a layer may be understood, the likeliest first.
 
@@ -77,9 +57,10 @@ def readings(model: Any, site: AttentionSite) -> Iterator[Reading]:
         Unreadable: the module does not say enough.
     """
     config, module = model.config.get_text_config(), site.module
-    heads = heads_of(model, site)
+    heads, ropes = heads_of(model, site), ropes_of(model, site)
+    windows = _windows(config, module, site.layer)
     for weights in weight_readings(model, site):
-        for rope, scale in product(_ropes(model, site), _scales(module, heads)):
+        for rope, scale, window in product(ropes, _scales(module, heads), windows):
             yield Reading(
                 AttentionGeometry(
                     d_model=config.hidden_size,
@@ -90,7 +71,7 @@ def readings(model: Any, site: AttentionSite) -> Iterator[Reading]:
                     rope=rope,
                     qk_norm=_qk_norm(module, len(weights.W_Q)),
                     softcap=getattr(module, "attn_logit_softcapping", None),
-                    window=_window(config, module, site.layer),
+                    window=window,
                 ),
                 weights,
             )
@@ -105,44 +86,8 @@ def heads_of(model: Any, site: AttentionSite) -> Heads:
         return next((v for h in holders for n in names if (v := getattr(h, n, None))), None)
 
     n_heads = said("num_attention_heads", "num_heads", "n_heads") or 1
-    n_kv_heads = said("num_key_value_heads", "num_kv_heads") or n_heads
+    n_kv_heads = said("num_key_value_heads", "num_kv_heads", "kv_heads") or n_heads
     return Heads(n_heads, n_kv_heads, said("head_dim") or config.hidden_size // n_heads)
-
-
-def rotary_of(model: Any, site: AttentionSite) -> Rotary | None:
-    """Return what gives a layer its cos and sin; None if nothing does."""
-    decoder, blocks = decoder_of(model, site)
-    config = model.config.get_text_config()
-    types = getattr(config, "layer_types", None)
-    kind = types[site.layer] if types else None
-    found = {}
-    for name, part in [("", site.module), *decoder.named_children()]:
-        for path, module in () if part is blocks else part.named_modules(prefix=name):
-            if hasattr(module, f"{kind}_inv_freq"):
-                return Rotary(module, kind)
-            if isinstance(getattr(module, "inv_freq", None), Tensor):
-                found[path] = module
-    if not found:
-        return None
-    sliding = kind == "sliding_attention"
-    named = [m for path, m in found.items() if kind and kind in path]
-    local = [m for path, m in found.items() if ("local" in path) == sliding]
-    return Rotary([*named, *local, *found.values()][0], None)
-
-
-def _ropes(model: Any, site: AttentionSite) -> list[Rope | None]:
-    """Return the rotations that a layer may have."""
-    module = site.module
-    table = getattr(module, "embed_positions", None)
-    if isinstance(table, Tensor):  # sin and cos of every position (GPT-J)
-        sin, cos = table[1].float().chunk(2)
-        return [Rope(inv_freq=tuple(torch.atan2(sin, cos).tolist()), interleaved=True), None]
-    rotary = rotary_of(model, site)
-    if rotary is None or not getattr(module, "use_rope", True):
-        return [None]
-    rope = rotary.rope()
-    other = Rope(inv_freq=rope.inv_freq, attention_scaling=rope.attention_scaling, interleaved=True)
-    return [rope, other, None]
 
 
 def _scales(module: Any, heads: Heads) -> list[float]:
@@ -155,15 +100,14 @@ def _scales(module: Any, heads: Heads) -> list[float]:
     return [usual, 1.0, *([usual / (module.layer_idx + 1)] if by_layer else [])]
 
 
-def _window(config: Any, module: Any, layer: int) -> int | None:
-    """Return the sliding window of a layer: the module's own where it has one, else the model's."""
+def _windows(config: Any, module: Any, layer: int) -> list[int | None]:
+    """Return the sliding windows that a layer may have: the module's own or the model's."""
     if hasattr(config, "attention_layers"):  # GPT-Neo
-        window = config.window_size if config.attention_layers[layer] == "local" else None
-    elif hasattr(module, "sliding_window"):
-        window = module.sliding_window
-    else:
-        window = getattr(config, "sliding_window", None)
-    return int(window) if window else None
+        return [config.window_size if config.attention_layers[layer] == "local" else None]
+    if hasattr(module, "sliding_window"):
+        return [module.sliding_window or None]
+    window = getattr(config, "sliding_window", None)
+    return [window, None] if window else [None]
 
 
 def weight_readings(model: Any, site: AttentionSite) -> list[LayerWeights]:

@@ -24,7 +24,8 @@ from ..store import Manifest, Place
 from ..store import read_weights as stored_weights
 from .capture import Call, module_output
 from .errors import HarvestError
-from .readings import Heads, Reading, Unreadable, heads_of, readings, rotary_of, weight_readings
+from .readings import Heads, Reading, Unreadable, heads_of, readings, weight_readings
+from .rotary import rotary_of
 from .sites import AttentionSite
 
 LIMIT = 1e-4
@@ -108,7 +109,8 @@ def understand(
         HarvestError: an activation is not finite.
     """
     heads = heads_of(model, site)
-    x, y = call.x[:CHECKED_SEQS].float(), call.y[:CHECKED_SEQS].float()
+    device = next(site.module.parameters()).device
+    x, y = (t[:CHECKED_SEQS].to(device, torch.float32) for t in (call.x, call.y))
     if not (x.isfinite().all() and y.isfinite().all()):
         if not keep_nonfinite:
             raise HarvestError(_not_finite(site.layer))
@@ -127,8 +129,11 @@ def understand(
             if found <= LIMIT:
                 return Understood(reading, heads, LayerCheck(found, noise))
             best = min(best, found)
-    except Unreadable as lacking:
-        return _unknown(site, heads, math.nan, noise, str(lacking))
+    except Unreadable as error:
+        return _unknown(site, heads, math.nan, noise, str(error))
+    except Exception as error:  # attributes of the known names that mean something else
+        reason = f"it cannot be read ({type(error).__name__}: {_one_line(error)})"
+        return _unknown(site, heads, math.nan, noise, reason)
     reason = f"attention recomputed from what was read of the model differs by {best:.1e}"
     return _unknown(site, heads, best, noise, reason)
 
@@ -229,7 +234,7 @@ def require_same_weights(
         try:
             others = [_unlike(mine, theirs) for mine in weight_readings(model, site)]
         except Unreadable:
-            others = ["shape"]
+            others = ["kind of attention"]
         if all(others):
             raise HarvestError(
                 f"{root} was made with another model: layer {site.layer} has another {others[0]}; "

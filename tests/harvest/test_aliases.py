@@ -80,6 +80,30 @@ def test_a_pinned_model_keeps_its_commit(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (path.revision, path.offline) == ("abc", False)
 
 
+@pytest.mark.parametrize(
+    ("alias", "hub_id"),
+    [
+        ("qwen2-72b", "Qwen/Qwen2-72B"),
+        ("qwen2.5-14b-instruct", "Qwen/Qwen2.5-14B-Instruct"),
+        ("qwen3-14b", "Qwen/Qwen3-14B-Base"),
+        ("qwen3-32b", "Qwen/Qwen3-32B"),
+        ("llama-3-8b", "meta-llama/Meta-Llama-3-8B"),
+        ("llama-3.1-70b", "meta-llama/Llama-3.1-70B"),
+        ("llama-3.3-70b", "meta-llama/Llama-3.3-70B-Instruct"),
+        ("pythia-12b-deduped", "EleutherAI/pythia-12b-deduped"),
+        ("gemma-2-27b-it", "google/gemma-2-27b-it"),
+        ("gemma-3-270m", "google/gemma-3-270m"),
+        ("gemma-3-27b", "google/gemma-3-27b-pt"),
+        ("smollm2-1.7b-instruct", "HuggingFaceTB/SmolLM2-1.7B-Instruct"),
+        ("gpt2", "openai-community/gpt2"),
+        ("gpt2-xl", "openai-community/gpt2-xl"),
+        ("mistral-7b", "mistralai/Mistral-7B-v0.3"),
+    ],
+)
+def test_aliases_of_models_that_people_use(alias: str, hub_id: str) -> None:
+    assert ALIASES[alias] == hub_id
+
+
 def test_aliases_are_lower_case_hub_ids() -> None:
     assert all(
         alias == alias.lower() and hub_id.count("/") == 1 for alias, hub_id in ALIASES.items()

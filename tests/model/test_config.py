@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from lorsa.model import AttentionGeometry, LorsaConfig, QKNorm, Rope
+from lorsa.model.geometry import read_qk_norm
 
 GOOD: dict[str, Any] = {
     "d_model": 8,
@@ -39,6 +40,14 @@ def test_config_survives_json() -> None:
     assert LorsaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_a_norm_of_an_older_store_is_that_of_each_head() -> None:
+    """Its kind was not written when there was one alone."""
+    assert read_qk_norm({"eps": 1e-6}) == QKNorm(eps=1e-6, kind="rms")
+    assert read_qk_norm({"eps": 1e-6, "kind": "rms_full"}) == QKNorm(eps=1e-6, kind="rms_full")
+    with pytest.raises(ValueError, match="qk-norm is 'other'; allowed: rms, rms_full, layer"):
+        read_qk_norm({"eps": 1e-6, "kind": "other"})
+
+
 def test_geometry_survives_json() -> None:
     geometry = AttentionGeometry(
         d_model=8,
@@ -48,6 +57,7 @@ def test_geometry_survives_json() -> None:
         scale=0.7,
         rope=Rope(inv_freq=(0.3,)),
         softcap=5.0,
+        qk_norm=QKNorm(eps=1e-6, kind="layer"),
     )
     again = AttentionGeometry.from_dict(json.loads(json.dumps(geometry.to_dict())))
     assert again == geometry

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lorsa.model import QKNorm, Rope
-from lorsa.model.qk import norm_and_rotate, rms_norm, rotate
+from lorsa.model.qk import norm_and_rotate, normalise, rms_norm, rotate
 from torch import Tensor
 
 FREQUENCIES = (1.0, 0.3, 0.01)
@@ -44,6 +44,36 @@ def test_rms_norm_is_torchs() -> None:
     assert torch.allclose(rms_norm(x, weight, 1e-5), F.rms_norm(x, (8,), weight, 1e-5))
     half = rms_norm(x.bfloat16(), weight.bfloat16(), 1e-5)
     assert half.dtype == torch.bfloat16
+
+
+def test_a_norm_over_all_heads_is_torchs() -> None:
+    """As OLMo 2 has it; heads repeated equally often are normalised as before."""
+    x, weight = torch.randn(2, 3, 4, 8), torch.rand(4, 8)
+    norm = QKNorm(eps=1e-5, kind="rms_full")
+    found = normalise(x, norm, weight)
+    expected = F.rms_norm(x.flatten(2), (32,), weight.flatten(), 1e-5).view_as(x)
+    assert torch.allclose(found, expected, atol=1e-6)
+    twice = normalise(x.repeat_interleave(2, dim=2), norm, weight.repeat_interleave(2, dim=0))
+    assert torch.allclose(twice, found.repeat_interleave(2, dim=2), atol=1e-6)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_layer_norm_of_each_head_is_torchs(with_bias: bool) -> None:
+    x, weight = torch.randn(2, 3, 4, 8), torch.rand(4, 8)
+    bias = torch.randn(4, 8) if with_bias else None
+    found = normalise(x, QKNorm(eps=1e-5, kind="layer"), weight, bias)
+    for head in range(4):
+        own = None if bias is None else bias[head]
+        expected = F.layer_norm(x[:, :, head], (8,), weight[head], own, 1e-5)
+        assert torch.allclose(found[:, :, head], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["rms_full", "layer"])
+def test_the_gradients_of_norms_by_head(kind: str) -> None:
+    x = torch.randn(1, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    weight, bias = (torch.randn(2, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    norm = QKNorm(eps=1e-5, kind=kind)
+    assert torch.autograd.gradcheck(lambda *a: normalise(a[0], norm, *a[1:]), (x, weight, bias))
 
 
 def test_the_norm_comes_before_the_rotation() -> None:
