@@ -111,10 +111,19 @@ class HarvestDisplay(_Bar):
         )
 
     def _self_check(self, check: "stage1.SelfCheck") -> None:
-        errors = [found.error for found in check.layers.values() if found.finite]
+        errors = [found.error for found in check.layers.values() if found.passed]
         if errors:
             limit = f"limit {check.limit:.0e}"
             say(f"self-check: y recomputed from x within {max(errors):.1e} ({limit})")
+        unknown: dict[str | None, list[int]] = {}
+        for layer, found in check.layers.items():
+            if found.finite and not found.passed:
+                unknown.setdefault(found.reason, []).append(layer)
+        for reason, layers in unknown.items():
+            say(
+                f"self-check: layers {spell_layers(layers)}: geometry unknown ({reason}); they can "
+                "be trained from --init random"
+            )
         if bad := [layer for layer, found in check.layers.items() if not found.finite]:
             say(f"self-check: layers {spell_layers(bad)} have NaN or Inf and were not checked")
 
@@ -285,6 +294,8 @@ def _info_table(result: dict[str, Any]) -> Table:
         "uuid": result["uuid"],
         "created": f"{result['created']}, {complete}",
     }
+    if result["adding"]:
+        rows["being added"] = f"layers {spell_layers(result['adding'])}"
     for layer, facts in result["layers"].items():
         rows[f"layer {layer}"] = _layer_row(facts)
     return _facts(result["store"], rows)

@@ -23,13 +23,17 @@ from lorsa.store import ActivationStore, StoreWriter, is_begun, is_complete
 from small import create, fill, make_manifest
 
 FACTS = json.loads(sys.argv[4])
+SHARD_S = 0.04
+"""A shard takes so long at least, or few kills would hit one: most time goes by before them."""
 
 
 def write(root: Path) -> None:
     """Begin a store or go on with it, as a harvest does."""
     begun = is_begun(root)
     with StoreWriter.resume(root) if begun else create(root, make_manifest(**FACTS)) as writer:
-        fill(writer)
+        for shard in writer.missing_shards():
+            fill(writer, [shard])
+            time.sleep(SHARD_S)
         writer.finish()
 
 
