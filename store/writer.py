@@ -172,11 +172,6 @@ class StoreWriter:
         self.standing.look()
         return self.standing.lacking(self.manifest.layers)
 
-    def n_missing_tokens(self) -> int:
-        """Return how many tokens they have."""
-        n_seqs = sum(len(self.manifest.shard_rows(shard)) for shard in self.missing_shards())
-        return n_seqs * self.manifest.n_ctx
-
     def claimed_shards(
         self, waiting: Callable[[int], None] = lambda n_shards: None
     ) -> Iterator[int]:

@@ -1,10 +1,14 @@
-"""Small stores, written by hand."""
+"""Small stores, written by hand, and places in a bucket."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lorsa.store import place
+from lorsa.store.bucket import BucketPath
+from s3 import serve_bucket
 from small import create, fill, make_manifest
 
 
@@ -19,3 +23,18 @@ def make_store(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket of a server on loopback."""
+    with serve_bucket() as url:
+        yield url
+
+
+@pytest.fixture
+def root(bucket: str, request: pytest.FixtureRequest) -> BucketPath:
+    """A place in it where nothing is."""
+    found = place(f"{bucket}/{re.sub(r'[^a-z0-9_]', '-', request.node.name)}/acts")
+    assert isinstance(found, BucketPath)
+    return found

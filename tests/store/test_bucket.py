@@ -2,12 +2,11 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,25 +32,10 @@ from lorsa.store.bucket import BucketPath
 from lorsa.store.errors import UnreachableError
 from lorsa.store.lease import Lease
 from lorsa.store.members import BucketLock
-from s3 import serve_bucket
 from small import create, digests, fill, make_manifest, tokens, values
 from typer.testing import CliRunner
 
 pytest.importorskip("obstore", reason="obstore is not installed (lorsa[s3])")
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with serve_bucket() as url:
-        yield url
-
-
-@pytest.fixture
-def root(bucket: str, request: pytest.FixtureRequest) -> BucketPath:
-    """A place where nothing is."""
-    found = place(f"{bucket}/{re.sub(r'[^a-z0-9_]', '-', request.node.name)}/acts")
-    assert isinstance(found, BucketPath)
-    return found
 
 
 @pytest.fixture

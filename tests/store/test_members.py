@@ -1,11 +1,10 @@
 """Many writers of a store in a bucket, against a real S3 protocol server on loopback."""
 
 import json
-import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from lorsa.store import (
     StoreError,
     StoreWriter,
     is_complete,
-    place,
     remove_layers,
     verify_store,
 )
@@ -25,24 +23,9 @@ from lorsa.store.bucket import BucketPath
 from lorsa.store.lease import Lease
 from lorsa.store.lock import take_lock
 from lorsa.store.members import BucketLock
-from s3 import serve_bucket
 from small import add_layers, create, digests, fill, make_manifest
 
 pytest.importorskip("obstore", reason="obstore is not installed (lorsa[s3])")
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with serve_bucket() as url:
-        yield url
-
-
-@pytest.fixture
-def root(bucket: str, request: pytest.FixtureRequest) -> BucketPath:
-    """A place where nothing is."""
-    found = place(f"{bucket}/{re.sub(r'[^a-z0-9_]', '-', request.node.name)}/acts")
-    assert isinstance(found, BucketPath)
-    return found
 
 
 def same_as(root: BucketPath, local: Path) -> bool:
