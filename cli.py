@@ -49,6 +49,10 @@ OPTIONS_ONLY = {
 """Settings that a TOML file may not have, and the options in their place."""
 
 
+_ParserError: Any = typer.BadParameter.__base__
+"""Of the option parser: its UsageError, wherever this version of typer keeps it."""
+
+
 class UsageError(Exception):
     """A request that makes no sense; exit code 2."""
 
@@ -498,6 +502,8 @@ def _run(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> Non
         raise typer.Exit(code) from None
     except KeyboardInterrupt:
         hint = "; the same command goes on from what is written" if command in GOES_ON else ""
+        if as_json and IS_MAIN:
+            print(json.dumps({"error": f"stopped{hint}"}))
         print(f"stopped{hint}", file=sys.stderr)
         raise typer.Exit(130) from None
     if not IS_MAIN:
@@ -531,4 +537,16 @@ def _explain(error: Exception) -> tuple[int, str | None]:
 def main() -> None:
     """Run the command line."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # other packages' bars disturb ours and log files
-    app()
+    try:
+        code = app(standalone_mode=False)
+    except _ParserError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            sys.exit(2)
+        message = " ".join(error.format_message().split())
+        command = error.ctx.command_path if error.ctx else "lorsa"
+        if "--json" in sys.argv and IS_MAIN:
+            print(json.dumps({"error": message}))
+        print(f"error: {message} See: {command} --help", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -46,6 +46,7 @@ class _Bar:
         )
         self._task: Any = None
         self._said_at = 0.0
+        self._said = (-1, -1)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -60,8 +61,9 @@ class _Bar:
             self._task = self._progress.add_task(self._label, total=total, note="")
         self._progress.update(self._task, completed=done, total=total, note=note)
         now = time.monotonic()
-        if not err.is_terminal and (now - self._said_at > PLAIN_EVERY_S or done == total):
-            self._said_at = now
+        ends = done == total and self._said != (done, total)
+        if not err.is_terminal and (now - self._said_at > PLAIN_EVERY_S or ends):
+            self._said_at, self._said = now, (done, total)
             say(f"{self._label} {done:,} of {total:,}  {note}")
 
 

@@ -52,9 +52,14 @@ class BatchSize:
                 if self._asked or self.seqs == 1:
                     raise
             self.seqs //= 2
-            gc.collect()  # the tensors of the failed pass
-            torch.cuda.empty_cache()
+            free_memory()  # of the failed pass
             say(f"the GPU's memory is full; going on with {self.seqs} sequences in a forward pass")
+
+
+def free_memory() -> None:
+    """Give memory that nothing holds any more back to the GPUs."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def timed(capture: Capture, tokens: Tensor) -> float:

@@ -4,12 +4,15 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import __version__
 from ..store import DTYPES, Manifest, StoreWriter, held_out_shards
+from .capture import Call
 from .config import HarvestConfig
 from .corpus import open_corpus
+from .errors import HarvestError
 from .events import Report
 from .models import LanguageModel, load_tokenizer, tokenizer_facts
 from .packing import Packed, fingerprint, first_text, pack
@@ -102,6 +105,8 @@ def look_into(
         site.layer: understand(loaded.model, site, calls[site.layer], keep_nonfinite=keep)
         for site in run.capture.sites
     }
+    if config.dtype == "float16":
+        _require_float16(calls)
     check = SelfCheck({layer: each.check for layer, each in found.items()})
     run.report(check)
     if config.selfcheck and is_supported(loaded.model.config):
@@ -113,6 +118,18 @@ def look_into(
         weights={layer: each.weights for layer, each in found.items()},
         sample={layer: (call.x, call.y) for layer, call in calls.items()},
     )
+
+
+def _require_float16(calls: dict[int, Call]) -> None:
+    """Raise HarvestError if the first activations do not fit float16; later ones may still not."""
+    largest = torch.finfo(torch.float16).max
+    for layer, call in calls.items():
+        for what, values in (("input", call.x), ("output", call.y)):
+            if (found := float(values.abs().max())) > largest:
+                raise HarvestError(
+                    f"layer {layer}: its {what} reaches {found:.3g}, and float16 ends at "
+                    f"{largest:,.0f}: use --dtype bfloat16"
+                )
 
 
 def create_store(

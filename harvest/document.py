@@ -117,7 +117,8 @@ class Column(NamedTuple):
         there = ", ".join(known[:SHOWN_COLUMNS]) or "none"
         there += f" and {len(known) - SHOWN_COLUMNS} more" if len(known) > SHOWN_COLUMNS else ""
         return ColumnError(
-            f"data {where}: no column {self.name!r}; there is {there}; choose one by {self._option}"
+            f"data {where}: no column {self.name!r}; there is {there}; choose one by "
+            + ("--tokens-column" if self.is_ids else "--text-column, or --tokens-column for ids")
         )
 
     def unfit(self, where: str, kind: str) -> "ColumnError":

@@ -145,7 +145,9 @@ def _text(file: Path, name: str, counts: Counts) -> Iterator[Document]:
             held += stream.read(PART_CHARACTERS - len(held))
             if "\0" in held:
                 raise FileError(
-                    "no_text_files", f"data {file}: is no text; give {', '.join(KNOWN_SUFFIXES)}"
+                    "no_text_files",
+                    f"data {file}: has NUL bytes, so it is no text; give "
+                    f"{', '.join(KNOWN_SUFFIXES)}",
                 )
             if len(held) < PART_CHARACTERS:
                 break

@@ -19,6 +19,7 @@ from ..store import (
     require_free,
     spell_layers,
 )
+from .batch import free_memory
 from .config import HarvestConfig
 from .errors import HarvestError
 from .events import Report
@@ -72,11 +73,8 @@ def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Ha
     started = time.perf_counter()
     if not this_process().is_main:
         wait_for_main(lambda: _is_laid_down(config), report)
-    try:
-        rate = _harvest(config, report)
-    except BegunError as error:  # two processes without a launcher
-        report(str(error))
-        rate = _harvest(config, report)
+    while (rate := _harvest_or_join(config, report)) is None:
+        pass
     store = ActivationStore.open(config.store)
     _tell_of_outliers(store, report)
     return HarvestResult(
@@ -121,6 +119,16 @@ def stored_request(store: Place) -> dict[str, Any]:
     known = {field.name for field in fields(HarvestConfig)}
     request = {name: value for name, value in manifest.request.items() if name in known}
     return request | {"layers": spell_layers(sorted(manifest.layers))}
+
+
+def _harvest_or_join(config: HarvestConfig, report: Report) -> float | None:
+    """Do what is left to do; None if another process has begun the same, which can be joined."""
+    try:
+        return _harvest(config, report)
+    except BegunError as error:
+        report(str(error))
+    free_memory()  # of the model that was loaded for it
+    return None
 
 
 def _harvest(config: HarvestConfig, report: Report) -> float:

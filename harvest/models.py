@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from accelerate import init_empty_weights
+from accelerate import infer_auto_device_map, init_empty_weights
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -147,14 +147,22 @@ def _placed(path: ModelPath, config: Any, dtype: str, devices: Sequence[str]) ->
     room = [int(torch.cuda.mem_get_info(gpu)[0] * WEIGHTS_SHARE) for gpu in devices]
     if n_bytes <= room[0]:
         return {"device_map": {"": devices[0]}}
+    too_large = HarvestError(
+        f"the weights of {path.id} take {format_bytes(n_bytes)}, more than there is room for "
+        f"on {', '.join(devices)} ({format_bytes(sum(room))}): give this process more GPUs "
+        "(fewer processes on this machine), a smaller --model-dtype, or earlier --layers"
+    )
     if n_bytes > sum(room):
-        raise HarvestError(
-            f"the weights of {path.id} take {format_bytes(n_bytes)}, more than there is room for "
-            f"on {', '.join(devices)} ({format_bytes(sum(room))}): give this process more GPUs "
-            "(fewer processes on this machine), a smaller --model-dtype, or earlier --layers"
-        )
+        raise too_large
     numbers = [torch.device(gpu).index for gpu in devices]
-    return {"device_map": "auto", "max_memory": dict(zip(numbers, room, strict=True))}
+    parts = infer_auto_device_map(
+        empty.to(width),
+        max_memory=dict(zip(numbers, room, strict=True)),
+        no_split_module_classes=sorted(getattr(empty, "_no_split_modules", None) or ()),
+    )
+    if {"cpu", "disk"} & set(map(str, parts.values())):  # blocks are not cut
+        raise too_large
+    return {"device_map": parts}
 
 
 def _key(mismatch: Any) -> str:
@@ -219,7 +227,7 @@ def _one_line(path: ModelPath, error: Exception) -> str:
     reason = " ".join(str(error).split())
     if path.offline and isinstance(error, OSError):
         return (
-            f"model {path.id} is not on this machine and the Hub cannot be reached; "
+            f"model {path.id}: no such folder, not on this machine, and the Hub cannot be reached; "
             "give a local folder or .gguf file, or connect and try again"
         )
     if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError):

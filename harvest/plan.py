@@ -1,5 +1,6 @@
 """What a harvest will write, and whether it fits, before the model runs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ class Plan:
     total_bytes: int
     """That will be written, before compression."""
     free_bytes: int | None
-    """On the disk, besides what is there of this store; None for a bucket."""
+    """On the disk, counting what is there of these layers; None for a bucket."""
     first_tokens: str
     """Beginning of the first sequence, as text; empty when no text was read."""
     estimate: Estimate | None = None
@@ -104,14 +105,32 @@ def cost(n_layers: int, d_model: int, *, dtype: str, outputs: str) -> Cost:
 class Sizes:
     """Arithmetic of one request on one model: what a token costs and how many the disk takes."""
 
-    def __init__(self, config: HarvestConfig, layers: dict[int, str], d_model: int) -> None:
-        """Take the request, the layers with their modules' names, and the activations' width."""
+    def __init__(
+        self,
+        config: HarvestConfig,
+        layers: dict[int, str],
+        d_model: int,
+        *,
+        there: Sequence[int] | None = None,
+    ) -> None:
+        """Take what is asked for.
+
+        Args:
+            config: the request.
+            layers: to be written, with the names of their attention modules.
+            d_model: width of an activation.
+            there: layers whose bytes in the store are written over, or part of what is still to be
+                written; None for all that is there.
+        """
         self._config = config
         self._layers = layers
         self._d_model = d_model
         self.cost = self._cost()
         free = free_bytes(config.store)
-        self.free_bytes = None if free is None else free + tree_bytes(config.store)
+        rooms = [config.store]
+        if there is not None:
+            rooms = [config.store / room / str(n) for room in ("layers", "weights") for n in there]
+        self.free_bytes = None if free is None else free + sum(map(tree_bytes, rooms))
 
     def _cost(self, n_layers: int | None = None, **changes: str) -> Cost:
         kept = {"dtype": self._config.dtype, "outputs": self._config.outputs} | changes
@@ -138,6 +157,9 @@ class Sizes:
             f"no --tokens or --budget given: {n_tokens:,} tokens, which take half of the "
             f"{format_bytes(self.free_bytes)} that are free"
         )
+
+    def _n_layers(self) -> str:
+        return f"{len(self._layers)} layer{'' if len(self._layers) == 1 else 's'}"
 
     def _whole(self, n_tokens: int) -> int:
         return n_tokens // self._config.n_ctx * self._config.n_ctx
@@ -168,9 +190,10 @@ class Sizes:
     def _fitting(self, n_bytes: float, what: str) -> int:
         n_tokens = self.cost.fitting(n_bytes, self._config.n_ctx)
         if n_tokens == 0:
+            remedy = "a larger --budget" if self._config.budget else "another disk by --store"
             raise HarvestError(
-                f"{what} is too little for two sequences of {len(self._layers)} layers: use fewer "
-                "--layers, --dtype int8 --outputs derive, or a larger disk by --store"
+                f"{what} is too little for two sequences of {self._n_layers()}: use fewer "
+                f"--layers, --dtype int8 --outputs derive, or {remedy}"
             )
         return n_tokens
 
@@ -187,7 +210,7 @@ class Sizes:
         fits = self._options(n_tokens, free) if changeable else self._fewer_layers(n_tokens, free)
         what = f"what fits: {'; or '.join(fits)}" if fits else "make room"
         raise HarvestError(
-            f"{n_tokens:,} tokens of {len(self._layers)} layers take {format_bytes(needed)}; "
+            f"{n_tokens:,} tokens of {self._n_layers()} take {format_bytes(needed)}; "
             f"{format_bytes(free)} are free; {what}; or --force to try"
         )
 

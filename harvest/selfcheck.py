@@ -118,8 +118,10 @@ def understand(
         return Understood(None, heads, LayerCheck(math.nan, math.nan, finite=False, reason=reason))
     try:
         exact = _in_float32(model, site, call, x)
+    except torch.OutOfMemoryError:
+        raise _no_memory(x) from None
     except Exception as error:  # a module that needs more of its model than its arguments
-        reason = f"it cannot be run by itself ({type(error).__name__}: {_one_line(error)})"
+        reason = f"its module cannot be run by itself ({type(error).__name__})"
         return _unknown(site, heads, math.nan, math.nan, reason)
     noise = _difference(y, exact)
     best = math.inf
@@ -129,6 +131,8 @@ def understand(
             if found <= LIMIT:
                 return Understood(reading, heads, LayerCheck(found, noise))
             best = min(best, found)
+    except torch.OutOfMemoryError:
+        raise _no_memory(x) from None
     except Unreadable as error:
         return _unknown(site, heads, math.nan, noise, str(error))
     except Exception as error:  # attributes of the known names that mean something else
@@ -191,6 +195,13 @@ def _not_finite(layer: int) -> str:
         f"layer {layer}: its activations are not finite (NaN or Inf from the model); try "
         "--model-dtype float32, check the model with a short prompt, or keep them with "
         "--keep-nonfinite and --outputs store"
+    )
+
+
+def _no_memory(x: Tensor) -> HarvestError:
+    return HarvestError(
+        f"the GPU's memory does not take the self-check of {len(x)} sequences of {x.shape[1]} "
+        "tokens in float32: use a smaller --n-ctx, or a larger GPU"
     )
 
 

@@ -31,6 +31,7 @@ class Run(NamedTuple):
             tokens: some sequences, [n, n_ctx]; no more are taken than make a batch.
             n_tokens: that are missing.
         """
+        self.capture.run(tokens[:1])  # the first pass is slow
         rate = self.batch.fitting(lambda n: timed(self.capture, tokens[:n]), self.report)
         rate *= this_process().world
         seconds = n_tokens / rate
@@ -98,7 +99,9 @@ def write_shards(writer: StoreWriter, run: Run) -> float:
         meter.stored(missing)
         for shard in writer.claimed_shards(waiting=wait):
             _write(writer, shard, run, meter)
-            meter.stored(set(writer.missing_shards()) - set(writer.unsettled))
+            # as of the last claim: to look at every file after every shard takes its time
+            missing = writer.standing.lacking(writer.manifest.layers)
+            meter.stored(set(missing) - set(writer.unsettled))
             if stop.asked:
                 writer.settle()
                 raise KeyboardInterrupt

@@ -28,6 +28,7 @@ def begin(config: HarvestConfig, report: Report) -> float:
         n_seqs = sample_seqs(config.n_ctx)
         foundation = look_into(config, loaded, run, tokens=text.packed.tokens[:n_seqs])
         with create_store(config, target, loaded, text, foundation) as writer:
+            del foundation, text  # the sample, on the model's device, and the token ids
             return write_shards(writer, run)
 
 
@@ -45,6 +46,7 @@ def add(config: HarvestConfig, plan: Manifest, layers: list[int], report: Report
         tokens = store.tokens(range(min(plan.n_seq, sample_seqs(plan.n_ctx))))
         foundation = look_into(config, loaded, run, tokens=tokens)
         with add_to_store(config, foundation) as writer:
+            del foundation
             return write_shards(writer, run)
 
 
@@ -80,7 +82,7 @@ def preview(config: HarvestConfig, report: Report) -> Plan:
     loaded = _load(target, target.layers, config.model_dtype, report)
     with _capture(loaded, target.layers) as capture:
         run = _run(config, target, capture, report)
-        capture.run(text.packed.tokens[:1])  # the first pass is slow
+        look_into(config, loaded, run, tokens=text.packed.tokens[: sample_seqs(config.n_ctx)])
         return replace(plan, estimate=run.estimate(text.packed.tokens, plan.n_tokens))
 
 
@@ -120,7 +122,7 @@ def _same_target(
     """Find the model that a store was begun with, and check that the disk takes what is missing."""
     report(f"looking at {config.model}")
     target = find_target(config, revision=manifest.model["revision"])
-    sizes = Sizes(config, target.named(layers), target.d_model)
+    sizes = Sizes(config, target.named(layers), target.d_model, there=layers)
     n_tokens = manifest.n_seq * manifest.n_ctx
     sizes.require_room(n_tokens, changeable=False)
     report(sizes.plan(target.path.id, n_tokens, device=target.devices[0]))

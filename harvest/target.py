@@ -63,7 +63,10 @@ def find_target(config: HarvestConfig, *, revision: str | None = None) -> Target
     facts = model_config.get_text_config()
     longest = getattr(facts, "max_position_embeddings", None)
     if longest is not None and config.n_ctx > longest:
-        raise HarvestError(f"n_ctx is {config.n_ctx}; {path.id} reads at most {longest} tokens")
+        raise HarvestError(
+            f"n_ctx is {config.n_ctx}; {path.id} reads at most {longest} tokens: use --n-ctx "
+            f"{longest} or less"
+        )
     names = attention_names(model_config)
     among = list(names) if config.layers == "all" else range(facts.num_hidden_layers)
     layers = choose(config.layers, among, where=path.id)

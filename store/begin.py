@@ -99,7 +99,7 @@ def add(
     def require_new() -> None:
         folder = look(root)
         if there := sorted(set(layers) & set(folder.manifest.layers)):
-            raise ValueError(f"{root} has layers {spell_layers(there)} already")
+            raise BegunError(f"{root} has layers {spell_layers(there)} already")
         if set(layers) <= set(folder.plan.layers):
             raise BegunError(f"{root} is given these layers by another process; go on with it")
         folder.require_finished()

@@ -78,11 +78,12 @@ class WriteBehind:
         self._wait()
         self.raise_failure()
 
-    def forget(self) -> None:
-        """Wait for all jobs and forget what they raised: what they wrote is dropped."""
+    def forget(self) -> BaseException | None:
+        """Wait for all jobs, and forget and return what they raised: what they wrote is dropped."""
         self._wait()
-        self._failure = None
+        failure, self._failure = self._failure, None
         self._held = 0  # what was held for a batch that never came is not
+        return failure
 
     def close(self) -> None:
         """End the threads."""

@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,6 +194,7 @@ def _lines(path: Place) -> Iterator[_Line | None]:
             yield None
 
 
+@lru_cache(4096)  # a journal is read again and again while it grows
 def _parse(text: bytes) -> _Line:
     content = json.loads(text)
     if isinstance(content, list):

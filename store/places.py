@@ -102,10 +102,10 @@ def leads_out(path: Place, root: Place) -> bool:
 
 
 def tree_bytes(folder: Place) -> int:
-    """Return the bytes of all files in a folder, 0 if there is none."""
+    """Return the bytes of all files in a folder, 0 if there is none; others may be changing it."""
     if isinstance(folder, BucketPath):
         return sum(folder.sizes().values())
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(file_size(path) or 0 for path in folder.rglob("*"))
 
 
 def free_bytes(folder: Place) -> int | None:

@@ -60,6 +60,9 @@ class StoreWriter:
         self._behind = WriteBehind(buffer_bytes)
         self._channels: dict[str, Tensor] = {}
         self._claims: dict[int, Claim] = {}
+        self._lent: int | None = None
+        """The shard that `claimed_shards` has given out."""
+        self._open: ShardSession | None = None
         self._unsettled: list[ShardSession] = []
         self.standing = Standing(root, manifest)
         """What is there and what is not, as of the last look."""
@@ -126,9 +129,10 @@ class StoreWriter:
             weights, sample, buffer_bytes: as for `create`, of these layers.
 
         Raises:
-            BegunError: another process has begun to add them meanwhile: `resume` joins it.
+            BegunError: another process has begun to add them meanwhile: `resume` joins it; or some
+                are there already.
             StoreError: the store is unfinished, given other layers or being written.
-            ValueError: a layer is there already, or weights or sample are not those of the layers.
+            ValueError: weights or sample are not those of the layers.
         """
         add(root, layers, weights=weights, sample=sample or {})
         return cls.resume(root, buffer_bytes=buffer_bytes)
@@ -188,11 +192,12 @@ class StoreWriter:
             waiting(n_shards)
 
         for shard, claim in claim_shards(self._lock, self.standing, self.layers_to_write, wait):
-            self._claims[shard] = claim
+            self._claims[shard], self._lent = claim, shard
             try:
                 yield shard
             finally:
-                if shard not in self.unsettled:
+                self._lent = None
+                if shard not in self.unsettled and self._open is None:
                     self._let_go(shard)
         self.settle()
 
@@ -216,24 +221,25 @@ class StoreWriter:
             if claim is None:
                 raise BusyError(f"shard {shard} of {self.root} is being written by another process")
             self._claims[shard] = claim
-        session = ShardSession(
-            self.root,
-            self.manifest,
-            shard,
-            given=self.layers_to_write,
-            layers=self.begin_shard(shard),
-            behind=self._behind,
-            channels=self._all_channels(),
-            keep_nonfinite=keep_nonfinite,
-        )
         try:
-            yield session
+            self._open = ShardSession(
+                self.root,
+                self.manifest,
+                shard,
+                given=self.layers_to_write,
+                layers=self.begin_shard(shard),
+                behind=self._behind,
+                channels=self._all_channels(),
+                keep_nonfinite=keep_nonfinite,
+            )
+            yield self._open
             self._lock.require_held()
-            session.finish()
-        except BaseException:
-            self._abandon(session)
+            self._open.finish()
+            self._unsettled.append(self._open)
+            self._open = None
+        except BaseException as error:
+            self._abandon(shard, error)
             raise
-        self._unsettled.append(session)
         if wait:
             self.settle()
 
@@ -255,16 +261,31 @@ class StoreWriter:
             finally:
                 self._let_go(session.shard)
 
-    def _abandon(self, *sessions: ShardSession) -> None:
-        """Drop sessions that were cut short; of those before them, commit what the disk takes."""
-        self._behind.forget()
-        earlier = {each: each.is_done for each in self._unsettled}
-        for session in (*sessions, *(each for each, is_done in earlier.items() if not is_done)):
+    def _abandon(self, shard: int | None, error: BaseException | None = None) -> None:
+        """Drop a shard that was cut short; of those before it, commit what the disk takes.
+
+        Claims are released when nothing can be written under them any more, but for the one that
+        `claimed_shards` has given out: its shard may be tried again.
+
+        Raises:
+            BaseException: what went wrong with one before, if it is not the error at hand.
+        """
+        failure = self._behind.forget()
+        if self._open is not None:
+            self._open.discard()
+            self._open = None
+        if shard is not None and shard != self._lent:
+            self._let_go(shard)
+        done = [session for session in self._unsettled if session.is_done]
+        dropped = [session for session in self._unsettled if not session.is_done]
+        self._unsettled = done
+        for session in dropped:
             session.discard()
             self._let_go(session.shard)
-        self._unsettled = [each for each, is_done in earlier.items() if is_done]
         with suppress(Exception):  # the first error is told
             self.settle()
+        if dropped and failure is not None and failure is not error:
+            raise failure from error
 
     def _let_go(self, shard: int) -> None:
         if (claim := self._claims.pop(shard, None)) is not None:
@@ -324,10 +345,14 @@ class StoreWriter:
 
     def close(self) -> None:
         """Let others write; what was written and not settled is dropped unless the disk has it."""
-        if self._unsettled:
-            self._abandon()
-        self._behind.close()
-        self._lock.release()
+        try:
+            if self._open is not None or self._unsettled:
+                self._abandon(None)
+        finally:
+            self._behind.close()
+            for shard in list(self._claims):
+                self._let_go(shard)
+            self._lock.release()
 
     @property
     def peak_buffer_bytes(self) -> int:

@@ -285,6 +285,7 @@ def test_a_bad_toml_file_is_one_line(
         (["--model", "qwen2-8b"], 1, "did you mean qwen"),
         (["--model", "./nowhere"], 1, "no such folder"),
         (["--model", "Qwen/Qwen2-7B"], 1, "the Hub cannot be reached"),
+        (["--n-ctx", "129"], 1, "use --n-ctx 128 or less"),
         (["--layers", "3"], 1, "layer 3 is not in"),
         (["--layers", "0-9"], 1, "it has layers 0-2"),
         (["--layers", "first"], 1, "not of the form 0-27"),
@@ -518,6 +519,27 @@ def test_a_bug_keeps_its_trace(lorsa: Lorsa, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("args", [[], ["harvest"], ["train", "--nonsense"], ["nonsense"]])
 def test_wrong_usage_is_exit_code_2(lorsa: Lorsa, args: list[str]) -> None:
     assert lorsa(*args).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["harvest", "--model", "m", "--xyz", "--json"], "No such option: --xyz"),
+        (["harvest", "--model", "m", "--tokens", "abc", "--json"], "--tokens"),
+        (["harvest", "--json"], "--model"),
+        (["nonsense", "--json"], "nonsense"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_one_object(args: list[str], message: str) -> None:
+    """The option parser drew a box, and printed nothing on stdout."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lorsa", *args], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert message in json.loads(done.stdout)["error"]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith("--help")
 
 
 def test_every_command_shows_an_example() -> None:

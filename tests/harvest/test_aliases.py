@@ -50,7 +50,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
 
 
 def test_no_network_is_one_line() -> None:
-    with pytest.raises(HarvestError, match="not on this machine and the Hub cannot be reached"):
+    with pytest.raises(HarvestError, match="not on this machine, and the Hub cannot be reached"):
         load_config(resolve("qwen2-7b"))
 
 

@@ -119,7 +119,7 @@ NO_TEXT = {
     "none": (None, "no such file or folder; give one, the id of a Hub dataset"),
     "bad.jsonl": (b"{nonsense\n", "line 1 is no JSON object"),
     "bad.json": (b"[1,\n2]\n", "line 1 is no JSON object .*; give a file of one object a line"),
-    "a.bin": (b"\x7fELF\0\0", "a.bin: is no text; give .txt"),
+    "a.bin": (b"\x7fELF\0\0", "a.bin: has NUL bytes, so it is no text; give .txt"),
     "a.txt": (b" \n", r"holds no text \(passed over: 1 empty document \(a.txt\)\)"),
     "a.parquet": (b"nonsense", "a.parquet: cannot be read"),
     "a.arrow": (b"nonsense", "a.arrow: cannot be read"),

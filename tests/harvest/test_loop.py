@@ -29,7 +29,7 @@ from lorsa.harvest import (
 from lorsa.model import stored_attention
 from lorsa.store import ActivationStore, StoreError, is_begun, is_complete, verify_store
 from small import digests
-from tiny import make_model
+from tiny import make_model, make_tokenizer
 
 
 @pytest.fixture
@@ -277,6 +277,21 @@ def test_what_a_harvest_would_take_is_told_without_a_store(config: HarvestConfig
     harvest(config)
     with pytest.raises(HarvestError, match="is a store already; lorsa store info"):
         plan_harvest(config)
+
+
+def test_what_float16_does_not_hold_is_refused_before_anything_is_made(
+    config: HarvestConfig, tmp_path: Path
+) -> None:
+    """It was found in the first shard, and left a store that could only be deleted."""
+    model = make_model("llama-gqa")
+    model.model.layers[1].self_attn.o_proj.weight.data.mul_(1e5)
+    model.save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    large = dataclasses.replace(config, model=str(tmp_path / "model"), dtype="float16")
+    with pytest.raises(HarvestError, match=r"layer 1: its output reaches .*--dtype bfloat16"):
+        harvest(large)
+    assert not config.store.exists()
+    harvest(dataclasses.replace(large, dtype="bfloat16"))
 
 
 def test_a_config_alone_is_enough_for_a_plan(tmp_path: Path) -> None:

@@ -74,9 +74,12 @@ def test_a_model_is_split_where_one_gpu_does_not_take_it(
     n_bytes = 2 * sum(p.numel() for p in make_model("llama-gqa").parameters())
     free["cuda:2"] = int(n_bytes / 0.79)
     assert placed() == {"device_map": {"": "cuda:2"}}
-    free["cuda:2"] = free["cuda:3"] = int(n_bytes / 1.2)
-    room = int(free["cuda:2"] * 0.8)
-    assert placed() == {"device_map": "auto", "max_memory": {2: room, 3: room}}
+    free["cuda:2"] = free["cuda:3"] = n_bytes
+    parts = placed()["device_map"]
+    assert set(parts.values()) == {2, 3}
+    free["cuda:2"] = free["cuda:3"] = int(n_bytes / 2 / 0.79)  # blocks are not cut: too little
+    with pytest.raises(HarvestError, match=r"take .* kB, more than there is room for on cuda:2"):
+        placed()
     free["cuda:3"] = 0
     with pytest.raises(HarvestError, match=r"take .* kB, more than there is room for on cuda:2"):
         placed()

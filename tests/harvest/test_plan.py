@@ -92,6 +92,20 @@ def test_a_budget_limits_the_store(tmp_path: Path, disk: Any) -> None:
             HarvestConfig(model="m", budget=text)
 
 
+def test_only_what_is_written_over_counts_as_free(tmp_path: Path, disk: Any) -> None:
+    """Layers that stay were counted as room for those that are added."""
+    disk(1_000_000)
+    for layer in (0, 1, 7):
+        file = tmp_path / f"acts/layers/{layer}/attn_in/c/0"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(bytes(1000))
+    config = HarvestConfig(model="m", store=tmp_path / "acts")
+    layers = {0: "a", 1: "a"}
+    assert Sizes(config, layers, 100, there=[0, 1]).free_bytes == 1_002_000
+    assert Sizes(config, layers, 100).free_bytes == 1_003_000
+    assert Sizes(config, layers, 100, there=[5]).free_bytes == 1_000_000
+
+
 def test_what_is_taken_unasked_is_said(tmp_path: Path, disk: Any) -> None:
     disk(1_000_000_000)
     assert "take half of the 1 GB that are free" in str(_sizes(tmp_path).default())

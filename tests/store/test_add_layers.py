@@ -91,7 +91,7 @@ def test_an_addition_under_way_is_told_of(make_store: MakeStore) -> None:
 
 def test_what_cannot_be_added_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
     root = make_store()
-    with pytest.raises(ValueError, match=f"{root} has layers 3 already"):
+    with pytest.raises(BegunError, match=f"{root} has layers 3 already"):
         add_layers(root, [3, 5])
     with pytest.raises(ValueError, match="weights are not those"):
         StoreWriter.add_layers(root, {5: FACTS}, weights={5: {}})

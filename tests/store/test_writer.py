@@ -21,6 +21,7 @@ from lorsa.store import (
     verify_store,
 )
 from lorsa.store import begin as begin_module
+from lorsa.store import writer as writer_module
 from lorsa.store.errors import BusyError
 from lorsa.store.shard import ShardWriter
 from power import PowerCutError
@@ -479,6 +480,66 @@ def test_a_disk_that_is_full_is_said_at_the_next_shard(
         fill(writer)
         writer.finish()
     assert digests(root) == digests(make_store("whole"))
+
+
+def test_a_shard_that_failed_is_still_claimed_for_another_try(
+    tmp_path: Path, make_store: Callable[..., Path]
+) -> None:
+    """On a full GPU it is tried again with a smaller batch; another process took it meanwhile."""
+    root = tmp_path / "acts"
+    with create(root, make_manifest()) as writer, StoreWriter.resume(root) as other:
+        for shard in writer.claimed_shards():
+            with pytest.raises(MemoryError), writer.shard(shard, wait=False) as session:
+                append_all(writer, session, shard)
+                raise MemoryError
+            with pytest.raises(BusyError), other.shard(shard):
+                pass
+            with writer.shard(shard, wait=False) as session:
+                append_all(writer, session, shard)
+        writer.finish()
+    assert digests(root) == digests(make_store("whole"))
+    assert not list((root / "journal").glob("*.claim"))
+
+
+def test_a_failure_of_the_shard_before_is_told_whatever_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was forgotten where the next shard failed by itself, and the shard was never written."""
+
+    def full(self: ShardWriter) -> Any:
+        raise StoreError("the disk is full")
+
+    with create(tmp_path / "acts", make_manifest()) as writer:
+        monkeypatch.setattr(ShardWriter, "commit", full)
+        with writer.shard(0, wait=False) as session:
+            append_all(writer, session, 0)
+        with pytest.raises(StoreError, match="the disk is full"):
+            with writer.shard(1, wait=False):
+                raise MemoryError
+
+
+def test_no_claim_is_released_while_its_shard_may_still_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of cleaning up: another process could have opened the same files."""
+    root = tmp_path / "acts"
+
+    def interrupted(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    with create(root, make_manifest()) as writer, StoreWriter.resume(root) as other:
+        shards = writer.claimed_shards()
+        with monkeypatch.context() as patch:
+            patch.setattr(writer_module.WriteBehind, "forget", interrupted)
+            with pytest.raises(KeyboardInterrupt), writer.shard(next(shards)) as session:
+                append_all(writer, session, 0)
+                raise KeyboardInterrupt
+            shards.close()
+        with pytest.raises(BusyError), other.shard(0):
+            pass
+        writer.close()
+        with other.shard(0) as session:
+            append_all(other, session, 0)
 
 
 def append_all(writer: StoreWriter, session: Any, shard: int) -> None:
