@@ -1,6 +1,6 @@
 """One shard while it is written: batches in, committed files out."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 
@@ -31,6 +31,7 @@ class ShardSession:
         behind: WriteBehind,
         channels: dict[str, Tensor],
         keep_nonfinite: bool,
+        record: Callable[[list[Entry]], None],
     ) -> None:
         """Use `StoreWriter.shard`; of the layers that are given, some are written."""
         self.shard = shard
@@ -45,6 +46,7 @@ class ShardSession:
         self._behind = behind
         self._channels = channels
         self._keep_nonfinite = keep_nonfinite
+        self._record = record
         self._files: dict[str, ShardWriter] = {}
         self._sums = {name: Sums() for name in self._specs}
         self._n_appended = 0
@@ -74,7 +76,7 @@ class ShardSession:
         self._n_appended += n_seqs
 
     def finish(self) -> None:
-        """Have the files committed behind everything that was appended."""
+        """Have the shard committed behind everything that was appended."""
         n_seqs = len(self._rows)
         if self._n_appended != n_seqs:
             raise ValueError(
@@ -84,11 +86,11 @@ class ShardSession:
 
     @property
     def is_done(self) -> bool:
-        """Whether the files are committed."""
+        """Whether the shard is committed."""
         return self._committed.done() and self._committed.result() is not None
 
     def entries(self) -> list[Entry]:
-        """Wait for the files and return their journal entries; raises what went wrong."""
+        """Wait for the commit and return its journal entries; raises what went wrong."""
         try:
             entries = self._committed.result()
             if entries is None:
@@ -100,7 +102,7 @@ class ShardSession:
         return entries
 
     def _commit(self) -> list[Entry]:
-        """Commit the files, in the thread."""
+        """Put the files in their place and record them in the journal, in the thread."""
         # a disk takes one file after the other; uploads wait for the network, all at once
         each = self._behind.helpers.map if isinstance(self._root, BucketPath) else map
         files = each(ShardWriter.commit, self._files.values())
@@ -110,6 +112,8 @@ class ShardSession:
             entries.append(
                 Entry(self.shard, name, len(self._rows), done.n_bytes, done.crc32c, **facts)
             )
+        if entries:
+            self._record(entries)
         return entries
 
     def discard(self) -> None:

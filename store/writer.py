@@ -12,6 +12,7 @@ take for data, and `StoreWriter.resume` goes on at the first missing shard, also
 write: a shard is claimed by one process at a time, and free again when that ends, however it ends.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Self
@@ -57,6 +58,8 @@ class StoreWriter:
         self._tokens = RowReader(root, tokens, n_seq=manifest.n_seq, shard_seqs=manifest.shard_seqs)
         require_readable(root)
         self._journal = JournalWriter(root)
+        self._turn = threading.Lock()
+        """Of those that write to the journal."""
         self._behind = WriteBehind(buffer_bytes)
         self._channels: dict[str, Tensor] = {}
         self._claims: dict[int, Claim] = {}
@@ -231,6 +234,7 @@ class StoreWriter:
                 behind=self._behind,
                 channels=self._all_channels(),
                 keep_nonfinite=keep_nonfinite,
+                record=self._record,
             )
             yield self._open
             self._lock.require_held()
@@ -257,7 +261,7 @@ class StoreWriter:
         while self._unsettled and (wait or self._unsettled[0].is_done):
             session = self._unsettled.pop(0)
             try:
-                self.commit(session.entries())
+                self.standing.add(session.entries())
             finally:
                 self._let_go(session.shard)
 
@@ -301,7 +305,8 @@ class StoreWriter:
         layers = self.standing.lacks(shard, self.layers_to_write)
         keys = {(shard, s.name) for layer in layers for s in layer_arrays(self.manifest, layer)}
         if self.standing.spoken_of(keys):
-            self._journal.begin_anew()
+            with self._turn:
+                self._journal.begin_anew()
         if stale := keys & self.standing.entries.keys():
             with self._finishing():
                 self._lock.require_held()
@@ -310,15 +315,21 @@ class StoreWriter:
                 ):
                     (self.root / MANIFEST).unlink()
                     sync(self.root)
-                self._journal.drop(stale)
+                with self._turn:
+                    self._journal.drop(stale)
         return layers
 
     def commit(self, entries: list[Entry]) -> None:
-        """Commit files of a shard that were written and put in their place."""
+        """Commit files of a shard that were written and put in their place otherwise."""
         if entries:
+            self._record(entries)
+            self.standing.add(entries)
+
+    def _record(self, entries: list[Entry]) -> None:
+        """Write the journal's line of a shard; in the thread that wrote its files, as a rule."""
+        with self._turn:
             self._lock.require_held()
             self._journal.commit(entries)
-            self.standing.add(entries)
 
     def finish(self) -> None:
         """Write shards.parquet and, last of all, manifest.json, unless another process has.

@@ -366,7 +366,7 @@ def test_a_complete_store_is_unfinished_while_a_shard_is_written_anew(
     whole = digests(root)
     (root / "layers/3/attn_in/c/1/0/0").unlink()
     with StoreWriter.resume(root) as writer, monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "commit", killed)
+        patch.setattr(StoreWriter, "_record", killed)
         with pytest.raises(PowerCutError), writer.shard(1) as session:
             part = -values(0, 0)[4:8]  # not the old bytes
             session.append({3: (part, part)})
