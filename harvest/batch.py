@@ -32,7 +32,7 @@ class BatchSize:
             asked: sequences, None to find out.
             n_ctx: tokens in a sequence.
             device: where the model runs.
-            most: sequences that are of use, those of a shard.
+            most: sequences that the writer's buffer takes.
         """
         tokens = CPU_TOKENS if device == "cpu" else GPU_TOKENS
         found = 1 << (max(1, tokens // n_ctx).bit_length() - 1)  # shards are powers of two as well

@@ -25,7 +25,7 @@ from .errors import HarvestError
 from .events import Report
 from .plan import Plan, require_same_request
 from .processes import this_process, wait_for_main
-from .stages import add, begin, go_on, preview
+from .stages import add, begin, go_on, preview, preview_more
 from .target import asked_layers
 
 
@@ -91,20 +91,26 @@ def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Ha
 
 
 def plan_harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Plan:
-    """Return what a new harvest would write; nothing is written or downloaded but the config.
+    """Return what a harvest would write; nothing is written, and no weights are downloaded.
 
-    Text and time are told where tokenizer and weights are on this machine.
+    Text and time are told where tokenizer and weights are on this machine; of a store that is there
+    already, the layers that are unfinished or would be added, without their time.
 
     Raises:
-        HarvestError, StoreError: as `harvest` does.
+        HarvestError, StoreError: as `harvest` does; or the store lacks nothing.
     """
-    if is_begun(config.store) or is_complete(config.store):
-        raise HarvestError(
-            f"{config.store} is a store already; lorsa store info {config.store} shows what is "
-            "missing of it"
-        )
-    require_free(config.store)
-    return preview(config, report)
+    if not is_begun(config.store) and not is_complete(config.store):
+        require_free(config.store)
+        return preview(config, report)
+    plan = _planned(config.store)
+    require_same_request(config.store, plan.request, config.request())
+    asked, finished = asked_layers(config, plan), _finished_layers(config.store)
+    if not finished:
+        _require_same_layers(config, plan, asked)
+    new = [layer for layer in asked if layer not in finished]
+    if not new:
+        raise HarvestError(f"{config.store} has layers {spell_layers(asked)}: nothing to harvest")
+    return preview_more(config, plan, new, report)
 
 
 def stored_request(store: Place) -> dict[str, Any]:
@@ -142,7 +148,7 @@ def _harvest(config: HarvestConfig, report: Report) -> float:
     if not is_complete(config.store):
         _require_same_layers(config, plan, asked)
         return go_on(config, report)
-    finished = set(read_manifest(config.store / MANIFEST).layers)
+    finished = _finished_layers(config.store)
     new = [layer for layer in asked if layer not in finished]
     if not _is_whole(config.store, report):
         _require_same_layers(config, plan, asked)
@@ -159,6 +165,11 @@ def _harvest(config: HarvestConfig, report: Report) -> float:
 def _planned(store: Place) -> Manifest:
     """Return what a store will be when it is finished."""
     return read_manifest(store / (PLAN if is_begun(store) else MANIFEST))
+
+
+def _finished_layers(store: Place) -> set[int]:
+    """Return the layers that a complete store has; none of one that is unfinished."""
+    return set(read_manifest(store / MANIFEST).layers) if is_complete(store) else set()
 
 
 def _is_laid_down(config: HarvestConfig) -> bool:

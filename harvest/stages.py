@@ -35,7 +35,7 @@ def begin(config: HarvestConfig, report: Report) -> float:
 def add(config: HarvestConfig, plan: Manifest, layers: list[int], report: Report) -> float:
     """Add layers to a finished store; return tokens per second."""
     report(f"adding layers {spell_layers(layers)} to {config.store}, of the tokens that it has")
-    target = _same_target(config, plan, layers, report)
+    target, _plan = _same_target(config, plan, layers, report)
     store = ActivationStore.open(config.store)
     known = store.layers[0]
     loaded = _load(target, [known, *layers], plan.model["dtype"], report)
@@ -59,7 +59,7 @@ def go_on(config: HarvestConfig, report: Report) -> float:
             return 0.0
         n_missing = len(writer.missing_shards())
         report(f"going on: {plan.n_shards - n_missing} of {plan.n_shards} shards are there")
-        target = _same_target(config, plan, layers, report)
+        target, _plan = _same_target(config, plan, layers, report)
         loaded = _load(target, layers, plan.model["dtype"], report)
         sites = attention_sites(loaded.model, layers)
         require_same_weights(loaded.model, sites, config.store, plan)
@@ -84,6 +84,14 @@ def preview(config: HarvestConfig, report: Report) -> Plan:
         run = _run(config, target, capture, report)
         look_into(config, loaded, run, tokens=text.packed.tokens[: sample_seqs(config.n_ctx)])
         return replace(plan, estimate=run.estimate(text.packed.tokens, plan.n_tokens))
+
+
+def preview_more(
+    config: HarvestConfig, manifest: Manifest, layers: Sequence[int], report: Report
+) -> Plan:
+    """Return what `go_on` or `add` would write of some layers, without its time."""
+    _target, plan = _same_target(config, manifest, layers, report)
+    return plan
 
 
 def _look(config: HarvestConfig, report: Report) -> tuple[Target, Sizes, int]:
@@ -118,15 +126,23 @@ def _read(
 
 def _same_target(
     config: HarvestConfig, manifest: Manifest, layers: Sequence[int], report: Report
-) -> Target:
-    """Find the model that a store was begun with, and check that the disk takes what is missing."""
+) -> tuple[Target, Plan]:
+    """Find the model that a store was begun with, check that the disk takes the layers, and tell.
+
+    Args:
+        config: the request.
+        manifest: of the store, or its plan.
+        layers: of which something is missing.
+        report: is told the `Plan`.
+    """
     report(f"looking at {config.model}")
     target = find_target(config, revision=manifest.model["revision"])
     sizes = Sizes(config, target.named(layers), target.d_model, there=layers)
     n_tokens = manifest.n_seq * manifest.n_ctx
     sizes.require_room(n_tokens, changeable=False)
-    report(sizes.plan(target.path.id, n_tokens, device=target.devices[0]))
-    return target
+    plan = sizes.plan(target.path.id, n_tokens, device=target.devices[0])
+    report(plan)
+    return target, plan
 
 
 def _load(target: Target, layers: Sequence[int], dtype: str, report: Report) -> LanguageModel:

@@ -275,8 +275,15 @@ def test_what_a_harvest_would_take_is_told_without_a_store(config: HarvestConfig
     assert plan.first_tokens
     assert not config.store.exists()
     harvest(config)
-    with pytest.raises(HarvestError, match="is a store already; lorsa store info"):
+    with pytest.raises(HarvestError, match="has layers 1-2: nothing to harvest"):
         plan_harvest(config)
+    before = digests(config.store)
+    more = plan_harvest(dataclasses.replace(config, layers="0-2"))
+    assert (list(more.layers), more.bytes_per_token) == ([0], 2 * 32 * 4)
+    assert more.n_tokens == plan.n_tokens
+    assert digests(config.store) == before
+    with pytest.raises(HarvestError, match="seed was 0, is 7"):
+        plan_harvest(dataclasses.replace(config, layers="0-2", seed=7))
 
 
 def test_what_float16_does_not_hold_is_refused_before_anything_is_made(
