@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
@@ -139,6 +140,11 @@ def canonical(model: str) -> str:
     return str(path.resolve()) if path.exists() else ALIASES.get(model.lower(), model)
 
 
+def gated(model: str) -> str:
+    """Say what to do about a model whose terms were not accepted."""
+    return f"model {model} is gated; accept its terms on the Hub and run: hf auth login"
+
+
 def _pin(hub_id: str) -> ModelPath:
     """Return a Hub model at its present commit; without a network, at what is cached here.
 
@@ -146,6 +152,8 @@ def _pin(hub_id: str) -> ModelPath:
     """
     try:
         return ModelPath(hub_id, revision=HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S).sha)
+    except GatedRepoError:  # a kind of the next
+        raise HarvestError(gated(hub_id)) from None
     except RepositoryNotFoundError:
         raise HarvestError(
             f"model {hub_id} is not on the Hub, or is private: check the spelling, "

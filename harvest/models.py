@@ -15,7 +15,7 @@ from huggingface_hub.errors import GatedRepoError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..store import format_bytes
-from .aliases import ModelPath
+from .aliases import ModelPath, gated
 from .errors import HarvestError
 
 MODEL_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -231,7 +231,7 @@ def _one_line(path: ModelPath, error: Exception) -> str:
             "give a local folder or .gguf file, or connect and try again"
         )
     if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError):
-        return f"model {path.id} is gated; accept its terms on the Hub and run: hf auth login"
+        return gated(path.id)
     if path.gguf_file is not None and find_spec("gguf") is None:
         return f"model {path.id} needs the package gguf; run: pip install gguf"
     return f"model {path.id} cannot be loaded: {reason[:300]}"

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -403,13 +404,16 @@ def test_harvest_refuses_what_is_in_the_way(
 
 
 def test_harvest_of_something_else_into_a_finished_store_names_the_difference(
-    lorsa: Lorsa, harvest_args: list[object]
+    lorsa: Lorsa, harvest_args: list[object], tmp_path: Path
 ) -> None:
     assert lorsa(*harvest_args, "--layers", "1").exit_code == 0
     again = json.loads(lorsa(*harvest_args, "--layers", "1", "--json").stdout)
     assert again["tokens_per_second"] == 0
     error = _one_line_error(lorsa(*harvest_args, "--layers", "1", "--seed", "3"))
     assert "holds another harvest (seed was 0, is 3)" in error
+    shutil.copytree(str(harvest_args[2]), tmp_path / "other")
+    error = _one_line_error(lorsa(*harvest_args, "--layers", "1", "--model", "other"))
+    assert "acts holds another harvest (model was " in error
 
 
 @pytest.mark.parametrize(

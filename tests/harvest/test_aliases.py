@@ -1,10 +1,13 @@
 """What --model takes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from lorsa.harvest import ALIASES, HarvestError, load_config, resolve
+from lorsa.harvest.aliases import ModelPath
 
 
 def test_an_alias_is_a_hub_id() -> None:
@@ -56,7 +59,6 @@ def test_no_network_is_one_line() -> None:
 
 def test_a_model_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub's answers, without the Hub."""
-    from huggingface_hub.errors import RepositoryNotFoundError
     from lorsa.harvest import aliases
 
     class Hub:
@@ -66,6 +68,34 @@ def test_a_model_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(aliases, "HfApi", Hub)
     with pytest.raises(HarvestError, match="some/thing is not on the Hub, or is private"):
         resolve("some/thing")
+
+
+def _refusal() -> Exception:
+    response = SimpleNamespace(status_code=403, headers={}, request=None)
+    return GatedRepoError("refused", response=response)  # type: ignore[arg-type]
+
+
+def test_a_gated_model_is_one_line_wherever_the_hub_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the first question, where it was taken for a model that is not there, or at the files."""
+    from lorsa.harvest import aliases, models
+
+    class Hub:
+        def model_info(self, *_: Any, **__: Any) -> Any:
+            raise _refusal()
+
+    def files(*_: Any, **__: Any) -> Any:
+        raise OSError("You are trying to access a gated repo.\nLog in") from _refusal()
+
+    message = "^model some/thing is gated; accept its terms on the Hub and run: hf auth login$"
+    with monkeypatch.context() as patch:
+        patch.setattr(aliases, "HfApi", Hub)
+        with pytest.raises(HarvestError, match=message):
+            resolve("some/thing")
+    monkeypatch.setattr(models.AutoConfig, "from_pretrained", files)
+    with pytest.raises(HarvestError, match=message):
+        load_config(ModelPath("some/thing", revision="abc"))
 
 
 def test_a_pinned_model_keeps_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
