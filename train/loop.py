@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..model import Lorsa, Quality, evaluate
 from ..stop import Stop, stop_when_whole
@@ -30,6 +30,7 @@ from .config import TrainConfig
 from .errors import TrainError
 from .events import Event, Look, Report, StepReport, TrainResult
 from .feed import moved_ahead
+from .objective import Objective
 from .plan import Plan, describe, make_plan, on_main
 from .run import RunFolder
 from .schedule import lr_factor, top_k_at
@@ -46,25 +47,6 @@ class StepOutcome(NamedTuple):
     grad_norm: float
     lr: float
     top_k: int
-
-
-class _StepOutput(NamedTuple):
-    loss: Tensor
-    acts: Tensor
-    ids: Tensor
-
-
-class _Step(nn.Module):
-    """The forward of a training step, as one module for accelerate to wrap."""
-
-    def __init__(self, lorsa: Lorsa) -> None:
-        super().__init__()
-        self.lorsa = lorsa
-
-    def forward(self, x: Tensor, y: Tensor, top_k: int) -> _StepOutput:
-        acts, ids = self.lorsa.encode(x, top_k=top_k)
-        loss = (self.lorsa.decode(acts, ids) - y).square().mean()
-        return _StepOutput(loss, acts.detach(), ids)
 
 
 def train(config: TrainConfig, *, report: Report = lambda event: None) -> TrainResult:
@@ -188,7 +170,9 @@ class Trainer:
             self.lorsa.rescale_(*self.scales)
         if self.accelerator.is_main_process:
             run.drop_after(self.done)
-        self.step_module, self.optimizer = self.accelerator.prepare(_Step(self.lorsa), self.adam)
+        self.step_module, self.optimizer = self.accelerator.prepare(
+            Objective(self.lorsa), self.adam
+        )
 
     def newest_state(self, run: RunFolder, report: Report) -> State | None:
         """Take up the newest good checkpoint: the main process's choice, on all processes."""
