@@ -6,8 +6,8 @@ from .config import LorsaConfig
 from .device import DEVICES, choose_device
 from .geometry import AttentionGeometry, QKNorm, Rope
 from .init import init_from_layer, init_random, require_fit
-from .lorsa import Encoding, Lorsa
-from .metrics import FVU, Quality, evaluate, firing_counts
+from .lorsa import Encoding, Lorsa, parameter_shapes
+from .metrics import FVU, Quality, evaluate, evaluate_all, firing_counts
 
 __all__ = [
     "DEVICES",
@@ -23,10 +23,12 @@ __all__ = [
     "Rope",
     "choose_device",
     "evaluate",
+    "evaluate_all",
     "firing_counts",
     "init_from_layer",
     "init_random",
     "layer_attention",
+    "parameter_shapes",
     "require_fit",
     "stored_attention",
     "write_json",

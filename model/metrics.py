@@ -7,7 +7,7 @@ kept in float64 and the mean is updated as Chan et al. 1979 do, so any split int
 same figure and a large mean costs no precision.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -73,7 +73,6 @@ class Quality:
     """Tokens looked at."""
 
 
-@torch.no_grad()
 def evaluate(lorsa: Lorsa, batches: Iterable[tuple[Tensor, Tensor]]) -> Quality:
     """Measure a Lorsa on batches of its layer's input and output.
 
@@ -84,18 +83,43 @@ def evaluate(lorsa: Lorsa, batches: Iterable[tuple[Tensor, Tensor]]) -> Quality:
     Returns:
         FVU, L0 and dead heads over all tokens of all batches.
     """
-    fvu = FVU()
-    firing = torch.zeros(lorsa.config.n_ov_heads, dtype=torch.int64)
+    return evaluate_all([lorsa], batches)[0]
+
+
+@torch.no_grad()
+def evaluate_all(
+    lorsas: Sequence[Lorsa], batches: Iterable[tuple[Tensor, Tensor]]
+) -> list[Quality]:
+    """Measure several Lorsas of one layer in one pass over the batches; see `evaluate`."""
+    tallies = [_Tally(lorsa) for lorsa in lorsas]
     for x, y in batches:
-        acts, ids = lorsa.encode(x)
-        fvu.update(y, lorsa.decode(acts, ids))
-        firing += firing_counts(acts, ids, lorsa.config.n_ov_heads).cpu()
-    return Quality(
-        fvu=fvu.value,
-        l0=float(firing.sum()) / max(fvu.n_tokens, 1),
-        dead_fraction=float((firing == 0).double().mean()),
-        n_tokens=fvu.n_tokens,
-    )
+        for tally in tallies:
+            tally.update(x, y)
+    return [tally.quality() for tally in tallies]
+
+
+class _Tally:
+    """The measures of one Lorsa, added up batch by batch."""
+
+    def __init__(self, lorsa: Lorsa) -> None:
+        self.lorsa = lorsa
+        self.fvu = FVU()
+        self.firing = torch.zeros(lorsa.config.n_ov_heads, dtype=torch.int64)
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Add tokens, [batch, seq, d_model]."""
+        acts, ids = self.lorsa.encode(x)
+        self.fvu.update(y, self.lorsa.decode(acts, ids))
+        self.firing += firing_counts(acts, ids, len(self.firing)).cpu()
+
+    def quality(self) -> Quality:
+        """Return the measures."""
+        return Quality(
+            fvu=self.fvu.value,
+            l0=float(self.firing.sum()) / max(self.fvu.n_tokens, 1),
+            dead_fraction=float((self.firing == 0).double().mean()),
+            n_tokens=self.fvu.n_tokens,
+        )
 
 
 def firing_counts(acts: Tensor, ids: Tensor, n_ov_heads: int) -> Tensor:

@@ -35,6 +35,8 @@ class Batch(NamedTuple):
     """x and y as they lie in the store; overwritten once the next batch is asked for"""
     wait_s: float
     """How long the step had to wait for it, seconds"""
+    seqs: Seqs
+    """Which sequences they are"""
 
 
 class Order(Protocol):
@@ -78,7 +80,7 @@ class _Slot:
 
 class _Reading(NamedTuple):
     slot: _Slot
-    n_seqs: int
+    seqs: Seqs
     done: Future[None]
 
 
@@ -115,13 +117,13 @@ def batches(
                 slot = free.popleft() if free else None
                 if slot is None or slot.n_seqs < len(seqs):
                     slot = _Slot(store, layer, len(seqs), pin=pin)
-                reading.append(_Reading(slot, len(seqs), pool.submit(slot.fill, seqs)))
+                reading.append(_Reading(slot, seqs, pool.submit(slot.fill, seqs)))
             if not reading:
                 return
             started = time.perf_counter()
-            slot, n_seqs, done = reading.popleft()
+            slot, seqs, done = reading.popleft()
             done.result()
-            yield Batch(slot.stored(n_seqs), time.perf_counter() - started)
+            yield Batch(slot.stored(len(seqs)), time.perf_counter() - started, seqs)
             free.append(slot)
     finally:
         pool.shutdown(cancel_futures=True)

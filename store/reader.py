@@ -102,7 +102,7 @@ class ActivationStore:
         self.entries = [e for e in entries if e.array in self._arrays]
         """Without those of layers that are being added or removed."""
         n_seq, shard_seqs = manifest.n_seq, manifest.shard_seqs
-        files = files or OpenFiles()
+        self._files = files = files or OpenFiles()
         self._readers = {
             name: RowReader(root, spec, n_seq=n_seq, shard_seqs=shard_seqs, files=files)
             for name, spec in self._arrays.items()
@@ -133,6 +133,11 @@ class ActivationStore:
     def layers(self) -> list[int]:
         """Layers in the store, ascending."""
         return sorted(self.manifest.layers)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of chunks that were read so far through this store's files."""
+        return self._files.bytes_read
 
     @property
     def train_seqs(self) -> npt.NDArray[np.int64]:

@@ -51,6 +51,8 @@ class OpenFiles:
     """The files that were used last, kept open; safe to use from many threads."""
 
     def __init__(self) -> None:
+        self.bytes_read = 0
+        """Bytes of chunks that were read, over all arrays"""
         self._files: OrderedDict[tuple[str, int], OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -66,6 +68,11 @@ class OpenFiles:
             while len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)
         return file
+
+    def count(self, n_bytes: int) -> None:
+        """Add to what was read."""
+        with self._lock:
+            self.bytes_read += n_bytes
 
 
 class RowReader:
@@ -123,6 +130,7 @@ class RowReader:
         try:
             file = self._files.get((self._name, shard), partial(self._open, shard))
             read_chunk(file.handle, file.path, file.index[row], out, self._codec)
+            self._files.count(int(file.index[row][1]))
         except OSError as error:
             path = self.spec.shard_path(self._root, shard)
             raise StoreError(

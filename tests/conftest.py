@@ -2,6 +2,8 @@
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread only waits
+
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -2,7 +2,18 @@
 
 from .config import TrainConfig
 from .errors import TrainError
-from .events import Look, StepReport, TrainResult
-from .loop import check, train
+from .events import Look, RunEvent, StepReport, TrainResult
+from .many import RunOutcome, check, train, train_many
 
-__all__ = ["Look", "StepReport", "TrainConfig", "TrainError", "TrainResult", "check", "train"]
+__all__ = [
+    "Look",
+    "RunEvent",
+    "RunOutcome",
+    "StepReport",
+    "TrainConfig",
+    "TrainError",
+    "TrainResult",
+    "check",
+    "train",
+    "train_many",
+]

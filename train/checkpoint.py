@@ -3,7 +3,7 @@
     checkpoints/step-000000512/
       config.json, lorsa.safetensors   a Lorsa like any other, for raw activations
       optimizer.safetensors            Adam's moments, when each head last fired
-      state.json                       steps done
+      state.json                       steps done, of how many, in what time
 
 A checkpoint is written into a folder named *.partial and renamed when it is whole, so what has its
 final name can be trusted. Weights are stored for raw activations; the scales of training are
@@ -29,8 +29,6 @@ from .setup import Scales
 FOLDER = "checkpoints"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
-KEPT = 2
-"""Checkpoints that are kept, in case the newest is damaged."""
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -41,12 +39,22 @@ class State(NamedTuple):
     """Steps done"""
     last_fired: Tensor
     """Steps done when each head last fired, int64, [n_ov_heads]"""
+    n_steps: int | None = None
+    """Steps of the whole run, where its minutes decide them"""
+    spent_s: float = 0.0
+    """Time that it took so far"""
 
 
 def save_checkpoint(
-    run: Path, lorsa: Lorsa, optimizer: torch.optim.Optimizer, state: State, scales: Scales
+    run: Path,
+    lorsa: Lorsa,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    scales: Scales,
+    *,
+    keep: int = 2,
 ) -> None:
-    """Write a checkpoint and remove those before the last one.
+    """Write a checkpoint and remove all but the newest.
 
     Args:
         run: run folder.
@@ -54,6 +62,7 @@ def save_checkpoint(
         optimizer: Adam over lorsa's parameters, in their order.
         state: where the run stands.
         scales: of the activations.
+        keep: how many stay.
 
     Raises:
         CheckpointError: the disk does not take it.
@@ -68,7 +77,7 @@ def save_checkpoint(
         raise CheckpointError(
             f"{folder} cannot be written ({error}); make room and run the same command again"
         ) from None
-    for old in checkpoints(run)[:-KEPT]:
+    for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
 
 
@@ -87,9 +96,13 @@ def _write(
         for key in ADAM_STATE:
             tensors[f"{name}.{key}"] = optimizer.state[parameter][key].detach().cpu().contiguous()
     save_file(tensors, partial / OPTIMIZER)
-    (partial / STATE).write_text(json.dumps({"step": state.step}) + "\n", "utf-8")
+    (partial / STATE).write_text(json.dumps(_facts(state)) + "\n", "utf-8")
     sync_tree(partial)
     os.replace(partial, folder)
+
+
+def _facts(state: State) -> dict[str, int | float | None]:
+    return {"step": state.step, "n_steps": state.n_steps, "spent_s": state.spent_s}
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -143,16 +156,18 @@ def load_checkpoint(
     try:
         saved = Lorsa.from_pretrained(folder)
         tensors = load_file(folder / OPTIMIZER)
-        step = int(json.loads((folder / STATE).read_text("utf-8"))["step"])
+        facts = json.loads((folder / STATE).read_text("utf-8"))
+        step, n_steps = int(facts["step"]), facts.get("n_steps")
+        spent_s = float(facts.get("spent_s", 0.0))
         names = [name for name, _ in lorsa.named_parameters()]
         moments = {
             i: {key: tensors[f"{name}.{key}"] for key in ADAM_STATE} for i, name in enumerate(names)
         }
         last_fired = tensors["last_fired"].to(next(lorsa.parameters()).device)
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is damaged ({error})") from None
     lorsa.load_state_dict(saved.state_dict())
     lorsa.rescale_(scales.x, scales.y)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    return State(step, last_fired)
+    return State(step, last_fired, n_steps, spent_s)

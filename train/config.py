@@ -37,8 +37,13 @@ class TrainConfig:
     """Start from the layer's own weights, or "random"."""
     train_tokens: int | None = None
     """Tokens to train on; None is one pass over the training shards."""
+    minutes: float | None = None
+    """Minutes that a run may take, beside train_tokens; the schedule is laid out for them."""
     batch_tokens: int = 2048
     """Tokens in a step, over all processes, in whole sequences."""
+    micro_batch_tokens: int | None = None
+    """Tokens that a process computes at once, in whole sequences, to need less memory; gradients
+    add up to those of the step. None computes its share of a step at once."""
     lr: float = 1e-3
     """Learning rate of Adam, for activations scaled to a norm of sqrt(d_model)."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -63,11 +68,15 @@ class TrainConfig:
     """Minutes between checkpoints."""
     checkpoint_every_tokens: int | None = None
     """Tokens between checkpoints, besides those by the clock."""
+    keep_checkpoints: int = 2
+    """The newest that are kept."""
     dead_window_tokens: int | None = None
     """A head is dead if it did not fire on so many last tokens; None takes the last quarter of the
     run, at most 10 million."""
     seed: int = 0
-    """Of the initialisation and of the order of sequences."""
+    """Of the initialisation and, without data_seed, of the order of sequences."""
+    data_seed: int | None = None
+    """Of the order of sequences; runs that share it share what is read. None takes seed."""
     precision: str = "auto"
     """Of the arithmetic: "auto" is bfloat16 on a GPU and float32 on a CPU."""
     device: str = "auto"
@@ -79,19 +88,34 @@ class TrainConfig:
         object.__setattr__(self, "store", place(self.store))
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("n_ov_heads", "n_qk_heads", "train_tokens", "top_k", "layer", "seed"):
-            least = 0 if name in ("layer", "seed") else 1
+        for name in (
+            "n_ov_heads",
+            "n_qk_heads",
+            "train_tokens",
+            "top_k",
+            "layer",
+            "seed",
+            "data_seed",
+        ):
+            least = 0 if name in ("layer", "seed", "data_seed") else 1
             if (value := getattr(self, name)) is not None and not least <= value < 1 << 63:
                 raise ValueError(f"{name} is {value}; allowed: {least} or more")
-        for name in ("batch_tokens", "init_tokens", "eval_tokens"):
+        for name in ("batch_tokens", "init_tokens", "eval_tokens", "keep_checkpoints"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; allowed: 1 or more")
-        for name in ("eval_every_tokens", "checkpoint_every_tokens", "dead_window_tokens"):
+        for name in (
+            "eval_every_tokens",
+            "checkpoint_every_tokens",
+            "dead_window_tokens",
+            "micro_batch_tokens",
+        ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}; allowed: 1 or more")
         for name in ("lr", "expansion", "grad_clip", "checkpoint_every_minutes"):
             if not 0 < (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} is {value}; allowed: above 0")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ValueError(f"minutes is {self.minutes}; allowed: above 0")
         for name in ("warmup_frac", "decay_frac", "top_k_anneal_frac"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} is {value}; allowed: 0..1")
@@ -111,6 +135,11 @@ class TrainConfig:
             if (choice := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} is {choice!r}; allowed: {', '.join(allowed)}")
 
+    @property
+    def order_seed(self) -> int:
+        """Of the order of sequences."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able data."""
         data = asdict(self)
@@ -120,4 +149,5 @@ class TrainConfig:
         """Return the settings that decide the resulting weights."""
         free = {"store", "out", "eval_tokens", "eval_every_tokens", "device", "backend"}
         free |= {"checkpoint_every_minutes", "checkpoint_every_tokens", "dead_window_tokens"}
+        free |= {"keep_checkpoints", "micro_batch_tokens"}
         return {name: value for name, value in self.to_dict().items() if name not in free}

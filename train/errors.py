@@ -1,5 +1,12 @@
-"""The one error of training."""
+"""The one error of training, and what can end a single run."""
+
+from ..model import CheckpointError
+from ..store import StoreError
 
 
 class TrainError(Exception):
     """A run that cannot begin or go on; the message says what to change."""
+
+
+RUN_ERRORS = (TrainError, CheckpointError, StoreError, OSError)
+"""What ends one of several runs and leaves the others."""

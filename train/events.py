@@ -78,3 +78,11 @@ class TrainResult:
 
 Event = str | StepReport | Look
 Report = Callable[[Event], None]
+
+
+class RunEvent(NamedTuple):
+    """An event of one of several runs."""
+
+    run: str
+    """Its folder"""
+    event: Event

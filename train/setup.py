@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..model import (
     AttentionGeometry,
@@ -15,7 +16,7 @@ from ..model import (
     require_fit,
     stored_attention,
 )
-from ..store import ActivationStore, Derive, Stored, sequence_order
+from ..store import Activations, ActivationStore, Derive, Stored, sequence_order
 from .config import TrainConfig
 from .errors import TrainError
 
@@ -41,10 +42,24 @@ class Extent(NamedTuple):
     """Sequences in a step, over all processes"""
     step_tokens: int
     """Tokens in a step"""
+    n_micro: int
+    """Parts in which a process computes its share of a step"""
     n_steps: int
     train_tokens: int
     dead_window_tokens: int
     eval_every_steps: int
+
+    def lasting(self, n_steps: int, config: TrainConfig) -> "Extent":
+        """Return the same run with another number of steps."""
+        tokens = n_steps * self.step_tokens
+        window = config.dead_window_tokens or min(MAX_DEAD_WINDOW_TOKENS, max(1, tokens // 4))
+        looks = config.eval_every_tokens or -(-tokens // 4)
+        return self._replace(
+            n_steps=n_steps,
+            train_tokens=tokens,
+            dead_window_tokens=window,
+            eval_every_steps=-(-looks // self.step_tokens),
+        )
 
 
 def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
@@ -132,17 +147,17 @@ def extent(config: TrainConfig, store: ActivationStore, world: int) -> Extent:
         )
     step_tokens = batch_seqs * n_ctx
     train_tokens = config.train_tokens or n_train * n_ctx
-    n_steps = max(1, train_tokens // step_tokens)
-    train_tokens = n_steps * step_tokens
-    return Extent(
-        batch_seqs=batch_seqs,
-        step_tokens=step_tokens,
-        n_steps=n_steps,
-        train_tokens=train_tokens,
-        dead_window_tokens=config.dead_window_tokens
-        or min(MAX_DEAD_WINDOW_TOKENS, max(1, train_tokens // 4)),
-        eval_every_steps=-(-(config.eval_every_tokens or -(-train_tokens // 4)) // step_tokens),
-    )
+    whole = Extent(batch_seqs, step_tokens, _n_micro(config, batch_seqs, world, n_ctx), 0, 0, 0, 0)
+    return whole.lasting(max(1, train_tokens // step_tokens), config)
+
+
+def _n_micro(config: TrainConfig, batch_seqs: int, world: int, n_ctx: int) -> int:
+    """Return the parts of a process's share; on every process the same, and no part empty."""
+    if config.micro_batch_tokens is None:
+        return 1
+    most = -(-batch_seqs // world)
+    wanted = -(-most // max(1, config.micro_batch_tokens // n_ctx))
+    return min(wanted, batch_seqs // world)
 
 
 def activation_scales(layer: int, store: ActivationStore) -> Scales:
@@ -164,28 +179,44 @@ def deriver(layer: int, store: ActivationStore, device: torch.device | str) -> D
     return stored_attention(store.weights(layer), geometry, device)
 
 
-def initialise(
-    lorsa: Lorsa, config: TrainConfig, store: ActivationStore, derive: Derive | None = None
-) -> None:
-    """Fill a Lorsa, which works on raw activations, from the layer or at random.
+class Initialiser:
+    """Fills Lorsas of one layer and order; what several have in common is made once."""
 
-    Args:
-        lorsa: on the device of the training.
-        config, store: what is trained, and on what.
-        derive: makes y of x on that device; needed if y is not stored.
-    """
-    device = next(lorsa.parameters()).device
-    x, y = _init_sample(config, store).on(device, derive)
-    if config.init == "random":
-        init_random(lorsa, x, y, seed=config.seed)
-        return
-    weights = LayerWeights(**store.weights(config.layer)).to(device, torch.float32)
-    geometry = layer_geometry(config.layer, store)
-    init_from_layer(lorsa, weights, geometry, x, y, seed=config.seed)
+    def __init__(self, store: ActivationStore, derive: Derive | None = None) -> None:
+        """Choose a store.
+
+        Args:
+            store: what is trained on.
+            derive: makes y of x on the device of the training; needed if y is not stored.
+        """
+        self._store = store
+        self._derive = derive
+        self._samples: dict[int, Activations] = {}
+        self._filled: dict[tuple[object, ...], dict[str, Tensor]] = {}
+
+    def fill(self, lorsa: Lorsa, config: TrainConfig) -> None:
+        """Fill a Lorsa, which works on raw activations, from the layer or at random."""
+        key = (lorsa.config, config.init, config.init_tokens, config.seed)
+        if key in self._filled:
+            lorsa.load_state_dict(self._filled[key])
+            return
+        device = next(lorsa.parameters()).device
+        if config.init_tokens not in self._samples:
+            stored = _init_sample(config, self._store)
+            self._samples[config.init_tokens] = stored.on(device, self._derive)
+        x, y = self._samples[config.init_tokens]
+        if config.init == "random":
+            init_random(lorsa, x, y, seed=config.seed)
+        else:
+            weights = LayerWeights(**self._store.weights(config.layer)).to(device, torch.float32)
+            geometry = layer_geometry(config.layer, self._store)
+            init_from_layer(lorsa, weights, geometry, x, y, seed=config.seed)
+        self._filled[key] = {n: t.detach().cpu().clone() for n, t in lorsa.state_dict().items()}
 
 
 def _init_sample(config: TrainConfig, store: ActivationStore) -> Stored:
     """Return x and y of the first sequences of training, the same on every rank."""
-    seqs = sequence_order(store.train_seqs, store.manifest.shard_seqs, seed=config.seed, epoch=0)
+    shard_seqs = store.manifest.shard_seqs
+    seqs = sequence_order(store.train_seqs, shard_seqs, seed=config.order_seed, epoch=0)
     n_seqs = max(1, config.init_tokens // store.manifest.n_ctx)
     return store.stored(config.layer, seqs[:n_seqs])

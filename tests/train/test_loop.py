@@ -21,7 +21,7 @@ from lorsa.model import CheckpointError, Lorsa, evaluate
 from lorsa.store import ActivationStore, Sampler, StoreError, held_out_batches
 from lorsa.train import Look, StepReport, TrainConfig, TrainError, train
 from lorsa.train.checkpoint import checkpoints
-from lorsa.train.setup import activation_scales, initialise, lorsa_config
+from lorsa.train.setup import Initialiser, activation_scales, lorsa_config
 from safetensors.torch import load_file
 from small import edit_manifest
 from tiny import N_CTX
@@ -216,7 +216,7 @@ def test_an_interrupted_run_writes_a_checkpoint_and_goes_on(
     child.send_signal(signal.SIGINT)
     child.communicate("\n")
     assert child.returncode == -signal.SIGINT
-    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step-000000010"]
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step-000000011"]
     train(config)
     _same_weights_and_losses(tmp_path / "run", tmp_path / "whole")
 
@@ -268,7 +268,7 @@ def test_a_run_is_what_its_settings_say(store_folder: Path, tmp_path: Path) -> N
     result = train(config)
     store = ActivationStore.open(store_folder)
     lorsa = Lorsa(lorsa_config(config, store))
-    initialise(lorsa, config, store)
+    Initialiser(store).fill(lorsa, config)
     scales = activation_scales(1, store)
     lorsa.rescale_(*scales)
     adam = torch.optim.Adam(lorsa.parameters(), betas=(0.8, 0.9), fused=True)
@@ -319,7 +319,9 @@ def test_a_folder_with_other_things_is_refused(store_folder: Path, tmp_path: Pat
 def test_a_loss_that_is_not_finite_stops_before_the_step(
     store_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainError, match=r"step \d+: loss is .*Use a smaller --lr than 1e\+30"):
+    with pytest.raises(
+        TrainError, match=r"step \d+ \(sequences \d+.*\): loss is .*smaller --lr than 1e\+30"
+    ):
         train(_config(store_folder, tmp_path / "run", lr=1e30))
 
 

@@ -9,7 +9,7 @@ import torch
 from lorsa.model import Lorsa
 from lorsa.store import ActivationStore
 from lorsa.train import TrainConfig, TrainError
-from lorsa.train.setup import activation_scales, extent, initialise, lorsa_config
+from lorsa.train.setup import Initialiser, activation_scales, extent, lorsa_config
 from tiny import N_CTX
 
 
@@ -94,7 +94,7 @@ def test_initialisation_is_seeded_and_unbiased(store: ActivationStore, init: str
     def start(seed: int) -> Lorsa:
         config = _config(store, init=init, seed=seed)
         lorsa = Lorsa(lorsa_config(config, store))
-        initialise(lorsa, config, store)
+        Initialiser(store).fill(lorsa, config)
         return lorsa
 
     first, again, other = start(0), start(0), start(1)
@@ -114,7 +114,7 @@ def test_init_from_layer_has_the_layers_pattern(store: ActivationStore) -> None:
 
     config = _config(store)
     lorsa = Lorsa(lorsa_config(config, store))
-    initialise(lorsa, config, store)
+    Initialiser(store).fill(lorsa, config)
     x = store.activations(1, [0, 1]).x
     geometry = layer_geometry(1, store)
     q, k = queries_keys(x, LayerWeights(**store.weights(1)), geometry)

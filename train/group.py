@@ -1,0 +1,241 @@
+"""Runs that share what is read: every batch is read, converted, moved and scaled once for all.
+
+They have layer, store, order and size of a step in common and differ in anything else. Each takes
+its own steps, looks, checkpoints and end; where one fails, the others go on.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from ..model import Quality, evaluate_all
+from ..stop import Stop, stop_when_whole
+from ..store import Activations, ActivationStore, Batch, Sampler, batches, held_out_batches
+from .errors import RUN_ERRORS
+from .feed import moved_ahead
+from .member import Clock, Member, StepOutcome
+from .setup import Initialiser, deriver
+
+LOG_EVERY_STEPS = 10
+ENDLESS = 1 << 62
+Work = Callable[[Member], None]
+
+
+class _Said(NamedTuple):
+    """What the processes tell each other after a step."""
+
+    stop: bool
+    """Any of them was asked to stop"""
+    late: bool
+    """The main process finds that it is time for a checkpoint"""
+    clock: Clock
+    """The main process's"""
+    losses: list[float]
+    """Of every member that took the step"""
+
+
+class Group:
+    """Some runs and the data that they share."""
+
+    def __init__(self, members: list[Member], store: ActivationStore) -> None:
+        """Choose runs of one layer, order and step; `run` does the work."""
+        self.members = members
+        self.store = store
+        first = members[0]
+        self.team, self.layer, self.scales = first.team, first.config.layer, first.scales
+        self.batch_seqs = first.span.batch_seqs
+        self.derive = deriver(self.layer, store, self.team.device)
+        self.sampler = Sampler(
+            store.train_seqs,
+            store.manifest.shard_seqs,
+            batch_seqs=self.batch_seqs,
+            seed=first.config.order_seed,
+            rank=self.team.rank,
+            world=self.team.world,
+        )
+        self.checkpoint_every_s = 60 * min(m.config.checkpoint_every_minutes for m in members)
+        self.n_timed = 0
+        self.busy_s = 0.0
+        self.wait_s = 0.0
+
+    def run(self) -> None:
+        """Train all members to their ends; what went wrong is their `failure`.
+
+        Raises:
+            KeyboardInterrupt: the process was asked to stop; checkpoints were written.
+        """
+        self.started = self.saved_at = time.monotonic()
+        try:
+            self.each(self.members, Member.begin)
+            self.start()
+            self.look([m for m in self.running() if m.done == 0])
+            self.finish([m for m in self.running() if m.done >= m.span.n_steps])
+            with stop_when_whole() as stop:
+                self.steps(stop)
+        finally:
+            for member in self.members:
+                member.folder.release()
+
+    def start(self) -> None:
+        """Take up or initialise every run."""
+        initialiser = Initialiser(self.store, self.derive)
+        self.each(self.running(), lambda m: m.start(lambda: initialiser.fill(m.lorsa, m.config)))
+
+    def steps(self, stop: Stop) -> None:
+        """Take the steps that are left."""
+        if not self.running():
+            return
+        step = min(m.done for m in self.running())
+        for batch in self.data(step):
+            now = [m for m in self.running() if m.done == step]  # others are ahead of it
+            outcomes = self.step(now, batch)
+            step += 1
+            said = self.exchange(step, stop, list(outcomes.values()))
+            stepped = dict(zip(outcomes, said.losses, strict=True))
+            self.tell(outcomes, stepped, said.clock)
+            now = [m for m in outcomes if m.running]
+            self.look([m for m in now if self.look_due(m)])
+            self.finish([m for m in now if m.done >= m.span.n_steps])
+            self.save(now, said)
+            if said.stop:
+                for member in self.running():
+                    member.report(f"stopped after step {member.done:,}; a checkpoint is written")
+                raise KeyboardInterrupt
+            if not self.running():
+                return
+
+    def step(self, members: list[Member], batch: Batch) -> dict[Member, StepOutcome]:
+        """Let some members take a step on a batch; those that fail leave."""
+        started = time.perf_counter()
+        scaled = self.scaled(batch.stored.on(self.team.device, self.derive))
+        seqs = f"sequences {', '.join(map(str, batch.seqs))}"
+        outcomes = {}
+
+        def take(member: Member) -> None:
+            outcomes[member] = member.step(scaled, seqs)
+
+        self.each(members, take)
+        self.wait_s += batch.wait_s
+        self.busy_s += time.perf_counter() - started + batch.wait_s
+        self.n_timed += 1
+        return outcomes
+
+    def exchange(self, step: int, stop: Stop, outcomes: list[StepOutcome]) -> _Said:
+        """Bring stop, time and losses together over the processes, in one small sum."""
+        now = time.monotonic()
+        mine = [float(stop.asked), 0.0, 0.0, 0.0, 0.0]
+        if self.team.is_main:
+            late = step % LOG_EVERY_STEPS == 0 and now - self.saved_at > self.checkpoint_every_s
+            clock = self.clock()
+            mine[1:] = [float(late), *clock]
+        losses = [outcome.loss for outcome in outcomes]
+        vector = torch.tensor(mine, dtype=torch.float64, device=self.team.device)
+        vector = self.team.sum(torch.stack([*vector, *losses]))
+        stopped, late_, spent_s, step_s, wait, *total = vector.tolist()
+        return _Said(stopped > 0, late_ > 0, Clock(spent_s, step_s, wait), total)
+
+    def tell(
+        self, outcomes: dict[Member, StepOutcome], losses: dict[Member, float], clock: Clock
+    ) -> None:
+        """Report where the runs stand, now and then."""
+        for member, outcome in outcomes.items():
+            if member.done % LOG_EVERY_STEPS == 0 or member.done == 3:
+                member.plan_for_time(clock)
+            if member.done % LOG_EVERY_STEPS == 0 or member.done == member.span.n_steps:
+                member.tell(outcome, losses[member], clock)
+
+    def look_due(self, member: Member) -> bool:
+        """Tell whether to measure a run in its middle."""
+        return member.done < member.span.n_steps and member.done % member.span.eval_every_steps == 0
+
+    def look(self, members: list[Member]) -> None:
+        """Measure some runs on some held-out tokens."""
+        for n_tokens in sorted({m.config.eval_tokens for m in members}):
+            alike = [m for m in members if m.config.eval_tokens == n_tokens]
+            qualities = dict(zip(alike, self.qualities(alike, n_tokens), strict=True))
+            self.each(alike, partial(_look, qualities))
+
+    def finish(self, members: list[Member]) -> None:
+        """Measure some runs on all held-out tokens and write their results."""
+        if members:
+            clock = self.clock()
+            qualities = dict(zip(members, self.qualities(members, None), strict=True))
+            self.each(members, lambda m: m.finish(qualities[m], clock))
+            self.team.wait()
+
+    def save(self, members: list[Member], said: _Said) -> None:
+        """Write the checkpoints that are due."""
+        every = said.stop or said.late
+        # one that is ahead of the others has its checkpoint
+        due = [m for m in members if m.running and (every or m.checkpoint_due())]
+        self.each(due, lambda m: m.save(said.clock))
+        if every:
+            self.saved_at = time.monotonic()
+
+    def each(self, members: list[Member], work: Work) -> None:
+        """Do something for each of some runs; one that cannot go on leaves the group."""
+        for member in members:
+            try:
+                work(member)
+            except RUN_ERRORS as error:
+                member.fail(error)
+            except torch.OutOfMemoryError as error:
+                if self.team.world > 1:
+                    raise  # the others wait for this process
+                member.adam.zero_grad()
+                member.fail(error)
+
+    def running(self) -> list[Member]:
+        """Return the runs with steps left."""
+        return [m for m in self.members if m.running]
+
+    def data(self, first_step: int) -> Iterator[Batch]:
+        """Yield what is left of the runs' batches."""
+        endless = any(m.config.minutes is not None for m in self.running())
+        read = batches(
+            self.store,
+            self.layer,
+            self.sampler,
+            first_step=first_step,
+            n_steps=ENDLESS if endless else max(m.span.n_steps for m in self.running()),
+            pin=self.team.device.type == "cuda",
+        )
+        yield from moved_ahead(read, self.team.device)
+
+    def qualities(self, members: list[Member], n_tokens: int | None) -> list[Quality]:
+        """Return the quality of some runs on so many held-out tokens; None takes all."""
+        held_out = held_out_batches(
+            self.store,
+            self.layer,
+            batch_seqs=-(-self.batch_seqs // self.team.world),
+            n_tokens=n_tokens,
+            device=self.team.device,
+            derive=self.derive,
+        )
+        return evaluate_all([m.lorsa for m in members], map(self.scaled, held_out))
+
+    def scaled(self, batch: Activations) -> Activations:
+        """Return a batch scaled."""
+        return Activations(batch.x * self.scales.x, batch.y * self.scales.y)
+
+    def clock(self) -> Clock:
+        """Return the time as this process has it."""
+        return Clock(
+            spent_s=time.monotonic() - self.started,
+            step_s=self.busy_s / max(self.n_timed, 1),
+            wait_fraction=self.wait_s / max(self.busy_s, 1e-9),
+        )
+
+    def release(self) -> None:
+        """Give back the device's memory: a wrapped module holds itself in a circle."""
+        self.members.clear()
+        self.team.release()
+        gc.collect()
+
+
+def _look(qualities: dict[Member, Quality], member: Member) -> None:
+    member.look(qualities[member])

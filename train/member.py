@@ -1,0 +1,275 @@
+"""One run of a group: its Lorsa, its optimizer, its folder, and where it stands."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..model import Lorsa, Quality
+from ..store import Activations
+from .checkpoint import (
+    State,
+    checkpoint_folder,
+    load_checkpoint,
+    load_newest_checkpoint,
+    save_checkpoint,
+)
+from .config import TrainConfig
+from .errors import TrainError
+from .events import Event, Look, StepReport, TrainResult
+from .objective import Objective, Outcome
+from .plan import Plan, describe
+from .run import RunFolder
+from .schedule import lr_factor, top_k_at
+from .setup import Scales, activation_scales
+
+
+class Clock(NamedTuple):
+    """The time of a group, as its main process has it."""
+
+    spent_s: float
+    """Since the group began"""
+    step_s: float
+    """Of a step, looks and checkpoints left out, on average"""
+    wait_fraction: float
+    """Share of that spent waiting for the store"""
+
+
+class StepOutcome(NamedTuple):
+    """What a step of one run tells."""
+
+    loss: Tensor
+    """This process's share of the step's loss, float64"""
+    grad_norm: float
+    """Over all processes, before clipping"""
+    lr: float
+    top_k: int
+
+
+class Member:
+    """One run: what belongs to it alone."""
+
+    def __init__(self, config: TrainConfig, plan: Plan, report: Callable[[Event], None]) -> None:
+        """Bring a run together; `begin` and `start` take it up."""
+        self.config, self.span, self.facts = config, plan.span, plan.facts
+        self.team, self.low = plan.team, plan.low
+        self.about = describe(config, plan)
+        self.folder = RunFolder(config.out)
+        self.report: Callable[[Event], None] = report if plan.team.is_main else _tell_nobody
+        self.device = plan.team.device
+        self.scales: Scales = activation_scales(config.layer, plan.store)
+        self.shape = plan.shape
+        self.lorsa = Lorsa(plan.shape, backend=config.backend).to(self.device)
+        self.adam = torch.optim.Adam(
+            self.lorsa.parameters(), lr=config.lr, betas=config.betas, fused=True
+        )
+        heads = plan.shape.n_ov_heads
+        self.last_fired = torch.zeros(heads, dtype=torch.int64, device=self.device)
+        self.done = 0
+        """Steps done"""
+        self.spent_s = 0.0
+        """Time that the run took before this call"""
+        self.result: TrainResult | None = None
+        self.failure: Exception | None = None
+
+    def begin(self) -> None:
+        """Take the folder, and its result if the run is already finished."""
+        finished = self.team.on_main(lambda: self.folder.begin(self.config, self.facts))
+        if finished is not None:
+            self.report(f"{self.config.out} is already finished")
+            self.result = TrainResult(**{**finished, "run": str(self.config.out)})
+        else:
+            self.report(self.about)
+
+    @property
+    def running(self) -> bool:
+        """Whether steps are left."""
+        return self.result is None and self.failure is None
+
+    def start(self, initialise: Callable[[], None]) -> None:
+        """Take up the newest checkpoint or initialise, then share the main process's weights."""
+        state = self._newest_state()
+        if state is not None:
+            self.done, self.last_fired = state.step, state.last_fired
+            self.spent_s = state.spent_s
+            if state.n_steps is not None:
+                self.span = self.span.lasting(state.n_steps, self.config)
+        else:
+            self.report("initialising")
+            initialise()
+            self.lorsa.rescale_(*self.scales)
+        self.team.on_main(lambda: self.folder.drop_after(self.done))
+        self.module, self.optimizer = self.team.prepare(Objective(self.lorsa), self.adam)
+
+    def _newest_state(self) -> State | None:
+        """Take up the newest good checkpoint: the main process's choice, on all processes."""
+        root = self.folder.root
+        chosen = self.team.on_main(
+            lambda: load_newest_checkpoint(root, self.lorsa, self.adam, self.scales, self.report)
+        )
+        if chosen is None or self.team.is_main:
+            return chosen
+        folder = checkpoint_folder(root, chosen.step)
+        return load_checkpoint(folder, self.lorsa, self.adam, self.scales)
+
+    def step(self, batch: Activations, seqs: str) -> StepOutcome:
+        """Take one optimizer step.
+
+        Args:
+            batch: this process's share of the step, scaled.
+            seqs: the step's sequences, for a message.
+
+        Raises:
+            TrainError: loss or gradient is not finite.
+        """
+        lr, top_k = self.lr(), self.top_k()
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad()
+        loss, fired = self._gradients(batch, top_k)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.lorsa.parameters(), self.config.grad_clip))
+        if not math.isfinite(norm):
+            raise TrainError(
+                f"step {self.done + 1} ({seqs}): loss is {float(loss)}, gradient norm {norm}; the "
+                f"weights were left as before it. Use a smaller --lr than {self.config.lr}"
+            )
+        self.optimizer.step()
+        self.done += 1
+        for out in fired:
+            when = torch.where(out.acts != 0, self.done, 0).flatten()
+            self.last_fired.scatter_reduce_(0, out.ids.long().flatten(), when, "amax")
+        return StepOutcome(loss, norm, lr, top_k)
+
+    def _gradients(self, batch: Activations, top_k: int) -> tuple[Tensor, list[Outcome]]:
+        """Add up the gradients of a share of a step, part by part; return its share of the loss."""
+        parts = list(zip(*(t.tensor_split(self.span.n_micro) for t in batch), strict=True))
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        outcomes = []
+        for i, (x, y) in enumerate(parts):
+            with self.team.unsynced(self.module, enabled=i + 1 < len(parts)):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
+                    out = self.module(x, y, top_k)
+                share = len(x) / self.span.batch_seqs
+                (out.loss * (share * self.team.world)).backward()  # averaged over processes
+            total += out.loss.detach() * share
+            outcomes.append(out)
+        return total, outcomes
+
+    def tell(self, outcome: StepOutcome, loss: float, clock: Clock) -> None:
+        """Report where the run stands.
+
+        Args:
+            outcome: of the last step.
+            loss: its loss over all processes.
+            clock: the group's.
+        """
+        line = StepReport(
+            step=self.done,
+            tokens=self.tokens(),
+            train_tokens=self.span.train_tokens,
+            loss=loss,
+            grad_norm=outcome.grad_norm,
+            lr=outcome.lr,
+            top_k=outcome.top_k,
+            dead_fraction=self.dead_fraction(),
+            tokens_per_second=self.span.step_tokens / clock.step_s,
+            data_wait_fraction=clock.wait_fraction,
+        )
+        if self.team.is_main:
+            self.folder.log(line._asdict())
+        self.report(line)
+
+    def look(self, quality: Quality) -> None:
+        """Note the quality on held-out tokens."""
+        if self.team.is_main:
+            line = {"step": self.done, "tokens": self.tokens(), "held_out": asdict(quality)}
+            self.folder.log(line)
+        self.report(Look(self.done, self.tokens(), quality))
+
+    def save(self, clock: Clock) -> None:
+        """Write a checkpoint."""
+        n_steps = None if self.config.minutes is None else self.span.n_steps
+        fired = self.team.maximum(self.last_fired)
+        state = State(self.done, fired, n_steps, self.spent_s + clock.spent_s)
+
+        def write() -> None:
+            keep = self.config.keep_checkpoints
+            save_checkpoint(self.folder.root, self.lorsa, self.adam, state, self.scales, keep=keep)
+
+        self.team.on_main(write)
+
+    def finish(self, quality: Quality, clock: Clock) -> None:
+        """Write the Lorsa and the result."""
+        self.result = TrainResult(
+            run=str(self.folder.root),
+            layer=self.config.layer,
+            fvu=quality.fvu if math.isfinite(quality.fvu) else None,
+            l0=quality.l0,
+            dead_fraction=self.dead_fraction(),
+            dead_window_tokens=self.span.dead_window_tokens,
+            n_ov_heads=self.shape.n_ov_heads,
+            n_qk_heads=self.shape.n_qk_heads,
+            top_k=self.shape.top_k,
+            train_tokens=self.span.train_tokens,
+            held_out_tokens=quality.n_tokens,
+            tokens_per_second=self.span.step_tokens / clock.step_s if clock.step_s else 0.0,
+            data_wait_fraction=clock.wait_fraction,
+            seconds=clock.spent_s,
+        )
+        self.lorsa.rescale_(1 / self.scales.x, 1 / self.scales.y)
+        self.team.on_main(lambda: self._write(quality))
+        self.report(Look(self.done, self.tokens(), quality))
+
+    def _write(self, quality: Quality) -> None:
+        assert self.result is not None
+        line = {"step": self.done, "tokens": self.tokens(), "held_out": asdict(quality)}
+        self.folder.log(line)
+        self.lorsa.save_pretrained(self.folder.root)
+        self.folder.finish(asdict(self.result))
+
+    def fail(self, error: Exception) -> None:
+        """Leave the group; the other runs go on."""
+        self.failure = error
+        self.report(f"failed: {error}")
+
+    def plan_for_time(self, clock: Clock) -> None:
+        """Lay the run out for its minutes, until the learning rate falls."""
+        if self.config.minutes is None or clock.step_s == 0:
+            return
+        if self.done >= self.span.n_steps * (1 - self.config.decay_frac):
+            return
+        left_s = self.config.minutes * 60 - self.spent_s - clock.spent_s
+        n_steps = self.done + max(1, int(left_s / clock.step_s))
+        if self.config.train_tokens is not None:
+            n_steps = min(n_steps, max(1, self.config.train_tokens // self.span.step_tokens))
+        self.span = self.span.lasting(n_steps, self.config)
+
+    def tokens(self) -> int:
+        """Return the tokens seen, over all processes."""
+        return self.done * self.span.step_tokens
+
+    def lr(self) -> float:
+        """Return the learning rate of the next step; the first of a warm-up is above 0."""
+        seen = self.tokens() + self.span.step_tokens / 2
+        return self.config.lr * lr_factor(self.config, seen, self.span.train_tokens)
+
+    def top_k(self) -> int:
+        """Return how many heads fire per token in the next step."""
+        return top_k_at(self.config, self.tokens(), self.span.train_tokens, self.shape.n_ov_heads)
+
+    def dead_fraction(self) -> float:
+        """Return the share of heads that did not fire in the window of dead heads."""
+        silent_tokens = (self.done - self.team.maximum(self.last_fired)) * self.span.step_tokens
+        return float((silent_tokens >= self.span.dead_window_tokens).double().mean())
+
+    def checkpoint_due(self) -> bool:
+        """Tell whether tokens ask for a checkpoint now."""
+        every = self.config.checkpoint_every_tokens
+        return every is not None and self.tokens() % every < self.span.step_tokens
+
+
+def _tell_nobody(_event: Event) -> None:
+    """Take the place of a report on all processes but the main one."""
