@@ -7,7 +7,7 @@ from .device import DEVICES, choose_device
 from .geometry import AttentionGeometry, QKNorm, Rope
 from .init import init_from_layer, init_random, require_fit
 from .lorsa import Encoding, Lorsa, parameter_shapes
-from .metrics import FVU, Quality, evaluate, evaluate_all, firing_counts
+from .metrics import FVU, Quality, Tally, evaluate, firing_counts
 
 __all__ = [
     "DEVICES",
@@ -21,9 +21,9 @@ __all__ = [
     "QKNorm",
     "Quality",
     "Rope",
+    "Tally",
     "choose_device",
     "evaluate",
-    "evaluate_all",
     "firing_counts",
     "init_from_layer",
     "init_random",

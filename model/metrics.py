@@ -8,7 +8,7 @@ same figure and a large mean costs no precision.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -43,14 +43,21 @@ class FVU:
         n_new = len(y)
         if n_new == 0:
             return
-        self.residual += float((y - y_hat.detach().reshape(y.shape)).square().sum())
-        mean_new = y.mean(dim=0)
-        self.mean = self.mean.to(mean_new.device)
-        step = mean_new - self.mean
-        n_all = self.n_tokens + n_new
-        self.variance += float((y - mean_new).square().sum())
-        self.variance += float(step.square().sum()) * self.n_tokens * n_new / n_all
-        self.mean = self.mean + step * (n_new / n_all)
+        residual = float((y - y_hat.detach().reshape(y.shape)).square().sum())
+        mean = y.mean(dim=0)
+        self.add(FVU(n_new, residual, float((y - mean).square().sum()), mean))
+
+    def add(self, other: "FVU") -> None:
+        """Add the tokens of another count."""
+        n_all = self.n_tokens + other.n_tokens
+        if other.n_tokens == 0:
+            return
+        self.mean = self.mean.to(other.mean.device)
+        step = other.mean - self.mean
+        self.residual += other.residual
+        self.variance += other.variance
+        self.variance += float(step.square().sum()) * self.n_tokens * other.n_tokens / n_all
+        self.mean = self.mean + step * (other.n_tokens / n_all)
         self.n_tokens = n_all
 
     @property
@@ -64,61 +71,73 @@ class Quality:
     """What `evaluate` measures."""
 
     fvu: float
-    """Fraction of the output's variance that is not explained."""
+    """Fraction of the output's variance that is not explained, over the tokens that count."""
     l0: float
     """Mean number of heads with a nonzero activation per token."""
     dead_fraction: float
     """Share of heads that fired on none of these tokens; the fewer tokens, the larger it reads."""
     n_tokens: int
-    """Tokens looked at."""
+    """Tokens that count; the loss mask leaves the others out of all of the above."""
+    fvu_all: float
+    """Fraction of variance unexplained over all tokens, counted or not."""
+    masked_fraction: float
+    """Share of all tokens that do not count."""
 
 
-def evaluate(lorsa: Lorsa, batches: Iterable[tuple[Tensor, Tensor]]) -> Quality:
+@torch.no_grad()
+def evaluate(lorsa: Lorsa, batches: Iterable[Sequence[Tensor]]) -> Quality:
     """Measure a Lorsa on batches of its layer's input and output.
 
     Args:
         lorsa: on the device of the batches.
-        batches: pairs x, y, each [batch, seq, d_model].
+        batches: x, y and, if not all tokens count, which do: each [batch, seq, d_model], and bool,
+            [batch, seq].
 
     Returns:
-        FVU, L0 and dead heads over all tokens of all batches.
+        FVU, L0 and dead heads over the tokens that count, and FVU over all.
     """
-    return evaluate_all([lorsa], batches)[0]
+    tally = Tally(lorsa)
+    for x, y, *counted in batches:
+        tally.update(x, y, *counted)
+    return tally.quality()
 
 
-@torch.no_grad()
-def evaluate_all(
-    lorsas: Sequence[Lorsa], batches: Iterable[tuple[Tensor, Tensor]]
-) -> list[Quality]:
-    """Measure several Lorsas of one layer in one pass over the batches; see `evaluate`."""
-    tallies = [_Tally(lorsa) for lorsa in lorsas]
-    for x, y in batches:
-        for tally in tallies:
-            tally.update(x, y)
-    return [tally.quality() for tally in tallies]
-
-
-class _Tally:
-    """The measures of one Lorsa, added up batch by batch."""
+class Tally:
+    """What `evaluate` measures of one Lorsa, added up batch by batch."""
 
     def __init__(self, lorsa: Lorsa) -> None:
         self.lorsa = lorsa
-        self.fvu = FVU()
+        self.kept, self.left_out = FVU(), FVU()
         self.firing = torch.zeros(lorsa.config.n_ov_heads, dtype=torch.int64)
 
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """Add tokens, [batch, seq, d_model]."""
+    @torch.no_grad()
+    def update(self, x: Tensor, y: Tensor, counted: Tensor | None = None) -> None:
+        """Add tokens.
+
+        Args:
+            x, y: [batch, seq, d_model].
+            counted: which tokens count, bool, [batch, seq]; None counts all.
+        """
         acts, ids = self.lorsa.encode(x)
-        self.fvu.update(y, self.lorsa.decode(acts, ids))
+        y_hat = self.lorsa.decode(acts, ids)
+        if counted is not None:
+            counted = counted.to(y.device)
+            self.left_out.update(y[~counted], y_hat[~counted])
+            y, y_hat, acts, ids = (values[counted] for values in (y, y_hat, acts, ids))
+        self.kept.update(y, y_hat)
         self.firing += firing_counts(acts, ids, len(self.firing)).cpu()
 
     def quality(self) -> Quality:
         """Return the measures."""
+        both = replace(self.kept)
+        both.add(self.left_out)
         return Quality(
-            fvu=self.fvu.value,
-            l0=float(self.firing.sum()) / max(self.fvu.n_tokens, 1),
+            fvu=self.kept.value,
+            l0=float(self.firing.sum()) / max(self.kept.n_tokens, 1),
             dead_fraction=float((self.firing == 0).double().mean()),
-            n_tokens=self.fvu.n_tokens,
+            n_tokens=self.kept.n_tokens,
+            fvu_all=both.value,
+            masked_fraction=self.left_out.n_tokens / max(both.n_tokens, 1),
         )
 
 
@@ -126,6 +145,6 @@ def firing_counts(acts: Tensor, ids: Tensor, n_ov_heads: int) -> Tensor:
     """Return how many tokens each head fired on, int64, [n_ov_heads].
 
     Args:
-        acts, ids: [batch, seq, top_k]; a head fires where its activation is not 0.
+        acts, ids: [..., top_k]; a head fires where its activation is not 0.
     """
     return ids[acts != 0].long().bincount(minlength=n_ov_heads)

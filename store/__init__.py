@@ -7,12 +7,13 @@ from .folder import is_begun, is_complete, layers_being_added, mending, require_
 from .info import format_bytes, store_info
 from .layers import choose_layers, spell_layers
 from .layout import read_weights
-from .loader import Batch, batches, held_out_batches
+from .loader import Batch, batches, held_out_batches, held_out_parts
 from .manifest import MANIFEST, OUTPUTS, PLAN, Manifest, held_out_shards, read_manifest
 from .merge import merge_stores
 from .places import Place, free_bytes, place, sync_tree, tree_bytes
 from .reader import Activations, ActivationStore, Derive, Stored, TokenScales
 from .repair import verify_store
+from .rows import Seqs
 from .sampler import Sampler, sequence_order
 from .verify import Checked
 from .writer import BUFFER_BYTES, StoreWriter
@@ -36,6 +37,7 @@ __all__ = [
     "Manifest",
     "Place",
     "Sampler",
+    "Seqs",
     "StoreError",
     "StoreWriter",
     "Stored",
@@ -45,6 +47,7 @@ __all__ = [
     "format_bytes",
     "free_bytes",
     "held_out_batches",
+    "held_out_parts",
     "held_out_shards",
     "is_begun",
     "is_complete",

@@ -129,6 +129,23 @@ def batches(
         pool.shutdown(cancel_futures=True)
 
 
+def held_out_parts(
+    store: ActivationStore, *, batch_seqs: int, n_tokens: int | None = None
+) -> Iterator[Seqs]:
+    """Yield the held-out sequences in order, at most about n_tokens of them.
+
+    Args:
+        store: what to read.
+        batch_seqs: sequences in a batch.
+        n_tokens: stop once so many are read (rounded up to whole sequences); None takes all.
+    """
+    seqs = store.held_out_seqs
+    if n_tokens is not None:
+        seqs = seqs[: max(1, -(-n_tokens // store.manifest.n_ctx))]
+    for first in range(0, len(seqs), batch_seqs):
+        yield seqs[first : first + batch_seqs]
+
+
 def held_out_batches(
     store: ActivationStore,
     layer: int,
@@ -138,17 +155,13 @@ def held_out_batches(
     device: torch.device | str = "cpu",
     derive: Derive | None = None,
 ) -> Iterator[Activations]:
-    """Yield x and y of the held-out sequences in order, float32, at most about n_tokens of them.
+    """Yield x and y of the held-out sequences in order, float32.
 
     Args:
         store, layer: what to read.
-        batch_seqs: sequences in a batch.
-        n_tokens: stop once so many are read (rounded up to whole sequences); None reads all.
+        batch_seqs, n_tokens: as in `held_out_parts`.
         device: where they are wanted.
         derive: makes y of x; needed if y is not stored.
     """
-    seqs = store.held_out_seqs
-    if n_tokens is not None:
-        seqs = seqs[: max(1, -(-n_tokens // store.manifest.n_ctx))]
-    for first in range(0, len(seqs), batch_seqs):
-        yield store.stored(layer, seqs[first : first + batch_seqs]).on(device, derive)
+    for seqs in held_out_parts(store, batch_seqs=batch_seqs, n_tokens=n_tokens):
+        yield store.stored(layer, seqs).on(device, derive)

@@ -110,7 +110,14 @@ class Sampler:
     def batch(self, step: int) -> Ids:
         """Return this rank's sequences of a step, counted from the start of training."""
         first = self._rank * self._batch_seqs // self._world
-        wanted = (self._rank + 1) * self._batch_seqs // self._world - first
+        return self._part(step, first, (self._rank + 1) * self._batch_seqs // self._world)
+
+    def whole_batch(self, step: int) -> Ids:
+        """Return all ranks' sequences of a step."""
+        return self._part(step, 0, self._batch_seqs)
+
+    def _part(self, step: int, first: int, last: int) -> Ids:
+        wanted = last - first
         epoch, position = divmod(step * self._batch_seqs + first, len(self._seqs))
         here = self._order(epoch)[position : position + wanted]
         if len(here) == wanted:

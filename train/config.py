@@ -8,6 +8,7 @@ from typing import Any
 from ..kernels import BACKENDS, SELECTIONS
 from ..model import DEVICES
 from ..store import Place, place
+from .mask import parse_rule
 
 INITS = ("layer", "random")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -60,6 +61,9 @@ class TrainConfig:
     """Largest norm of the gradient."""
     init_tokens: int = 65_536
     """Training tokens whose head outputs are clustered for the start; see docs/recipe.md."""
+    loss_mask: str = "none"
+    """Tokens that do not count in loss and metrics, such as "special,first,norm>10x": see
+    train/mask.py. They stay in their sequences, where others attend to them."""
     eval_tokens: int = 16_384
     """Held-out tokens of a look in mid-run; the last look takes all."""
     eval_every_tokens: int | None = None
@@ -134,6 +138,8 @@ class TrainConfig:
         ):
             if (choice := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} is {choice!r}; allowed: {', '.join(allowed)}")
+
+        parse_rule(self.loss_mask)
 
     @property
     def order_seed(self) -> int:

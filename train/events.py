@@ -51,7 +51,12 @@ class TrainResult:
     layer: int
     """Layer of the language model."""
     fvu: float | None
-    """Fraction of variance unexplained on all held-out tokens; None where y does not vary."""
+    """Fraction of variance unexplained on the held-out tokens that count; None where y does not
+    vary."""
+    fvu_all: float | None = None
+    """The same over all held-out tokens, those that the loss mask leaves out too."""
+    masked_fraction: float = 0.0
+    """Share of the held-out tokens that do not count."""
     l0: float
     """Heads that fire per held-out token."""
     dead_fraction: float

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..model import Quality, evaluate_all
+from ..model import Quality, Tally
 from ..stop import Stop, stop_when_whole
-from ..store import Activations, ActivationStore, Batch, Sampler, batches, held_out_batches
+from ..store import Activations, ActivationStore, Batch, Sampler, batches, held_out_parts
 from .errors import RUN_ERRORS
 from .feed import moved_ahead
 from .member import Clock, Member, StepOutcome
@@ -112,11 +112,11 @@ class Group:
         """Let some members take a step on a batch; those that fail leave."""
         started = time.perf_counter()
         scaled = self.scaled(batch.stored.on(self.team.device, self.derive))
-        seqs = f"sequences {', '.join(map(str, batch.seqs))}"
-        outcomes = {}
+        whole = self.sampler.whole_batch(members[0].done) if members else ()
+        outcomes: dict[Member, StepOutcome] = {}
 
         def take(member: Member) -> None:
-            outcomes[member] = member.step(scaled, seqs)
+            outcomes[member] = member.step(scaled, mine=batch.seqs, whole=whole)
 
         self.each(members, take)
         self.wait_s += batch.wait_s
@@ -208,15 +208,14 @@ class Group:
 
     def qualities(self, members: list[Member], n_tokens: int | None) -> list[Quality]:
         """Return the quality of some runs on so many held-out tokens; None takes all."""
-        held_out = held_out_batches(
-            self.store,
-            self.layer,
-            batch_seqs=-(-self.batch_seqs // self.team.world),
-            n_tokens=n_tokens,
-            device=self.team.device,
-            derive=self.derive,
-        )
-        return evaluate_all([m.lorsa for m in members], map(self.scaled, held_out))
+        batch_seqs = -(-self.batch_seqs // self.team.world)
+        tallies = [Tally(m.lorsa) for m in members]
+        for seqs in held_out_parts(self.store, batch_seqs=batch_seqs, n_tokens=n_tokens):
+            stored = self.store.stored(self.layer, seqs)
+            x, y = self.scaled(stored.on(self.team.device, self.derive))
+            for member, tally in zip(members, tallies, strict=True):
+                tally.update(x, y, member.counted(seqs))
+        return [tally.quality() for tally in tallies]
 
     def scaled(self, batch: Activations) -> Activations:
         """Return a batch scaled."""

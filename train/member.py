@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..model import Lorsa, Quality
-from ..store import Activations
+from ..store import Activations, Seqs
 from .checkpoint import (
     State,
     checkpoint_folder,
@@ -62,6 +63,7 @@ class Member:
         self.device = plan.team.device
         self.scales: Scales = activation_scales(config.layer, plan.store)
         self.shape = plan.shape
+        self.mask = plan.mask
         self.lorsa = Lorsa(plan.shape, backend=config.backend).to(self.device)
         self.adam = torch.optim.Adam(
             self.lorsa.parameters(), lr=config.lr, betas=config.betas, fused=True
@@ -115,12 +117,16 @@ class Member:
         folder = checkpoint_folder(root, chosen.step)
         return load_checkpoint(folder, self.lorsa, self.adam, self.scales)
 
-    def step(self, batch: Activations, seqs: str) -> StepOutcome:
+    def counted(self, seqs: Seqs) -> Tensor | None:
+        """Return which tokens of some sequences count, [n, n_ctx]; None if all do."""
+        return self.mask(seqs).to(self.device) if self.mask.rule.masks else None
+
+    def step(self, batch: Activations, *, mine: Seqs, whole: Seqs) -> StepOutcome:
         """Take one optimizer step.
 
         Args:
             batch: this process's share of the step, scaled.
-            seqs: the step's sequences, for a message.
+            mine, whole: which sequences these are, and those of the whole step.
 
         Raises:
             TrainError: loss or gradient is not finite.
@@ -129,12 +135,13 @@ class Member:
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        loss, fired = self._gradients(batch, top_k)
+        loss, fired = self._gradients(batch, mine, whole, top_k)
         norm = float(torch.nn.utils.clip_grad_norm_(self.lorsa.parameters(), self.config.grad_clip))
         if not math.isfinite(norm):
             raise TrainError(
-                f"step {self.done + 1} ({seqs}): loss is {float(loss)}, gradient norm {norm}; the "
-                f"weights were left as before it. Use a smaller --lr than {self.config.lr}"
+                f"step {self.done + 1} (sequences {', '.join(map(str, whole))}): loss is "
+                f"{float(loss)}, gradient norm {norm}; the weights were left as before it. "
+                f"Use a smaller --lr than {self.config.lr}"
             )
         self.optimizer.step()
         self.done += 1
@@ -143,18 +150,23 @@ class Member:
             self.last_fired.scatter_reduce_(0, out.ids.long().flatten(), when, "amax")
         return StepOutcome(loss, norm, lr, top_k)
 
-    def _gradients(self, batch: Activations, top_k: int) -> tuple[Tensor, list[Outcome]]:
+    def _gradients(
+        self, batch: Activations, mine: Seqs, whole: Seqs, top_k: int
+    ) -> tuple[Tensor, list[Outcome]]:
         """Add up the gradients of a share of a step, part by part; return its share of the loss."""
-        parts = list(zip(*(t.tensor_split(self.span.n_micro) for t in batch), strict=True))
+        n_parts, masked = self.span.n_micro, self.mask.rule.masks
+        of_step = max(1, self.mask.n_counted(whole) if masked else len(whole))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         outcomes = []
-        for i, (x, y) in enumerate(parts):
-            with self.team.unsynced(self.module, enabled=i + 1 < len(parts)):
+        parts = zip(*(t.tensor_split(n_parts) for t in batch), strict=True)
+        for i, ((x, y), seqs) in enumerate(zip(parts, np.array_split(mine, n_parts), strict=True)):
+            counted = self.counted(seqs)
+            here = len(seqs) if counted is None else int(counted.sum())
+            with self.team.unsynced(self.module, enabled=i + 1 < n_parts):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
-                    out = self.module(x, y, top_k)
-                share = len(x) / self.span.batch_seqs
-                (out.loss * (share * self.team.world)).backward()  # averaged over processes
-            total += out.loss.detach() * share
+                    out: Outcome = self.module(x, y, top_k, counted, here / of_step)
+                (out.loss * self.team.world).backward()  # averaged over processes
+            total += out.loss.detach()
             outcomes.append(out)
         return total, outcomes
 
@@ -214,6 +226,8 @@ class Member:
             n_qk_heads=self.shape.n_qk_heads,
             top_k=self.shape.top_k,
             train_tokens=self.span.train_tokens,
+            fvu_all=quality.fvu_all if math.isfinite(quality.fvu_all) else None,
+            masked_fraction=quality.masked_fraction,
             held_out_tokens=quality.n_tokens,
             tokens_per_second=self.span.step_tokens / clock.step_s if clock.step_s else 0.0,
             data_wait_fraction=clock.wait_fraction,

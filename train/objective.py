@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..model import Lorsa
@@ -11,7 +12,7 @@ class Outcome(NamedTuple):
     """What a forward of the objective gives."""
 
     loss: Tensor
-    """Minimised; mean (y_hat - y)^2 over these tokens and channels"""
+    """Minimised; weight * mean (y_hat - y)^2 over the tokens that count and all channels"""
     acts: Tensor
     """Of the heads that fired, [batch, seq, top_k], without a gradient"""
     ids: Tensor
@@ -25,13 +26,30 @@ class Objective(nn.Module):
         super().__init__()
         self.lorsa = lorsa
 
-    def forward(self, x: Tensor, y: Tensor, top_k: int) -> Outcome:
+    def forward(
+        self, x: Tensor, y: Tensor, top_k: int, counted: Tensor | None = None, weight: float = 1.0
+    ) -> Outcome:
         """Return the loss.
 
         Args:
             x, y: the layer's input and output, scaled, [batch, seq, d_model].
             top_k: heads that fire per token in this step.
+            counted: which tokens count, bool, [batch, seq]; None counts all.
+            weight: of these tokens among those of all processes.
         """
         acts, ids = self.lorsa.encode(x, top_k=top_k)
-        loss = (self.lorsa.decode(acts, ids) - y).square().mean()
-        return Outcome(loss, acts.detach(), ids)
+        error = (self.lorsa.decode(acts, ids) - y).square()
+        return Outcome(weight * masked_mean(error, counted), acts.detach(), ids)
+
+
+def masked_mean(values: Tensor, counted: Tensor | None) -> Tensor:
+    """Return the mean over the tokens that count and all channels; 0 if none counts.
+
+    Args:
+        values: [batch, seq, d_model].
+        counted: bool, [batch, seq]; None counts all.
+    """
+    if counted is None:
+        return values.mean()
+    per_token = values.mean(dim=-1)  # [batch, seq]
+    return torch.where(counted, per_token, 0).sum() / counted.sum().clamp(min=1)

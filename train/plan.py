@@ -9,6 +9,7 @@ from ..model import LorsaConfig
 from ..store import ActivationStore
 from .config import TrainConfig
 from .errors import TrainError
+from .mask import TokenMask
 from .setup import Extent, extent, lorsa_config
 from .team import Team
 
@@ -20,6 +21,8 @@ class Plan(NamedTuple):
     team: Team
     span: Extent
     shape: LorsaConfig
+    mask: TokenMask
+    """Which tokens count"""
     low: bool
     """Whether to multiply in bfloat16"""
     facts: dict[str, Any]
@@ -56,7 +59,8 @@ def make_plan(config: TrainConfig, store: ActivationStore, team: Team) -> Plan:
         "batch_seqs": span.batch_seqs,
         "arithmetic": _arithmetic(low),
     }
-    return Plan(store, team, span, lorsa_config(config, store), low, facts)
+    mask = TokenMask.of(config.loss_mask, store, config.layer)
+    return Plan(store, team, span, lorsa_config(config, store), mask, low, facts)
 
 
 def _arithmetic(low: bool) -> str:

@@ -78,3 +78,27 @@ def test_evaluate_counts_firing_and_dead_heads() -> None:
     assert quality.dead_fraction == 0.5
     assert quality.n_tokens == 6
     assert quality.fvu == pytest.approx(_fvu(y.flatten(0, 1), lorsa(x).detach().flatten(0, 1)))
+
+
+def test_evaluate_leaves_out_what_does_not_count() -> None:
+    config = LorsaConfig(d_model=4, n_qk_heads=1, d_qk_head=2, n_ov_heads=4, top_k=2, scale=1.0)
+    torch.manual_seed(0)
+    lorsa = Lorsa(config)
+    with torch.no_grad():
+        for parameter in lorsa.parameters():
+            parameter.normal_()
+    x, y = torch.randn(2, 6, 4), torch.randn(2, 6, 4) + 5
+    counted = torch.rand(2, 6) > 0.5
+    found = evaluate(lorsa, [(x[:1], y[:1], counted[:1]), (x[1:], y[1:], counted[1:])])
+    y_hat = lorsa(x).detach()
+    assert found.fvu == pytest.approx(_fvu(y[counted], y_hat[counted]))
+    assert found.fvu_all == pytest.approx(_fvu(y.flatten(0, 1), y_hat.flatten(0, 1)))
+    assert found.n_tokens == counted.sum()
+    assert found.masked_fraction == pytest.approx(1 - float(counted.double().mean()))
+    acts, ids = lorsa.encode(x)
+    firing = firing_counts(acts[counted], ids[counted], 4)
+    assert found.l0 == pytest.approx(float(firing.sum() / counted.sum()))
+    assert found.dead_fraction == float((firing == 0).double().mean())
+    plain = evaluate(lorsa, [(x, y)])
+    assert plain.fvu == plain.fvu_all == pytest.approx(found.fvu_all)
+    assert plain.masked_fraction == 0

@@ -1,0 +1,80 @@
+"""What a step minimises: the tokens that count, and they alone."""
+
+import pytest
+import torch
+from lorsa.model import Lorsa, LorsaConfig
+from lorsa.train.objective import Objective, masked_mean
+from torch import Tensor
+
+TOP_K = 3
+
+
+@pytest.fixture
+def objective() -> Objective:
+    torch.manual_seed(0)
+    shape = LorsaConfig(d_model=6, n_qk_heads=2, d_qk_head=4, n_ov_heads=8, top_k=TOP_K, scale=0.5)
+    lorsa = Lorsa(shape)
+    with torch.no_grad():
+        for parameter in lorsa.parameters():
+            parameter.normal_()
+    return Objective(lorsa)
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(3, 5, 6, generator=generator) for _ in range(2))
+    return x, y, torch.rand(3, 5, generator=generator) > 0.4
+
+
+def test_the_loss_is_the_mean_over_the_tokens_that_count(
+    objective: Objective, batch: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    x, y, counted = batch
+    error = (objective.lorsa(x) - y).square().detach()
+    assert objective(x, y, TOP_K).loss == error.mean()
+    loss = objective(x, y, TOP_K, counted).loss
+    assert loss.item() == pytest.approx(float(error[counted].mean()), rel=1e-6)
+    assert objective(x, y, TOP_K, counted, 0.25).loss == loss / 4
+    everything = torch.ones_like(counted)
+    assert objective(x, y, TOP_K, everything).loss.item() == pytest.approx(float(error.mean()))
+
+
+def test_a_masked_token_is_attended_to_and_its_y_is_not_looked_at(
+    objective: Objective, batch: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    x, y, counted = batch
+    counted[:, 0] = False
+    counted[:, -1] = True
+    loss = objective(x, y, TOP_K, counted).loss
+    other_y = torch.where(counted[..., None], y, torch.full_like(y, float("inf")))
+    assert objective(x, other_y, TOP_K, counted).loss == loss
+    other_x = x.clone()
+    other_x[:, 0] += 1
+    assert objective(other_x, y, TOP_K, counted).loss != loss
+
+
+def test_parts_of_a_batch_weigh_as_many_tokens_as_they_count(
+    objective: Objective, batch: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """Gradients of processes are averaged, and each may count another number of tokens."""
+    x, y, counted = batch
+    objective(x, y, TOP_K, counted).loss.backward()
+    whole = [p.grad for p in objective.lorsa.parameters()]
+    objective.zero_grad()
+    for part in (slice(0, 1), slice(1, 3)):
+        weight = float(counted[part].sum() / counted.sum())
+        objective(x[part], y[part], TOP_K, counted[part], weight).loss.backward()
+    for a, b in zip(whole, (p.grad for p in objective.lorsa.parameters()), strict=True):
+        assert a is not None
+        assert b is not None
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_no_token_that_counts_gives_a_loss_of_zero() -> None:
+    values = torch.randn(2, 3, 4, requires_grad=True)
+    loss = masked_mean(values, torch.zeros(2, 3, dtype=torch.bool))
+    loss.backward()
+    assert loss == 0
+    assert values.grad is not None
+    assert not values.grad.any()
