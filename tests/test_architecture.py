@@ -27,6 +27,7 @@ HOMES = {
     "huggingface_hub": {"harvest"},
     "datasets": {"harvest"},
     "accelerate": {"harvest", "train"},
+    "matplotlib": {"train"},
     "typer": {"cli"},
     "rich": {"display"},
 }
