@@ -8,15 +8,14 @@ done, 1 a known failure told in one line, 2 a wrong request.
 import json
 import os
 import sys
-import tomllib
 from collections.abc import Callable
-from dataclasses import asdict, fields
-from difflib import get_close_matches
+from dataclasses import asdict
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
+
+from .settings import UsageError, make_config, make_grid
 
 app = typer.Typer(
     name="lorsa",
@@ -35,26 +34,11 @@ ConfigFile = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")]
 
-Config = TypeVar("Config")
-
 IS_MAIN = os.environ.get("RANK", "0") == "0"
 """Of several processes of one run, one prints."""
-GOES_ON = ("harvest", "train", "demo", "rm", "merge")
-OPTIONS_ONLY = {
-    "model": "--model",
-    "store": "--store",
-    "layer": "--layers",
-    "out": "--out",
-}
-"""Settings that a TOML file may not have, and the options in their place."""
-
-
+GOES_ON = ("harvest", "train", "sweep", "demo", "rm", "merge")
 _ParserError: Any = typer.BadParameter.__base__
 """Of the option parser: its UsageError, wherever this version of typer keeps it."""
-
-
-class UsageError(Exception):
-    """A request that makes no sense; exit code 2."""
 
 
 @app.command()
@@ -185,9 +169,9 @@ def harvest(
         from .harvest import harvest as run
 
         with HarvestDisplay(shows_plan=not dry_run) as display:  # then it is the result
-            asked = _settings(HarvestConfig, given, config)
+            asked = make_config(HarvestConfig, given, config)
             stored = stored_request(asked.store)
-            settings = _settings(HarvestConfig, given, config, otherwise=stored)
+            settings = make_config(HarvestConfig, given, config, otherwise=stored)
             report = display if IS_MAIN else lambda event: None
             if IS_MAIN:
                 display.taken_over(asked, settings)
@@ -240,10 +224,40 @@ def train(
         int | None, typer.Option(help="Of initialisation and order.", show_default="0")
     ] = None,
     device: Device = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Minutes that a run may take; its schedule is laid out for them."),
+    ] = None,
+    micro_batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens that a process computes at once, to need less memory.",
+            show_default="its share of a step",
+        ),
+    ] = None,
+    loss_mask: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens that do not count: bos, special, first, norm>10x, joined by commas.",
+            show_default="none",
+        ),
+    ] = None,
+    tracker: Annotated[
+        str | None,
+        typer.Option(help="tensorboard, wandb or trackio.", show_default="none"),
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(help="auto, float32 or bfloat16.", show_default="auto"),
     ] = None,
+    apart: Annotated[
+        bool,
+        typer.Option(
+            "--apart/--together",
+            help="With several processes and layers: each takes whole runs, or a share of every "
+            "step.",
+        ),
+    ] = False,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
@@ -253,31 +267,120 @@ def train(
 
     Example: lorsa train --store ./acts --layers 12 --top-k 32
     """
-    given = _given(locals(), besides={"layers", "out"})
+    given = _given(locals(), besides={"layers", "out", "apart"})
 
     def work() -> dict[str, Any]:
-        from .display import TrainDisplay
-        from .store import ActivationStore, choose_layers
-        from .train import TrainConfig, TrainError, check
-        from .train import train as run
+        from .display import SweepDisplay, TrainDisplay
+        from .train import TrainConfig, check, train_many
 
-        try:
-            chosen = choose_layers(layers or "all", ActivationStore.open(store).layers, where=store)
-        except ValueError as error:
-            raise TrainError(str(error)) from None
         all_settings = [
-            _settings(TrainConfig, {**given, "layer": n, "out": out / f"layer-{n}"}, config)
-            for n in chosen
+            make_config(TrainConfig, {**given, "layer": n, "out": out / f"layer-{n}"}, config)
+            for n in _chosen_layers(store, layers)
         ]
         for settings in all_settings:  # what is wrong with the last is said before the first
             check(settings)
-        results = []
-        for settings in all_settings:
-            with TrainDisplay(settings.layer) as display:
-                results.append(asdict(run(settings, report=display)))
-        return {"runs": results}
+        if len(all_settings) == 1:
+            with TrainDisplay(all_settings[0].layer) as one:
+                outcomes = train_many(all_settings, report=lambda told: one(told.event))
+            if outcomes[0].failure is not None:
+                raise outcomes[0].failure
+        else:
+            with SweepDisplay([str(settings.out) for settings in all_settings]) as display:
+                outcomes = train_many(all_settings, apart=apart, report=display)
+        failed = [
+            {"run": str(o.config.out), "layer": o.config.layer, "error": str(o.failure)}
+            for o in outcomes
+            if o.failure is not None
+        ]
+        results = [asdict(o.result) for o in outcomes if o.result is not None]
+        return {"runs": results, "failed": failed, "ok": not failed}
 
     _run("train", work, as_json)
+
+
+@app.command()
+def sweep(
+    store: Annotated[
+        str, typer.Option(help="Activation store: its folder, or s3://bucket/folder.")
+    ],
+    layers: Annotated[
+        str | None,
+        typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.", show_default="all stored"),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the sweep: its runs, table and plot.")
+    ] = Path("sweep"),
+    expansion: Annotated[
+        str | None, typer.Option(help="OV heads per dimension of the model: 4,8,16.")
+    ] = None,
+    n_ov_heads: Annotated[str | None, typer.Option(help="OV heads.")] = None,
+    n_qk_heads: Annotated[str | None, typer.Option(help="QK heads.")] = None,
+    top_k: Annotated[str | None, typer.Option(help="Heads that fire per token: 32,64,128.")] = None,
+    select: Annotated[str | None, typer.Option(help="relu,abs.")] = None,
+    init: Annotated[str | None, typer.Option(help="layer,random.")] = None,
+    train_tokens: Annotated[
+        str | None, typer.Option("--train-tokens", "--tokens", help="Tokens to train on.")
+    ] = None,
+    batch_tokens: Annotated[str | None, typer.Option(help="Tokens in a step.")] = None,
+    lr: Annotated[str | None, typer.Option(help="Learning rate: 1e-3,2e-3.")] = None,
+    seed: Annotated[
+        str | None, typer.Option(help="Of initialisation and, without data_seed, order: 0,1,2.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    others: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUES", help="Any other setting; may be repeated."),
+    ] = None,
+    apart: Annotated[
+        bool,
+        typer.Option(
+            "--apart/--together",
+            help="With several processes: each takes whole runs, or a share of every step.",
+        ),
+    ] = True,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="TOML file: lists are swept, a [[run]] table is a run."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a Lorsa for every combination of values, reading the store once for many.
+
+    Values are joined by commas. The same command goes on where an earlier one was stopped, and
+    passes over finished runs; a run that fails does not stop the others.
+
+    Example: lorsa sweep --store ./acts --layer 12 --top-k 32,64,128 --lr 1e-3,2e-3
+    """
+    besides = {"store", "layers", "out", "others", "apart"}
+    given = _given(locals(), besides=besides)
+
+    def work() -> dict[str, Any]:
+        from .display import SweepDisplay
+        from .train import TrainConfig, points, write_sweep
+        from .train import sweep as run
+
+        chosen = ",".join(map(str, _chosen_layers(store, layers)))
+        base, changes = make_grid(TrainConfig, {"layer": chosen, **given}, others or [], config)
+        asked = points({**base, "store": store}, changes, out)
+        names = [str(point.config.out) for point in asked if point.config is not None]
+        with SweepDisplay(names) as display:
+            result = run(asked, out, apart=apart, report=display)
+        if IS_MAIN:
+            write_sweep(result)
+        return asdict(result)
+
+    _run("sweep", work, as_json)
+
+
+def _chosen_layers(store: str, layers: str | None) -> list[int]:
+    from .store import ActivationStore, choose_layers
+    from .train import TrainError
+
+    try:
+        return choose_layers(layers or "all", ActivationStore.open(store).layers, where=store)
+    except ValueError as error:
+        raise TrainError(str(error)) from None
 
 
 @app.command(name="eval")
@@ -306,7 +409,7 @@ def evaluate(
         from .analyze import EvalConfig, evaluate_run
         from .display import say
 
-        return evaluate_run(_settings(EvalConfig, given), report=say).to_dict()
+        return evaluate_run(make_config(EvalConfig, given), report=say).to_dict()
 
     _run("eval", work, as_json)
 
@@ -423,69 +526,6 @@ def _given(options: dict[str, Any], besides: set[str] | None = None) -> dict[str
     """Return the options that were given and belong in a config."""
     left_out = {"config", "as_json"} | (besides or set())
     return {k: v for k, v in options.items() if v is not None and k not in left_out}
-
-
-def _settings(
-    kind: type[Config],
-    given: dict[str, Any],
-    file: Path | None = None,
-    *,
-    otherwise: dict[str, Any] | None = None,
-) -> Config:
-    """Build a config from a TOML file and the options given, which win.
-
-    Args:
-        kind: of config.
-        given: options.
-        file: of more settings.
-        otherwise: what neither of them says, in place of the defaults.
-
-    Raises:
-        UsageError: the file cannot be read, a key is unknown, or a value is out of range.
-    """
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    settings = _read_toml(file) if file is not None else {}
-    for name in settings:
-        if name in OPTIONS_ONLY:
-            raise UsageError(f"{file}: {name} cannot stand here; use {OPTIONS_ONLY[name]}")
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            others = ", ".join(other for other in known if other not in OPTIONS_ONLY)
-            hint = f"did you mean {near[0]}?" if near else f"there is {others}"
-            raise UsageError(f"{file}: unknown setting {name!r}; {hint}")
-        settings[name] = _typed(file, name, settings[name], known[name].type)
-    try:
-        return kind(**{**(otherwise or {}), **settings, **given})
-    except (TypeError, ValueError) as error:
-        where = "" if file is None else f" (options and {file})"
-        raise UsageError(f"{error}{where}") from error
-
-
-def _typed(file: Path | None, name: str, value: Any, hint: Any) -> Any:
-    """Return a value of a TOML file as a setting's type has it; UsageError if it does not fit."""
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if isinstance(value, str) and Path in kinds:
-        return Path(value)
-    if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
-        return float(value)
-    if isinstance(value, list) and any(get_origin(kind) is tuple for kind in kinds):
-        return tuple(value)
-    if type(value) not in kinds:
-        wanted = " or ".join(word for kind, word in _KINDS.items() if kind in kinds)
-        raise UsageError(f"{file}: {name} is {value!r}; it must be {wanted or 'a list'}")
-    return value
-
-
-_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"config {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"config {file}: {error}") from error
 
 
 def _run(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> None:

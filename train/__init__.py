@@ -4,16 +4,23 @@ from .config import TrainConfig
 from .errors import TrainError
 from .events import Look, RunEvent, StepReport, TrainResult
 from .many import RunOutcome, check, train, train_many
+from .sweep import Point, SweepResult, grid, points, sweep, write_sweep
 
 __all__ = [
     "Look",
+    "Point",
     "RunEvent",
     "RunOutcome",
     "StepReport",
+    "SweepResult",
     "TrainConfig",
     "TrainError",
     "TrainResult",
     "check",
+    "grid",
+    "points",
+    "sweep",
     "train",
     "train_many",
+    "write_sweep",
 ]

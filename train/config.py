@@ -9,6 +9,7 @@ from ..kernels import BACKENDS, SELECTIONS
 from ..model import DEVICES
 from ..store import Place, place
 from .mask import parse_rule
+from .trackers import TRACKERS
 
 INITS = ("layer", "random")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -87,6 +88,8 @@ class TrainConfig:
     """"auto", "cpu" or "cuda"."""
     backend: str = "auto"
     """Path of the sparse kernels."""
+    tracker: str = "none"
+    """Who is told the numbers of metrics.jsonl besides: "tensorboard", "wandb" or "trackio"."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "store", place(self.store))
@@ -135,6 +138,7 @@ class TrainConfig:
             ("precision", PRECISIONS),
             ("device", DEVICES),
             ("backend", BACKENDS),
+            ("tracker", TRACKERS),
         ):
             if (choice := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} is {choice!r}; allowed: {', '.join(allowed)}")
@@ -155,5 +159,5 @@ class TrainConfig:
         """Return the settings that decide the resulting weights."""
         free = {"store", "out", "eval_tokens", "eval_every_tokens", "device", "backend"}
         free |= {"checkpoint_every_minutes", "checkpoint_every_tokens", "dead_window_tokens"}
-        free |= {"keep_checkpoints", "micro_batch_tokens"}
+        free |= {"keep_checkpoints", "micro_batch_tokens", "tracker"}
         return {name: value for name, value in self.to_dict().items() if name not in free}

@@ -25,6 +25,10 @@ class RunOutcome(NamedTuple):
     result: TrainResult | None
     """None if it failed"""
     failure: Exception | None
+    group: str | None = None
+    """Name of the group that it was trained in; None if it did not begin"""
+    bytes_read: int = 0
+    """Bytes that this group read from the store, in this call"""
 
 
 class _Asked(NamedTuple):
@@ -92,9 +96,7 @@ def train_many(
     for group in mine:
         outcomes |= _run_group(group, report)
     if apart:
-        held = [(n, o.result, o.failure) for n, o in outcomes.items()]
-        for number, result, failure in launch.gather(held):
-            outcomes[number] = RunOutcome(configs[number], result, failure)
+        outcomes |= dict(launch.gather(list(outcomes.items())))
     return [outcomes[number] for number in range(len(configs))]
 
 
@@ -191,11 +193,14 @@ def _run_group(runs: list[_Asked], report: ReportRun) -> dict[int, RunOutcome]:
         return lambda event: report(RunEvent(name, event))
 
     members = [Member(r.config, r.plan, reporter(str(r.config.out))) for r in runs]
-    group = Group(list(members), runs[0].plan.store)
+    store, name = runs[0].plan.store, str(runs[0].config.out)
+    group = Group(list(members), store)
+    before = store.bytes_read
     try:
         group.run()
+        n_bytes = store.bytes_read - before
         return {
-            run.number: RunOutcome(run.config, member.result, member.failure)
+            run.number: RunOutcome(run.config, member.result, member.failure, name, n_bytes)
             for run, member in zip(runs, members, strict=True)
         }
     finally:

@@ -19,6 +19,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import TrainConfig
+from .curves import draw_curves
 from .errors import TrainError
 from .events import Event, Look, StepReport, TrainResult
 from .objective import Objective, Outcome
@@ -235,6 +236,8 @@ class Member:
         )
         self.lorsa.rescale_(1 / self.scales.x, 1 / self.scales.y)
         self.team.on_main(lambda: self._write(quality))
+        if self.team.is_main:
+            self._draw()
         self.report(Look(self.done, self.tokens(), quality))
 
     def _write(self, quality: Quality) -> None:
@@ -243,6 +246,13 @@ class Member:
         self.folder.log(line)
         self.lorsa.save_pretrained(self.folder.root)
         self.folder.finish(asdict(self.result))
+
+    def _draw(self) -> None:
+        """Draw the curves; a run that is finished does not fail for want of a picture."""
+        try:
+            draw_curves(self.folder.root)
+        except (TrainError, OSError) as error:
+            self.report(f"no picture of the curves: {error}")
 
     def fail(self, error: Exception) -> None:
         """Leave the group; the other runs go on."""

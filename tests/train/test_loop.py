@@ -70,7 +70,7 @@ def test_training_improves_on_the_start(store_folder: Path, tmp_path: Path) -> N
 def test_a_run_folder_holds_what_it_should(store_folder: Path, tmp_path: Path) -> None:
     result = train(_config(store_folder, tmp_path / "run"))
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert names == {"run.json", "metrics.jsonl", "config.json", "lorsa.safetensors"}
+    assert names == {"run.json", "metrics.jsonl", "curves.png", "config.json", "lorsa.safetensors"}
     run = json.loads((tmp_path / "run/run.json").read_text())
     assert run["result"]["fvu"] == result.fvu
     assert run["config"]["lr"] == 1e-3

@@ -1,0 +1,165 @@
+"""Sweeps: one read for many runs, each what it would have been alone."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lorsa.train import (
+    StepReport,
+    TrainConfig,
+    TrainError,
+    grid,
+    points,
+    sweep,
+    train,
+    train_many,
+    write_sweep,
+)
+from lorsa.train.checkpoint import checkpoints
+from lorsa.train.sweep import run_name
+from safetensors.torch import load_file
+from tiny import N_CTX
+
+STEP = 4 * N_CTX
+
+
+def _base(store: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "store": store,
+        "layer": 1,
+        "top_k": 8,
+        "batch_tokens": STEP,
+        "train_tokens": 20 * STEP,
+        "eval_tokens": 2 * N_CTX,
+        "init_tokens": 16 * N_CTX,
+        "device": "cpu",
+    } | changes
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "lorsa.safetensors")
+
+
+def _same(a: Path, b: Path) -> bool:
+    first, second = _weights(a), _weights(b)
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_runs_of_a_sweep_are_those_of_single_commands(store_folder: Path, tmp_path: Path) -> None:
+    """To the bit, and what is read is what one of them reads."""
+    base = _base(store_folder)
+    changes = grid({"top_k": [4, 8], "expansion": [4.0, 8.0]})
+    result = sweep(points(base, changes, tmp_path / "sweep"), tmp_path / "sweep")
+    assert [row["error"] for row in result.rows] == [None] * 4
+    assert result.n_groups == 1
+    for change, row in zip(changes, result.rows, strict=True):
+        alone = TrainConfig(**{**base, **change, "out": tmp_path / "alone" / run_name(change)})
+        assert train(alone).fvu == row["fvu"]
+        assert _same(alone.out, Path(row["run"]))
+    (one,) = train_many([TrainConfig(**base, out=tmp_path / "one")])
+    assert result.bytes_read == one.bytes_read > 0
+
+
+def test_a_run_that_fails_does_not_stop_the_others(store_folder: Path, tmp_path: Path) -> None:
+    """At its start, in its middle, or already as a config."""
+    (tmp_path / "lr=0.002").mkdir()
+    (tmp_path / "lr=0.002" / "notes.txt").touch()
+    changes: list[dict[str, Any]] = [{"lr": lr} for lr in (1e-3, 2e-3, 1e30, -1.0)]
+    result = sweep(points(_base(store_folder), changes, tmp_path), tmp_path)
+    errors = [row["error"] for row in result.rows]
+    assert errors[0] is None
+    assert result.rows[0]["fvu"] < 1
+    assert "holds other things" in errors[1]
+    assert "loss is" in errors[2]
+    assert errors[3] == "lr is -1.0; allowed: above 0"
+    assert not (tmp_path / "lr=-1.0").exists()
+    assert (result.n_failed, result.ok) == (3, False)
+
+
+def test_a_sweep_without_a_run_that_can_begin_is_an_error(
+    store_folder: Path, tmp_path: Path
+) -> None:
+    asked = points(_base(store_folder), [{"lr": -1.0}], tmp_path)
+    with pytest.raises(TrainError, match="no run of the sweep can begin; the first: lr is -1.0"):
+        sweep(asked, tmp_path)
+
+
+def test_a_stopped_sweep_goes_on_to_the_bit(store_folder: Path, tmp_path: Path) -> None:
+    """Stopped where one run is finished and the others have checkpoints of different steps."""
+    base = _base(store_folder)
+    changes: list[dict[str, Any]] = [
+        {"train_tokens": 10 * STEP},
+        {"train_tokens": 20 * STEP, "checkpoint_every_tokens": 4 * STEP},
+        {"train_tokens": 20 * STEP, "checkpoint_every_tokens": 6 * STEP},
+    ]
+    whole = sweep(points(base, changes, tmp_path / "whole"), tmp_path / "whole")
+
+    def stop(told: Any) -> None:
+        if isinstance(told.event, StepReport) and told.event.step == 20:
+            raise KeyboardInterrupt
+
+    asked = points(base, changes, tmp_path / "sweep")
+    with pytest.raises(KeyboardInterrupt):
+        sweep(asked, tmp_path / "sweep", report=stop)
+    runs = [Path(row["run"]) for row in whole.rows]
+    steps = [[p.name[-2:] for p in checkpoints(tmp_path / "sweep" / run.name)] for run in runs]
+    assert steps == [[], ["12", "16"], ["12", "18"]]
+    again = sweep(asked, tmp_path / "sweep")
+    assert again.ok
+    assert all(_same(tmp_path / "sweep" / run.name, run) for run in runs)
+
+
+def test_runs_that_cannot_share_a_read_are_trained_too(store_folder: Path, tmp_path: Path) -> None:
+    """Another layer, order or step."""
+    changes: list[dict[str, Any]] = [{}, {"layer": 2}, {"seed": 1}, {"batch_tokens": 2 * STEP}]
+    changes += [{"seed": 1, "data_seed": 0}]
+    result = sweep(points(_base(store_folder), changes, tmp_path), tmp_path)
+    assert result.ok
+    assert result.n_groups == 4
+
+
+def test_two_runs_of_one_folder_are_refused(store_folder: Path, tmp_path: Path) -> None:
+    config = TrainConfig(**_base(store_folder), out=tmp_path / "run")
+    first, second = train_many([config, config])
+    assert first.failure is None
+    assert "another run has the folder" in str(second.failure)
+
+
+def test_what_does_not_fit_together_is_trained_one_after_the_other(
+    store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorsa.train.many.run_bytes", lambda *_: 1_000)
+    monkeypatch.setattr("lorsa.train.many.SHARED_BYTES", 0)
+    monkeypatch.setattr("lorsa.train.many.require_room", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr("lorsa.train.many.free_bytes", lambda _: 2_500)
+    changes: list[dict[str, Any]] = [{"lr": lr} for lr in (1e-3, 2e-3, 3e-3)]
+    result = sweep(points(_base(store_folder), changes, tmp_path), tmp_path)
+    assert result.ok
+    assert result.n_groups == 2
+
+
+def test_the_table_is_written(store_folder: Path, tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [{"top_k": 4}, {"top_k": 0}]
+    result = sweep(points(_base(store_folder), changes, tmp_path), tmp_path)
+    write_sweep(result)
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    assert content["rows"] == result.rows
+    with (tmp_path / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["top_k"] for row in rows] == ["4", "0"]
+    assert float(rows[0]["fvu"]) == result.rows[0]["fvu"]
+    assert rows[1]["error"].startswith("top_k is 0")
+    assert (tmp_path / "pareto.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_names_of_runs_are_names_of_folders() -> None:
+    assert run_name({"top_k": 32, "lr": 1e-3}) == "top_k=32,lr=0.001"
+    assert run_name({"betas": (0.9, 0.95)}) == "betas=0.9-0.95"
+    assert run_name({"loss_mask": "bos,norm>10x/.."}) == "loss_mask=bos-norm-10x-.."
+    assert run_name({}) == "run"
+    long = {f"setting_{i}": i for i in range(20)}
+    assert len(run_name(long)) < 120
+    assert run_name(long) != run_name(long | {"setting_19": 20})

@@ -1,0 +1,161 @@
+"""Many runs from one request: a grid of values or a list, and one table of what came out.
+
+sweep.json          what was asked for, a row per run, bytes read
+sweep.csv           the same rows
+pareto.png          FVU against L0
+top_k=32,lr=0.001/  a run folder like any other
+"""
+
+import hashlib
+import itertools
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..model import write_json
+from .config import TrainConfig
+from .curves import draw_pareto
+from .errors import TrainError
+from .many import ReportRun, RunOutcome, train_many
+from .run import finite
+from .table import write_csv
+
+MEASURES = ("fvu", "l0", "dead_fraction", "n_ov_heads", "train_tokens", "tokens_per_second")
+MAX_NAME = 100
+
+
+class Point(NamedTuple):
+    """A run of a sweep."""
+
+    changes: dict[str, Any]
+    """Settings in which it differs from the others"""
+    config: TrainConfig | None
+    """None if the settings make no sense"""
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepResult:
+    """What a sweep made."""
+
+    out: str
+    """Its folder."""
+    rows: list[dict[str, Any]]
+    """A row per run: the settings that differ, `MEASURES`, folder, error."""
+    n_failed: int
+    """Runs without a result."""
+    n_groups: int
+    """Groups of runs that shared what they read; 0 where all runs were finished before."""
+    bytes_read: int
+    """Bytes read from the store by all of them, in this call."""
+    seconds: float
+    """Of this call."""
+    ok: bool
+    """Whether every run has a result."""
+
+
+def grid(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return every combination of the values of some settings; the last setting turns fastest."""
+    return [
+        dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())
+    ]
+
+
+def points(base: Mapping[str, Any], changes: Sequence[dict[str, Any]], out: Path) -> list[Point]:
+    """Make the configs of a sweep; settings out of range become the point's error.
+
+    Args:
+        base: settings that all runs share.
+        changes: those in which each differs.
+        out: folder of the sweep.
+    """
+    found = []
+    for change in changes:
+        try:
+            config = TrainConfig(**{**base, **change, "out": out / run_name(change)})
+        except (TypeError, ValueError) as error:
+            found.append(Point(change, None, str(error)))
+        else:
+            found.append(Point(change, config, None))
+    return found
+
+
+def run_name(change: Mapping[str, Any]) -> str:
+    """Return the folder of a run: what it changes, in characters that a path may have."""
+    words = ",".join(f"{name}={_word(value)}" for name, value in change.items()) or "run"
+    if len(words) > MAX_NAME:
+        return f"{words[:MAX_NAME]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+    return words
+
+
+def _word(value: Any) -> str:
+    text = "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return re.sub(r"[^\w.+-]", "-", text)
+
+
+def sweep(
+    asked: Sequence[Point],
+    out: Path,
+    *,
+    apart: bool = True,
+    report: ReportRun = lambda told: None,
+) -> SweepResult:
+    """Train all runs of a sweep, those that can share a read together, and write the table.
+
+    The same call goes on from the checkpoints of one that was stopped, and passes over runs that
+    are finished.
+
+    Args:
+        asked: the runs, from `points`.
+        out: folder of the sweep.
+        apart: with several processes, each takes whole runs, in place of a share of every step.
+        report: as of `train_many`.
+
+    Raises:
+        TrainError: no run can begin.
+        KeyboardInterrupt: the process was asked to stop; checkpoints were written.
+    """
+    started = time.perf_counter()
+    configs = [point.config for point in asked if point.config is not None]
+    if not configs:
+        raise TrainError(f"no run of the sweep can begin; the first: {asked[0].error}")
+    outcomes = iter(train_many(configs, apart=apart, report=report))
+    pairs = [(point, None if point.config is None else next(outcomes)) for point in asked]
+    rows = [_row(point, outcome) for point, outcome in pairs]
+    reads = {o.group: o.bytes_read for _, o in pairs if o is not None and o.group is not None}
+    n_failed = sum(row["error"] is not None for row in rows)
+    return SweepResult(
+        out=str(out),
+        rows=rows,
+        n_failed=n_failed,
+        n_groups=len(reads),
+        bytes_read=sum(reads.values()),
+        seconds=time.perf_counter() - started,
+        ok=n_failed == 0,
+    )
+
+
+def write_sweep(result: SweepResult) -> None:
+    """Write table and plot of a sweep into its folder.
+
+    Raises:
+        OSError: the disk does not take them.
+    """
+    out = Path(result.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "sweep.json", finite(asdict(result)))
+    write_csv(result.rows, out / "sweep.csv")
+    draw_pareto(result.rows, out / "pareto.png")
+
+
+def _row(point: Point, outcome: RunOutcome | None) -> dict[str, Any]:
+    row = dict(point.changes)
+    result = None if outcome is None or outcome.result is None else asdict(outcome.result)
+    row |= {name: None if result is None else result[name] for name in MEASURES if name not in row}
+    row["run"] = None if point.config is None else str(point.config.out)
+    failure = None if outcome is None or outcome.failure is None else str(outcome.failure)
+    row["error"] = point.error or failure
+    return row
