@@ -7,8 +7,11 @@ once: the run goes on.
 
 import json
 import math
+import sys
 import uuid
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from contextvars import copy_context
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,7 +52,8 @@ class Tracker:
         if self._behind is None:
             return
         try:
-            work(self._behind)
+            with redirect_stdout(sys.stderr):  # stdout is for the result
+                work(self._behind)
         except Exception as error:  # another package's, and no reason to lose a run
             self._behind = None
             self._report(f"{self._name} takes no more numbers ({_line(error)}); the run goes on")
@@ -91,7 +95,9 @@ def open_tracker(
         return Tracker(name, None, report)
     try:
         behind = _BEGIN[name](run, config, first_step)
-        behind.start()
+        with redirect_stdout(sys.stderr):
+            # trackio ends the run that its context knows: each begins in a context of its own
+            copy_context().run(behind.start)
         if name == "tensorboard":
             behind.log({"config": f"    {json.dumps(config, indent=4)}"}, step=first_step)
     except Exception as error:  # of any kind: no account, no network, no disk
