@@ -15,8 +15,9 @@ ARROWS = {
     "train": {"kernels", "store", "model", "stop"},
     "analyze": {"store", "model", "harvest"},
     "display": {"harvest", "store", "train"},
+    "watch": {"display", "train"},
     "demo": {"display", "harvest", "train", "analyze"},
-    "cli": {"display", "demo", "harvest", "store", "train", "analyze"},
+    "cli": {"display", "watch", "demo", "harvest", "store", "train", "analyze"},
 }
 HOMES = {
     "triton": {"kernels"},
@@ -29,7 +30,7 @@ HOMES = {
     "accelerate": {"harvest", "train"},
     "matplotlib": {"train"},
     "typer": {"cli"},
-    "rich": {"display"},
+    "rich": {"display", "watch"},
 }
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
 

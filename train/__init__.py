@@ -2,7 +2,18 @@
 
 from .config import TrainConfig
 from .errors import TrainError
-from .events import Look, StepReport, TrainResult
+from .events import Ended, Event, Look, RunEvent, StepReport, TrainResult
 from .loop import check, train
 
-__all__ = ["Look", "StepReport", "TrainConfig", "TrainError", "TrainResult", "check", "train"]
+__all__ = [
+    "Ended",
+    "Event",
+    "Look",
+    "RunEvent",
+    "StepReport",
+    "TrainConfig",
+    "TrainError",
+    "TrainResult",
+    "check",
+    "train",
+]
