@@ -270,8 +270,9 @@ def train(
     given = _given(locals(), besides={"layers", "out", "apart"})
 
     def work() -> dict[str, Any]:
-        from .display import SweepDisplay, TrainDisplay
+        from .display import TrainDisplay
         from .train import TrainConfig, check, train_many
+        from .watch import SweepDisplay
 
         all_settings = [
             make_config(TrainConfig, {**given, "layer": n, "out": out / f"layer-{n}"}, config)
@@ -285,8 +286,10 @@ def train(
             if outcomes[0].failure is not None:
                 raise outcomes[0].failure
         else:
-            with SweepDisplay([str(settings.out) for settings in all_settings]) as display:
-                outcomes = train_many(all_settings, apart=apart, report=display)
+            with SweepDisplay(
+                [settings.out.name for settings in all_settings], label="train"
+            ) as display:
+                outcomes = train_many(all_settings, apart=apart, report=_by_name(display))
         failed = [
             {"run": str(o.config.out), "layer": o.config.layer, "error": str(o.failure)}
             for o in outcomes
@@ -356,21 +359,26 @@ def sweep(
     given = _given(locals(), besides=besides)
 
     def work() -> dict[str, Any]:
-        from .display import SweepDisplay
         from .train import TrainConfig, points, write_sweep
         from .train import sweep as run
+        from .watch import SweepDisplay
 
         chosen = ",".join(map(str, _chosen_layers(store, layers)))
         base, changes = make_grid(TrainConfig, {"layer": chosen, **given}, others or [], config)
         asked = points({**base, "store": store}, changes, out)
-        names = [str(point.config.out) for point in asked if point.config is not None]
+        names = [point.config.out.name for point in asked if point.config is not None]
         with SweepDisplay(names) as display:
-            result = run(asked, out, apart=apart, report=display)
+            result = run(asked, out, apart=apart, report=_by_name(display))
         if IS_MAIN:
             write_sweep(result)
         return asdict(result)
 
     _run("sweep", work, as_json)
+
+
+def _by_name(display: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Tell a display of runs by the names of their folders."""
+    return lambda told: display(told._replace(run=Path(told.run).name))
 
 
 def _chosen_layers(store: str, layers: str | None) -> list[int]:

@@ -55,8 +55,8 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def update(self, done: int, total: int, note: str) -> None:
-        """Show how far it is."""
+    def update(self, done: int, total: int, note: str, left_s: float | None = None) -> None:
+        """Show how far it is; on a terminal the bar knows the time left by itself."""
         if self._task is None:
             self._task = self._progress.add_task(self._label, total=total, note="")
         self._progress.update(self._task, completed=done, total=total, note=note)
@@ -64,7 +64,8 @@ class _Bar:
         ends = done == total and self._said != (done, total)
         if not err.is_terminal and (now - self._said_at > PLAIN_EVERY_S or ends):
             self._said_at, self._said = now, (done, total)
-            say(f"{self._label} {done:,} of {total:,}  {note}")
+            left = "" if left_s is None else f"  {spell_time(left_s)} left"
+            say(f"{self._label} {done:,} of {total:,}  {note}{left}")
 
 
 class HarvestDisplay(_Bar):
@@ -108,7 +109,7 @@ class HarvestDisplay(_Bar):
 
     def _estimate(self, estimate: "stage1.Estimate") -> None:
         say(
-            f"about {_time(estimate.seconds)}: {estimate.tokens_per_second:,.0f} tokens/s, "
+            f"about {spell_time(estimate.seconds)}: {estimate.tokens_per_second:,.0f} tokens/s, "
             f"{estimate.batch_seqs} sequences in a forward pass"
         )
 
@@ -160,7 +161,7 @@ class TrainDisplay(_Bar):
         super().__init__(f"layer {layer}")
         self._fvu = "-"
 
-    def __call__(self, event: "str | stage2.StepReport | stage2.Look") -> None:
+    def __call__(self, event: "stage2.Event") -> None:
         """Show an event."""
         from .train import Look, StepReport
 
@@ -169,16 +170,25 @@ class TrainDisplay(_Bar):
                 say(event)
             case Look():
                 self._fvu = f"{event.held_out.fvu:.3f}"
-                say(
-                    f"{self._label}: FVU {event.held_out.fvu:.4f} on {event.held_out.n_tokens:,} "
-                    f"held-out tokens, after {event.tokens:,}"
-                )
+                say(f"{self._label}: {look_line(event)}")
             case StepReport():
                 note = (
                     f"{event.tokens_per_second:,.0f} tok/s  FVU {self._fvu}  "
                     f"dead {event.dead_fraction:.1%}  data wait {event.data_wait_fraction:.0%}"
                 )
-                self.update(event.tokens, event.train_tokens, note)
+                left = (event.train_tokens - event.tokens) / max(event.tokens_per_second, 1e-9)
+                self.update(event.tokens, event.train_tokens, note, left)
+
+
+def look_line(look: "stage2.Look") -> str:
+    """Return in words what a look found."""
+    found = look.held_out
+    masked = ""
+    if found.masked_fraction:
+        masked = f" ({found.fvu_all:.4f} with the {found.masked_fraction:.1%} that do not count)"
+    return (
+        f"FVU {found.fvu:.4f}{masked} on {found.n_tokens:,} held-out tokens, after {look.tokens:,}"
+    )
 
 
 class CareDisplay(_Bar):
@@ -210,7 +220,7 @@ def _plan_table(result: dict[str, Any]) -> Table:
     rows = _plan_rows(plan)
     if plan.estimate is not None:
         rate = f"{plan.estimate.tokens_per_second:,.0f} tokens/s"
-        rows["time"] = f"about {_time(plan.estimate.seconds)}, {rate}"
+        rows["time"] = f"about {spell_time(plan.estimate.seconds)}, {rate}"
     return _facts("a harvest would write", rows)
 
 
@@ -220,7 +230,7 @@ def _harvest_table(result: dict[str, Any]) -> Table:
         "layers": spell_layers(result["layers"]),
         "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences",
         "size": format_bytes(result["n_bytes"]),
-        "time": _time(result["seconds"])
+        "time": spell_time(result["seconds"])
         + (f", {rate:,.0f} tokens/s" if (rate := result["tokens_per_second"]) else ""),
         "store": result["store"],
     }
@@ -248,13 +258,51 @@ def _train_table(result: dict[str, Any]) -> Table:
             f"{run['dead_fraction']:.1%}",
             f"{run['train_tokens']:,}",
             f"{run['tokens_per_second']:,.0f}",
-            _time(run["seconds"]),
+            spell_time(run["seconds"]),
             escape(run["run"]),
         )
-    windows = {f"{run['dead_window_tokens']:,}" for run in runs}
+    for run in result["failed"]:
+        table.add_row(str(run["layer"]), *"------", f"[red]failed: {escape(run['error'])}[/]")
+    windows = {f"{run['dead_window_tokens']:,}" for run in runs} or {"-"}
     table.caption = f"dead: did not fire on the last {' or '.join(sorted(windows))} tokens"
     table.caption_justify = "left"
     return table
+
+
+def _sweep_table(result: dict[str, Any]) -> Table:
+    """Show the rows of a sweep: the settings that differ, then what came out, the best in bold."""
+    rows = result["rows"]
+    table = Table(title="swept", title_justify="left", box=SIMPLE_HEAD)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    settings = names[: names.index("fvu")] if "fvu" in names else names
+    for name in (*settings, "FVU", "L0", "dead", "tokens/s"):
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    table.add_column("run", overflow="fold")
+    fvus = [row["fvu"] for row in rows if row.get("fvu") is not None]
+    for row in rows:
+        values = [escape(_setting(row.get(name))) for name in settings]
+        if row.get("error"):
+            failed = f"[red]failed: {escape(row['error'])}[/]"
+            table.add_row(*values, "-", "-", "-", "-", failed)
+            continue
+        best = row["fvu"] is not None and row["fvu"] == min(fvus)
+        table.add_row(
+            *values,
+            _number(row["fvu"]),
+            f"{row['l0']:.1f}",
+            f"{row['dead_fraction']:.1%}",
+            f"{row['tokens_per_second']:,.0f}",
+            escape(row["run"]),
+            style="bold" if best else None,
+        )
+    size = format_bytes(result["bytes_read"])
+    table.caption = escape(f"sweep.csv and pareto.png in {result['out']}; {size} read")
+    table.caption_justify = "left"
+    return table
+
+
+def _setting(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _eval_table(result: dict[str, Any]) -> Table:
@@ -380,7 +428,7 @@ def _demo_table(result: dict[str, Any]) -> Table:
         **_quality_rows(measured),
         "store": f"{harvested['store']} ({format_bytes(harvested['n_bytes'])})",
         "run": trained["run"],
-        "time": _time(result["seconds"]),
+        "time": spell_time(result["seconds"]),
     }
     return _facts("a Lorsa of SmolLM2-135M-Instruct", rows)
 
@@ -389,6 +437,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], Table | str]] = {
     "harvest": _harvest_table,
     "plan": _plan_table,
     "train": _train_table,
+    "sweep": _sweep_table,
     "eval": _eval_table,
     "info": _info_table,
     "verify": _verify_lines,
@@ -420,7 +469,8 @@ def _share(value: float | None) -> str:
     return "undefined (ablation costs nothing)" if value is None else f"{value:.1%}"
 
 
-def _time(seconds: float) -> str:
+def spell_time(seconds: float) -> str:
+    """Return a time in words."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 48:

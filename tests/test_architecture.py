@@ -15,8 +15,10 @@ ARROWS = {
     "train": {"kernels", "store", "model", "stop"},
     "analyze": {"store", "model", "harvest"},
     "display": {"harvest", "store", "train"},
+    "watch": {"display", "train"},
     "demo": {"display", "harvest", "train", "analyze"},
-    "cli": {"display", "demo", "harvest", "store", "train", "analyze"},
+    "settings": set(),
+    "cli": {"settings", "display", "watch", "demo", "harvest", "store", "train", "analyze"},
 }
 HOMES = {
     "triton": {"kernels"},
@@ -29,7 +31,7 @@ HOMES = {
     "accelerate": {"harvest", "train"},
     "matplotlib": {"train"},
     "typer": {"cli"},
-    "rich": {"display"},
+    "rich": {"display", "watch"},
 }
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
 

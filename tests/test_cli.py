@@ -241,7 +241,7 @@ def test_every_option_is_a_setting() -> None:
             "dry_run",
             "return",
         }
-        known |= {"layers"}
+        known |= {"layers", "apart"}
         assert set(typing.get_type_hints(getattr(cli, command))) <= known
 
 

@@ -2,11 +2,13 @@
 
 from .config import TrainConfig
 from .errors import TrainError
-from .events import Look, RunEvent, StepReport, TrainResult
+from .events import Ended, Event, Look, RunEvent, StepReport, TrainResult
 from .many import RunOutcome, check, train, train_many
 from .sweep import Point, SweepResult, grid, points, sweep, write_sweep
 
 __all__ = [
+    "Ended",
+    "Event",
     "Look",
     "Point",
     "RunEvent",

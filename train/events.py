@@ -81,12 +81,23 @@ class TrainResult:
     """Of this call, before the final measurement."""
 
 
-Event = str | StepReport | Look
+class Ended(NamedTuple):
+    """A run of a group has come to its end."""
+
+    result: TrainResult | None
+    """None of a run that failed"""
+    error: str | None = None
+    """Why it failed"""
+    before: bool = False
+    """Whether it was finished before this call"""
+
+
+Event = str | StepReport | Look | Ended
 Report = Callable[[Event], None]
 
 
 class RunEvent(NamedTuple):
-    """An event of one of several runs."""
+    """An event of one run of a group."""
 
     run: str
     """Its folder"""

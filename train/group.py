@@ -78,7 +78,7 @@ class Group:
                 self.steps(stop)
         finally:
             for member in self.members:
-                member.folder.release()
+                member.close()
 
     def start(self) -> None:
         """Take up or initialise every run."""

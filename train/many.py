@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..store import ActivationStore, Place
 from .config import TrainConfig
 from .errors import RUN_ERRORS, TrainError
-from .events import Event, Report, RunEvent, TrainResult
+from .events import Ended, Event, Report, RunEvent, TrainResult
 from .group import Group
 from .member import Member
 from .memory import SHARED_BYTES, SPARE, free_bytes, require_room, run_bytes
@@ -56,7 +56,12 @@ def train(config: TrainConfig, *, report: Report = lambda event: None) -> TrainR
         CheckpointError: the run cannot go on from its checkpoints.
         KeyboardInterrupt: the process was asked to stop; a checkpoint was written.
     """
-    (outcome,) = train_many([config], report=lambda told: report(told.event))
+
+    def tell(told: RunEvent) -> None:
+        if not isinstance(told.event, Ended):  # it is returned or raised
+            report(told.event)
+
+    (outcome,) = train_many([config], report=tell)
     if outcome.failure is not None:
         raise outcome.failure
     assert outcome.result is not None
@@ -89,7 +94,7 @@ def train_many(
     launch = Launch(configs[0])
     team = launch.team(alone=apart)
     outcomes: dict[int, RunOutcome] = {}
-    asked = _look_into(configs, team, outcomes)
+    asked = _look_into(configs, team, outcomes, report)
     free = free_bytes(team.device)
     groups = _groups(asked, free, at_least=launch.world if apart else 1)
     mine = _share(groups, launch.rank, launch.world) if apart else groups
@@ -109,7 +114,10 @@ def check(config: TrainConfig) -> None:
 
 
 def _look_into(
-    configs: Sequence[TrainConfig], team: Team, outcomes: dict[int, RunOutcome]
+    configs: Sequence[TrainConfig],
+    team: Team,
+    outcomes: dict[int, RunOutcome],
+    report: ReportRun,
 ) -> list[_Asked]:
     """Return the runs that can begin; the others' outcomes are noted."""
     stores: dict[Place, ActivationStore] = {}
@@ -125,6 +133,8 @@ def _look_into(
             asked.append(_Asked(number, config, plan))
         except RUN_ERRORS as error:
             outcomes[number] = RunOutcome(config, None, error)
+            if team.is_main:
+                report(RunEvent(str(config.out), Ended(None, str(error))))
     return asked
 
 

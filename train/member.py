@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from .checkpoint import (
 from .config import TrainConfig
 from .curves import draw_curves
 from .errors import TrainError
-from .events import Event, Look, StepReport, TrainResult
+from .events import Ended, Event, Look, StepReport, TrainResult
 from .objective import Objective, Outcome
 from .plan import Plan, describe
 from .run import RunFolder
 from .schedule import lr_factor, top_k_at
 from .setup import Scales, activation_scales
+from .trackers import Tracker, open_tracker
 
 
 class Clock(NamedTuple):
@@ -75,6 +76,7 @@ class Member:
         """Steps done"""
         self.spent_s = 0.0
         """Time that the run took before this call"""
+        self.tracker: Tracker | None = None
         self.result: TrainResult | None = None
         self.failure: Exception | None = None
 
@@ -84,6 +86,7 @@ class Member:
         if finished is not None:
             self.report(f"{self.config.out} is already finished")
             self.result = TrainResult(**{**finished, "run": str(self.config.out)})
+            self.report(Ended(self.result, before=True))
         else:
             self.report(self.about)
 
@@ -105,7 +108,29 @@ class Member:
             initialise()
             self.lorsa.rescale_(*self.scales)
         self.team.on_main(lambda: self.folder.drop_after(self.done))
+        self.team.on_main(self._open_tracker)
         self.module, self.optimizer = self.team.prepare(Objective(self.lorsa), self.adam)
+
+    def _open_tracker(self) -> None:
+        self.tracker = open_tracker(
+            self.config.tracker,
+            run=self.folder.root,
+            config=self.config.to_dict(),
+            first_step=self.done,
+            report=self.report,
+        )
+
+    def _log(self, line: dict[str, Any]) -> None:
+        """Note a line of metrics; on the main process."""
+        self.folder.log(line)
+        if self.tracker is not None:
+            self.tracker.log(line, self.done)
+
+    def close(self) -> None:
+        """Let others write the folder, and end what listens."""
+        self.folder.release()
+        if self.tracker is not None:
+            self.tracker.close()
 
     def _newest_state(self) -> State | None:
         """Take up the newest good checkpoint: the main process's choice, on all processes."""
@@ -192,14 +217,14 @@ class Member:
             data_wait_fraction=clock.wait_fraction,
         )
         if self.team.is_main:
-            self.folder.log(line._asdict())
+            self._log(line._asdict())
         self.report(line)
 
     def look(self, quality: Quality) -> None:
         """Note the quality on held-out tokens."""
         if self.team.is_main:
             line = {"step": self.done, "tokens": self.tokens(), "held_out": asdict(quality)}
-            self.folder.log(line)
+            self._log(line)
         self.report(Look(self.done, self.tokens(), quality))
 
     def save(self, clock: Clock) -> None:
@@ -239,11 +264,12 @@ class Member:
         if self.team.is_main:
             self._draw()
         self.report(Look(self.done, self.tokens(), quality))
+        self.report(Ended(self.result))
 
     def _write(self, quality: Quality) -> None:
         assert self.result is not None
         line = {"step": self.done, "tokens": self.tokens(), "held_out": asdict(quality)}
-        self.folder.log(line)
+        self._log(line)
         self.lorsa.save_pretrained(self.folder.root)
         self.folder.finish(asdict(self.result))
 
@@ -257,7 +283,7 @@ class Member:
     def fail(self, error: Exception) -> None:
         """Leave the group; the other runs go on."""
         self.failure = error
-        self.report(f"failed: {error}")
+        self.report(Ended(None, str(error)))
 
     def plan_for_time(self, clock: Clock) -> None:
         """Lay the run out for its minutes, until the learning rate falls."""

@@ -12,6 +12,7 @@ from .errors import TrainError
 from .mask import TokenMask
 from .setup import Extent, extent, lorsa_config
 from .team import Team
+from .trackers import require_tracker
 
 
 class Plan(NamedTuple):
@@ -59,6 +60,7 @@ def make_plan(config: TrainConfig, store: ActivationStore, team: Team) -> Plan:
         "batch_seqs": span.batch_seqs,
         "arithmetic": _arithmetic(low),
     }
+    require_tracker(config.tracker)
     mask = TokenMask.of(config.loss_mask, store, config.layer)
     return Plan(store, team, span, lorsa_config(config, store), mask, low, facts)
 

@@ -7,13 +7,15 @@ once: the run goes on.
 
 import json
 import math
+import sys
 import uuid
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from contextvars import copy_context
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
 from .errors import TrainError
@@ -49,7 +51,8 @@ class Tracker:
         if self._behind is None:
             return
         try:
-            work(self._behind)
+            with redirect_stdout(sys.stderr):  # stdout is for the result
+                work(self._behind)
         except Exception as error:  # another package's, and no reason to lose a run
             self._behind = None
             self._report(f"{self._name} takes no more numbers ({_line(error)}); the run goes on")
@@ -68,7 +71,7 @@ def open_tracker(
     *,
     run: Path,
     config: dict[str, Any],
-    accelerator: Accelerator,
+    speaks: bool = True,
     first_step: int = 0,
     report: Callable[[str], None] = lambda text: None,
 ) -> Tracker:
@@ -78,7 +81,7 @@ def open_tracker(
         name: of TRACKERS.
         run: its folder, which gives the tracker's run its name.
         config: kept with the run; JSON-able.
-        accelerator: of the processes that train together.
+        speaks: whether this process speaks for those that train together.
         first_step: steps done already; what a tracker has of later ones is done again.
         report: is told in a line that the tracker failed.
 
@@ -87,11 +90,13 @@ def open_tracker(
         TrainError: its package is not installed, or it does not start.
     """
     require_tracker(name)
-    if name == "none" or not accelerator.is_main_process:
+    if name == "none" or not speaks:
         return Tracker(name, None, report)
     try:
         behind = _BEGIN[name](run, config, first_step)
-        behind.start()
+        with redirect_stdout(sys.stderr):
+            # trackio ends the run that its context knows: each begins in a context of its own
+            copy_context().run(behind.start)
         if name == "tensorboard":
             behind.log({"config": f"    {json.dumps(config, indent=4)}"}, step=first_step)
     except Exception as error:  # of any kind: no account, no network, no disk
@@ -104,14 +109,14 @@ def open_tracker(
 
 def _tensorboard(run: Path, _config: dict[str, Any], first_step: int) -> Any:
     kept = first_step + 1 if first_step else 0  # what was told from this step on is dropped
-    return TensorBoardTracker("tensorboard", run, purge_step=kept)
+    return _everywhere(TensorBoardTracker)("tensorboard", run, purge_step=kept)
 
 
 def _wandb(run: Path, config: dict[str, Any], first_step: int) -> Any:
     path = run / ID
     if first_step == 0 or not path.exists():
         path.write_text(json.dumps({"wandb": uuid.uuid4().hex[:12]}) + "\n", "utf-8")
-    return WandBTracker(
+    return _everywhere(WandBTracker)(
         PROJECT,
         name=run.name,
         group=run.parent.name or None,
@@ -125,9 +130,14 @@ def _wandb(run: Path, config: dict[str, Any], first_step: int) -> Any:
 
 def _trackio(run: Path, config: dict[str, Any], first_step: int) -> Any:
     resume = "allow" if first_step else "never"
-    return TrackioTracker(
+    return _everywhere(TrackioTracker)(
         PROJECT, name=f"{run.parent.name}/{run.name}", config=config, resume=resume, embed=False
     )
+
+
+def _everywhere(kind: type[Any]) -> type[Any]:
+    """Return a tracker of accelerate that also works on other processes, which have own runs."""
+    return type(kind.__name__, (kind,), {"main_process_only": False})
 
 
 _BEGIN: dict[str, Callable[[Path, dict[str, Any], int], Any]] = {
