@@ -11,6 +11,7 @@ from ..store import Place, place
 from .mask import parse_rule
 
 INITS = ("layer", "random")
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -59,6 +60,8 @@ class TrainConfig:
     loss_mask: str = "none"
     """Tokens that do not count in loss and metrics, such as "special,first,norm>10x": see
     train/mask.py. They stay in their sequences, where others attend to them."""
+    tracker: str = "none"
+    """Who is told what metrics.jsonl is: "tensorboard", "wandb", "trackio" or "none"."""
     eval_tokens: int = 16_384
     """Held-out tokens of a look in mid-run; the last look takes all."""
     eval_every_tokens: int | None = None
@@ -111,6 +114,7 @@ class TrainConfig:
             ("precision", PRECISIONS),
             ("device", DEVICES),
             ("backend", BACKENDS),
+            ("tracker", TRACKERS),
         ):
             if (choice := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} is {choice!r}; allowed: {', '.join(allowed)}")
@@ -124,6 +128,6 @@ class TrainConfig:
 
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide the resulting weights."""
-        free = {"store", "out", "eval_tokens", "eval_every_tokens", "device", "backend"}
+        free = {"store", "out", "eval_tokens", "eval_every_tokens", "device", "backend", "tracker"}
         free |= {"checkpoint_every_minutes", "checkpoint_every_tokens", "dead_window_tokens"}
         return {name: value for name, value in self.to_dict().items() if name not in free}
