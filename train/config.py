@@ -12,6 +12,7 @@ from .mask import parse_rule
 from .trackers import TRACKERS
 
 INITS = ("layer", "random")
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -65,6 +66,8 @@ class TrainConfig:
     loss_mask: str = "none"
     """Tokens that do not count in loss and metrics, such as "special,first,norm>10x": see
     train/mask.py. They stay in their sequences, where others attend to them."""
+    tracker: str = "none"
+    """Who is told what metrics.jsonl is: "tensorboard", "wandb", "trackio" or "none"."""
     eval_tokens: int = 16_384
     """Held-out tokens of a look in mid-run; the last look takes all."""
     eval_every_tokens: int | None = None
@@ -157,7 +160,7 @@ class TrainConfig:
 
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide the resulting weights."""
-        free = {"store", "out", "eval_tokens", "eval_every_tokens", "device", "backend"}
+        free = {"store", "out", "eval_tokens", "eval_every_tokens", "device", "backend", "tracker"}
         free |= {"checkpoint_every_minutes", "checkpoint_every_tokens", "dead_window_tokens"}
         free |= {"keep_checkpoints", "micro_batch_tokens", "tracker"}
         return {name: value for name, value in self.to_dict().items() if name not in free}

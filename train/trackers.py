@@ -18,9 +18,9 @@ from typing import Any
 
 from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
+from .config import TRACKERS
 from .errors import TrainError
 
-TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 PROJECT = "lorsa"
 """What Weights & Biases and trackio put the runs under."""
 ID = "tracker.json"
