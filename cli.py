@@ -355,8 +355,7 @@ def sweep(
 
     Example: lorsa sweep --store ./acts --layer 12 --top-k 32,64,128 --lr 1e-3,2e-3
     """
-    besides = {"store", "layers", "out", "others", "apart"}
-    given = _given(locals(), besides=besides)
+    given = _given(locals(), besides={"store", "layers", "out", "others", "apart"})
 
     def work() -> dict[str, Any]:
         from .train import TrainConfig, points, write_sweep

@@ -441,10 +441,82 @@ def test_train_refuses_in_one_line(
     assert not (tmp_path / "runs").exists()
 
 
+SWEEP = ["--layer", 1, "--tokens", 8 * N_CTX, "--batch-tokens", 4 * N_CTX, "--device", "cpu"]
+SWEEP += ["--set", f"init_tokens={16 * N_CTX}"]
+
+
+def test_a_sweep_is_a_table_and_files(lorsa: Lorsa, store_folder: Path, tmp_path: Path) -> None:
+    args = ["sweep", "--store", store_folder, *SWEEP, "--top-k", "4,8", "--lr", "1e-3,2e-3"]
+    shown = lorsa(*args)
+    assert shown.exit_code == 0
+    assert "top_k=8,lr=0.002: finished" in shown.stderr
+    assert "0.002" in shown.stdout
+    names = {path.name for path in (tmp_path / "sweep").iterdir()}
+    assert names >= {"sweep.json", "sweep.csv", "pareto.png", "top_k=4,lr=0.001"}
+    again = json.loads(lorsa(*args, "--json").stdout)
+    assert [row["top_k"] for row in again["rows"]] == [4, 4, 8, 8]
+    assert again["bytes_read"] == 0  # all were finished before
+
+
+def test_a_sweep_tells_which_runs_failed(lorsa: Lorsa, store_folder: Path, tmp_path: Path) -> None:
+    """The others are trained; the exit code says that not all were."""
+    args = ["sweep", "--store", store_folder, *SWEEP, "--top-k", "4,100000,0", "--json"]
+    done = lorsa(*args)
+    assert done.exit_code == 1
+    rows = json.loads(done.stdout)["rows"]
+    assert rows[0]["error"] is None
+    assert "top_k is 100000; allowed: 1..256 (n_ov_heads)" in rows[1]["error"]
+    assert "top_k is 0; allowed: 1 or more" in rows[2]["error"]
+    assert not (tmp_path / "sweep" / "top_k=100000").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--top-k", "few"], 2, "--top-k: top_k is 'few'; it must be a whole number"),
+        (["--set", "top_kk=3"], 2, "--set: unknown setting 'top_kk'; did you mean top_k?"),
+        (["--set", "top_k"], 2, "--set top_k: write NAME=VALUE"),
+        (["--lr", ""], 2, "--lr: lr has no value"),
+        (["--config", "none.toml"], 2, "none.toml: No such file"),
+        (["--top-k", "0"], 1, "no run of the sweep can begin; the first: top_k is 0"),
+        (["--layers", "9"], 1, "layers 1-2"),
+    ],
+)
+def test_sweep_refuses_in_one_line(
+    lorsa: Lorsa, store_folder: Path, tmp_path: Path, args: list[str], code: int, message: str
+) -> None:
+    error = _one_line_error(lorsa("sweep", "--store", store_folder, *args), code)
+    assert message in error
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_layers_that_fail_do_not_stop_the_others(
+    lorsa: Lorsa, store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorsa.train import TrainError
+    from lorsa.train.member import Member
+
+    begin = Member.begin
+
+    def fail_of_layer_1(member: Member) -> None:
+        if member.config.layer == 1:
+            raise TrainError("no luck")
+        begin(member)
+
+    monkeypatch.setattr(Member, "begin", fail_of_layer_1)
+    args = ["--tokens", 8 * N_CTX, "--batch-tokens", 4 * N_CTX, "--device", "cpu", "--top-k", 4]
+    done = lorsa("train", "--store", store_folder, *args, "--json")
+    assert done.exit_code == 1
+    result = json.loads(done.stdout)
+    assert [run["layer"] for run in result["runs"]] == [2]
+    assert result["failed"] == [{"run": "runs/layer-1", "layer": 1, "error": "no luck"}]
+
+
 @pytest.mark.parametrize(
     "command",
     [
         ["train", "--store"],
+        ["sweep", "--store"],
         ["store", "info"],
         ["store", "verify"],
         ["store", "verify", "--repair"],

@@ -11,6 +11,7 @@ from lorsa import cli
 from lorsa.harvest import HarvestConfig
 from lorsa.harvest.aliases import ALIASES
 from lorsa.harvest.plan import cost
+from lorsa.settings import make_config
 from lorsa.store import choose_layers, format_bytes
 from lorsa.train import TrainConfig
 from tiny import N_CTX, make_model, make_tokenizer
@@ -33,7 +34,7 @@ def _comment(file: Path) -> str:
 
 def _settings(file: Path) -> TrainConfig:
     given = {"store": "acts", "layer": 0, "out": Path("run")}
-    return cli._settings(TrainConfig, given, file)
+    return make_config(TrainConfig, given, file)
 
 
 def test_there_is_one_for_each_model() -> None:

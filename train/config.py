@@ -9,7 +9,6 @@ from ..kernels import BACKENDS, SELECTIONS
 from ..model import DEVICES
 from ..store import Place, place
 from .mask import parse_rule
-from .trackers import TRACKERS
 
 INITS = ("layer", "random")
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
@@ -91,8 +90,6 @@ class TrainConfig:
     """"auto", "cpu" or "cuda"."""
     backend: str = "auto"
     """Path of the sparse kernels."""
-    tracker: str = "none"
-    """Who is told the numbers of metrics.jsonl besides: "tensorboard", "wandb" or "trackio"."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "store", place(self.store))
@@ -162,5 +159,5 @@ class TrainConfig:
         """Return the settings that decide the resulting weights."""
         free = {"store", "out", "eval_tokens", "eval_every_tokens", "device", "backend", "tracker"}
         free |= {"checkpoint_every_minutes", "checkpoint_every_tokens", "dead_window_tokens"}
-        free |= {"keep_checkpoints", "micro_batch_tokens", "tracker"}
+        free |= {"keep_checkpoints", "micro_batch_tokens"}
         return {name: value for name, value in self.to_dict().items() if name not in free}
