@@ -217,7 +217,8 @@ def train(
         ),
     ] = None,
     batch_tokens: Annotated[
-        int | None, typer.Option(help="Tokens in a step.", show_default="2048")
+        int | None,
+        typer.Option(help="Tokens in a step.", show_default="4 sequences, at least 1024"),
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="0.001")] = None,
     seed: Annotated[

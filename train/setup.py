@@ -21,6 +21,8 @@ from .config import TrainConfig
 from .errors import TrainError
 
 QK_HEADS_PER_HEAD = 4
+BATCH_SEQS = 4
+BATCH_TOKENS = 1024
 MAX_DEAD_WINDOW_TOKENS = 10_000_000
 STEPS_UNTIL_KNOWN = 1000
 """Of a run by the minute, until its speed is known."""
@@ -132,7 +134,8 @@ def extent(config: TrainConfig, store: ActivationStore, world: int) -> Extent:
         TrainError: the store has too few training sequences for a step.
     """
     n_ctx, n_train = store.manifest.n_ctx, len(store.train_seqs)
-    batch_seqs = max(1, config.batch_tokens // n_ctx)
+    batch_tokens = config.batch_tokens or max(BATCH_TOKENS, BATCH_SEQS * n_ctx)
+    batch_seqs = max(1, batch_tokens // n_ctx)
     if batch_seqs < world:
         raise TrainError(
             f"a step takes {batch_seqs} sequences of {n_ctx} tokens, which is less than one for "

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lorsa.model import FVU, Lorsa, LorsaConfig, init, init_from_layer, init_random, require_fit
-from lorsa.model.init import _cluster
+from lorsa.model.init import _cluster, _directions
 from tiny import FAMILIES, make_model, read_layer, some_tokens
 from torch import Tensor
 
@@ -90,6 +90,29 @@ def test_heads_start_centred() -> None:
     with torch.no_grad():
         z = lorsa.z_pre(x).flatten(0, 1)
     assert z.mean(0).abs().max() < 1e-3
+
+
+def test_directions_are_those_of_the_signal_not_of_the_noise() -> None:
+    """Clusters of whitened outputs were blown-up noise where a head has few strong directions."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.eye(24)[:4] + torch.eye(24)[[1, 2, 3, 0]]
+    signal = truth[torch.randint(4, (2000,), generator=generator)]
+    outputs = signal + 0.15 * torch.randn(2000, 24, generator=generator)
+    found = _directions(outputs, 12, generator)
+    centred = F.normalize(truth - outputs.mean(0), dim=1)
+    assert (F.normalize(found.write, dim=1) @ centred.T).amax(dim=0).min() > 0.95
+
+
+def test_a_direction_is_read_by_its_matched_filter() -> None:
+    """u is parallel to Sigma^-1 d, u d = 1, and what it reads varies by 1."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(500, 6, generator=generator) * torch.tensor([5.0, 3, 2, 1, 0.5, 0.1])
+    found = _directions(outputs, 9, generator)
+    covariance = outputs.T.cov(correction=0)
+    assert torch.allclose(F.normalize(found.read @ covariance), F.normalize(found.write), atol=1e-4)
+    assert torch.allclose((found.read * found.write).sum(1), torch.ones(9), atol=1e-4)
+    read = (outputs - found.mean) @ found.read.T
+    assert torch.allclose(read.std(dim=0, correction=0), torch.ones(9), atol=1e-4)
 
 
 def test_clusters_are_unit_vectors_and_find_the_clusters() -> None:
