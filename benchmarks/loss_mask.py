@@ -10,7 +10,7 @@ ones, both measured on the same two sets of held-out tokens: all, and those that
 import argparse
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -95,8 +95,9 @@ def runs(args: argparse.Namespace, store: ActivationStore, layers: list[int]) ->
     lines = [
         f"{args.tokens:,} training tokens, 4,608 OV heads, 36 QK heads, top_k 64; masked: "
         f"`{args.mask}`\n",
-        "| layer | seed | trained on | FVU, all tokens | FVU, not masked | dead heads | masked |",
-        "|---|---|---|---|---|---|---|",
+        "| layer | seed | trained on | FVU, all tokens | FVU, not masked | dead heads "
+        "| masked | their share of the error |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for layer in layers:
         mask = TokenMask.of(args.mask, store, layer)
@@ -119,12 +120,24 @@ def runs(args: argparse.Namespace, store: ActivationStore, layers: list[int]) ->
                     result = train(config, report=display)
                 lorsa = Lorsa.from_pretrained(config.out)
                 found = evaluate(lorsa, held_out(store, layer, mask))
+                share = error_share(lorsa, held_out(store, layer, mask))
                 lines.append(
                     f"| {layer} | {seed} | {which} "
                     f"| {found.fvu_all:.4f} | {found.fvu:.4f} | {result.dead_fraction:.1%} "
-                    f"| {found.masked_fraction:.2%} |"
+                    f"| {found.masked_fraction:.2%} | {share:.2%} |"
                 )
     return lines
+
+
+@torch.no_grad()
+def error_share(lorsa: Lorsa, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> float:
+    """Return which share of the squared error the masked tokens have."""
+    masked = total = 0.0
+    for x, y, counted in batches:
+        error = (lorsa(x) - y).double().square().sum(dim=-1)  # [n, n_ctx]
+        masked += float(error[~counted].sum())
+        total += float(error.sum())
+    return masked / total
 
 
 def held_out(

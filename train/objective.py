@@ -14,7 +14,8 @@ class Outcome(NamedTuple):
     loss: Tensor
     """Minimised; weight * mean (y_hat - y)^2 over the tokens that count and all channels"""
     acts: Tensor
-    """Of the heads that fired, [batch, seq, top_k], without a gradient"""
+    """Of the heads that fired, [batch, seq, top_k], without a gradient; 0 where a token does not
+    count"""
     ids: Tensor
     """[batch, seq, top_k]"""
 
@@ -39,7 +40,8 @@ class Objective(nn.Module):
         """
         acts, ids = self.lorsa.encode(x, top_k=top_k)
         error = (self.lorsa.decode(acts, ids) - y).square()
-        return Outcome(weight * masked_mean(error, counted), acts.detach(), ids)
+        fired = acts.detach() if counted is None else acts.detach() * counted[..., None]
+        return Outcome(weight * masked_mean(error, counted), fired, ids)
 
 
 def masked_mean(values: Tensor, counted: Tensor | None) -> Tensor:

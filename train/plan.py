@@ -56,6 +56,7 @@ def make_plan(config: TrainConfig, store: ActivationStore, team: Team) -> Plan:
     low = uses_bfloat16(config, team.device)
     facts = {
         "store_uuid": store.manifest.uuid,
+        "d_model": store.manifest.d_model,
         "train_tokens": span.train_tokens,
         "batch_seqs": span.batch_seqs,
         "arithmetic": _arithmetic(low),

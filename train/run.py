@@ -81,9 +81,9 @@ class RunFolder:
         defaults = {field.name: field.default for field in fields(config)}
         known = defaults | self._read().get("decisive", {})  # older versions knew fewer settings
         different = [
-            f"{name} was {known.get(name)!r}, is {value!r}"
+            f"{name} was {known[name]!r}, is {value!r}"
             for name, value in asked.items()
-            if known.get(name) != value
+            if name in known and known[name] != value
         ]
         if different:
             raise TrainError(

@@ -24,6 +24,8 @@ QK_HEADS_PER_HEAD = 4
 BATCH_SEQS = 4
 BATCH_TOKENS = 1024
 MAX_DEAD_WINDOW_TOKENS = 10_000_000
+STEPS_UNTIL_KNOWN = 1000
+"""Of a run by the minute, until its speed is known."""
 
 
 class Scales(NamedTuple):
@@ -151,7 +153,10 @@ def extent(config: TrainConfig, store: ActivationStore, world: int) -> Extent:
     step_tokens = batch_seqs * n_ctx
     train_tokens = config.train_tokens or n_train * n_ctx
     whole = Extent(batch_seqs, step_tokens, _n_micro(config, batch_seqs, world, n_ctx), 0, 0, 0, 0)
-    return whole.lasting(max(1, train_tokens // step_tokens), config)
+    n_steps = max(1, train_tokens // step_tokens)
+    if config.minutes is not None and config.train_tokens is None:
+        n_steps = max(n_steps, STEPS_UNTIL_KNOWN)
+    return whole.lasting(n_steps, config)
 
 
 def _n_micro(config: TrainConfig, batch_seqs: int, world: int, n_ctx: int) -> int:

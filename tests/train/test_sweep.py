@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,26 @@ def test_what_does_not_fit_together_is_trained_one_after_the_other(
     result = sweep(points(_base(store_folder), changes, tmp_path), tmp_path)
     assert result.ok
     assert result.n_groups == 2
+
+
+def test_processes_take_whole_runs(store_folder: Path, tmp_path: Path) -> None:
+    """Each of two its own; the runs are those of one process, to the bit."""
+    changes = grid({"top_k": [4, 8], "lr": [1e-3, 2e-3]})
+    base = _base(store_folder, train_tokens=8 * STEP)
+    one = sweep(points(base, changes, tmp_path / "one"), tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "lorsa", "sweep", "--store", str(store_folder), "--layer", "1", "--json"]
+    command += ["--top-k", "4,8", "--lr", "1e-3,2e-3", "--out", str(tmp_path / "two")]
+    command += ["--batch-tokens", str(STEP), "--tokens", str(8 * STEP), "--device", "cpu"]
+    command += ["--set", f"init_tokens={16 * N_CTX}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["n_groups"] == 2
+    assert [row["fvu"] for row in result["rows"]] == [row["fvu"] for row in one.rows]
+    for row in one.rows:
+        assert _same(Path(row["run"]), tmp_path / "two" / Path(row["run"]).name)
+    assert (tmp_path / "two" / "sweep.csv").exists()
 
 
 def test_the_table_is_written(store_folder: Path, tmp_path: Path) -> None:
