@@ -165,7 +165,7 @@ class Lorsa(nn.Module):
 
     def _score_factors(self) -> Tensor:
         """Return what makes a score of z: ||w_O||, of jumprelu over the threshold, [n_ov_heads]."""
-        factors = self.W_O.detach().norm(dim=1)
+        factors: Tensor = self.W_O.detach().norm(dim=1)
         if self.log_threshold is not None and self.threshold is not None:
             factors = factors / (self.threshold * self.log_threshold.detach().exp())
         return factors
