@@ -207,6 +207,13 @@ def train(
     select: Annotated[
         str | None, typer.Option(help="Which heads may fire: relu or abs.", show_default="relu")
     ] = None,
+    activation: Annotated[
+        str | None,
+        typer.Option(
+            help="topk, or batchtopk or jumprelu: top_k heads fire per token on average.",
+            show_default="topk",
+        ),
+    ] = None,
     init: Annotated[
         str | None, typer.Option(help="Start from the layer or at random.", show_default="layer")
     ] = None,
@@ -321,6 +328,7 @@ def sweep(
     n_qk_heads: Annotated[str | None, typer.Option(help="QK heads.")] = None,
     top_k: Annotated[str | None, typer.Option(help="Heads that fire per token: 32,64,128.")] = None,
     select: Annotated[str | None, typer.Option(help="relu,abs.")] = None,
+    activation: Annotated[str | None, typer.Option(help="topk,batchtopk,jumprelu.")] = None,
     init: Annotated[str | None, typer.Option(help="layer,random.")] = None,
     train_tokens: Annotated[
         str | None, typer.Option("--train-tokens", "--tokens", help="Tokens to train on.")

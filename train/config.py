@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels import BACKENDS, SELECTIONS
-from ..model import DEVICES
+from ..model import ACTIVATIONS, DEVICES
 from ..store import Place, place
 from .mask import parse_rule
 
@@ -34,7 +34,16 @@ class TrainConfig:
     top_k: int = 64
     """Heads that fire per token."""
     select: str = "relu"
-    """Whether heads may fire negatively: "relu" or "abs"."""
+    """Whether heads may fire negatively: "relu" or "abs"; the latter with "topk" only."""
+    activation: str = "topk"
+    """Rule by which heads fire: the top_k of every token, or top_k on average: those above a
+    threshold ("batchtopk") or above one of their own that is learned ("jumprelu")."""
+    max_l0: int | None = None
+    """Heads that fire per token at most, where top_k is the average; None takes 4 * top_k."""
+    jump_bandwidth: float = 1.0
+    """Of "jumprelu": width, as a share of the threshold, of the scores around it that move it."""
+    l0_coefficient: float = 0.1
+    """Of "jumprelu": weight of (L0 / top_k - 1)^2 of a sequence beside the squared error."""
     init: str = "layer"
     """Start from the layer's own weights, or "random"."""
     train_tokens: int | None = None
@@ -99,6 +108,7 @@ class TrainConfig:
         for name in (
             "n_ov_heads",
             "n_qk_heads",
+            "max_l0",
             "train_tokens",
             "top_k",
             "layer",
@@ -120,7 +130,7 @@ class TrainConfig:
         ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}; allowed: 1 or more")
-        for name in ("lr", "expansion", "grad_clip", "checkpoint_every_minutes"):
+        for name in ("lr", "expansion", "grad_clip", "checkpoint_every_minutes", "l0_coefficient"):
             if not 0 < (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} is {value}; allowed: above 0")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
@@ -128,6 +138,10 @@ class TrainConfig:
         for name in ("warmup_frac", "decay_frac", "top_k_anneal_frac"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} is {value}; allowed: 0..1")
+        if not 0 < self.jump_bandwidth < 2:
+            raise ValueError(
+                f"jump_bandwidth is {self.jump_bandwidth}; allowed: above 0 and below 2"
+            )
         if not 1 <= self.top_k_start < math.inf:
             raise ValueError(f"top_k_start is {self.top_k_start}; allowed: 1 or more")
         if len(self.betas) != 2 or not all(
@@ -136,6 +150,7 @@ class TrainConfig:
             raise ValueError(f"betas are {self.betas}; allowed: two numbers from 0 to below 1")
         for name, allowed in (
             ("select", SELECTIONS),
+            ("activation", ACTIVATIONS),
             ("init", INITS),
             ("precision", PRECISIONS),
             ("device", DEVICES),

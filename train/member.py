@@ -29,6 +29,9 @@ from .schedule import lr_factor, top_k_at
 from .setup import Scales, activation_scales
 from .trackers import Tracker, open_tracker
 
+THRESHOLD_HALF_LIFE_TOKENS = 65_536
+"""Of the running mean that is the threshold of batchtopk: many steps, and a small share of a run"""
+
 
 class Clock(NamedTuple):
     """The time of a group, as its main process has it."""
@@ -109,7 +112,15 @@ class Member:
             self.lorsa.rescale_(*self.scales)
         self.team.on_main(lambda: self.folder.drop_after(self.done))
         self.team.on_main(self._open_tracker)
-        self.module, self.optimizer = self.team.prepare(Objective(self.lorsa), self.adam)
+        self.module, self.optimizer = self.team.prepare(self._objective(), self.adam)
+
+    def _objective(self) -> Objective:
+        config = self.config
+        return Objective(
+            self.lorsa,
+            jump_bandwidth=config.jump_bandwidth,
+            l0_coefficient=config.l0_coefficient,
+        )
 
     def _open_tracker(self) -> None:
         self.tracker = open_tracker(
@@ -161,7 +172,7 @@ class Member:
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        loss, fired = self._gradients(batch, mine, whole, top_k)
+        loss, outcomes = self._gradients(batch, mine, whole, top_k)
         norm = float(torch.nn.utils.clip_grad_norm_(self.lorsa.parameters(), self.config.grad_clip))
         if not math.isfinite(norm):
             raise TrainError(
@@ -171,10 +182,18 @@ class Member:
             )
         self.optimizer.step()
         self.done += 1
-        for out in fired:
+        self._move_threshold(outcomes)
+        for out in outcomes:
             when = torch.where(out.acts != 0, self.done, 0).flatten()
             self.last_fired.scatter_reduce_(0, out.ids.long().flatten(), when, "amax")
         return StepOutcome(loss, norm, lr, top_k)
+
+    def _move_threshold(self, outcomes: list[Outcome]) -> None:
+        """Let the threshold of batchtopk follow a step's edge, the same on all processes."""
+        edges = [out.edge for out in outcomes if out.edge is not None]
+        if edges:
+            share = 1 - 0.5 ** (self.span.step_tokens / THRESHOLD_HALF_LIFE_TOKENS)
+            self.lorsa.move_threshold(self.team.sum(torch.stack(edges).sum()), share)
 
     def _gradients(
         self, batch: Activations, mine: Seqs, whole: Seqs, top_k: int
@@ -192,7 +211,7 @@ class Member:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
                     out: Outcome = self.module(x, y, top_k, counted, here / of_step)
                 (out.loss * self.team.world).backward()  # averaged over processes
-            total += out.loss.detach()
+            total += out.error
             outcomes.append(out)
         return total, outcomes
 

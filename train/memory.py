@@ -34,7 +34,7 @@ def run_bytes(shape: LorsaConfig, span: Extent, world: int) -> int:
     tokens = n_seqs * (span.step_tokens // span.batch_seqs)
     queries_keys = 2 * shape.n_qk_heads * shape.d_qk_head
     # made, rotated, and their gradients; v and its gradient; x, y, y_hat and theirs
-    width = 5 * queries_keys + 3 * shape.n_ov_heads + 6 * shape.d_model + 8 * shape.top_k
+    width = 5 * queries_keys + 3 * shape.n_ov_heads + 6 * shape.d_model + 8 * shape.n_slots
     return STATE_BYTES * n_params(shape) + 4 * tokens * width
 
 

@@ -91,6 +91,8 @@ def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
             top_k=config.top_k,
             scale=geometry.scale,
             select=config.select,
+            activation=config.activation,
+            max_l0=config.max_l0,
             rope=geometry.rope,
             qk_norm=geometry.qk_norm,
             softcap=geometry.softcap,
@@ -213,12 +215,14 @@ class Initialiser:
             stored = _init_sample(config, self._store)
             self._samples[config.init_tokens] = stored.on(device, self._derive)
         x, y = self._samples[config.init_tokens]
+        start = lorsa.as_topk()  # its weights are lorsa's
         if config.init == "random":
-            init_random(lorsa, x, y, seed=config.seed)
+            init_random(start, x, y, seed=config.seed)
         else:
             weights = LayerWeights(**self._store.weights(config.layer)).to(device, torch.float32)
             geometry = layer_geometry(config.layer, self._store)
-            init_from_layer(lorsa, weights, geometry, x, y, seed=config.seed)
+            init_from_layer(start, weights, geometry, x, y, seed=config.seed)
+        lorsa.set_threshold(x)
         self._filled[key] = {n: t.detach().cpu().clone() for n, t in lorsa.state_dict().items()}
 
 
