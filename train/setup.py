@@ -11,6 +11,7 @@ from ..model import (
     LayerWeights,
     Lorsa,
     LorsaConfig,
+    fit_output,
     init_from_layer,
     init_random,
     require_fit,
@@ -205,25 +206,29 @@ class Initialiser:
         self._filled: dict[tuple[object, ...], dict[str, Tensor]] = {}
 
     def fill(self, lorsa: Lorsa, config: TrainConfig) -> None:
-        """Fill a Lorsa, which works on raw activations, from the layer or at random."""
-        key = (lorsa.config, config.init, config.init_tokens, config.seed)
-        if key in self._filled:
-            lorsa.load_state_dict(self._filled[key])
-            return
+        """Fill a Lorsa, which works on raw activations, from the layer or at random.
+
+        Lorsas that differ in which heads fire start with the same directions.
+        """
         device = next(lorsa.parameters()).device
         if config.init_tokens not in self._samples:
             stored = _init_sample(config, self._store)
             self._samples[config.init_tokens] = stored.on(device, self._derive)
         x, y = self._samples[config.init_tokens]
         start = lorsa.as_topk()  # its weights are lorsa's
-        if config.init == "random":
-            init_random(start, x, y, seed=config.seed)
+        heads = (lorsa.config.n_qk_heads, lorsa.config.n_ov_heads)
+        key = (heads, config.init, config.init_tokens, config.seed)
+        if key in self._filled:
+            start.load_state_dict(self._filled[key])
+        elif config.init == "random":
+            init_random(start, x, seed=config.seed)
         else:
             weights = LayerWeights(**self._store.weights(config.layer)).to(device, torch.float32)
             geometry = layer_geometry(config.layer, self._store)
-            init_from_layer(start, weights, geometry, x, y, seed=config.seed)
+            init_from_layer(start, weights, geometry, x, seed=config.seed)
+        self._filled[key] = {n: t.detach().cpu().clone() for n, t in start.state_dict().items()}
+        fit_output(start, x, y)
         lorsa.set_threshold(x)
-        self._filled[key] = {n: t.detach().cpu().clone() for n, t in lorsa.state_dict().items()}
 
 
 def _init_sample(config: TrainConfig, store: ActivationStore) -> Stored:
