@@ -29,8 +29,9 @@ from .schedule import lr_factor, top_k_at
 from .setup import Scales, activation_scales
 from .trackers import Tracker, open_tracker
 
-THRESHOLD_HALF_LIFE_TOKENS = 65_536
-"""Of the running mean that is the threshold of batchtopk: many steps, and a small share of a run"""
+THRESHOLD_HALF_LIFE_TOKENS = 16_384
+"""Of the running mean that is the threshold of batchtopk: enough to even out sequences, and no more,
+or it lags behind the weights; docs/recipe.md."""
 
 
 class Clock(NamedTuple):
