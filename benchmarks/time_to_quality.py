@@ -9,8 +9,9 @@ from the call to the last step: opening the store, initialisation and a first lo
 final measurement of all held-out tokens not.
 
 Machines differ and are shared, so time is also told in dense steps (dense_baseline.py: forward,
-backward and Adam on 2,048 tokens), timed before and after every run. The reference's 180 steps are
-taken to be no slower than dense ones, which favours it.
+backward and Adam on 2,048 tokens). One is timed at every report of the run, all through it, while
+the run's clock stands still. The reference's 180 steps are taken to be no slower than dense ones,
+which favours it.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import json
 import statistics
 import tempfile
 import time
+import tomllib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,8 +35,6 @@ from rooflines import milliseconds
 RESULTS = Path(__file__).parent / "results" / "time_to_quality.md"
 TARGET_FVU = 0.239
 REFERENCE_STEPS = 180
-DENSE_TOKENS = 2048
-DENSE_ROUNDS = 4
 
 
 def main() -> None:
@@ -41,14 +42,12 @@ def main() -> None:
     case = make_case(argparse.Namespace(preset="smollm2", device="cpu", backend="auto"))
     dense = make_step("dense", case)
 
-    def dense_rounds() -> list[float]:
-        return [milliseconds(dense, torch.device("cpu")) / 1e3 for _ in range(DENSE_ROUNDS)]
+    def dense_seconds() -> float:
+        return milliseconds(dense, torch.device("cpu")) / 1e3
 
-    dense()  # warm
+    dense_seconds()  # warm
     for tokens in args.tokens:
-        before = dense_rounds()
-        result = measure(args, tokens)
-        result["dense_step_seconds"] = statistics.median(before + dense_rounds())
+        result = measure(args, tokens, dense_seconds)
         result["dense_steps"] = result["seconds_to_last_step"] / result["dense_step_seconds"]
         result["share_of_reference"] = result["dense_steps"] / REFERENCE_STEPS
         print(json.dumps(result))
@@ -67,20 +66,25 @@ def parse() -> argparse.Namespace:
         default=[92_160, 122_880, 184_320],
         help="lengths of the runs",
     )
+    parser.add_argument("--set", action="append", default=[], help="change a setting (TOML)")
     parser.add_argument("--write", action="store_true", help=f"append rows to {RESULTS.name}")
     return parser.parse_args()
 
 
-def measure(args: argparse.Namespace, tokens: int) -> dict[str, Any]:
+def measure(
+    args: argparse.Namespace, tokens: int, dense_seconds: Callable[[], float]
+) -> dict[str, Any]:
     """Train for so many tokens and return what came of it, and when its last step was done."""
-    last = 0.0
+    busy, dense, resumed = 0.0, [], time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, TrainDisplay(args.layer) as display:
 
         def report(event: Event) -> None:
-            nonlocal last
-            if isinstance(event, StepReport):
-                last = time.perf_counter()
+            nonlocal busy, resumed
             display(event)
+            if isinstance(event, StepReport):
+                busy += time.perf_counter() - resumed
+                dense.append(dense_seconds())
+                resumed = time.perf_counter()
 
         config = TrainConfig(
             store=args.store,
@@ -93,19 +97,22 @@ def measure(args: argparse.Namespace, tokens: int) -> dict[str, Any]:
             eval_every_tokens=tokens,
             seed=args.seed,
             device="cpu",
+            **tomllib.loads("\n".join(args.set)),
         )
-        started = time.perf_counter()
+        resumed = time.perf_counter()
         trained = train(config, report=report)
     return {
         "store": Path(args.store).name,
         "layer": args.layer,
         "seed": args.seed,
+        "set": args.set,
         "train_tokens": trained.train_tokens,
         "fvu": trained.fvu,
         "reached": trained.fvu is not None and trained.fvu <= TARGET_FVU,
         "dead_fraction": trained.dead_fraction,
         "tokens_per_second": trained.tokens_per_second,
-        "seconds_to_last_step": last - started,
+        "seconds_to_last_step": busy,
+        "dense_step_seconds": statistics.mean(dense),
         "machine": machine(),
     }
 
@@ -116,6 +123,7 @@ def append_row(result: dict[str, Any]) -> None:
         result["store"],
         result["layer"],
         result["seed"],
+        ", ".join(result["set"]) or "default",
         f"{result['train_tokens']:,}",
         f"{result['fvu']:.4f}",
         f"{result['dead_fraction']:.1%}",

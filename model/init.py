@@ -186,10 +186,11 @@ def _cluster(points: Tensor, n_clusters: int, generator: torch.Generator) -> Ten
     chosen = torch.randperm(n_points, generator=generator)[:n_clusters].to(unit.device)
     extra = torch.randn(n_clusters - len(chosen), rank, generator=generator).to(unit)
     centres = F.normalize(torch.cat((unit[chosen], extra)), dim=1)
+    narrow = torch.int16 if n_clusters < 1 << 15 else torch.int32  # sorts in half the time
     for _ in range(KMEANS_ROUNDS):
         nearest = (unit @ centres.T).argmax(dim=1)
         count = nearest.bincount(minlength=n_clusters)
-        by_cluster = nearest.argsort(stable=True)
+        by_cluster = nearest.to(narrow).argsort(stable=True)
         total = F.embedding_bag(by_cluster, unit, count.cumsum(0) - count, mode="sum")
         centres = torch.where(count[:, None] > 0, F.normalize(total, dim=1), centres)
     return centres
