@@ -243,6 +243,19 @@ def train(
             show_default="its share of a step",
         ),
     ] = None,
+    shard: Annotated[
+        bool | None,
+        typer.Option(
+            "--shard",
+            help="Share weights, gradients and moments among the processes, for large Lorsas.",
+        ),
+    ] = None,
+    exact: Annotated[
+        bool | None,
+        typer.Option(
+            "--exact", help="The same bits on any number of processes, for up to twice the time."
+        ),
+    ] = None,
     loss_mask: Annotated[
         str | None,
         typer.Option(

@@ -56,6 +56,12 @@ class TrainConfig:
     micro_batch_tokens: int | None = None
     """Tokens that a process computes at once, in whole sequences, to need less memory; gradients
     add up to those of the step. None computes its share of a step at once."""
+    shard: bool = False
+    """Share weights, gradients and moments among the processes, for Lorsas that do not fit; see
+    docs/distributed.md."""
+    exact: bool = False
+    """Add up gradients sequence by sequence in float64, so that any number of processes makes the
+    same run to rounding that does not grow; slower."""
     lr: float = 1e-3
     """Learning rate of Adam, for activations scaled to a norm of sqrt(d_model)."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -160,6 +166,11 @@ class TrainConfig:
             if (choice := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} is {choice!r}; allowed: {', '.join(allowed)}")
 
+        if self.exact and (self.shard or self.micro_batch_tokens is not None):
+            other = "shard" if self.shard else "micro_batch_tokens"
+            raise ValueError(
+                f"exact computes sequence by sequence on whole copies; leave out {other}"
+            )
         parse_rule(self.loss_mask)
 
     @property
@@ -176,5 +187,5 @@ class TrainConfig:
         """Return the settings that decide the resulting weights."""
         free = {"store", "out", "eval_tokens", "eval_every_tokens", "device", "backend", "tracker"}
         free |= {"checkpoint_every_minutes", "checkpoint_every_tokens", "dead_window_tokens"}
-        free |= {"keep_checkpoints", "micro_batch_tokens"}
+        free |= {"keep_checkpoints", "micro_batch_tokens", "shard"}
         return {name: value for name, value in self.to_dict().items() if name not in free}
