@@ -30,8 +30,8 @@ from .setup import Scales, activation_scales
 from .trackers import Tracker, open_tracker
 
 THRESHOLD_HALF_LIFE_TOKENS = 16_384
-"""Of the running mean that is the threshold of batchtopk: enough to even out sequences, and no more,
-or it lags behind the weights; docs/recipe.md."""
+"""Of the running mean that is the threshold of batchtopk: long enough to even out sequences, and
+no longer, or it lags behind the weights; docs/recipe.md."""
 
 
 class Clock(NamedTuple):
