@@ -224,7 +224,8 @@ def train(
         ),
     ] = None,
     batch_tokens: Annotated[
-        int | None, typer.Option(help="Tokens in a step.", show_default="2048")
+        int | None,
+        typer.Option(help="Tokens in a step.", show_default="4 sequences, at least 1024"),
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="0.001")] = None,
     seed: Annotated[
@@ -240,6 +241,19 @@ def train(
         typer.Option(
             help="Tokens that a process computes at once, to need less memory.",
             show_default="its share of a step",
+        ),
+    ] = None,
+    shard: Annotated[
+        bool | None,
+        typer.Option(
+            "--shard",
+            help="Share weights, gradients and moments among the processes, for large Lorsas.",
+        ),
+    ] = None,
+    exact: Annotated[
+        bool | None,
+        typer.Option(
+            "--exact", help="The same bits on any number of processes, for up to twice the time."
         ),
     ] = None,
     loss_mask: Annotated[

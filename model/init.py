@@ -1,19 +1,21 @@
 """Where a Lorsa starts: from the layer that it replaces, or at random.
 
 From the layer: QK head j is the layer's head p = j // (n_qk_heads / n_heads), as it is. Its OV
-heads read and write the directions that head p really attends to, found by clustering a sample:
+heads read and write the directions that head p really attends to, found by clustering a
+half-whitened sample:
 
     o_p[t] = sum_s pattern_p[t, s] v_p[s]             what head p attends to, [d_head]
     Sigma  = cov(o_p) = U L U^T                        kept where o_p varies at all
-    g_1 ... g_n = spherical k-means of L^-1/2 U^T (o_p - mean)     unit vectors
+    c_1 ... c_n = spherical k-means of L^-1/4 U^T (o_p - mean)     unit vectors
+    g      = L^-1/4 c, made a unit vector              the same centre in the whitened space
     u      = U L^-1/2 g          W_V = u W_V^p,  b_V = u b_V^p - u mean(o_p)
-    d      = U L^1/2 g           W_O = c d W_O^p
+    d      = U L^1/2 g           W_O = s d W_O^p
 
-u^T d = 1, so z is how much of d there is in o_p, measured against its covariance. One c for all
-heads is the least-squares scale on the sample, b_O the mean of y.
+u^T d = 1 and u is parallel to Sigma^-1 d: z is how much of d there is in o_p, by a matched filter,
+and varies by 1. One s for all heads is the least-squares scale on the sample, b_O the mean of y.
 
 Starting from the layer's heads and in the active subspace keeps heads alive: He et al. 2025,
-arXiv:2504.20938; arXiv:2508.16929. Whitening and clustering are ours; docs/recipe.md has the
+arXiv:2504.20938; arXiv:2508.16929. Clustering and filter are ours; docs/recipe.md has the
 figures.
 """
 
@@ -33,6 +35,19 @@ EIGENVALUE_FLOOR = 1e-6
 NOISE_FLOOR = 1e-12
 """Nor are those with less than this share of ||mean||^2: rounding, where o_p does not vary."""
 KMEANS_ROUNDS = 8
+FIT_TOKENS = 8192
+"""Of the sample, for the scale of W_O: one number."""
+
+
+class _Directions(NamedTuple):
+    """What the OV heads of one head read and write, in its value space."""
+
+    mean: Tensor
+    """Of the head's outputs, [d_head]"""
+    read: Tensor
+    """u, [n_directions, d_head]"""
+    write: Tensor
+    """d, [n_directions, d_head]"""
 
 
 class _Whitening(NamedTuple):
@@ -47,11 +62,13 @@ class _Whitening(NamedTuple):
 
 
 @torch.no_grad()
-def init_random(lorsa: Lorsa, x: Tensor, y: Tensor, *, seed: int) -> None:
+def init_random(lorsa: Lorsa, x: Tensor, *, seed: int) -> None:
     """Fill a Lorsa at random: projections of unit-variance outputs, W_O the transpose of W_V.
 
+    `fit_output` does the rest.
+
     Args:
-        x, y: a sample of the layer's input and output, [batch, seq, d_model].
+        x: a sample of the layer's input, [batch, seq, d_model].
         seed: of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -59,7 +76,6 @@ def init_random(lorsa: Lorsa, x: Tensor, y: Tensor, *, seed: int) -> None:
     for weight in (lorsa.W_Q, lorsa.W_K, lorsa.W_V):
         weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
     lorsa.W_O.copy_(lorsa.W_V)
-    _fit_output(lorsa, x, y)
 
 
 @torch.no_grad()
@@ -68,15 +84,14 @@ def init_from_layer(
     weights: LayerWeights,
     geometry: AttentionGeometry,
     x: Tensor,
-    y: Tensor,
     *,
     seed: int,
 ) -> None:
-    """Fill a Lorsa from the attention layer that it replaces.
+    """Fill a Lorsa from the attention layer that it replaces; `fit_output` does the rest.
 
     Args:
         weights, geometry: the layer; weights on x's device and in its dtype.
-        x, y: a sample of its input and output, [batch, seq, d_model].
+        x: a sample of its input, [batch, seq, d_model].
         seed: of the clustering.
 
     Raises:
@@ -90,18 +105,13 @@ def init_from_layer(
     n_ov_per_head = c.n_ov_heads // geometry.n_heads
     outputs = head_outputs(x, weights, geometry).flatten(0, 1)  # [tokens, n_heads, d_head]
     for head in range(geometry.n_heads):
-        white = _whiten(outputs[:, head])
-        whitened = (outputs[:, head] - white.mean) @ white.directions / white.deviation
-        g = _cluster(whitened, n_ov_per_head, generator)  # [n_ov_per_head, rank]
-        read = (g / white.deviation) @ white.directions.T  # u: [n_ov_per_head, d_head]
-        write = (g * white.deviation) @ white.directions.T  # d: [n_ov_per_head, d_head]
+        found = _directions(outputs[:, head], n_ov_per_head, generator)
         mine = slice(head * n_ov_per_head, (head + 1) * n_ov_per_head)
-        lorsa.W_V[mine] = read @ weights.W_V[head // kv_share].T
-        lorsa.b_V[mine] = -(read @ white.mean)
+        lorsa.W_V[mine] = found.read @ weights.W_V[head // kv_share].T
+        lorsa.b_V[mine] = -(found.read @ found.mean)
         if weights.b_V is not None:
-            lorsa.b_V[mine] += read @ weights.b_V[head // kv_share]
-        lorsa.W_O[mine] = write @ weights.W_O[head]
-    _fit_output(lorsa, x, y)
+            lorsa.b_V[mine] += found.read @ weights.b_V[head // kv_share]
+        lorsa.W_O[mine] = found.write @ weights.W_O[head]
 
 
 def require_fit(config: LorsaConfig, geometry: AttentionGeometry) -> None:
@@ -135,6 +145,20 @@ def _copy_queries_keys(lorsa: Lorsa, weights: LayerWeights, geometry: AttentionG
                 ours.copy_(theirs.repeat_interleave(n_copies, dim=0) if by_head else theirs)
 
 
+def _directions(outputs: Tensor, n_directions: int, generator: torch.Generator) -> _Directions:
+    """Return what n_directions OV heads read and write of one head's outputs, [tokens, d_head]."""
+    white = _whiten(outputs)
+    half = white.deviation.sqrt()
+    half_whitened = (outputs - white.mean) @ white.directions / half
+    centres = _cluster(half_whitened, n_directions, generator)
+    g = F.normalize(centres / half, dim=1)  # [n_directions, rank]
+    return _Directions(
+        mean=white.mean,
+        read=(g / white.deviation) @ white.directions.T,
+        write=(g * white.deviation) @ white.directions.T,
+    )
+
+
 def _whiten(outputs: Tensor) -> _Whitening:
     """Return mean and principal directions of one head's outputs, [tokens, d_head]."""
     wide = outputs.double()
@@ -162,20 +186,26 @@ def _cluster(points: Tensor, n_clusters: int, generator: torch.Generator) -> Ten
     chosen = torch.randperm(n_points, generator=generator)[:n_clusters].to(unit.device)
     extra = torch.randn(n_clusters - len(chosen), rank, generator=generator).to(unit)
     centres = F.normalize(torch.cat((unit[chosen], extra)), dim=1)
+    narrow = torch.int16 if n_clusters < 1 << 15 else torch.int32  # sorts in half the time
     for _ in range(KMEANS_ROUNDS):
         nearest = (unit @ centres.T).argmax(dim=1)
         count = nearest.bincount(minlength=n_clusters)
-        by_cluster = nearest.argsort(stable=True)
+        by_cluster = nearest.to(narrow).argsort(stable=True)
         total = F.embedding_bag(by_cluster, unit, count.cumsum(0) - count, mode="sum")
         centres = torch.where(count[:, None] > 0, F.normalize(total, dim=1), centres)
     return centres
 
 
-def _fit_output(lorsa: Lorsa, x: Tensor, y: Tensor) -> None:
-    """Set b_O to the mean of y and scale W_O by least squares on the sample."""
+@torch.no_grad()
+def fit_output(lorsa: Lorsa, x: Tensor, y: Tensor) -> None:
+    """Set b_O to the mean of y and scale W_O by least squares on some of the sample.
+
+    Args:
+        x, y: a sample of the layer's input and output, [batch, seq, d_model].
+    """
     lorsa.b_O.copy_(y.mean(dim=(0, 1)))
     explained = energy = 0.0
-    for b in range(len(x)):
+    for b in range(min(len(x), -(-FIT_TOKENS // x.shape[1]))):
         y_hat = (lorsa(x[b : b + 1]) - lorsa.b_O).double()
         explained += float((y_hat * (y[b] - lorsa.b_O)).sum())
         energy += float(y_hat.square().sum())

@@ -50,18 +50,25 @@ class TrainConfig:
     """Tokens to train on; None is one pass over the training shards."""
     minutes: float | None = None
     """Minutes that a run may take, beside train_tokens; the schedule is laid out for them."""
-    batch_tokens: int = 2048
-    """Tokens in a step, over all processes, in whole sequences."""
+    batch_tokens: int | None = None
+    """Tokens in a step, over all processes, in whole sequences; None takes four sequences, but at
+    least 1,024 tokens: more and smaller steps are worth their time, see docs/recipe.md."""
     micro_batch_tokens: int | None = None
     """Tokens that a process computes at once, in whole sequences, to need less memory; gradients
     add up to those of the step. None computes its share of a step at once."""
+    shard: bool = False
+    """Share weights, gradients and moments among the processes, for Lorsas that do not fit; see
+    docs/distributed.md."""
+    exact: bool = False
+    """Add up gradients sequence by sequence in float64, so that any number of processes makes the
+    same run to rounding that does not grow; slower."""
     lr: float = 1e-3
     """Learning rate of Adam, for activations scaled to a norm of sqrt(d_model)."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of Adam's running mean and variance."""
     warmup_frac: float = 0.05
     """Share of the run in which the learning rate rises from 0."""
-    decay_frac: float = 0.2
+    decay_frac: float = 0.6
     """Share of the run, at its end, in which it falls to 0."""
     top_k_start: float = 1.0
     """Heads that fire at first, as a multiple of top_k; 1 keeps top_k constant."""
@@ -117,13 +124,14 @@ class TrainConfig:
             least = 0 if name in ("layer", "seed", "data_seed") else 1
             if (value := getattr(self, name)) is not None and not least <= value < 1 << 63:
                 raise ValueError(f"{name} is {value}; allowed: {least} or more")
-        for name in ("batch_tokens", "init_tokens", "eval_tokens", "keep_checkpoints"):
+        for name in ("init_tokens", "eval_tokens", "keep_checkpoints"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; allowed: 1 or more")
         for name in (
             "eval_every_tokens",
             "checkpoint_every_tokens",
             "dead_window_tokens",
+            "batch_tokens",
             "micro_batch_tokens",
         ):
             if (value := getattr(self, name)) is not None and value < 1:
@@ -158,6 +166,11 @@ class TrainConfig:
             if (choice := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} is {choice!r}; allowed: {', '.join(allowed)}")
 
+        if self.exact and (self.shard or self.micro_batch_tokens is not None):
+            other = "shard" if self.shard else "micro_batch_tokens"
+            raise ValueError(
+                f"exact computes sequence by sequence on whole copies; leave out {other}"
+            )
         parse_rule(self.loss_mask)
 
     @property
@@ -174,5 +187,5 @@ class TrainConfig:
         """Return the settings that decide the resulting weights."""
         free = {"store", "out", "eval_tokens", "eval_every_tokens", "device", "backend", "tracker"}
         free |= {"checkpoint_every_minutes", "checkpoint_every_tokens", "dead_window_tokens"}
-        free |= {"keep_checkpoints", "micro_batch_tokens"}
+        free |= {"keep_checkpoints", "micro_batch_tokens", "shard"}
         return {name: value for name, value in self.to_dict().items() if name not in free}

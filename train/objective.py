@@ -23,7 +23,8 @@ class Outcome(NamedTuple):
     error: Tensor
     """weight * mean (y_hat - y)^2 over the tokens that count and all channels, no gradient"""
     acts: Tensor
-    """Of the heads that fired, [batch, seq, slots], without a gradient"""
+    """Of the heads that fired, [batch, seq, slots], without a gradient; 0 where a token does not
+    count"""
     ids: Tensor
     """[batch, seq, slots]"""
     edge: Tensor | None
@@ -65,7 +66,8 @@ class Objective(nn.Module):
             )
         if edges is not None:
             edge = weight * mean_of_sequences(edges, counted)
-        return Outcome(loss, error.detach(), acts.detach(), ids, edge)
+        fired = acts.detach() if counted is None else acts.detach() * counted[..., None]
+        return Outcome(loss, error.detach(), fired, ids, edge)
 
 
 def _l0_of_sequences(fires: Tensor, counted: Tensor | None) -> Tensor:

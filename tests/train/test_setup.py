@@ -1,5 +1,6 @@
 """From a store to a Lorsa that is ready to train."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,12 @@ def test_a_run_is_cut_into_whole_steps(store: ActivationStore) -> None:
     )
     long = extent(_config(store, train_tokens=100_000), store, 1)
     assert long.train_tokens <= 100_000 < long.train_tokens + long.step_tokens
+
+
+def test_a_step_is_four_sequences_but_1024_tokens_at_least(store: ActivationStore) -> None:
+    for n_ctx, expected in ((N_CTX, 1024), (256, 1024), (1024, 4096)):
+        store.manifest = dataclasses.replace(store.manifest, n_ctx=n_ctx)
+        assert extent(_config(store), store, 1).step_tokens == expected
 
 
 def test_a_batch_larger_than_the_store_is_named(store: ActivationStore) -> None:
