@@ -196,7 +196,7 @@ class Member:
         edges = [out.edge for out in outcomes if out.edge is not None]
         if edges:
             share = 1 - 0.5 ** (self.span.step_tokens / THRESHOLD_HALF_LIFE_TOKENS)
-            self.lorsa.move_threshold(self.team.sum(torch.stack(edges).sum()), share)
+            self.lorsa.move_threshold(self.team.sum(torch.stack(edges).double().sum()), share)
 
     def _gradients(
         self, learner: Learner, batch: Activations, mine: Seqs, whole: Seqs, top_k: int
