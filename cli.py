@@ -207,6 +207,13 @@ def train(
     select: Annotated[
         str | None, typer.Option(help="Which heads may fire: relu or abs.", show_default="relu")
     ] = None,
+    activation: Annotated[
+        str | None,
+        typer.Option(
+            help="topk, or batchtopk or jumprelu: top_k heads fire per token on average.",
+            show_default="topk",
+        ),
+    ] = None,
     init: Annotated[
         str | None, typer.Option(help="Start from the layer or at random.", show_default="layer")
     ] = None,
@@ -234,6 +241,19 @@ def train(
         typer.Option(
             help="Tokens that a process computes at once, to need less memory.",
             show_default="its share of a step",
+        ),
+    ] = None,
+    shard: Annotated[
+        bool | None,
+        typer.Option(
+            "--shard",
+            help="Share weights, gradients and moments among the processes, for large Lorsas.",
+        ),
+    ] = None,
+    exact: Annotated[
+        bool | None,
+        typer.Option(
+            "--exact", help="The same bits on any number of processes, for up to twice the time."
         ),
     ] = None,
     loss_mask: Annotated[
@@ -321,6 +341,7 @@ def sweep(
     n_qk_heads: Annotated[str | None, typer.Option(help="QK heads.")] = None,
     top_k: Annotated[str | None, typer.Option(help="Heads that fire per token: 32,64,128.")] = None,
     select: Annotated[str | None, typer.Option(help="relu,abs.")] = None,
+    activation: Annotated[str | None, typer.Option(help="topk,batchtopk,jumprelu.")] = None,
     init: Annotated[str | None, typer.Option(help="layer,random.")] = None,
     train_tokens: Annotated[
         str | None, typer.Option("--train-tokens", "--tokens", help="Tokens to train on.")

@@ -309,12 +309,8 @@ class _SparseDecode(torch.autograd.Function):
         batch, seq, top_k = ids.shape
         compute = _compute_dtype(acts.dtype)
         ctx.save_for_backward(acts, ids, W_O)
-        y_hat = F.embedding_bag(
-            ids.reshape(-1, top_k),
-            W_O.to(compute),
-            per_sample_weights=acts.reshape(-1, top_k).to(compute),
-            mode="sum",
-        )
+        flat_acts = acts.reshape(-1, top_k).to(compute)
+        y_hat = _weighted_sums(ids.reshape(-1, top_k), flat_acts, W_O.to(compute))
         return y_hat.view(batch, seq, W_O.shape[1]).to(acts.dtype)  # [batch, seq, d_model]
 
     @staticmethod
@@ -334,6 +330,17 @@ class _SparseDecode(torch.autograd.Function):
         return d_acts, None, dW_O
 
 
+def _weighted_sums(ids: Tensor, acts: Tensor, W_O: Tensor) -> Tensor:
+    """Return sum_j acts[t, j] W_O[ids[t, j]], [tokens, d_model]; zeros are left out if many."""
+    fires = acts != 0
+    count = fires.sum(dim=1)
+    if 2 * int(count.sum()) > acts.numel():
+        return F.embedding_bag(ids, W_O, per_sample_weights=acts, mode="sum")
+    return F.embedding_bag(
+        ids[fires], W_O, count.cumsum(0) - count, per_sample_weights=acts[fires], mode="sum"
+    )
+
+
 def _gathered_dot(ids: Tensor, W_O: Tensor, dy: Tensor) -> Tensor:
     """Return <dy[t], W_O[ids[t, j]]>, [tokens, top_k]: embedding_bag's gradient of its weights."""
     with torch.enable_grad():
@@ -348,8 +355,9 @@ def _segmented_sum(ids: Tensor, acts: Tensor, dy: Tensor, n_ov_heads: int) -> Te
     The transposed decode: firing pairs sorted by head, one bag per head, tokens as the table.
     """
     _tokens, top_k = ids.shape
-    heads = ids.reshape(-1)
-    by_head = heads.argsort(stable=True)  # [tokens * top_k]
+    alive = acts.reshape(-1).nonzero()[:, 0]
+    heads = ids.reshape(-1)[alive]
+    by_head = alive[heads.argsort(stable=True)]  # [firing pairs]
     count = heads.bincount(minlength=n_ov_heads)
     return F.embedding_bag(
         by_head // top_k,

@@ -262,6 +262,7 @@ class _SparseTopkAttention(torch.autograd.Function):
         group = n_ov_heads // n_qk_heads
         fired = acts > 0 if ctx.select == "relu" else torch.ones_like(acts, dtype=torch.bool)
         d_acts = torch.where(fired, grads[0].float(), 0.0).contiguous()
+        fired = d_acts != 0  # not the candidates that an activation turned down
         sums = torch.empty_like(d_acts)
         block = min(ROW_SUMS_BLOCK, int(triton.next_power_of_2(top_k)))
         triton_kernels.row_sums_kernel[batch * seq, triton.cdiv(top_k, block)](

@@ -1,15 +1,17 @@
 """The Lorsa module and the attention layer that it replaces."""
 
+from .activation import ACTIVATIONS
 from .attention import LayerWeights, layer_attention, stored_attention
 from .checkpoint import CheckpointError, write_json
-from .config import LorsaConfig
+from .config import LorsaConfig, parameter_shapes
 from .device import DEVICES, choose_device
 from .geometry import AttentionGeometry, QKNorm, Rope
-from .init import init_from_layer, init_random, require_fit
-from .lorsa import Encoding, Lorsa, parameter_shapes
+from .init import fit_output, init_from_layer, init_random, require_fit
+from .lorsa import Encoding, Lorsa
 from .metrics import FVU, Quality, Tally, evaluate, firing_counts
 
 __all__ = [
+    "ACTIVATIONS",
     "DEVICES",
     "FVU",
     "AttentionGeometry",
@@ -25,6 +27,7 @@ __all__ = [
     "choose_device",
     "evaluate",
     "firing_counts",
+    "fit_output",
     "init_from_layer",
     "init_random",
     "layer_attention",

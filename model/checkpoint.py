@@ -1,7 +1,7 @@
 """A Lorsa on disk: config.json and lorsa.safetensors, usable on raw activations as they are.
 
     config.json        {"format": "lorsa", "schema_version": 1, "config": {...LorsaConfig}}
-    lorsa.safetensors  the parameters by name
+    lorsa.safetensors  the parameters by name, and the threshold of activations that have one
 
 Weights are written first and config.json last, each by a temporary file, a flush to the disk and a
 rename, so a folder with a config.json is whole.
@@ -15,8 +15,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .config import LorsaConfig
-from .lorsa import Lorsa, parameter_shapes
+from .config import LorsaConfig, tensor_shapes
+from .lorsa import Lorsa
 
 SCHEMA_VERSION = 1
 WEIGHTS = "lorsa.safetensors"
@@ -43,7 +43,7 @@ def save(lorsa: Lorsa, folder: str | Path) -> None:
 
 def _write(lorsa: Lorsa, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {n: p.detach().cpu().contiguous() for n, p in lorsa.named_parameters()}
+    tensors = {n: t.detach().cpu().contiguous() for n, t in lorsa.state_dict().items()}
     (folder / CONFIG).unlink(missing_ok=True)
     partial = folder / f"{WEIGHTS}.partial"
     partial.touch()
@@ -66,7 +66,7 @@ def load(folder: str | Path, *, backend: str = "auto") -> Lorsa:
     folder = Path(folder)
     config = load_config(folder)
     lorsa = Lorsa(config, backend=backend)
-    expected = parameter_shapes(config)
+    expected = tensor_shapes(config)
     path = folder / WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..kernels import SELECTIONS
+from .activation import ACTIVATIONS, MAX_L0_FACTOR
 from .geometry import QKNorm, Rope, read_qk_norm, read_rope
 
 
@@ -20,12 +21,17 @@ class LorsaConfig:
     n_ov_heads: int
     """Rank-1 heads: one scalar value and one output direction each."""
     top_k: int
-    """Heads that fire per token."""
+    """Heads that fire per token; on average, with an activation other than "topk"."""
     scale: float
     """Multiplies the scores, usually d_qk_head ** -0.5."""
     select: str = "relu"
     """Which heads may fire: "relu" those with positive z, "abs" those with large |z|. The choice is
     by select(z) * ||w_O|| in training and in every later use."""
+    activation: str = "topk"
+    """Rule by which heads fire: "topk", "batchtopk" or "jumprelu"; see model/activation.py."""
+    max_l0: int | None = None
+    """Heads that may fire on a token at most, where top_k is a mean. None becomes 4 * top_k, or
+    n_ov_heads if that is less; with "topk" it stays None."""
     rope: Rope | None = None
     """Rotary frequencies of the layer; None for a model without rotary positions."""
     qk_norm: QKNorm | None = None
@@ -60,11 +66,42 @@ class LorsaConfig:
             raise ValueError(f"top_k is {self.top_k}; allowed: 1..{self.n_ov_heads} (n_ov_heads)")
         if self.select not in SELECTIONS:
             raise ValueError(f"select is {self.select!r}; allowed: {', '.join(SELECTIONS)}")
+        self._check_activation()
         if self.rope is not None and 2 * len(self.rope.inv_freq) > self.d_qk_head:
             raise ValueError(
                 f"rope rotates {2 * len(self.rope.inv_freq)} channels; "
                 f"d_qk_head is {self.d_qk_head}"
             )
+
+    def _check_activation(self) -> None:
+        """Raise ValueError if the rule does not fit the rest; put a number in place of its None."""
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation is {self.activation!r}; allowed: {', '.join(ACTIVATIONS)}"
+            )
+        if self.activation == "topk":
+            if self.max_l0 is not None:
+                raise ValueError(
+                    f"max_l0 is {self.max_l0}; activation 'topk' lets top_k fire: leave it out"
+                )
+            return
+        if self.select != "relu":
+            raise ValueError(
+                f"select is {self.select!r}; activation {self.activation!r} goes with 'relu' only"
+            )
+        if self.max_l0 is None:
+            most = min(MAX_L0_FACTOR * self.top_k, self.n_ov_heads)
+            object.__setattr__(self, "max_l0", most)
+        elif not self.top_k <= self.max_l0 <= self.n_ov_heads:
+            raise ValueError(
+                f"max_l0 is {self.max_l0}; allowed: {self.top_k}..{self.n_ov_heads} "
+                "(top_k..n_ov_heads)"
+            )
+
+    @property
+    def n_slots(self) -> int:
+        """Width of acts and ids: as many heads as may fire on a token."""
+        return self.top_k if self.max_l0 is None else self.max_l0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as JSON-able data."""
@@ -75,3 +112,32 @@ class LorsaConfig:
         """Read what `to_dict` wrote; TypeError names a field that is missing or unknown."""
         rope, qk_norm = read_rope(data.get("rope")), read_qk_norm(data.get("qk_norm"))
         return cls(**{**data, "rope": rope, "qk_norm": qk_norm})
+
+
+def parameter_shapes(config: LorsaConfig) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of every parameter of a Lorsa."""
+    c = config
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_Q": (c.n_qk_heads, c.d_model, c.d_qk_head),
+        "W_K": (c.n_qk_heads, c.d_model, c.d_qk_head),
+        "W_V": (c.n_ov_heads, c.d_model),
+        "W_O": (c.n_ov_heads, c.d_model),
+        "b_Q": (c.n_qk_heads, c.d_qk_head),
+        "b_K": (c.n_qk_heads, c.d_qk_head),
+        "b_V": (c.n_ov_heads,),
+        "b_O": (c.d_model,),
+    }
+    if c.qk_norm is not None:
+        shape = (c.n_qk_heads, c.d_qk_head) if c.qk_norm.by_head else (c.d_qk_head,)
+        shapes |= {"q_norm": shape, "k_norm": shape}
+    if c.qk_norm is not None and c.qk_norm.kind == "layer":
+        shapes |= {"q_norm_bias": shape, "k_norm_bias": shape}
+    if c.activation == "jumprelu":
+        shapes["log_threshold"] = (c.n_ov_heads,)
+    return shapes
+
+
+def tensor_shapes(config: LorsaConfig) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of everything that a checkpoint holds."""
+    shapes = parameter_shapes(config)
+    return shapes if config.activation == "topk" else shapes | {"threshold": ()}

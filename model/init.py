@@ -62,11 +62,13 @@ class _Whitening(NamedTuple):
 
 
 @torch.no_grad()
-def init_random(lorsa: Lorsa, x: Tensor, y: Tensor, *, seed: int) -> None:
+def init_random(lorsa: Lorsa, x: Tensor, *, seed: int) -> None:
     """Fill a Lorsa at random: projections of unit-variance outputs, W_O the transpose of W_V.
 
+    `fit_output` does the rest.
+
     Args:
-        x, y: a sample of the layer's input and output, [batch, seq, d_model].
+        x: a sample of the layer's input, [batch, seq, d_model].
         seed: of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -74,7 +76,6 @@ def init_random(lorsa: Lorsa, x: Tensor, y: Tensor, *, seed: int) -> None:
     for weight in (lorsa.W_Q, lorsa.W_K, lorsa.W_V):
         weight.copy_(torch.randn(weight.shape, generator=generator) * spread)
     lorsa.W_O.copy_(lorsa.W_V)
-    _fit_output(lorsa, x, y)
 
 
 @torch.no_grad()
@@ -83,15 +84,14 @@ def init_from_layer(
     weights: LayerWeights,
     geometry: AttentionGeometry,
     x: Tensor,
-    y: Tensor,
     *,
     seed: int,
 ) -> None:
-    """Fill a Lorsa from the attention layer that it replaces.
+    """Fill a Lorsa from the attention layer that it replaces; `fit_output` does the rest.
 
     Args:
         weights, geometry: the layer; weights on x's device and in its dtype.
-        x, y: a sample of its input and output, [batch, seq, d_model].
+        x: a sample of its input, [batch, seq, d_model].
         seed: of the clustering.
 
     Raises:
@@ -112,7 +112,6 @@ def init_from_layer(
         if weights.b_V is not None:
             lorsa.b_V[mine] += found.read @ weights.b_V[head // kv_share]
         lorsa.W_O[mine] = found.write @ weights.W_O[head]
-    _fit_output(lorsa, x, y)
 
 
 def require_fit(config: LorsaConfig, geometry: AttentionGeometry) -> None:
@@ -197,8 +196,13 @@ def _cluster(points: Tensor, n_clusters: int, generator: torch.Generator) -> Ten
     return centres
 
 
-def _fit_output(lorsa: Lorsa, x: Tensor, y: Tensor) -> None:
-    """Set b_O to the mean of y and scale W_O by least squares on some of the sample."""
+@torch.no_grad()
+def fit_output(lorsa: Lorsa, x: Tensor, y: Tensor) -> None:
+    """Set b_O to the mean of y and scale W_O by least squares on some of the sample.
+
+    Args:
+        x, y: a sample of the layer's input and output, [batch, seq, d_model].
+    """
     lorsa.b_O.copy_(y.mean(dim=(0, 1)))
     explained = energy = 0.0
     for b in range(min(len(x), -(-FIT_TOKENS // x.shape[1]))):

@@ -1,13 +1,15 @@
-"""The Lorsa module: an attention layer as many rank-1 heads of which top_k fire per token.
+"""The Lorsa module: an attention layer as many rank-1 heads of which few fire per token.
 
     q = rope(qk_norm(x W_Q + b_Q))   k = rope(qk_norm(x W_K + b_K))   v = x W_V^T + b_V
     z_pre[t, i] = sum_{s <= t} softmax_s(scale * <q[t, h], k[s, h]>) v[s, i]
-    z = z_pre where it is among the top_k of select(z_pre) * ||w_O||, else 0
+    z = z_pre where it is among the top_k of select(z_pre) * ||w_O||, else 0; or as
+        model/activation.py says
     y_hat = z W_O + b_O
 
 Source: He et al. 2025, arXiv:2504.20938, section 3.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -16,18 +18,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import attention_pattern, lorsa_attention, sparse_decode, sparse_topk_attention
+from .activation import above, jump, largest_of_sequences
 from .attention import project
-from .config import LorsaConfig
+from .config import LorsaConfig, parameter_shapes
 from .qk import norm_and_rotate
+
+LEAST_THRESHOLD = 1e-12
 
 
 class Encoding(NamedTuple):
-    """The heads that fire."""
+    """The heads that fire, in as many slots as may: top_k, or max_l0 where top_k is a mean."""
 
     acts: Tensor
-    """z of the kept heads, [batch, seq, top_k]; 0 where fewer than top_k heads are positive."""
+    """z of the heads, [batch, seq, slots]; 0 where the slot's head does not fire"""
     ids: Tensor
-    """Their ids, ascending, int32, [batch, seq, top_k]."""
+    """Their ids, ascending, int32, [batch, seq, slots]"""
+
+
+class Firing(NamedTuple):
+    """The heads that fire in training, and what the rule is trained by."""
+
+    acts: Tensor
+    """As in Encoding"""
+    ids: Tensor
+    """As in Encoding"""
+    edge: Tensor | None = None
+    """Of batchtopk: the smallest score of a sequence that was to fire, [batch]"""
+    fires: Tensor | None = None
+    """Of jumprelu: 1 where a head fires, else 0, with a gradient; as acts"""
 
 
 class Lorsa(nn.Module):
@@ -38,6 +56,10 @@ class Lorsa(nn.Module):
         W_V, W_O: [n_ov_heads, d_model]; b_V: [n_ov_heads]; b_O: [d_model]
         q_norm, k_norm: [d_qk_head], or [n_qk_heads, d_qk_head] of a norm `by_head`; q_norm_bias,
             k_norm_bias: the same, of a "layer" norm; all with a qk-norm only
+        log_threshold: [n_ov_heads], with "jumprelu" only: of a head's threshold over `threshold`
+
+    Buffer:
+        threshold: of the scores, in units of y, []; with "batchtopk" and "jumprelu" only
     """
 
     W_Q: nn.Parameter
@@ -52,6 +74,8 @@ class Lorsa(nn.Module):
     k_norm: nn.Parameter | None
     q_norm_bias: nn.Parameter | None
     k_norm_bias: nn.Parameter | None
+    log_threshold: nn.Parameter | None
+    threshold: Tensor | None
 
     def __init__(self, config: LorsaConfig, *, backend: str = "auto") -> None:
         """Make a Lorsa of zeros (norm weights of ones); `model.init` or a checkpoint fills it.
@@ -66,9 +90,10 @@ class Lorsa(nn.Module):
         for name, shape in parameter_shapes(config).items():
             fill = torch.ones if name.endswith("_norm") else torch.zeros
             self.register_parameter(name, nn.Parameter(fill(shape)))
-        for name in ("q_norm", "k_norm", "q_norm_bias", "k_norm_bias"):
+        for name in ("q_norm", "k_norm", "q_norm_bias", "k_norm_bias", "log_threshold"):
             if name not in self._parameters:
                 self.register_parameter(name, None)
+        self.register_buffer("threshold", None if config.activation == "topk" else torch.ones(()))
 
     def queries_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return rotated queries and keys.
@@ -96,7 +121,62 @@ class Lorsa(nn.Module):
 
         Args:
             x: attention input after the norm, [batch, seq, d_model], of any floating dtype.
-            top_k: heads per token, if not the config's (training may start with more).
+            top_k: heads per token, if not the config's (training may start with more); of
+                batchtopk, by their mean over each sequence, as in training, and not by the
+                threshold; of jumprelu without effect, as the thresholds decide.
+
+        Raises:
+            ValueError: x has another shape.
+        """
+        if self.config.activation == "batchtopk" and top_k is not None:
+            firing = self.fire(x, top_k=top_k)
+            return Encoding(firing.acts, firing.ids)
+        acts, ids = self._candidates(x, top_k)
+        if self.threshold is not None:
+            limit = self.threshold if self.config.activation == "batchtopk" else 1.0
+            acts = torch.where(above(self._scores(acts, ids), limit), acts, 0)
+        return Encoding(acts, ids)
+
+    def fire(
+        self,
+        x: Tensor,
+        *,
+        top_k: int,
+        counted: Tensor | None = None,
+        bandwidth: float = 1.0,
+    ) -> Firing:
+        """Return the heads that fire in training.
+
+        Args:
+            x, top_k: as in `encode`.
+            counted: of batchtopk, which tokens count, bool, [batch, seq]; None counts all.
+            bandwidth: of jumprelu, see `activation.jump`.
+        """
+        acts, ids = self._candidates(x, top_k)
+        if self.config.activation == "batchtopk":
+            scores = self._scores(acts, ids)
+            kept, edge = largest_of_sequences(scores, top_k, counted)
+            return Firing(torch.where(kept, acts, 0), ids, edge=edge)
+        if self.log_threshold is not None:
+            per_threshold = self._score_factors()
+            jumped = jump(acts, ids, self.log_threshold, per_threshold, bandwidth=bandwidth)
+            return Firing(jumped.acts, ids, fires=jumped.fires)
+        return Firing(acts, ids)
+
+    def _score_factors(self) -> Tensor:
+        """Return what makes a score of z: ||w_O||, of jumprelu over the threshold, [n_ov_heads]."""
+        factors: Tensor = self.W_O.detach().norm(dim=1)
+        if self.log_threshold is not None and self.threshold is not None:
+            factors = factors / (self.threshold * self.log_threshold.detach().exp())
+        return factors
+
+    def _scores(self, acts: Tensor, ids: Tensor) -> Tensor:
+        """Return the scores of candidates, without a gradient, in fp32."""
+        scores: Tensor = acts.detach().float() * self._score_factors()[ids.long()]
+        return scores
+
+    def _candidates(self, x: Tensor, top_k: int | None) -> Encoding:
+        """Return the heads with the largest scores: top_k of a token, or the max_l0 that may fire.
 
         Raises:
             ValueError: x has another shape.
@@ -108,8 +188,8 @@ class Lorsa(nn.Module):
             q,
             k,
             self.values(x),
-            self.W_O.detach().norm(dim=1),
-            top_k=c.top_k if top_k is None else top_k,
+            self._score_factors(),
+            top_k=c.n_slots if top_k is None or c.max_l0 is not None else top_k,
             scale=c.scale,
             select=c.select,
             window=c.window,
@@ -119,7 +199,7 @@ class Lorsa(nn.Module):
         return Encoding(acts, ids)
 
     def decode(self, acts: Tensor, ids: Tensor) -> Tensor:
-        """Return y_hat, [batch, seq, d_model], of acts and ids [batch, seq, top_k]."""
+        """Return y_hat, [batch, seq, d_model], of acts and ids [batch, seq, slots]."""
         kind, dtype = self.W_O.device.type, self.W_O.dtype
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
@@ -163,8 +243,41 @@ class Lorsa(nn.Module):
         layer = "" if c.layer is None else f", layer={c.layer}"
         return (
             f"d_model={c.d_model}, n_ov_heads={c.n_ov_heads}, n_qk_heads={c.n_qk_heads}, "
-            f"d_qk_head={c.d_qk_head}, top_k={c.top_k}{layer}"
+            f"d_qk_head={c.d_qk_head}, top_k={c.top_k}, activation={c.activation}{layer}"
         )
+
+    @torch.no_grad()
+    def set_threshold(self, x: Tensor) -> None:
+        """Set the threshold so that about top_k heads fire on a token of a sample.
+
+        Args:
+            x: attention input, [batch, seq, d_model]; the edges of its sequences are averaged.
+        """
+        if self.threshold is None:
+            return
+        edges = []
+        for sequence in x.split(1):
+            scores = self._scores(*self._candidates(sequence, None))
+            edges.append(largest_of_sequences(scores, self.config.top_k).edge)
+        level = torch.cat(edges).mean()
+        if self.log_threshold is not None:
+            level = self.threshold * level.clamp(min=LEAST_THRESHOLD)  # it divides the scores
+        self.threshold.copy_(level)
+
+    @torch.no_grad()
+    def move_threshold(self, edge: Tensor, share: float) -> None:
+        """Move the threshold of batchtopk by a share of the way to an edge."""
+        assert self.threshold is not None
+        self.threshold.lerp_(edge.to(self.threshold), share)
+
+    def as_topk(self) -> "Lorsa":
+        """Return a Lorsa of the same parameters, shared, of which top_k heads fire per token."""
+        config = replace(self.config, activation="topk", max_l0=None)
+        with torch.device("meta"):
+            other = Lorsa(config, backend=self.backend)
+        for name in parameter_shapes(config):
+            other.register_parameter(name, self._parameters[name])
+        return other
 
     @torch.no_grad()
     def rescale_(self, x_scale: float, y_scale: float) -> Self:
@@ -176,6 +289,8 @@ class Lorsa(nn.Module):
             weight.div_(x_scale)
         for weight in (self.W_O, self.b_O):
             weight.mul_(y_scale)
+        if self.threshold is not None:
+            self.threshold.mul_(y_scale)
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -195,24 +310,3 @@ class Lorsa(nn.Module):
         from .checkpoint import load
 
         return load(folder, backend=backend)
-
-
-def parameter_shapes(config: LorsaConfig) -> dict[str, tuple[int, ...]]:
-    """Return the name and shape of every parameter of a Lorsa."""
-    c = config
-    shapes: dict[str, tuple[int, ...]] = {
-        "W_Q": (c.n_qk_heads, c.d_model, c.d_qk_head),
-        "W_K": (c.n_qk_heads, c.d_model, c.d_qk_head),
-        "W_V": (c.n_ov_heads, c.d_model),
-        "W_O": (c.n_ov_heads, c.d_model),
-        "b_Q": (c.n_qk_heads, c.d_qk_head),
-        "b_K": (c.n_qk_heads, c.d_qk_head),
-        "b_V": (c.n_ov_heads,),
-        "b_O": (c.d_model,),
-    }
-    if c.qk_norm is not None:
-        shape = (c.n_qk_heads, c.d_qk_head) if c.qk_norm.by_head else (c.d_qk_head,)
-        shapes |= {"q_norm": shape, "k_norm": shape}
-    if c.qk_norm is not None and c.qk_norm.kind == "layer":
-        shapes |= {"q_norm_bias": shape, "k_norm_bias": shape}
-    return shapes

@@ -9,6 +9,7 @@ same figure and a large mean costs no precision.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,6 +103,17 @@ def evaluate(lorsa: Lorsa, batches: Iterable[Sequence[Tensor]]) -> Quality:
     return tally.quality()
 
 
+class Sums(NamedTuple):
+    """What a tally has added up."""
+
+    kept: FVU
+    """Tokens that count"""
+    left_out: FVU
+    """The others"""
+    firing: Tensor
+    """Tokens that count on which each head fired, int64, [n_ov_heads]"""
+
+
 class Tally:
     """What `evaluate` measures of one Lorsa, added up batch by batch."""
 
@@ -126,6 +138,20 @@ class Tally:
             y, y_hat, acts, ids = (values[counted] for values in (y, y_hat, acts, ids))
         self.kept.update(y, y_hat)
         self.firing += firing_counts(acts, ids, len(self.firing)).cpu()
+
+    def sums(self) -> Sums:
+        """Return what was added up, on the CPU."""
+        kept, left_out = (replace(f, mean=f.mean.cpu()) for f in (self.kept, self.left_out))
+        return Sums(kept, left_out, self.firing)
+
+    def become(self, parts: Iterable[Sums]) -> None:
+        """Take the place of several tallies, this one's own sums included."""
+        self.kept, self.left_out = FVU(), FVU()
+        self.firing = torch.zeros_like(self.firing)
+        for kept, left_out, firing in parts:
+            self.kept.add(kept)
+            self.left_out.add(left_out)
+            self.firing += firing
 
     def quality(self) -> Quality:
         """Return the measures."""

@@ -3,33 +3,34 @@
     checkpoints/step-000000512/
       config.json, lorsa.safetensors   a Lorsa like any other, for raw activations
       optimizer.safetensors            Adam's moments, when each head last fired
-      state.json                       steps done, of how many, in what time
+      state.json                       steps done, of how many, in what time; checksums
 
-A checkpoint is written into a folder named *.partial and renamed when it is whole, so what has its
-final name can be trusted. Weights are stored for raw activations; the scales of training are
-powers of two, so they come back to the bit.
+A checkpoint is written into a folder named *.partial and renamed when it is whole; what a disk
+does to it afterwards, the checksums tell. Weights are stored for raw activations; the scales of
+training are powers of two, so they come back to the bit.
 """
 
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..model import CheckpointError, Lorsa
+from ..model import CheckpointError, Lorsa, LorsaConfig
+from ..model.checkpoint import CONFIG, WEIGHTS
 from ..store import sync_tree
+from .learner import Whole
 from .setup import Scales
 
 FOLDER = "checkpoints"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
-ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 class State(NamedTuple):
@@ -45,21 +46,25 @@ class State(NamedTuple):
     """Time that it took so far"""
 
 
+class Loaded(NamedTuple):
+    """What a checkpoint holds, on the CPU."""
+
+    lorsa: Lorsa
+    """For raw activations"""
+    moments: dict[str, Tensor]
+    """Adam's, by the parameter's name and its own, as W_Q.exp_avg"""
+    state: State
+
+
 def save_checkpoint(
-    run: Path,
-    lorsa: Lorsa,
-    optimizer: torch.optim.Optimizer,
-    state: State,
-    scales: Scales,
-    *,
-    keep: int = 2,
+    run: Path, shape: LorsaConfig, whole: Whole, state: State, scales: Scales, *, keep: int = 2
 ) -> None:
     """Write a checkpoint and remove all but the newest.
 
     Args:
         run: run folder.
-        lorsa: in training, on scaled activations.
-        optimizer: Adam over lorsa's parameters, in their order.
+        shape: of the Lorsa.
+        whole: the Lorsa in training, on scaled activations, and its moments.
         state: where the run stands.
         scales: of the activations.
         keep: how many stay.
@@ -71,7 +76,7 @@ def save_checkpoint(
     for stale in (run / FOLDER).glob("*.partial"):
         shutil.rmtree(stale)
     try:
-        _write(folder, lorsa, optimizer, state, scales)
+        _write(folder, shape, whole, state, scales)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
         raise CheckpointError(
@@ -81,28 +86,37 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
-def _write(
-    folder: Path, lorsa: Lorsa, optimizer: torch.optim.Optimizer, state: State, scales: Scales
-) -> None:
+def _write(folder: Path, shape: LorsaConfig, whole: Whole, state: State, scales: Scales) -> None:
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True)
-    lorsa.rescale_(1 / scales.x, 1 / scales.y)
-    try:
-        lorsa.save_pretrained(partial)
-    finally:
-        lorsa.rescale_(scales.x, scales.y)
-    tensors = {"last_fired": state.last_fired.cpu()}
-    for name, parameter in lorsa.named_parameters():
-        for key in ADAM_STATE:
-            tensors[f"{name}.{key}"] = optimizer.state[parameter][key].detach().cpu().contiguous()
+    raw_lorsa(shape, whole, scales).save_pretrained(partial)
+    tensors = {"last_fired": state.last_fired.cpu(), **whole.moments}
     save_file(tensors, partial / OPTIMIZER)
-    (partial / STATE).write_text(json.dumps(_facts(state)) + "\n", "utf-8")
+    facts = {"step": state.step, "n_steps": state.n_steps, "spent_s": state.spent_s}
+    (partial / STATE).write_text(json.dumps(_sealed(facts, partial)) + "\n", "utf-8")
     sync_tree(partial)
     os.replace(partial, folder)
 
 
-def _facts(state: State) -> dict[str, int | float | None]:
-    return {"step": state.step, "n_steps": state.n_steps, "spent_s": state.spent_s}
+def raw_lorsa(shape: LorsaConfig, whole: Whole, scales: Scales) -> Lorsa:
+    """Return the Lorsa of a run, for raw activations, on the CPU."""
+    lorsa = Lorsa(shape)
+    lorsa.load_state_dict(whole.weights)
+    return lorsa.rescale_(1 / scales.x, 1 / scales.y)
+
+
+def _sealed(facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return facts with checksums of the files beside them and of themselves."""
+    sums = {name: _crc32(folder / name) for name in (CONFIG, WEIGHTS, OPTIMIZER)}
+    return facts | {"crc32": sums | {STATE: zlib.crc32(json.dumps(facts).encode())}}
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            value = zlib.crc32(part, value)
+    return value
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -115,14 +129,8 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in (run / FOLDER).glob("step-*") if p.suffix != ".partial")
 
 
-def load_newest_checkpoint(
-    run: Path,
-    lorsa: Lorsa,
-    optimizer: torch.optim.Optimizer,
-    scales: Scales,
-    report: Callable[[str], None],
-) -> State | None:
-    """Put a run back to where its newest good checkpoint was written; None if it has none at all.
+def load_newest_checkpoint(run: Path, report: Callable[[str], None]) -> Loaded | None:
+    """Read the newest good checkpoint of a run; None if it has none at all.
 
     Newer ones, which are damaged, are removed.
 
@@ -133,7 +141,7 @@ def load_newest_checkpoint(
     damaged: list[Path] = []
     for folder in reversed(found):
         try:
-            state = load_checkpoint(folder, lorsa, optimizer, scales)
+            loaded = load_checkpoint(folder)
         except CheckpointError as error:
             report(f"passed over: {error}")
             damaged.append(folder)
@@ -141,7 +149,7 @@ def load_newest_checkpoint(
             report(f"going on from {folder}")
             for other in damaged:
                 shutil.rmtree(other)
-            return state
+            return loaded
     if found:
         raise CheckpointError(
             f"{run / FOLDER} has only damaged checkpoints; delete {run} to begin anew"
@@ -149,25 +157,17 @@ def load_newest_checkpoint(
     return None
 
 
-def load_checkpoint(
-    folder: Path, lorsa: Lorsa, optimizer: torch.optim.Optimizer, scales: Scales
-) -> State:
-    """Put a run back to where a checkpoint was written; CheckpointError if it is damaged."""
+def load_checkpoint(folder: Path) -> Loaded:
+    """Read a checkpoint; CheckpointError if it is damaged."""
     try:
-        saved = Lorsa.from_pretrained(folder)
-        tensors = load_file(folder / OPTIMIZER)
         facts = json.loads((folder / STATE).read_text("utf-8"))
-        step, n_steps = int(facts["step"]), facts.get("n_steps")
-        spent_s = float(facts.get("spent_s", 0.0))
-        names = [name for name, _ in lorsa.named_parameters()]
-        moments = {
-            i: {key: tensors[f"{name}.{key}"] for key in ADAM_STATE} for i, name in enumerate(names)
-        }
-        last_fired = tensors["last_fired"].to(next(lorsa.parameters()).device)
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        sealed = facts.pop("crc32")
+        if sealed != _sealed(facts, folder)["crc32"]:
+            raise ValueError("a checksum is wrong")
+        lorsa = Lorsa.from_pretrained(folder)
+        moments = load_file(folder / OPTIMIZER)
+        last_fired = moments.pop("last_fired")
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is damaged ({error})") from None
-    lorsa.load_state_dict(saved.state_dict())
-    lorsa.rescale_(scales.x, scales.y)
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    return State(step, last_fired, n_steps, spent_s)
+    state = State(facts["step"], last_fired, facts["n_steps"], facts["spent_s"])
+    return Loaded(lorsa, moments, state)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels import BACKENDS, SELECTIONS
-from ..model import DEVICES
+from ..model import ACTIVATIONS, DEVICES
 from ..store import Place, place
 from .mask import parse_rule
 
@@ -34,7 +34,16 @@ class TrainConfig:
     top_k: int = 64
     """Heads that fire per token."""
     select: str = "relu"
-    """Whether heads may fire negatively: "relu" or "abs"."""
+    """Whether heads may fire negatively: "relu" or "abs"; the latter with "topk" only."""
+    activation: str = "topk"
+    """Rule by which heads fire: the top_k of every token, or top_k on average: those above a
+    threshold ("batchtopk") or above one of their own that is learned ("jumprelu")."""
+    max_l0: int | None = None
+    """Heads that fire per token at most, where top_k is the average; None takes 4 * top_k."""
+    jump_bandwidth: float = 1.0
+    """Of "jumprelu": width, as a share of the threshold, of the scores around it that move it."""
+    l0_coefficient: float = 0.1
+    """Of "jumprelu": weight of (L0 / top_k - 1)^2 of a sequence beside the squared error."""
     init: str = "layer"
     """Start from the layer's own weights, or "random"."""
     train_tokens: int | None = None
@@ -47,6 +56,12 @@ class TrainConfig:
     micro_batch_tokens: int | None = None
     """Tokens that a process computes at once, in whole sequences, to need less memory; gradients
     add up to those of the step. None computes its share of a step at once."""
+    shard: bool = False
+    """Share weights, gradients and moments among the processes, for Lorsas that do not fit; see
+    docs/distributed.md."""
+    exact: bool = False
+    """Add up gradients sequence by sequence in float64, so that any number of processes makes the
+    same run to rounding that does not grow; slower."""
     lr: float = 1e-3
     """Learning rate of Adam, for activations scaled to a norm of sqrt(d_model)."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -99,6 +114,7 @@ class TrainConfig:
         for name in (
             "n_ov_heads",
             "n_qk_heads",
+            "max_l0",
             "train_tokens",
             "top_k",
             "layer",
@@ -120,7 +136,7 @@ class TrainConfig:
         ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}; allowed: 1 or more")
-        for name in ("lr", "expansion", "grad_clip", "checkpoint_every_minutes"):
+        for name in ("lr", "expansion", "grad_clip", "checkpoint_every_minutes", "l0_coefficient"):
             if not 0 < (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} is {value}; allowed: above 0")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
@@ -128,6 +144,10 @@ class TrainConfig:
         for name in ("warmup_frac", "decay_frac", "top_k_anneal_frac"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} is {value}; allowed: 0..1")
+        if not 0 < self.jump_bandwidth < 2:
+            raise ValueError(
+                f"jump_bandwidth is {self.jump_bandwidth}; allowed: above 0 and below 2"
+            )
         if not 1 <= self.top_k_start < math.inf:
             raise ValueError(f"top_k_start is {self.top_k_start}; allowed: 1 or more")
         if len(self.betas) != 2 or not all(
@@ -136,6 +156,7 @@ class TrainConfig:
             raise ValueError(f"betas are {self.betas}; allowed: two numbers from 0 to below 1")
         for name, allowed in (
             ("select", SELECTIONS),
+            ("activation", ACTIVATIONS),
             ("init", INITS),
             ("precision", PRECISIONS),
             ("device", DEVICES),
@@ -145,6 +166,11 @@ class TrainConfig:
             if (choice := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} is {choice!r}; allowed: {', '.join(allowed)}")
 
+        if self.exact and (self.shard or self.micro_batch_tokens is not None):
+            other = "shard" if self.shard else "micro_batch_tokens"
+            raise ValueError(
+                f"exact computes sequence by sequence on whole copies; leave out {other}"
+            )
         parse_rule(self.loss_mask)
 
     @property
@@ -161,5 +187,5 @@ class TrainConfig:
         """Return the settings that decide the resulting weights."""
         free = {"store", "out", "eval_tokens", "eval_every_tokens", "device", "backend", "tracker"}
         free |= {"checkpoint_every_minutes", "checkpoint_every_tokens", "dead_window_tokens"}
-        free |= {"keep_checkpoints", "micro_batch_tokens"}
+        free |= {"keep_checkpoints", "micro_batch_tokens", "shard"}
         return {name: value for name, value in self.to_dict().items() if name not in free}

@@ -7,6 +7,7 @@ its own steps, looks, checkpoints and end; where one fails, the others go on.
 import gc
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ from .setup import Initialiser, deriver
 
 LOG_EVERY_STEPS = 10
 ENDLESS = 1 << 62
+HELD_OUT_PARTS = 8
+"""Held-out sequences are measured in parts of this share of a step, whoever takes them: so the
+figure does not depend on the number of processes."""
 Work = Callable[[Member], None]
 
 
@@ -186,7 +190,8 @@ class Group:
             except torch.OutOfMemoryError as error:
                 if self.team.world > 1:
                     raise  # the others wait for this process
-                member.adam.zero_grad()
+                if member.learner is not None:
+                    member.learner.clear()
                 member.fail(error)
 
     def running(self) -> list[Member]:
@@ -208,13 +213,19 @@ class Group:
 
     def qualities(self, members: list[Member], n_tokens: int | None) -> list[Quality]:
         """Return the quality of some runs on so many held-out tokens; None takes all."""
-        batch_seqs = -(-self.batch_seqs // self.team.world)
+        batch_seqs = -(-self.batch_seqs // HELD_OUT_PARTS)
+        parts = list(held_out_parts(self.store, batch_seqs=batch_seqs, n_tokens=n_tokens))
         tallies = [Tally(m.lorsa) for m in members]
-        for seqs in held_out_parts(self.store, batch_seqs=batch_seqs, n_tokens=n_tokens):
-            stored = self.store.stored(self.layer, seqs)
-            x, y = self.scaled(stored.on(self.team.device, self.derive))
-            for member, tally in zip(members, tallies, strict=True):
-                tally.update(x, y, member.counted(seqs))
+        with ExitStack() as looking:
+            for member in members:
+                looking.enter_context(member.looking())
+            for seqs in parts[self.team.rank :: self.team.world]:
+                stored = self.store.stored(self.layer, seqs)
+                x, y = self.scaled(stored.on(self.team.device, self.derive))
+                for member, tally in zip(members, tallies, strict=True):
+                    tally.update(x, y, member.counted(seqs))
+        for tally in tallies:
+            tally.become(self.team.gather([tally.sums()]))
         return [tally.quality() for tally in tallies]
 
     def scaled(self, batch: Activations) -> Activations:

@@ -92,10 +92,15 @@ def train_many(
         KeyboardInterrupt: the process was asked to stop; checkpoints were written.
     """
     launch = Launch(configs[0])
+    if apart and launch.world > 1 and any(config.shard for config in configs):
+        raise TrainError(
+            "a run cannot be sharded here: each process takes whole runs; leave out --shard, or "
+            "train one run at a time with lorsa train --shard"
+        )
     team = launch.team(alone=apart)
     outcomes: dict[int, RunOutcome] = {}
-    asked = _look_into(configs, team, outcomes, report)
-    free = free_bytes(team.device)
+    asked = _look_into(configs, launch, team, outcomes, report)
+    free = team.least(free_bytes(team.device))
     groups = _groups(asked, free, at_least=launch.world if apart else 1)
     mine = _share(groups, launch.rank, launch.world) if apart else groups
     for group in mine:
@@ -108,13 +113,14 @@ def train_many(
 def check(config: TrainConfig) -> None:
     """Raise what `train` would raise before its first step; nothing is written."""
     team = Launch(config).team()
-    plan = make_plan(config, ActivationStore.open(config.store), team)
+    plan = team.together(lambda: make_plan(config, ActivationStore.open(config.store), team))
     # the main process alone looks: it may begin while others still check
     team.on_main(lambda: RunFolder(config.out).require_same(config, plan.facts))
 
 
 def _look_into(
     configs: Sequence[TrainConfig],
+    launch: Launch,
     team: Team,
     outcomes: dict[int, RunOutcome],
     report: ReportRun,
@@ -123,14 +129,17 @@ def _look_into(
     stores: dict[Place, ActivationStore] = {}
     asked: list[_Asked] = []
     for number, config in enumerate(configs):
-        try:
+
+        def look(number: int = number, config: TrainConfig = config) -> _Asked:
             if config.store not in stores:
                 stores[config.store] = ActivationStore.open(config.store)
             plan = make_plan(config, stores[config.store], team)
             _require_own_folder(config, asked)
-            free = free_bytes(team.device)
-            require_room(plan.shape, plan.span, world=team.world, free=free)
-            asked.append(_Asked(number, config, plan))
+            require_room(plan.shape, plan.span, world=team.world, free=free_bytes(team.device))
+            return _Asked(number, config, plan)
+
+        try:
+            asked.append(launch.together(look))
         except RUN_ERRORS as error:
             outcomes[number] = RunOutcome(config, None, error)
             if team.is_main:
@@ -154,7 +163,8 @@ def _groups(asked: list[_Asked], free: int, *, at_least: int) -> list[list[_Aske
     alike: dict[tuple[object, ...], list[_Asked]] = defaultdict(list)
     for run in asked:
         seed = run.config.order_seed
-        key = (run.config.store, run.config.layer, seed, run.plan.span.batch_seqs)
+        own = run.number if run.config.shard else None  # sharded runs go one by one
+        key = (run.config.store, run.config.layer, seed, run.plan.span.batch_seqs, own)
         alike[key].append(run)
     groups = []
     for runs in alike.values():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -12,22 +13,29 @@ from torch import Tensor
 from ..model import Lorsa, Quality
 from ..store import Activations, Seqs
 from .checkpoint import (
+    Loaded,
     State,
     checkpoint_folder,
     load_checkpoint,
     load_newest_checkpoint,
+    raw_lorsa,
     save_checkpoint,
 )
 from .config import TrainConfig
 from .curves import draw_curves
 from .errors import TrainError
 from .events import Ended, Event, Look, StepReport, TrainResult
-from .objective import Objective, Outcome
+from .learner import Learner, Whole
+from .objective import Outcome
 from .plan import Plan, describe
 from .run import RunFolder
 from .schedule import lr_factor, top_k_at
 from .setup import Scales, activation_scales
 from .trackers import Tracker, open_tracker
+
+THRESHOLD_HALF_LIFE_TOKENS = 16_384
+"""Of the running mean that is the threshold of batchtopk: enough to even out sequences, no more,
+or it lags behind the weights; docs/recipe.md."""
 
 
 class Clock(NamedTuple):
@@ -67,9 +75,7 @@ class Member:
         self.shape = plan.shape
         self.mask = plan.mask
         self.lorsa = Lorsa(plan.shape, backend=config.backend).to(self.device)
-        self.adam = torch.optim.Adam(
-            self.lorsa.parameters(), lr=config.lr, betas=config.betas, fused=True
-        )
+        self.learner: Learner | None = None
         heads = plan.shape.n_ov_heads
         self.last_fired = torch.zeros(heads, dtype=torch.int64, device=self.device)
         self.done = 0
@@ -97,19 +103,25 @@ class Member:
 
     def start(self, initialise: Callable[[], None]) -> None:
         """Take up the newest checkpoint or initialise, then share the main process's weights."""
-        state = self._newest_state()
-        if state is not None:
-            self.done, self.last_fired = state.step, state.last_fired
-            self.spent_s = state.spent_s
-            if state.n_steps is not None:
-                self.span = self.span.lasting(state.n_steps, self.config)
+        loaded = self._newest_checkpoint()
+        if loaded is not None:
+            self._take_up(loaded)
         else:
             self.report("initialising")
-            initialise()
-            self.lorsa.rescale_(*self.scales)
+            self.team.together(initialise)
+        self.lorsa.rescale_(*self.scales)
         self.team.on_main(lambda: self.folder.drop_after(self.done))
         self.team.on_main(self._open_tracker)
-        self.module, self.optimizer = self.team.prepare(Objective(self.lorsa), self.adam)
+        moments = None if loaded is None else loaded.moments
+        self.learner = Learner(self.lorsa, self.config, self.team, moments)
+
+    def _take_up(self, loaded: Loaded) -> None:
+        state = loaded.state
+        self.lorsa.load_state_dict(loaded.lorsa.state_dict())
+        self.done, self.last_fired = state.step, state.last_fired.to(self.device)
+        self.spent_s = state.spent_s
+        if state.n_steps is not None:
+            self.span = self.span.lasting(state.n_steps, self.config)
 
     def _open_tracker(self) -> None:
         self.tracker = open_tracker(
@@ -132,16 +144,20 @@ class Member:
         if self.tracker is not None:
             self.tracker.close()
 
-    def _newest_state(self) -> State | None:
-        """Take up the newest good checkpoint: the main process's choice, on all processes."""
+    def _newest_checkpoint(self) -> Loaded | None:
+        """Return the newest good checkpoint: the main process's choice, on all processes."""
         root = self.folder.root
-        chosen = self.team.on_main(
-            lambda: load_newest_checkpoint(root, self.lorsa, self.adam, self.scales, self.report)
-        )
-        if chosen is None or self.team.is_main:
-            return chosen
-        folder = checkpoint_folder(root, chosen.step)
-        return load_checkpoint(folder, self.lorsa, self.adam, self.scales)
+        read: list[Loaded | None] = []
+
+        def choose() -> int | None:
+            read.append(load_newest_checkpoint(root, self.report))
+            return None if read[0] is None else read[0].state.step
+
+        step = self.team.on_main(choose)
+        if step is None or self.team.world == 1:
+            return read[0] if read else None
+        folder = checkpoint_folder(root, step)
+        return self.team.together(lambda: read[0] if read else load_checkpoint(folder))
 
     def counted(self, seqs: Seqs) -> Tensor | None:
         """Return which tokens of some sequences count, [n, n_ctx]; None if all do."""
@@ -157,30 +173,37 @@ class Member:
         Raises:
             TrainError: loss or gradient is not finite.
         """
-        lr, top_k = self.lr(), self.top_k()
-        for group in self.adam.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad()
-        loss, fired = self._gradients(batch, mine, whole, top_k)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.lorsa.parameters(), self.config.grad_clip))
+        learner, lr, top_k = self._learner(), self.lr(), self.top_k()
+        learner.begin(lr)
+        loss, outcomes = self._gradients(learner, batch, mine, whole, top_k)
+        norm = learner.clip(self.config.grad_clip)
         if not math.isfinite(norm):
             raise TrainError(
                 f"step {self.done + 1} (sequences {', '.join(map(str, whole))}): loss is "
                 f"{float(loss)}, gradient norm {norm}; the weights were left as before it. "
                 f"Use a smaller --lr than {self.config.lr}"
             )
-        self.optimizer.step()
+        learner.step()
         self.done += 1
-        for out in fired:
+        self._move_threshold(outcomes)
+        for out in outcomes:
             when = torch.where(out.acts != 0, self.done, 0).flatten()
             self.last_fired.scatter_reduce_(0, out.ids.long().flatten(), when, "amax")
         return StepOutcome(loss, norm, lr, top_k)
 
+    def _move_threshold(self, outcomes: list[Outcome]) -> None:
+        """Let the threshold of batchtopk follow a step's edge, the same on all processes."""
+        edges = [out.edge for out in outcomes if out.edge is not None]
+        if edges:
+            share = 1 - 0.5 ** (self.span.step_tokens / THRESHOLD_HALF_LIFE_TOKENS)
+            self.lorsa.move_threshold(self.team.sum(torch.stack(edges).sum()), share)
+
     def _gradients(
-        self, batch: Activations, mine: Seqs, whole: Seqs, top_k: int
+        self, learner: Learner, batch: Activations, mine: Seqs, whole: Seqs, top_k: int
     ) -> tuple[Tensor, list[Outcome]]:
         """Add up the gradients of a share of a step, part by part; return its share of the loss."""
-        n_parts, masked = self.span.n_micro, self.mask.rule.masks
+        masked = self.mask.rule.masks
+        n_parts = len(mine) if self.config.exact else self.span.n_micro
         of_step = max(1, self.mask.n_counted(whole) if masked else len(whole))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         outcomes = []
@@ -188,11 +211,11 @@ class Member:
         for i, ((x, y), seqs) in enumerate(zip(parts, np.array_split(mine, n_parts), strict=True)):
             counted = self.counted(seqs)
             here = len(seqs) if counted is None else int(counted.sum())
-            with self.team.unsynced(self.module, enabled=i + 1 < n_parts):
+            with learner.unsynced(enabled=i + 1 < n_parts):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
-                    out: Outcome = self.module(x, y, top_k, counted, here / of_step)
-                (out.loss * self.team.world).backward()  # averaged over processes
-            total += out.loss.detach()
+                    out: Outcome = learner.module(x, y, top_k, counted, here / of_step)
+                learner.backward(out.loss)
+            total += out.error
             outcomes.append(out)
         return total, outcomes
 
@@ -220,11 +243,14 @@ class Member:
             self._log(line._asdict())
         self.report(line)
 
+    def looking(self) -> AbstractContextManager[None]:
+        """Have the whole Lorsa on this process, to be measured."""
+        return self._learner().looking()
+
     def look(self, quality: Quality) -> None:
         """Note the quality on held-out tokens."""
-        if self.team.is_main:
-            line = {"step": self.done, "tokens": self.tokens(), "held_out": asdict(quality)}
-            self._log(line)
+        line = {"step": self.done, "tokens": self.tokens(), "held_out": asdict(quality)}
+        self.team.on_main(lambda: self._log(line))
         self.report(Look(self.done, self.tokens(), quality))
 
     def save(self, clock: Clock) -> None:
@@ -232,10 +258,12 @@ class Member:
         n_steps = None if self.config.minutes is None else self.span.n_steps
         fired = self.team.maximum(self.last_fired)
         state = State(self.done, fired, n_steps, self.spent_s + clock.spent_s)
+        whole = self._learner().whole()
 
         def write() -> None:
             keep = self.config.keep_checkpoints
-            save_checkpoint(self.folder.root, self.lorsa, self.adam, state, self.scales, keep=keep)
+            root, shape = self.folder.root, self.shape
+            save_checkpoint(root, shape, whole, state, self.scales, keep=keep)
 
         self.team.on_main(write)
 
@@ -259,18 +287,18 @@ class Member:
             data_wait_fraction=clock.wait_fraction,
             seconds=clock.spent_s,
         )
-        self.lorsa.rescale_(1 / self.scales.x, 1 / self.scales.y)
-        self.team.on_main(lambda: self._write(quality))
+        whole = self._learner().whole()
+        self.team.on_main(lambda: self._write(quality, whole))
         if self.team.is_main:
             self._draw()
         self.report(Look(self.done, self.tokens(), quality))
         self.report(Ended(self.result))
 
-    def _write(self, quality: Quality) -> None:
+    def _write(self, quality: Quality, whole: Whole) -> None:
         assert self.result is not None
         line = {"step": self.done, "tokens": self.tokens(), "held_out": asdict(quality)}
         self._log(line)
-        self.lorsa.save_pretrained(self.folder.root)
+        raw_lorsa(self.shape, whole, self.scales).save_pretrained(self.folder.root)
         self.folder.finish(asdict(self.result))
 
     def _draw(self) -> None:
@@ -279,6 +307,10 @@ class Member:
             draw_curves(self.folder.root)
         except (TrainError, OSError) as error:
             self.report(f"no picture of the curves: {error}")
+
+    def _learner(self) -> Learner:
+        assert self.learner is not None, "start() comes first"
+        return self.learner
 
     def fail(self, error: Exception) -> None:
         """Leave the group; the other runs go on."""

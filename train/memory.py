@@ -11,8 +11,6 @@ from .setup import Extent
 
 SPARE = 0.92
 """Share of the free memory that runs may take: allocators keep some."""
-STATE_BYTES = 16
-"""Of a parameter in float32: itself, its gradient, two moments."""
 SHARED_BYTES = 300_000_000
 """What a process takes besides its runs: batches read ahead, kernels' scratch."""
 
@@ -34,8 +32,8 @@ def run_bytes(shape: LorsaConfig, span: Extent, world: int) -> int:
     tokens = n_seqs * (span.step_tokens // span.batch_seqs)
     queries_keys = 2 * shape.n_qk_heads * shape.d_qk_head
     # made, rotated, and their gradients; v and its gradient; x, y, y_hat and theirs
-    width = 5 * queries_keys + 3 * shape.n_ov_heads + 6 * shape.d_model + 8 * shape.top_k
-    return STATE_BYTES * n_params(shape) + 4 * tokens * width
+    width = 5 * queries_keys + 3 * shape.n_ov_heads + 6 * shape.d_model + 8 * shape.n_slots
+    return int(span.state_bytes * n_params(shape)) + 4 * tokens * width
 
 
 def free_bytes(device: torch.device) -> int:

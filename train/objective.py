@@ -1,4 +1,11 @@
-"""What a step minimises, as one module for accelerate to wrap."""
+"""What a step minimises, as one module for accelerate to wrap.
+
+    loss = mean (y_hat - y)^2 + l0_coefficient * mean over sequences of (L0 / top_k - 1)^2
+
+The second term is there with jumprelu only. It is one of sequences, as are the thresholds of
+batchtopk, so that a step may be cut into any number of parts. Means are over what counts: a
+sequence weighs as many tokens as count in it.
+"""
 
 from typing import NamedTuple
 
@@ -12,20 +19,29 @@ class Outcome(NamedTuple):
     """What a forward of the objective gives."""
 
     loss: Tensor
-    """Minimised; weight * mean (y_hat - y)^2 over the tokens that count and all channels"""
+    """Minimised; weight times what is said above"""
+    error: Tensor
+    """weight * mean (y_hat - y)^2 over the tokens that count and all channels, no gradient"""
     acts: Tensor
-    """Of the heads that fired, [batch, seq, top_k], without a gradient; 0 where a token does not
+    """Of the heads that fired, [batch, seq, slots], without a gradient; 0 where a token does not
     count"""
     ids: Tensor
-    """[batch, seq, top_k]"""
+    """[batch, seq, slots]"""
+    edge: Tensor | None
+    """Of batchtopk: weight * mean of the sequences' smallest scores that were to fire"""
 
 
 class Objective(nn.Module):
     """The loss of a Lorsa on some sequences."""
 
-    def __init__(self, lorsa: Lorsa) -> None:
+    def __init__(
+        self, lorsa: Lorsa, *, jump_bandwidth: float = 1.0, l0_coefficient: float = 0.1
+    ) -> None:
+        """Choose a Lorsa; the rest are the settings of jumprelu, as in TrainConfig."""
         super().__init__()
         self.lorsa = lorsa
+        self.jump_bandwidth = jump_bandwidth
+        self.l0_coefficient = l0_coefficient
 
     def forward(
         self, x: Tensor, y: Tensor, top_k: int, counted: Tensor | None = None, weight: float = 1.0
@@ -34,14 +50,41 @@ class Objective(nn.Module):
 
         Args:
             x, y: the layer's input and output, scaled, [batch, seq, d_model].
-            top_k: heads that fire per token in this step.
+            top_k: heads that fire per token in this step, or on average.
             counted: which tokens count, bool, [batch, seq]; None counts all.
             weight: of these tokens among those of all processes.
         """
-        acts, ids = self.lorsa.encode(x, top_k=top_k)
-        error = (self.lorsa.decode(acts, ids) - y).square()
+        acts, ids, edges, fires = self.lorsa.fire(
+            x, top_k=top_k, counted=counted, bandwidth=self.jump_bandwidth
+        )
+        error = weight * masked_mean((self.lorsa.decode(acts, ids) - y).square(), counted)
+        loss, edge = error, None
+        if fires is not None:
+            excess = _l0_of_sequences(fires, counted) / top_k - 1
+            loss = error + self.l0_coefficient * weight * mean_of_sequences(
+                excess.square(), counted
+            )
+        if edges is not None:
+            edge = weight * mean_of_sequences(edges, counted)
         fired = acts.detach() if counted is None else acts.detach() * counted[..., None]
-        return Outcome(weight * masked_mean(error, counted), fired, ids)
+        return Outcome(loss, error.detach(), fired, ids, edge)
+
+
+def _l0_of_sequences(fires: Tensor, counted: Tensor | None) -> Tensor:
+    """Return how many heads fire per token that counts, [batch], of fires [batch, seq, slots]."""
+    per_token = fires.sum(dim=2)  # [batch, seq]
+    if counted is None:
+        return per_token.mean(dim=1)
+    return torch.where(counted, per_token, 0).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+
+
+def mean_of_sequences(values: Tensor, counted: Tensor | None) -> Tensor:
+    """Return the mean of values [batch], each weighed by its sequence's tokens that count."""
+    if counted is None:
+        return values.mean()
+    n_counted = counted.sum(dim=1)  # [batch]
+    weighed = torch.where(n_counted > 0, values, 0) * n_counted
+    return weighed.sum() / n_counted.sum().clamp(min=1)
 
 
 def masked_mean(values: Tensor, counted: Tensor | None) -> Tensor:

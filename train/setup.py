@@ -11,6 +11,7 @@ from ..model import (
     LayerWeights,
     Lorsa,
     LorsaConfig,
+    fit_output,
     init_from_layer,
     init_random,
     require_fit,
@@ -26,6 +27,8 @@ BATCH_TOKENS = 1024
 MAX_DEAD_WINDOW_TOKENS = 10_000_000
 STEPS_UNTIL_KNOWN = 1000
 """Of a run by the minute, until its speed is known."""
+STATE_BYTES = 16
+"""Of a parameter in float32: itself, its gradient, two moments."""
 
 
 class Scales(NamedTuple):
@@ -52,6 +55,8 @@ class Extent(NamedTuple):
     train_tokens: int
     dead_window_tokens: int
     eval_every_steps: int
+    state_bytes: float = STATE_BYTES
+    """Of a parameter, on one process"""
 
     def lasting(self, n_steps: int, config: TrainConfig) -> "Extent":
         """Return the same run with another number of steps."""
@@ -91,6 +96,8 @@ def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
             top_k=config.top_k,
             scale=geometry.scale,
             select=config.select,
+            activation=config.activation,
+            max_l0=config.max_l0,
             rope=geometry.rope,
             qk_norm=geometry.qk_norm,
             softcap=geometry.softcap,
@@ -152,7 +159,8 @@ def extent(config: TrainConfig, store: ActivationStore, world: int) -> Extent:
         )
     step_tokens = batch_seqs * n_ctx
     train_tokens = config.train_tokens or n_train * n_ctx
-    whole = Extent(batch_seqs, step_tokens, _n_micro(config, batch_seqs, world, n_ctx), 0, 0, 0, 0)
+    n_micro, state_bytes = _n_micro(config, batch_seqs, world, n_ctx), _state_bytes(config, world)
+    whole = Extent(batch_seqs, step_tokens, n_micro, 0, 0, 0, 0, state_bytes)
     n_steps = max(1, train_tokens // step_tokens)
     if config.minutes is not None and config.train_tokens is None:
         n_steps = max(n_steps, STEPS_UNTIL_KNOWN)
@@ -161,11 +169,22 @@ def extent(config: TrainConfig, store: ActivationStore, world: int) -> Extent:
 
 def _n_micro(config: TrainConfig, batch_seqs: int, world: int, n_ctx: int) -> int:
     """Return the parts of a process's share; on every process the same, and no part empty."""
+    if config.exact:
+        return -(-batch_seqs // world)
     if config.micro_batch_tokens is None:
         return 1
     most = -(-batch_seqs // world)
     wanted = -(-most // max(1, config.micro_batch_tokens // n_ctx))
     return min(wanted, batch_seqs // world)
+
+
+def _state_bytes(config: TrainConfig, world: int) -> float:
+    """Return the bytes that a parameter takes on one process."""
+    if config.exact:
+        return STATE_BYTES + 8  # a sum in float64
+    if config.shard and world > 1:
+        return 8 + STATE_BYTES / world  # whole weights and gradients during a step
+    return STATE_BYTES
 
 
 def activation_scales(layer: int, store: ActivationStore) -> Scales:
@@ -203,23 +222,29 @@ class Initialiser:
         self._filled: dict[tuple[object, ...], dict[str, Tensor]] = {}
 
     def fill(self, lorsa: Lorsa, config: TrainConfig) -> None:
-        """Fill a Lorsa, which works on raw activations, from the layer or at random."""
-        key = (lorsa.config, config.init, config.init_tokens, config.seed)
-        if key in self._filled:
-            lorsa.load_state_dict(self._filled[key])
-            return
+        """Fill a Lorsa, which works on raw activations, from the layer or at random.
+
+        Lorsas that differ in which heads fire start with the same directions.
+        """
         device = next(lorsa.parameters()).device
         if config.init_tokens not in self._samples:
             stored = _init_sample(config, self._store)
             self._samples[config.init_tokens] = stored.on(device, self._derive)
         x, y = self._samples[config.init_tokens]
-        if config.init == "random":
-            init_random(lorsa, x, y, seed=config.seed)
+        start = lorsa.as_topk()  # its weights are lorsa's
+        heads = (lorsa.config.n_qk_heads, lorsa.config.n_ov_heads)
+        key = (heads, config.init, config.init_tokens, config.seed)
+        if key in self._filled:
+            start.load_state_dict(self._filled[key])
+        elif config.init == "random":
+            init_random(start, x, seed=config.seed)
         else:
             weights = LayerWeights(**self._store.weights(config.layer)).to(device, torch.float32)
             geometry = layer_geometry(config.layer, self._store)
-            init_from_layer(lorsa, weights, geometry, x, y, seed=config.seed)
-        self._filled[key] = {n: t.detach().cpu().clone() for n, t in lorsa.state_dict().items()}
+            init_from_layer(start, weights, geometry, x, seed=config.seed)
+        self._filled[key] = {n: t.detach().cpu().clone() for n, t in start.state_dict().items()}
+        fit_output(start, x, y)
+        lorsa.set_threshold(x)
 
 
 def _init_sample(config: TrainConfig, store: ActivationStore) -> Stored:

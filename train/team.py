@@ -1,5 +1,6 @@
 """The processes that share each step of a run: accelerate's, or this one alone."""
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -11,10 +12,9 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from ..kernels import choose_path
-from ..model import CheckpointError, choose_device
-from ..store import StoreError
+from ..model import choose_device
 from .config import TrainConfig
-from .errors import TrainError
+from .errors import RUN_ERRORS, TrainError
 
 Result = TypeVar("Result")
 PATIENCE = timedelta(days=7)
@@ -36,11 +36,43 @@ class Team:
         """Whether this process writes and speaks for the team."""
         return self.rank == 0
 
-    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        """Wrap a module and its optimizer so that gradients are averaged over the team."""
-        if self.world == 1:
-            return module, optimizer
-        return cast(tuple[Any, Any], self._accelerator.prepare(module, optimizer))
+    def copies(self, module: nn.Module) -> nn.Module:
+        """Give every process the main one's module; backward averages gradients over the team."""
+        return module if self.world == 1 else cast(nn.Module, self._accelerator.prepare(module))
+
+    def spread(self, module: nn.Module) -> nn.Module:
+        """Give every process the main one's tensors, and leave gradients to each."""
+        if self.world > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                torch.distributed.broadcast(tensor.data, src=0)
+        return module
+
+    def shard(self, module: nn.Module) -> nn.Module:
+        """Leave every process its rows of the main one's parameters and of averaged gradients."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        return cast(nn.Module, fully_shard(self.spread(module), mesh=mesh))
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """Return this process's part of a tensor, or a tensor that is not sharded."""
+        return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+    def part_of(self, whole: Tensor, *, like: Tensor) -> Tensor:
+        """Return a whole tensor sharded as another is, where that is and has its shape."""
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        if not isinstance(like, DTensor) or whole.shape != like.shape:
+            return whole
+
+        return distribute_tensor(whole.to(self.device), like.device_mesh, like.placements)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """Return a tensor whole, on the CPU; all processes take part, the main one has it."""
+        if hasattr(tensor, "full_tensor"):
+            tensor = tensor.full_tensor()
+        return tensor.detach().cpu().contiguous() if self.is_main else tensor
 
     def unsynced(self, module: nn.Module, *, enabled: bool) -> AbstractContextManager[Any]:
         """Leave out the averaging of gradients: more are about to be added."""
@@ -56,6 +88,11 @@ class Team:
         """Return the largest over the team, element by element."""
         return tensor if self.world == 1 else self._reduced(tensor, torch.distributed.ReduceOp.MAX)
 
+    def least(self, number: int) -> int:
+        """Return the smallest of the team's numbers."""
+        numbers: list[int] = self.gather([number])
+        return min(numbers)
+
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
         total = tensor.clone()
         torch.distributed.all_reduce(total, op=operation)
@@ -67,7 +104,7 @@ class Team:
         if self.is_main:
             try:
                 outcome[0] = work()
-            except (TrainError, CheckpointError, StoreError, OSError) as error:
+            except RUN_ERRORS as error:
                 outcome[1] = error
         if self.world > 1:
             broadcast_object_list(outcome)
@@ -75,6 +112,14 @@ class Team:
         if failure is not None:
             raise failure
         return cast(Result, result)
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Do some work on every process; what goes wrong on one is raised on all."""
+        return _together(work, self.gather)
+
+    def gather(self, mine: list[Any]) -> list[Any]:
+        """Return what all processes have, in their order."""
+        return mine if self.world == 1 else cast(list[Any], gather_object(mine))
 
     def wait(self) -> None:
         """Wait for the whole team."""
@@ -114,6 +159,23 @@ class Launch:
         """Return what all processes have, in their order."""
         return mine if self.world == 1 else cast(list[Any], gather_object(mine))
 
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Do some work on every process; what goes wrong on one is raised on all."""
+        return _together(work, self.gather)
+
+
+def _together(work: Callable[[], Result], gather: Callable[[list[Any]], list[Any]]) -> Result:
+    result: Result | None = None
+    failure: Exception | None = None
+    try:
+        result = work()
+    except RUN_ERRORS as error:
+        failure = error
+    for told in gather([failure]):
+        if told is not None:
+            raise told
+    return cast(Result, result)
+
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Return accelerate's view of the processes of this command and their devices.
@@ -126,6 +188,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         choose_path(config.backend, device)
     except ValueError as error:
         raise TrainError(str(error)) from None
+    _require_launch(device)
     try:
         patient = InitProcessGroupKwargs(timeout=PATIENCE)
         accelerator = Accelerator(
@@ -139,3 +202,19 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             "process; give that device, or start another process"
         )
     return accelerator
+
+
+def _require_launch(device: str) -> None:
+    """Raise TrainError if the launcher was asked for what is done otherwise here."""
+    for name, option in (("FSDP", "--use_fsdp"), ("DEEPSPEED", "--use_deepspeed")):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("1", "true", "yes"):
+            raise TrainError(
+                f"accelerate is set to {option}; leave it out and give lorsa train --shard, which "
+                "shares weights, gradients and moments among the processes"
+            )
+    n_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device == "cuda" and n_here > torch.cuda.device_count():
+        raise TrainError(
+            f"{n_here} processes were started on a machine with {torch.cuda.device_count()} GPUs; "
+            f"start {torch.cuda.device_count()}, or give --device cpu"
+        )

@@ -1,5 +1,6 @@
 """Lorsas on disk: what is written is what is read, and nothing else is."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -44,6 +45,24 @@ def test_a_saved_lorsa_gives_the_same_output(saved: Path) -> None:
 def test_a_saved_lorsa_can_be_read_by_others_of_the_group(saved: Path) -> None:
     modes = {(saved / name).stat().st_mode for name in ("config.json", "lorsa.safetensors")}
     assert len(modes) == 1
+
+
+def test_a_lorsa_of_before_there_were_activations_is_read(saved: Path) -> None:
+    path = saved / "config.json"
+    content = json.loads(path.read_text())
+    del content["config"]["activation"], content["config"]["max_l0"]
+    path.write_text(json.dumps(content))
+    assert Lorsa.from_pretrained(saved).config == CONFIG
+
+
+def test_a_missing_threshold_is_named(tmp_path: Path) -> None:
+    lorsa = Lorsa(dataclasses.replace(CONFIG, activation="jumprelu"))
+    lorsa.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "lorsa.safetensors")
+    del tensors["threshold"]
+    save_file(tensors, tmp_path / "lorsa.safetensors")
+    with pytest.raises(CheckpointError, match=r"threshold is missing, expected \[\]"):
+        Lorsa.from_pretrained(tmp_path)
 
 
 def test_no_checkpoint_names_the_folder(tmp_path: Path) -> None:

@@ -26,6 +26,14 @@ GOOD: dict[str, Any] = {
         ({"n_ov_heads": 1}, "use 2"),
         ({"d_model": 0}, "d_model is 0"),
         ({"select": "top"}, "allowed: relu, abs"),
+        ({"activation": "relu"}, "activation is 'relu'; allowed: topk, batchtopk, jumprelu"),
+        ({"max_l0": 4}, "max_l0 is 4; activation 'topk' lets top_k fire: leave it out"),
+        ({"activation": "batchtopk", "max_l0": 2}, r"max_l0 is 2; allowed: 3..6 \(top_k..n_ov"),
+        ({"activation": "jumprelu", "max_l0": 7}, "max_l0 is 7; allowed: 3..6"),
+        (
+            {"activation": "batchtopk", "select": "abs"},
+            "select is 'abs'; activation 'batchtopk' goes with 'relu' only",
+        ),
         ({"rope": Rope(inv_freq=(1.0, 1.0, 1.0))}, "rope rotates 6 channels; d_qk_head is 4"),
     ],
 )
@@ -38,6 +46,20 @@ def test_config_survives_json() -> None:
     rope = Rope(inv_freq=(1.0, 0.1), attention_scaling=1.2, interleaved=True)
     config = LorsaConfig(**GOOD, rope=rope, qk_norm=QKNorm(eps=1e-6), window=9, layer=3)
     assert LorsaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_the_most_heads_that_fire_is_a_number_of_the_config() -> None:
+    config = LorsaConfig(**(GOOD | {"activation": "jumprelu", "n_ov_heads": 40}))
+    assert config.max_l0 == config.n_slots == 12
+    assert LorsaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert LorsaConfig(**(GOOD | {"activation": "batchtopk"})).max_l0 == 6
+    assert LorsaConfig(**GOOD).n_slots == 3
+
+
+def test_a_config_of_before_there_were_activations_is_topk() -> None:
+    older = LorsaConfig(**GOOD).to_dict()
+    del older["activation"], older["max_l0"]
+    assert LorsaConfig.from_dict(older) == LorsaConfig(**GOOD)
 
 
 def test_a_norm_of_an_older_store_is_that_of_each_head() -> None:

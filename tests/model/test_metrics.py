@@ -66,6 +66,27 @@ def test_firing_counts_leave_out_zeros() -> None:
     assert firing_counts(acts, ids, 5).tolist() == [2, 0, 0, 1, 0]
 
 
+def test_evaluate_counts_only_what_is_above_the_threshold() -> None:
+    config = LorsaConfig(
+        d_model=4,
+        n_qk_heads=1,
+        d_qk_head=2,
+        n_ov_heads=4,
+        top_k=2,
+        scale=1.0,
+        activation="batchtopk",
+    )
+    lorsa = Lorsa(config)
+    assert lorsa.threshold is not None
+    with torch.no_grad():
+        lorsa.b_V.copy_(torch.tensor([1.0, 2.0, -1.0, 0.5]))
+        lorsa.W_O.copy_(torch.eye(4))
+        lorsa.threshold.fill_(1.5)
+    quality = evaluate(lorsa, [(torch.randn(2, 3, 4), torch.randn(2, 3, 4))])
+    assert quality.l0 == 1
+    assert quality.dead_fraction == 0.75
+
+
 def test_evaluate_counts_firing_and_dead_heads() -> None:
     config = LorsaConfig(d_model=4, n_qk_heads=1, d_qk_head=2, n_ov_heads=4, top_k=2, scale=1.0)
     lorsa = Lorsa(config)

@@ -277,7 +277,7 @@ def test_a_run_is_what_its_settings_say(store_folder: Path, tmp_path: Path) -> N
     for step in range(n_steps):
         x, y = store.activations(1, sampler.batch(step))
         middle = (step + 0.5) / n_steps
-        adam.param_groups[0]["lr"] = 1e-3 * min(1, middle / 0.05, (1 - middle) / 0.2)
+        adam.param_groups[0]["lr"] = 1e-3 * min(1, middle / 0.05, (1 - middle) / 0.6)
         top_k = round(8 * (1 + 2 * max(0, 1 - step / (n_steps / 2))))
         acts, ids = lorsa.encode(x * scales.x, top_k=top_k)
         loss = (lorsa.decode(acts, ids) - y * scales.y).square().mean()

@@ -71,6 +71,82 @@ def test_parts_of_a_batch_weigh_as_many_tokens_as_they_count(
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+@pytest.fixture(params=["batchtopk", "jumprelu"])
+def ruled(request: pytest.FixtureRequest) -> Objective:
+    """An objective of a rule whose top_k is a mean."""
+    torch.manual_seed(0)
+    shape = LorsaConfig(
+        d_model=6,
+        n_qk_heads=2,
+        d_qk_head=4,
+        n_ov_heads=16,
+        top_k=TOP_K,
+        scale=0.5,
+        activation=request.param,
+    )
+    lorsa = Lorsa(shape)
+    with torch.no_grad():
+        for name, parameter in lorsa.named_parameters():
+            parameter.normal_(std=0.1 if name == "log_threshold" else 1.0)
+        lorsa.set_threshold(torch.randn(8, 5, 6))
+    return Objective(lorsa, jump_bandwidth=1.5, l0_coefficient=0.3)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_of_every_rule_parts_of_a_batch_add_up(
+    ruled: Objective, batch: tuple[Tensor, Tensor, Tensor], masked: bool
+) -> None:
+    x, y, counted = batch
+    counted = counted if masked else torch.ones_like(counted)
+    whole = ruled(x, y, TOP_K, counted if masked else None)
+    whole.loss.backward()
+    gradients = {name: p.grad for name, p in ruled.lorsa.named_parameters()}
+    ruled.zero_grad()
+    parts = []
+    for part in (slice(0, 1), slice(1, 3)):
+        weight = float(counted[part].sum() / counted.sum())
+        mine = counted[part] if masked else None
+        parts.append(ruled(x[part], y[part], TOP_K, mine, weight))
+        parts[-1].loss.backward()
+    for name, p in ruled.lorsa.named_parameters():
+        torch.testing.assert_close(p.grad, gradients[name], atol=1e-5, rtol=1e-5)
+    for name in ("loss", "error", "edge"):
+        if (value := getattr(whole, name)) is not None:
+            total = torch.stack([getattr(part, name) for part in parts]).sum()
+            torch.testing.assert_close(total, value)
+
+
+def test_jumprelu_is_drawn_to_top_k(ruled: Objective, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, y, counted = batch
+    out = ruled(x, y, TOP_K, counted)
+    if ruled.lorsa.log_threshold is None:
+        assert out.edge is not None
+        assert torch.equal(out.loss, out.error)
+        return
+    fires = (ruled.lorsa.encode(x).acts != 0).sum(dim=2)
+    l0 = torch.stack([n[c].float().mean() for n, c in zip(fires, counted, strict=True)])
+    weights = counted.sum(dim=1) / counted.sum()
+    excess = ((l0 / TOP_K - 1).square() * weights).sum()
+    torch.testing.assert_close(out.loss - out.error, 0.3 * excess)
+
+
+def test_sequences_without_a_token_that_counts_weigh_nothing(
+    ruled: Objective, batch: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    x, y, _ = batch
+    counted = torch.ones(3, 5, dtype=torch.bool)
+    counted[1] = False
+    out = ruled(x, y, TOP_K, counted)
+    other = ruled(x[[0, 2]], y[[0, 2]], TOP_K)
+    torch.testing.assert_close(out.loss, other.loss)
+    if other.edge is not None:
+        torch.testing.assert_close(out.edge, other.edge)
+    out = ruled(x, y, TOP_K, torch.zeros_like(counted))
+    out.loss.backward()
+    assert out.error == 0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in ruled.lorsa.parameters())
+
+
 def test_no_token_that_counts_gives_a_loss_of_zero() -> None:
     values = torch.randn(2, 3, 4, requires_grad=True)
     loss = masked_mean(values, torch.zeros(2, 3, dtype=torch.bool))

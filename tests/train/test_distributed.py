@@ -1,0 +1,209 @@
+"""Several processes: the run of one, whatever is shared how, and whatever kills them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lorsa.model import Lorsa
+from lorsa.train import TrainConfig, TrainError, train
+from lorsa.train.checkpoint import checkpoints
+from runs import STEP, config
+from safetensors.torch import load_file
+from tiny import N_CTX
+
+HERE = Path(__file__).parent
+Launch = Callable[..., "subprocess.Popen[str]"]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "exact": {"exact": True},
+    "shard": {"shard": True},
+    "parts": {"micro_batch_tokens": N_CTX},
+    "shard-parts": {"shard": True, "micro_batch_tokens": N_CTX},
+    "uneven": {"batch_tokens": 5 * N_CTX},
+    "batchtopk": {"activation": "batchtopk"},
+    "jumprelu-shard": {"activation": "jumprelu", "shard": True},
+    "masked": {"loss_mask": "norm>1.1x"},
+}
+
+
+def launch(n: int, store: Path, out: Path, variants: dict[str, Any]) -> "subprocess.Popen[str]":
+    """Start a drill in so many processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={n}", str(HERE.parent / "runs.py"), str(store), str(out)]
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [*command, json.dumps(variants)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def drill(n: int, store: Path, out: Path, variants: dict[str, Any]) -> None:
+    """Run a drill to its end."""
+    process = launch(n, store, out, variants)
+    told, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, told
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = (load_file(run / "lorsa.safetensors") for run in (a, b))
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def one(store_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of one process, every loss noted."""
+    out = tmp_path_factory.mktemp("one")
+    drill(1, store_folder, out, VARIANTS)
+    return out
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_any_number_of_processes_makes_the_run_of_one(
+    store_folder: Path, one: Path, tmp_path: Path, n: int
+) -> None:
+    """Losses and held-out quality within 1e-5; exact runs to the bit."""
+    drill(n, store_folder, tmp_path, VARIANTS)
+    for name in VARIANTS:
+        expected, found = losses(one / name), losses(tmp_path / name)
+        assert found.keys() == expected.keys()
+        assert found == pytest.approx(expected, abs=1e-5, rel=1e-5), name
+        results = [json.loads((run / name / "run.json").read_text()) for run in (one, tmp_path)]
+        assert results[1]["result"]["fvu"] == pytest.approx(results[0]["result"]["fvu"], rel=1e-5)
+        assert results[1]["result"]["dead_fraction"] == results[0]["result"]["dead_fraction"]
+    assert losses(one / "exact") == losses(tmp_path / "exact")
+    assert same_weights(one / "exact", tmp_path / "exact")
+    for name in ("shard", "jumprelu-shard"):  # a Lorsa like any other
+        assert Lorsa.from_pretrained(tmp_path / name).W_O.isfinite().all()
+
+
+def test_runs_of_one_process_do_not_depend_on_how_they_are_computed(one: Path) -> None:
+    """Sharding needs several processes; parts and float64 differ by rounding."""
+    assert same_weights(one / "plain", one / "shard")
+    for name in ("parts", "exact"):
+        assert losses(one / name) == pytest.approx(losses(one / "plain"), rel=1e-5)
+
+
+@pytest.mark.parametrize("way", [{}, {"shard": True}])
+def test_killed_processes_go_on_to_the_bit(
+    store_folder: Path, tmp_path: Path, way: dict[str, Any]
+) -> None:
+    """SIGKILL at random moments; then two processes, to the bit; one and four, to 1e-5."""
+    n_kills = 3
+    often = way | {"checkpoint_every_tokens": 2 * STEP, "keep_checkpoints": 50}
+    variants = {"run": often | {"train_tokens": 60 * STEP}}
+    drill(2, store_folder, tmp_path / "whole", variants)
+    moments = random.Random(0)
+    kills = 0
+    while kills < n_kills:
+        process = launch(2, store_folder, tmp_path / "killed", variants)
+        seen = len(checkpoints(tmp_path / "killed/run"))
+        wanted = seen + moments.randint(1, 5)
+        while len(checkpoints(tmp_path / "killed/run")) < wanted and process.poll() is None:
+            time.sleep(0.02)
+        for child in _children(process.pid):
+            os.kill(child, signal.SIGKILL)
+        process.kill()
+        process.communicate()
+        assert not (tmp_path / "killed/run/lorsa.safetensors").exists(), "killed too late"
+        kills += 1
+    drill(2, store_folder, tmp_path / "killed", variants)
+    assert same_weights(tmp_path / "whole/run", tmp_path / "killed/run")
+    assert losses(tmp_path / "whole/run") == losses(tmp_path / "killed/run")
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_another_number_of_processes_goes_on(store_folder: Path, tmp_path: Path, n: int) -> None:
+    """With checkpoints of two processes, sharded or not."""
+    ways: dict[str, dict[str, Any]] = {"copies": {}, "shard": {"shard": True}}
+    asked = {
+        name: way | {"checkpoint_every_tokens": 6 * STEP, "keep_checkpoints": 9}
+        for name, way in ways.items()
+    }
+    drill(2, store_folder, tmp_path, asked)
+    expected = {name: losses(tmp_path / name) for name in asked}
+    for name, changes in asked.items():
+        _rewind(config(store_folder, tmp_path / name, changes), tmp_path / "again" / name)
+    drill(n, store_folder, tmp_path / "again", asked)
+    for name in asked:
+        found = losses(tmp_path / "again" / name)
+        assert found == pytest.approx(expected[name], abs=1e-5, rel=1e-5)
+
+
+def _rewind(settings: TrainConfig, to: Path) -> None:
+    """Leave a run as if it had been killed after its last checkpoint: trained anew until then."""
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop(event: Any) -> None:
+        if getattr(event, "step", 0) >= 14:
+            raise Stop
+
+    import dataclasses
+
+    with pytest.raises(Stop):
+        train(dataclasses.replace(settings, out=to), report=stop)
+
+
+def test_sigterm_to_the_launcher_writes_a_checkpoint(store_folder: Path, tmp_path: Path) -> None:
+    variants = {"run": {"train_tokens": 4000 * STEP}}
+    process = launch(2, store_folder, tmp_path, variants)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"loss"' in metrics.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert len(checkpoints(tmp_path / "run")) == 1, told
+    step = json.loads((checkpoints(tmp_path / "run")[0] / "state.json").read_text())["step"]
+    assert max(losses(tmp_path / "run")) <= step
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_no_process_waits_for_ever_at_the_end(store_folder: Path, tmp_path: Path, n: int) -> None:
+    """Steps, held-out sequences and epochs that no number of processes divides."""
+    variants = {
+        "uneven": {"batch_tokens": 7 * N_CTX, "train_tokens": 200 * N_CTX, "shard": n == 3},
+        "short": {"batch_tokens": 5 * N_CTX, "train_tokens": 5 * N_CTX},
+    }
+    drill(n, store_folder, tmp_path, variants)
+    assert (tmp_path / "short" / "lorsa.safetensors").exists()
+
+
+def test_accelerates_own_fsdp_is_refused(
+    store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(TrainError, match="accelerate is set to --use_fsdp; leave it out and give"):
+        train(config(store_folder, tmp_path / "run", {}))
+
+
+def test_exact_does_not_go_with_parts_and_shards(store_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leave out shard"):
+        config(store_folder, tmp_path, {"exact": True, "shard": True})
+    with pytest.raises(ValueError, match="leave out micro_batch_tokens"):
+        config(store_folder, tmp_path, {"exact": True, "micro_batch_tokens": 64})

@@ -1,0 +1,149 @@
+"""A Lorsa and its Adam, on as many processes as there are.
+
+    copies    every process has all of both; gradients are averaged (torch's DDP)
+    shard     every process keeps its rows of weights, gradients and moments (torch's FSDP2); the
+              whole weights are there during a step, a look and a checkpoint only
+    exact     as copies, but the gradients of single sequences are added up in float64, so that any
+              number of processes makes the same run
+
+Whatever the way, what is saved is a whole Lorsa and whole moments.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..model import Lorsa
+from .config import TrainConfig
+from .objective import Objective
+from .team import Team
+
+ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Whole(NamedTuple):
+    """A Lorsa in training and its moments, whole and on the CPU."""
+
+    weights: dict[str, Tensor]
+    """By the parameter's name"""
+    moments: dict[str, Tensor]
+    """By the parameter's name and Adam's, as W_Q.exp_avg"""
+
+
+class Learner:
+    """Takes the steps of one Lorsa."""
+
+    def __init__(
+        self,
+        lorsa: Lorsa,
+        config: TrainConfig,
+        team: Team,
+        moments: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Share the main process's Lorsa; `moments` take up Adam where it was."""
+        self.lorsa, self.team, self.config = lorsa, team, config
+        self.sharded = config.shard and team.world > 1
+        objective = Objective(
+            lorsa, jump_bandwidth=config.jump_bandwidth, l0_coefficient=config.l0_coefficient
+        )
+        self.module: nn.Module = self._shared(objective)
+        self.adam = torch.optim.Adam(
+            lorsa.parameters(), lr=config.lr, betas=config.betas, fused=True
+        )
+        self._sums: list[Tensor] = []
+        if config.exact:
+            self._sums = [torch.zeros_like(p, dtype=torch.float64) for p in lorsa.parameters()]
+        if moments is not None:
+            self._take_up(moments)
+
+    def _shared(self, module: nn.Module) -> nn.Module:
+        if self.sharded:
+            return self.team.shard(module)
+        return self.team.spread(module) if self.config.exact else self.team.copies(module)
+
+    def begin(self, lr: float) -> None:
+        """Begin a step."""
+        self.clear()
+        for total in self._sums:
+            total.zero_()
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+
+    def unsynced(self, *, enabled: bool) -> AbstractContextManager[Any]:
+        """Leave out the averaging of a part's gradients: more of this process are to come."""
+        alone = self.sharded or self.config.exact  # shards are added up part by part
+        return self.team.unsynced(self.module, enabled=enabled and not alone)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a part of the step.
+
+        Args:
+            loss: its share of the loss of the whole step, over all processes.
+        """
+        if not self.config.exact:
+            (loss * self.team.world).backward()  # averaged over processes
+            return
+        loss.backward()
+        grads = [p.grad for p in self.lorsa.parameters() if p.grad is not None]
+        torch._foreach_add_(self._sums, grads)
+        self.clear()
+
+    def clip(self, largest: float) -> float:
+        """Bring the step's gradients together and scale them to a norm of at most `largest`.
+
+        Returns:
+            Their norm before, over all processes.
+        """
+        for parameter, total in zip(self.lorsa.parameters(), self._sums, strict=False):
+            parameter.grad = self.team.sum(total).to(parameter.dtype)
+        grads = [self.team.part(p.grad) for p in self.lorsa.parameters() if p.grad is not None]
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in grads]
+        square = torch.stack(norms).square().sum()
+        norm = float((self.team.sum(square) if self.sharded else square).sqrt())
+        if norm > largest:
+            torch._foreach_mul_(grads, largest / norm)
+        return norm
+
+    def step(self) -> None:
+        """Let Adam take its step."""
+        self.adam.step()
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        self.adam.zero_grad()
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Have the whole Lorsa on this process, to be measured."""
+        if not self.sharded:
+            yield
+            return
+        self.module.unshard()  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            self.module.reshard()  # type: ignore[operator]
+
+    def whole(self) -> Whole:
+        """Return what there is to save, on the main process; all processes take part."""
+        weights, moments = {}, {}
+        for name, parameter in self.lorsa.named_parameters():
+            weights[name] = self.team.whole(parameter.detach())
+            for key in ADAM_STATE if parameter in self.adam.state else ():
+                moments[f"{name}.{key}"] = self.team.whole(self.adam.state[parameter][key])
+        weights |= {name: buffer.detach().cpu() for name, buffer in self.lorsa.named_buffers()}
+        return Whole(weights, moments)
+
+    def _take_up(self, moments: Mapping[str, Tensor]) -> None:
+        """Give Adam whole moments, of which it keeps its part."""
+        state = {}
+        for number, (name, parameter) in enumerate(self.lorsa.named_parameters()):
+            state[number] = {
+                key: self.team.part_of(moments[f"{name}.{key}"], like=parameter)
+                for key in ADAM_STATE
+            }
+        groups = self.adam.state_dict()["param_groups"]
+        self.adam.load_state_dict({"state": state, "param_groups": groups})
