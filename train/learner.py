@@ -87,8 +87,9 @@ class Learner:
             (loss * self.team.world).backward()  # averaged over processes
             return
         loss.backward()
-        grads = [p.grad for p in self.lorsa.parameters() if p.grad is not None]
-        torch._foreach_add_(self._sums, grads)
+        pairs = zip(self._sums, self.lorsa.parameters(), strict=True)
+        sums, grads = zip(*((s, p.grad) for s, p in pairs if p.grad is not None), strict=True)
+        torch._foreach_add_(sums, grads)
         self.clear()
 
     def clip(self, largest: float) -> float:
