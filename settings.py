@@ -137,7 +137,7 @@ def _all_typed(
     field = _field(where, name, known, from_options=from_options)
     if not values:
         raise UsageError(f"{where}: {name} has no value")
-    return [_typed(where, name, value, field.type) for value in values]
+    return list(dict.fromkeys(_typed(where, name, value, field.type) for value in values))
 
 
 def _known(kind: type[Any]) -> dict[str, "Field[Any]"]:

@@ -26,6 +26,10 @@ def test_options_with_several_values_are_combined(tmp_path: Path) -> None:
     assert all(type(change["lr"]) is float for change in grid.changes)
 
 
+def test_a_value_given_twice_is_one(tmp_path: Path) -> None:
+    assert _grid(tmp_path, lr="1e-3,0.001").base == {"lr": 1e-3}
+
+
 def test_words_need_no_quotes(tmp_path: Path) -> None:
     assert _grid(tmp_path, init="layer,random").changes == [{"init": "layer"}, {"init": "random"}]
 

@@ -16,7 +16,7 @@ import torch
 from ..model import Quality, Tally
 from ..stop import Stop, stop_when_whole
 from ..store import Activations, ActivationStore, Batch, Sampler, batches, held_out_parts
-from .errors import RUN_ERRORS
+from .errors import RUN_ERRORS, TrainError
 from .feed import moved_ahead
 from .member import Clock, Member, StepOutcome
 from .setup import Initialiser, deriver
@@ -80,6 +80,13 @@ class Group:
             self.finish([m for m in self.running() if m.done >= m.span.n_steps])
             with stop_when_whole() as stop:
                 self.steps(stop)
+            if stop.asked and self.team.world == 1:  # while the last were measured
+                raise KeyboardInterrupt
+        except (*RUN_ERRORS, torch.OutOfMemoryError) as error:  # of what all share: a batch, a look
+            if self.team.world > 1:
+                raise  # the others wait for this process
+            for member in self.running():
+                member.fail(error)
         finally:
             for member in self.members:
                 member.close()
@@ -187,12 +194,12 @@ class Group:
                 work(member)
             except RUN_ERRORS as error:
                 member.fail(error)
-            except torch.OutOfMemoryError as error:
+            except torch.OutOfMemoryError:
                 if self.team.world > 1:
                     raise  # the others wait for this process
                 if member.learner is not None:
                     member.learner.clear()
-                member.fail(error)
+                member.fail(TrainError("the memory is full; give --micro-batch-tokens"))
 
     def running(self) -> list[Member]:
         """Return the runs with steps left."""

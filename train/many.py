@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ..kernels import choose_path
+from ..model import choose_device
 from ..store import ActivationStore, Place
 from .config import TrainConfig
 from .errors import RUN_ERRORS, TrainError
@@ -26,7 +28,7 @@ class RunOutcome(NamedTuple):
     """None if it failed"""
     failure: Exception | None
     group: str | None = None
-    """Name of the group that it was trained in; None if it did not begin"""
+    """Name of the group that it was trained in; None if it did not begin, or was finished"""
     bytes_read: int = 0
     """Bytes that this group read from the store, in this call"""
 
@@ -133,6 +135,7 @@ def _look_into(
         def look(number: int = number, config: TrainConfig = config) -> _Asked:
             if config.store not in stores:
                 stores[config.store] = ActivationStore.open(config.store)
+            _require_device(config, team)
             plan = make_plan(config, stores[config.store], team)
             _require_own_folder(config, asked)
             require_room(plan.shape, plan.span, world=team.world, free=free_bytes(team.device))
@@ -145,6 +148,20 @@ def _look_into(
             if team.is_main:
                 report(RunEvent(str(config.out), Ended(None, str(error))))
     return asked
+
+
+def _require_device(config: TrainConfig, team: Team) -> None:
+    """Raise TrainError unless a run can be computed where this process computes."""
+    try:
+        device = choose_device(config.device)
+        choose_path(config.backend, device)
+    except ValueError as error:
+        raise TrainError(str(error)) from None
+    if device != team.device.type:
+        raise TrainError(
+            f"device is {device}, but this command computes on {team.device.type}; give it one "
+            "device"
+        )
 
 
 def _require_own_folder(config: TrainConfig, others: list[_Asked]) -> None:
@@ -220,7 +237,13 @@ def _run_group(runs: list[_Asked], report: ReportRun) -> dict[int, RunOutcome]:
         group.run()
         n_bytes = store.bytes_read - before
         return {
-            run.number: RunOutcome(run.config, member.result, member.failure, name, n_bytes)
+            run.number: RunOutcome(
+                run.config,
+                member.result,
+                member.failure,
+                None if member.finished_before else name,
+                n_bytes,
+            )
             for run, member in zip(runs, members, strict=True)
         }
     finally:

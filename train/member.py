@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,6 +82,9 @@ class Member:
         """Steps done"""
         self.spent_s = 0.0
         """Time that the run took before this call"""
+        self.planned = False
+        """Whether the steps are those that the minutes hold"""
+        self.finished_before = False
         self.tracker: Tracker | None = None
         self.result: TrainResult | None = None
         self.failure: Exception | None = None
@@ -91,7 +94,10 @@ class Member:
         finished = self.team.on_main(lambda: self.folder.begin(self.config, self.facts))
         if finished is not None:
             self.report(f"{self.config.out} is already finished")
-            self.result = TrainResult(**{**finished, "run": str(self.config.out)})
+            known = {field.name for field in fields(TrainResult)}
+            facts = {name: value for name, value in finished.items() if name in known}
+            self.result = TrainResult(**{**facts, "run": str(self.config.out)})
+            self.finished_before = True
             self.report(Ended(self.result, before=True))
         else:
             self.report(self.about)
@@ -121,6 +127,7 @@ class Member:
         self.done, self.last_fired = state.step, state.last_fired.to(self.device)
         self.spent_s = state.spent_s
         if state.n_steps is not None:
+            self.planned = True
             self.span = self.span.lasting(state.n_steps, self.config)
 
     def _open_tracker(self) -> None:
@@ -181,7 +188,7 @@ class Member:
             raise TrainError(
                 f"step {self.done + 1} (sequences {', '.join(map(str, whole))}): loss is "
                 f"{float(loss)}, gradient norm {norm}; the weights were left as before it. "
-                f"Use a smaller --lr than {self.config.lr}"
+                f"Use a smaller --lr than {self.config.lr}, and another --out"
             )
         learner.step()
         self.done += 1
@@ -269,7 +276,7 @@ class Member:
 
     def finish(self, quality: Quality, clock: Clock) -> None:
         """Write the Lorsa and the result."""
-        self.result = TrainResult(
+        result = TrainResult(
             run=str(self.folder.root),
             layer=self.config.layer,
             fvu=quality.fvu if math.isfinite(quality.fvu) else None,
@@ -288,24 +295,24 @@ class Member:
             seconds=clock.spent_s,
         )
         whole = self._learner().whole()
-        self.team.on_main(lambda: self._write(quality, whole))
+        self.team.on_main(lambda: self._write(quality, whole, result))
+        self.result = result
         if self.team.is_main:
             self._draw()
         self.report(Look(self.done, self.tokens(), quality))
-        self.report(Ended(self.result))
+        self.report(Ended(result))
 
-    def _write(self, quality: Quality, whole: Whole) -> None:
-        assert self.result is not None
+    def _write(self, quality: Quality, whole: Whole, result: TrainResult) -> None:
         line = {"step": self.done, "tokens": self.tokens(), "held_out": asdict(quality)}
         self._log(line)
         raw_lorsa(self.shape, whole, self.scales).save_pretrained(self.folder.root)
-        self.folder.finish(asdict(self.result))
+        self.folder.finish(asdict(result))
 
     def _draw(self) -> None:
         """Draw the curves; a run that is finished does not fail for want of a picture."""
         try:
             draw_curves(self.folder.root)
-        except (TrainError, OSError) as error:
+        except Exception as error:
             self.report(f"no picture of the curves: {error}")
 
     def _learner(self) -> Learner:
@@ -321,8 +328,9 @@ class Member:
         """Lay the run out for its minutes, until the learning rate falls."""
         if self.config.minutes is None or clock.step_s == 0:
             return
-        if self.done >= self.span.n_steps * (1 - self.config.decay_frac):
+        if self.planned and self.done >= self.span.n_steps * (1 - self.config.decay_frac):
             return
+        self.planned = True
         left_s = self.config.minutes * 60 - self.spent_s - clock.spent_s
         n_steps = self.done + max(1, int(left_s / clock.step_s))
         if self.config.train_tokens is not None:

@@ -116,7 +116,9 @@ class RunFolder:
         if not path.exists():
             return
         lines = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= step]
-        path.write_text("".join(line + "\n" for line in lines), "utf-8")
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(line + "\n" for line in lines), "utf-8")
+        os.replace(partial, path)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result into run.json and remove the checkpoints."""
@@ -152,6 +154,8 @@ def finite(data: Any) -> Any:
     """Return data that JSON knows: numbers that are not finite become null."""
     if isinstance(data, dict):
         return {name: finite(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 

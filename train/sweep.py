@@ -124,7 +124,8 @@ def sweep(
         raise TrainError(f"no run of the sweep can begin; the first: {asked[0].error}")
     outcomes = iter(train_many(configs, apart=apart, report=report))
     pairs = [(point, None if point.config is None else next(outcomes)) for point in asked]
-    rows = [_row(point, outcome) for point, outcome in pairs]
+    settings = list(dict.fromkeys(name for point in asked for name in point.changes))
+    rows = [_row(settings, point, outcome) for point, outcome in pairs]
     reads = {o.group: o.bytes_read for _, o in pairs if o is not None and o.group is not None}
     n_failed = sum(row["error"] is not None for row in rows)
     return SweepResult(
@@ -151,11 +152,15 @@ def write_sweep(result: SweepResult) -> None:
     draw_pareto(result.rows, out / "pareto.png")
 
 
-def _row(point: Point, outcome: RunOutcome | None) -> dict[str, Any]:
-    row = dict(point.changes)
+def _row(settings: Sequence[str], point: Point, outcome: RunOutcome | None) -> dict[str, Any]:
+    """Return a run's row; every row has the same columns."""
+    row: dict[str, Any] = {}
+    for name in settings:
+        otherwise = None if point.config is None else getattr(point.config, name)
+        row[name] = point.changes.get(name, otherwise)
     result = None if outcome is None or outcome.result is None else asdict(outcome.result)
     row |= {name: None if result is None else result[name] for name in MEASURES if name not in row}
     row["run"] = None if point.config is None else str(point.config.out)
     failure = None if outcome is None or outcome.failure is None else str(outcome.failure)
     row["error"] = point.error or failure
-    return row
+    return finite(row)  # type: ignore[no-any-return]

@@ -73,6 +73,16 @@ def test_a_run_keeps_to_its_minutes(store_folder: Path, tmp_path: Path) -> None:
     assert len(set(decay)) == 1  # fixed once the learning rate falls
 
 
+def test_minutes_hold_where_the_rate_falls_from_the_start(
+    store_folder: Path, tmp_path: Path
+) -> None:
+    """Nothing was planned once the learning rate fell; with this decay it always falls."""
+    config = _config(
+        store_folder, tmp_path / "run", train_tokens=None, minutes=2 / 60, decay_frac=1.0
+    )
+    assert train(config).train_tokens < 1000 * STEP
+
+
 def test_minutes_do_not_go_beyond_the_tokens_asked_for(store_folder: Path, tmp_path: Path) -> None:
     config = _config(store_folder, tmp_path / "run", train_tokens=12 * STEP, minutes=10)
     assert train(config).train_tokens == 12 * STEP

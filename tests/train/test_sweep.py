@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lorsa.store import ActivationStore
 from lorsa.train import (
     StepReport,
     TrainConfig,
@@ -185,3 +187,54 @@ def test_names_of_runs_are_names_of_folders() -> None:
     long = {f"setting_{i}": i for i in range(20)}
     assert len(run_name(long)) < 120
     assert run_name(long) != run_name(long | {"setting_19": 20})
+
+
+def test_runs_may_change_different_settings(store_folder: Path, tmp_path: Path) -> None:
+    """[[run]] tables with other keys made the plot fail once all was trained."""
+    base = _base(store_folder, train_tokens=4 * STEP)
+    changes: list[dict[str, Any]] = [{"init": "random", "lr": 2e-3}, {"top_k": 4}]
+    result = sweep(points(base, changes, tmp_path), tmp_path)
+    write_sweep(result)
+    assert [(r["init"], r["lr"], r["top_k"]) for r in result.rows] == [
+        ("random", 2e-3, 8),
+        ("layer", 1e-3, 4),
+    ]
+    assert (tmp_path / "pareto.png").exists()
+
+
+def test_damage_of_one_layer_leaves_the_others(store_folder: Path, tmp_path: Path) -> None:
+    """A held-out shard that cannot be read ended all runs, also those of other layers."""
+    shutil.copytree(store_folder, tmp_path / "acts")
+    shard = ActivationStore.open(store_folder).manifest.held_out_shards[0]
+    for path in (tmp_path / "acts/layers/1/attn_in/c").rglob("0"):
+        if path.parts[-3] == str(shard):
+            data = bytearray(path.read_bytes())
+            data[100] ^= 1
+            path.write_bytes(data)
+    base = _base(tmp_path / "acts", train_tokens=4 * STEP)
+    result = sweep(points(base, [{"layer": 1}, {"layer": 2}], tmp_path), tmp_path)
+    assert "is damaged" in result.rows[0]["error"]
+    assert result.rows[1]["error"] is None
+
+
+def test_a_device_that_is_not_there_fails_its_run_alone(store_folder: Path, tmp_path: Path) -> None:
+    """The run was trained on the first one's device, and said to be on its own."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    base = _base(store_folder, train_tokens=4 * STEP)
+    result = sweep(points(base, [{"device": "cpu"}, {"device": "cuda"}], tmp_path), tmp_path)
+    assert [row["error"] is None for row in result.rows] == [True, False]
+
+
+def test_a_run_that_cannot_write_its_result_has_none(
+    store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("lorsa.train.run.RunFolder.finish", fail)
+    (outcome,) = train_many(
+        [TrainConfig(**_base(store_folder, train_tokens=4 * STEP), out=tmp_path / "run")]
+    )
+    assert outcome.result is None
+    assert "no room" in str(outcome.failure)
