@@ -42,8 +42,9 @@ class TrainConfig:
     """Heads that fire per token at most, where top_k is the average; None takes 4 * top_k."""
     jump_bandwidth: float = 1.0
     """Of "jumprelu": width, as a share of the threshold, of the scores around it that move it."""
-    l0_coefficient: float = 0.1
-    """Of "jumprelu": weight of (L0 / top_k - 1)^2 of a sequence beside the squared error."""
+    l0_coefficient: float = 3.0
+    """Of "jumprelu": weight of (L0 / top_k - 1)^2 of a sequence beside the squared error. Less
+    lets more heads fire than top_k, more makes all sequences alike; docs/recipe.md."""
     init: str = "layer"
     """Start from the layer's own weights, or "random"."""
     train_tokens: int | None = None

@@ -22,6 +22,9 @@ from .objective import Objective
 from .team import Team
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+THRESHOLD_LR_FACTOR = 10.0
+"""Learning rate of log_threshold over that of the weights: it is the share of a threshold by which
+Adam moves it in a step, and thresholds have to keep up with the scores; docs/recipe.md."""
 
 
 class Whole(NamedTuple):
@@ -50,9 +53,7 @@ class Learner:
             lorsa, jump_bandwidth=config.jump_bandwidth, l0_coefficient=config.l0_coefficient
         )
         self.module: nn.Module = self._shared(objective)
-        self.adam = torch.optim.Adam(
-            lorsa.parameters(), lr=config.lr, betas=config.betas, fused=True
-        )
+        self.adam = torch.optim.Adam(_groups(lorsa), lr=config.lr, betas=config.betas, fused=True)
         self._sums: list[Tensor] = []
         if config.exact:
             self._sums = [torch.zeros_like(p, dtype=torch.float64) for p in lorsa.parameters()]
@@ -70,7 +71,7 @@ class Learner:
         for total in self._sums:
             total.zero_()
         for group in self.adam.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
 
     def unsynced(self, *, enabled: bool) -> AbstractContextManager[Any]:
         """Leave out the averaging of a part's gradients: more of this process are to come."""
@@ -87,8 +88,9 @@ class Learner:
             (loss * self.team.world).backward()  # averaged over processes
             return
         loss.backward()
-        grads = [p.grad for p in self.lorsa.parameters() if p.grad is not None]
-        torch._foreach_add_(self._sums, grads)
+        pairs = zip(self._sums, self.lorsa.parameters(), strict=True)
+        sums, grads = zip(*((s, p.grad) for s, p in pairs if p.grad is not None), strict=True)
+        torch._foreach_add_(sums, grads)
         self.clear()
 
     def clip(self, largest: float) -> float:
@@ -147,3 +149,12 @@ class Learner:
             }
         groups = self.adam.state_dict()["param_groups"]
         self.adam.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _groups(lorsa: Lorsa) -> list[dict[str, Any]]:
+    """Return Adam's groups of parameters, in the order in which the Lorsa has them."""
+    weights = [p for name, p in lorsa.named_parameters() if name != "log_threshold"]
+    groups: list[dict[str, Any]] = [{"params": weights, "lr_factor": 1.0}]
+    if lorsa.log_threshold is not None:  # the last of all
+        groups.append({"params": [lorsa.log_threshold], "lr_factor": THRESHOLD_LR_FACTOR})
+    return groups

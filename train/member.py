@@ -33,9 +33,9 @@ from .schedule import lr_factor, top_k_at
 from .setup import Scales, activation_scales
 from .trackers import Tracker, open_tracker
 
-THRESHOLD_HALF_LIFE_TOKENS = 16_384
-"""Of the running mean that is the threshold of batchtopk: enough to even out sequences, no more,
-or it lags behind the weights; docs/recipe.md."""
+THRESHOLD_HALF_LIFE_SEQS = 64
+"""Of the running mean over sequences that is the threshold of batchtopk: enough to even them out,
+no more, or it lags behind the weights; docs/recipe.md."""
 
 
 class Clock(NamedTuple):
@@ -195,8 +195,8 @@ class Member:
         """Let the threshold of batchtopk follow a step's edge, the same on all processes."""
         edges = [out.edge for out in outcomes if out.edge is not None]
         if edges:
-            share = 1 - 0.5 ** (self.span.step_tokens / THRESHOLD_HALF_LIFE_TOKENS)
-            self.lorsa.move_threshold(self.team.sum(torch.stack(edges).sum()), share)
+            share = 1 - 0.5 ** (self.span.batch_seqs / THRESHOLD_HALF_LIFE_SEQS)
+            self.lorsa.move_threshold(self.team.sum(torch.stack(edges).double().sum()), share)
 
     def _gradients(
         self, learner: Learner, batch: Activations, mine: Seqs, whole: Seqs, top_k: int

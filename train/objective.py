@@ -35,7 +35,7 @@ class Objective(nn.Module):
     """The loss of a Lorsa on some sequences."""
 
     def __init__(
-        self, lorsa: Lorsa, *, jump_bandwidth: float = 1.0, l0_coefficient: float = 0.1
+        self, lorsa: Lorsa, *, jump_bandwidth: float = 1.0, l0_coefficient: float = 3.0
     ) -> None:
         """Choose a Lorsa; the rest are the settings of jumprelu, as in TrainConfig."""
         super().__init__()

@@ -20,6 +20,7 @@ from runs import STEP, config
 from safetensors.torch import load_file
 from tiny import N_CTX
 
+N_KILLS = 4
 HERE = Path(__file__).parent
 Launch = Callable[..., "subprocess.Popen[str]"]
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -100,32 +101,33 @@ def test_runs_of_one_process_do_not_depend_on_how_they_are_computed(one: Path) -
         assert losses(one / name) == pytest.approx(losses(one / "plain"), rel=1e-5)
 
 
-@pytest.mark.parametrize("way", [{}, {"shard": True}])
-def test_killed_processes_go_on_to_the_bit(
-    store_folder: Path, tmp_path: Path, way: dict[str, Any]
-) -> None:
-    """SIGKILL at random moments; then two processes, to the bit; one and four, to 1e-5."""
-    n_kills = 3
-    often = way | {"checkpoint_every_tokens": 2 * STEP, "keep_checkpoints": 50}
-    variants = {"run": often | {"train_tokens": 60 * STEP}}
+def test_killed_processes_go_on_to_the_bit(store_folder: Path, tmp_path: Path) -> None:
+    """SIGKILL at random moments of two runs, one sharded; the same weights in the end."""
+    often = {"checkpoint_every_tokens": 2 * STEP, "keep_checkpoints": 50}
+    often |= {"train_tokens": 40 * STEP}
+    variants = {"copies": often, "shard": often | {"shard": True}}
     drill(2, store_folder, tmp_path / "whole", variants)
+    killed = tmp_path / "killed"
+
+    def written() -> int:
+        finished = len(list(killed.glob("*/lorsa.safetensors")))
+        return 20 * finished + sum(len(checkpoints(killed / name)) for name in variants)
+
     moments = random.Random(0)
-    kills = 0
-    while kills < n_kills:
-        process = launch(2, store_folder, tmp_path / "killed", variants)
-        seen = len(checkpoints(tmp_path / "killed/run"))
-        wanted = seen + moments.randint(1, 5)
-        while len(checkpoints(tmp_path / "killed/run")) < wanted and process.poll() is None:
-            time.sleep(0.02)
+    for _ in range(N_KILLS):
+        process = launch(2, store_folder, killed, variants)
+        wanted = written() + moments.randint(1, 32 // N_KILLS)
+        while written() < wanted and process.poll() is None:
+            time.sleep(0.01)
         for child in _children(process.pid):
             os.kill(child, signal.SIGKILL)
         process.kill()
         process.communicate()
-        assert not (tmp_path / "killed/run/lorsa.safetensors").exists(), "killed too late"
-        kills += 1
-    drill(2, store_folder, tmp_path / "killed", variants)
-    assert same_weights(tmp_path / "whole/run", tmp_path / "killed/run")
-    assert losses(tmp_path / "whole/run") == losses(tmp_path / "killed/run")
+    assert not (killed / "shard/lorsa.safetensors").exists(), "killed too late"
+    drill(2, store_folder, killed, variants)
+    for name in variants:
+        assert same_weights(tmp_path / "whole" / name, killed / name)
+        assert losses(tmp_path / "whole" / name) == losses(killed / name)
 
 
 def _children(pid: int) -> list[int]:
