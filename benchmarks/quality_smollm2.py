@@ -41,7 +41,7 @@ RESULTS = Path(__file__).parent / "results" / "quality_smollm2.md"
 def main() -> None:
     args = parse()
     store = args.store or harvested(args)
-    out = args.folder / f"run-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    out = args.out or args.folder / f"run-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     settings = train_config(args, store, out)
     with TrainDisplay(args.layer) as train_display:
         trained = train(settings, report=train_display)
@@ -83,6 +83,7 @@ def parse() -> argparse.Namespace:
         metavar="'NAME = VALUE'",
         help="change a setting (TOML)",
     )
+    parser.add_argument("--out", type=Path, help="run folder; one that was stopped goes on")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--write", action="store_true", help=f"append a row to {RESULTS.name}")
     return parser.parse_args()
