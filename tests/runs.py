@@ -11,7 +11,6 @@ from typing import Any
 from lorsa.train import TrainConfig, group, train
 from tiny import N_CTX
 
-group.LOG_EVERY_STEPS = 1  # every loss is compared
 STEP = 4 * N_CTX
 
 
@@ -33,6 +32,7 @@ def config(store: Path, out: Path, changes: dict[str, Any]) -> TrainConfig:
 
 def main() -> None:
     store, out, variants = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    group.LOG_EVERY_STEPS = 1  # every loss is compared; of this process alone
     for name, changes in variants.items():
         train(config(store, out / name, changes))
 

@@ -138,8 +138,11 @@ def _children(pid: int) -> list[int]:
 
 
 @pytest.mark.parametrize("n", [1, 4])
-def test_another_number_of_processes_goes_on(store_folder: Path, tmp_path: Path, n: int) -> None:
-    """With checkpoints of two processes, sharded or not."""
+def test_another_number_of_processes_goes_on(
+    store_folder: Path, tmp_path: Path, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the checkpoints of one, as sharded runs or not."""
+    monkeypatch.setattr("lorsa.train.group.LOG_EVERY_STEPS", 1)
     ways: dict[str, dict[str, Any]] = {"copies": {}, "shard": {"shard": True}}
     asked = {
         name: way | {"checkpoint_every_tokens": 6 * STEP, "keep_checkpoints": 9}
