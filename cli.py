@@ -366,7 +366,7 @@ def sweep(
     ] = True,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="TOML file: lists are swept, a [[run]] table is a run."),
+        typer.Option("--config", help="TOML file: lists are swept, each table named run is a run."),
     ] = None,
     as_json: Json = False,
 ) -> None:
