@@ -189,4 +189,6 @@ class TrainConfig:
         free = {"store", "out", "eval_tokens", "eval_every_tokens", "device", "backend", "tracker"}
         free |= {"checkpoint_every_minutes", "checkpoint_every_tokens", "dead_window_tokens"}
         free |= {"keep_checkpoints", "micro_batch_tokens", "shard"}
+        if self.activation != "jumprelu":
+            free |= {"jump_bandwidth", "l0_coefficient"}
         return {name: value for name, value in self.to_dict().items() if name not in free}
