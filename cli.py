@@ -252,9 +252,7 @@ def train(
     ] = None,
     exact: Annotated[
         bool | None,
-        typer.Option(
-            "--exact", help="The same bits on any number of processes, for up to twice the time."
-        ),
+        typer.Option("--exact", help="The same bits on any number of processes; slower."),
     ] = None,
     loss_mask: Annotated[
         str | None,

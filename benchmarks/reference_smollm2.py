@@ -13,7 +13,8 @@ older transformer-lens and numpy than a plain install gives):
 `export` writes one file for every step of our sampler (seed 0) and the held-out sequences, in
 bfloat16 as the store has them. Both sides read files that the page cache holds.
 
-The reference as its documentation recommends it, with its own Initializer, Trainer and schedule:
+The reference in one configuration, from the layer and not tuned further, with its own
+Initializer, Trainer and schedule:
 - start: initialize_lorsa_with_mhsa, initialize_W_D_with_active_subspace, grid_search_init_norm;
   its QK heads then have the attention pattern of our start, and its attention module gives the
   stored y, both of which are checked here;
@@ -120,7 +121,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def ours(args: argparse.Namespace) -> None:
-    """Train our default on the same batches."""
+    """Train ours on the same batches: today's defaults but for steps of 2,048 tokens."""
     from lorsa.train import Look, StepReport, train
 
     curve: list[tuple[int, float, float]] = []
@@ -137,7 +138,7 @@ def ours(args: argparse.Namespace) -> None:
     result = train(our_config(args), report=report)
     save(
         args.folder / "ours.json",
-        what="lorsa train, defaults",
+        what="lorsa train, steps of 2,048 tokens",
         curve=curve,
         start_s=times["numbers"] - times["initialising"],
         dead=result.dead_fraction,
@@ -146,7 +147,7 @@ def ours(args: argparse.Namespace) -> None:
 
 
 def our_config(args: argparse.Namespace, **settings: Any) -> Any:
-    """Return our default with the sizes of the comparison."""
+    """Return ours with the sizes of the comparison."""
     from lorsa.train import TrainConfig
 
     sizes = {"n_ov_heads": N_OV_HEADS, "n_qk_heads": N_QK_HEADS, "top_k": TOP_K}

@@ -14,12 +14,11 @@ from tiny import N_CTX
 STEP = 4 * N_CTX
 
 
-def config(store: Path, out: Path, changes: dict[str, Any]) -> TrainConfig:
-    """Return a small run."""
-    settings: dict[str, Any] = {
+def settings(store: Path, **changes: Any) -> dict[str, Any]:
+    """Return the settings of a small run, but for its folder."""
+    return {
         "store": store,
         "layer": 1,
-        "out": out,
         "top_k": 8,
         "batch_tokens": STEP,
         "train_tokens": 20 * STEP,
@@ -27,7 +26,11 @@ def config(store: Path, out: Path, changes: dict[str, Any]) -> TrainConfig:
         "init_tokens": 16 * N_CTX,
         "device": "cpu",
     } | changes
-    return TrainConfig(**settings)
+
+
+def config(store: Path, out: Path, changes: dict[str, Any]) -> TrainConfig:
+    """Return a small run."""
+    return TrainConfig(**settings(store, **changes), out=out)
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ def train_many(
         What became of each, in their order, on every process.
 
     Raises:
-        TrainError: two runs have one folder, or the device is not there.
+        TrainError: the device is not there, or sharded runs are to be trained apart.
         KeyboardInterrupt: the process was asked to stop; checkpoints were written.
     """
     launch = Launch(configs[0])
@@ -186,10 +186,10 @@ def _groups(asked: list[_Asked], free: int, *, at_least: int) -> list[list[_Aske
     groups = []
     for runs in alike.values():
         groups += _that_fit(runs, free * SPARE - SHARED_BYTES)
-    while len(groups) < at_least and max(map(len, groups), default=1) > 1:
-        groups.sort(key=_cost)
-        largest = groups.pop()
-        groups += [largest[::2], largest[1::2]] if len(largest) > 1 else [largest]
+    while len(groups) < at_least and (several := [g for g in groups if len(g) > 1]):
+        largest = max(several, key=_cost)
+        groups.remove(largest)
+        groups += [largest[::2], largest[1::2]]
     return groups
 
 

@@ -1,6 +1,7 @@
 """What a run needs of a device's memory, and what there is."""
 
 import math
+import os
 
 import psutil
 import torch
@@ -37,10 +38,11 @@ def run_bytes(shape: LorsaConfig, span: Extent, world: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory of a device that nobody uses."""
+    """Return the memory of a device that nobody uses; of a CPU's, this process's share."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    n_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # they share it
+    return int(psutil.virtual_memory().available) // n_here
 
 
 def require_room(shape: LorsaConfig, span: Extent, *, world: int, free: int) -> None:

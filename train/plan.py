@@ -77,9 +77,14 @@ def describe(config: TrainConfig, plan: Plan) -> str:
     where = f"{device}, {_arithmetic(plan.low)}, {path}"
     if plan.team.world > 1:
         where += f", {plan.team.world} processes"
+    n_steps = f"{plan.span.n_steps:,}"
+    if config.minutes is not None:
+        n_steps = f"{config.minutes:g} minutes of"
+        if config.train_tokens is not None:
+            n_steps = f"at most {plan.span.n_steps:,}, or {n_steps}"
     return (
         f"layer {config.layer}: {shape.n_ov_heads:,} OV heads, {shape.n_qk_heads} QK heads, "
-        f"top_k {shape.top_k}; {plan.span.n_steps:,} steps of {plan.span.step_tokens:,} tokens "
+        f"top_k {shape.top_k}; {n_steps} steps of {plan.span.step_tokens:,} tokens "
         f"({where})"
     )
 

@@ -14,25 +14,13 @@ from lorsa.train import StepReport, TrainConfig, TrainError, train
 from lorsa.train.checkpoint import checkpoints
 from lorsa.train.memory import require_room, run_bytes
 from lorsa.train.setup import extent, lorsa_config
+from runs import STEP, config
 from small import edit_manifest
 from tiny import N_CTX
 
-STEP = 4 * N_CTX
-
 
 def _config(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    settings: dict[str, Any] = {
-        "store": store,
-        "layer": 1,
-        "out": out,
-        "top_k": 8,
-        "batch_tokens": STEP,
-        "train_tokens": 20 * STEP,
-        "eval_tokens": 2 * N_CTX,
-        "init_tokens": 16 * N_CTX,
-        "device": "cpu",
-    } | changes
-    return TrainConfig(**settings)
+    return config(store, out, changes)
 
 
 @pytest.mark.parametrize("n_seqs", [1, 2, 3])

@@ -23,24 +23,13 @@ from lorsa.train import (
     write_sweep,
 )
 from lorsa.train.checkpoint import checkpoints
+from lorsa.train.many import _Asked, _groups
+from lorsa.train.plan import make_plan
 from lorsa.train.sweep import run_name
+from lorsa.train.team import Launch
+from runs import STEP, settings
 from safetensors.torch import load_file
 from tiny import N_CTX
-
-STEP = 4 * N_CTX
-
-
-def _base(store: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "store": store,
-        "layer": 1,
-        "top_k": 8,
-        "batch_tokens": STEP,
-        "train_tokens": 20 * STEP,
-        "eval_tokens": 2 * N_CTX,
-        "init_tokens": 16 * N_CTX,
-        "device": "cpu",
-    } | changes
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
@@ -54,7 +43,7 @@ def _same(a: Path, b: Path) -> bool:
 
 def test_runs_of_a_sweep_are_those_of_single_commands(store_folder: Path, tmp_path: Path) -> None:
     """To the bit, and what is read is what one of them reads."""
-    base = _base(store_folder)
+    base = settings(store_folder)
     changes = grid({"top_k": [4, 8], "expansion": [4.0, 8.0]})
     result = sweep(points(base, changes, tmp_path / "sweep"), tmp_path / "sweep")
     assert [row["error"] for row in result.rows] == [None] * 4
@@ -72,7 +61,7 @@ def test_a_run_that_fails_does_not_stop_the_others(store_folder: Path, tmp_path:
     (tmp_path / "lr=0.002").mkdir()
     (tmp_path / "lr=0.002" / "notes.txt").touch()
     changes: list[dict[str, Any]] = [{"lr": lr} for lr in (1e-3, 2e-3, 1e30, -1.0)]
-    result = sweep(points(_base(store_folder), changes, tmp_path), tmp_path)
+    result = sweep(points(settings(store_folder), changes, tmp_path), tmp_path)
     errors = [row["error"] for row in result.rows]
     assert errors[0] is None
     assert result.rows[0]["fvu"] < 1
@@ -86,14 +75,14 @@ def test_a_run_that_fails_does_not_stop_the_others(store_folder: Path, tmp_path:
 def test_a_sweep_without_a_run_that_can_begin_is_an_error(
     store_folder: Path, tmp_path: Path
 ) -> None:
-    asked = points(_base(store_folder), [{"lr": -1.0}], tmp_path)
+    asked = points(settings(store_folder), [{"lr": -1.0}], tmp_path)
     with pytest.raises(TrainError, match="no run of the sweep can begin; the first: lr is -1.0"):
         sweep(asked, tmp_path)
 
 
 def test_a_stopped_sweep_goes_on_to_the_bit(store_folder: Path, tmp_path: Path) -> None:
     """Stopped where one run is finished and the others have checkpoints of different steps."""
-    base = _base(store_folder)
+    base = settings(store_folder)
     changes: list[dict[str, Any]] = [
         {"train_tokens": 10 * STEP},
         {"train_tokens": 20 * STEP, "checkpoint_every_tokens": 4 * STEP},
@@ -120,13 +109,28 @@ def test_runs_that_cannot_share_a_read_are_trained_too(store_folder: Path, tmp_p
     """Another layer, order or step."""
     changes: list[dict[str, Any]] = [{}, {"layer": 2}, {"seed": 1}, {"batch_tokens": 2 * STEP}]
     changes += [{"seed": 1, "data_seed": 0}]
-    result = sweep(points(_base(store_folder), changes, tmp_path), tmp_path)
+    result = sweep(points(settings(store_folder), changes, tmp_path), tmp_path)
     assert result.ok
     assert result.n_groups == 4
 
 
+@pytest.mark.parametrize("at_least", [1, 3, 4])
+def test_groups_are_cut_until_each_process_has_one(
+    store_folder: Path, tmp_path: Path, at_least: int
+) -> None:
+    """A dear run alone beside a cheap pair was put back and taken again without end."""
+    dear = TrainConfig(**settings(store_folder, layer=2, expansion=64.0), out=tmp_path / "dear")
+    pair = [TrainConfig(**settings(store_folder), out=tmp_path / name) for name in "ab"]
+    launch = Launch(dear)
+    store, team = ActivationStore.open(store_folder), launch.team()
+    asked = [_Asked(i, c, make_plan(c, store, team)) for i, c in enumerate([dear, *pair])]
+    groups = _groups(asked, 1 << 40, at_least=at_least)
+    assert len(groups) == (2 if at_least == 1 else 3)
+    assert sorted(run.number for group in groups for run in group) == [0, 1, 2]
+
+
 def test_two_runs_of_one_folder_are_refused(store_folder: Path, tmp_path: Path) -> None:
-    config = TrainConfig(**_base(store_folder), out=tmp_path / "run")
+    config = TrainConfig(**settings(store_folder), out=tmp_path / "run")
     first, second = train_many([config, config])
     assert first.failure is None
     assert "another run has the folder" in str(second.failure)
@@ -140,7 +144,7 @@ def test_what_does_not_fit_together_is_trained_one_after_the_other(
     monkeypatch.setattr("lorsa.train.many.require_room", lambda *_args, **_kwargs: None)
     monkeypatch.setattr("lorsa.train.many.free_bytes", lambda _: 2_500)
     changes: list[dict[str, Any]] = [{"lr": lr} for lr in (1e-3, 2e-3, 3e-3)]
-    result = sweep(points(_base(store_folder), changes, tmp_path), tmp_path)
+    result = sweep(points(settings(store_folder), changes, tmp_path), tmp_path)
     assert result.ok
     assert result.n_groups == 2
 
@@ -148,7 +152,7 @@ def test_what_does_not_fit_together_is_trained_one_after_the_other(
 def test_processes_take_whole_runs(store_folder: Path, tmp_path: Path) -> None:
     """Each of two its own; the runs are those of one process, to the bit."""
     changes = grid({"top_k": [4, 8], "lr": [1e-3, 2e-3]})
-    base = _base(store_folder, train_tokens=8 * STEP)
+    base = settings(store_folder, train_tokens=8 * STEP)
     one = sweep(points(base, changes, tmp_path / "one"), tmp_path / "one")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "lorsa", "sweep", "--store", str(store_folder), "--layer", "1", "--json"]
@@ -167,7 +171,7 @@ def test_processes_take_whole_runs(store_folder: Path, tmp_path: Path) -> None:
 
 def test_the_table_is_written(store_folder: Path, tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [{"top_k": 4}, {"top_k": 0}]
-    result = sweep(points(_base(store_folder), changes, tmp_path), tmp_path)
+    result = sweep(points(settings(store_folder), changes, tmp_path), tmp_path)
     write_sweep(result)
     content = json.loads((tmp_path / "sweep.json").read_text())
     assert content["rows"] == result.rows
@@ -191,7 +195,7 @@ def test_names_of_runs_are_names_of_folders() -> None:
 
 def test_runs_may_change_different_settings(store_folder: Path, tmp_path: Path) -> None:
     """[[run]] tables with other keys made the plot fail once all was trained."""
-    base = _base(store_folder, train_tokens=4 * STEP)
+    base = settings(store_folder, train_tokens=4 * STEP)
     changes: list[dict[str, Any]] = [{"init": "random", "lr": 2e-3}, {"top_k": 4}]
     result = sweep(points(base, changes, tmp_path), tmp_path)
     write_sweep(result)
@@ -211,7 +215,7 @@ def test_damage_of_one_layer_leaves_the_others(store_folder: Path, tmp_path: Pat
             data = bytearray(path.read_bytes())
             data[100] ^= 1
             path.write_bytes(data)
-    base = _base(tmp_path / "acts", train_tokens=4 * STEP)
+    base = settings(tmp_path / "acts", train_tokens=4 * STEP)
     result = sweep(points(base, [{"layer": 1}, {"layer": 2}], tmp_path), tmp_path)
     assert "is damaged" in result.rows[0]["error"]
     assert result.rows[1]["error"] is None
@@ -221,7 +225,7 @@ def test_a_device_that_is_not_there_fails_its_run_alone(store_folder: Path, tmp_
     """The run was trained on the first one's device, and said to be on its own."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    base = _base(store_folder, train_tokens=4 * STEP)
+    base = settings(store_folder, train_tokens=4 * STEP)
     result = sweep(points(base, [{"device": "cpu"}, {"device": "cuda"}], tmp_path), tmp_path)
     assert [row["error"] is None for row in result.rows] == [True, False]
 
@@ -234,7 +238,7 @@ def test_a_run_that_cannot_write_its_result_has_none(
 
     monkeypatch.setattr("lorsa.train.run.RunFolder.finish", fail)
     (outcome,) = train_many(
-        [TrainConfig(**_base(store_folder, train_tokens=4 * STEP), out=tmp_path / "run")]
+        [TrainConfig(**settings(store_folder, train_tokens=4 * STEP), out=tmp_path / "run")]
     )
     assert outcome.result is None
     assert "no room" in str(outcome.failure)
