@@ -24,9 +24,10 @@ from safetensors.torch import load_file
 DRIVER = """
 import json, os, signal, sys
 from pathlib import Path
-from lorsa.train import StepReport, train
+from lorsa.train import StepReport, group, train
 from runs import config
 
+group.LOG_EVERY_STEPS = 1
 for out, changes in json.loads(sys.argv[2]):
     stop_at = changes.pop("stop_at", None)
     unseen = changes.pop("unseen_by", None)
