@@ -2,8 +2,10 @@
 
 from .errors import AnalyzeError
 from .fidelity import CrossEntropy, EvalConfig, Fidelity, evaluate_run, replaced
+from .result import Analysis
 
 __all__ = [
+    "Analysis",
     "AnalyzeError",
     "CrossEntropy",
     "EvalConfig",

@@ -1,0 +1,147 @@
+"""An analysis on disk, written whole and read back.
+
+analysis = Analysis.open("runs/layer-12")
+analysis.heads                      # a row per OV head, pyarrow
+analysis.examples(301)              # where head 301 fired, a list of dicts
+analysis.text(analysis.tokens(seq)) # the tokens of a sequence as text
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..model import write_json
+from .errors import AnalyzeError
+from .schema import FACTS, TABLES, VERSION
+
+FOLDER = "analysis"
+EXAMPLES_PER_GROUP = 8192
+"""Rows of examples.parquet that are read at once for a head."""
+
+
+class Analysis:
+    """What `lorsa analyze` found, open for reading."""
+
+    def __init__(self, root: Path, facts: dict[str, Any]) -> None:
+        """Use `open`."""
+        self.root = root
+        self.facts = facts
+        """analysis.json: version, run, layer, model, store, n_tokens, n_ctx, n_ov_heads, ..."""
+
+    @classmethod
+    def open(cls, where: str | Path) -> "Analysis":
+        """Open the analysis of a run.
+
+        Args:
+            where: the run's folder, or the folder of the analysis itself.
+
+        Raises:
+            AnalyzeError: there is none, it is unfinished, or of another version.
+        """
+        where = Path(where)
+        root = where if (where / FACTS).exists() else where / FOLDER
+        if not (root / FACTS).exists():
+            state = "is unfinished; the same command goes on" if root.is_dir() else "is not there"
+            raise AnalyzeError(f"{root} {state}: lorsa analyze {where} --store STORE")
+        try:
+            facts = json.loads((root / FACTS).read_text("utf-8"))
+            version = facts["version"]
+        except (ValueError, KeyError, TypeError, OSError):
+            raise AnalyzeError(
+                f"{root / FACTS} cannot be read; delete {root}, analyze again"
+            ) from None
+        if version != VERSION:
+            raise AnalyzeError(
+                f"{root} is of version {version}; this lorsa reads {VERSION}: analyze again"
+            )
+        missing = [name for name in TABLES if not (root / f"{name}.parquet").exists()]
+        if missing:
+            raise AnalyzeError(f"{root} lacks {missing[0]}.parquet; delete it and analyze again")
+        return cls(root, facts)
+
+    @cached_property
+    def heads(self) -> pa.Table:
+        """heads.parquet; row i is head i."""
+        return self._read("heads")
+
+    def head(self, head: int) -> dict[str, Any]:
+        """Return a head's row.
+
+        Raises:
+            AnalyzeError: there is no such head.
+        """
+        if not 0 <= head < self.heads.num_rows:
+            raise AnalyzeError(f"head {head} is not there; heads are 0..{self.heads.num_rows - 1}")
+        row: dict[str, Any] = self.heads.slice(head, 1).to_pylist()[0]
+        return row
+
+    def examples(self, head: int) -> list[dict[str, Any]]:
+        """Return a head's rows of examples.parquet: the top ones first, then samples."""
+        rows: list[dict[str, Any]] = self._read("examples", [("head", "=", head)]).to_pylist()
+        return sorted(rows, key=lambda row: (row["kind"] != "top", row["rank"]))
+
+    def tokens(self, seq: int) -> npt.NDArray[np.int32]:
+        """Return the token ids of a sequence that some example lies in, [n_ctx]."""
+        row, found = self._sequences
+        ids: npt.NDArray[np.int32] = found[row[seq]]
+        return ids
+
+    def text(self, ids: Sequence[int] | npt.NDArray[np.int32]) -> list[str]:
+        """Return the text of each token; "<123>" where no tokenizer was at hand."""
+        return [self._texts.get(int(i)) or f"<{int(i)}>" for i in ids]
+
+    @cached_property
+    def _sequences(self) -> tuple[dict[int, int], npt.NDArray[np.int32]]:
+        table = self._read("sequences")
+        row = {seq: i for i, seq in enumerate(table["seq"].to_pylist())}
+        flat = table["tokens"].combine_chunks().flatten().to_numpy()
+        return row, flat.reshape(len(row), -1) if row else flat.reshape(0, 0)
+
+    @cached_property
+    def _texts(self) -> dict[int, str | None]:
+        table = self._read("tokens")
+        return dict(zip(table["token"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+    def _read(self, name: str, filters: Any = None) -> pa.Table:
+        path = self.root / f"{name}.parquet"
+        try:
+            return pq.read_table(path, filters=filters, schema=TABLES[name])
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise AnalyzeError(f"{path} cannot be read ({reason}); analyze again") from None
+
+
+def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table]) -> None:
+    """Write an analysis; analysis.json last.
+
+    Args:
+        root: its folder, made if need be.
+        facts: for analysis.json; the version is added.
+        tables: by the names of TABLES and in their schemas; examples sorted by head.
+
+    Raises:
+        AnalyzeError: the disk does not take it.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / FACTS).unlink(missing_ok=True)
+        for name, table in tables.items():
+            partial = root / f"{name}.parquet.partial"
+            pq.write_table(
+                table.cast(TABLES[name]),
+                partial,
+                compression="zstd",
+                row_group_size=EXAMPLES_PER_GROUP,
+            )
+            os.replace(partial, root / f"{name}.parquet")
+        write_json(root / FACTS, {"version": VERSION, **facts})
+    except OSError as error:
+        raise AnalyzeError(f"{root} cannot be written ({error}); make room") from None

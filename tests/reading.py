@@ -1,0 +1,121 @@
+"""An analysis made up by hand, of any size: no store, no model."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from lorsa.analyze.result import write_analysis
+from lorsa.analyze.schema import (
+    DISTANCES,
+    EXAMPLES,
+    HEADS,
+    PROBE_SCORES,
+    SEQUENCES,
+    STORE_SCORES,
+    TOKENS,
+    TYPES,
+)
+
+N_CTX = 64
+WORDS = (" the", " a", "cat", "\n", " sat", " on", "<script>alert(1)</script>", "é", " 東京", "<b>")
+"""Texts of the token ids 0..9."""
+
+
+def make_analysis(root: Path, *, n_heads: int = 24, n_top: int = 4, n_seq: int = 8) -> Path:
+    """Write an analysis of a made-up Lorsa; its last head never fired."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, len(WORDS), (n_seq, N_CTX))
+    examples = [
+        _example(rng, head, kind, rank, tokens)
+        for head in range(n_heads - 1)
+        for kind in ("top", "sample")
+        for rank in range(n_top)
+    ]
+    tables = {
+        "heads": pa.Table.from_pylist([_head(rng, i, n_heads) for i in range(n_heads)], HEADS),
+        "examples": pa.Table.from_pylist(examples, EXAMPLES),
+        "sequences": pa.Table.from_pylist(
+            [{"seq": 3 * i, "tokens": row.tolist()} for i, row in enumerate(tokens)], SEQUENCES
+        ),
+        "tokens": pa.Table.from_pylist(
+            [{"token": i, "text": text} for i, text in enumerate(WORDS)], TOKENS
+        ),
+    }
+    write_analysis(root, _facts(n_heads, n_seq), tables)
+    return root
+
+
+def _facts(n_heads: int, n_seq: int) -> dict[str, Any]:
+    return {
+        "run": "runs/layer-1",
+        "layer": 1,
+        "model": "tiny",
+        "store": "acts",
+        "store_uuid": "u",
+        "n_tokens": n_seq * N_CTX,
+        "n_ctx": N_CTX,
+        "n_ov_heads": n_heads,
+        "n_qk_heads": n_heads // 2,
+        "top_k": 8,
+        "d_model": 32,
+        "with_model": True,
+        "fvu": 0.2,
+        "l0": 8.0,
+    }
+
+
+def _head(rng: np.random.Generator, head: int, n_heads: int) -> dict[str, Any]:
+    silent = head == n_heads - 1
+    row: dict[str, Any] = {
+        "head": head,
+        "qk_head": head // 2,
+        "type": "silent" if silent else TYPES[head % 8],
+        "n_fired": 0 if silent else 1 + head,
+        "frequency": 0.0 if silent else 10 ** rng.uniform(-5, -1),
+        "norm_o": 1.0,
+        "norm_v": 2.0,
+        "parents": [{"head": p, "ov": 0.9 - 0.3 * p, "qk": 0.8, "pattern": 0.7} for p in range(3)],
+        "similar_o": [{"head": (head + i) % n_heads, "cosine": 0.9 / i} for i in (1, 2, 3)],
+        "similar_v": [{"head": (head + i) % n_heads, "cosine": 0.8 / i} for i in (1, 2, 3)],
+        "promoted": [{"token": t, "logit": 1.0 - 0.1 * t} for t in range(8)],
+        "suppressed": [{"token": t, "logit": -1.0 + 0.1 * t} for t in range(8)],
+        "reads_embedding": [{"token": t, "value": 1.0 - 0.1 * t} for t in range(8)],
+        "probe_fired": 0 if silent else 10,
+    }
+    if not silent:
+        shares = rng.dirichlet(np.ones(len(DISTANCES)))
+        row |= {
+            "mean_act": 1.5,
+            "max_act": float(rng.uniform(2, 9)),
+            "act_quantiles": [0.5, 1.0, 1.5, 2.0, 2.5],
+            "distance": float(rng.uniform(0, 40)),
+            "entropy": float(rng.uniform(0, 4)),
+            "by_distance": shares.tolist(),
+            "successor": float(rng.uniform()),
+            "reads": [{"token": t, "share": 0.2 - 0.02 * t} for t in range(8)],
+            **{name: float(rng.uniform()) for name in (*STORE_SCORES, *PROBE_SCORES)},
+        }
+    return row
+
+
+def _example(
+    rng: np.random.Generator, head: int, kind: str, rank: int, tokens: np.ndarray[Any, Any]
+) -> dict[str, Any]:
+    row, position = int(rng.integers(len(tokens))), int(rng.integers(4, N_CTX))
+    sources = rng.choice(position + 1, size=3, replace=False).tolist()
+    acts = [2.0 / (rank + 1), 1.0 / (rank + 1), -0.25]
+    return {
+        "head": head,
+        "kind": kind,
+        "rank": rank,
+        "quantile": 1.0 if kind == "top" else 1 - (rank + 1) / 5,
+        "act": sum(acts) + 0.125,
+        "seq": 3 * row,
+        "position": position,
+        "token": int(tokens[row, position]),
+        "document": f"text-{row % 2}.txt",
+        "sources": sources,
+        "source_acts": acts,
+        "rest": 0.125,
+    }
