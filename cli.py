@@ -36,7 +36,7 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_defa
 
 IS_MAIN = os.environ.get("RANK", "0") == "0"
 """Of several processes of one run, one prints."""
-GOES_ON = ("harvest", "train", "sweep", "demo", "rm", "merge")
+GOES_ON = ("harvest", "train", "sweep", "analyze", "demo", "rm", "merge")
 _ParserError: Any = typer.BadParameter.__base__
 """Of the option parser: its UsageError, wherever this version of typer keeps it."""
 
@@ -439,6 +439,95 @@ def evaluate(
         return evaluate_run(make_config(EvalConfig, given), report=say).to_dict()
 
     _run("eval", work, as_json)
+
+
+@app.command()
+def analyze(
+    run: Annotated[Path, typer.Argument(help="Run folder, such as runs/layer-12.")],
+    store: Annotated[str, typer.Option(help="Store with its layer.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Language model, for effects on the logits and for probes; as for harvest."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write.", show_default="RUN/analysis")
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="Stored tokens to look at.", show_default="all, at most a million"),
+    ] = None,
+    n_top: Annotated[
+        int | None, typer.Option("--top", help="Examples of each head.", show_default="16")
+    ] = None,
+    n_samples: Annotated[
+        int | None,
+        typer.Option("--samples", help="Examples of its lower activations.", show_default="8"),
+    ] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Find out what each head does: where it fires, what it reads there, what it writes.
+
+    The same command goes on where an earlier one was stopped.
+
+    Example: lorsa analyze runs/layer-12 --store ./acts --model smollm2-135m
+    """
+    given = _given(locals())
+
+    def work() -> dict[str, Any]:
+        from .analyze import AnalyzeConfig, analyze_run
+        from .display import AnalyzeDisplay
+
+        with AnalyzeDisplay("analyze") as display:
+            return analyze_run(make_config(AnalyzeConfig, given), report=display)
+
+    _run("analyze", work, as_json)
+
+
+@app.command()
+def find(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="TYPE",
+            help="previous_token, induction, duplicate_token, first_token, same_token, local, "
+            "long_range or successor.",
+        ),
+    ],
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Analysed runs; without any, the language model's own heads."),
+    ] = None,
+    store: Annotated[str, typer.Option(help="Store that they are of.")] = "acts",
+    layers: Annotated[
+        str | None, typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.")
+    ] = None,
+    n: Annotated[int, typer.Option("--top", help="Heads to print.", min=1)] = 10,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Find the heads that are most of a type, with examples as evidence.
+
+    Example: lorsa find induction runs/layer-12 --store ./acts
+    """
+
+    def work() -> dict[str, Any]:
+        from .analyze import find_heads
+
+        chosen = None if layers is None else _chosen_layers(store, layers)
+        heads = find_heads(
+            kind.replace("-", "_"),
+            store=store,
+            runs=runs,
+            layers=chosen,
+            n=n,
+            device=device or "auto",
+        )
+        return {"type": kind, "heads": [asdict(head) for head in heads]}
+
+    _run("find", work, as_json)
 
 
 @store_app.command()

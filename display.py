@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from .store import format_bytes, spell_layers
 
 if TYPE_CHECKING:  # each command loads its own stage alone
+    from . import analyze as reading
     from . import harvest as stage1
     from . import train as stage2
     from .store import Checked
@@ -201,6 +202,23 @@ class CareDisplay(_Bar):
             self.update(event.n_bytes, event.total_bytes, note)
 
 
+class AnalyzeDisplay(_Bar):
+    """Shows what an analysis is doing."""
+
+    def __call__(self, event: "str | reading.Step") -> None:
+        """Show an event."""
+        if isinstance(event, str):
+            say(event)
+            return
+        if event.what != self._label:
+            self._label, self._said = event.what, (-1, -1)
+            if self._task is not None:
+                self._progress.update(self._task, description=event.what)
+        left = (event.n_tokens - event.tokens) / max(event.tokens_per_second, 1e-9)
+        note = f"{event.tokens_per_second:,.0f} tokens/s"
+        self.update(event.tokens, event.n_tokens, note, left)
+
+
 def show(command: str, result: dict[str, Any]) -> None:
     """Print a command's result on stdout."""
     out = Console(highlight=False)
@@ -330,6 +348,45 @@ def _quality_rows(result: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _analyze_table(result: dict[str, Any]) -> Table:
+    n_fired = result["n_ov_heads"] - result["types"].get("silent", 0)
+    rows = {
+        "heads": f"{result['n_ov_heads']:,}, of which {n_fired:,} fired on {result['n_tokens']:,} "
+        "tokens",
+        **{name.replace("_", " "): f"{count:,}" for name, count in result["types"].items()},
+        "time": spell_time(result["seconds"]),
+        "analysis": result["analysis"],
+    }
+    if not result["with_model"]:
+        rows["not done"] = "effects on logits, probes: give --model"
+    return _facts(f"heads of layer {result['layer']} of {result['run']}", rows)
+
+
+def _find_table(result: dict[str, Any]) -> Table:
+    """Show heads of a type, each with what it is seen to do."""
+    kind = result["type"].replace("_", "-")
+    table = Table(title=f"{kind} heads", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("layer", "head", "score", "on text", "fires"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("where it fires <> and what it reads []", overflow="fold")
+    for head in result["heads"]:
+        fires = "" if head["frequency"] is None else f"{head['frequency']:.3%}"
+        table.add_row(
+            str(head["layer"]),
+            str(head["head"]),
+            f"{head['score']:.2f}",
+            "-" if head["score_on_text"] is None else f"{head['score_on_text']:.2f}",
+            fires,
+            escape("\n".join(head["evidence"] or ["a head of the language model itself"])),
+        )
+    on = {head["measured_on"] for head in result["heads"]}
+    table.caption = "score: share of its reading that is of the type, on " + " or ".join(
+        {"probe": "random tokens that are repeated", "text": "text"}[each] for each in sorted(on)
+    )
+    table.caption_justify = "left"
+    return table
+
+
 def _info_table(result: dict[str, Any]) -> Table:
     complete = "complete"
     if not result["complete"]:
@@ -439,6 +496,8 @@ _TABLES: dict[str, Callable[[dict[str, Any]], Table | str]] = {
     "train": _train_table,
     "sweep": _sweep_table,
     "eval": _eval_table,
+    "analyze": _analyze_table,
+    "find": _find_table,
     "info": _info_table,
     "verify": _verify_lines,
     "rm": _rm_table,

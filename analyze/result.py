@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from ..model import write_json
 from .errors import AnalyzeError
-from .schema import FACTS, TABLES, VERSION
+from .schema import FACTS, PARTIAL, TABLES, VERSION
 
 FOLDER = "analysis"
 EXAMPLES_PER_GROUP = 8192
@@ -47,7 +47,8 @@ class Analysis:
             AnalyzeError: there is none, it is unfinished, or of another version.
         """
         where = Path(where)
-        root = where if (where / FACTS).exists() else where / FOLDER
+        itself = (where / FACTS).exists() or (where / PARTIAL).exists()
+        root = where if itself else where / FOLDER
         if not (root / FACTS).exists():
             state = "is unfinished; the same command goes on" if root.is_dir() else "is not there"
             raise AnalyzeError(f"{root} {state}: lorsa analyze {where} --store STORE")

@@ -14,6 +14,8 @@ import pyarrow as pa
 
 VERSION = 1
 FACTS = "analysis.json"
+PARTIAL = "partial.safetensors"
+"""What is collected while the analysis is not finished."""
 
 STORE_SCORES = (
     "previous_token",
@@ -45,7 +47,7 @@ HEADS = pa.schema(
         ("frequency", pa.float64()),  # their share of all
         ("mean_act", pa.float32()),  # mean of its activation z where it fired; null if it never did
         ("max_act", pa.float32()),  # of the largest |z|, with its sign
-        ("act_quantiles", pa.list_(pa.float32())),  # of z where it fired, at QUANTILES; estimated
+        ("act_quantiles", pa.list_(pa.float32())),  # of |z| where it fired, at QUANTILES; estimated
         ("norm_o", pa.float32()),  # ||w_O||: an activation z writes a vector of norm |z| ||w_O||
         ("norm_v", pa.float32()),  # ||w_V||
         ("distance", pa.float32()),  # mean of t - s over what it reads, in tokens

@@ -6,7 +6,7 @@ from .config import HarvestConfig
 from .errors import HarvestError
 from .events import Progress
 from .loop import HarvestResult, harvest, plan_harvest, stored_request
-from .models import LanguageModel, load_config, load_model
+from .models import LanguageModel, load_config, load_model, load_tokenizer, tokenizer_facts
 from .plan import Estimate, Plan
 from .readings import Reading
 from .selfcheck import LayerCheck, SelfCheck, Understood, require_same_weights, understand
@@ -32,11 +32,13 @@ __all__ = [
     "harvest",
     "load_config",
     "load_model",
+    "load_tokenizer",
     "module_input",
     "module_output",
     "plan_harvest",
     "require_same_weights",
     "resolve",
     "stored_request",
+    "tokenizer_facts",
     "understand",
 ]

@@ -17,25 +17,33 @@ from torch import Tensor
 
 
 def attention_pattern(
-    q: Tensor, k: Tensor, *, scale: float, window: int | None = None, softcap: float | None = None
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Return the causal softmax pattern of every QK head.
 
     Args:
-        q, k: rotated queries and keys, [batch, seq, n_qk_heads, d_qk_head].
+        q: rotated queries, [batch, n_queries, n_qk_heads, d_qk_head].
+        k: rotated keys, [batch, seq, n_qk_heads, d_qk_head].
         scale: multiplies the scores, usually d_qk_head ** -0.5.
         window: a query sees itself and the window - 1 positions before it; None sees all before.
         softcap: scores become softcap * tanh(scores / softcap) before the mask; None leaves them.
+        first: position of the first query.
 
     Returns:
         [batch, n_qk_heads, q_pos, k_pos], rows sum to 1, zero where a query may not look.
     """
-    _batch, seq, _heads, _width = q.shape
     scores = torch.einsum("bthk,bshk->bhts", q, k) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    position = torch.arange(seq, device=q.device)
-    distance = position[:, None] - position[None, :]  # [q_pos, k_pos]
+    position = torch.arange(k.shape[1], device=q.device)
+    asking = position[first : first + q.shape[1]]
+    distance = asking[:, None] - position[None, :]  # [q_pos, k_pos]
     hidden = distance < 0
     if window is not None:
         hidden |= distance >= window

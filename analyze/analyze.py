@@ -1,0 +1,391 @@
+"""`lorsa analyze`: from a run and its store to an analysis folder."""
+
+import json
+import os
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..harvest import AttentionSite, Capture
+from ..model import DEVICES, AttentionGeometry, LayerWeights, choose_device
+from ..stop import Stop, stop_when_whole
+from ..store import ActivationStore, Place, place
+from . import tables
+from .collect import Chosen, Collected, choose, sources_of
+from .effects import Effects, effects, ordinal_tokens, successor_scores
+from .errors import AnalyzeError
+from .kinds import Reading
+from .language import surroundings
+from .opened import Opened, Subject, load_language_model, load_store_tokenizer, open_run
+from .parents import Parents, find_parents
+from .probes import probe, probe_tokens
+from .result import FOLDER, Analysis, write_analysis
+from .schema import FACTS, PARTIAL, TYPES
+
+DEFAULT_TOKENS = 1_000_000
+N_SAMPLE = 64
+"""Firings of a head that its quantiles are estimated from."""
+N_SOURCES = 16
+"""Sources of a firing that are listed at most."""
+BATCH_TOKENS = 2048
+PARENT_TOKENS = 4096
+"""Tokens on which attention patterns are compared."""
+SAVE_EVERY_S = 60.0
+
+
+class Step(NamedTuple):
+    """How far a part of the work is."""
+
+    what: str
+    tokens: int
+    n_tokens: int
+    tokens_per_second: float
+
+
+Report = Callable[[str | Step], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnalyzeConfig:
+    """What an analysis is asked for."""
+
+    run: Path
+    """Run folder, or any folder with a saved Lorsa."""
+    store: Place
+    """Store with its layer."""
+    model: str | None = None
+    """Language model, for effects on the logits and for probes; None leaves them out."""
+    out: Path | None = None
+    """Folder of the analysis; None is `analysis` in the run."""
+    tokens: int | None = None
+    """Stored tokens to look at; None takes all, at most a million."""
+    n_top: int = 16
+    """Examples of a head with the largest activations, at most one of a sequence."""
+    n_samples: int = 8
+    """Examples besides, evenly from the head's largest activation to its smallest."""
+    device: str = "auto"
+    """"auto", "cpu" or "cuda"."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run", Path(self.run))
+        object.__setattr__(self, "store", place(self.store))
+        if self.out is not None:
+            object.__setattr__(self, "out", Path(self.out))
+        for name, least in (("tokens", 1), ("n_top", 1), ("n_samples", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; allowed: {least} or more")
+        if self.n_samples > N_SAMPLE:
+            raise ValueError(f"n_samples is {self.n_samples}; allowed: 0..{N_SAMPLE}")
+        if self.device not in DEVICES:
+            raise ValueError(f"device is {self.device!r}; allowed: {', '.join(DEVICES)}")
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the analysis."""
+        return self.run / FOLDER if self.out is None else self.out
+
+
+def analyze_run(config: AnalyzeConfig, *, report: Report = lambda told: None) -> dict[str, Any]:
+    """Analyse a trained Lorsa: what fires each of its heads, what it reads, what it writes.
+
+    A stopped analysis goes on where it was; a finished one of the same request is returned.
+
+    Args:
+        config: the request.
+        report: is told, in words, what is being done, and how far it is.
+
+    Returns:
+        What is in analysis.json, and heads of each type.
+
+    Raises:
+        CheckpointError: the run holds no Lorsa.
+        StoreError: the store cannot be read.
+        AnalyzeError: the Lorsa does not belong to the store, or the folder cannot be written.
+        HarvestError: the language model cannot be had, or is not the store's.
+        KeyboardInterrupt: it was asked to stop; what is collected is kept.
+    """
+    started = time.perf_counter()
+    try:
+        device = choose_device(config.device)
+    except ValueError as error:
+        raise AnalyzeError(str(error)) from None
+    opened = open_run(config.run, config.store)
+    seqs = _sequences(opened.store, config.tokens)
+    request = _request(config, opened, len(seqs))
+    if (config.folder / FACTS).exists():
+        facts = Analysis.open(config.folder).facts
+        if facts.get("request") == request:
+            report(f"{config.folder} is finished already")
+            return facts
+        report(f"{config.folder} holds another analysis, which is replaced when this one is done")
+    subject = load_language_model(opened, config.model, device, report) if config.model else None
+    opened.lorsa.to(device)
+    with stop_when_whole(tell=lambda: report("stopping")) as stop:
+        found = _collect(config, opened, seqs, request, stop, report)
+        _keep(config.folder / PARTIAL, found, len(seqs), request)
+
+        def told(step: str | Step) -> None:
+            if stop.asked:
+                raise KeyboardInterrupt
+            report(step)
+
+        made = _write_up(config, opened, subject, seqs, found, told)
+    facts = {**_facts(config, opened, len(seqs)), "request": request, "types": made.pop("types")}
+    facts["seconds"] = time.perf_counter() - started
+    write_analysis(config.folder, facts, made)
+    (config.folder / PARTIAL).unlink(missing_ok=True)
+    return facts
+
+
+def _sequences(store: ActivationStore, tokens: int | None) -> list[int]:
+    """Return the first sequences of the store; a harvest has shuffled them."""
+    n_ctx = store.manifest.n_ctx
+    asked = min(tokens or DEFAULT_TOKENS, store.manifest.n_seq * n_ctx)
+    return list(range(max(1, asked // n_ctx)))
+
+
+def _request(config: AnalyzeConfig, opened: Opened, n_seqs: int) -> dict[str, Any]:
+    """Return all that the result depends on."""
+    return {
+        "weights_crc32": _crc32(config.run / "lorsa.safetensors"),
+        "store_uuid": opened.store.manifest.uuid,
+        "n_seqs": n_seqs,
+        "n_top": config.n_top,
+        "n_samples": config.n_samples,
+        "with_model": config.model is not None,
+    }
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 22):
+            crc = zlib.crc32(part, crc)
+    return crc
+
+
+def _facts(config: AnalyzeConfig, opened: Opened, n_seqs: int) -> dict[str, Any]:
+    c, manifest = opened.lorsa.config, opened.store.manifest
+    result = _run_result(config.run)
+    return {
+        "run": str(config.run),
+        "analysis": str(config.folder),
+        "layer": opened.layer,
+        "model": manifest.model["id"],
+        "store": str(config.store),
+        "store_uuid": manifest.uuid,
+        "corpus": manifest.corpus["data"],
+        "n_tokens": n_seqs * manifest.n_ctx,
+        "n_ctx": manifest.n_ctx,
+        "n_ov_heads": c.n_ov_heads,
+        "n_qk_heads": c.n_qk_heads,
+        "top_k": c.top_k,
+        "d_model": c.d_model,
+        "with_model": config.model is not None,
+        "fvu": result.get("fvu"),
+        "l0": result.get("l0"),
+    }
+
+
+def _run_result(run: Path) -> dict[str, Any]:
+    """Return what training measured; nothing of a folder that is no run."""
+    try:
+        return json.loads((run / "run.json").read_text("utf-8")).get("result") or {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _collect(
+    config: AnalyzeConfig,
+    opened: Opened,
+    seqs: list[int],
+    request: dict[str, Any],
+    stop: Stop,
+    report: Report,
+) -> Collected:
+    """Go through the store once, or from where an earlier call was stopped."""
+    lorsa, store = opened.lorsa, opened.store
+    n_ctx = store.manifest.n_ctx
+    partial = config.folder / PARTIAL
+    found, done = _taken_up(partial, request)
+    if found is None:
+        found = Collected.nothing(lorsa.config.n_ov_heads, n_top=config.n_top, n_sample=N_SAMPLE)
+    else:
+        report(f"going on after {done * n_ctx:,} tokens")
+    step = max(1, BATCH_TOKENS // n_ctx)
+    began, before, saved = time.perf_counter(), done, time.perf_counter()
+    while done < len(seqs):
+        batch = seqs[done : done + step]
+        x = store.inputs(opened.layer, batch).to(lorsa.W_V.device).float()
+        found.add(lorsa, x, store.tokens(batch).long(), done * n_ctx)
+        done += len(batch)
+        rate = (done - before) * n_ctx / (time.perf_counter() - began)
+        report(Step("reading heads", done * n_ctx, len(seqs) * n_ctx, rate))
+        if stop.asked or time.perf_counter() - saved > SAVE_EVERY_S:
+            _keep(partial, found, done, request)
+            saved = time.perf_counter()
+        if stop.asked:
+            raise KeyboardInterrupt
+    return found
+
+
+def _keep(path: Path, found: Collected, done: int, request: dict[str, Any]) -> None:
+    """Keep what is collected, whole or not at all."""
+    written = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"request": json.dumps(request), "done": str(done)}
+        save_file(found.tensors(), written, metadata=about)
+        os.replace(written, path)
+    except (OSError, SafetensorError) as error:
+        written.unlink(missing_ok=True)
+        raise AnalyzeError(f"{path} cannot be written ({error}); make room") from None
+
+
+def _taken_up(path: Path, request: dict[str, Any]) -> tuple[Collected | None, int]:
+    """Return what an earlier call of the same request collected, and of how many sequences."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if json.loads(about.get("request", "null")) != request:
+                return None, 0
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError):
+        return None, 0
+    return Collected.of_tensors(tensors), int(about["done"])
+
+
+def _write_up(
+    config: AnalyzeConfig,
+    opened: Opened,
+    subject: Subject | None,
+    seqs: list[int],
+    found: Collected,
+    report: Report,
+) -> dict[str, Any]:
+    """Return the tables, and how many heads are of each type."""
+    lorsa, store = opened.lorsa, opened.store
+    n_ctx = store.manifest.n_ctx
+    chosen, ascending = choose(found, config.n_samples)
+    sources, shown, tokens, documents = _where_from(opened, seqs, chosen, report)
+    parents = _parents(opened, seqs, report)
+    tokenizer = load_store_tokenizer(store, subject, report)
+    on_probe, written, successor = None, None, None
+    if subject is not None:
+        mean_acts = found.sum_act / found.reading.n_fired
+        on_probe, written, successor = _in_the_model(opened, subject, tokenizer, mean_acts, report)
+    report("writing")
+    heads = tables.heads_table(
+        lorsa,
+        found,
+        tables.quantiles_of(ascending),
+        len(seqs) * n_ctx,
+        reads=tables.source_tokens(chosen, sources, shown, tokens, lorsa.config.n_ov_heads),
+        parents=parents,
+        probe=on_probe,
+        effects=written,
+        successor=successor,
+    )
+    sequences = tables.sequences_table(shown, tokens)
+    types = Counter(heads["type"].to_pylist())
+    return {
+        "heads": heads,
+        "examples": tables.examples_table(
+            chosen, sources, shown, tokens, documents, store.document_names()
+        ),
+        "sequences": sequences,
+        "tokens": tables.tokens_table([heads, sequences], tokenizer),
+        "types": {name: types[name] for name in TYPES if name in types},
+    }
+
+
+def _where_from(
+    opened: Opened, seqs: list[int], chosen: Chosen, report: Report
+) -> tuple[tuple[Tensor, Tensor, Tensor], Any, Any, Any]:
+    """Return the sources of the chosen firings; their sequences, with tokens and documents."""
+    lorsa, store = opened.lorsa, opened.store
+    n_ctx = store.manifest.n_ctx
+    began = time.perf_counter()
+
+    def read(rows: list[int]) -> Tensor:
+        which = [seqs[row] for row in rows]
+        return store.inputs(opened.layer, which).to(lorsa.W_V.device).float()
+
+    def told(done: int, n: int) -> None:
+        rate = done * n_ctx / (time.perf_counter() - began)
+        report(Step("sources of examples", done * n_ctx, n * n_ctx, rate))
+
+    sources = sources_of(
+        lorsa,
+        chosen,
+        read,
+        n_ctx=n_ctx,
+        n_sources=N_SOURCES,
+        batch_seqs=max(1, BATCH_TOKENS // n_ctx),
+        report=told,
+    )
+    shown = np.unique(chosen.places.numpy() // n_ctx)
+    if len(shown) == 0:  # no head fires: one sequence, so that the tables have their shape
+        shown = np.zeros(1, np.int64)
+    which = [seqs[i] for i in shown]
+    return sources, shown, store.tokens(which).numpy(), store.documents(which).numpy()
+
+
+def _parents(opened: Opened, seqs: list[int], report: Report) -> Parents | None:
+    """Return the parents of all heads; None of a layer whose weights are not known."""
+    lorsa, store, layer = opened.lorsa, opened.store, opened.layer
+    facts = store.manifest.layers[layer].get("geometry")
+    weights = store.weights(layer)
+    if not facts or not {"W_Q", "W_K", "W_V", "W_O"} <= weights.keys():
+        return None
+    report("comparing with the layer's own heads")
+    device = lorsa.W_V.device
+    some = seqs[: max(1, PARENT_TOKENS // store.manifest.n_ctx)]
+    xs = (store.inputs(layer, [seq]).to(device) for seq in some)
+    own = LayerWeights(**weights).to(device, torch.float32)
+    return find_parents(lorsa, own, AttentionGeometry.from_dict(facts), xs)
+
+
+def _in_the_model(
+    opened: Opened, subject: Subject, tokenizer: Any, mean_acts: Tensor, report: Report
+) -> tuple[Reading, Effects | None, Tensor | None]:
+    """Return what needs the language model: probes, effects on logits, successor scores."""
+    lorsa, store, site = opened.lorsa, opened.store, subject.site
+    manifest = store.manifest
+    report("probing with repeated random tokens")
+    some = store.tokens(np.arange(min(256, manifest.n_seq))).numpy()
+    usable = np.setdiff1d(some, manifest.tokenizer.get("special_token_ids") or [])
+    bos = manifest.tokenizer.get("bos_token_id") if manifest.corpus.get("bos") else None
+    text = probe_tokens(usable.astype(np.int64), n_ctx=manifest.n_ctx, bos=bos)
+    on_probe = probe(lorsa, subject.model, site, text)
+    around = surroundings(subject.model, site, store.tokens(np.arange(min(4, manifest.n_seq))))
+    if around is None:
+        report("the model's last norm cannot be read: no effects on logits")
+        return on_probe, None, None
+    report("effects on the logits")
+    n_vocab = len(around.unembedding) if tokenizer is None else len(tokenizer)
+    n_vocab = min(n_vocab, len(around.unembedding), len(around.embedding))
+    written = effects(lorsa, around, mean_acts, n_vocab)
+    if tokenizer is None or not (classes := ordinal_tokens(tokenizer)):
+        return on_probe, written, None
+    xs = [_at_words(subject.model, site, ids, bos) for ids in classes]
+    return on_probe, written, successor_scores(lorsa, around, classes, xs)
+
+
+def _at_words(model: Any, site: AttentionSite, ids: list[int], bos: int | None) -> Tensor:
+    """Return the layer's input at each word, after BOS or another word, [n_words, d_model]."""
+    rows = [[ids[i - 1] if bos is None else bos, word] for i, word in enumerate(ids)]
+    with Capture(model, [site]) as capture:
+        x, _y = capture.run(torch.tensor(rows))[site.layer]
+    return x[:, 1].float()

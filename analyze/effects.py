@@ -1,0 +1,118 @@
+"""What heads do to the next token, and which tokens they read, by the language model's own maps."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..model import Lorsa
+from .language import Language, in_chunks
+
+N_TOKENS = 10
+"""Tokens listed of a head."""
+
+Listed = tuple[Tensor, Tensor]
+"""Ids, int64, and values, both [n_ov_heads, n]; the most extreme first"""
+
+
+class Effects(NamedTuple):
+    """What the language model says of each head."""
+
+    promoted: Listed
+    """Tokens whose logits rise most when it fires with its mean activation"""
+    suppressed: Listed
+    """Those whose logits fall most"""
+    reads_embedding: Listed
+    """Tokens of whose embedding its value reads most, in units of v"""
+
+
+@torch.inference_mode()
+def effects(lorsa: Lorsa, language: Language, mean_acts: Tensor, n_vocab: int) -> Effects:
+    """Return direct effects on the logits, and what is read of the embeddings.
+
+    Args:
+        lorsa: on the model's device.
+        language: what is around its layer.
+        mean_acts: mean z of each head where it fires; NaN of those that never did, [n_ov_heads].
+        n_vocab: tokens that the tokenizer knows; rows of the embedding beyond are padding.
+    """
+    n = min(N_TOKENS, n_vocab)
+    z = mean_acts.nan_to_num(nan=1.0).float().to(lorsa.W_O.device)
+    lists: list[list[Listed]] = [[], [], []]
+    embedded = language.embedded()[:n_vocab]
+    for rows in in_chunks(len(z), n_vocab):
+        logits = language.to_logits(lorsa.W_O[rows] * z[rows, None])[:, :n_vocab]
+        for found, sign in zip(lists, (1, -1), strict=False):
+            values, ids = (sign * logits).topk(n, dim=1)
+            found.append((ids.cpu(), sign * values.cpu()))
+        values, ids = (lorsa.W_V[rows] @ embedded.T).topk(n, dim=1)
+        lists[2].append((ids.cpu(), values.cpu()))
+    return Effects(*((torch.cat([i for i, _ in f]), torch.cat([v for _, v in f])) for f in lists))
+
+
+WORDS = (
+    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
+    "January February March April May June July August September October November December",
+    "one two three four five six seven eight nine ten eleven twelve",
+    "first second third fourth fifth sixth seventh eighth ninth tenth",
+    "A B C D E F G H I J K L M N O P Q R S T U V W X Y Z",
+    "0 1 2 3 4 5 6 7 8 9",
+)
+"""Words in an order that a language model knows; Gould et al. 2023 (arXiv:2312.09230) test such."""
+
+
+def ordinal_tokens(tokenizer: Any) -> list[list[int]]:
+    """Return the classes of WORDS as token ids, each with a space before where that is one token.
+
+    A class is cut at the first word that is no single token, and left out below three.
+    """
+    found = []
+    for words in WORDS:
+        ids: list[int] = []
+        for word in words.split():
+            one = next(
+                (e for w in (f" {word}", word) if len(e := _encoded(tokenizer, w)) == 1), None
+            )
+            if one is None:
+                break
+            ids += one
+        if len(ids) >= 3:
+            found.append(ids)
+    return found
+
+
+def _encoded(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+@torch.inference_mode()
+def successor_scores(
+    lorsa: Lorsa, language: Language, classes: list[list[int]], xs: list[Tensor]
+) -> Tensor:
+    """Return how far each head turns ordinal words into the next one.
+
+    Of what its value reads of the words of a class, the share read of words a where, of all words
+    of the class, it raises that after a most. A head that writes one direction can serve one word.
+
+    Args:
+        classes: token ids in order.
+        xs: the layer's input at each word of a class, [n_words, d_model] each.
+
+    Returns:
+        0..1, [n_ov_heads]; NaN of heads that read none of the words.
+    """
+    hit = torch.zeros(lorsa.config.n_ov_heads, device=lorsa.W_V.device)
+    read = torch.zeros_like(hit)
+    for ids, x in zip(classes, xs, strict=True):
+        best = torch.cat(
+            [
+                language.to_logits(lorsa.W_O[rows])[:, ids].argmax(dim=1)
+                for rows in in_chunks(len(hit), len(language.unembedding))
+            ]
+        )  # [n_ov_heads]
+        values = (x @ lorsa.W_V.T + lorsa.b_V).relu()  # [n_words, n_ov_heads]
+        word = torch.arange(len(ids) - 1, device=best.device)[:, None]
+        hit += (values[:-1] * (best[None] == word + 1)).sum(dim=0)
+        read += values[:-1].sum(dim=0)
+    return (hit / read).cpu()

@@ -1,0 +1,192 @@
+"""`lorsa find`: the heads that are most of a type, with evidence.
+
+Of analysed Lorsas the scores are those of heads.parquet: on probes where the language model was
+given, for there nothing matches by chance, else on text. Of a store alone, the heads are those of
+the language model's own layers, scored on stored text in the same way: their weights are in the
+store, so that a layer can be chosen before anything is trained.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model import AttentionGeometry, LayerWeights, choose_device
+from ..store import ActivationStore, Place, place
+from .errors import AnalyzeError
+from .kinds import N_KINDS, kinds
+from .parents import layer_patterns
+from .result import Analysis
+from .schema import STORE_SCORES
+
+SCORES = (*STORE_SCORES, "successor")
+SCAN_TOKENS = 8192
+LEAST_FIRED = 20
+"""Firings below which a head's score says little: such heads are left out."""
+WINDOW = 6
+"""Tokens shown before and after a source or a firing token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundHead:
+    """One head that is much of a type."""
+
+    run: str | None
+    """Run of the Lorsa; None of a head of the language model itself."""
+    layer: int
+    head: int
+    """OV head; of the language model, attention head."""
+    score: float
+    """Share of its reading that is of the type, 0..1."""
+    measured_on: str
+    """"probe" or "text"."""
+    score_on_text: float | None
+    """The same on stored text."""
+    frequency: float | None = None
+    """Share of tokens on which it fires; None of the language model's heads, which always do."""
+    evidence: list[str] | None = None
+    """Its top examples: source tokens in [], the firing token in <>."""
+
+
+def find_heads(
+    kind: str,
+    *,
+    store: str | Place,
+    runs: list[Path] | None = None,
+    layers: list[int] | None = None,
+    n: int = 10,
+    device: str = "auto",
+) -> list[FoundHead]:
+    """Return the heads that are most of a type, the best first.
+
+    Args:
+        kind: one of SCORES.
+        store: the store that the runs were analysed with, or whose layers are scanned.
+        runs: analysed runs; None or none scans the language model's own heads.
+        layers: layers to look at; None takes all.
+        n: heads to return at most.
+        device: where to compute.
+
+    Raises:
+        AnalyzeError: no such type, a run that is not analysed or is of another store.
+        StoreError: the store cannot be read.
+    """
+    if kind not in SCORES:
+        raise AnalyzeError(f"type is {kind!r}; allowed: {', '.join(SCORES)}")
+    opened = ActivationStore.open(place(store))
+    if runs:
+        found = [each for run in runs for each in _of_run(kind, run, opened, n)]
+    elif kind == "successor":
+        raise AnalyzeError("successor is known of analysed Lorsas only: name a run")
+    else:
+        found = _of_model(kind, opened, layers, device)
+    chosen = [each for each in found if layers is None or each.layer in layers]
+    return sorted(chosen, key=lambda each: -each.score)[:n]
+
+
+def _of_run(kind: str, run: Path, store: ActivationStore, n: int) -> list[FoundHead]:
+    """Return the best heads of an analysed run."""
+    analysis = Analysis.open(run)
+    if analysis.facts["store_uuid"] != store.manifest.uuid:
+        raise AnalyzeError(f"{run} was analysed with another store, {analysis.facts['store']}")
+    heads = analysis.heads
+    on_probe = f"probe_{kind}" in heads.column_names and analysis.facts["with_model"]
+    name, fired = (f"probe_{kind}", "probe_fired") if on_probe else (kind, "n_fired")
+    score = heads[name].to_numpy()
+    if np.isnan(score).all():
+        raise AnalyzeError(f"{run} has no {kind} scores: analyze it again with --model")
+    score = np.where((heads[fired].to_numpy() >= LEAST_FIRED), np.nan_to_num(score), -1)
+    best = [int(head) for head in np.argsort(-score, kind="stable")[:n] if score[head] >= 0]
+    rows = [analysis.head(head) for head in best]
+    return [
+        FoundHead(
+            run=str(run),
+            layer=analysis.facts["layer"],
+            head=row["head"],
+            score=row[name],
+            measured_on="probe" if on_probe else "text",
+            score_on_text=row[kind],
+            frequency=row["frequency"],
+            evidence=[in_words(analysis, each) for each in analysis.examples(row["head"])[:3]],
+        )
+        for row in rows
+    ]
+
+
+def in_words(analysis: Analysis, example: dict[str, Any], n_sources: int = 2) -> str:
+    """Return an example in a line: source tokens in [], the firing token in <>, in their context.
+
+    Args:
+        analysis: that the example is of.
+        example: row of examples.parquet.
+        n_sources: of the sources with the largest contributions, how many to mark.
+    """
+    ids = analysis.tokens(example["seq"])
+    at = example["position"]
+    sources = set(example["sources"][:n_sources])
+    shown = sorted(
+        {i for s in {at, *sources} for i in range(s - WINDOW, s + 3) if 0 <= i < len(ids)}
+    )
+    text = analysis.text(ids)
+    line, last = "", shown[0] - 1
+    for i in shown:
+        token = text[i].replace("\n", "↵")
+        token = f"[{token}]" if i in sources else token
+        token = f"<{token}>" if i == at else token
+        line += (" … " if i > last + 1 else "") + token
+        last = i
+    return line
+
+
+def _of_model(
+    kind: str, store: ActivationStore, layers: list[int] | None, device: str
+) -> list[FoundHead]:
+    """Return the score of every attention head of the store's layers."""
+    manifest = store.manifest
+    seqs = range(min(manifest.n_seq, max(1, SCAN_TOKENS // manifest.n_ctx)))
+    tokens = store.tokens(list(seqs)).long()
+    found = []
+    for layer in store.layers if layers is None else layers:
+        store.require_layer(layer)
+        scores = _scan(store, layer, list(seqs), tokens, choose_device(device))
+        column = STORE_SCORES.index(kind)
+        found += [
+            FoundHead(
+                run=None,
+                layer=layer,
+                head=head,
+                score=float(row[column]),
+                measured_on="text",
+                score_on_text=float(row[column]),
+            )
+            for head, row in enumerate(scores)
+        ]
+    return found
+
+
+@torch.no_grad()
+def _scan(
+    store: ActivationStore, layer: int, seqs: list[int], tokens: Tensor, device: str
+) -> Tensor:
+    """Return what share of ||P v|| each head of a layer reads from each kind, [n_heads, kinds]."""
+    facts, weights = store.manifest.layers[layer].get("geometry"), store.weights(layer)
+    if not facts or "W_Q" not in weights:
+        raise AnalyzeError(f"layer {layer}: its attention is not known, so there are no patterns")
+    own = LayerWeights(**weights).to(device, torch.float32)
+    g = AttentionGeometry.from_dict(facts)
+    by_kind = torch.zeros(g.n_heads, N_KINDS, dtype=torch.float64, device=device)
+    offered = torch.zeros_like(by_kind)
+    for seq, ids in zip(seqs, tokens.to(device).split(1), strict=True):
+        x = store.inputs(layer, [seq]).to(device).float()
+        values = torch.einsum("bsd,hdr->bhsr", x, own.W_V)
+        if own.b_V is not None:
+            values = values + own.b_V[None, :, None]
+        length = values.norm(dim=-1).repeat_interleave(g.n_heads // g.n_kv_heads, dim=1)
+        read = layer_patterns(x, own, g)[0] * length[0, :, None]  # [n_heads, t, s]
+        kind = kinds(ids, slice(0, ids.shape[1]))[0].float()  # [t, s, kinds]
+        by_kind += torch.einsum("hts,tsk->hk", read, kind).double()
+        offered += torch.einsum("hts,tk->hk", read, kind.amax(dim=1)).double()
+    return (by_kind / offered).nan_to_num().cpu()

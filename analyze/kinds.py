@@ -1,0 +1,164 @@
+"""Types of attention: what share of its reading a head takes from tokens of a kind.
+
+    share = sum |P[t, s] v[s]| over sources s of the kind  /  the same over all sources
+
+both over the tokens t > 0 on which the head fires and before which there is a source of the kind,
+so a head is not blamed for what a text does not offer. With m[s] the token at s:
+
+    previous_token    s = t - 1
+    same_token        s = t
+    duplicate_token   s < t and m[s] = m[t]
+    induction         0 < s < t and m[s - 1] = m[t]
+    first_token       s = 0
+    local             t - 8 <= s < t
+    long_range        s <= t - 64
+
+In text a common token has many duplicates, and a head that reads everywhere reads them too; random
+tokens that are repeated once (analyze/probes.py) have one source of each kind. Names as in Elhage
+et al. 2021 (A Mathematical Framework for Transformer Circuits) and Olsson et al. 2022 (In-context
+Learning and Induction Heads).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .schema import DISTANCES, STORE_SCORES, TYPES
+from .sources import Block
+
+LOCAL = 8
+"""Tokens before the firing one that are near."""
+LONG = 64
+"""Tokens before it from which on they are far."""
+LABEL_FROM = 0.5
+"""The share from which on a head is called by a type."""
+
+N_KINDS, N_BUCKETS = len(STORE_SCORES), len(DISTANCES)
+
+
+def kinds(tokens: Tensor, rows: slice) -> Tensor:
+    """Return which sources are of which kind to some queries.
+
+    Args:
+        tokens: ids, [batch, seq].
+        rows: positions of the queries.
+
+    Returns:
+        bool, [batch, rows, seq, kinds], in the order of STORE_SCORES.
+    """
+    position = torch.arange(tokens.shape[1], device=tokens.device)
+    distance = position[rows, None] - position[None, :]  # [rows, seq]
+    before = distance > 0
+    here = tokens[:, rows, None]
+    preceding = torch.roll(tokens, 1, dims=1)[:, None, :]  # [batch, 1, seq]; of s = 0, none
+    follows = before & (position > 0)
+    found = {
+        "previous_token": distance == 1,
+        "same_token": distance == 0,
+        "duplicate_token": before & (tokens[:, None, :] == here),
+        "induction": follows & (preceding == here),
+        "first_token": (position == 0).expand_as(distance),
+        "local": before & (distance <= LOCAL),
+        "long_range": distance >= LONG,
+    }
+    shape = (len(tokens), *distance.shape)
+    stacked = torch.stack([found[name].expand(shape) for name in STORE_SCORES], dim=-1)
+    return stacked & (position[rows] > 0)[:, None, None]
+
+
+def buckets(rows: slice, seq: int, device: torch.device) -> Tensor:
+    """Return in which bucket of DISTANCES each source is, one-hot float, [rows, seq, buckets]."""
+    position = torch.arange(seq, device=device)
+    distance = (position[rows, None] - position[None, :]).clamp(min=0)
+    edges = torch.tensor(DISTANCES, device=device)
+    which = torch.bucketize(distance, edges, right=True) - 1
+    return torch.nn.functional.one_hot(which, N_BUCKETS).float()
+
+
+@dataclass(slots=True)
+class Reading:
+    """What each head reads, added up over the tokens on which it fires; all float64."""
+
+    n_fired: Tensor
+    """Tokens on which it fired, [n_ov_heads]"""
+    amount: Tensor
+    """sum |P v|, [n_ov_heads]"""
+    distance: Tensor
+    """sum |P v| (t - s), [n_ov_heads]"""
+    entropy: Tensor
+    """sum of a token's |P v| times its entropy, [n_ov_heads]"""
+    by_distance: Tensor
+    """sum |P v| in each bucket, [n_ov_heads, buckets]"""
+    by_kind: Tensor
+    """sum |P v| from sources of each kind, [n_ov_heads, kinds]"""
+    offered: Tensor
+    """sum |P v| over tokens that have a source of the kind, [n_ov_heads, kinds]"""
+
+    @classmethod
+    def zeros(cls, n_ov_heads: int) -> "Reading":
+        """Return the reading of no token."""
+        widths = {"by_distance": N_BUCKETS, "by_kind": N_KINDS, "offered": N_KINDS}
+        return cls(
+            **{
+                name: torch.zeros(
+                    (n_ov_heads, widths[name]) if name in widths else n_ov_heads
+                ).double()
+                for name in cls.__slots__
+            }
+        )
+
+    def add(self, block: Block, acts: Tensor, ids: Tensor, tokens: Tensor) -> None:
+        """Add some queries.
+
+        Args:
+            block: their contributions.
+            acts, ids: what fires, of all queries, [batch, seq, slots].
+            tokens: ids, [batch, seq].
+        """
+        parts, rows = block.parts.abs(), block.rows
+        batch, n_rows, _slots, seq = parts.shape
+        kind = kinds(tokens, rows)
+        position = torch.arange(seq, device=parts.device)
+        back = (position[rows, None] - position[None, :]).clamp(min=0).float()
+        bucket = buckets(rows, seq, parts.device)
+        columns = torch.cat(
+            [
+                kind.float(),
+                bucket.expand(batch, *bucket.shape),
+                back[None, ..., None].expand(batch, n_rows, seq, 1),
+                parts.new_ones(batch, n_rows, seq, 1),
+            ],
+            dim=-1,
+        )  # [batch, rows, seq, columns]
+        sums = parts @ columns  # [batch, rows, slots, columns]
+        amount = sums[..., -1]
+        share = parts / amount[..., None].clamp(min=torch.finfo(parts.dtype).tiny)
+        entropy = torch.special.entr(share).sum(dim=-1) * amount
+        offered = kind.any(dim=2)[:, :, None] * amount[..., None]  # [batch, rows, slots, kinds]
+        fires = acts[:, rows] != 0
+        heads = ids[:, rows][fires].long().cpu()
+
+        def add(name: str, values: Tensor) -> None:
+            getattr(self, name).index_add_(0, heads, values[fires].double().cpu())
+
+        add("n_fired", torch.ones_like(amount))
+        add("amount", amount)
+        add("distance", sums[..., -2])
+        add("entropy", entropy)
+        add("by_kind", sums[..., :N_KINDS])
+        add("by_distance", sums[..., N_KINDS : N_KINDS + N_BUCKETS])
+        add("offered", offered)
+
+    def shares(self) -> dict[str, Tensor]:
+        """Return each head's share of every kind, float64, [n_ov_heads]; NaN where undefined."""
+        found = self.by_kind / self.offered
+        return dict(zip(STORE_SCORES, found.unbind(dim=1), strict=True))
+
+
+def label(shares: dict[str, float], *, silent: bool) -> str:
+    """Return the type that a head is called by: the first of TYPES that most of it is."""
+    if silent:
+        return "silent"
+    named = [name for name in TYPES if shares.get(name, 0.0) >= LABEL_FROM]
+    return named[0] if named else "mixed"

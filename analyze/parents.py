@@ -1,0 +1,114 @@
+"""Which heads of the original layer a Lorsa's heads come from.
+
+Three likenesses, each 0 to 1 (the second can be negative):
+
+    ov       sqrt(a b): a the share of ||w_V||^2 in the space that the layer's head reads its values
+             from, b the share of ||w_O||^2 in the space that it writes to
+    qk       cosine of the bilinear forms W_Q W_K^T, without position
+    pattern  sum_s min(P[t, s], P'[t, s]) of the two attention patterns, the mean over text
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels import attention_pattern
+from ..model import AttentionGeometry, LayerWeights, Lorsa
+from ..model.attention import queries_keys
+from .sources import Sources
+
+N_PARENTS = 3
+
+
+class Parents(NamedTuple):
+    """The likeliest heads of the layer for each OV head, the likeliest (by ov) first."""
+
+    heads: Tensor
+    """int64, [n_ov_heads, n]"""
+    ov: Tensor
+    """[n_ov_heads, n]"""
+    qk: Tensor
+    """[n_ov_heads, n]"""
+    pattern: Tensor
+    """[n_ov_heads, n]"""
+
+
+@torch.no_grad()
+def find_parents(
+    lorsa: Lorsa, weights: LayerWeights, geometry: AttentionGeometry, xs: Iterable[Tensor]
+) -> Parents:
+    """Return where the heads of a Lorsa come from.
+
+    Args:
+        lorsa: on the device of the rest.
+        weights, geometry: the original layer, in float32.
+        xs: some of its inputs, [batch, seq, d_model] each.
+    """
+    c = lorsa.config
+    ov = ov_likeness(lorsa, weights)
+    n = min(N_PARENTS, ov.shape[1])
+    best, heads = ov.topk(n, dim=1)
+    qk_heads = (torch.arange(c.n_ov_heads) // (c.n_ov_heads // c.n_qk_heads)).to(heads.device)
+
+    def of_parents(likeness: Tensor) -> Tensor:
+        return likeness[qk_heads].gather(1, heads).cpu()
+
+    qk = of_parents(qk_likeness(lorsa, weights))
+    pattern = of_parents(pattern_likeness(lorsa, weights, geometry, xs))
+    return Parents(heads.cpu(), best.cpu(), qk, pattern)
+
+
+def ov_likeness(lorsa: Lorsa, weights: LayerWeights) -> Tensor:
+    """Return how far w_V and w_O lie in the spaces of the layer's heads, [n_ov_heads, n_heads]."""
+    share = len(weights.W_O) // len(weights.W_V)
+    read = _share_within(lorsa.W_V, weights.W_V).repeat_interleave(share, dim=1)
+    written = _share_within(lorsa.W_O, weights.W_O.transpose(1, 2))
+    return (read * written).sqrt()
+
+
+def _share_within(vectors: Tensor, spaces: Tensor) -> Tensor:
+    """Return the share of squared length in the columns' span: [n, d], [m, d, r] to [n, m]."""
+    basis, _ = torch.linalg.qr(spaces)
+    inside = torch.einsum("nd,mdr->nmr", vectors, basis).square().sum(dim=-1)
+    return inside / vectors.square().sum(dim=1, keepdim=True).clamp(min=1e-30)
+
+
+def qk_likeness(lorsa: Lorsa, weights: LayerWeights) -> Tensor:
+    """Return the cosine of W_Q W_K^T with that of the layer's heads, [n_qk_heads, n_heads]."""
+    share = len(weights.W_Q) // len(weights.W_K)
+    theirs = (weights.W_Q, weights.W_K.repeat_interleave(share, dim=0))
+    ours = (lorsa.W_Q, lorsa.W_K)
+    lengths = [_inner(pair, pair).diagonal().clamp(min=1e-30).sqrt() for pair in (ours, theirs)]
+    return _inner(ours, theirs) / lengths[0][:, None] / lengths[1][None, :]
+
+
+def _inner(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+    """Return <A_i, B_j> of A = W_Q W_K^T, without making any of them, [n, m]."""
+    q = torch.einsum("ndr,mds->nmrs", a[0], b[0])
+    return (q * torch.einsum("ndr,mds->nmrs", a[1], b[1])).sum(dim=(-2, -1))
+
+
+def pattern_likeness(
+    lorsa: Lorsa, weights: LayerWeights, geometry: AttentionGeometry, xs: Iterable[Tensor]
+) -> Tensor:
+    """Return the overlap of the patterns, the mean over queries, [n_qk_heads, n_heads]."""
+    total = torch.zeros(lorsa.config.n_qk_heads, geometry.n_heads, device=lorsa.W_V.device)
+    n_queries = 0
+    for x in (sequence for batch in xs for sequence in batch.float().split(1)):
+        seq = x.shape[1]
+        theirs = layer_patterns(x, weights, geometry)[0]  # [n_heads, seq, seq]
+        ours = Sources(lorsa, x).patterns(slice(0, seq))[0]  # [n_qk_heads, seq, seq]
+        for head in range(len(theirs)):
+            total[:, head] += torch.minimum(ours, theirs[head]).sum(dim=(1, 2))
+        n_queries += seq
+    return total / max(n_queries, 1)
+
+
+def layer_patterns(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
+    """Return the attention patterns of the layer's own heads, [batch, n_heads, q_pos, k_pos]."""
+    g = geometry
+    q, k = queries_keys(x, weights, g)
+    k = k.repeat_interleave(g.n_heads // g.n_kv_heads, dim=2)
+    return attention_pattern(q, k, scale=g.scale, window=g.window, softcap=g.softcap)
