@@ -1,5 +1,6 @@
 """What heads do to the next token, and which tokens they read, by the language model's own maps."""
 
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ class Effects(NamedTuple):
     """Tokens of whose embedding its value reads most, in units of v"""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def effects(lorsa: Lorsa, language: Language, mean_acts: Tensor, n_vocab: int) -> Effects:
     """Return direct effects on the logits, and what is read of the embeddings.
 
@@ -62,23 +63,25 @@ WORDS = (
 
 
 def ordinal_tokens(tokenizer: Any) -> list[list[int]]:
-    """Return the classes of WORDS as token ids, each with a space before where that is one token.
+    """Return the classes of WORDS as token ids, all with a space before or all without.
 
     A class is cut at the first word that is no single token, and left out below three.
     """
-    found = []
-    for words in WORDS:
-        ids: list[int] = []
-        for word in words.split():
-            one = next(
-                (e for w in (f" {word}", word) if len(e := _encoded(tokenizer, w)) == 1), None
-            )
-            if one is None:
-                break
-            ids += one
-        if len(ids) >= 3:
-            found.append(ids)
-    return found
+    both = [
+        [
+            _single_tokens(tokenizer, [before + word for word in words.split()])
+            for before in (" ", "")
+        ]
+        for words in WORDS
+    ]
+    longest = [max(ways, key=len) for ways in both]
+    return [ids for ids in longest if len(ids) >= 3]
+
+
+def _single_tokens(tokenizer: Any, words: list[str]) -> list[int]:
+    """Return the ids of words up to the first that is more than one token."""
+    encoded = (_encoded(tokenizer, word) for word in words)
+    return [ids[0] for ids in takewhile(lambda ids: len(ids) == 1, encoded)]
 
 
 def _encoded(tokenizer: Any, text: str) -> list[int]:
@@ -86,7 +89,7 @@ def _encoded(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def successor_scores(
     lorsa: Lorsa, language: Language, classes: list[list[int]], xs: list[Tensor]
 ) -> Tensor:

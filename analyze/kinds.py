@@ -8,7 +8,7 @@ so a head is not blamed for what a text does not offer. With m[s] the token at s
     previous_token    s = t - 1
     same_token        s = t
     duplicate_token   s < t and m[s] = m[t]
-    induction         0 < s < t and m[s - 1] = m[t]
+    induction         0 < s <= t and m[s - 1] = m[t]
     first_token       s = 0
     local             t - 8 <= s < t
     long_range        s <= t - 64
@@ -52,7 +52,7 @@ def kinds(tokens: Tensor, rows: slice) -> Tensor:
     before = distance > 0
     here = tokens[:, rows, None]
     preceding = torch.roll(tokens, 1, dims=1)[:, None, :]  # [batch, 1, seq]; of s = 0, none
-    follows = before & (position > 0)
+    follows = (distance >= 0) & (position > 0)
     found = {
         "previous_token": distance == 1,
         "same_token": distance == 0,

@@ -129,7 +129,7 @@ class _Watch:
             handle.remove()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def surroundings(model: Any, site: AttentionSite, tokens: Tensor) -> Language | None:
     """Return what is around a layer; None of a model whose unembedding or last norm is not found.
 
@@ -149,8 +149,8 @@ def surroundings(model: Any, site: AttentionSite, tokens: Tensor) -> Language | 
         before=_fitted(seen.norms, out=seen.x),
         after=_fitted(seen.norms, h=seen.y),
         last=last,
-        embedding=model.get_input_embeddings().weight.float(),
-        unembedding=model.get_output_embeddings().weight.float(),
+        embedding=model.get_input_embeddings().weight.detach().float(),
+        unembedding=model.get_output_embeddings().weight.detach().float(),
     )
 
 
