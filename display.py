@@ -7,14 +7,16 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from .store import format_bytes, spell_layers
+from .tables import ablate_tables, eval_tables, fact_table, number, quality_rows
 
 if TYPE_CHECKING:  # each command loads its own stage alone
+    from . import analyze as stage3
     from . import harvest as stage1
     from . import train as stage2
     from .store import Checked
@@ -201,6 +203,20 @@ class CareDisplay(_Bar):
             self.update(event.n_bytes, event.total_bytes, note)
 
 
+class EvalDisplay(_Bar):
+    """Shows how far an evaluation is."""
+
+    def __init__(self) -> None:
+        super().__init__("eval")
+
+    def __call__(self, event: "str | stage3.Measured") -> None:
+        """Show an event."""
+        if isinstance(event, str):
+            say(event)
+        else:
+            self.update(event.done, event.total, event.what)
+
+
 def show(command: str, result: dict[str, Any]) -> None:
     """Print a command's result on stdout."""
     out = Console(highlight=False)
@@ -221,7 +237,7 @@ def _plan_table(result: dict[str, Any]) -> Table:
     if plan.estimate is not None:
         rate = f"{plan.estimate.tokens_per_second:,.0f} tokens/s"
         rows["time"] = f"about {spell_time(plan.estimate.seconds)}, {rate}"
-    return _facts("a harvest would write", rows)
+    return fact_table("a harvest would write", rows)
 
 
 def _harvest_table(result: dict[str, Any]) -> Table:
@@ -241,7 +257,7 @@ def _harvest_table(result: dict[str, Any]) -> Table:
     if good:
         words = ["lorsa", "train", "--store", result["store"]]
         rows["next"] = shlex.join(words + (["--layers", spell_layers(good)] if bad else []))
-    return _facts("harvested", rows)
+    return fact_table("harvested", rows)
 
 
 def _train_table(result: dict[str, Any]) -> Table:
@@ -253,7 +269,7 @@ def _train_table(result: dict[str, Any]) -> Table:
     for run in runs:
         table.add_row(
             str(run["layer"]),
-            _number(run["fvu"]),
+            number(run["fvu"]),
             f"{run['l0']:.1f}",
             f"{run['dead_fraction']:.1%}",
             f"{run['train_tokens']:,}",
@@ -288,7 +304,7 @@ def _sweep_table(result: dict[str, Any]) -> Table:
         best = row["fvu"] is not None and row["fvu"] == min(fvus)
         table.add_row(
             *values,
-            _number(row["fvu"]),
+            number(row["fvu"]),
             f"{row['l0']:.1f}",
             f"{row['dead_fraction']:.1%}",
             f"{row['tokens_per_second']:,.0f}",
@@ -303,31 +319,6 @@ def _sweep_table(result: dict[str, Any]) -> Table:
 
 def _setting(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _eval_table(result: dict[str, Any]) -> Table:
-    return _facts(f"layer {result['layer']} of {result['run']}", _quality_rows(result))
-
-
-def _quality_rows(result: dict[str, Any]) -> dict[str, str]:
-    rows = {
-        "FVU": _number(result["fvu"]),
-        "L0": f"{result['l0']:.1f}",
-        "silent heads": f"{result['dead_fraction']:.1%} did not fire on the held-out tokens",
-        "held-out tokens": f"{result['n_tokens']:,}",
-    }
-    if (ce := result["cross_entropy"]) is None:
-        return rows
-    increase = ce["lorsa"] - ce["original"]
-    return rows | {
-        "cross-entropy": f"{ce['original']:.4f} nats per token, {ce['n_tokens']:,} tokens",
-        "  with Lorsa": f"{ce['lorsa']:.4f} ({increase:+.4f}"
-        + (")" if (se := ce["increase_se"]) is None else f", standard error {se:.4f})"),
-        "  zero-ablated": f"{ce['zero_ablated']:.4f}",
-        "  mean-ablated": f"{ce['mean_ablated']:.4f}",
-        "loss recovered": f"{_share(ce['recovered_from_zero'])} against zero-ablation, "
-        f"{_share(ce['recovered_from_mean'])} against mean-ablation",
-    }
 
 
 def _info_table(result: dict[str, Any]) -> Table:
@@ -348,7 +339,7 @@ def _info_table(result: dict[str, Any]) -> Table:
         rows["being added"] = f"layers {spell_layers(result['adding'])}"
     for layer, facts in result["layers"].items():
         rows[f"layer {layer}"] = _layer_row(facts)
-    return _facts(result["store"], rows)
+    return fact_table(result["store"], rows)
 
 
 def _layer_row(facts: dict[str, Any]) -> str:
@@ -401,7 +392,7 @@ def _rm_table(result: dict[str, Any]) -> Table:
         "freed": format_bytes(result["n_bytes"]),
         "remaining": spell_layers(result["layers"]),
     }
-    return _facts(f"removed from {result['store']}", rows)
+    return fact_table(f"removed from {result['store']}", rows)
 
 
 def _merge_table(result: dict[str, Any]) -> Table:
@@ -413,7 +404,7 @@ def _merge_table(result: dict[str, Any]) -> Table:
         "size": format_bytes(result["n_bytes"]),
         "store": result["store"],
     }
-    return _facts("merged", rows)
+    return fact_table("merged", rows)
 
 
 def _demo_table(result: dict[str, Any]) -> Table:
@@ -425,48 +416,27 @@ def _demo_table(result: dict[str, Any]) -> Table:
         "heads": f"{trained['n_ov_heads']:,}, {trained['top_k']} fire per token",
         "dead heads": f"{trained['dead_fraction']:.1%} did not fire on the last "
         f"{trained['dead_window_tokens']:,} tokens of training",
-        **_quality_rows(measured),
+        **quality_rows(measured),
         "store": f"{harvested['store']} ({format_bytes(harvested['n_bytes'])})",
         "run": trained["run"],
         "time": spell_time(result["seconds"]),
     }
-    return _facts("a Lorsa of SmolLM2-135M-Instruct", rows)
+    return fact_table("a Lorsa of SmolLM2-135M-Instruct", rows)
 
 
-_TABLES: dict[str, Callable[[dict[str, Any]], Table | str]] = {
+_TABLES: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
     "harvest": _harvest_table,
     "plan": _plan_table,
     "train": _train_table,
     "sweep": _sweep_table,
-    "eval": _eval_table,
+    "eval": eval_tables,
+    "ablate": ablate_tables,
     "info": _info_table,
     "verify": _verify_lines,
     "rm": _rm_table,
     "merge": _merge_table,
     "demo": _demo_table,
 }
-
-
-def _facts(title: str, rows: dict[str, str]) -> Table:
-    table = Table(
-        "",
-        Column(overflow="fold"),
-        title=escape(title),
-        title_justify="left",
-        show_header=False,
-        box=SIMPLE_HEAD,
-    )
-    for name, value in rows.items():
-        table.add_row(escape(name), escape(value))
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "undefined: y does not vary" if value is None else f"{value:.4f}"
-
-
-def _share(value: float | None) -> str:
-    return "undefined (ablation costs nothing)" if value is None else f"{value:.1%}"
 
 
 def spell_time(seconds: float) -> str:

@@ -6,7 +6,8 @@ from .config import HarvestConfig
 from .errors import HarvestError
 from .events import Progress
 from .loop import HarvestResult, harvest, plan_harvest, stored_request
-from .models import LanguageModel, load_config, load_model
+from .models import LanguageModel, load_config, load_model, load_tokenizer
+from .packing import starts_with_bos
 from .plan import Estimate, Plan
 from .readings import Reading
 from .selfcheck import LayerCheck, SelfCheck, Understood, require_same_weights, understand
@@ -32,11 +33,13 @@ __all__ = [
     "harvest",
     "load_config",
     "load_model",
+    "load_tokenizer",
     "module_input",
     "module_output",
     "plan_harvest",
     "require_same_weights",
     "resolve",
+    "starts_with_bos",
     "stored_request",
     "understand",
 ]

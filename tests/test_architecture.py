@@ -13,8 +13,9 @@ ARROWS = {
     "stop": set(),
     "harvest": {"store", "model", "stop"},
     "train": {"kernels", "store", "model", "stop"},
-    "analyze": {"store", "model", "harvest"},
-    "display": {"harvest", "store", "train"},
+    "analyze": {"store", "model", "harvest", "stop"},
+    "tables": set(),
+    "display": {"tables", "harvest", "store", "train", "analyze"},
     "watch": {"display", "train"},
     "demo": {"display", "harvest", "train", "analyze"},
     "settings": set(),
@@ -31,7 +32,7 @@ HOMES = {
     "accelerate": {"harvest", "train"},
     "matplotlib": {"train"},
     "typer": {"cli"},
-    "rich": {"display", "watch"},
+    "rich": {"tables", "display", "watch"},
 }
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
 

@@ -1,0 +1,19 @@
+"""What an evaluation tells while it runs."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Measured(NamedTuple):
+    """How far one part of an evaluation is."""
+
+    done: int
+    """Tokens measured"""
+    total: int
+    """Tokens of this part"""
+    what: str
+    """Where: "layer 12 on the store", "in the model" """
+
+
+Report = Callable[[str | Measured], None]
+"""Is told a line of text, or how far it is."""
