@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Column, Table
 
+from .store import spell_layers
+
 RECOVERED = ("recovered_from_zero", "recovered_from_mean")
 SHOWN_LOSSES = ("original", "lorsa")
 
@@ -174,13 +176,15 @@ def ablate_tables(result: dict[str, Any]) -> RenderableType:
     """Return what `lorsa ablate` prints."""
     kept = {"keep": "stays", "drop": "is dropped: the Lorsa stands in for the layer"}
     rows = {
-        "heads": f"{', '.join(map(str, result['heads']))} {result['change']}",
+        "heads": f"{spell_layers(result['heads'])} {result['change']}",
         "Lorsa's error": f"{kept[result['error']]} (NMSE {result['prompt_nmse']:.3f} here)",
         "before": result["before"],
         "KL": f"{result['kl']:.4g} nats between the predictions before and after",
     }
     if result["silent"]:
-        rows["silent"] = f"{', '.join(map(str, result['silent']))} do not fire on this prompt"
+        rows["silent"] = f"{spell_layers(result['silent'])} do not fire on this prompt"
+    strongest = ", ".join(f"{head}: {act:.3g}" for head, act in result["strongest"].items())
+    rows["strongest"] = f"{strongest or 'none'} (at the last token, of all heads)"
     title = f"layer {result['layer']} of {result['run']}, in {result['model']}"
     return Group(
         fact_table(title, rows),

@@ -21,14 +21,16 @@ from ..harvest import (
     resolve,
     starts_with_bos,
 )
-from ..model import Lorsa, choose_device
+from ..model import Encoding, Lorsa
 from .config import AblateConfig, numbers
 from .errors import AnalyzeError
-from .fidelity import layer_of
+from .fidelity import device_for, layer_of
 from .in_model import logits_of, token_figures
 from .intervene import activations_of, intervene, require_heads, require_width
 
 BEFORE = {"keep": "the model as it is", "drop": "the model with the unchanged Lorsa in place"}
+
+N_STRONGEST = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +77,8 @@ class Ablation:
     """What the predictions before the change are of."""
     silent: list[int]
     """Chosen heads that fire on no token of the prompt."""
+    strongest: dict[int, float]
+    """Of all heads, those that write most at the prompt's last token, |z| ||w_O||, with their z."""
     prompt_nmse: float
     """Mean over the prompt's tokens of ||y - y_hat||^2 / ||y||^2, of the unchanged Lorsa."""
     kl: float
@@ -90,11 +94,25 @@ class Ablation:
         return asdict(self)
 
 
+class _Subject(NamedTuple):
+    """What is run."""
+
+    lorsa: Lorsa
+    layer: int
+    heads: list[int]
+    model_id: str
+    model: Any
+    tokenizer: Any
+    ids: list[int]
+    """Of the prompt"""
+
+
 class _Seen(NamedTuple):
     """The chosen heads on the prompt."""
 
     z: Tensor
     """[seq, n_heads]"""
+    strongest: dict[int, float]
     nmse: float
 
 
@@ -111,14 +129,36 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
             no such prompt, or the figures are not finite.
         HarvestError: the language model or the tokenizer that a prompt needs cannot be had.
     """
+    subject = _load(config, report)
+    before, after, seen = _run(subject, config)
+    spell = _speller(subject.tokenizer)
+    prompt = _prompt_tokens(subject.ids, before, after, subject.heads, seen.z, spell)
+    return Ablation(
+        run=str(config.run),
+        model=subject.model_id,
+        layer=subject.layer,
+        heads=subject.heads,
+        change=f"scaled by {config.scale or 0:g}"
+        if config.value is None
+        else f"set to {config.value:g}",
+        error=config.error,
+        before=BEFORE[config.error],
+        silent=[head for i, head in enumerate(subject.heads) if not seen.z[:, i].any()],
+        strongest=seen.strongest,
+        prompt_nmse=seen.nmse,
+        kl=prompt[-1].kl,
+        tokens=prompt,
+        **_next_tokens(before[0, -1], after[0, -1], config.top, spell),
+    )
+
+
+def _load(config: AblateConfig, report: Callable[[str], None]) -> _Subject:
+    """Load Lorsa, tokenizer and model, what is quick to refuse first."""
     lorsa = Lorsa.from_pretrained(config.run)
     layer = layer_of(lorsa, config.run)
     heads = list(dict.fromkeys(numbers("heads", config.heads)))
     require_heads(lorsa, heads)
-    try:
-        device = choose_device(config.device)
-    except ValueError as error:
-        raise AnalyzeError(str(error)) from None
+    device = device_for(config.device)
     path = resolve(config.model)
     if path.name == lorsa.config.base_model:
         path = path._replace(revision=lorsa.config.base_revision)
@@ -130,39 +170,30 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
     model = load_model(path, load_config(path), dtype="auto", devices=[device]).model
     require_width(lorsa, model)
     _require_readable(ids, model)
-    lorsa = lorsa.to(device)
-    how, number = ("scale", config.scale or 0.0)
-    if config.value is not None:
-        how, number = "set", config.value
-    tokens = torch.tensor([ids], device=device)
-    seen = _look(model, lorsa, layer, heads, tokens)
+    return _Subject(lorsa.to(device), layer, heads, path.id, model, tokenizer, ids)
+
+
+def _run(subject: _Subject, config: AblateConfig) -> tuple[Tensor, Tensor, _Seen]:
+    """Return the logits before and after the change, [1, seq, n_vocab], and what was seen.
+
+    Raises:
+        AnalyzeError: they are not finite.
+    """
+    lorsa, layer, model = subject.lorsa, subject.layer, subject.model
+    tokens = torch.tensor([subject.ids], device=lorsa.W_O.device)
+    seen = _look(model, lorsa, layer, subject.heads, tokens)
     same: AbstractContextManager[None] = nullcontext()
     if config.error == "drop":
         same = intervene(model, lorsa, layer, {}, error="drop")
-    before = _logits(model, tokens, same)
-    changes = dict.fromkeys(heads, number)
+    how, number = ("scale", config.scale or 0.0) if config.value is None else ("set", config.value)
+    changes = dict.fromkeys(subject.heads, number)
     changed = intervene(model, lorsa, layer, changes, how=how, error=config.error)
-    after = _logits(model, tokens, changed)
+    before, after = _logits(model, tokens, same), _logits(model, tokens, changed)
     if not (before.isfinite().all() and after.isfinite().all()):
         raise AnalyzeError(
-            f"{path.id} predicts NaN or Inf for this prompt; check the model and the run"
+            f"{subject.model_id} predicts NaN or Inf for this prompt; check the model and the run"
         )
-    spell = _speller(tokenizer)
-    prompt = _prompt_tokens(ids, before, after, heads, seen.z, spell)
-    return Ablation(
-        run=str(config.run),
-        model=path.id,
-        layer=layer,
-        heads=heads,
-        change=f"{'scaled by' if how == 'scale' else 'set to'} {number:g}",
-        error=config.error,
-        before=BEFORE[config.error],
-        silent=[head for i, head in enumerate(heads) if not seen.z[:, i].any()],
-        prompt_nmse=seen.nmse,
-        kl=prompt[-1].kl,
-        tokens=prompt,
-        **_next_tokens(before[0, -1], after[0, -1], config.top, spell),
-    )
+    return before, after, seen
 
 
 def _ids(config: AblateConfig, tokenizer: Any) -> list[int]:
@@ -199,7 +230,15 @@ def _look(model: Any, lorsa: Lorsa, layer: int, heads: list[int], tokens: Tensor
     nmse = ((y - y_hat).square().sum(dim=2) / y.square().sum(dim=2)).mean()
     if not nmse.isfinite():
         raise AnalyzeError("the Lorsa gives NaN or Inf for this prompt; check the run")
-    return _Seen(z, float(nmse))
+    return _Seen(z, _strongest(lorsa, encoding), float(nmse))
+
+
+def _strongest(lorsa: Lorsa, encoding: Encoding) -> dict[int, float]:
+    """Return the heads that write most at the last token, and their activations."""
+    acts, ids = encoding.acts[0, -1], encoding.ids[0, -1].long()
+    written = acts.abs() * lorsa.W_O[ids].norm(dim=1)
+    best = [i for i in written.argsort(descending=True)[:N_STRONGEST].tolist() if written[i] > 0]
+    return {int(ids[i]): float(acts[i]) for i in best}
 
 
 @torch.inference_mode()

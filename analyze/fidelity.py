@@ -145,10 +145,7 @@ def evaluate_runs(
     config = configs[0]
     with stop_at_once():
         store = ActivationStore.open(config.store)
-        try:
-            device = choose_device(config.device)
-        except ValueError as error:
-            raise AnalyzeError(str(error)) from None
+        device = device_for(config.device)
         subjects = [_subject(c.run, store, device) for c in configs]
         if config.model is not None:
             load_config(resolve(config.model))  # a model that is not there is said at once
@@ -166,6 +163,14 @@ def evaluate_runs(
         for subject, quality in zip(subjects, qualities, strict=True)
     ]
     return Fidelities(runs=runs, together=losses.get(TOGETHER))
+
+
+def device_for(name: str) -> str:
+    """Return the device that is meant; AnalyzeError if it is not there."""
+    try:
+        return choose_device(name)
+    except ValueError as error:
+        raise AnalyzeError(str(error)) from None
 
 
 def layer_of(lorsa: Lorsa, run: Path) -> int:

@@ -14,7 +14,7 @@ ARROWS = {
     "harvest": {"store", "model", "stop"},
     "train": {"kernels", "store", "model", "stop"},
     "analyze": {"store", "model", "harvest", "stop"},
-    "tables": set(),
+    "tables": {"store"},
     "display": {"tables", "harvest", "store", "train", "analyze"},
     "watch": {"display", "train"},
     "demo": {"display", "harvest", "train", "analyze"},

@@ -87,6 +87,11 @@ def test_heads_that_fire_and_those_that_do_not(config: Make, run: Path) -> None:
     top_k = Lorsa.from_pretrained(run).config.top_k
     assert max(len(token.acts) for token in found.tokens) <= top_k
     assert found.silent
+    last = found.tokens[-1].acts
+    assert {head: last[head] for head in found.strongest if head in last} == {
+        head: act for head, act in found.strongest.items() if head < 64
+    }
+    assert len(found.strongest) == top_k
     nothing = ablate(config(heads=str(found.silent[0])))
     assert nothing.kl == 0
     assert all(token.loss_before == token.loss_after for token in nothing.tokens)
