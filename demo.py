@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .analyze import EvalConfig, evaluate_run
-from .display import HarvestDisplay, TrainDisplay, say
+from .display import AnalyzeDisplay, HarvestDisplay, TrainDisplay
 from .harvest import HarvestConfig, HarvestError, harvest
 from .train import TrainConfig, train
 
@@ -49,9 +49,10 @@ def run_demo(folder: Path, tokens: int) -> dict[str, Any]:
         )
     with TrainDisplay(LAYER) as train_display:
         trained = train(TrainConfig(store=store, layer=LAYER, out=out), report=train_display)
-    measured = evaluate_run(
-        EvalConfig(run=out, store=store, model=model, ce_tokens=CE_TOKENS), report=say
-    )
+    with AnalyzeDisplay("eval") as eval_display:
+        measured = evaluate_run(
+            EvalConfig(run=out, store=store, model=model, ce_tokens=CE_TOKENS), report=eval_display
+        )
     return {
         "harvest": asdict(harvested),
         "train": asdict(trained),

@@ -7,15 +7,25 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from .store import format_bytes, spell_layers
+from .tables import (
+    ablate_tables,
+    analyze_table,
+    eval_tables,
+    fact_table,
+    find_table,
+    number,
+    quality_rows,
+    spell_time,
+)
 
 if TYPE_CHECKING:  # each command loads its own stage alone
-    from . import analyze as reading
+    from . import analyze as stage3
     from . import harvest as stage1
     from . import train as stage2
     from .store import Checked
@@ -203,20 +213,18 @@ class CareDisplay(_Bar):
 
 
 class AnalyzeDisplay(_Bar):
-    """Shows what an analysis is doing."""
+    """Shows how far an evaluation or an analysis is."""
 
-    def __call__(self, event: "str | reading.Step") -> None:
+    def __call__(self, event: "str | stage3.Measured") -> None:
         """Show an event."""
         if isinstance(event, str):
             say(event)
             return
-        if event.what != self._label:
-            self._label, self._said = event.what, (-1, -1)
-            if self._task is not None:
-                self._progress.update(self._task, description=event.what)
-        left = (event.n_tokens - event.tokens) / max(event.tokens_per_second, 1e-9)
-        note = f"{event.tokens_per_second:,.0f} tokens/s"
-        self.update(event.tokens, event.n_tokens, note, left)
+        note, left = event.what, None
+        if event.tokens_per_second is not None:
+            note += f"  {event.tokens_per_second:,.0f} tokens/s"
+            left = (event.total - event.done) / max(event.tokens_per_second, 1e-9)
+        self.update(event.done, event.total, note, left)
 
 
 def show(command: str, result: dict[str, Any]) -> None:
@@ -239,7 +247,7 @@ def _plan_table(result: dict[str, Any]) -> Table:
     if plan.estimate is not None:
         rate = f"{plan.estimate.tokens_per_second:,.0f} tokens/s"
         rows["time"] = f"about {spell_time(plan.estimate.seconds)}, {rate}"
-    return _facts("a harvest would write", rows)
+    return fact_table("a harvest would write", rows)
 
 
 def _harvest_table(result: dict[str, Any]) -> Table:
@@ -259,7 +267,7 @@ def _harvest_table(result: dict[str, Any]) -> Table:
     if good:
         words = ["lorsa", "train", "--store", result["store"]]
         rows["next"] = shlex.join(words + (["--layers", spell_layers(good)] if bad else []))
-    return _facts("harvested", rows)
+    return fact_table("harvested", rows)
 
 
 def _train_table(result: dict[str, Any]) -> Table:
@@ -271,7 +279,7 @@ def _train_table(result: dict[str, Any]) -> Table:
     for run in runs:
         table.add_row(
             str(run["layer"]),
-            _number(run["fvu"]),
+            number(run["fvu"]),
             f"{run['l0']:.1f}",
             f"{run['dead_fraction']:.1%}",
             f"{run['train_tokens']:,}",
@@ -306,7 +314,7 @@ def _sweep_table(result: dict[str, Any]) -> Table:
         best = row["fvu"] is not None and row["fvu"] == min(fvus)
         table.add_row(
             *values,
-            _number(row["fvu"]),
+            number(row["fvu"]),
             f"{row['l0']:.1f}",
             f"{row['dead_fraction']:.1%}",
             f"{row['tokens_per_second']:,.0f}",
@@ -321,70 +329,6 @@ def _sweep_table(result: dict[str, Any]) -> Table:
 
 def _setting(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _eval_table(result: dict[str, Any]) -> Table:
-    return _facts(f"layer {result['layer']} of {result['run']}", _quality_rows(result))
-
-
-def _quality_rows(result: dict[str, Any]) -> dict[str, str]:
-    rows = {
-        "FVU": _number(result["fvu"]),
-        "L0": f"{result['l0']:.1f}",
-        "silent heads": f"{result['dead_fraction']:.1%} did not fire on the held-out tokens",
-        "held-out tokens": f"{result['n_tokens']:,}",
-    }
-    if (ce := result["cross_entropy"]) is None:
-        return rows
-    increase = ce["lorsa"] - ce["original"]
-    return rows | {
-        "cross-entropy": f"{ce['original']:.4f} nats per token, {ce['n_tokens']:,} tokens",
-        "  with Lorsa": f"{ce['lorsa']:.4f} ({increase:+.4f}"
-        + (")" if (se := ce["increase_se"]) is None else f", standard error {se:.4f})"),
-        "  zero-ablated": f"{ce['zero_ablated']:.4f}",
-        "  mean-ablated": f"{ce['mean_ablated']:.4f}",
-        "loss recovered": f"{_share(ce['recovered_from_zero'])} against zero-ablation, "
-        f"{_share(ce['recovered_from_mean'])} against mean-ablation",
-    }
-
-
-def _analyze_table(result: dict[str, Any]) -> Table:
-    n_fired = result["n_ov_heads"] - result["types"].get("silent", 0)
-    rows = {
-        "heads": f"{result['n_ov_heads']:,}, of which {n_fired:,} fired on {result['n_tokens']:,} "
-        "tokens",
-        **{name.replace("_", " "): f"{count:,}" for name, count in result["types"].items()},
-        "time": spell_time(result["seconds"]),
-        "analysis": result["analysis"],
-    }
-    if not result["with_model"]:
-        rows["not done"] = "effects on logits, probes: give --model"
-    return _facts(f"heads of layer {result['layer']} of {result['run']}", rows)
-
-
-def _find_table(result: dict[str, Any]) -> Table:
-    """Show heads of a type, each with what it is seen to do."""
-    kind = result["type"].replace("_", "-")
-    table = Table(title=f"{kind} heads", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("layer", "head", "score", "on text", "fires"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("where it fires <> and what it reads []", overflow="fold")
-    for head in result["heads"]:
-        fires = "" if head["frequency"] is None else f"{head['frequency']:.3%}"
-        table.add_row(
-            str(head["layer"]),
-            str(head["head"]),
-            f"{head['score']:.2f}",
-            "-" if head["score_on_text"] is None else f"{head['score_on_text']:.2f}",
-            fires,
-            escape("\n".join(head["evidence"] or ["a head of the language model itself"])),
-        )
-    on = {head["measured_on"] for head in result["heads"]}
-    table.caption = "score: share of its reading that is of the type, on " + " or ".join(
-        {"probe": "random tokens that are repeated", "text": "text"}[each] for each in sorted(on)
-    )
-    table.caption_justify = "left"
-    return table
 
 
 def _info_table(result: dict[str, Any]) -> Table:
@@ -405,7 +349,7 @@ def _info_table(result: dict[str, Any]) -> Table:
         rows["being added"] = f"layers {spell_layers(result['adding'])}"
     for layer, facts in result["layers"].items():
         rows[f"layer {layer}"] = _layer_row(facts)
-    return _facts(result["store"], rows)
+    return fact_table(result["store"], rows)
 
 
 def _layer_row(facts: dict[str, Any]) -> str:
@@ -458,7 +402,7 @@ def _rm_table(result: dict[str, Any]) -> Table:
         "freed": format_bytes(result["n_bytes"]),
         "remaining": spell_layers(result["layers"]),
     }
-    return _facts(f"removed from {result['store']}", rows)
+    return fact_table(f"removed from {result['store']}", rows)
 
 
 def _merge_table(result: dict[str, Any]) -> Table:
@@ -470,7 +414,7 @@ def _merge_table(result: dict[str, Any]) -> Table:
         "size": format_bytes(result["n_bytes"]),
         "store": result["store"],
     }
-    return _facts("merged", rows)
+    return fact_table("merged", rows)
 
 
 def _demo_table(result: dict[str, Any]) -> Table:
@@ -482,58 +426,26 @@ def _demo_table(result: dict[str, Any]) -> Table:
         "heads": f"{trained['n_ov_heads']:,}, {trained['top_k']} fire per token",
         "dead heads": f"{trained['dead_fraction']:.1%} did not fire on the last "
         f"{trained['dead_window_tokens']:,} tokens of training",
-        **_quality_rows(measured),
+        **quality_rows(measured),
         "store": f"{harvested['store']} ({format_bytes(harvested['n_bytes'])})",
         "run": trained["run"],
         "time": spell_time(result["seconds"]),
     }
-    return _facts("a Lorsa of SmolLM2-135M-Instruct", rows)
+    return fact_table("a Lorsa of SmolLM2-135M-Instruct", rows)
 
 
-_TABLES: dict[str, Callable[[dict[str, Any]], Table | str]] = {
+_TABLES: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
     "harvest": _harvest_table,
     "plan": _plan_table,
     "train": _train_table,
     "sweep": _sweep_table,
-    "eval": _eval_table,
-    "analyze": _analyze_table,
-    "find": _find_table,
+    "eval": eval_tables,
+    "ablate": ablate_tables,
+    "analyze": analyze_table,
+    "find": find_table,
     "info": _info_table,
     "verify": _verify_lines,
     "rm": _rm_table,
     "merge": _merge_table,
     "demo": _demo_table,
 }
-
-
-def _facts(title: str, rows: dict[str, str]) -> Table:
-    table = Table(
-        "",
-        Column(overflow="fold"),
-        title=escape(title),
-        title_justify="left",
-        show_header=False,
-        box=SIMPLE_HEAD,
-    )
-    for name, value in rows.items():
-        table.add_row(escape(name), escape(value))
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "undefined: y does not vary" if value is None else f"{value:.4f}"
-
-
-def _share(value: float | None) -> str:
-    return "undefined (ablation costs nothing)" if value is None else f"{value:.1%}"
-
-
-def spell_time(seconds: float) -> str:
-    """Return a time in words."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24} days {hours % 24} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM wait until what is being made is whole: a shard, a step."""
+"""Ctrl-C and SIGTERM wait until what is being made is whole: a shard, a step; or do not."""
 
 import signal
 import threading
@@ -53,3 +53,19 @@ def stop_when_whole(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt as Ctrl-C does, where nothing is left half-made.
+
+    Outside the main thread it stays as it is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -16,7 +16,8 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from .display import PLAIN_EVERY_S, err, say, spell_time
+from .display import PLAIN_EVERY_S, err, say
+from .tables import spell_time
 
 if TYPE_CHECKING:
     from . import train as stage2

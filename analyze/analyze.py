@@ -5,10 +5,8 @@ import os
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,24 +15,31 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..harvest import AttentionSite, Capture
-from ..model import DEVICES, AttentionGeometry, LayerWeights, choose_device
+from ..model import AttentionGeometry, LayerWeights
 from ..stop import Stop, stop_when_whole
-from ..store import ActivationStore, Place, place
+from ..store import ActivationStore
 from . import tables
 from .collect import Chosen, Collected, choose, sources_of
+from .config import N_SAMPLE, AnalyzeConfig
 from .effects import Effects, effects, ordinal_tokens, successor_scores
 from .errors import AnalyzeError
+from .events import Measured, Report
 from .kinds import Reading
 from .language import surroundings
-from .opened import Opened, Subject, load_language_model, load_store_tokenizer, open_run
+from .opened import (
+    LanguageModel,
+    Opened,
+    device_for,
+    load_language_model,
+    load_store_tokenizer,
+    open_run,
+)
 from .parents import Parents, find_parents
 from .probes import probe, probe_tokens
-from .result import FOLDER, Analysis, write_analysis
+from .result import Analysis, write_analysis
 from .schema import FACTS, PARTIAL, TYPES
 
 DEFAULT_TOKENS = 1_000_000
-N_SAMPLE = 64
-"""Firings of a head that its quantiles are estimated from."""
 N_SOURCES = 16
 """Sources of a firing that are listed at most."""
 BATCH_TOKENS = 2048
@@ -43,60 +48,7 @@ PARENT_TOKENS = 4096
 SAVE_EVERY_S = 60.0
 
 
-class Step(NamedTuple):
-    """How far a part of the work is."""
-
-    what: str
-    tokens: int
-    n_tokens: int
-    tokens_per_second: float
-
-
-Report = Callable[[str | Step], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnalyzeConfig:
-    """What an analysis is asked for."""
-
-    run: Path
-    """Run folder, or any folder with a saved Lorsa."""
-    store: Place
-    """Store with its layer."""
-    model: str | None = None
-    """Language model, for effects on the logits and for probes; None leaves them out."""
-    out: Path | None = None
-    """Folder of the analysis; None is `analysis` in the run."""
-    tokens: int | None = None
-    """Stored tokens to look at; None takes all, at most a million."""
-    n_top: int = 16
-    """Examples of a head with the largest activations, at most one of a sequence."""
-    n_samples: int = 8
-    """Examples besides, evenly from the head's largest activation to its smallest."""
-    device: str = "auto"
-    """"auto", "cpu" or "cuda"."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "run", Path(self.run))
-        object.__setattr__(self, "store", place(self.store))
-        if self.out is not None:
-            object.__setattr__(self, "out", Path(self.out))
-        for name, least in (("tokens", 1), ("n_top", 1), ("n_samples", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; allowed: {least} or more")
-        if self.n_samples > N_SAMPLE:
-            raise ValueError(f"n_samples is {self.n_samples}; allowed: 0..{N_SAMPLE}")
-        if self.device not in DEVICES:
-            raise ValueError(f"device is {self.device!r}; allowed: {', '.join(DEVICES)}")
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the analysis."""
-        return self.run / FOLDER if self.out is None else self.out
-
-
-def analyze_run(config: AnalyzeConfig, *, report: Report = lambda told: None) -> dict[str, Any]:
+def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -> dict[str, Any]:
     """Analyse a trained Lorsa: what fires each of its heads, what it reads, what it writes.
 
     A stopped analysis goes on where it was; a finished one of the same request is returned.
@@ -116,11 +68,8 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda told: None) ->
         KeyboardInterrupt: it was asked to stop; what is collected is kept.
     """
     started = time.perf_counter()
-    try:
-        device = choose_device(config.device)
-    except ValueError as error:
-        raise AnalyzeError(str(error)) from None
-    opened = open_run(config.run, config.store)
+    device = device_for(config.device)
+    opened = open_run(config.run, ActivationStore.open(config.store), device)
     seqs = _sequences(opened.store, config.tokens)
     request = _request(config, opened, len(seqs))
     if (config.folder / FACTS).exists():
@@ -129,13 +78,14 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda told: None) ->
             report(f"{config.folder} is finished already")
             return facts
         report(f"{config.folder} holds another analysis, which is replaced when this one is done")
-    subject = load_language_model(opened, config.model, device, report) if config.model else None
-    opened.lorsa.to(device)
+    subject = None
+    if config.model is not None:
+        subject = load_language_model(opened.store, config.model, [opened.layer], device, report)
     with stop_when_whole(tell=lambda: report("stopping")) as stop:
         found = _collect(config, opened, seqs, request, stop, report)
         _keep(config.folder / PARTIAL, found, len(seqs), request)
 
-        def told(step: str | Step) -> None:
+        def told(step: str | Measured) -> None:
             if stop.asked:
                 raise KeyboardInterrupt
             report(step)
@@ -231,7 +181,7 @@ def _collect(
         found.add(lorsa, x, store.tokens(batch).long(), done * n_ctx)
         done += len(batch)
         rate = (done - before) * n_ctx / (time.perf_counter() - began)
-        report(Step("reading heads", done * n_ctx, len(seqs) * n_ctx, rate))
+        report(Measured(done * n_ctx, len(seqs) * n_ctx, "reading heads", rate))
         if stop.asked or time.perf_counter() - saved > SAVE_EVERY_S:
             _keep(partial, found, done, request)
             saved = time.perf_counter()
@@ -269,7 +219,7 @@ def _taken_up(path: Path, request: dict[str, Any]) -> tuple[Collected | None, in
 def _write_up(
     config: AnalyzeConfig,
     opened: Opened,
-    subject: Subject | None,
+    subject: LanguageModel | None,
     seqs: list[int],
     found: Collected,
     report: Report,
@@ -324,7 +274,7 @@ def _where_from(
 
     def told(done: int, n: int) -> None:
         rate = done * n_ctx / (time.perf_counter() - began)
-        report(Step("sources of examples", done * n_ctx, n * n_ctx, rate))
+        report(Measured(done * n_ctx, n * n_ctx, "sources of examples", rate))
 
     sources = sources_of(
         lorsa,
@@ -358,10 +308,10 @@ def _parents(opened: Opened, seqs: list[int], report: Report) -> Parents | None:
 
 
 def _in_the_model(
-    opened: Opened, subject: Subject, tokenizer: Any, mean_acts: Tensor, report: Report
+    opened: Opened, subject: LanguageModel, tokenizer: Any, mean_acts: Tensor, report: Report
 ) -> tuple[Reading, Effects | None, Tensor | None]:
     """Return what needs the language model: probes, effects on logits, successor scores."""
-    lorsa, store, site = opened.lorsa, opened.store, subject.site
+    lorsa, store, site = opened.lorsa, opened.store, subject.sites[opened.layer]
     manifest = store.manifest
     report("probing with repeated random tokens")
     some = store.tokens(np.arange(min(256, manifest.n_seq))).numpy()

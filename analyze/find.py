@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model import AttentionGeometry, LayerWeights, choose_device
+from ..model import AttentionGeometry, LayerWeights
 from ..store import ActivationStore, Place, place
 from .errors import AnalyzeError
 from .kinds import N_KINDS, kinds
+from .opened import device_for
 from .parents import layer_patterns
 from .result import Analysis
 from .schema import STORE_SCORES
@@ -151,7 +152,7 @@ def _of_model(
     found = []
     for layer in store.layers if layers is None else layers:
         store.require_layer(layer)
-        scores = _scan(store, layer, list(seqs), tokens, choose_device(device))
+        scores = _scan(store, layer, list(seqs), tokens, device_for(device))
         column = STORE_SCORES.index(kind)
         found += [
             FoundHead(

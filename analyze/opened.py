@@ -1,6 +1,6 @@
-"""A run with its store and, if asked for, its language model, checked to belong together."""
+"""A run with its store and its language model, checked to belong together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,75 +15,91 @@ from ..harvest import (
     resolve,
     tokenizer_facts,
 )
-from ..model import Lorsa
-from ..store import ActivationStore, Place
+from ..model import Lorsa, choose_device
+from ..store import ActivationStore
 from .errors import AnalyzeError
+
+Report = Callable[[str], None]
 
 
 class Opened(NamedTuple):
     """A Lorsa and the store with its layer."""
 
+    run: Path
     lorsa: Lorsa
     store: ActivationStore
     layer: int
 
 
-class Subject(NamedTuple):
-    """The language model that a Lorsa's layer is of."""
+class LanguageModel(NamedTuple):
+    """The language model that a store is of."""
 
     model: Any
     """transformers' model"""
-    site: AttentionSite
-    """The layer in it"""
+    sites: dict[int, AttentionSite]
+    """Layers in it, by number"""
     name: str
     """What was given as --model"""
 
 
-def open_run(run: Path, store: Place) -> Opened:
-    """Open a run and a store.
+def device_for(name: str) -> str:
+    """Return the device that is meant; AnalyzeError if it is not there."""
+    try:
+        return choose_device(name)
+    except ValueError as error:
+        raise AnalyzeError(str(error)) from None
+
+
+def layer_of(lorsa: Lorsa, run: Path) -> int:
+    """Return the layer that a Lorsa stands for; AnalyzeError if it does not say."""
+    if lorsa.config.layer is None:
+        raise AnalyzeError(f"{run} does not say which layer it replaces")
+    return lorsa.config.layer
+
+
+def open_run(run: Path, store: ActivationStore, device: str) -> Opened:
+    """Load the Lorsa of a run, after checking that the store has its layer.
 
     Raises:
         CheckpointError: the run holds no Lorsa.
-        StoreError: the store cannot be read, or lacks the layer.
+        StoreError: the store lacks the layer.
         AnalyzeError: the Lorsa is of another model, or says of no layer.
     """
     lorsa = Lorsa.from_pretrained(run)
-    opened = ActivationStore.open(store)
-    shape, manifest = lorsa.config, opened.manifest
-    if shape.layer is None:
-        raise AnalyzeError(f"{run} does not say which layer it replaces")
-    opened.require_layer(shape.layer)
+    layer = layer_of(lorsa, run)
+    store.require_layer(layer)
+    shape, manifest = lorsa.config, store.manifest
     same_model = shape.store_uuid == manifest.uuid or shape.base_model == manifest.model["id"]
     if not same_model or shape.d_model != manifest.d_model:
         raise AnalyzeError(
             f"{run} is a Lorsa of {shape.base_model} (d_model {shape.d_model}); "
-            f"{store} holds {manifest.model['id']} (d_model {manifest.d_model})"
+            f"{store.root} holds {manifest.model['id']} (d_model {manifest.d_model})"
         )
-    return Opened(lorsa, opened, shape.layer)
+    return Opened(run, lorsa.to(device), store, layer)
 
 
 def load_language_model(
-    opened: Opened, model: str, device: str, report: Callable[[str], None]
-) -> Subject:
-    """Load the language model of a run's layer.
+    store: ActivationStore, model: str, layers: Sequence[int], device: str, report: Report
+) -> LanguageModel:
+    """Load the language model that a store is of.
 
     Raises:
-        HarvestError: it cannot be had, or its attention weights are not those of the store.
+        HarvestError: it cannot be had, or the layers' weights are not those of the store.
     """
-    manifest = opened.store.manifest
+    manifest = store.manifest
     path = resolve(model)
-    config = load_config(path)
     if path.name == manifest.model["id"]:
         path = path._replace(revision=manifest.model["revision"])
+    config = load_config(path)
     report(f"loading {path.id} on {device}")
     loaded = load_model(path, config, dtype="auto", devices=[device]).model
-    sites = attention_sites(loaded, [opened.layer])
-    require_same_weights(loaded, sites, opened.store.root, manifest)
-    return Subject(loaded, sites[0], model)
+    sites = attention_sites(loaded, sorted(set(layers)))
+    require_same_weights(loaded, sites, store.root, manifest)
+    return LanguageModel(loaded, {site.layer: site for site in sites}, model)
 
 
 def load_store_tokenizer(
-    store: ActivationStore, subject: Subject | None, report: Callable[[str], None]
+    store: ActivationStore, subject: LanguageModel | None, report: Report
 ) -> Any:
     """Return the tokenizer of a store's text, or None, said, where it cannot be had."""
     manifest = store.manifest

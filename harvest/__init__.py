@@ -7,6 +7,7 @@ from .errors import HarvestError
 from .events import Progress
 from .loop import HarvestResult, harvest, plan_harvest, stored_request
 from .models import LanguageModel, load_config, load_model, load_tokenizer, tokenizer_facts
+from .packing import starts_with_bos
 from .plan import Estimate, Plan
 from .readings import Reading
 from .selfcheck import LayerCheck, SelfCheck, Understood, require_same_weights, understand
@@ -38,6 +39,7 @@ __all__ = [
     "plan_harvest",
     "require_same_weights",
     "resolve",
+    "starts_with_bos",
     "stored_request",
     "tokenizer_facts",
     "understand",

@@ -14,8 +14,9 @@ ARROWS = {
     "harvest": {"store", "model", "stop"},
     "train": {"kernels", "store", "model", "stop"},
     "analyze": {"kernels", "store", "model", "harvest", "stop"},
-    "display": {"harvest", "store", "train", "analyze"},
-    "watch": {"display", "train"},
+    "tables": {"store"},
+    "display": {"tables", "harvest", "store", "train", "analyze"},
+    "watch": {"display", "tables", "train"},
     "demo": {"display", "harvest", "train", "analyze"},
     "settings": set(),
     "cli": {"settings", "display", "watch", "demo", "harvest", "store", "train", "analyze"},
@@ -31,7 +32,7 @@ HOMES = {
     "accelerate": {"harvest", "train"},
     "matplotlib": {"train"},
     "typer": {"cli"},
-    "rich": {"display", "watch"},
+    "rich": {"tables", "display", "watch"},
 }
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import typer
 from lorsa import cli, display
-from lorsa.analyze import EvalConfig
+from lorsa.analyze import AblateConfig, EvalConfig
 from lorsa.harvest import HarvestConfig
 from lorsa.train import TrainConfig
 from small import digests
@@ -207,7 +207,12 @@ def test_import_lorsa_loads_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-COMMANDS = {"harvest": HarvestConfig, "train": TrainConfig, "evaluate": EvalConfig}
+COMMANDS = {
+    "harvest": HarvestConfig,
+    "train": TrainConfig,
+    "evaluate": EvalConfig,
+    "ablate": AblateConfig,
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -620,7 +625,7 @@ def test_wrong_usage_is_one_line_and_one_object(args: list[str], message: str) -
 
 def test_every_command_shows_an_example() -> None:
     group: Any = typer.main.get_command(cli.app)
-    for name in ("harvest", "train", "eval"):
+    for name in ("harvest", "train", "eval", "ablate"):
         assert "Example: lorsa" in (group.commands[name].help or "")
     for command in group.commands["store"].commands.values():
         assert "Example: lorsa store" in (command.help or "")

@@ -13,6 +13,7 @@ import transformers
 import typer
 import zarr
 from lorsa import cli
+from lorsa.model import Lorsa
 from lorsa.store import ActivationStore
 from tiny import SIZES, make_tokenizer
 from typer.testing import CliRunner
@@ -124,6 +125,27 @@ def test_the_store_page_can_be_followed(
     exec(with_zarr.replace('"acts"', f'"{tmp_path / "half"}"'), names)
     assert np.array_equal(names["first_sequence"], [1.5, -2.25])
     assert ActivationStore.open(store_folder).manifest.n_seq > 8
+
+
+def test_the_fidelity_page_can_be_followed(
+    store_folder: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "acts").symlink_to(store_folder)
+    words = ["train", "--store", "acts", "--top-k", "6", "--batch-tokens", "128"]
+    assert CliRunner().invoke(cli.app, [*words, "--train-tokens", "512"]).exit_code == 0
+    text = (ROOT / "docs/fidelity.md").read_text("utf-8").replace("(3, 12)", "(1, 2)")
+    measured, changed = re.findall(r"```python\n(.*?)```", text, re.S)
+    names: dict[str, Any] = {}
+    exec(measured.replace("smollm2-135m", str(model_folder)), names)
+    assert [run.layer for run in names["found"].runs] == [1, 2]
+    names = {
+        "model": transformers.AutoModelForCausalLM.from_pretrained(model_folder),
+        "lorsa": Lorsa.from_pretrained("runs/layer-1"),
+        "ids": torch.arange(9)[None],
+    }
+    exec(changed.replace("12, {17: 0.0, 301: 2.0}", "1, {0: 0.0, 1: 2.0}"), names)
+    assert names["logits"].shape == (1, 9, 400)
 
 
 def test_no_page_points_outside_the_project() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.analyze import Analysis, AnalyzeConfig, AnalyzeError, Step, analyze_run
+from lorsa.analyze import Analysis, AnalyzeConfig, AnalyzeError, Measured, analyze_run
 from lorsa.analyze.schema import DISTANCES, STORE_SCORES
 from lorsa.model import Lorsa
 from lorsa.store import ActivationStore
@@ -184,8 +184,8 @@ def test_a_stopped_analysis_goes_on_to_the_same(
     monkeypatch.setattr("lorsa.analyze.analyze.BATCH_TOKENS", 10 * N_CTX)
     asked = replace(request_, out=tmp_path / "a")
 
-    def ask_to_stop(told: str | Step) -> None:
-        if isinstance(told, Step) and told.what == "reading heads":
+    def ask_to_stop(told: str | Measured) -> None:
+        if isinstance(told, Measured) and told.what == "reading heads":
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt):
