@@ -3,11 +3,11 @@
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
@@ -219,6 +219,26 @@ class AnalyzeDisplay(_Bar):
         self.update(event.tokens, event.n_tokens, note, left)
 
 
+class ExplainDisplay(_Bar):
+    """Shows how far the heads are explained."""
+
+    def __init__(self) -> None:
+        super().__init__("explain")
+
+    def __call__(self, event: "str | reading.Estimate | reading.Said") -> None:
+        """Show an event."""
+        from .analyze import Estimate, Said
+
+        match event:
+            case str():
+                say(event)
+            case Estimate():
+                say(", ".join(_estimate_rows(asdict(event)).values()))
+            case Said():
+                note = f"head {event.head}: {event.words}"
+                self.update(event.n_done, event.n_heads, escape(note[:60]))
+
+
 def show(command: str, result: dict[str, Any]) -> None:
     """Print a command's result on stdout."""
     out = Console(highlight=False)
@@ -387,6 +407,50 @@ def _find_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def _estimate_rows(result: dict[str, Any]) -> dict[str, str]:
+    key = "no key" if result["key"] is None else f"key from {result['key']}"
+    before = f", {result['n_before']:,} of them before" if result["n_before"] else ""
+    return {
+        "heads": f"{result['n_heads']:,} heads{before}",
+        "requests": f"{result['requests']:,} requests, with passages of the analysed text",
+        "to": f"{result['model']} at {result['endpoint']}, {key}",
+        "tokens": f"about {result['tokens_in']:,} tokens sent and {result['tokens_out']:,} received"
+        + _cost(result),
+    }
+
+
+def _cost(result: dict[str, Any]) -> str:
+    return "" if (cost := result["cost_usd"]) is None else f", {cost:,.4f} USD"
+
+
+def _explain_table(result: dict[str, Any]) -> Table | Group:
+    """Show what was said of the first heads and what it took, or what it would take."""
+    if not result["sent"]:
+        rows = _estimate_rows(result)
+        return _facts(
+            "explanations would take", rows | {"sent": "nothing; the same command with --yes sends"}
+        )
+    table = Table(title="explained", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("head", "score", "contexts"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("explanation", overflow="fold")
+    for row in result["first"]:
+        score = "-" if row["score"] is None else f"{row['score']:.2f}"
+        table.add_row(str(row["head"]), score, str(row["n_scored"] or "-"), escape(row["text"]))
+    for row in result["failed"]:
+        table.add_row(str(row["head"]), "-", "-", f"[red]failed: {escape(row['error'])}[/]")
+    mean = "-" if result["mean_score"] is None else f"{result['mean_score']:.2f}"
+    heads = f"{result['n_explained']:,} of {result['n_heads']:,} explained"
+    sums = {
+        "heads": f"{heads}, {result['n_failed']:,} failed",
+        "mean score": f"{mean} of {result['n_scored']:,}; 0.5 is a guess, 1 is perfect",
+        "requests": f"{result['requests']:,}, {result['tokens_in']:,} tokens sent and "
+        f"{result['tokens_out']:,} received{_cost(result)}",
+        "file": result["file"],
+    }
+    return Group(table, _facts("in all", sums))
+
+
 def _info_table(result: dict[str, Any]) -> Table:
     complete = "complete"
     if not result["complete"]:
@@ -490,7 +554,7 @@ def _demo_table(result: dict[str, Any]) -> Table:
     return _facts("a Lorsa of SmolLM2-135M-Instruct", rows)
 
 
-_TABLES: dict[str, Callable[[dict[str, Any]], Table | str]] = {
+_TABLES: dict[str, Callable[[dict[str, Any]], Table | Group | str]] = {
     "harvest": _harvest_table,
     "plan": _plan_table,
     "train": _train_table,
@@ -498,6 +562,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], Table | str]] = {
     "eval": _eval_table,
     "analyze": _analyze_table,
     "find": _find_table,
+    "explain": _explain_table,
     "info": _info_table,
     "verify": _verify_lines,
     "rm": _rm_table,

@@ -2,6 +2,8 @@
 
 from .analyze import AnalyzeConfig, Step, analyze_run
 from .errors import AnalyzeError
+from .explain import Estimate, Explained, Said, estimate, explain
+from .explain_config import ExplainConfig
 from .fidelity import CrossEntropy, EvalConfig, Fidelity, evaluate_run, replaced
 from .find import FoundHead, find_heads
 from .result import Analysis
@@ -12,13 +14,19 @@ __all__ = [
     "AnalyzeConfig",
     "AnalyzeError",
     "CrossEntropy",
+    "Estimate",
     "EvalConfig",
+    "ExplainConfig",
+    "Explained",
     "Fidelity",
     "FoundHead",
+    "Said",
     "Step",
     "analyze_run",
     "contributions",
+    "estimate",
     "evaluate_run",
+    "explain",
     "find_heads",
     "replaced",
 ]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import typer
 from lorsa import cli, display
-from lorsa.analyze import EvalConfig
+from lorsa.analyze import EvalConfig, ExplainConfig
 from lorsa.harvest import HarvestConfig
 from lorsa.train import TrainConfig
 from small import digests
@@ -207,7 +207,12 @@ def test_import_lorsa_loads_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-COMMANDS = {"harvest": HarvestConfig, "train": TrainConfig, "evaluate": EvalConfig}
+COMMANDS = {
+    "harvest": HarvestConfig,
+    "train": TrainConfig,
+    "evaluate": EvalConfig,
+    "explain": ExplainConfig,
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -239,6 +244,7 @@ def test_every_option_is_a_setting() -> None:
             "as_json",
             "config",
             "dry_run",
+            "yes",
             "return",
         }
         known |= {"layers", "apart"}
