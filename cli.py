@@ -36,7 +36,7 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_defa
 
 IS_MAIN = os.environ.get("RANK", "0") == "0"
 """Of several processes of one run, one prints."""
-GOES_ON = ("harvest", "train", "sweep", "analyze", "demo", "rm", "merge")
+GOES_ON = ("harvest", "train", "sweep", "analyze", "explain", "demo", "rm", "merge")
 _ParserError: Any = typer.BadParameter.__base__
 """Of the option parser: its UsageError, wherever this version of typer keeps it."""
 
@@ -572,6 +572,80 @@ def find(
         return {"type": kind, "heads": [asdict(head) for head in heads]}
 
     _run("find", work, as_json)
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="Run folder with an analysis.")],
+    endpoint: Annotated[
+        str, typer.Option(help="URL of an OpenAI-compatible server: http://127.0.0.1:8080/v1.")
+    ],
+    model: Annotated[str, typer.Option(help="The model's name there.")],
+    heads: Annotated[
+        str | None,
+        typer.Option(help="Heads to explain: 17,301 or 0-99.", show_default="the --top ones"),
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(help="How many of the heads that fire.", show_default="100")
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            help="Number of the head table that --top goes by, the largest first.",
+            show_default="frequency",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Requests under way at once.", show_default="4")
+    ] = None,
+    requests_per_minute: Annotated[
+        float | None, typer.Option(help="At most.", show_default="no limit")
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds that a request may wait for an answer.", show_default="120"),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Of a reply; models that think need more.", show_default="1000"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the contexts to score on.", show_default="0")
+    ] = None,
+    price_in: Annotated[float | None, typer.Option(help="USD per million tokens sent.")] = None,
+    price_out: Annotated[
+        float | None, typer.Option(help="USD per million tokens received.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only estimate, even with --yes.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Send; without it there is only an estimate.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Let a language model describe heads by their examples, and score what it says.
+
+    Nothing is sent without --yes. The key comes from LORSA_API_KEY or OPENAI_API_KEY. The same
+    command goes on where an earlier one was stopped.
+
+    Example: lorsa explain runs/layer-12 --endpoint http://127.0.0.1:8080/v1 --model qwen3-8b
+    """
+    given = _given(locals(), besides={"dry_run", "yes"})
+
+    def work() -> dict[str, Any]:
+        from .analyze import ExplainConfig, estimate
+        from .analyze import explain as ask
+        from .display import ExplainDisplay
+
+        settings = make_config(ExplainConfig, given)
+        if dry_run or not yes:
+            return {"sent": False, **asdict(estimate(settings))}
+        with ExplainDisplay() as display:
+            result = ask(settings, report=display)
+        return {"sent": True, **asdict(result), "ok": result.n_explained > 0}
+
+    _run("explain", work, as_json)
 
 
 @store_app.command()

@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.box import SIMPLE_HEAD
@@ -16,7 +16,9 @@ from .store import format_bytes, spell_layers
 from .tables import (
     ablate_tables,
     analyze_table,
+    estimate_rows,
     eval_tables,
+    explain_table,
     fact_table,
     find_table,
     number,
@@ -225,6 +227,26 @@ class AnalyzeDisplay(_Bar):
             note += f"  {event.tokens_per_second:,.0f} tokens/s"
             left = (event.total - event.done) / max(event.tokens_per_second, 1e-9)
         self.update(event.done, event.total, note, left)
+
+
+class ExplainDisplay(_Bar):
+    """Shows how far the heads are explained."""
+
+    def __init__(self) -> None:
+        super().__init__("explain")
+
+    def __call__(self, event: "str | stage3.Estimate | stage3.Said") -> None:
+        """Show an event."""
+        from .analyze import Estimate, Said
+
+        match event:
+            case str():
+                say(event)
+            case Estimate():
+                say(", ".join(estimate_rows(asdict(event)).values()))
+            case Said():
+                note = f"head {event.head}: {event.words}"
+                self.update(event.n_done, event.n_heads, escape(note[:60]))
 
 
 def show(command: str, result: dict[str, Any]) -> None:
@@ -443,6 +465,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
     "ablate": ablate_tables,
     "analyze": analyze_table,
     "find": find_table,
+    "explain": explain_table,
     "info": _info_table,
     "verify": _verify_lines,
     "rm": _rm_table,

@@ -5,6 +5,8 @@ from .analyze import analyze_run
 from .config import AblateConfig, AnalyzeConfig, EvalConfig
 from .errors import AnalyzeError
 from .events import Measured
+from .explain import Estimate, Explained, Said, estimate, explain
+from .explain_config import ExplainConfig
 from .fidelity import Fidelities, Fidelity, evaluate_run, evaluate_runs
 from .find import FoundHead, find_heads
 from .in_model import replaced
@@ -20,16 +22,22 @@ __all__ = [
     "AnalyzeConfig",
     "AnalyzeError",
     "CrossEntropy",
+    "Estimate",
     "EvalConfig",
+    "ExplainConfig",
+    "Explained",
     "Fidelities",
     "Fidelity",
     "FoundHead",
     "Measured",
+    "Said",
     "ablate",
     "analyze_run",
     "contributions",
+    "estimate",
     "evaluate_run",
     "evaluate_runs",
+    "explain",
     "find_heads",
     "intervene",
     "replaced",

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from ..model import write_json
 from .errors import AnalyzeError
+from .explanations import EXPLANATIONS, read_explanations
 from .schema import FACTS, PARTIAL, TABLES, VERSION
 
 FOLDER = "analysis"
@@ -98,6 +99,15 @@ class Analysis:
     def text(self, ids: Sequence[int] | npt.NDArray[np.int32]) -> list[str]:
         """Return the text of each token; "<123>" where no tokenizer was at hand."""
         return [self._texts.get(int(i)) or f"<{int(i)}>" for i in ids]
+
+    @property
+    def has_text(self) -> bool:
+        """Whether a tokenizer was at hand."""
+        return any(self._texts.values())
+
+    def explanations(self) -> dict[int, dict[str, Any]]:
+        """Return what a language model said of heads, by head; see `read_explanations`."""
+        return read_explanations(self.root / EXPLANATIONS)
 
     @cached_property
     def _sequences(self) -> tuple[dict[int, int], npt.NDArray[np.int32]]:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import typer
 from lorsa import cli, display
-from lorsa.analyze import AblateConfig, EvalConfig
+from lorsa.analyze import AblateConfig, AnalyzeConfig, EvalConfig, ExplainConfig
 from lorsa.harvest import HarvestConfig
 from lorsa.train import TrainConfig
 from small import digests
@@ -212,6 +212,8 @@ COMMANDS = {
     "train": TrainConfig,
     "evaluate": EvalConfig,
     "ablate": AblateConfig,
+    "analyze": AnalyzeConfig,
+    "explain": ExplainConfig,
 }
 
 
@@ -244,6 +246,7 @@ def test_every_option_is_a_setting() -> None:
             "as_json",
             "config",
             "dry_run",
+            "yes",
             "return",
         }
         known |= {"layers", "apart"}

@@ -1,0 +1,117 @@
+"""RUN/analysis/explanations.jsonl: what was said of heads, a line for each answer, as it came.
+
+    {"head": 17, "text": "...", "model": "..."}                            an explanation
+    {"head": 17, "score": 0.85, "n_scored": 20, "scorer": "..."}           its score
+    {"head": 17, "score": null, "n_scored": 0, "scorer": null}             too little was held out
+    {"head": 17, "error": "..."}                                           asked for in vain
+
+The last line of a kind counts. Lines are flushed to the disk one by one and never changed; one that
+is torn, or is none of these, is passed over.
+"""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from .errors import AnalyzeError
+
+EXPLANATIONS = "explanations.jsonl"
+
+
+def read_explanations(path: Path) -> dict[int, dict[str, Any]]:
+    """Return what was said of each head that has an explanation.
+
+    Returns:
+        By head: "text", one line; "model" that wrote it; "score", balanced accuracy in 0..1, or
+        None; "n_scored", contexts of the score, 0 if too few were held out, None if it is not
+        scored yet; "scorer", the model that was tried, or None.
+
+    Raises:
+        AnalyzeError: the file is there and cannot be read.
+    """
+    try:
+        lines = path.read_text("utf-8", "replace").split("\n")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise AnalyzeError(f"{path} cannot be read ({error.strerror}); mend or move it") from None
+    found: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        said = _parsed(line)
+        head = said.get("head")
+        if not isinstance(head, int):
+            continue
+        if isinstance(said.get("text"), str):
+            found[head] = {
+                "text": said["text"],
+                "model": said.get("model"),
+                "score": None,
+                "n_scored": None,
+                "scorer": None,
+            }
+        elif head in found and isinstance(said.get("n_scored"), int):
+            found[head] |= {name: said.get(name) for name in ("score", "n_scored", "scorer")}
+    return found
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+class Record:
+    """The file open for more lines, by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Take it, and leave a torn last line alone in its line.
+
+        Raises:
+            AnalyzeError: it cannot be written, or another process writes it.
+        """
+        self._path = path
+        try:
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise self._failed(error) from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise AnalyzeError(f"{path} is being written by another process; wait for it") from None
+        if self._file.seek(0, os.SEEK_END):
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read(1) != b"\n":
+                self._write(b"\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Append a line; on return it is on the disk.
+
+        Raises:
+            AnalyzeError: the disk does not take it.
+        """
+        self._write(json.dumps(line).encode() + b"\n")
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def _failed(self, error: OSError) -> AnalyzeError:
+        return AnalyzeError(f"{self._path} cannot be written ({error.strerror}); make room for it")
