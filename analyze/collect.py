@@ -10,7 +10,7 @@ from torch import Tensor
 from ..model import Lorsa
 from .keep import Kept, draw, largest_of_sequences
 from .kinds import Reading
-from .sources import Sources
+from .sources import blocks, contributions_at
 
 Parts = dict[str, Tensor]
 
@@ -47,9 +47,10 @@ class Collected:
             tokens: ids, [batch, seq].
             first_place: tokens before these, counted through all sequences.
         """
-        acts, ids = lorsa.encode(x)
+        projected = lorsa.project(x)
+        acts, ids = lorsa.encode(projected)
         tokens = tokens.to(x.device)
-        for block in Sources(lorsa, x).blocks(ids):
+        for block in blocks(lorsa, projected, ids):
             self.reading.add(block, acts, ids, tokens)
         fires = (acts != 0).cpu()
         acts, heads = acts.float().cpu()[fires], ids.long().cpu()[fires]
@@ -183,9 +184,9 @@ def sources_of(
     for start in range(0, len(seqs), batch_seqs):
         stop = min(start + batch_seqs, len(seqs))
         mine = order[bounds[start] : bounds[stop]]
-        sources = Sources(lorsa, read(seqs[start:stop].tolist()))
+        x = read(seqs[start:stop].tolist())
         where = (which[mine] - start, chosen.places[mine] % n_ctx, chosen.heads[mine])
-        all_parts = sources.of(*(each.to(device) for each in where)).float().cpu()
+        all_parts = contributions_at(lorsa, x, *(each.to(device) for each in where)).float().cpu()
         positions[mine] = all_parts.abs().topk(n_sources, dim=1).indices
         parts[mine] = all_parts.gather(1, positions[mine])
         total[mine] = all_parts.sum(dim=1)

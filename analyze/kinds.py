@@ -67,13 +67,21 @@ def kinds(tokens: Tensor, rows: slice) -> Tensor:
     return stacked & (position[rows] > 0)[:, None, None]
 
 
-def buckets(rows: slice, seq: int, device: torch.device) -> Tensor:
-    """Return in which bucket of DISTANCES each source is, one-hot float, [rows, seq, buckets]."""
-    position = torch.arange(seq, device=device)
-    distance = (position[rows, None] - position[None, :]).clamp(min=0)
-    edges = torch.tensor(DISTANCES, device=device)
-    which = torch.bucketize(distance, edges, right=True) - 1
-    return torch.nn.functional.one_hot(which, N_BUCKETS).float()
+def _of_distance(rows: slice, seq: int, kind: Tensor) -> Tensor:
+    """Return what is summed of each source besides its kinds: its bucket, its distance, and 1.
+
+    Returns:
+        [batch, rows, seq, buckets + 2], batch and device as of `kind`.
+    """
+    position = torch.arange(seq, device=kind.device)
+    distance = (position[rows, None] - position[None, :]).clamp(min=0)  # [rows, seq]
+    edges = torch.tensor(DISTANCES, device=kind.device)
+    bucket = torch.nn.functional.one_hot(
+        torch.bucketize(distance, edges, right=True) - 1, N_BUCKETS
+    )
+    rest = torch.stack([distance, torch.ones_like(distance)], dim=-1)
+    both = torch.cat([bucket, rest], dim=-1)
+    return both.expand(len(kind), *both.shape)
 
 
 @dataclass(slots=True)
@@ -112,43 +120,30 @@ class Reading:
         """Add some queries.
 
         Args:
-            block: their contributions.
+            block: their contributions, which are overwritten.
             acts, ids: what fires, of all queries, [batch, seq, slots].
             tokens: ids, [batch, seq].
         """
-        parts, rows = block.parts.abs(), block.rows
-        batch, n_rows, _slots, seq = parts.shape
+        rows, parts = block.rows, block.parts.abs_()
+        _batch, _n_rows, _slots, seq = parts.shape
+        tokens = tokens[:, : rows.stop]
         kind = kinds(tokens, rows)
-        position = torch.arange(seq, device=parts.device)
-        back = (position[rows, None] - position[None, :]).clamp(min=0).float()
-        bucket = buckets(rows, seq, parts.device)
-        columns = torch.cat(
-            [
-                kind.float(),
-                bucket.expand(batch, *bucket.shape),
-                back[None, ..., None].expand(batch, n_rows, seq, 1),
-                parts.new_ones(batch, n_rows, seq, 1),
-            ],
-            dim=-1,
-        )  # [batch, rows, seq, columns]
+        columns = torch.cat([kind, _of_distance(rows, seq, kind)], dim=-1).to(parts.dtype)
         sums = parts @ columns  # [batch, rows, slots, columns]
-        amount = sums[..., -1]
-        share = parts / amount[..., None].clamp(min=torch.finfo(parts.dtype).tiny)
-        entropy = torch.special.entr(share).sum(dim=-1) * amount
-        offered = kind.any(dim=2)[:, :, None] * amount[..., None]  # [batch, rows, slots, kinds]
+        amount = sums[..., -1:]
+        # sum c log (amount / c), c = |P v|
+        entropy = torch.special.entr(parts).sum(dim=-1, keepdim=True) + torch.xlogy(amount, amount)
+        offered = kind.any(dim=2)[:, :, None] * amount  # [batch, rows, slots, kinds]
         fires = acts[:, rows] != 0
+        found = torch.cat([sums, entropy, offered, torch.ones_like(amount)], dim=-1)
+        total = torch.zeros(len(self.amount), found.shape[-1], dtype=torch.float64)
         heads = ids[:, rows][fires].long().cpu()
-
-        def add(name: str, values: Tensor) -> None:
-            getattr(self, name).index_add_(0, heads, values[fires].double().cpu())
-
-        add("n_fired", torch.ones_like(amount))
-        add("amount", amount)
-        add("distance", sums[..., -2])
-        add("entropy", entropy)
-        add("by_kind", sums[..., :N_KINDS])
-        add("by_distance", sums[..., N_KINDS : N_KINDS + N_BUCKETS])
-        add("offered", offered)
+        total.index_add_(0, heads, found[fires].double().cpu())
+        widths = [N_KINDS, N_BUCKETS, 1, 1, 1, N_KINDS, 1]
+        names = ["by_kind", "by_distance", "distance", "amount", "entropy", "offered", "n_fired"]
+        for name, part in zip(names, total.split(widths, dim=1), strict=True):
+            mine = getattr(self, name)
+            mine += part.view(mine.shape)
 
     def shares(self) -> dict[str, Tensor]:
         """Return each head's share of every kind, float64, [n_ov_heads]; NaN where undefined."""

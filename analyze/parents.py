@@ -17,7 +17,6 @@ from torch import Tensor
 from ..kernels import attention_pattern
 from ..model import AttentionGeometry, LayerWeights, Lorsa
 from ..model.attention import queries_keys
-from .sources import Sources
 
 N_PARENTS = 3
 
@@ -80,14 +79,15 @@ def qk_likeness(lorsa: Lorsa, weights: LayerWeights) -> Tensor:
     share = len(weights.W_Q) // len(weights.W_K)
     theirs = (weights.W_Q, weights.W_K.repeat_interleave(share, dim=0))
     ours = (lorsa.W_Q, lorsa.W_K)
-    lengths = [_inner(pair, pair).diagonal().clamp(min=1e-30).sqrt() for pair in (ours, theirs)]
-    return _inner(ours, theirs) / lengths[0][:, None] / lengths[1][None, :]
+    inner = _inner(ours, theirs, "ndr,mds->nmrs")
+    own, their = (_inner(pair, pair, "ndr,nds->nrs").clamp(min=1e-30) for pair in (ours, theirs))
+    return inner / (own[:, None] * their[None, :]).sqrt()
 
 
-def _inner(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
-    """Return <A_i, B_j> of A = W_Q W_K^T, without making any of them, [n, m]."""
-    q = torch.einsum("ndr,mds->nmrs", a[0], b[0])
-    return (q * torch.einsum("ndr,mds->nmrs", a[1], b[1])).sum(dim=(-2, -1))
+def _inner(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], pairs: str) -> Tensor:
+    """Return <A, B> of A = W_Q W_K^T, without making any of them, of the pairs of heads."""
+    products = (torch.einsum(pairs, one, other) for one, other in zip(a, b, strict=True))
+    return torch.mul(*products).sum(dim=(-2, -1))
 
 
 def pattern_likeness(
@@ -99,7 +99,7 @@ def pattern_likeness(
     for x in (sequence for batch in xs for sequence in batch.float().split(1)):
         seq = x.shape[1]
         theirs = layer_patterns(x, weights, geometry)[0]  # [n_heads, seq, seq]
-        ours = Sources(lorsa, x).patterns(slice(0, seq))[0]  # [n_qk_heads, seq, seq]
+        ours = lorsa.pattern(x)[0]  # [n_qk_heads, seq, seq]
         for head in range(len(theirs)):
             total[:, head] += torch.minimum(ours, theirs[head]).sum(dim=(1, 2))
         n_queries += seq

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..harvest import AttentionSite, Capture
 from ..model import Lorsa
 from .kinds import Reading
-from .sources import Sources
+from .sources import blocks
 
 N_SEQS = 24
 LONGEST = 256
@@ -59,7 +59,8 @@ def probe(lorsa: Lorsa, model: Any, site: AttentionSite, tokens: Tensor) -> Read
         for batch in tokens.split(BATCH_SEQS):
             x, _y = capture.run(batch)[site.layer]
             x, batch = x.float(), batch.to(x.device)
-            acts, ids = lorsa.encode(x)
-            for block in Sources(lorsa, x).blocks(ids):
+            projected = lorsa.project(x)
+            acts, ids = lorsa.encode(projected)
+            for block in blocks(lorsa, projected, ids):
                 reading.add(block, acts, ids, batch)
     return reading

@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import attention_pattern
-from ..model import Lorsa
+from ..model import Lorsa, Projected
 
-BLOCK_ELEMENTS = 16 << 20
+BLOCK_ELEMENTS = 8 << 20
 """Contributions that are in memory at once."""
+MOST_ROWS = 64
+"""Queries of a block: what lies behind the last of them is left out."""
 
 
 class Block(NamedTuple):
@@ -26,79 +29,80 @@ class Block(NamedTuple):
     rows: slice
     """The queries' positions"""
     parts: Tensor
-    """P[t, s] v[s] of the heads in every slot, [batch, rows, slots, seq]"""
+    """P[t, s] v[s] of the heads in every slot, [batch, rows, slots, rows.stop]: later sources have
+    none"""
 
 
-class Sources:
-    """The queries, keys and values of a Lorsa on some sequences."""
+@torch.no_grad()
+def blocks(lorsa: Lorsa, projected: Projected, ids: Tensor) -> Iterator[Block]:
+    """Yield the contributions to heads' activations, queries in order.
 
-    @torch.no_grad()
-    def __init__(self, lorsa: Lorsa, x: Tensor) -> None:
-        """Compute them.
+    Args:
+        lorsa: whose heads they are.
+        projected: its queries, keys and values of some sequences.
+        ids: heads of every token, [batch, seq, slots].
+    """
+    batch, seq, slots = ids.shape
+    group = lorsa.config.n_ov_heads // lorsa.config.n_qk_heads
+    v = projected.v.transpose(1, 2).contiguous()  # [batch, n_ov_heads, seq]
+    which = torch.arange(batch, device=ids.device)[:, None, None]
+    step = max(1, min(MOST_ROWS, BLOCK_ELEMENTS // (batch * slots * seq)))
+    for start in range(0, seq, step):
+        rows = slice(start, min(start + step, seq))
+        heads = ids[:, rows].long()  # [batch, rows, slots]
+        patterns = patterns_of(lorsa, projected, rows).transpose(1, 2)
+        query = torch.arange(heads.shape[1], device=ids.device)[None, :, None]
+        parts = patterns[which, query, heads // group]
+        yield Block(rows, parts.mul_(v[which, heads, : rows.stop]))
 
-        Args:
-            lorsa: on x's device.
-            x: the layer's input, [batch, seq, d_model].
-        """
-        c = self._config = lorsa.config
-        x = x.to(lorsa.W_V.dtype)
-        self._group = c.n_ov_heads // c.n_qk_heads
-        self._q, self._k = lorsa.queries_keys(x)
-        self._v = lorsa.values(x).transpose(1, 2).contiguous()  # [batch, n_ov_heads, seq]
 
-    def patterns(self, rows: slice) -> Tensor:
-        """Return the attention patterns of some queries, [batch, n_qk_heads, rows, seq]."""
-        c = self._config
-        return attention_pattern(
-            self._q[:, rows],
-            self._k,
+def patterns_of(lorsa: Lorsa, projected: Projected, rows: slice) -> Tensor:
+    """Return the attention patterns of some queries, [batch, n_qk_heads, rows, rows.stop]."""
+    c = lorsa.config
+    return attention_pattern(
+        projected.q[:, rows],
+        projected.k[:, : rows.stop],
+        scale=c.scale,
+        window=c.window,
+        softcap=c.softcap,
+        at=torch.arange(rows.start, rows.stop, device=projected.q.device),
+    )
+
+
+@torch.no_grad()
+def contributions_at(
+    lorsa: Lorsa, x: Tensor, which: Tensor, positions: Tensor, heads: Tensor
+) -> Tensor:
+    """Return the contributions to single activations.
+
+    Args:
+        lorsa: on x's device.
+        x: the layer's input, [batch, seq, d_model].
+        which, positions, heads: sequence in the batch, position and OV head, int64, [n].
+
+    Returns:
+        P[t, s] v[s], [n, seq].
+    """
+    c = lorsa.config
+    q, k = lorsa.queries_keys(x)
+    qk = heads // (c.n_ov_heads // c.n_qk_heads)
+    by_head = k.transpose(1, 2)  # [batch, n_qk_heads, seq, d_qk_head]
+    parts = torch.empty(len(heads), x.shape[1], device=x.device)
+    for some in torch.arange(len(heads), device=x.device).split(
+        max(1, BLOCK_ELEMENTS // (x.shape[1] * max(c.d_qk_head, c.d_model)))
+    ):
+        b, t = which[some], positions[some]
+        pattern = attention_pattern(
+            q[b, t, qk[some]][:, None, None],
+            by_head[b, qk[some]][:, :, None],
             scale=c.scale,
             window=c.window,
             softcap=c.softcap,
-            first=rows.start,
-        )
-
-    @torch.no_grad()
-    def blocks(self, ids: Tensor) -> Iterator[Block]:
-        """Yield the contributions to heads' activations.
-
-        Args:
-            ids: heads of every token, [batch, seq, slots].
-        """
-        batch, _seq, slots = ids.shape
-        which = torch.arange(batch, device=ids.device)[:, None, None]
-        for rows in self._rows(batch * (slots + self._config.n_qk_heads)):
-            heads = ids[:, rows].long()  # [batch, rows, slots]
-            patterns = self.patterns(rows).transpose(1, 2)  # [batch, rows, n_qk_heads, seq]
-            query = torch.arange(heads.shape[1], device=ids.device)[None, :, None]
-            parts = patterns[which, query, heads // self._group]
-            yield Block(rows, parts.mul_(self._v[which, heads]))
-
-    @torch.no_grad()
-    def of(self, which: Tensor, positions: Tensor, heads: Tensor) -> Tensor:
-        """Return the contributions to single activations.
-
-        Args:
-            which, positions, heads: sequence in the batch, position and OV head, int64, [n].
-
-        Returns:
-            [n, seq].
-        """
-        parts = self._v[which, heads]
-        for rows in self._rows(len(self._q) * self._config.n_qk_heads):
-            mine = (positions >= rows.start) & (positions < rows.stop)
-            if mine.any():
-                patterns = self.patterns(rows)
-                query = positions[mine] - rows.start
-                parts[mine] *= patterns[which[mine], heads[mine] // self._group, query]
-        return parts
-
-    def _rows(self, width: int) -> Iterator[slice]:
-        """Yield blocks of queries of which each has `width` rows of contributions or patterns."""
-        seq = self._k.shape[1]
-        step = max(1, BLOCK_ELEMENTS // (width * seq))
-        for start in range(0, seq, step):
-            yield slice(start, min(start + step, seq))
+            at=t[:, None],
+        )[:, 0, 0]
+        values = torch.einsum("nsd,nd->ns", x[b], lorsa.W_V[heads[some]])
+        parts[some] = pattern * (values + lorsa.b_V[heads[some], None])
+    return parts
 
 
 def contributions(lorsa: Lorsa, x: Tensor, ids: Tensor) -> Tensor:
@@ -112,4 +116,6 @@ def contributions(lorsa: Lorsa, x: Tensor, ids: Tensor) -> Tensor:
     Returns:
         P[t, s] v[s], [batch, seq, slots, k_pos]; over k_pos they sum to z.
     """
-    return torch.cat([block.parts for block in Sources(lorsa, x).blocks(ids)], dim=1)
+    seq = x.shape[1]
+    found = blocks(lorsa, lorsa.project(x), ids)
+    return torch.cat([F.pad(b.parts, (0, seq - b.rows.stop)) for b in found], dim=1)

@@ -23,7 +23,7 @@ def attention_pattern(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
-    first: int = 0,
+    at: Tensor | None = None,
 ) -> Tensor:
     """Return the causal softmax pattern of every QK head.
 
@@ -33,7 +33,7 @@ def attention_pattern(
         scale: multiplies the scores, usually d_qk_head ** -0.5.
         window: a query sees itself and the window - 1 positions before it; None sees all before.
         softcap: scores become softcap * tanh(scores / softcap) before the mask; None leaves them.
-        first: position of the first query.
+        at: positions of the queries, [n_queries] or [batch, n_queries]; None is 0, 1, ...
 
     Returns:
         [batch, n_qk_heads, q_pos, k_pos], rows sum to 1, zero where a query may not look.
@@ -42,8 +42,8 @@ def attention_pattern(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     position = torch.arange(k.shape[1], device=q.device)
-    asking = position[first : first + q.shape[1]]
-    distance = asking[:, None] - position[None, :]  # [q_pos, k_pos]
+    at = position[: q.shape[1]] if at is None else at
+    distance = (at[..., None] - position).unsqueeze(-3)  # [..., 1, q_pos, k_pos]
     hidden = distance < 0
     if window is not None:
         hidden |= distance >= window

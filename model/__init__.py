@@ -7,7 +7,7 @@ from .config import LorsaConfig, parameter_shapes
 from .device import DEVICES, choose_device
 from .geometry import AttentionGeometry, QKNorm, Rope
 from .init import fit_output, init_from_layer, init_random, require_fit
-from .lorsa import Encoding, Lorsa
+from .lorsa import Encoding, Lorsa, Projected
 from .metrics import FVU, Quality, Tally, evaluate, firing_counts
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "LayerWeights",
     "Lorsa",
     "LorsaConfig",
+    "Projected",
     "QKNorm",
     "Quality",
     "Rope",

@@ -26,6 +26,17 @@ from .qk import norm_and_rotate
 LEAST_THRESHOLD = 1e-12
 
 
+class Projected(NamedTuple):
+    """What attention is made of."""
+
+    q: Tensor
+    """Rotated queries, [batch, seq, n_qk_heads, d_qk_head]"""
+    k: Tensor
+    """Rotated keys, as q"""
+    v: Tensor
+    """Values, [batch, seq, n_ov_heads]"""
+
+
 class Encoding(NamedTuple):
     """The heads that fire, in as many slots as may: top_k, or max_l0 where top_k is a mean."""
 
@@ -116,11 +127,24 @@ class Lorsa(nn.Module):
         """Return the scalar value of every OV head, [batch, seq, n_ov_heads]."""
         return F.linear(x, self.W_V, self.b_V)
 
-    def encode(self, x: Tensor, *, top_k: int | None = None) -> Encoding:
-        """Return the heads that fire.
+    def project(self, x: Tensor) -> Projected:
+        """Return queries, keys and values.
 
         Args:
             x: attention input after the norm, [batch, seq, d_model], of any floating dtype.
+
+        Raises:
+            ValueError: x has another shape.
+        """
+        x = self._as_input(x)
+        return Projected(*self.queries_keys(x), self.values(x))
+
+    def encode(self, x: Tensor | Projected, *, top_k: int | None = None) -> Encoding:
+        """Return the heads that fire.
+
+        Args:
+            x: attention input after the norm, [batch, seq, d_model], of any floating dtype; or
+                what `project` makes of it.
             top_k: heads per token, if not the config's (training may start with more); of
                 batchtopk, by their mean over each sequence, as in training, and not by the
                 threshold; of jumprelu without effect, as the thresholds decide.
@@ -139,7 +163,7 @@ class Lorsa(nn.Module):
 
     def fire(
         self,
-        x: Tensor,
+        x: Tensor | Projected,
         *,
         top_k: int,
         counted: Tensor | None = None,
@@ -175,19 +199,15 @@ class Lorsa(nn.Module):
         scores: Tensor = acts.detach().float() * self._score_factors()[ids.long()]
         return scores
 
-    def _candidates(self, x: Tensor, top_k: int | None) -> Encoding:
+    def _candidates(self, x: Tensor | Projected, top_k: int | None) -> Encoding:
         """Return the heads with the largest scores: top_k of a token, or the max_l0 that may fire.
 
         Raises:
             ValueError: x has another shape.
         """
         c = self.config
-        x = self._as_input(x)
-        q, k = self.queries_keys(x)
         acts, ids = sparse_topk_attention(
-            q,
-            k,
-            self.values(x),
+            *(x if isinstance(x, Projected) else self.project(x)),
             self._score_factors(),
             top_k=c.n_slots if top_k is None or c.max_l0 is not None else top_k,
             scale=c.scale,
@@ -217,11 +237,7 @@ class Lorsa(nn.Module):
     def z_pre(self, x: Tensor) -> Tensor:
         """Return z of all heads before the selection, [batch, seq, n_ov_heads]; for analysis."""
         c = self.config
-        x = self._as_input(x)
-        q, k = self.queries_keys(x)
-        return lorsa_attention(
-            q, k, self.values(x), scale=c.scale, window=c.window, softcap=c.softcap
-        )
+        return lorsa_attention(*self.project(x), scale=c.scale, window=c.window, softcap=c.softcap)
 
     def pattern(self, x: Tensor) -> Tensor:
         """Return the attention pattern of every QK head, [batch, n_qk_heads, q_pos, k_pos]."""

@@ -6,7 +6,7 @@ import torch
 from lorsa.analyze.kinds import Reading, kinds, label
 from lorsa.analyze.probes import probe_tokens
 from lorsa.analyze.schema import STORE_SCORES
-from lorsa.analyze.sources import Sources, contributions
+from lorsa.analyze.sources import blocks, contributions, contributions_at
 from lorsa.model import Lorsa, LorsaConfig
 from torch import Tensor
 
@@ -67,9 +67,10 @@ def perfect(kind: str) -> Lorsa:
 
 def reading(lorsa: Lorsa, tokens: Tensor) -> Reading:
     x = one_hot_inputs(tokens)
-    acts, ids = lorsa.encode(x)
+    projected = lorsa.project(x)
+    acts, ids = lorsa.encode(projected)
     found = Reading.zeros(lorsa.config.n_ov_heads)
-    for block in Sources(lorsa, x).blocks(ids):
+    for block in blocks(lorsa, projected, ids):
         found.add(block, acts, ids, tokens)
     return found
 
@@ -139,6 +140,12 @@ def test_contributions_sum_to_z() -> None:
     z = parts.sum(dim=-1).relu()
     assert torch.allclose(z, acts, atol=1e-5)
     assert not parts[:, 10:, :, :3].any()  # outside of the window
+    which, positions, slots = (each.flatten() for each in torch.meshgrid(
+        torch.arange(2), torch.arange(20), torch.arange(3), indexing="ij"
+    ))  # fmt: skip
+    heads = ids[which, positions, slots].long()
+    single = contributions_at(lorsa, x, which, positions, heads)
+    assert torch.allclose(single, parts[which, positions, slots], atol=1e-5)
 
 
 def test_a_probe_repeats_random_tokens_once() -> None:
