@@ -86,22 +86,21 @@ def contributions_at(
     c = lorsa.config
     q, k = lorsa.queries_keys(x)
     qk = heads // (c.n_ov_heads // c.n_qk_heads)
-    by_head = k.transpose(1, 2)  # [batch, n_qk_heads, seq, d_qk_head]
     parts = torch.empty(len(heads), x.shape[1], device=x.device)
-    for some in torch.arange(len(heads), device=x.device).split(
-        max(1, BLOCK_ELEMENTS // (x.shape[1] * max(c.d_qk_head, c.d_model)))
-    ):
-        b, t = which[some], positions[some]
-        pattern = attention_pattern(
-            q[b, t, qk[some]][:, None, None],
-            by_head[b, qk[some]][:, :, None],
-            scale=c.scale,
-            window=c.window,
-            softcap=c.softcap,
-            at=t[:, None],
-        )[:, 0, 0]
-        values = torch.einsum("nsd,nd->ns", x[b], lorsa.W_V[heads[some]])
-        parts[some] = pattern * (values + lorsa.b_V[heads[some], None])
+    for b in which.unique().tolist():
+        of_sequence = (which == b).nonzero().squeeze(1)
+        for mine in of_sequence.split(max(1, BLOCK_ELEMENTS // (x.shape[1] * c.d_qk_head))):
+            at = positions[mine]
+            pattern = attention_pattern(
+                q[b, at, qk[mine]][:, None, None],
+                k[b].transpose(0, 1)[qk[mine]][:, :, None],
+                scale=c.scale,
+                window=c.window,
+                softcap=c.softcap,
+                at=at[:, None],
+            )[:, 0, 0]  # [n, seq]
+            values = F.linear(x[b], lorsa.W_V[heads[mine]], lorsa.b_V[heads[mine]])
+            parts[mine] = pattern * values.T
     return parts
 
 
