@@ -15,7 +15,7 @@ from .contexts import contexts
 from .files import INDEX, data_file, new_page, require_ours
 
 HEADS_PER_FILE = 48
-"""Heads whose contexts share a file: about 300 kB, read in a few hundredths of a second."""
+"""Heads whose contexts share a file: about 250 kB, read in a few hundredths of a second."""
 FOLDER = "page"
 
 

@@ -4,11 +4,11 @@ The index has a list for every number of a head, and is loaded at once; the rest
 with its contexts when it is opened.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ..analyze.schema import HEADS
@@ -36,7 +36,7 @@ def rounded(values: Iterable[float | None]) -> list[float | int | None]:
 
 
 def _rounded(value: float | None) -> float | int | None:
-    if value is None or not np.isfinite(value):
+    if value is None or not math.isfinite(value):
         return None
     short = float(f"{value:.{DIGITS}g}")
     return int(short) if short.is_integer() else short

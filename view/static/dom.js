@@ -71,10 +71,6 @@ function tokenLabel(token, props = {}) {
   return el("span", { class: "token", title: `token ${token}`, ...props }, visible(textOf(token)));
 }
 
-function headLink(head, text = String(head)) {
-  return el("a", { href: `#/head/${head}`, "data-head": head }, text);
-}
-
 function typeMark(type) {
   return el("span", { class: "type", vars: { hue: `var(--type-${type})` } }, words(type));
 }
