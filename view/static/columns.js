@@ -20,7 +20,7 @@ function layOutColumns() {
     label: (where ? "probe: " : "") + words(id),
     about: `share ${SCORE_ABOUT[id.replace(/^probe_/, "")] ?? ""}, ${where ? "on random tokens repeated once" : "in the stored text"}`,
     kind: "score",
-    width: 78,
+    width: 92,
   });
   COLUMNS = [
     { id: "head", label: "head", about: "number of the OV head", kind: "head", width: 78 },
@@ -36,7 +36,7 @@ function layOutColumns() {
     { id: "parent_qk", label: "parent QK", about: "cosine of the forms W_Q W_Kᵀ", kind: "score", width: 70 },
     { id: "parent_pattern", label: "parent pattern", about: "overlap of attention patterns on text", kind: "score", width: 70 },
     ...index.scores.map((id) => score(id, false)),
-    { id: "successor", label: "successor", about: "share of ordinal words it reads whose successor it promotes", kind: "score", width: 78 },
+    { id: "successor", label: "successor", about: "share of ordinal words it reads whose successor it promotes", kind: "score", width: 84 },
     ...index.probes.map((id) => score(id, true)),
     { id: "n_fired", label: "fired", about: "tokens on which it fired", kind: "int", width: 84, log: true },
     { id: "mean_act", label: "mean act", about: "mean activation where it fired", kind: "number", width: 72 },

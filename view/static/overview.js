@@ -32,7 +32,7 @@ const overview = {
 /** Name what the page is about. */
 function subject() {
   const { layer, model } = index.facts;
-  const name = String(model ?? "").split("/").filter(Boolean).at(-1);
+  const name = String(model ?? "").split("/").filter(Boolean).at(-1)?.replace(/\.gguf$/, "");
   return [layer === undefined ? "" : `layer ${layer}`, name].filter(Boolean).join(" of ") || "a Lorsa";
 }
 

@@ -55,6 +55,15 @@ const table = {
     this.rows.style.height = `${list.length * ROW}px`;
     this.drawRows();
     this.show(this.chosen);
+    this.showSorted();
+  },
+
+  /** Scroll sideways to the column that the rows are sorted by. */
+  showSorted() {
+    const cell = this.header.querySelector("[aria-sort=ascending], [aria-sort=descending]");
+    const right = cell ? cell.offsetLeft + cell.offsetWidth : 0;
+    const seen = this.grid.scrollLeft + this.grid.clientWidth;
+    if (right > seen || (cell && cell.offsetLeft < this.grid.scrollLeft)) this.grid.scrollLeft = right - this.grid.clientWidth;
   },
 
   drawHeader() {
