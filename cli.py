@@ -648,6 +648,52 @@ def explain(
     _run("explain", work, as_json)
 
 
+@app.command()
+def view(
+    run: Annotated[Path, typer.Argument(help="Run folder with an analysis: runs/layer-12.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the page.", show_default="RUN/page")
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve it to this machine until Ctrl-C.")
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(help="Of --serve; 0 is any.", min=0, max=65535, show_default="8321"),
+    ] = None,
+    opens: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a page of a run's heads: a folder that any browser opens, without a server.
+
+    Example: lorsa view runs/layer-12 --open
+    """
+    servers = []
+
+    def work() -> dict[str, Any]:
+        import webbrowser
+
+        from .display import PageDisplay
+        from .view import PageServer, build_page
+        from .view.serve import PORT
+
+        if port is not None and not serve:
+            raise UsageError("--port does nothing without --serve; add --serve")
+        with PageDisplay("page") as display:
+            page = build_page(run, out, report=display)
+        url = None
+        if serve:
+            servers.append(PageServer(page.file.parent, PORT if port is None else port))
+            url = servers[0].url
+        opened = webbrowser.open(url or page.file.resolve().as_uri()) if opens else None
+        return {**page._asdict(), "file": str(page.file), "url": url, "opened": opened}
+
+    _run("view", work, as_json)
+    sys.stdout.flush()
+    for server in servers:
+        server.run()
+
+
 @store_app.command()
 def info(
     store: Annotated[str, typer.Argument(help="Activation store.")], as_json: Json = False

@@ -249,6 +249,14 @@ class ExplainDisplay(_Bar):
                 self.update(event.n_done, event.n_heads, escape(note[:60]))
 
 
+class PageDisplay(_Bar):
+    """Shows how far a page is written."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show the number of heads written."""
+        self.update(done, total, "heads")
+
+
 def show(command: str, result: dict[str, Any]) -> None:
     """Print a command's result on stdout."""
     out = Console(highlight=False)
@@ -351,6 +359,19 @@ def _sweep_table(result: dict[str, Any]) -> Table:
 
 def _setting(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _view_table(result: dict[str, Any]) -> Table:
+    rows = {
+        "page": result["file"],
+        "heads": f"{result['n_heads']:,}",
+        "size": f"{format_bytes(result['n_bytes'])} in {result['n_files']:,} files",
+    }
+    if result["url"]:
+        rows["at"] = f"{result['url']}  (Ctrl-C ends it)"
+    if result["opened"] is False:
+        rows["browser"] = "none found here; open the page by hand"
+    return fact_table("a page of heads", rows)
 
 
 def _info_table(result: dict[str, Any]) -> Table:
@@ -466,6 +487,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
     "analyze": analyze_table,
     "find": find_table,
     "explain": explain_table,
+    "view": _view_table,
     "info": _info_table,
     "verify": _verify_lines,
     "rm": _rm_table,

@@ -90,6 +90,10 @@ class Analysis:
         rows: list[dict[str, Any]] = self._read("examples", [("head", "=", head)]).to_pylist()
         return sorted(rows, key=lambda row: (row["kind"] != "top", row["rank"]))
 
+    def examples_of(self, heads: range) -> pa.Table:
+        """Return the rows of examples.parquet of consecutive heads, in the order of the file."""
+        return self._read("examples", [("head", ">=", heads.start), ("head", "<", heads.stop)])
+
     def tokens(self, seq: int) -> npt.NDArray[np.int32]:
         """Return the token ids of a sequence that some example lies in, [n_ctx]."""
         row, found = self._sequences
@@ -108,6 +112,11 @@ class Analysis:
     def explanations(self) -> dict[int, dict[str, Any]]:
         """Return what a language model said of heads, by head; see `read_explanations`."""
         return read_explanations(self.root / EXPLANATIONS)
+
+    @property
+    def vocabulary(self) -> tuple[list[int], list[str | None]]:
+        """Ids and texts of tokens.parquet; a text is None where no tokenizer was at hand."""
+        return list(self._texts), list(self._texts.values())
 
     @cached_property
     def _sequences(self) -> tuple[dict[int, int], npt.NDArray[np.int32]]:

@@ -1,5 +1,6 @@
 """An analysis made up by hand, of any size: no store, no model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,50 @@ from lorsa.analyze.schema import (
 N_CTX = 64
 WORDS = (" the", " a", "cat", "\n", " sat", " on", "<script>alert(1)</script>", "é", " 東京", "<b>")
 """Texts of the token ids 0..9."""
+OF_MODEL = ("promoted", "suppressed", "reads_embedding", "successor")
+"""Columns that are null where no language model was given."""
 
 
-def make_analysis(root: Path, *, n_heads: int = 24, n_top: int = 4, n_seq: int = 8) -> Path:
-    """Write an analysis of a made-up Lorsa; its last head never fired."""
+def make_analysis(
+    root: Path,
+    *,
+    n_heads: int = 24,
+    n_top: int = 4,
+    n_sample: int | None = None,
+    n_seq: int = 8,
+    n_ctx: int = N_CTX,
+    n_sources: int = 3,
+    words: Sequence[str] = WORDS,
+    with_model: bool = True,
+) -> Path:
+    """Write an analysis of a made-up Lorsa; its last head never fired.
+
+    Tokens are drawn by Zipf's law. Without a model, the columns that need one are null.
+    """
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, len(WORDS), (n_seq, N_CTX))
+    chances = 1 / np.arange(1, len(words) + 1)
+    tokens = rng.choice(len(words), (n_seq, n_ctx), p=chances / chances.sum())
     examples = [
-        _example(rng, head, kind, rank, tokens)
+        _example(rng, head, kind, rank, tokens, n_sources)
         for head in range(n_heads - 1)
-        for kind in ("top", "sample")
-        for rank in range(n_top)
+        for kind, n in (("top", n_top), ("sample", n_top if n_sample is None else n_sample))
+        for rank in range(n)
     ]
+    heads = [_head(rng, i, n_heads, len(words)) for i in range(n_heads)]
+    if not with_model:
+        heads = [row | dict.fromkeys(OF_MODEL) for row in heads]
     tables = {
-        "heads": pa.Table.from_pylist([_head(rng, i, n_heads) for i in range(n_heads)], HEADS),
+        "heads": pa.Table.from_pylist(heads, HEADS),
         "examples": pa.Table.from_pylist(examples, EXAMPLES),
         "sequences": pa.Table.from_pylist(
             [{"seq": 3 * i, "tokens": row.tolist()} for i, row in enumerate(tokens)], SEQUENCES
         ),
         "tokens": pa.Table.from_pylist(
-            [{"token": i, "text": text} for i, text in enumerate(WORDS)], TOKENS
+            [{"token": i, "text": text} for i, text in enumerate(words)], TOKENS
         ),
     }
-    write_analysis(root, _facts(n_heads, n_seq), tables)
+    facts = _facts(n_heads, n_seq) | {"n_tokens": n_seq * n_ctx, "n_ctx": n_ctx}
+    write_analysis(root, facts | {"with_model": with_model}, tables)
     return root
 
 
@@ -65,8 +87,9 @@ def _facts(n_heads: int, n_seq: int) -> dict[str, Any]:
     }
 
 
-def _head(rng: np.random.Generator, head: int, n_heads: int) -> dict[str, Any]:
+def _head(rng: np.random.Generator, head: int, n_heads: int, n_words: int) -> dict[str, Any]:
     silent = head == n_heads - 1
+    some = [int(token) for token in rng.permutation(min(n_words, 10_000))[:8]]
     row: dict[str, Any] = {
         "head": head,
         "qk_head": head // 2,
@@ -78,9 +101,9 @@ def _head(rng: np.random.Generator, head: int, n_heads: int) -> dict[str, Any]:
         "parents": [{"head": p, "ov": 0.9 - 0.3 * p, "qk": 0.8, "pattern": 0.7} for p in range(3)],
         "similar_o": [{"head": (head + i) % n_heads, "cosine": 0.9 / i} for i in (1, 2, 3)],
         "similar_v": [{"head": (head + i) % n_heads, "cosine": 0.8 / i} for i in (1, 2, 3)],
-        "promoted": [{"token": t, "logit": 1.0 - 0.1 * t} for t in range(8)],
-        "suppressed": [{"token": t, "logit": -1.0 + 0.1 * t} for t in range(8)],
-        "reads_embedding": [{"token": t, "value": 1.0 - 0.1 * t} for t in range(8)],
+        "promoted": [{"token": t, "logit": 1.0 - 0.1 * i} for i, t in enumerate(some)],
+        "suppressed": [{"token": t, "logit": -1.0 + 0.1 * i} for i, t in enumerate(some)],
+        "reads_embedding": [{"token": t, "value": 1.0 - 0.1 * i} for i, t in enumerate(some)],
         "probe_fired": 0 if silent else 10,
     }
     if not silent:
@@ -93,18 +116,25 @@ def _head(rng: np.random.Generator, head: int, n_heads: int) -> dict[str, Any]:
             "entropy": float(rng.uniform(0, 4)),
             "by_distance": shares.tolist(),
             "successor": float(rng.uniform()),
-            "reads": [{"token": t, "share": 0.2 - 0.02 * t} for t in range(8)],
+            "reads": [{"token": t, "share": 0.2 - 0.02 * i} for i, t in enumerate(some)],
             **{name: float(rng.uniform()) for name in (*STORE_SCORES, *PROBE_SCORES)},
         }
     return row
 
 
 def _example(
-    rng: np.random.Generator, head: int, kind: str, rank: int, tokens: np.ndarray[Any, Any]
+    rng: np.random.Generator,
+    head: int,
+    kind: str,
+    rank: int,
+    tokens: np.ndarray[Any, Any],
+    n_sources: int,
 ) -> dict[str, Any]:
-    row, position = int(rng.integers(len(tokens))), int(rng.integers(4, N_CTX))
-    sources = rng.choice(position + 1, size=3, replace=False).tolist()
+    n_seq, n_ctx = tokens.shape
+    row, position = int(rng.integers(n_seq)), int(rng.integers(n_sources + 1, n_ctx))
+    sources = rng.choice(position + 1, size=n_sources, replace=False).tolist()
     acts = [2.0 / (rank + 1), 1.0 / (rank + 1), -0.25]
+    acts = [*acts, *rng.normal(0, 0.05, max(0, n_sources - 3)).tolist()][:n_sources]
     return {
         "head": head,
         "kind": kind,

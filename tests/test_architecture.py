@@ -14,12 +14,13 @@ ARROWS = {
     "harvest": {"store", "model", "stop"},
     "train": {"kernels", "store", "model", "stop"},
     "analyze": {"kernels", "store", "model", "harvest", "stop"},
+    "view": {"analyze"},
     "tables": {"store"},
     "display": {"tables", "harvest", "store", "train", "analyze"},
     "watch": {"display", "tables", "train"},
     "demo": {"display", "harvest", "train", "analyze"},
     "settings": set(),
-    "cli": {"settings", "display", "watch", "demo", "harvest", "store", "train", "analyze"},
+    "cli": {"settings", "display", "watch", "demo", "harvest", "store", "train", "analyze", "view"},
 }
 HOMES = {
     "triton": {"kernels"},

@@ -20,6 +20,9 @@ from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOMS = ("kernels", "store", "model", "harvest", "train", "analyze", "view", "view/static",
+         "benchmarks", "docs")  # fmt: skip
+SUFFIXES = {".py", ".md", ".html", ".css", ".js"}
 LEFT_OUT = {"__init__.py", "conftest.py", ".gitignore"}
 
 
@@ -27,16 +30,17 @@ def _tree() -> dict[str, str]:
     """Return path and caption of every line of the README's file tree."""
     text = (ROOT / "README.md").read_text("utf-8")
     lines = text.split("## Where things are")[1].split("##")[0].splitlines()
-    entries, folder = {}, ""
+    entries: dict[str, str] = {}
+    folders: list[str] = []
     for line in lines:
         match = re.match(r" {4}( *)(\S+)(?: +(.*))?$", line)
         if not match:
             continue
         indent, name, caption = match.groups()
-        folder = folder if indent else ""
-        entries[folder + name] = caption or ""
-        if name.endswith("/") and not indent:
-            folder = name
+        folders = folders[: len(indent) // 2]
+        entries["".join(folders) + name] = caption or ""
+        if name.endswith("/"):
+            folders.append(name)
     return entries
 
 
@@ -46,11 +50,11 @@ def test_every_entry_of_the_tree_exists() -> None:
 
 def test_every_file_of_the_package_is_in_the_tree_with_a_caption() -> None:
     files: set[str] = set()
-    for room in ("kernels", "store", "model", "harvest", "train", "analyze", "benchmarks", "docs"):
+    for room in ROOMS:
         files |= {
             p.relative_to(ROOT).as_posix()
             for p in (ROOT / room).glob("*.*")
-            if p.name not in LEFT_OUT and p.suffix in (".py", ".md")
+            if p.name not in LEFT_OUT and p.suffix in SUFFIXES
         }
     files |= {p.name for p in ROOT.glob("*.py")}
     tree = _tree()

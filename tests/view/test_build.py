@@ -1,0 +1,172 @@
+import base64
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lorsa.analyze import Analysis, AnalyzeError
+from lorsa.view import build_page
+from lorsa.view.columns import rounded
+from lorsa.view.contexts import AFTER, BEFORE, BESIDE, stretches
+from lorsa.view.files import data_file
+from reading import WORDS, make_analysis
+
+
+def _read(out: Path, name: str) -> Any:
+    """Return what a data file hands to the page."""
+    (path,) = out.glob(f"page-*/data-{name}.js")
+    text = path.read_text("ascii")
+    assert text.startswith(f'lorsaData("{name}","')
+    return json.loads(gzip.decompress(base64.b64decode(text.split('"')[3])))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    make_analysis(tmp_path / "run/analysis", n_heads=60)
+    return tmp_path / "run"
+
+
+def test_page_holds_every_head_and_context(run: Path) -> None:
+    page = build_page(run)
+    analysis = Analysis.open(run)
+    assert page.file == run / "page/index.html"
+    index = _read(run / "page", "index")
+    assert index["n_heads"] == page.n_heads == 60
+    for name in ("frequency", "distance", "probe_induction"):
+        assert index["columns"][name] == rounded(analysis.heads[name].to_pylist())
+    heads = _read(run / "page", "heads-0") + _read(run / "page", "heads-1")
+    for number in (0, 17, 47, 48, 58):
+        asked = analysis.examples(number)
+        found = heads[number]["top"] + heads[number]["sample"]
+        assert [c["position"] for c in found] == [e["position"] for e in asked]
+        assert [c["sources"] for c in found] == [e["sources"] for e in asked]
+        for context, example in zip(found, asked, strict=True):
+            assert sum(context["source_acts"]) + context["rest"] == pytest.approx(example["act"])
+            tokens = analysis.tokens(example["seq"])
+            for start, ids in context["parts"]:
+                assert ids == tokens[start : start + len(ids)].tolist()
+    assert heads[59]["top"] == []
+    assert index["columns"]["type"][59] == "silent"
+    assert _read(run / "page", "tokens")["texts"] == list(WORDS)
+
+
+def test_search_finds_what_a_head_promotes(run: Path) -> None:
+    build_page(run)
+    analysis = Analysis.open(run)
+    found = _read(run / "page", "search")["promotes"]
+    start = sum(found["counts"][:7])
+    tokens = found["tokens"][start : start + found["counts"][7]]
+    assert tokens == sorted({row["token"] for row in analysis.head(7)["promoted"]})
+
+
+def test_size_and_number_of_files_are_told(run: Path) -> None:
+    page = build_page(run)
+    files = [path for path in (run / "page").rglob("*") if path.is_file()]
+    assert page.n_files == len(files)
+    assert page.n_bytes == sum(path.stat().st_size for path in files)
+
+
+def test_columns_of_the_model_are_null_without_one(tmp_path: Path) -> None:
+    make_analysis(tmp_path / "analysis", with_model=False)
+    build_page(tmp_path)
+    assert set(_read(tmp_path / "page", "index")["columns"]["promotes"]) == {None}
+    assert _read(tmp_path / "page", "heads-0")[0]["suppressed"] is None
+
+
+def test_heads_that_never_fired_make_a_page(tmp_path: Path) -> None:
+    make_analysis(tmp_path / "analysis", n_heads=1)
+    build_page(tmp_path)
+    assert _read(tmp_path / "page", "index")["columns"]["n_fired"] == [0]
+
+
+def test_nothing_of_the_corpus_stands_in_a_file_as_it_is(run: Path) -> None:
+    build_page(run)
+    for path in (run / "page").rglob("data-*.js"):
+        assert b"<" not in path.read_bytes()
+
+
+def test_data_file_takes_any_text() -> None:
+    text = '</script><script>"\u2028\ud800'
+    packed = data_file("x", [text]).decode("ascii").split('"')[3]
+    assert json.loads(gzip.decompress(base64.b64decode(packed))) == [text]
+
+
+def test_stretches_show_far_sources_between_gaps() -> None:
+    main = range(200 - BEFORE, 200 + AFTER + 1)
+    assert stretches(200, [190, 50], 256) == [range(50 - BESIDE, 51 + BESIDE), main]
+    assert stretches(200, [main.start - 4], 256) == [range(main.start - 6, main.stop)]
+    assert stretches(10, [0], 12) == [range(12)]
+    assert stretches(200, [3], 256)[0] == range(6)
+    assert len(stretches(2000, list(range(0, 1000, 50)), 2048)) == 7
+
+
+def test_rounded_keeps_what_is_no_number_out() -> None:
+    assert rounded([1.23456, None, float("nan"), float("inf"), 2.0]) == [1.235, None, None, None, 2]
+
+
+def test_new_page_replaces_the_old_one_and_nothing_else(run: Path) -> None:
+    out = run / "page"
+    build_page(run)
+    (old,) = out.glob("page-*")
+    (out / "notes.txt").write_text("mine")
+    (out / "page-notes").mkdir()
+    (out / "page-12345678.partial").mkdir()  # of a build that was killed
+    build_page(run)
+    (new,) = out.glob("page-????????")
+    assert new != old
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        ["index.html", "notes.txt", new.name, "page-notes"]
+    )
+    assert new.name in (out / "index.html").read_text("utf-8")
+
+
+def test_foreign_file_in_an_old_page_stays(run: Path) -> None:
+    build_page(run)
+    (old,) = (run / "page").glob("page-*")
+    (old / "notes.txt").write_text("mine")
+    build_page(run)
+    assert [path.name for path in old.iterdir()] == ["notes.txt"]
+
+
+def test_failed_build_leaves_the_old_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_page(run)
+    before = {path: path.read_bytes() for path in (run / "page").rglob("*.*") if path.is_file()}
+
+    def fails(*_: Any) -> Any:
+        raise AnalyzeError("half of it is not there")
+
+    monkeypatch.setattr("lorsa.view.build.contexts", fails)
+    with pytest.raises(AnalyzeError, match="half"):
+        build_page(run)
+    after = {path: path.read_bytes() for path in (run / "page").rglob("*.*") if path.is_file()}
+    assert after == before
+    assert not list((run / "page").glob("*.partial"))
+
+
+def test_page_of_somebody_else_is_not_touched(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/index.html").write_text("<h1>mine</h1>")
+    with pytest.raises(AnalyzeError, match="not a page of lorsa; choose another --out"):
+        build_page(run, tmp_path / "site")
+    with pytest.raises(AnalyzeError, match="is a file; --out takes a folder"):
+        build_page(run, tmp_path / "site/index.html")
+
+
+def test_missing_and_unfinished_analyses_are_told(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(AnalyzeError, match="is not there: lorsa analyze"):
+        build_page(tmp_path / "nothing")
+    (run / "analysis/analysis.json").unlink()
+    with pytest.raises(AnalyzeError, match="is unfinished"):
+        build_page(run)
+    assert not (run / "page").exists()
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_example_of_a_lost_sequence_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: Any) -> Any:
+        raise KeyError
+
+    monkeypatch.setattr(Analysis, "tokens", lost)
+    with pytest.raises(AnalyzeError, match="has no tokens of sequence"):
+        build_page(run)

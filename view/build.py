@@ -1,0 +1,104 @@
+"""From an analysis to its page.
+
+page = build_page("runs/layer-12")
+page.file       # runs/layer-12/page/index.html
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..analyze import Analysis
+from ..analyze.schema import DISTANCES, PROBE_SCORES, QUANTILES, STORE_SCORES, TYPES
+from .columns import details, index_columns, named_tokens, searched_tokens
+from .contexts import contexts
+from .files import INDEX, data_file, new_page, require_ours
+
+HEADS_PER_FILE = 48
+"""Heads whose contexts share a file: about 250 kB, read in a few hundredths of a second."""
+FOLDER = "page"
+
+
+class Page(NamedTuple):
+    """A page that was built."""
+
+    file: Path
+    """The file to open."""
+    n_heads: int
+    n_files: int
+    n_bytes: int
+    """Of all its files."""
+
+
+def build_page(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Page:
+    """Write the page of a run's analysis.
+
+    An earlier page in the folder is replaced when the new one is whole; other files stay.
+
+    Args:
+        run: the run's folder, or the folder of its analysis.
+        out: the page's folder; RUN/page by default.
+        report: called with the number of heads written, and of all.
+
+    Raises:
+        AnalyzeError: there is no whole analysis, or `out` holds another page.
+    """
+    analysis = Analysis.open(run)
+    out = Path(run) / FOLDER if out is None else Path(out)
+    require_ours(out)
+    with new_page(out) as folder:
+        _write_data(analysis, folder, report)
+        sizes = [path.stat().st_size for path in folder.iterdir()]
+    sizes.append((out / INDEX).stat().st_size)
+    return Page(
+        file=out / INDEX,
+        n_heads=analysis.heads.num_rows,
+        n_files=len(sizes),
+        n_bytes=sum(sizes),
+    )
+
+
+def _write_data(analysis: Analysis, folder: Path, report: Callable[[int, int], None]) -> None:
+    n_heads = analysis.heads.num_rows
+    firing: list[list[int]] = []
+    fires: list[list[int]] = []
+
+    def write(name: str, content: Any) -> None:
+        (folder / f"data-{name}.js").write_bytes(data_file(name, content))
+
+    for number, start in enumerate(range(0, n_heads, HEADS_PER_FILE)):
+        heads = range(start, min(n_heads, start + HEADS_PER_FILE))
+        found = contexts(analysis, heads)
+        facts = details(analysis.heads.slice(start, len(heads)))
+        write(f"heads-{number}", [{**a, **b} for a, b in zip(facts, found, strict=True)])
+        firing += [[context["token"] for context in head["top"]] for head in found]
+        fires += [named_tokens(head["top"]) for head in found]
+        report(heads.stop, n_heads)
+    write("index", _index(analysis, fires))
+    write("tokens", _tokens(analysis))
+    write("search", searched_tokens(analysis.heads, firing))
+
+
+def _index(analysis: Analysis, fires: list[list[int]]) -> dict[str, Any]:
+    return {
+        "facts": analysis.facts,
+        "n_heads": analysis.heads.num_rows,
+        "heads_per_file": HEADS_PER_FILE,
+        "types": TYPES,
+        "scores": STORE_SCORES,
+        "probes": PROBE_SCORES,
+        "quantiles": QUANTILES,
+        "distances": DISTANCES,
+        "columns": {**index_columns(analysis.heads), "fires": fires},
+    }
+
+
+def _tokens(analysis: Analysis) -> dict[str, list[Any]]:
+    """Return ids and texts of the tokens; a text is None where no tokenizer was at hand."""
+    ids, texts = analysis.vocabulary
+    return {"ids": ids, "texts": texts}

@@ -1,0 +1,92 @@
+"""The files of a page, and how the page finds them.
+
+A page that is opened from the disk may load scripts, but read no files. So data are scripts too:
+
+    lorsaData("heads-12", "<base64 of gzip of JSON>")
+
+Nothing of a corpus can end such a string or begin an element, whatever it holds.
+
+    OUT/index.html          names the folder of all the rest; replaced last
+    OUT/page-1f2e3d4c/      scripts and style; data-index.js, data-tokens.js, data-search.js,
+                            data-heads-0.js, ...
+"""
+
+import base64
+import gzip
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..analyze import AnalyzeError
+
+STATIC = Path(__file__).parent / "static"
+INDEX = "index.html"
+_MARK = '<meta name="generator" content="lorsa view">'
+_FOLDER = re.compile(r"page-[0-9a-f]{8}(\.partial)?")
+
+
+def data_file(name: str, content: Any) -> bytes:
+    """Return the script that hands the page some JSON by a name."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    packed = base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+    return f'lorsaData("{name}","{packed}")\n'.encode()
+
+
+def require_ours(out: Path) -> None:
+    """Refuse a folder with an index.html of somebody else.
+
+    Raises:
+        AnalyzeError: it has one, or is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise AnalyzeError(f"{out} is a file; --out takes a folder")
+    index = out / INDEX
+    if index.exists() and _MARK not in index.read_text("utf-8", errors="replace"):
+        raise AnalyzeError(f"{index} is not a page of lorsa; choose another --out")
+
+
+@contextmanager
+def new_page(out: Path) -> Iterator[Path]:
+    """Yield a folder for a page's data, which then takes an earlier page's place.
+
+    A reader sees the old page or the new one. Files of others in `out` stay as they are.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    earlier = [path for path in out.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()]
+    folder = out / f"page-{secrets.token_hex(4)}"
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir()
+    try:
+        for path in (*STATIC.glob("*.js"), *STATIC.glob("*.css")):
+            (partial / path.name).write_bytes(path.read_bytes())
+        yield partial
+        partial.rename(folder)
+        _replace_index(out, folder.name)
+    except BaseException:
+        _remove(partial)
+        raise
+    for path in earlier:
+        _remove(path)
+
+
+def _replace_index(out: Path, folder: str) -> None:
+    text = (STATIC / INDEX).read_text("utf-8").replace("@FOLDER@", folder)
+    partial = out / f"{INDEX}.partial"
+    partial.write_text(text, "utf-8")
+    os.replace(partial, out / INDEX)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of ours, unless somebody else put files into it."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.suffix in (".js", ".css"):
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
