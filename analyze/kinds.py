@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .schema import DISTANCES, STORE_SCORES, TYPES
+from .schema import DISTANCES, STORE_SCORES
 from .sources import Block
 
 LOCAL = 8
@@ -34,6 +34,8 @@ LONG = 64
 LABEL_FROM = 0.5
 """The share from which on a head is called by a type."""
 
+N_SINGLE = 5
+"""The first of STORE_SCORES, of which none holds another."""
 N_KINDS, N_BUCKETS = len(STORE_SCORES), len(DISTANCES)
 
 
@@ -152,8 +154,15 @@ class Reading:
 
 
 def label(shares: dict[str, float], *, silent: bool) -> str:
-    """Return the type that a head is called by: the first of TYPES that most of it is."""
+    """Return the type that a head is called by.
+
+    The largest of its shares that is at least half; local and long_range, which hold others, only
+    where none of those is.
+    """
     if silent:
         return "silent"
-    named = [name for name in TYPES if shares.get(name, 0.0) >= LABEL_FROM]
-    return named[0] if named else "mixed"
+    for names in (STORE_SCORES[:N_SINGLE], STORE_SCORES[N_SINGLE:]):
+        best = max(names, key=lambda name: shares.get(name, 0.0))
+        if shares.get(best, 0.0) >= LABEL_FROM:
+            return best
+    return "mixed"

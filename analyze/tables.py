@@ -238,7 +238,7 @@ def quantiles_of(ascending: Tensor) -> Tensor:
 
 
 def _labels(shares: dict[str, Tensor], n_fired: Tensor) -> list[str]:
-    columns = [shares[name].tolist() for name in STORE_SCORES]
+    columns = [shares[name].nan_to_num().tolist() for name in STORE_SCORES]
     return [
         label(dict(zip(STORE_SCORES, row, strict=True)), silent=n == 0)
         for *row, n in zip(*columns, n_fired.tolist(), strict=True)

@@ -154,3 +154,12 @@ def test_a_probe_repeats_random_tokens_once() -> None:
     assert (tokens[:, 0] == 1).all()
     assert torch.equal(tokens[:, 1:32], tokens[:, 32:])
     assert all(len(row.unique()) == 32 for row in tokens)
+
+
+def test_a_head_is_called_by_its_largest_share() -> None:
+    shares = dict.fromkeys(STORE_SCORES, 0.0)
+    assert label(shares, silent=False) == "mixed"
+    assert label(shares, silent=True) == "silent"
+    assert label(shares | {"local": 0.9, "previous_token": 0.6}, silent=False) == "previous_token"
+    assert label(shares | {"induction": 0.53, "same_token": 0.81}, silent=False) == "same_token"
+    assert label(shares | {"long_range": 0.7, "first_token": 0.4}, silent=False) == "long_range"
