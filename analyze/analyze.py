@@ -24,6 +24,7 @@ from .config import N_SAMPLE, AnalyzeConfig
 from .effects import Effects, effects, ordinal_tokens, successor_scores
 from .errors import AnalyzeError
 from .events import Measured, Report
+from .explanations import EXPLANATIONS
 from .kinds import Reading
 from .language import surroundings
 from .opened import (
@@ -93,9 +94,21 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
         made = _write_up(config, opened, subject, seqs, found, told)
     facts = {**_facts(config, opened, len(seqs)), "request": request, "types": made.pop("types")}
     facts["seconds"] = time.perf_counter() - started
+    _put_away_explanations(config.folder, request)
     write_analysis(config.folder, facts, made)
     (config.folder / PARTIAL).unlink(missing_ok=True)
     return facts
+
+
+def _put_away_explanations(folder: Path, request: dict[str, Any]) -> None:
+    """Rename what was said of the heads of another Lorsa, whose analysis is about to go."""
+    try:
+        before = json.loads((folder / FACTS).read_text("utf-8")).get("request", {})
+    except (OSError, ValueError):
+        return
+    path = folder / EXPLANATIONS
+    if before.get("weights_crc32") != request["weights_crc32"] and path.exists():
+        path.rename(path.with_name(f"{path.stem}-{before.get('weights_crc32')}{path.suffix}"))
 
 
 def _sequences(store: ActivationStore, tokens: int | None) -> list[int]:

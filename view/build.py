@@ -67,6 +67,7 @@ def _write_data(analysis: Analysis, folder: Path, report: Callable[[int, int], N
     n_heads = analysis.heads.num_rows
     firing: list[list[int]] = []
     fires: list[list[int]] = []
+    explained = analysis.explanations()
 
     def write(name: str, content: Any) -> None:
         (folder / f"data-{name}.js").write_bytes(data_file(name, content))
@@ -75,7 +76,9 @@ def _write_data(analysis: Analysis, folder: Path, report: Callable[[int, int], N
         heads = range(start, min(n_heads, start + HEADS_PER_FILE))
         found = contexts(analysis, heads)
         facts = details(analysis.heads.slice(start, len(heads)))
-        write(f"heads-{number}", [{**a, **b} for a, b in zip(facts, found, strict=True)])
+        said = [{"explained": explained.get(head)} for head in heads]
+        parts = zip(facts, found, said, strict=True)
+        write(f"heads-{number}", [{**a, **b, **c} for a, b, c in parts])
         firing += [[context["token"] for context in head["top"]] for head in found]
         fires += [named_tokens(head["top"]) for head in found]
         report(heads.stop, n_heads)

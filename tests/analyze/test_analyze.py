@@ -251,3 +251,20 @@ def test_a_run_of_another_model_is_refused(request_: AnalyzeConfig, tmp_path: Pa
     lorsa.save_pretrained(tmp_path / "run")
     with pytest.raises(AnalyzeError, match="is a Lorsa of other"):
         analyze_run(replace(request_, run=tmp_path / "run"))
+
+
+def test_what_was_said_of_other_heads_is_put_away(request_: AnalyzeConfig, tmp_path: Path) -> None:
+    asked = replace(request_, model=None, run=tmp_path / "run", out=tmp_path / "a", tokens=N_CTX)
+    lorsa = Lorsa.from_pretrained(request_.run)
+    lorsa.save_pretrained(tmp_path / "run")
+    analyze_run(asked)
+    said = tmp_path / "a" / "explanations.jsonl"
+    said.write_text("{}\n")
+    analyze_run(replace(asked, n_top=2))
+    assert said.exists()  # of the same Lorsa
+    with torch.no_grad():
+        lorsa.W_O.mul_(2)
+    lorsa.save_pretrained(tmp_path / "run")
+    analyze_run(asked)
+    assert not said.exists()
+    assert len(list((tmp_path / "a").glob("explanations-*.jsonl"))) == 1

@@ -51,6 +51,16 @@ def test_page_holds_every_head_and_context(run: Path) -> None:
     assert _read(run / "page", "tokens")["texts"] == list(WORDS)
 
 
+def test_explanations_are_with_their_heads(run: Path) -> None:
+    text = "the <b>end</b> of a list"
+    said = {"head": 50, "text": text, "model": "m", "score": 0.75, "n_scored": 20, "scorer": "m"}
+    (run / "analysis" / "explanations.jsonl").write_text(json.dumps(said) + "\n")
+    build_page(run)
+    heads = _read(run / "page", "heads-1")
+    assert heads[2]["explained"]["text"] == text
+    assert heads[3]["explained"] is None
+
+
 def test_search_finds_what_a_head_promotes(run: Path) -> None:
     build_page(run)
     analysis = Analysis.open(run)

@@ -14,7 +14,7 @@ const headView = {
     table.chosen = head;
     document.title = `Head ${head} of ${subject()}`;
     const contexts = el("div", { class: "main" }, ...contextPanels(head, found));
-    main.replaceChildren(headTitle(head), el("div", { class: "head" }, contexts, el("aside", {}, ...sidePanels(head, found))));
+    main.replaceChildren(headTitle(head, found.explained), el("div", { class: "head" }, contexts, el("aside", {}, ...sidePanels(head, found))));
     window.scrollTo(0, 0);
     watchTokens(contexts);
     this.watch = new ResizeObserver(() => drawArcs(contexts));
@@ -26,7 +26,7 @@ const headView = {
   },
 };
 
-function headTitle(head) {
+function headTitle(head, explained) {
   const step = (by, mark, key) => {
     const next = table.neighbour(head, by);
     return el("a", next === null ? { class: "step", "aria-disabled": "true" } : { class: "step", href: `#/head/${next}`, title: `Head ${next} (${key})`, "aria-label": `${by < 0 ? "Previous" : "Next"} head, ${next}` }, mark);
@@ -53,8 +53,14 @@ function headTitle(head) {
       el("a", { class: "quiet", href: `#/heads?qk_head=${v("qk_head")}` }, `QK head ${v("qk_head") ?? "–"}`),
       el("nav", { "aria-label": "Heads" }, step(-1, "←", "["), step(1, "→", "]")),
     ),
+    ...(explained ? [explanation(explained)] : []),
     el("dl", { class: "facts" }, ...facts.map(([name, number, note]) => el("div", {}, el("dt", {}, name), el("dd", {}, number), el("dd", { class: "note" }, note)))),
   );
+}
+
+function explanation({ text, model, score, n_scored: n }) {
+  const scored = score === null ? "not scored" : `score ${num(score)} on ${whole(n)} contexts, 0.5 is a guess`;
+  return el("p", { class: "explained" }, text, el("span", { class: "note" }, ` – ${model}, ${scored}`));
 }
 
 function contextPanels(head, { top, sample }) {
