@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from lorsa import __version__
+from reference_smollm2 import busy_s
 
 RESULTS = Path(__file__).parent / "results" / "bench_analyze.md"
 
@@ -72,12 +73,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--write", action="store_true", help=f"append a row to {RESULTS.name}")
     return parser.parse_args()
-
-
-def busy_s() -> float:
-    """Return the CPU seconds that all processes of this machine have used since it was started."""
-    user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
-    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def append_row(result: dict[str, Any]) -> None:
