@@ -21,6 +21,11 @@ def token_text(tokenizer: Any, token: int) -> str:
     return f" {text}" if piece.startswith(_SPACE) and not text.startswith(" ") else text
 
 
+def printable(text: str) -> str:
+    """Return a text of a corpus as it may be printed: line ends as ↵, no controls of terminals."""
+    return "".join(c if c.isprintable() else f"<{ord(c):02X}>" for c in text.replace("\n", "↵"))
+
+
 def _bytes_of(piece: str) -> str | None:
     """Return the bytes that an entry of a vocabulary stands for, None if it is not of bytes."""
     if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
