@@ -18,10 +18,12 @@ from ..model import AttentionGeometry, LayerWeights
 from ..store import ActivationStore, Place, place
 from .errors import AnalyzeError
 from .kinds import N_KINDS, kinds
+from .language import in_chunks
 from .opened import device_for
-from .parents import layer_patterns
+from .parents import layer_queries_keys
 from .result import Analysis
 from .schema import STORE_SCORES
+from .sources import BLOCK_ELEMENTS, patterns_of
 from .spelling import printable
 
 SCORES = (*STORE_SCORES, "successor")
@@ -188,14 +190,18 @@ def _scan(
     g = AttentionGeometry.from_dict(facts)
     by_kind = torch.zeros(g.n_heads, N_KINDS, dtype=torch.float64, device=device)
     offered = torch.zeros_like(by_kind)
-    for seq, ids in zip(seqs, tokens.to(device).split(1), strict=True):
-        x = store.inputs(layer, [seq]).to(device).float()
+    for number, ids in zip(seqs, tokens.to(device).split(1), strict=True):
+        x = store.inputs(layer, [number]).to(device).float()
         values = torch.einsum("bsd,hdr->bhsr", x, own.W_V)
         if own.b_V is not None:
             values = values + own.b_V[None, :, None]
-        length = values.norm(dim=-1).repeat_interleave(g.n_heads // g.n_kv_heads, dim=1)
-        read = layer_patterns(x, own, g)[0] * length[0, :, None]  # [n_heads, t, s]
-        kind = kinds(ids, slice(0, ids.shape[1]))[0].float()  # [t, s, kinds]
-        by_kind += torch.einsum("hts,tsk->hk", read, kind).double()
-        offered += torch.einsum("hts,tk->hk", read, kind.amax(dim=1)).double()
+        lengths = values.norm(dim=-1).repeat_interleave(g.n_heads // g.n_kv_heads, dim=1)
+        q, k = layer_queries_keys(x, own, g)
+        seq = x.shape[1]
+        for rows in in_chunks(seq, max(g.n_heads, N_KINDS) * seq, BLOCK_ELEMENTS):
+            length = lengths[0, :, None, : rows.stop]
+            read = patterns_of(g, q, k, rows)[0] * length  # [n_heads, t, s]
+            kind = kinds(ids[:, : rows.stop], rows)[0].float()  # [t, s, kinds]
+            by_kind += torch.einsum("hts,tsk->hk", read, kind).double()
+            offered += torch.einsum("hts,tk->hk", read, kind.amax(dim=1)).double()
     return (by_kind / offered).nan_to_num().cpu()
