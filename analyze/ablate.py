@@ -27,6 +27,7 @@ from .errors import AnalyzeError
 from .in_model import logits_of, token_figures
 from .intervene import activations_of, intervene, require_heads, require_width
 from .opened import device_for, layer_of
+from .spelling import token_text
 
 BEFORE = {"keep": "the model as it is", "drop": "the model with the unchanged Lorsa in place"}
 
@@ -251,7 +252,7 @@ def _speller(tokenizer: Any) -> Callable[[int], str | None]:
     """Return what spells a token."""
     if tokenizer is None:
         return lambda i: None
-    return lambda i: str(tokenizer.decode([i]))
+    return lambda i: token_text(tokenizer, i)
 
 
 def _prompt_tokens(

@@ -38,7 +38,7 @@ from .opened import (
 from .parents import Parents, find_parents
 from .probes import probe, probe_tokens
 from .result import Analysis, write_analysis
-from .schema import FACTS, PARTIAL, TYPES
+from .schema import FACTS, PARTIAL, TYPES, VERSION
 
 DEFAULT_TOKENS = 1_000_000
 N_SOURCES = 16
@@ -73,11 +73,11 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
     opened = open_run(config.run, ActivationStore.open(config.store), device)
     seqs = _sequences(opened.store, config.tokens)
     request = _request(config, opened, len(seqs))
+    facts = _before(config.folder)
+    if facts.get("request") == request:
+        report(f"{config.folder} is finished already")
+        return facts
     if (config.folder / FACTS).exists():
-        facts = Analysis.open(config.folder).facts
-        if facts.get("request") == request:
-            report(f"{config.folder} is finished already")
-            return facts
         report(f"{config.folder} holds another analysis, which is replaced when this one is done")
     subject = None
     if config.model is not None:
@@ -100,15 +100,24 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
     return facts
 
 
+def _before(folder: Path) -> dict[str, Any]:
+    """Return the facts of the analysis in a folder; nothing of one that cannot be read."""
+    try:
+        return Analysis.open(folder).facts
+    except AnalyzeError:
+        return {}
+
+
 def _put_away_explanations(folder: Path, request: dict[str, Any]) -> None:
     """Rename what was said of the heads of another Lorsa, whose analysis is about to go."""
     try:
-        before = json.loads((folder / FACTS).read_text("utf-8")).get("request", {})
-    except (OSError, ValueError):
+        before = json.loads((folder / FACTS).read_text("utf-8"))
+        weights = int(before["request"]["weights_crc32"])  # it becomes part of a name
+    except (OSError, ValueError, LookupError, TypeError):
         return
     path = folder / EXPLANATIONS
-    if before.get("weights_crc32") != request["weights_crc32"] and path.exists():
-        path.rename(path.with_name(f"{path.stem}-{before.get('weights_crc32')}{path.suffix}"))
+    if weights != request["weights_crc32"] and path.exists():
+        path.rename(path.with_name(f"{path.stem}-{weights}{path.suffix}"))
 
 
 def _sequences(store: ActivationStore, tokens: int | None) -> list[int]:
@@ -121,6 +130,7 @@ def _sequences(store: ActivationStore, tokens: int | None) -> list[int]:
 def _request(config: AnalyzeConfig, opened: Opened, n_seqs: int) -> dict[str, Any]:
     """Return all that the result depends on."""
     return {
+        "version": VERSION,
         "weights_crc32": _crc32(config.run / "lorsa.safetensors"),
         "store_uuid": opened.store.manifest.uuid,
         "n_seqs": n_seqs,

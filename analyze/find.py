@@ -18,10 +18,13 @@ from ..model import AttentionGeometry, LayerWeights
 from ..store import ActivationStore, Place, place
 from .errors import AnalyzeError
 from .kinds import N_KINDS, kinds
+from .language import in_chunks
 from .opened import device_for
-from .parents import layer_patterns
+from .parents import layer_queries_keys
 from .result import Analysis
 from .schema import STORE_SCORES
+from .sources import BLOCK_ELEMENTS, patterns_of
+from .spelling import printable
 
 SCORES = (*STORE_SCORES, "successor")
 SCAN_TOKENS = 8192
@@ -72,7 +75,8 @@ def find_heads(
         device: where to compute.
 
     Raises:
-        AnalyzeError: no such type, a run that is not analysed or is of another store.
+        AnalyzeError: no such type, a run that is not analysed or is of another store, no head
+            with a score.
         StoreError: the store cannot be read.
     """
     if kind not in SCORES:
@@ -85,6 +89,11 @@ def find_heads(
     else:
         found = _of_model(kind, opened, layers, device)
     chosen = [each for each in found if layers is None or each.layer in layers]
+    if not chosen:
+        raise AnalyzeError(
+            f"no head here has a score of {kind}: it takes {LEAST_FIRED} firings, on tokens that "
+            "have such sources; analyze more --tokens, or name other --layers"
+        )
     return sorted(chosen, key=lambda each: -each.score)[:n]
 
 
@@ -97,10 +106,11 @@ def _of_run(kind: str, run: Path, store: ActivationStore, n: int) -> list[FoundH
     on_probe = f"probe_{kind}" in heads.column_names and analysis.facts["with_model"]
     name, fired = (f"probe_{kind}", "probe_fired") if on_probe else (kind, "n_fired")
     score = heads[name].to_numpy()
-    if np.isnan(score).all():
+    if kind == "successor" and not analysis.facts["with_model"]:
         raise AnalyzeError(f"{run} has no {kind} scores: analyze it again with --model")
-    score = np.where((heads[fired].to_numpy() >= LEAST_FIRED), np.nan_to_num(score), -1)
-    best = [int(head) for head in np.argsort(-score, kind="stable")[:n] if score[head] >= 0]
+    score = np.where(heads[fired].to_numpy() >= LEAST_FIRED, score, np.nan)
+    ranked = np.argsort(-score, kind="stable")  # NaN comes last
+    best = [int(head) for head in ranked[:n] if not np.isnan(score[head])]
     rows = [analysis.head(head) for head in best]
     return [
         FoundHead(
@@ -134,7 +144,7 @@ def in_words(analysis: Analysis, example: dict[str, Any], n_sources: int = 2) ->
     text = analysis.text(ids)
     line, last = "", shown[0] - 1
     for i in shown:
-        token = text[i].replace("\n", "↵")
+        token = printable(text[i])
         token = f"[{token}]" if i in sources else token
         token = f"<{token}>" if i == at else token
         line += (" … " if i > last + 1 else "") + token
@@ -180,14 +190,18 @@ def _scan(
     g = AttentionGeometry.from_dict(facts)
     by_kind = torch.zeros(g.n_heads, N_KINDS, dtype=torch.float64, device=device)
     offered = torch.zeros_like(by_kind)
-    for seq, ids in zip(seqs, tokens.to(device).split(1), strict=True):
-        x = store.inputs(layer, [seq]).to(device).float()
+    for number, ids in zip(seqs, tokens.to(device).split(1), strict=True):
+        x = store.inputs(layer, [number]).to(device).float()
         values = torch.einsum("bsd,hdr->bhsr", x, own.W_V)
         if own.b_V is not None:
             values = values + own.b_V[None, :, None]
-        length = values.norm(dim=-1).repeat_interleave(g.n_heads // g.n_kv_heads, dim=1)
-        read = layer_patterns(x, own, g)[0] * length[0, :, None]  # [n_heads, t, s]
-        kind = kinds(ids, slice(0, ids.shape[1]))[0].float()  # [t, s, kinds]
-        by_kind += torch.einsum("hts,tsk->hk", read, kind).double()
-        offered += torch.einsum("hts,tk->hk", read, kind.amax(dim=1)).double()
+        lengths = values.norm(dim=-1).repeat_interleave(g.n_heads // g.n_kv_heads, dim=1)
+        q, k = layer_queries_keys(x, own, g)
+        seq = x.shape[1]
+        for rows in in_chunks(seq, max(g.n_heads, N_KINDS) * seq, BLOCK_ELEMENTS):
+            length = lengths[0, :, None, : rows.stop]
+            read = patterns_of(g, q, k, rows)[0] * length  # [n_heads, t, s]
+            kind = kinds(ids[:, : rows.stop], rows)[0].float()  # [t, s, kinds]
+            by_kind += torch.einsum("hts,tsk->hk", read, kind).double()
+            offered += torch.einsum("hts,tk->hk", read, kind.amax(dim=1)).double()
     return (by_kind / offered).nan_to_num().cpu()

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels import attention_pattern
 from ..model import AttentionGeometry, LayerWeights, Lorsa
 from ..model.attention import queries_keys
+from .language import in_chunks
+from .sources import BLOCK_ELEMENTS, patterns_of
 
 N_PARENTS = 3
 
@@ -70,7 +71,7 @@ def ov_likeness(lorsa: Lorsa, weights: LayerWeights) -> Tensor:
 def _share_within(vectors: Tensor, spaces: Tensor) -> Tensor:
     """Return the share of squared length in the columns' span: [n, d], [m, d, r] to [n, m]."""
     basis, _ = torch.linalg.qr(spaces)
-    inside = torch.einsum("nd,mdr->nmr", vectors, basis).square().sum(dim=-1)
+    inside = torch.stack([(vectors @ one).square().sum(dim=1) for one in basis], dim=1)
     return inside / vectors.square().sum(dim=1, keepdim=True).clamp(min=1e-30)
 
 
@@ -79,7 +80,7 @@ def qk_likeness(lorsa: Lorsa, weights: LayerWeights) -> Tensor:
     share = len(weights.W_Q) // len(weights.W_K)
     theirs = (weights.W_Q, weights.W_K.repeat_interleave(share, dim=0))
     ours = (lorsa.W_Q, lorsa.W_K)
-    inner = _inner(ours, theirs, "ndr,mds->nmrs")
+    inner = torch.stack([_inner(ours, one, "ndr,ds->nrs") for one in zip(*theirs, strict=True)], 1)
     own, their = (_inner(pair, pair, "ndr,nds->nrs").clamp(min=1e-30) for pair in (ours, theirs))
     return inner / (own[:, None] * their[None, :]).sqrt()
 
@@ -94,21 +95,25 @@ def pattern_likeness(
     lorsa: Lorsa, weights: LayerWeights, geometry: AttentionGeometry, xs: Iterable[Tensor]
 ) -> Tensor:
     """Return the overlap of the patterns, the mean over queries, [n_qk_heads, n_heads]."""
-    total = torch.zeros(lorsa.config.n_qk_heads, geometry.n_heads, device=lorsa.W_V.device)
+    c, g = lorsa.config, geometry
+    total = torch.zeros(c.n_qk_heads, g.n_heads, device=lorsa.W_V.device)
     n_queries = 0
     for x in (sequence for batch in xs for sequence in batch.float().split(1)):
         seq = x.shape[1]
-        theirs = layer_patterns(x, weights, geometry)[0]  # [n_heads, seq, seq]
-        ours = lorsa.pattern(x)[0]  # [n_qk_heads, seq, seq]
-        for head in range(len(theirs)):
-            total[:, head] += torch.minimum(ours, theirs[head]).sum(dim=(1, 2))
+        q, k = layer_queries_keys(x, weights, g)
+        mine = lorsa.queries_keys(x)
+        for rows in in_chunks(seq, max(c.n_qk_heads, g.n_heads) * seq, BLOCK_ELEMENTS):
+            theirs = patterns_of(g, q, k, rows)[0]  # [n_heads, rows, rows.stop]
+            ours = patterns_of(c, *mine, rows)[0]  # [n_qk_heads, rows, rows.stop]
+            for head in range(len(theirs)):
+                total[:, head] += torch.minimum(ours, theirs[head]).sum(dim=(1, 2))
         n_queries += seq
     return total / max(n_queries, 1)
 
 
-def layer_patterns(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
-    """Return the attention patterns of the layer's own heads, [batch, n_heads, q_pos, k_pos]."""
-    g = geometry
-    q, k = queries_keys(x, weights, g)
-    k = k.repeat_interleave(g.n_heads // g.n_kv_heads, dim=2)
-    return attention_pattern(q, k, scale=g.scale, window=g.window, softcap=g.softcap)
+def layer_queries_keys(
+    x: Tensor, weights: LayerWeights, geometry: AttentionGeometry
+) -> tuple[Tensor, Tensor]:
+    """Return q and k of the layer's own heads, each [batch, seq, n_heads, d_head]."""
+    q, k = queries_keys(x, weights, geometry)
+    return q, k.repeat_interleave(geometry.n_heads // geometry.n_kv_heads, dim=2)

@@ -57,16 +57,14 @@ class Analysis:
             facts = json.loads((root / FACTS).read_text("utf-8"))
             version = facts["version"]
         except (ValueError, KeyError, TypeError, OSError):
-            raise AnalyzeError(
-                f"{root / FACTS} cannot be read; delete {root}, analyze again"
-            ) from None
+            raise AnalyzeError(f"{root / FACTS} cannot be read; analyze again") from None
         if version != VERSION:
             raise AnalyzeError(
                 f"{root} is of version {version}; this lorsa reads {VERSION}: analyze again"
             )
         missing = [name for name in TABLES if not (root / f"{name}.parquet").exists()]
         if missing:
-            raise AnalyzeError(f"{root} lacks {missing[0]}.parquet; delete it and analyze again")
+            raise AnalyzeError(f"{root} lacks {missing[0]}.parquet; analyze again")
         return cls(root, facts)
 
     @cached_property
@@ -136,7 +134,9 @@ class Analysis:
             return pq.read_table(path, filters=filters, schema=TABLES[name])
         except (OSError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0]
-            raise AnalyzeError(f"{path} cannot be read ({reason}); analyze again") from None
+            raise AnalyzeError(
+                f"{path} cannot be read ({reason}); delete it and analyze again"
+            ) from None
 
 
 def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table]) -> None:

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import attention_pattern
-from ..model import Lorsa, Projected
+from ..model import AttentionGeometry, Lorsa, LorsaConfig, Projected
 
 BLOCK_ELEMENTS = 8 << 20
-"""Contributions that are in memory at once."""
+"""Contributions, or entries of patterns, that are in memory at once."""
 MOST_ROWS = 64
 """Queries of a block: what lies behind the last of them is left out."""
 
@@ -42,30 +42,39 @@ def blocks(lorsa: Lorsa, projected: Projected, ids: Tensor) -> Iterator[Block]:
         projected: its queries, keys and values of some sequences.
         ids: heads of every token, [batch, seq, slots].
     """
+    c = lorsa.config
     batch, seq, slots = ids.shape
-    group = lorsa.config.n_ov_heads // lorsa.config.n_qk_heads
+    group = c.n_ov_heads // c.n_qk_heads
     v = projected.v.transpose(1, 2).contiguous()  # [batch, n_ov_heads, seq]
     which = torch.arange(batch, device=ids.device)[:, None, None]
-    step = max(1, min(MOST_ROWS, BLOCK_ELEMENTS // (batch * slots * seq)))
+    per_row = batch * max(slots, c.n_qk_heads) * seq
+    step = max(1, min(MOST_ROWS, BLOCK_ELEMENTS // per_row))
     for start in range(0, seq, step):
         rows = slice(start, min(start + step, seq))
         heads = ids[:, rows].long()  # [batch, rows, slots]
-        patterns = patterns_of(lorsa, projected, rows).transpose(1, 2)
+        patterns = patterns_of(c, projected.q, projected.k, rows).transpose(1, 2)
         query = torch.arange(heads.shape[1], device=ids.device)[None, :, None]
         parts = patterns[which, query, heads // group]
         yield Block(rows, parts.mul_(v[which, heads, : rows.stop]))
 
 
-def patterns_of(lorsa: Lorsa, projected: Projected, rows: slice) -> Tensor:
-    """Return the attention patterns of some queries, [batch, n_qk_heads, rows, rows.stop]."""
-    c = lorsa.config
+def patterns_of(
+    shape: LorsaConfig | AttentionGeometry, q: Tensor, k: Tensor, rows: slice
+) -> Tensor:
+    """Return the attention patterns of some queries, [batch, n_heads, rows, rows.stop].
+
+    Args:
+        shape: how scores are made of q and k.
+        q, k: of whole sequences, [batch, seq, n_heads, width].
+        rows: positions of the queries.
+    """
     return attention_pattern(
-        projected.q[:, rows],
-        projected.k[:, : rows.stop],
-        scale=c.scale,
-        window=c.window,
-        softcap=c.softcap,
-        at=torch.arange(rows.start, rows.stop, device=projected.q.device),
+        q[:, rows],
+        k[:, : rows.stop],
+        scale=shape.scale,
+        window=shape.window,
+        softcap=shape.softcap,
+        at=torch.arange(rows.start, rows.stop, device=q.device),
     )
 
 

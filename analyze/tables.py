@@ -23,6 +23,7 @@ from .schema import (
     STORE_SCORES,
     TOKENS,
 )
+from .spelling import token_text
 
 Array = npt.NDArray[Any]
 N_NEIGHBOURS = 8
@@ -165,29 +166,6 @@ def tokens_table(tables: list[pa.Table], tokenizer: Any) -> pa.Table:
     known = sorted(ids - {None})
     texts = [None if tokenizer is None else token_text(tokenizer, i) for i in known]
     return pa.table({"token": known, "text": texts}, TOKENS)
-
-
-def token_text(tokenizer: Any, token: int) -> str:
-    """Return a token as text; of one that is a part of a character, its bytes as <0xE2>."""
-    text: str = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-    if "\ufffd" not in text:
-        return text
-    piece = tokenizer.convert_ids_to_tokens(token)
-    to_byte = {char: byte for byte, char in _byte_level().items()}
-    if piece is None or any(char not in to_byte for char in piece):
-        return text
-    return "".join(f"<0x{to_byte[char]:02X}>" for char in piece)
-
-
-def _byte_level() -> dict[int, str]:
-    """Return the character that stands for each byte in a byte-level vocabulary.
-
-    Source: Radford et al. 2019 (GPT-2): printable Latin-1 as it is, the others from U+0100 on.
-    """
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    shifted = {byte: chr(256 + i) for i, byte in enumerate(others)}
-    return {byte: shifted.get(byte, chr(byte)) for byte in range(256)}
 
 
 def source_tokens(

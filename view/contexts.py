@@ -66,7 +66,7 @@ def _context(analysis: Analysis, row: dict[str, Any]) -> dict[str, Any]:
     except KeyError:
         raise AnalyzeError(
             f"{analysis.root} has no tokens of sequence {row['seq']}, in which head "
-            f"{row['head']} fired; delete it and analyze again"
+            f"{row['head']} fired; delete its sequences.parquet and analyze again"
         ) from None
     shown = stretches(row["position"], row["sources"], len(tokens))
     act, rest, quantile = rounded((row["act"], row["rest"], row["quantile"]))

@@ -210,6 +210,27 @@ def test_a_finished_analysis_is_not_made_again(request_: AnalyzeConfig, analysis
     assert told == [f"{request_.folder} is finished already"]
 
 
+@pytest.mark.parametrize("damage", ["another version", "torn", "a list", "no heads"])
+def test_an_analysis_that_cannot_be_read_is_replaced(
+    request_: AnalyzeConfig, tmp_path: Path, damage: str
+) -> None:
+    """One of another version was to be analysed again, which failed as it was of that version."""
+    asked = replace(request_, model=None, out=tmp_path, tokens=N_CTX)
+    facts = analyze_run(asked)
+    path = tmp_path / "analysis.json"
+    contents = {"another version": json.dumps(facts | {"version": 0}), "torn": "{", "a list": "[]"}
+    if damage in contents:
+        path.write_text(contents[damage])
+    else:
+        (tmp_path / "heads.parquet").unlink()
+    with pytest.raises(AnalyzeError, match="analyze again"):
+        Analysis.open(tmp_path)
+    told: list[Any] = []
+    analyze_run(asked, report=told.append)
+    assert f"{tmp_path} holds another analysis, which is replaced when this one is done" in told
+    assert Analysis.open(tmp_path).heads.num_rows
+
+
 def test_a_lorsa_that_never_fires(request_: AnalyzeConfig, tmp_path: Path) -> None:
     lorsa = Lorsa.from_pretrained(request_.run)
     with torch.no_grad():

@@ -3,10 +3,16 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lorsa.analyze import Analysis, AnalyzeConfig, AnalyzeError, analyze_run, find_heads
+from lorsa.analyze.find import in_words
+from lorsa.analyze.schema import HEADS
 from lorsa.cli import app
+from lorsa.store import ActivationStore
 from lorsa.train import train
+from reading import make_analysis
 from runs import config
 from typer.testing import CliRunner
 
@@ -32,6 +38,35 @@ def test_the_best_come_first_with_evidence(run: Path, store_folder: Path) -> Non
     often = [row for row in heads if row["probe_fired"] >= 20]
     best = max(row["probe_previous_token"] or 0 for row in often)
     assert found[0].score == pytest.approx(best)
+
+
+def test_heads_without_a_score_are_left_out(store_folder: Path, tmp_path: Path) -> None:
+    """Too few scores made a head without one come up as None, and the order a TypeError."""
+    root = make_analysis(tmp_path / "analysis", with_model=False)
+    heads = pq.read_table(root / "heads.parquet").to_pylist()
+    for row in heads:
+        row["n_fired"], row["induction"] = 30, 0.5 if row["head"] == 3 else None
+    pq.write_table(pa.Table.from_pylist(heads, HEADS), root / "heads.parquet")
+    uuid = ActivationStore.open(store_folder).manifest.uuid
+    facts = json.loads((root / "analysis.json").read_text())
+    (root / "analysis.json").write_text(json.dumps(facts | {"store_uuid": uuid}))
+    found = find_heads("induction", store=store_folder, runs=[root])
+    assert [(head.head, head.score) for head in found] == [(3, 0.5)]
+    for row in heads:
+        row["induction"] = None
+    pq.write_table(pa.Table.from_pylist(heads, HEADS), root / "heads.parquet")
+    with pytest.raises(AnalyzeError, match="no head here has a score of induction"):
+        find_heads("induction", store=store_folder, runs=[root])
+
+
+def test_evidence_holds_no_controls_of_terminals(tmp_path: Path) -> None:
+    """Text of a corpus reached the terminal with its escape sequences."""
+    words = ["\x1b[2J", "\x9b", "a\r\n", " b", "\u202e"]
+    analysis = Analysis.open(make_analysis(tmp_path / "analysis", words=words))
+    lines = [in_words(analysis, each) for head in range(8) for each in analysis.examples(head)]
+    assert all(line.isprintable() for line in lines)
+    assert "<1B>" in "".join(lines)
+    assert "<0D>↵" in "".join(lines)
 
 
 def test_without_a_run_the_models_own_heads_are_scored(store_folder: Path) -> None:

@@ -1,13 +1,43 @@
 """A Lorsa as it starts comes from known heads."""
 
+from typing import Any
+
 import pytest
 import torch
-from lorsa.analyze.parents import find_parents, layer_patterns
+from lorsa.analyze.parents import find_parents, layer_queries_keys, pattern_likeness
+from lorsa.analyze.sources import patterns_of
 from lorsa.model import Lorsa, LorsaConfig, init_from_layer, layer_attention
 from tiny import make_model, read_layer
 
 GROUP = 3
 """OV heads of a QK head."""
+
+
+def test_patterns_are_compared_some_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole patterns of all heads took memory by the square of the sequence."""
+    reading, x, _y = read_layer(make_model("gemma2"), 1)
+    weights, g = reading.weights, reading.geometry
+    shape = {"scale": g.scale, "rope": g.rope, "softcap": g.softcap, "window": g.window}
+    d_model, d_head = weights.W_Q.shape[1:]
+    lorsa = Lorsa(
+        LorsaConfig(d_model=d_model, n_qk_heads=2, d_qk_head=d_head, n_ov_heads=8, top_k=4, **shape)
+    )
+    generator = torch.Generator().manual_seed(0)
+    for weight in (lorsa.W_Q, lorsa.W_K):
+        weight.data.normal_(std=0.3, generator=generator)
+    whole = pattern_likeness(lorsa, weights, g, [x])
+    seen: list[int] = []
+
+    def patterns(*args: Any) -> torch.Tensor:
+        found = patterns_of(*args)
+        seen.append(found.numel())
+        return found
+
+    limit = 4 * g.n_heads * x.shape[1]
+    monkeypatch.setattr("lorsa.analyze.parents.BLOCK_ELEMENTS", limit)
+    monkeypatch.setattr("lorsa.analyze.parents.patterns_of", patterns)
+    assert torch.allclose(pattern_likeness(lorsa, weights, g, [x]), whole, atol=1e-6)
+    assert max(seen) <= limit
 
 
 @pytest.mark.parametrize("family", ["llama-mha", "llama-gqa", "gemma2", "phi-norm"])
@@ -42,7 +72,8 @@ def test_the_heads_that_a_lorsa_starts_from_are_its_parents(family: str) -> None
 def test_patterns_are_those_that_make_y() -> None:
     reading, x, y = read_layer(make_model("llama-gqa"), 1)
     weights, g = reading.weights, reading.geometry
-    pattern = layer_patterns(x, weights, g)
+    q, k = layer_queries_keys(x, weights, g)
+    pattern = patterns_of(g, q, k, slice(0, x.shape[1]))
     assert torch.allclose(pattern.sum(dim=-1), torch.ones(()), atol=1e-5)
     assert torch.allclose(layer_attention(x, weights, g), y, atol=1e-4)
     share = g.n_heads // g.n_kv_heads
