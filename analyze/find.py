@@ -17,7 +17,7 @@ from torch import Tensor
 from ..model import AttentionGeometry, LayerWeights
 from ..store import ActivationStore, Place, place
 from .errors import AnalyzeError
-from .kinds import N_KINDS, kinds
+from .kinds import LEAST_FIRED, N_KINDS, kinds
 from .language import in_chunks
 from .opened import device_for
 from .parents import layer_queries_keys
@@ -28,8 +28,6 @@ from .spelling import printable
 
 SCORES = (*STORE_SCORES, "successor")
 SCAN_TOKENS = 8192
-LEAST_FIRED = 20
-"""Firings below which a head's score says little: such heads are left out."""
 WINDOW = 6
 """Tokens shown before and after a source or a firing token."""
 

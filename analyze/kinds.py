@@ -31,6 +31,8 @@ LOCAL = 8
 """Tokens before the firing one that are near."""
 LONG = 64
 """Tokens before it from which on they are far."""
+LEAST_FIRED = 20
+"""Firings below which a share says little."""
 LABEL_FROM = 0.5
 """The share from which on a head is called by a type."""
 

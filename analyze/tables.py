@@ -11,7 +11,7 @@ from torch import Tensor
 from ..model import Lorsa
 from .collect import Chosen, Collected
 from .effects import Effects, Listed
-from .kinds import Reading, label
+from .kinds import LEAST_FIRED, Reading, label
 from .language import in_chunks
 from .parents import Parents
 from .schema import (
@@ -80,10 +80,10 @@ def heads_table(
     if parents is not None:
         columns["parents"] = _structs(**parents._asdict())
     if probe is not None:
-        on_probe = probe.shares()
+        on_probe, often = probe.shares(), probe.n_fired >= LEAST_FIRED
         columns["probe_fired"] = probe.n_fired.long().numpy()
         for name, theirs in zip(PROBE_SCORES, STORE_SCORES, strict=True):
-            columns[name] = _nullable(on_probe[theirs])
+            columns[name] = _nullable(torch.where(often, on_probe[theirs], torch.nan))
     if effects is not None:
         columns["promoted"] = _listed(effects.promoted, "token", "logit")
         columns["suppressed"] = _listed(effects.suppressed, "token", "logit")

@@ -152,6 +152,24 @@ def test_the_fidelity_page_can_be_followed(
     assert names["logits"].shape == (1, 9, 400)
 
 
+def test_the_analysis_page_can_be_followed(
+    store_folder: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "acts").symlink_to(store_folder)
+    text = (ROOT / "docs/analysis.md").read_text("utf-8").replace("layer-17", "layer-1")
+    text = text.replace("inputs(17, ", "inputs(1, ").replace("smollm2-135m", str(model_folder))
+    words = ["train", "--store", "acts", "--layer", "1", "--top-k", "6", "--batch-tokens", "128"]
+    assert CliRunner().invoke(cli.app, [*words, "--train-tokens", "512"]).exit_code == 0
+    for line in re.findall(r"^    lorsa (.*)$", text, re.M):
+        done = CliRunner().invoke(cli.app, line.split())
+        assert done.exit_code == 0, done.output
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", text, re.S)[0], names)
+    z = names["parts"].sum(dim=-1).relu()
+    assert torch.allclose(z, names["acts"], atol=1e-4)
+
+
 def test_no_page_points_outside_the_project() -> None:
     for page in PAGES:
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text("utf-8")):
