@@ -5,6 +5,7 @@ to requests that name this machine, so that no other site in the same browser ca
 """
 
 import errno
+import sys
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,7 +33,7 @@ class PageServer:
         """
         self._folder = folder.resolve()
         try:
-            self._server = ThreadingHTTPServer((HOST, port), self._handler)
+            self._server = _Server((HOST, port), self._handler)
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             reason = "is taken" if taken else f"cannot be used ({error.strerror})"
@@ -54,6 +55,13 @@ class PageServer:
 
     def _handler(self, *args: Any) -> "_Handler":
         return _Handler(*args, directory=str(self._folder))
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that leaves in the middle of an answer."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(SimpleHTTPRequestHandler):

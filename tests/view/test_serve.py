@@ -2,8 +2,10 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -79,6 +81,22 @@ def test_what_is_not_there_is_a_line(server: PageServer, path: str) -> None:
     answer = _ask(server, path)
     assert " 404 " in answer.splitlines()[0]
     assert len(answer.split("\r\n\r\n", 1)[1].splitlines()) == 1
+
+
+def test_a_browser_that_leaves_is_no_error(
+    server: PageServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It left a traceback in the terminal."""
+    (tmp_path / "page" / "large.js").write_bytes(bytes(1 << 26))
+    port = int(server.url.rstrip("/").rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as line:
+        line.sendall(f"GET /large.js HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        line.recv(100)
+        reset = struct.pack("ii", 1, 0)  # closing tells the server at once
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+    time.sleep(0.5)
+    assert _ask(server, "/").endswith("the page")
+    assert capfd.readouterr().err == ""
 
 
 def test_other_methods_and_other_hosts_are_refused(server: PageServer) -> None:
