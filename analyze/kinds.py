@@ -2,8 +2,8 @@
 
     share = sum |P[t, s] v[s]| over sources s of the kind  /  the same over all sources
 
-both over the tokens t > 0 on which the head fires and before which there is a source of the kind,
-so a head is not blamed for what a text does not offer. With m[s] the token at s:
+both over the tokens t > 0 on which the head fires and which see a source of the kind, so a head is
+not blamed for what a text does not offer, or a window hides. With m[s] the token at s:
 
     previous_token    s = t - 1
     same_token        s = t
@@ -41,12 +41,13 @@ N_SINGLE = 5
 N_KINDS, N_BUCKETS = len(STORE_SCORES), len(DISTANCES)
 
 
-def kinds(tokens: Tensor, rows: slice) -> Tensor:
+def kinds(tokens: Tensor, rows: slice, window: int | None = None) -> Tensor:
     """Return which sources are of which kind to some queries.
 
     Args:
         tokens: ids, [batch, seq].
         rows: positions of the queries.
+        window: how many positions a query sees, itself among them; None sees all before.
 
     Returns:
         bool, [batch, rows, seq, kinds], in the order of STORE_SCORES.
@@ -68,7 +69,8 @@ def kinds(tokens: Tensor, rows: slice) -> Tensor:
     }
     shape = (len(tokens), *distance.shape)
     stacked = torch.stack([found[name].expand(shape) for name in STORE_SCORES], dim=-1)
-    return stacked & (position[rows] > 0)[:, None, None]
+    seen = (position[rows, None] > 0) & (distance < (window or len(position) + 1))  # [rows, seq]
+    return stacked & seen[:, :, None]
 
 
 def _of_distance(rows: slice, seq: int, kind: Tensor) -> Tensor:
@@ -131,7 +133,7 @@ class Reading:
         rows, parts = block.rows, block.parts.abs_()
         _batch, _n_rows, _slots, seq = parts.shape
         tokens = tokens[:, : rows.stop]
-        kind = kinds(tokens, rows)
+        kind = kinds(tokens, rows, block.window)
         columns = torch.cat([kind, _of_distance(rows, seq, kind)], dim=-1).to(parts.dtype)
         sums = parts @ columns  # [batch, rows, slots, columns]
         amount = sums[..., -1:]

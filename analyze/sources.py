@@ -31,6 +31,8 @@ class Block(NamedTuple):
     parts: Tensor
     """P[t, s] v[s] of the heads in every slot, [batch, rows, slots, rows.stop]: later sources have
     none"""
+    window: int | None
+    """A query sees itself and the window - 1 positions before it; None sees all before"""
 
 
 @torch.no_grad()
@@ -55,7 +57,7 @@ def blocks(lorsa: Lorsa, projected: Projected, ids: Tensor) -> Iterator[Block]:
         patterns = patterns_of(c, projected.q, projected.k, rows).transpose(1, 2)
         query = torch.arange(heads.shape[1], device=ids.device)[None, :, None]
         parts = patterns[which, query, heads // group]
-        yield Block(rows, parts.mul_(v[which, heads, : rows.stop]))
+        yield Block(rows, parts.mul_(v[which, heads, : rows.stop]), c.window)
 
 
 def patterns_of(

@@ -1,5 +1,7 @@
 """Types of attention, on heads that are built by hand to be of one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -97,9 +99,10 @@ def test_a_head_of_one_token_reads_as_a_duplicate_head_does() -> None:
     assert float(shares["same_token"]) == pytest.approx(0.75, abs=0.02)
 
 
-def test_kinds_are_those_of_their_definitions() -> None:
+@pytest.mark.parametrize("window", [None, 3])
+def test_kinds_are_those_of_their_definitions(window: int | None) -> None:
     tokens = torch.tensor([[7, 3, 7, 3, 3]])
-    found = kinds(tokens, slice(0, 5))[0]
+    found = kinds(tokens, slice(0, 5), window)[0]
     for t in range(5):
         for s in range(5):
             m = tokens[0].tolist()
@@ -113,7 +116,19 @@ def test_kinds_are_those_of_their_definitions() -> None:
                 "long_range": False,
             }
             for column, name in enumerate(STORE_SCORES):
-                assert bool(found[t, s, column]) == (expected[name] and t > 0), (name, t, s)
+                seen = t > 0 and (window is None or t - s < window)
+                assert bool(found[t, s, column]) == (expected[name] and seen), (name, t, s)
+
+
+def test_a_head_is_not_blamed_for_what_its_window_hides() -> None:
+    """Tokens whose only copies were out of sight counted as if they offered some."""
+    torch.manual_seed(0)
+    lorsa = perfect("first_token")
+    lorsa.config = replace(lorsa.config, window=8)
+    found = reading(lorsa, TEXTS["random"])
+    column = STORE_SCORES.index("first_token")
+    assert 0 < float(found.by_kind[0, column]) <= float(found.offered[0, column])
+    assert float(found.offered[0, column]) < 0.5 * float(found.amount[0])
 
 
 def test_blocks_do_not_change_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
