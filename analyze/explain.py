@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from ..stop import stop_when_whole
 from .asking import answers, in_threads
 from .chat import KEPT, Chat, n_tokens
+from .config import numbers
 from .endpoint import EndpointError, endpoint_name, find_key, is_loopback
 from .errors import AnalyzeError
-from .explain_config import ExplainConfig, parse_heads
+from .explain_config import ExplainConfig
 from .explanations import EXPLANATIONS, Record
 from .prompts import Prompts
 from .result import Analysis
@@ -222,7 +223,7 @@ def _chosen(analysis: Analysis, config: ExplainConfig) -> list[int]:
     heads = analysis.heads
     fires = [bool(n) for n in heads["n_fired"].to_pylist()]
     if config.heads is not None:
-        asked = parse_heads(config.heads)
+        asked = list(dict.fromkeys(numbers("heads", config.heads)))
         if max(asked) >= len(fires):
             raise AnalyzeError(f"head {max(asked)} is not there; heads are 0..{len(fires) - 1}")
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from .config import numbers
 from .endpoint import endpoint_url
 from .schema import HEADS
 
@@ -55,7 +56,7 @@ class ExplainConfig:
         if self.heads is not None and self.top is not None:
             raise ValueError("heads and top exclude each other; give one")
         if self.heads is not None:
-            parse_heads(self.heads)
+            numbers("heads", self.heads)
         if self.sort not in SORTABLE:
             raise ValueError(f"sort is {self.sort!r}; allowed: {', '.join(SORTABLE)}")
         for name in ("top", "concurrency", "max_tokens"):
@@ -77,20 +78,3 @@ class ExplainConfig:
         if self.price_in is None or self.price_out is None:
             return None
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
-
-
-def parse_heads(text: str) -> list[int]:
-    """Read 17,301 or 0-99, in the order given, each once.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    heads: dict[int, None] = {}
-    for part in text.split(","):
-        first, dash, last = (piece.strip() for piece in part.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"heads {text!r} is not of the form 17,301 or 0-99")
-        heads |= dict.fromkeys(range(int(first), int(last or first) + 1))
-    if not heads:
-        raise ValueError(f"heads {text!r}: write the lower number first, as 0-99")
-    return list(heads)
