@@ -175,7 +175,7 @@ def _run_result(run: Path) -> dict[str, Any]:
     """Return what training measured; nothing of a folder that is no run."""
     try:
         return json.loads((run / "run.json").read_text("utf-8")).get("result") or {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return {}
 
 
