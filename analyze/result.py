@@ -155,12 +155,15 @@ def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table
         (root / FACTS).unlink(missing_ok=True)
         for name, table in tables.items():
             partial = root / f"{name}.parquet.partial"
-            pq.write_table(
-                table.cast(TABLES[name]),
-                partial,
-                compression="zstd",
-                row_group_size=EXAMPLES_PER_GROUP,
-            )
+            with partial.open("wb") as file:
+                pq.write_table(
+                    table.cast(TABLES[name]),
+                    file,
+                    compression="zstd",
+                    row_group_size=EXAMPLES_PER_GROUP,
+                )
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(partial, root / f"{name}.parquet")
         write_json(root / FACTS, {"version": VERSION, **facts})
     except OSError as error:
