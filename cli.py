@@ -215,7 +215,8 @@ def train(
         ),
     ] = None,
     init: Annotated[
-        str | None, typer.Option(help="Start from the layer or at random.", show_default="layer")
+        str | None,
+        typer.Option(help="Start: layer, layer-weighted or random.", show_default="layer"),
     ] = None,
     train_tokens: Annotated[
         int | None,
@@ -340,7 +341,7 @@ def sweep(
     top_k: Annotated[str | None, typer.Option(help="Heads that fire per token: 32,64,128.")] = None,
     select: Annotated[str | None, typer.Option(help="relu,abs.")] = None,
     activation: Annotated[str | None, typer.Option(help="topk,batchtopk,jumprelu.")] = None,
-    init: Annotated[str | None, typer.Option(help="layer,random.")] = None,
+    init: Annotated[str | None, typer.Option(help="layer,layer-weighted,random.")] = None,
     train_tokens: Annotated[
         str | None, typer.Option("--train-tokens", "--tokens", help="Tokens to train on.")
     ] = None,

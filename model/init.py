@@ -17,6 +17,9 @@ and varies by 1. One s for all heads is the least-squares scale on the sample, b
 Starting from the layer's heads and in the active subspace keeps heads alive: He et al. 2025,
 arXiv:2504.20938; arXiv:2508.16929. Clustering and filter are ours; docs/recipe.md has the
 figures.
+
+Weighted, head p becomes more QK heads the more it writes: in proportion to the deviation of
+o_p W_O^p, one at least.
 """
 
 from typing import NamedTuple
@@ -86,6 +89,7 @@ def init_from_layer(
     x: Tensor,
     *,
     seed: int,
+    weighted: bool = False,
 ) -> None:
     """Fill a Lorsa from the attention layer that it replaces; `fit_output` does the rest.
 
@@ -93,20 +97,24 @@ def init_from_layer(
         weights, geometry: the layer; weights on x's device and in its dtype.
         x: a sample of its input, [batch, seq, d_model].
         seed: of the clustering.
+        weighted: whether heads that write more become more QK heads, instead of all equally many.
 
     Raises:
         ValueError: n_qk_heads is no multiple of the layer's heads, or d_qk_head is not its width.
     """
     c = lorsa.config
     require_fit(c, geometry)
-    _copy_queries_keys(lorsa, weights, geometry)
     generator = torch.Generator().manual_seed(seed)
     kv_share = geometry.n_heads // geometry.n_kv_heads
-    n_ov_per_head = c.n_ov_heads // geometry.n_heads
     outputs = head_outputs(x, weights, geometry).flatten(0, 1)  # [tokens, n_heads, d_head]
+    copies = torch.full((geometry.n_heads,), c.n_qk_heads // geometry.n_heads)
+    if weighted and not (c.qk_norm is not None and c.qk_norm.kind == "rms_full"):
+        copies = _weighted_copies(outputs, weights.W_O, c.n_qk_heads)
+    _copy_queries_keys(lorsa, weights, copies)
+    ends = [0, *(copies.cumsum(0) * (c.n_ov_heads // c.n_qk_heads)).tolist()]
     for head in range(geometry.n_heads):
-        found = _directions(outputs[:, head], n_ov_per_head, generator)
-        mine = slice(head * n_ov_per_head, (head + 1) * n_ov_per_head)
+        mine = slice(ends[head], ends[head + 1])
+        found = _directions(outputs[:, head], mine.stop - mine.start, generator)
         lorsa.W_V[mine] = found.read @ weights.W_V[head // kv_share].T
         lorsa.b_V[mine] = -(found.read @ found.mean)
         if weights.b_V is not None:
@@ -128,21 +136,38 @@ def require_fit(config: LorsaConfig, geometry: AttentionGeometry) -> None:
         )
 
 
-def _copy_queries_keys(lorsa: Lorsa, weights: LayerWeights, geometry: AttentionGeometry) -> None:
-    copies = lorsa.config.n_qk_heads // geometry.n_heads
-    kv_copies = lorsa.config.n_qk_heads // geometry.n_kv_heads
-    lorsa.W_Q.copy_(weights.W_Q.repeat_interleave(copies, dim=0))
-    lorsa.W_K.copy_(weights.W_K.repeat_interleave(kv_copies, dim=0))
-    if weights.b_Q is not None:
-        lorsa.b_Q.copy_(weights.b_Q.repeat_interleave(copies, dim=0))
-    if weights.b_K is not None:
-        lorsa.b_K.copy_(weights.b_K.repeat_interleave(kv_copies, dim=0))
-    for side, n_copies in (("q", copies), ("k", kv_copies)):
-        for name in (f"{side}_norm", f"{side}_norm_bias"):
+def _weighted_copies(outputs: Tensor, W_O: Tensor, n_qk_heads: int) -> Tensor:
+    """Return how many QK heads each head becomes, by largest remainder, [n_heads].
+
+    Args:
+        outputs: what the heads attend to, [tokens, n_heads, d_head].
+        W_O: [n_heads, d_head, d_model].
+        n_qk_heads: their sum.
+    """
+    n_free = n_qk_heads - outputs.shape[1]
+    centred = (outputs - outputs.mean(dim=0)).transpose(0, 1)  # [n_heads, tokens, d_head]
+    covariance = (centred.transpose(1, 2) @ centred).double() / outputs.shape[0]
+    energy = (covariance @ W_O.double() * W_O.double()).sum(dim=(1, 2))
+    deviation = energy.clamp(min=0).sqrt().cpu()
+    if not deviation.any():
+        deviation = torch.ones_like(deviation)
+    above = (deviation / deviation.sum() * n_qk_heads - 1).clamp(min=0)  # one is had already
+    above = above / above.sum().clamp(min=1e-30) * n_free
+    copies = above.long()
+    n_left = n_free - int(copies.sum())
+    copies[(above - copies).argsort(descending=True, stable=True)[:n_left]] += 1
+    return copies + 1
+
+
+def _copy_queries_keys(lorsa: Lorsa, weights: LayerWeights, copies: Tensor) -> None:
+    head = torch.arange(len(copies)).repeat_interleave(copies).to(weights.W_Q.device)
+    of_side = {"q": head, "k": head // (len(copies) // len(weights.W_K))}
+    for side, source in of_side.items():
+        for name in (f"W_{side.upper()}", f"b_{side.upper()}", f"{side}_norm", f"{side}_norm_bias"):
             ours, theirs = getattr(lorsa, name), getattr(weights, name)
             if ours is not None and theirs is not None:
-                by_head = ours.ndim == 2  # else one factor for all heads
-                ours.copy_(theirs.repeat_interleave(n_copies, dim=0) if by_head else theirs)
+                for_all = "norm" in name and ours.ndim == 1  # one factor for all heads
+                ours.copy_(theirs if for_all else theirs[source])
 
 
 def _directions(outputs: Tensor, n_directions: int, generator: torch.Generator) -> _Directions:

@@ -432,7 +432,7 @@ def test_harvest_of_something_else_into_a_finished_store_names_the_difference(
         (["--layers", "0"], 1, "layer 0 is not in"),
         (["--layers", "one"], 1, "not of the form"),
         (["--lr", "0"], 2, "lr is 0.0; allowed: above 0"),
-        (["--init", "zero"], 2, "init is 'zero'; allowed: layer, random"),
+        (["--init", "zero"], 2, "init is 'zero'; allowed: layer, layer-weighted, random"),
         (["--device", "cuda"], 1, "torch sees no GPU"),
     ],
 )

@@ -10,7 +10,7 @@ from ..model import ACTIVATIONS, DEVICES
 from ..store import Place, place
 from .mask import parse_rule
 
-INITS = ("layer", "random")
+INITS = ("layer", "layer-weighted", "random")
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -46,7 +46,8 @@ class TrainConfig:
     """Of "jumprelu": weight of (L0 / top_k - 1)^2 of a sequence beside the squared error. Less
     lets more heads fire than top_k, more makes all sequences alike; docs/recipe.md."""
     init: str = "layer"
-    """Start from the layer's own weights, or "random"."""
+    """Start from the layer's own weights, "layer-weighted" with more copies of heads that write
+    more, or "random"."""
     train_tokens: int | None = None
     """Tokens to train on; None is one pass over the training shards."""
     minutes: float | None = None

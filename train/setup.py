@@ -76,10 +76,10 @@ def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
 
     Raises:
         ValueError: sizes that do not fit each other.
-        TrainError: the layer's attention is not understood and init is "layer".
+        TrainError: the layer's attention is not understood and init is not "random".
     """
     facts = store.manifest.layers[config.layer]
-    if config.init == "layer" and not facts["self_check"]["passed"]:
+    if config.init != "random" and not facts["self_check"]["passed"]:
         raise TrainError(
             f"layer {config.layer} of {store.root} cannot be started from: its geometry is unknown "
             f"({_why(facts['self_check'])}); give --init random"
@@ -108,7 +108,7 @@ def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
             layer=config.layer,
             store_uuid=store.manifest.uuid,
         )
-        if config.init == "layer":
+        if config.init != "random":
             require_fit(shape, geometry)
     except ValueError as error:
         raise TrainError(str(error)) from None
@@ -241,7 +241,8 @@ class Initialiser:
         else:
             weights = LayerWeights(**self._store.weights(config.layer)).to(device, torch.float32)
             geometry = layer_geometry(config.layer, self._store)
-            init_from_layer(start, weights, geometry, x, seed=config.seed)
+            weighted = config.init == "layer-weighted"
+            init_from_layer(start, weights, geometry, x, seed=config.seed, weighted=weighted)
         self._filled[key] = {n: t.detach().cpu().clone() for n, t in start.state_dict().items()}
         fit_output(start, x, y)
         lorsa.set_threshold(x)

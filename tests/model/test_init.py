@@ -13,7 +13,7 @@ from lorsa.model import (
     init_random,
     require_fit,
 )
-from lorsa.model.init import _cluster, _directions
+from lorsa.model.init import _cluster, _directions, _weighted_copies
 from tiny import FAMILIES, make_model, read_layer, some_tokens
 from torch import Tensor
 
@@ -46,6 +46,36 @@ def _start(
     if fit:
         fit_output(lorsa, x, y)
     return lorsa, x, y
+
+
+@pytest.mark.parametrize(
+    ("sizes", "copies"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], [3, 3, 3, 3]),
+        ([1.0, 1.0, 1.0, 0.0], [4, 4, 3, 1]),
+        ([9.0, 1.0, 1.0, 1.0], [9, 1, 1, 1]),
+        ([0.0, 0.0, 0.0, 0.0], [3, 3, 3, 3]),
+    ],
+)
+def test_heads_that_write_more_get_more_copies(sizes: list[float], copies: list[int]) -> None:
+    signs = torch.tensor([1.0, -1.0] * 8)[:, None, None]
+    outputs = signs * torch.ones(16, 4, 3) + 5  # a mean is no variation
+    W_O = torch.tensor(sizes)[:, None, None] * torch.ones(4, 3, 6)
+    assert _weighted_copies(outputs, W_O, 12).tolist() == copies
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weighted_copies_attend_as_their_heads(family: str) -> None:
+    (geometry, weights), x, y = read_layer(make_model(family), 1, some_tokens(16, seed=2))
+    lorsa, _, _ = _start(family)
+    equal = lorsa.pattern(x[:2]).detach()
+    init_from_layer(lorsa, weights, geometry, x, seed=0, weighted=True)
+    fit_output(lorsa, x, y)
+    pattern = lorsa.pattern(x[:2]).detach()
+    distance = (pattern[:, :, None] - equal[:, None, ::2]).abs().amax(dim=(0, 3, 4))
+    assert distance.amin(dim=1).max() < 1e-4  # each is a copy of some head
+    assert distance.amin(dim=0).max() < 1e-4  # and each head has one
+    assert _fvu(lorsa, x, y) < 0.6
 
 
 def _fvu(lorsa: Lorsa, x: Tensor, y: Tensor) -> float:
