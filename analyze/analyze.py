@@ -1,7 +1,6 @@
 """`lorsa analyze`: from a run and its store to an analysis folder."""
 
 import json
-import os
 import time
 import zlib
 from collections import Counter
@@ -10,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..harvest import AttentionSite, Capture
@@ -22,9 +19,8 @@ from . import tables
 from .collect import Chosen, Collected, choose, sources_of
 from .config import N_SAMPLE, AnalyzeConfig
 from .effects import Effects, effects, ordinal_tokens, successor_scores
-from .errors import AnalyzeError
 from .events import Measured, Report
-from .explanations import EXPLANATIONS
+from .folder import before, keep, locked, put_away_explanations, taken_up
 from .kinds import Reading
 from .language import surroundings
 from .opened import (
@@ -37,7 +33,7 @@ from .opened import (
 )
 from .parents import Parents, find_parents
 from .probes import probe, probe_tokens
-from .result import Analysis, write_analysis
+from .result import write_analysis
 from .schema import FACTS, PARTIAL, TYPES, VERSION
 
 DEFAULT_TOKENS = 1_000_000
@@ -73,51 +69,41 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
     opened = open_run(config.run, ActivationStore.open(config.store), device)
     seqs = _sequences(opened.store, config.tokens)
     request = _request(config, opened, len(seqs))
-    facts = _before(config.folder)
+    facts = before(config.folder)
     if facts.get("request") == request:
         report(f"{config.folder} is finished already")
         return facts
     if (config.folder / FACTS).exists():
         report(f"{config.folder} holds another analysis, which is replaced when this one is done")
+    with locked(config.folder):
+        made = _made(config, opened, seqs, request, report)
+        facts = {**_facts(config, opened, len(seqs)), "request": request}
+        facts |= {"types": made.pop("types"), "seconds": time.perf_counter() - started}
+        put_away_explanations(config.folder, request)
+        write_analysis(config.folder, facts, made)
+        (config.folder / PARTIAL).unlink(missing_ok=True)
+    return facts
+
+
+def _made(
+    config: AnalyzeConfig, opened: Opened, seqs: list[int], request: dict[str, Any], report: Report
+) -> dict[str, Any]:
+    """Collect what there is to know and return it as tables."""
     subject = None
     if config.model is not None:
-        subject = load_language_model(opened.store, config.model, [opened.layer], device, report)
+        subject = load_language_model(
+            opened.store, config.model, [opened.layer], opened.lorsa.W_V.device.type, report
+        )
     with stop_when_whole(tell=lambda: report("stopping")) as stop:
         found = _collect(config, opened, seqs, request, stop, report)
-        _keep(config.folder / PARTIAL, found, len(seqs), request)
+        keep(config.folder / PARTIAL, found, len(seqs), request)
 
         def told(step: str | Measured) -> None:
             if stop.asked:
                 raise KeyboardInterrupt
             report(step)
 
-        made = _write_up(config, opened, subject, seqs, found, told)
-    facts = {**_facts(config, opened, len(seqs)), "request": request, "types": made.pop("types")}
-    facts["seconds"] = time.perf_counter() - started
-    _put_away_explanations(config.folder, request)
-    write_analysis(config.folder, facts, made)
-    (config.folder / PARTIAL).unlink(missing_ok=True)
-    return facts
-
-
-def _before(folder: Path) -> dict[str, Any]:
-    """Return the facts of the analysis in a folder; nothing of one that cannot be read."""
-    try:
-        return Analysis.open(folder).facts
-    except AnalyzeError:
-        return {}
-
-
-def _put_away_explanations(folder: Path, request: dict[str, Any]) -> None:
-    """Rename what was said of the heads of another Lorsa, whose analysis is about to go."""
-    try:
-        before = json.loads((folder / FACTS).read_text("utf-8"))
-        weights = int(before["request"]["weights_crc32"])  # it becomes part of a name
-    except (OSError, ValueError, LookupError, TypeError):
-        return
-    path = folder / EXPLANATIONS
-    if weights != request["weights_crc32"] and path.exists():
-        path.rename(path.with_name(f"{path.stem}-{weights}{path.suffix}"))
+        return _write_up(config, opened, subject, seqs, found, told)
 
 
 def _sequences(store: ActivationStore, tokens: int | None) -> list[int]:
@@ -191,7 +177,7 @@ def _collect(
     lorsa, store = opened.lorsa, opened.store
     n_ctx = store.manifest.n_ctx
     partial = config.folder / PARTIAL
-    found, done = _taken_up(partial, request)
+    found, done = taken_up(partial, request)
     if found is None:
         found = Collected.nothing(lorsa.config.n_ov_heads, n_top=config.n_top, n_sample=N_SAMPLE)
     else:
@@ -206,37 +192,11 @@ def _collect(
         rate = (done - before) * n_ctx / (time.perf_counter() - began)
         report(Measured(done * n_ctx, len(seqs) * n_ctx, "reading heads", rate))
         if stop.asked or time.perf_counter() - saved > SAVE_EVERY_S:
-            _keep(partial, found, done, request)
+            keep(partial, found, done, request)
             saved = time.perf_counter()
         if stop.asked:
             raise KeyboardInterrupt
     return found
-
-
-def _keep(path: Path, found: Collected, done: int, request: dict[str, Any]) -> None:
-    """Keep what is collected, whole or not at all."""
-    written = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"request": json.dumps(request), "done": str(done)}
-        save_file(found.tensors(), written, metadata=about)
-        os.replace(written, path)
-    except (OSError, SafetensorError) as error:
-        written.unlink(missing_ok=True)
-        raise AnalyzeError(f"{path} cannot be written ({error}); make room") from None
-
-
-def _taken_up(path: Path, request: dict[str, Any]) -> tuple[Collected | None, int]:
-    """Return what an earlier call of the same request collected, and of how many sequences."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            if json.loads(about.get("request", "null")) != request:
-                return None, 0
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError):
-        return None, 0
-    return Collected.of_tensors(tensors), int(about["done"])
 
 
 def _write_up(

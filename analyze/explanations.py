@@ -59,7 +59,7 @@ def read_explanations(path: Path) -> dict[int, dict[str, Any]]:
 
 def _parsed(line: str) -> dict[str, Any]:
     try:
-        said = json.loads(line)
+        said = json.loads(line, parse_constant=lambda name: None)  # no NaN
     except ValueError:
         return {}
     return said if isinstance(said, dict) else {}

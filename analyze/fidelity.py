@@ -226,8 +226,11 @@ def _in_the_model(
 
 def _stand_ins(subject: Opened, store: ActivationStore, device: str) -> dict[str, Replacement]:
     """Return what takes the place of a layer's output, by name."""
-    some = store.stored(subject.layer, store.train_seqs[:MEAN_SEQS])
-    mean = some.on(device, _deriver(store, subject.layer, device)).y.mean(dim=(0, 1))
+    seqs, derive = store.train_seqs[:MEAN_SEQS], _deriver(store, subject.layer, device)
+    total = torch.zeros(store.manifest.d_model, dtype=torch.float64, device=device)
+    for seq in seqs.tolist():
+        total += store.stored(subject.layer, [seq]).on(device, derive).y.double().sum(dim=(0, 1))
+    mean = (total / (len(seqs) * store.manifest.n_ctx)).float()
     return {
         "lorsa": lambda x: subject.lorsa(x.float()),
         "zero_ablated": torch.zeros_like,

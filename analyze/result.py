@@ -24,6 +24,8 @@ from .explanations import EXPLANATIONS, read_explanations
 from .schema import FACTS, PARTIAL, TABLES, VERSION
 
 FOLDER = "analysis"
+NEEDED = ("run", "layer", "model", "store_uuid", "with_model", "n_tokens", "n_ctx")
+"""Facts that are read of an analysis."""
 EXAMPLES_PER_GROUP = 8192
 """Rows of examples.parquet that are read at once for a head."""
 
@@ -56,6 +58,7 @@ class Analysis:
         try:
             facts = json.loads((root / FACTS).read_text("utf-8"))
             version = facts["version"]
+            _ = [facts[name] for name in NEEDED]
         except (ValueError, KeyError, TypeError, OSError):
             raise AnalyzeError(f"{root / FACTS} cannot be read; analyze again") from None
         if version != VERSION:

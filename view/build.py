@@ -15,6 +15,8 @@ from .contexts import contexts
 from .files import INDEX, data_file, new_page, require_ours
 
 HEADS_PER_FILE = 48
+FACTS = ("layer", "model", "n_tokens", "n_ctx", "n_qk_heads", "top_k", "fvu", "l0", "with_model")
+"""Of the analysis, what a page shows: no paths, for it may be given away."""
 """Heads whose contexts share a file: about 250 kB, read in a few hundredths of a second."""
 FOLDER = "page"
 
@@ -89,7 +91,7 @@ def _write_data(analysis: Analysis, folder: Path, report: Callable[[int, int], N
 
 def _index(analysis: Analysis, fires: list[list[int]]) -> dict[str, Any]:
     return {
-        "facts": analysis.facts,
+        "facts": _facts(analysis),
         "n_heads": analysis.heads.num_rows,
         "heads_per_file": HEADS_PER_FILE,
         "types": TYPES,
@@ -99,6 +101,13 @@ def _index(analysis: Analysis, fires: list[list[int]]) -> dict[str, Any]:
         "distances": DISTANCES,
         "columns": {**index_columns(analysis.heads), "fires": fires},
     }
+
+
+def _facts(analysis: Analysis) -> dict[str, Any]:
+    """Return what the page says of the whole; of a model on this disk, its name alone."""
+    facts = {name: analysis.facts.get(name) for name in FACTS}
+    model = str(facts["model"])
+    return {**facts, "model": Path(model).name if Path(model).is_absolute() else model}
 
 
 def _tokens(analysis: Analysis) -> dict[str, list[Any]]:

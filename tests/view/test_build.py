@@ -61,6 +61,15 @@ def test_explanations_are_with_their_heads(run: Path) -> None:
     assert heads[3]["explained"] is None
 
 
+def test_no_path_of_this_machine_is_on_a_page(run: Path) -> None:
+    facts = run / "analysis" / "analysis.json"
+    where = {"run": str(run), "store": str(run / "acts"), "model": str(run / "tiny.gguf")}
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | where))
+    build_page(run)
+    assert str(run) not in json.dumps(_read(run / "page", "index"))
+    assert _read(run / "page", "index")["facts"]["model"] == "tiny.gguf"
+
+
 def test_search_finds_what_a_head_promotes(run: Path) -> None:
     build_page(run)
     analysis = Analysis.open(run)

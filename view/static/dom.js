@@ -77,8 +77,7 @@ function typeMark(type) {
 
 /** Say that a part needs the language model, and how to get it. */
 function needsModel(what) {
-  const { run, store, model } = index.facts;
-  const command = `lorsa analyze ${run ?? "RUN"} --store ${store ?? "STORE"} --model ${model ?? "MODEL"}`;
+  const command = "lorsa analyze RUN --store STORE --model MODEL";
   return el("p", { class: "missing" }, `${what} needs the language model: `, el("code", {}, command));
 }
 

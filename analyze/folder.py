@@ -1,0 +1,90 @@
+"""The folder of an analysis while one is made: locked, with what is collected so far."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .collect import Collected
+from .errors import AnalyzeError
+from .explanations import EXPLANATIONS
+from .result import Analysis
+from .schema import FACTS
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder and keep other processes out while the block lasts.
+
+    Raises:
+        AnalyzeError: it cannot be written, or another process analyses into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise AnalyzeError(f"{folder} cannot be written ({error.strerror}); give --out") from None
+    try:
+        if not os.access(folder, os.W_OK):
+            raise AnalyzeError(f"{folder} cannot be written; give --out")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AnalyzeError(
+                f"{folder} is being written by another process; wait for it or give --out"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def before(folder: Path) -> dict[str, Any]:
+    """Return the facts of the analysis in a folder; nothing of one that cannot be read."""
+    try:
+        return Analysis.open(folder).facts
+    except AnalyzeError:
+        return {}
+
+
+def put_away_explanations(folder: Path, request: dict[str, Any]) -> None:
+    """Rename what was said of the heads of another Lorsa, whose analysis is about to go."""
+    try:
+        before = json.loads((folder / FACTS).read_text("utf-8"))
+        weights = int(before["request"]["weights_crc32"])  # it becomes part of a name
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    path = folder / EXPLANATIONS
+    if weights != request["weights_crc32"] and path.exists():
+        path.rename(path.with_name(f"{path.stem}-{weights}{path.suffix}"))
+
+
+def keep(path: Path, found: Collected, done: int, request: dict[str, Any]) -> None:
+    """Keep what is collected, whole or not at all."""
+    written = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"request": json.dumps(request), "done": str(done)}
+        save_file(found.tensors(), written, metadata=about)
+        os.replace(written, path)
+    except (OSError, SafetensorError) as error:
+        written.unlink(missing_ok=True)
+        raise AnalyzeError(f"{path} cannot be written ({error}); make room") from None
+
+
+def taken_up(path: Path, request: dict[str, Any]) -> tuple[Collected | None, int]:
+    """Return what an earlier call of the same request collected, and of how many sequences."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if json.loads(about.get("request", "null")) != request:
+                return None, 0
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError):
+        return None, 0
+    return Collected.of_tensors(tensors), int(about["done"])
