@@ -313,7 +313,7 @@ def _in_the_model(
     if tokenizer is None or not (classes := ordinal_tokens(tokenizer)):
         return on_probe, written, None
     xs = [_at_words(subject.model, site, ids, bos) for ids in classes]
-    return on_probe, written, successor_scores(lorsa, around, classes, xs)
+    return on_probe, written, successor_scores(lorsa, around, classes, xs, mean_acts)
 
 
 def _at_words(model: Any, site: AttentionSite, ids: list[int], bos: int | None) -> Tensor:

@@ -91,22 +91,30 @@ def _encoded(tokenizer: Any, text: str) -> list[int]:
 
 @torch.no_grad()
 def successor_scores(
-    lorsa: Lorsa, language: Language, classes: list[list[int]], xs: list[Tensor]
+    lorsa: Lorsa,
+    language: Language,
+    classes: list[list[int]],
+    xs: list[Tensor],
+    mean_acts: Tensor,
 ) -> Tensor:
     """Return how far each head turns ordinal words into the next one.
 
     Of what its value reads of the words of a class, the share read of words a where, of all words
     of the class, it raises that after a most. A head that writes one direction can serve one word.
+    A word is read if its value, were all attention on it, would make the head fire as it does on
+    average: less is noise, of which some heads have 1.00 by chance.
 
     Args:
         classes: token ids in order.
         xs: the layer's input at each word of a class, [n_words, d_model] each.
+        mean_acts: of each head where it fires on text, NaN where it does not, [n_ov_heads].
 
     Returns:
         0..1, [n_ov_heads]; NaN of heads that read none of the words.
     """
     hit = torch.zeros(lorsa.config.n_ov_heads, device=lorsa.W_V.device)
     read = torch.zeros_like(hit)
+    least = mean_acts.to(hit)
     for ids, x in zip(classes, xs, strict=True):
         best = torch.cat(
             [
@@ -115,6 +123,7 @@ def successor_scores(
             ]
         )  # [n_ov_heads]
         values = (x @ lorsa.W_V.T + lorsa.b_V).relu()  # [n_words, n_ov_heads]
+        values = torch.where(values >= least, values, 0.0)
         word = torch.arange(len(ids) - 1, device=best.device)[:, None]
         hit += (values[:-1] * (best[None] == word + 1)).sum(dim=0)
         read += values[:-1].sum(dim=0)

@@ -9,7 +9,7 @@ not blamed for what a text does not offer, or a window hides. With m[s] the toke
     same_token        s = t
     duplicate_token   s < t and m[s] = m[t]
     induction         0 < s <= t and m[s - 1] = m[t]
-    first_token       s = 0
+    first_token       s = 0 < t - 1; at t = 1 it is the previous token, which says nothing of a sink
     local             t - 8 <= s < t
     long_range        s <= t - 64
 
@@ -63,7 +63,7 @@ def kinds(tokens: Tensor, rows: slice, window: int | None = None) -> Tensor:
         "same_token": distance == 0,
         "duplicate_token": before & (tokens[:, None, :] == here),
         "induction": follows & (preceding == here),
-        "first_token": (position == 0).expand_as(distance),
+        "first_token": (position == 0) & (distance > 1),
         "local": before & (distance <= LOCAL),
         "long_range": distance >= LONG,
     }

@@ -111,7 +111,7 @@ def test_kinds_are_those_of_their_definitions(window: int | None) -> None:
                 "same_token": s == t,
                 "duplicate_token": s < t and m[s] == m[t],
                 "induction": 0 < s <= t and m[s - 1] == m[t],
-                "first_token": s == 0,
+                "first_token": s == 0 and t > 1,
                 "local": t - 8 <= s < t,
                 "long_range": False,
             }

@@ -92,8 +92,10 @@ def test_a_head_that_turns_a_word_into_the_next_is_a_successor() -> None:
         unembed = language.unembedding[ids] * language.last.gain
         targets = torch.eye(4)[[2, 1, 3, 0]] * 10  # writes the third, second, fourth, first
         lorsa.W_O.copy_(targets @ torch.linalg.pinv(unembed).T)
-    found = successor_scores(lorsa, language, [ids], [xs])
+    found = successor_scores(lorsa, language, [ids], [xs], torch.ones(4))
     assert found.tolist() == [1, 0, 0, 0]
+    barely = successor_scores(lorsa, language, [ids], [xs], torch.tensor([2.0, 1, 1, torch.nan]))
+    assert barely.isnan().tolist() == [True, False, False, True]
 
 
 def test_ordinal_words_are_looked_up() -> None:

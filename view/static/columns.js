@@ -6,7 +6,7 @@ const SCORE_ABOUT = {
   same_token: "of what it reads is the same token, itself included",
   duplicate_token: "of what it reads is an earlier copy of the token",
   induction: "of what it reads comes after an earlier copy of the token",
-  first_token: "of what it reads is the first token of the sequence",
+  first_token: "of what it reads is the first token of the sequence, from the third on",
   local: "of what it reads is near",
   long_range: "of what it reads is far",
 };
