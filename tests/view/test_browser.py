@@ -265,7 +265,7 @@ def test_page_without_a_model_says_how_to_get_the_rest(page: Page, tmp_path: Pat
     build_page(tmp_path)
     _go(page, tmp_path, "#/head/3")
     expect(page.locator("aside")).to_contain_text(
-        "lorsa analyze runs/layer-1 --store acts --model tiny"
+        "lorsa analyze RUN --store STORE --model MODEL"
     )
     _go(page, tmp_path, "#/heads")
     assert page.locator("[data-sort=promotes]").count() == 0
