@@ -264,9 +264,7 @@ def test_page_without_a_model_says_how_to_get_the_rest(page: Page, tmp_path: Pat
     make_analysis(tmp_path / "analysis", with_model=False)
     build_page(tmp_path)
     _go(page, tmp_path, "#/head/3")
-    expect(page.locator("aside")).to_contain_text(
-        "lorsa analyze RUN --store STORE --model MODEL"
-    )
+    expect(page.locator("aside")).to_contain_text("lorsa analyze RUN --store STORE --model MODEL")
     _go(page, tmp_path, "#/heads")
     assert page.locator("[data-sort=promotes]").count() == 0
 
