@@ -119,10 +119,15 @@ def _of_run(kind: str, run: Path, store: ActivationStore, n: int) -> list[FoundH
             measured_on="probe" if on_probe else "text",
             score_on_text=row[kind],
             frequency=row["frequency"],
-            evidence=[in_words(analysis, each) for each in analysis.examples(row["head"])[:3]],
+            evidence=[in_words(analysis, each) for each in _telling(analysis, row["head"])],
         )
         for row in rows
     ]
+
+
+def _telling(analysis: Analysis, head: int) -> list[dict[str, Any]]:
+    """Return three examples of a head; those at position 0, which can only read itself, last."""
+    return sorted(analysis.examples(head), key=lambda example: example["position"] == 0)[:3]
 
 
 def in_words(analysis: Analysis, example: dict[str, Any], n_sources: int = 2) -> str:
