@@ -12,6 +12,8 @@ from .store import spell_layers
 
 RECOVERED = ("recovered_from_zero", "recovered_from_mean")
 SHOWN_LOSSES = ("original", "lorsa")
+MAINLY = 0.5
+"""The score from which on a head is mainly of a type."""
 
 
 def fact_table(title: str, rows: dict[str, str]) -> Table:
@@ -260,12 +262,22 @@ def find_table(result: dict[str, Any]) -> Table:
             fires,
             escape("\n".join(head["evidence"] or ["a head of the language model itself"])),
         )
-    on = {head["measured_on"] for head in result["heads"]}
-    table.caption = "score: share of its reading that is of the type, on " + " or ".join(
-        {"probe": "random tokens that are repeated", "text": "text"}[each] for each in sorted(on)
-    )
+    table.caption = _score_in_words(kind, result["heads"])
     table.caption_justify = "left"
     return table
+
+
+def _score_in_words(kind: str, heads: list[dict[str, Any]]) -> str:
+    """Say what the scores of `find` are, and where the best of them is no such head."""
+    if kind == "successor":
+        told = "score: share of the ordinal words it reads whose next one it makes likeliest"
+        return f"{told}; often of a single word, so look at the examples"
+    spelled = {"probe": "random tokens that are repeated", "text": "text"}
+    on = " or ".join(spelled[each] for each in sorted({head["measured_on"] for head in heads}))
+    told = f"score: share of its reading that is of the type, on {on}"
+    best = max(head["score"] for head in heads)
+    few = f"; the best is {best:.2f}, so none is mainly {kind}"
+    return told + (few if best < MAINLY else "")
 
 
 def estimate_rows(result: dict[str, Any]) -> dict[str, str]:

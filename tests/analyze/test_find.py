@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lorsa.analyze import Analysis, AnalyzeConfig, AnalyzeError, analyze_run, find_heads
-from lorsa.analyze.find import in_words
+from lorsa.analyze.find import _telling, in_words
 from lorsa.analyze.schema import HEADS
 from lorsa.cli import app
 from lorsa.store import ActivationStore
+from lorsa.tables import _score_in_words
 from lorsa.train import train
 from reading import make_analysis
 from runs import config
@@ -109,3 +110,29 @@ def test_analyze_prints_its_types(run: Path, store_folder: Path) -> None:
     assert "not done" in shown.stdout
     again = runner.invoke(app, [*words, "--out", str(run / "small"), "--json"])
     assert json.loads(again.stdout)["n_tokens"] == 192
+
+
+def test_evidence_is_from_where_a_head_can_choose() -> None:
+    """Sinks were shown by firings on the first token of a sequence, which reads itself."""
+
+    class Told:
+        def examples(self, head: int) -> list[dict[str, int]]:
+            return [{"position": at, "rank": rank} for rank, at in enumerate((0, 0, 5, 0, 7))]
+
+    found = _telling(Told(), 3)  # type: ignore[arg-type]
+    assert [example["rank"] for example in found] == [2, 4, 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "score", "said"),
+    [
+        ("induction", 0.02, "the best is 0.02, so none is mainly induction"),
+        ("induction", 0.8, "on text"),
+        ("successor", 1.0, "ordinal words"),
+    ],
+)
+def test_what_scores_are_is_said(kind: str, score: float, said: str) -> None:
+    """Ten heads of 0.02 were shown as induction heads, and successors as if measured on text."""
+    told = _score_in_words(kind, [{"score": score, "measured_on": "text"}])
+    assert said in told
+    assert ("none is" in told) == (score < 0.5)
