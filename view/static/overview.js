@@ -41,7 +41,7 @@ function introduction() {
   const silent = index.columns.type.filter((type) => type === "silent").length;
   const rows = [
     ["heads", whole(index.n_heads), facts.n_qk_heads ? `in ${whole(facts.n_qk_heads)} QK heads` : ""],
-    ["L0", num(facts.l0), facts.top_k ? `top_k ${facts.top_k}` : "fire per token"],
+    ["L0", num(facts.l0), `fire per token${facts.top_k ? `, top_k ${facts.top_k}` : ""}`],
     ["FVU", num(facts.fvu), "of the layer's output, unexplained"],
     ["silent", whole(silent), `${percent(silent / Math.max(1, index.n_heads))} of heads never fired`],
     ["tokens read", whole(facts.n_tokens), facts.n_ctx ? `in sequences of ${whole(facts.n_ctx)}` : ""],
