@@ -868,6 +868,6 @@ def main() -> None:
         command = error.ctx.command_path if error.ctx else "lorsa"
         if "--json" in sys.argv and IS_MAIN:
             print(json.dumps({"error": message}))
-        print(f"error: {message} See: {command} --help", file=sys.stderr)
+        print(f"error: {message.rstrip('.')}. See: {command} --help", file=sys.stderr)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
