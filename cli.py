@@ -545,7 +545,13 @@ def find(
         list[Path] | None,
         typer.Argument(help="Analysed runs; without any, the language model's own heads."),
     ] = None,
-    store: Annotated[str, typer.Option(help="Store that they are of.")] = "acts",
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Store whose own heads are scored; with runs, the one they must be of.",
+            show_default="acts; with runs none",
+        ),
+    ] = None,
     layers: Annotated[
         str | None, typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.")
     ] = None,
@@ -555,13 +561,13 @@ def find(
 ) -> None:
     """Find the heads that are most of a type, with examples as evidence.
 
-    Example: lorsa find induction runs/layer-12 --store ./acts
+    Example: lorsa find induction runs/layer-12
     """
 
     def work() -> dict[str, Any]:
         from .analyze import find_heads
 
-        chosen = None if layers is None else _chosen_layers(store, layers)
+        chosen = None if layers is None else _chosen_layers(store or "acts", layers)
         heads = find_heads(
             kind.replace("-", "_"),
             store=store,

@@ -27,6 +27,7 @@ from .sources import BLOCK_ELEMENTS, patterns_of
 from .spelling import printable
 
 SCORES = (*STORE_SCORES, "successor")
+DEFAULT_STORE = "acts"
 SCAN_TOKENS = 8192
 WINDOW = 6
 """Tokens shown before and after a source or a firing token."""
@@ -56,7 +57,7 @@ class FoundHead:
 def find_heads(
     kind: str,
     *,
-    store: str | Place,
+    store: str | Place | None = None,
     runs: list[Path] | None = None,
     layers: list[int] | None = None,
     n: int = 10,
@@ -66,7 +67,8 @@ def find_heads(
 
     Args:
         kind: one of SCORES.
-        store: the store that the runs were analysed with, or whose layers are scanned.
+        store: whose layers are scanned; of runs, checked to be what they were analysed with. None
+            is the folder "acts", and of runs checks nothing.
         runs: analysed runs; None or none scans the language model's own heads.
         layers: layers to look at; None takes all.
         n: heads to return at most.
@@ -79,12 +81,13 @@ def find_heads(
     """
     if kind not in SCORES:
         raise AnalyzeError(f"type is {kind!r}; allowed: {', '.join(SCORES)}")
-    opened = ActivationStore.open(place(store))
     if runs:
-        found = [each for run in runs for each in _of_run(kind, run, opened, n)]
+        theirs = None if store is None else ActivationStore.open(place(store))
+        found = [each for run in runs for each in _of_run(kind, run, theirs, n)]
     elif kind == "successor":
         raise AnalyzeError("successor is known of analysed Lorsas only: name a run")
     else:
+        opened = ActivationStore.open(place(DEFAULT_STORE if store is None else store))
         found = _of_model(kind, opened, layers, device)
     chosen = [each for each in found if layers is None or each.layer in layers]
     if not chosen:
@@ -95,10 +98,10 @@ def find_heads(
     return sorted(chosen, key=lambda each: -each.score)[:n]
 
 
-def _of_run(kind: str, run: Path, store: ActivationStore, n: int) -> list[FoundHead]:
+def _of_run(kind: str, run: Path, store: ActivationStore | None, n: int) -> list[FoundHead]:
     """Return the best heads of an analysed run."""
     analysis = Analysis.open(run)
-    if analysis.facts["store_uuid"] != store.manifest.uuid:
+    if store is not None and analysis.facts["store_uuid"] != store.manifest.uuid:
         raise AnalyzeError(f"{run} was analysed with another store, {analysis.facts['store']}")
     heads = analysis.heads
     on_probe = f"probe_{kind}" in heads.column_names and analysis.facts["with_model"]
