@@ -7,8 +7,8 @@ const SCORE_ABOUT = {
   duplicate_token: "of what it reads is an earlier copy of the token",
   induction: "of what it reads comes after an earlier copy of the token",
   first_token: "of what it reads is the first token of the sequence, from the third on",
-  local: "of what it reads is near",
-  long_range: "of what it reads is far",
+  local: "of what it reads is 1 to 8 tokens back",
+  long_range: "of what it reads is 64 tokens back or more",
 };
 
 let COLUMNS = []; // {id, label, about, kind, width, log}

@@ -1,6 +1,7 @@
 // The overview: what was analysed, how good it is, what kinds of heads there are.
 "use strict";
 
+const TYPE_ABOUT = { mixed: "no kind is half of what it reads", silent: "never fired" };
 const START_FIRED = 20; // a head is named as an example of its type if it fired so often
 
 const overview = {
@@ -80,7 +81,7 @@ function typePanel() {
             {},
             el(
               "a",
-              { href: `#/heads?type=${type}&sort=${index.scores.includes(type) ? "-" + type : "-frequency"}` },
+              { title: TYPE_ABOUT[type] ?? `at least half ${SCORE_ABOUT[type]}`, href: `#/heads?type=${type}&sort=${index.scores.includes(type) ? "-" + type : "-frequency"}` },
               typeMark(type),
               el("span", { class: "meter", vars: { w: `${(100 * n) / top}%`, hue: `var(--type-${type})` } }),
               el("span", { class: "n" }, whole(n)),
@@ -156,12 +157,13 @@ function startPanel() {
   const pool = fired.some(often) ? fired.filter(often) : fired;
   const cards = [...index.scores, "successor"]
     .filter((id) => known(id))
-    .map((id) => {
+    .map((kind) => [kind, known(`probe_${kind}`) ? `probe_${kind}` : kind])
+    .map(([kind, id]) => {
       const best = strongest(pool, id, 3);
       return el(
         "div",
         { class: "card" },
-        el("h3", {}, el("a", { href: `#/heads?sort=-${id}` }, words(id))),
+        el("h3", {}, el("a", { href: `#/heads?sort=-${id}`, title: columnOf(id).about }, words(kind))),
         el(
           "ol",
           {},
@@ -175,11 +177,12 @@ function startPanel() {
         ),
       );
     });
+  const onProbe = index.probes.some((id) => known(id));
   return el(
     "section",
     {},
     el("h2", {}, "Where to start"),
-    el("p", { class: "note" }, `The strongest heads of each kind, of those that fired ${START_FIRED} times or more, with the tokens on which they fire.`),
+    el("p", { class: "note" }, `The strongest heads of each kind, of those that fired ${START_FIRED} times or more, with the tokens on which they fire${onProbe ? "; by what they read on random tokens repeated once, where nothing matches by chance" : ""}. Below 0.5 a head is mainly something else.`),
     el("div", { class: "cards" }, ...cards),
   );
 }
