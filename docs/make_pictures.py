@@ -54,7 +54,12 @@ def take(browser: Browser, index: Path, shot: Shot, out: Path) -> Path:
     path = out / f"{shot.name}.png"
     taken.convert("RGB").save(path, optimize=True)
     if path.stat().st_size > MAX_BYTES:
-        taken.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+        few = taken.convert("RGB").quantize(
+            256,
+            method=Image.Quantize.MAXCOVERAGE,  # small marks keep their colour
+            dither=Image.Dither.NONE,
+        )
+        few.save(path, optimize=True)
     return path
 
 
