@@ -565,11 +565,14 @@ def find(
     """
 
     def work() -> dict[str, Any]:
-        from .analyze import find_heads
+        from .analyze.find import SCORES, find_heads
 
+        name = kind.replace("-", "_")
+        if name not in SCORES:
+            raise UsageError(f"type is {kind!r}; allowed: {', '.join(SCORES)}")
         chosen = None if layers is None else _chosen_layers(store or "acts", layers)
         heads = find_heads(
-            kind.replace("-", "_"),
+            name,
             store=store,
             runs=runs,
             layers=chosen,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..harvest import AttentionSite, Capture
+from ..harvest import AttentionSite, Capture, resolve
 from ..model import AttentionGeometry, LayerWeights
 from ..stop import Stop, stop_when_whole
 from ..store import ActivationStore
@@ -122,7 +122,7 @@ def _request(config: AnalyzeConfig, opened: Opened, n_seqs: int) -> dict[str, An
         "n_seqs": n_seqs,
         "n_top": config.n_top,
         "n_samples": config.n_samples,
-        "with_model": config.model is not None,
+        "model": None if config.model is None else resolve(config.model).id,
     }
 
 

@@ -75,12 +75,13 @@ def find_heads(
         device: where to compute.
 
     Raises:
-        AnalyzeError: no such type, a run that is not analysed or is of another store, no head
+        ValueError: no such type.
+        AnalyzeError: a run that is not analysed or is of another store, no head
             with a score.
         StoreError: the store cannot be read.
     """
     if kind not in SCORES:
-        raise AnalyzeError(f"type is {kind!r}; allowed: {', '.join(SCORES)}")
+        raise ValueError(f"type is {kind!r}; allowed: {', '.join(SCORES)}")
     if runs:
         theirs = None if store is None else ActivationStore.open(place(store))
         found = [each for run in runs for each in _of_run(kind, run, theirs, n)]

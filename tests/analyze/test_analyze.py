@@ -11,6 +11,7 @@ import pytest
 import torch
 from lorsa.analyze import Analysis, AnalyzeConfig, AnalyzeError, Measured, analyze_run
 from lorsa.analyze.schema import DISTANCES, STORE_SCORES
+from lorsa.harvest import HarvestError
 from lorsa.model import Lorsa
 from lorsa.store import ActivationStore
 from lorsa.train import train
@@ -229,6 +230,11 @@ def test_an_analysis_that_cannot_be_read_is_replaced(
     analyze_run(asked, report=told.append)
     assert f"{tmp_path} holds another analysis, which is replaced when this one is done" in told
     assert Analysis.open(tmp_path).heads.num_rows
+
+
+def test_another_model_is_not_finished_already(request_: AnalyzeConfig, analysis: Analysis) -> None:
+    with pytest.raises(HarvestError, match="nowhere"):
+        analyze_run(replace(request_, model="./nowhere"))
 
 
 def test_a_lorsa_that_never_fires(request_: AnalyzeConfig, tmp_path: Path) -> None:

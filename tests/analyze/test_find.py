@@ -79,7 +79,7 @@ def test_without_a_run_the_models_own_heads_are_scored(store_folder: Path) -> No
 
 
 def test_what_cannot_be_found_is_said(run: Path, store_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(AnalyzeError, match="type is 'inductive'; allowed: previous_token"):
+    with pytest.raises(ValueError, match="type is 'inductive'; allowed: previous_token"):
         find_heads("inductive", store=store_folder)
     with pytest.raises(AnalyzeError, match="name a run"):
         find_heads("successor", store=store_folder)
@@ -100,7 +100,7 @@ def test_the_command_prints_a_table_or_json(run: Path, store_folder: Path) -> No
     assert "previous-token heads" in shown.stdout
     found = json.loads(runner.invoke(app, [*words[:-2], "--json", "--top", "3"]).stdout)
     assert len(found["heads"]) <= 3
-    assert runner.invoke(app, ["find", "x", "--store", str(store_folder)]).exit_code == 1
+    assert runner.invoke(app, ["find", "x", "--store", str(store_folder)]).exit_code == 2
 
 
 def test_analyze_prints_its_types(run: Path, store_folder: Path) -> None:
