@@ -62,11 +62,12 @@ def n_committed(store: Place) -> int:
 def main(config: HarvestConfig, seed: int, n_kills: int) -> None:
     """Launch and kill, one process after the other, until so many were killed."""
     moments = random.Random(seed)
-    n_killed, committed = 0, []
+    n_killed, committed = 0, [0]
+    pace = 1.0  # of this machine: a launch has to get somewhere before it is killed
     while n_killed < n_kills:
         assert not is_complete(config.store), "it was finished before all kills"
         children = [start(config, rank) for rank in range(WORLD)]
-        time.sleep(moments.uniform(0.3, 1.5))
+        time.sleep(pace * moments.uniform(0.3, 1.5))
         moments.shuffle(children)
         for child in children:
             if not has_ended(child):
@@ -75,6 +76,7 @@ def main(config: HarvestConfig, seed: int, n_kills: int) -> None:
                 n_killed += 1
             time.sleep(moments.uniform(0, 0.3))
         committed.append(n_committed(config.store))
+        pace *= 1.6 if committed[-1] == committed[-2] else 0.9
     print(json.dumps({"n_killed": n_killed, "committed": committed}))
 
 
