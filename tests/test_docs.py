@@ -62,10 +62,15 @@ def test_every_file_of_the_package_is_in_the_tree_with_a_caption() -> None:
     assert [name for name in files if not tree[name]] == []
 
 
+def _whole_lines(text: str) -> list[str]:
+    """Return the lines of a text, those that go on after a backslash as one."""
+    return re.sub(r"\\\n *", "", text).splitlines()
+
+
 def _commands() -> Iterator[Any]:
     """Yield every lorsa command that a page shows."""
     for page in PAGES:
-        for line in page.read_text("utf-8").splitlines():
+        for line in _whole_lines(page.read_text("utf-8")):
             for command in re.findall(r"^ {0,4}(lorsa [a-z].*?)(?:  +#.*)?$", line.split("`")[0]):
                 yield pytest.param(command, id=f"{page.name}: {command[:40]}")
 
@@ -168,6 +173,54 @@ def test_the_analysis_page_can_be_followed(
     exec(re.findall(r"```python\n(.*?)```", text, re.S)[0], names)
     z = names["parts"].sum(dim=-1).relu()
     assert torch.allclose(z, names["acts"], atol=1e-4)
+
+
+TUTORIAL_CHANGES = (
+    ("$MODEL", "{model}"),
+    ("/usr/share/doc/python3.11/html/_sources", "{text}"),
+    ("--layers 16-18", "--layers 0-2"),
+    ("layer-16", "layer-0"),
+    ("layer-17", "layer-1"),
+    ("layer-18", "layer-2"),
+    ("--n-ctx 256", "--n-ctx 32"),
+    ("--tokens 16384", "--tokens 640"),
+    ("--tokens 393216", "--tokens 4160"),
+    ("--ce-tokens 16384", "--ce-tokens 256"),
+    ('== "induction"', '== "local"'),
+)
+"""What the tests' tiny model cannot do as the tutorial does it on SmolLM2."""
+
+
+def _for_the_tiny_model(text: str, model: Path, corpus: Path) -> str:
+    """Return a part of the tutorial with the sizes of the tiny model."""
+    for told, ours in TUTORIAL_CHANGES:
+        text = text.replace(told, ours.format(model=model, text=corpus))
+
+    def within(match: re.Match[str]) -> str:
+        heads = dict.fromkeys(int(head) % 256 for head in re.findall(r"\d+", match[2]))
+        return match[1] + ",".join(map(str, heads))
+
+    return re.sub(r"(--heads )(\d+(?:,\d+)*)", within, text)
+
+
+def test_the_tutorial_can_be_followed(
+    model_folder: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command and the Python of the page, in order."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODEL", str(model_folder))
+    text = (ROOT / "docs/tutorial.md").read_text("utf-8")
+    names: dict[str, Any] = {}
+    for language, block in re.findall(r"```(sh|python)\n(.*?)```", text, re.S):
+        block = _for_the_tiny_model(block, model_folder, text_folder)
+        if language == "python":
+            exec(re.sub(r"\((\d+)\)", lambda head: f"({int(head[1]) % 256})", block), names)
+            continue
+        for line in _whole_lines(block):
+            if not line.startswith("lorsa "):
+                continue
+            result = CliRunner().invoke(cli.app, shlex.split(line)[1:])
+            assert result.exit_code == 0, f"{line}: {result.output}"
 
 
 def test_no_page_points_outside_the_project() -> None:
