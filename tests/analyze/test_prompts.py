@@ -1,5 +1,6 @@
 """What is sent about a head, and how replies are read."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ def test_the_prompt_marks_where_the_head_fires_and_what_it_reads(analysis: Analy
     prompt = Prompts(analysis, seed=0).explain(2)
     assert "Kind of attention: duplicate token." in prompt
     assert "makes it" not in prompt.split("Passages:")[1]
-    assert 'Next tokens that it makes likelier: " the", " a", "cat", "\\n"' in prompt
+    promoted = [WORDS[row["token"]] for row in analysis.head(2)["promoted"][:4]]
+    likelier = ", ".join(json.dumps(word, ensure_ascii=False) for word in promoted)
+    assert f"Next tokens that it makes likelier: {likelier}" in prompt
     lines = [line for line in prompt.split("Passages:\n")[1].splitlines() if line[:1].isdigit()]
     assert len(lines) == 10
     for line, example in zip(lines, analysis.examples(2), strict=False):
