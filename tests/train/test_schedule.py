@@ -43,7 +43,7 @@ def test_top_k_falls_to_its_value() -> None:
         ({"lr": float("nan")}, "lr is nan"),
         ({"warmup_frac": 1.5}, "warmup_frac is 1.5; allowed: 0..1"),
         ({"top_k_start": 0.5}, "top_k_start is 0.5"),
-        ({"init": "zeros"}, "init is 'zeros'; allowed: layer, random"),
+        ({"init": "zeros"}, "init is 'zeros'; allowed: layer, layer-weighted, random"),
         ({"backend": "mps"}, "backend is 'mps'"),
         ({"train_tokens": 0}, "train_tokens is 0"),
         ({"checkpoint_every_tokens": -1}, "checkpoint_every_tokens is -1"),
