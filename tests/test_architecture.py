@@ -14,7 +14,7 @@ ARROWS = {
     "harvest": {"store", "model", "stop"},
     "train": {"kernels", "store", "model", "stop"},
     "analyze": {"kernels", "store", "model", "harvest", "stop"},
-    "view": {"analyze"},
+    "view": {"analyze", "stop"},
     "tables": {"store"},
     "display": {"tables", "harvest", "store", "train", "analyze"},
     "watch": {"display", "tables", "train"},

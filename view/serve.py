@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..analyze import AnalyzeError
+from ..stop import stop_at_once
 
 HOST = "127.0.0.1"
 PORT = 8321
@@ -41,9 +42,10 @@ class PageServer:
         self.url = f"http://{HOST}:{self._server.server_port}/"
 
     def run(self) -> None:
-        """Serve until Ctrl-C."""
+        """Serve until Ctrl-C or SIGTERM."""
         try:
-            self._server.serve_forever(poll_interval=0.1)
+            with stop_at_once():
+                self._server.serve_forever(poll_interval=0.1)
         except KeyboardInterrupt:
             pass
         finally:

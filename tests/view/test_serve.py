@@ -110,16 +110,30 @@ def test_taken_port_is_told(server: PageServer, tmp_path: Path) -> None:
         PageServer(tmp_path, port)
 
 
-def test_ctrl_c_ends_serving_with_zero(tmp_path: Path) -> None:
+def heed_ctrl_c() -> None:
+    """Undo what a shell does to commands in its background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_serving_with_zero(number: signal.Signals, tmp_path: Path) -> None:
     make_analysis(tmp_path / "analysis")
     words = ["view", str(tmp_path), "--serve", "--port", "0", "--json"]
     with subprocess.Popen(
-        [sys.executable, "-m", "lorsa", *words], stdout=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-m", "lorsa", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        preexec_fn=heed_ctrl_c,
     ) as process:
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["url"].startswith("http://127.0.0.1:")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        try:
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline())["url"].startswith("http://127.0.0.1:")
+            time.sleep(0.5)  # until it serves
+            process.send_signal(number)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def test_view_tells_where_the_page_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
