@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..harvest import AttentionSite, Capture, resolve
 from ..model import AttentionGeometry, LayerWeights
+from ..model.checkpoint import WEIGHTS
 from ..stop import Stop, stop_when_whole
 from ..store import ActivationStore
 from . import tables
@@ -20,7 +21,7 @@ from .collect import Chosen, Collected, choose, sources_of
 from .config import N_SAMPLE, AnalyzeConfig
 from .effects import Effects, effects, ordinal_tokens, successor_scores
 from .events import Measured, Report
-from .folder import before, keep, locked, put_away_explanations, taken_up
+from .folder import earlier_facts, keep, locked, put_away_explanations, taken_up
 from .kinds import Reading
 from .language import surroundings
 from .opened import (
@@ -69,7 +70,7 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
     opened = open_run(config.run, ActivationStore.open(config.store), device)
     seqs = _sequences(opened.store, config.tokens)
     request = _request(config, opened, len(seqs))
-    facts = before(config.folder)
+    facts = earlier_facts(config.folder)
     if facts.get("request") == request:
         report(f"{config.folder} is finished already")
         return facts
@@ -117,7 +118,7 @@ def _request(config: AnalyzeConfig, opened: Opened, n_seqs: int) -> dict[str, An
     """Return all that the result depends on."""
     return {
         "version": VERSION,
-        "weights_crc32": _crc32(config.run / "lorsa.safetensors"),
+        "weights_crc32": _crc32(config.run / WEIGHTS),
         "store_uuid": opened.store.manifest.uuid,
         "n_seqs": n_seqs,
         "n_top": config.n_top,

@@ -44,7 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def before(folder: Path) -> dict[str, Any]:
+def earlier_facts(folder: Path) -> dict[str, Any]:
     """Return the facts of the analysis in a folder; nothing of one that cannot be read."""
     try:
         return Analysis.open(folder).facts
