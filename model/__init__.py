@@ -2,9 +2,10 @@
 
 from .activation import ACTIVATIONS
 from .attention import LayerWeights, layer_attention, stored_attention
-from .checkpoint import CheckpointError, write_json
 from .config import LorsaConfig, parameter_shapes
 from .device import DEVICES, choose_device
+from .disk import write_json
+from .errors import CheckpointError
 from .geometry import AttentionGeometry, QKNorm, Rope
 from .init import fit_output, init_from_layer, init_random, require_fit
 from .lorsa import Encoding, Lorsa, Projected

@@ -4,27 +4,27 @@
     lorsa.safetensors  the parameters by name, and the threshold of activations that have one
 
 Weights are written first and config.json last, each by a temporary file, a flush to the disk and a
-rename, so a folder with a config.json is whole.
+rename, so a folder with a config.json is whole. Folders of other tools are read as well: what
+their config.json says decides which tool's they are.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from . import llamascopium, openmoss
 from .config import LorsaConfig, tensor_shapes
+from .disk import CONFIG, check_shapes, listing, write_folder
+from .errors import CheckpointError
 from .lorsa import Lorsa
 
 SCHEMA_VERSION = 1
 WEIGHTS = "lorsa.safetensors"
-CONFIG = "config.json"
-
-
-class CheckpointError(Exception):
-    """A checkpoint that cannot be read or written; the message names the path and the next step."""
+FORMATS = ("lorsa", "llamascopium", "openmoss")
+WEIGHT_FILES = (WEIGHTS, llamascopium.WEIGHTS, *llamascopium.OTHER_WEIGHTS, openmoss.WEIGHTS)
+"""Where a folder may have its weights, of any format."""
 
 
 def save(lorsa: Lorsa, folder: str | Path) -> None:
@@ -33,73 +33,79 @@ def save(lorsa: Lorsa, folder: str | Path) -> None:
     Raises:
         CheckpointError: the disk does not take it.
     """
-    folder = Path(folder)
-    try:
-        _write(lorsa, folder)
-    except (OSError, SafetensorError) as error:
-        (folder / f"{WEIGHTS}.partial").unlink(missing_ok=True)
-        raise CheckpointError(f"{folder} cannot be written ({error}); make room") from None
-
-
-def _write(lorsa: Lorsa, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {n: t.detach().cpu().contiguous() for n, t in lorsa.state_dict().items()}
-    (folder / CONFIG).unlink(missing_ok=True)
-    partial = folder / f"{WEIGHTS}.partial"
-    partial.touch()
-    mode = partial.stat().st_mode  # safetensors would make the file private to its owner
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.chmod(mode)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, folder / WEIGHTS)
     content = {
         "format": "lorsa",
         "schema_version": SCHEMA_VERSION,
         "config": lorsa.config.to_dict(),
     }
-    write_json(folder / CONFIG, content)
+    write_folder(Path(folder), WEIGHTS, lorsa.state_dict(), content, {"format": "pt"})
 
 
 def load(folder: str | Path, *, backend: str = "auto") -> Lorsa:
-    """Read a Lorsa from a folder; see `Lorsa.from_pretrained`."""
+    """Read a Lorsa from a folder of any format; see `Lorsa.from_pretrained`."""
     folder = Path(folder)
-    config = load_config(folder)
-    lorsa = Lorsa(config, backend=backend)
+    content = read_config(folder)
+    kind = format_of(content)
+    if kind == "lorsa":
+        lorsa = _load_ours(folder, content)
+    else:
+        lorsa = (llamascopium if kind == "llamascopium" else openmoss).read(folder, content)
+    lorsa.backend = backend
+    return lorsa.eval()
+
+
+def format_of(content: dict[str, Any]) -> str | None:
+    """Return whose config.json this is, one of `FORMATS`; None if nobody's."""
+    if content.get("format") == "lorsa":
+        return "lorsa"
+    if llamascopium.is_one(content):
+        return "llamascopium"
+    return "openmoss" if openmoss.is_one(content) else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the config.json of a Lorsa of any format.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or it is not of a Lorsa.
+    """
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} holds no Lorsa ({CONFIG} is missing; there is {listing(path.parent)}); "
+            f"give {_advice(path.parent)}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from None
+    if not isinstance(content, dict) or format_of(content) is None:
+        raise CheckpointError(
+            f"{path} is not a Lorsa's config: neither its format nor its sae_type is 'lorsa'"
+        )
+    return content
+
+
+def _load_ours(folder: Path, content: dict[str, Any]) -> Lorsa:
+    config = _config_of(folder / CONFIG, content)
+    lorsa = Lorsa(config)
     expected = tensor_shapes(config)
     path = folder / WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _check_shapes(path, found, expected)
+            check_shapes(path, found, expected)
             lorsa.load_state_dict({name: file.get_tensor(name) for name in expected})
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; the folder has {_listing(folder)}") from None
+        raise CheckpointError(f"{path} is missing; the folder has {listing(folder)}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy or train it again") from None
-    return lorsa.eval()
+    return lorsa
 
 
-def load_config(folder: str | Path) -> LorsaConfig:
-    """Read the config of a saved Lorsa alone.
-
-    Raises:
-        CheckpointError: as `load`.
-    """
-    path = Path(folder) / CONFIG
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} holds no Lorsa ({CONFIG} is missing; there is {_listing(path.parent)}); "
-            f"give {_advice(path.parent)}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error})") from None
-    if not isinstance(content, dict) or content.get("format") != "lorsa":
-        raise CheckpointError(f"{path} is not a Lorsa's config; its format is not 'lorsa'")
+def _config_of(path: Path, content: dict[str, Any]) -> LorsaConfig:
     if content.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
             f"{path} has schema version {content.get('schema_version')}; this version of lorsa "
@@ -116,33 +122,3 @@ def _advice(folder: Path) -> str:
     inner = sorted(path.parent for path in folder.glob(f"*/*/{CONFIG}"))
     inner = [path for path in inner if path.suffix != ".partial"]
     return str(inner[-1]) if inner else "the folder of a finished run, such as runs/layer-12"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON by a temporary file, flushed to the disk, and a rename."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _check_shapes(
-    path: Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
-) -> None:
-    wrong = [
-        f"{name} is {list(found[name]) if name in found else 'missing'}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if found.get(name) != shape
-    ]
-    wrong += [f"{name} is unknown" for name in found if name not in expected]
-    if wrong:
-        raise CheckpointError(f"{path} does not fit its {CONFIG}: {'; '.join(wrong)}")
-
-
-def _listing(folder: Path) -> str:
-    if not folder.is_dir():
-        return "no such folder"
-    names = sorted(p.name for p in folder.iterdir())
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"

@@ -29,6 +29,12 @@ class LorsaConfig:
     by select(z) * ||w_O|| in training and in every later use."""
     activation: str = "topk"
     """Rule by which heads fire: "topk", "batchtopk" or "jumprelu"; see model/activation.py."""
+    score_by_norm: bool = True
+    """Whether ||w_O|| is a factor of the score; without it the choice is by select(z) alone, as in
+    some Lorsas of other tools."""
+    has_threshold: bool = True
+    """Of "batchtopk": whether the threshold is known. Where it is not, as in Lorsas of other tools,
+    the n * top_k largest scores of the n tokens given fire, until `set_threshold` ends that."""
     max_l0: int | None = None
     """Heads that may fire on a token at most, where top_k is a mean. None becomes 4 * top_k, or
     n_ov_heads if that is less; with "topk" it stays None."""
@@ -50,6 +56,9 @@ class LorsaConfig:
     """Layer that it replaces, counted from 0."""
     store_uuid: str | None = None
     """Activation store that it was trained on."""
+    hook_in: str | None = None
+    """TransformerLens' name of what it reads, where that is not the layer's input after the norm,
+    with the norm's weight. Such a Lorsa computes on its own, but stands in for no layer."""
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_qk_heads", "d_qk_head", "n_ov_heads"):
@@ -79,6 +88,8 @@ class LorsaConfig:
             raise ValueError(
                 f"activation is {self.activation!r}; allowed: {', '.join(ACTIVATIONS)}"
             )
+        if not self.has_threshold and self.activation != "batchtopk":
+            raise ValueError("has_threshold is false; that goes with activation 'batchtopk' only")
         if self.activation == "topk":
             if self.max_l0 is not None:
                 raise ValueError(

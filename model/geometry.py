@@ -7,7 +7,7 @@ them. Nothing here is typed in by a user.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-NORM_KINDS = ("rms", "rms_full", "layer")
+NORM_KINDS = ("rms", "rms_by_head", "rms_full", "layer")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,9 +29,10 @@ class QKNorm:
     eps: float
     """Added to the mean square or the variance."""
     kind: str = "rms"
-    """"rms" over the channels of each head, with one factor for all heads (Qwen 3); "rms_full" over
-    the channels of all heads together (OLMo 2); "layer", which takes off the mean too, over the
-    channels of each head (StableLM)."""
+    """"rms" over the channels of each head, with one factor for all heads (Qwen 3); "rms_by_head",
+    the same with a factor for each head (Lorsas of other tools); "rms_full" over the channels of
+    all heads together (OLMo 2); "layer", which takes off the mean too, over the channels of each
+    head (StableLM)."""
 
     def __post_init__(self) -> None:
         if self.kind not in NORM_KINDS:

@@ -156,7 +156,11 @@ class Lorsa(nn.Module):
             firing = self.fire(x, top_k=top_k)
             return Encoding(firing.acts, firing.ids)
         acts, ids = self._candidates(x, top_k)
-        if self.threshold is not None:
+        if not self.config.has_threshold:
+            scores = self._scores(acts, ids)  # the tokens given are one sequence
+            kept, _ = largest_of_sequences(scores.flatten(0, 1)[None], self.config.top_k)
+            acts = torch.where(kept.view_as(acts), acts, 0)
+        elif self.threshold is not None:
             limit = self.threshold if self.config.activation == "batchtopk" else 1.0
             acts = torch.where(above(self._scores(acts, ids), limit), acts, 0)
         return Encoding(acts, ids)
@@ -189,7 +193,10 @@ class Lorsa(nn.Module):
 
     def _score_factors(self) -> Tensor:
         """Return what makes a score of z: ||w_O||, of jumprelu over the threshold, [n_ov_heads]."""
-        factors: Tensor = self.W_O.detach().norm(dim=1)
+        if self.config.score_by_norm:
+            factors: Tensor = self.W_O.detach().norm(dim=1)
+        else:
+            factors = torch.ones_like(self.b_V)
         if self.log_threshold is not None and self.threshold is not None:
             factors = factors / (self.threshold * self.log_threshold.detach().exp())
         return factors
@@ -279,6 +286,7 @@ class Lorsa(nn.Module):
         if self.log_threshold is not None:
             level = self.threshold * level.clamp(min=LEAST_THRESHOLD)  # it divides the scores
         self.threshold.copy_(level)
+        self.config = replace(self.config, has_threshold=True)
 
     @torch.no_grad()
     def move_threshold(self, edge: Tensor, share: float) -> None:
@@ -288,7 +296,7 @@ class Lorsa(nn.Module):
 
     def as_topk(self) -> "Lorsa":
         """Return a Lorsa of the same parameters, shared, of which top_k heads fire per token."""
-        config = replace(self.config, activation="topk", max_l0=None)
+        config = replace(self.config, activation="topk", max_l0=None, has_threshold=True)
         with torch.device("meta"):
             other = Lorsa(config, backend=self.backend)
         for name in parameter_shapes(config):
@@ -305,7 +313,7 @@ class Lorsa(nn.Module):
             weight.div_(x_scale)
         for weight in (self.W_O, self.b_O):
             weight.mul_(y_scale)
-        if self.threshold is not None:
+        if self.threshold is not None and self.config.score_by_norm:  # z itself stays as it is
             self.threshold.mul_(y_scale)
         return self
 

@@ -37,7 +37,7 @@ def norm_and_rotate(
 
 def normalise(x: Tensor, norm: QKNorm, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return queries or keys normalised as the layer does; arguments as of `norm_and_rotate`."""
-    if norm.kind == "rms":
+    if norm.kind in ("rms", "rms_by_head"):
         return rms_norm(x, weight, norm.eps)
     if norm.kind == "rms_full":
         return rms_norm(x.flatten(2), weight.flatten(), norm.eps).view_as(x)
@@ -52,7 +52,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     Args:
         x: [..., d_head].
-        weight: [d_head].
+        weight: [d_head], or [heads, d_head].
         eps: added to the mean square.
     """
     wide = x if x.dtype == torch.float64 else x.float()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lorsa.model import CheckpointError, Lorsa, LorsaConfig, QKNorm, Rope, checkpoint
+from lorsa.model import CheckpointError, Lorsa, LorsaConfig, QKNorm, Rope, disk
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -127,7 +127,7 @@ def test_a_disk_that_is_full_is_named_and_nothing_is_left(
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(disk, "save_file", full)
     with pytest.raises(CheckpointError, match="cannot be written .*No space left.*; make room"):
         Lorsa(CONFIG).save_pretrained(tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []

@@ -1,0 +1,87 @@
+"""Checkpoints' files: written whole or not at all, and checked against what they should hold."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import CheckpointError
+
+CONFIG = "config.json"
+
+Shape = tuple[int, ...]
+
+
+def write_folder(
+    folder: Path,
+    weights: str,
+    tensors: Mapping[str, Tensor],
+    content: Mapping[str, Any],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write tensors and config.json into a folder, which is made if need be.
+
+    The weights come first and config.json last, each by a temporary file, a flush to the disk and a
+    rename, so a folder with a config.json is whole.
+
+    Args:
+        folder: is made if need be.
+        weights: name of the safetensors file.
+        tensors: by name.
+        content: of config.json.
+        metadata: of the safetensors file.
+
+    Raises:
+        CheckpointError: the disk does not take it.
+    """
+    partial = folder / f"{weights}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).unlink(missing_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode  # safetensors would make the file private to its owner
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, partial, metadata=dict(metadata))
+        partial.chmod(mode)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, folder / weights)
+        write_json(folder / CONFIG, content)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{folder} cannot be written ({error}); make room") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON by a temporary file, flushed to the disk, and a rename."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def check_shapes(path: Path, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+    """Raise CheckpointError, naming them, if tensors are missing, unknown or of another shape."""
+    wrong = [
+        f"{name} is {list(found[name]) if name in found else 'missing'}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if found.get(name) != shape
+    ]
+    wrong += [f"{name} is unknown" for name in found if name not in expected]
+    if wrong:
+        raise CheckpointError(f"{path} does not fit its {CONFIG}: {'; '.join(wrong)}")
+
+
+def listing(folder: Path) -> str:
+    """Return what a folder holds, for a message."""
+    if not folder.is_dir():
+        return "no such folder"
+    names = sorted(p.name for p in folder.iterdir())
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"

@@ -1,0 +1,333 @@
+"""Checkpoints of Llamascopium (Language-Model-SAEs before), read and written.
+
+    config.json              settings, sae_type "lorsa"
+    sae_weights.safetensors  W_Q W_K [n_qk_heads, d_model, d_qk_head], b_Q b_K [n_qk_heads, d_qk_head],
+                             W_V W_O [n_ov_heads, d_model], b_V [n_ov_heads], b_D [d_model] (our b_O);
+                             ln_q.w ln_k.w [n_qk_heads, d_qk_head] with a qk-norm;
+                             activation_function.log_jumprelu_threshold [n_ov_heads] with jumprelu;
+                             dataset_average_activation_norm.HOOK []; buffers mask, IGNORE,
+                             rotary_sin, rotary_cos, which follow from the settings
+
+Their conventions, where they are not ours: scores are divided by attn_scale; with norm_activation
+"dataset-wise" the weights are of activations scaled to a mean norm of sqrt(d_model), both x and y;
+top_k of "batchtopk" is a mean over all tokens that are given at once, and no threshold is kept;
+each head has a factor of its own in the qk-norm; x is by its hook's name the layer's input before
+the norm's weight (`LorsaConfig.hook_in`). Source: Llamascopium 2.0.0b34, models/lorsa.py.
+"""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import LorsaConfig
+from .disk import check_shapes, listing, write_folder
+from .errors import CheckpointError
+from .foreign import Settings, config_of, norm_scale, read_tensors
+from .geometry import QKNorm, read_rope
+from .lorsa import Lorsa
+from .rotary_settings import same, spell_rope, take_rope
+
+WEIGHTS = "sae_weights.safetensors"
+OTHER_WEIGHTS = (
+    "sae_weights.pt",
+    "checkpoints/pruned.safetensors",
+    "checkpoints/pruned.pt",
+    "checkpoints/final.safetensors",
+    "checkpoints/final.pt",
+)
+"""Read where there is no `WEIGHTS`, the first that is there."""
+WEIGHTED_INPUT = "attn_input_weighted"
+"""Name in place of a hook of theirs for our x, which none of them gives where a norm has a weight."""
+PARTS = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
+NORMS = {"ln_q.w": "q_norm", "ln_k.w": "k_norm"}
+THRESHOLD = "activation_function.log_jumprelu_threshold"
+MEAN_NORM = "dataset_average_activation_norm."
+BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
+OURS = "lorsa"
+"""Key of config.json for what their settings cannot say; they pass over it."""
+UNUSED = (
+    "use_triton_kernel",
+    "sparsity_threshold_for_triton_spmm_kernel",
+    "jumprelu_threshold_window",
+    "sae_pretrained_name_or_path",
+    "normalization_type",
+    "model_name",
+    "skip_bos",
+    "device",
+    "dtype",
+)
+"""Settings of theirs that do not change what a Lorsa computes."""
+
+
+def is_one(content: dict[str, Any]) -> bool:
+    """Return whether a config.json is theirs."""
+    return content.get("sae_type") == "lorsa"
+
+
+def read(folder: Path, content: dict[str, Any]) -> Lorsa:
+    """Return the Lorsa in a folder, on raw activations; see `Lorsa.from_pretrained`.
+
+    Raises:
+        CheckpointError: no weights, tensors that do not fit, or a setting that we cannot express.
+    """
+    settings = Settings(folder / "config.json", content)
+    path = _weights(folder)
+    tensors = read_tensors(path)
+    entry = settings.take(OURS, dict, {})
+    hooks = [settings.take(name, str) for name in ("hook_point_in", "hook_point_out")]
+    scaled = _scaled(settings)
+    config = _config(settings, tensors, entry, hooks[0])
+    lorsa = Lorsa(config)
+    norms = [tensors.get(MEAN_NORM + hook) for hook in hooks]
+    _fill(lorsa, path, tensors, entry)
+    if scaled:
+        x_scale, y_scale = (
+            norm_scale(settings, MEAN_NORM + hook, _number(norm), config.d_model)
+            for hook, norm in zip(hooks, norms, strict=True)
+        )
+        lorsa.rescale_(1 / x_scale, 1 / y_scale)
+    return lorsa
+
+
+def _weights(folder: Path) -> Path:
+    for name in (WEIGHTS, *OTHER_WEIGHTS):
+        if (folder / name).is_file():
+            return folder / name
+    if any(folder.rglob("*.dcp")):
+        raise CheckpointError(
+            f"{folder} holds a distributed checkpoint (.dcp); save it as {WEIGHTS} with Llamascopium"
+        )
+    raise CheckpointError(f"{folder / WEIGHTS} is missing; the folder has {listing(folder)}")
+
+
+def _scaled(settings: Settings) -> bool:
+    """Return whether the weights are of scaled activations."""
+    norm = settings.take("norm_activation", str, "dataset-wise")
+    if norm not in ("dataset-wise", "inference"):
+        why = "which scales y by its own norm; allowed: dataset-wise, inference"
+        raise settings.refuse("norm_activation", norm, why)
+    return bool(norm == "dataset-wise")
+
+
+def _config(
+    settings: Settings, tensors: dict[str, Tensor], entry: dict[str, Any], hook_in: str
+) -> LorsaConfig:
+    settings.drop("sae_type", *UNUSED)
+    d_model = settings.take("d_model", int)
+    n_ov_heads = int(d_model * settings.take("expansion_factor", (float, int)))
+    d_qk_head = settings.take("d_qk_head", int)
+    settings.drop("use_decoder_bias")  # the tensor says it
+    layer = re.search(r"\bblocks\.(\d+)\.", hook_in)
+    config = config_of(
+        settings,
+        d_model=d_model,
+        n_qk_heads=settings.take("n_qk_heads", int),
+        d_qk_head=d_qk_head,
+        n_ov_heads=n_ov_heads,
+        scale=1 / settings.above_zero("attn_scale", math.sqrt(d_qk_head)),
+        score_by_norm=settings.take("sparsity_include_decoder_norm", bool, True),
+        rope=take_rope(settings, d_qk_head=d_qk_head, adjacent=True),
+        qk_norm=_qk_norm(settings, tensors),
+        n_ctx=settings.take("n_ctx", int),
+        layer=int(layer[1]) if layer else None,
+        hook_in=None if hook_in.endswith(WEIGHTED_INPUT) else hook_in,
+        **_activation(settings, n_ov_heads),
+    )
+    settings.finish()
+    return _with_entry(settings, config, entry)
+
+
+def _activation(settings: Settings, n_ov_heads: int) -> dict[str, Any]:
+    """Return the rule by which heads fire. As many may as there are, for that is their rule."""
+    rule = settings.take("act_fn", str, "relu").lower()
+    top_k = min(settings.take("top_k", int, 50), n_ov_heads)
+    if rule == "topk":
+        return {"top_k": top_k}
+    if rule == "relu":  # all that are positive
+        return {"top_k": n_ov_heads}
+    if rule == "batchtopk":
+        return {"top_k": top_k, "activation": rule, "max_l0": n_ov_heads, "has_threshold": False}
+    if rule == "jumprelu":
+        return {"top_k": top_k, "activation": rule, "max_l0": n_ov_heads}
+    raise settings.refuse("act_fn", rule, "allowed: topk, batchtopk, jumprelu, relu")
+
+
+def _qk_norm(settings: Settings, tensors: dict[str, Tensor]) -> QKNorm | None:
+    eps = settings.take("eps", (float, int), 1e-6)
+    if not settings.take("use_post_qk_ln", bool, False):
+        return None
+    kept = [tensors[name] for name in NORMS if name in tensors]
+    alike = all(bool((weight == weight[:1]).all()) for weight in kept)
+    return QKNorm(eps=float(eps), kind="rms" if alike else "rms_by_head")
+
+
+def _with_entry(settings: Settings, config: LorsaConfig, entry: dict[str, Any]) -> LorsaConfig:
+    """Return a config with what only our own entry says; their settings win wherever they speak."""
+    if not entry:
+        return config
+    names = ("n_ctx", "max_l0", "has_threshold", "base_model", "base_revision", "layer")
+    kept = {name: entry[name] for name in (*names, "store_uuid") if name in entry}
+    if config.activation == "topk":
+        kept.pop("max_l0", None)
+    if config.activation != "batchtopk":
+        kept.pop("has_threshold", None)
+    try:
+        rope = read_rope(entry.get("rope"))
+        if rope is not None and config.rope is not None:
+            mine, theirs = (torch.tensor(r.inv_freq).double() for r in (rope, config.rope))
+            if rope.interleaved == config.rope.interleaved and same(mine, theirs):
+                kept["rope"] = replace(rope, attention_scaling=1.0)
+        return replace(config, **kept)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{settings.path}: its entry {OURS!r} is wrong: {error}") from None
+
+
+def _fill(lorsa: Lorsa, path: Path, tensors: dict[str, Tensor], entry: dict[str, Any]) -> None:
+    """Put their tensors into a Lorsa."""
+    c = lorsa.config
+    found = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name not in BUFFERS and not name.startswith(MEAN_NORM)
+    }
+    _repeat(found, c.n_qk_heads)
+    shapes = {name: tuple(lorsa.get_parameter(name).shape) for name in PARTS}
+    shapes["b_D"] = tuple(lorsa.b_O.shape)
+    found.setdefault("b_D", torch.zeros_like(lorsa.b_O))  # use_decoder_bias false
+    if c.qk_norm is not None:
+        shapes |= dict.fromkeys(NORMS, (c.n_qk_heads, c.d_qk_head))
+    if c.activation == "jumprelu":
+        shapes[THRESHOLD] = (c.n_ov_heads,)
+    check_shapes(path, {name: tuple(tensor.shape) for name, tensor in found.items()}, shapes)
+    ours = {name: found[name] for name in PARTS} | {"b_O": found["b_D"]}
+    if c.qk_norm is not None:
+        by_head = c.qk_norm.by_head
+        ours |= {ours_: found[n] if by_head else found[n][0] for n, ours_ in NORMS.items()}
+    if lorsa.threshold is not None:
+        threshold = entry.get("threshold", 1.0) if entry else 1.0
+        ours["threshold"] = torch.tensor(float(threshold))
+        if c.activation == "jumprelu":
+            ours["log_threshold"] = found[THRESHOLD].double() - math.log(threshold)
+    lorsa.load_state_dict(ours)
+
+
+def _repeat(tensors: dict[str, Tensor], n_qk_heads: int) -> None:
+    """Repeat the QK heads of a file that has fewer than its config, as they do."""
+    for name in ("W_Q", "W_K", "b_Q", "b_K", *NORMS):
+        tensor = tensors.get(name)
+        if tensor is not None and tensor.ndim and 0 < len(tensor) < n_qk_heads:
+            if n_qk_heads % len(tensor) == 0:
+                tensors[name] = tensor.repeat_interleave(n_qk_heads // len(tensor), dim=0)
+
+
+def _number(norm: Tensor | None) -> float:
+    return float("nan") if norm is None or norm.numel() != 1 else float(norm)
+
+
+def write(lorsa: Lorsa, folder: Path, hook_in: str | None = None) -> None:
+    """Write a Lorsa into a folder as Llamascopium reads it, on raw activations.
+
+    Args:
+        lorsa: stays as it is.
+        folder: is made if need be.
+        hook_in: name of the hook that gives its x; None is its own or, of our x, one that they do
+            not have.
+
+    Raises:
+        CheckpointError: a setting has no like in theirs, or the disk does not take it.
+    """
+    c = lorsa.config
+    settings = _settings(c, folder)
+    layer = 0 if c.layer is None else c.layer
+    settings["hook_point_in"] = hook_in or c.hook_in or f"blocks.{layer}.{WEIGHTED_INPUT}"
+    settings["hook_point_out"] = f"blocks.{layer}.hook_attn_out"
+    entry = c.to_dict()
+    tensors = {name: lorsa.get_parameter(name) for name in PARTS} | {"b_D": lorsa.b_O}
+    for theirs, ours in NORMS.items():
+        if (weight := lorsa._parameters[ours]) is not None:
+            tensors[theirs] = weight.expand(c.n_qk_heads, c.d_qk_head)
+    if lorsa.threshold is not None:
+        entry["threshold"] = float(lorsa.threshold)
+    if lorsa.log_threshold is not None:  # in float64, so that it comes back to the bit
+        level = math.log(entry["threshold"])
+        tensors[THRESHOLD] = lorsa.log_threshold.detach().double() + level
+    tensors |= _buffers(settings)
+    write_folder(folder, WEIGHTS, tensors, {**settings, OURS: entry}, {"version": "2.0.0b34"})
+
+
+def _settings(c: LorsaConfig, folder: Path) -> dict[str, Any]:
+    """Return their settings but for the hooks; CheckpointError if one of ours has no like."""
+    for name, value, allowed in (
+        ("select", c.select, "relu"),
+        ("softcap", c.softcap, None),
+        ("window", c.window, None),
+    ):
+        if value != allowed:
+            raise CheckpointError(
+                f"{folder}: Llamascopium has no {name} (here {value!r}); it cannot be expressed"
+            )
+    settings: dict[str, Any] = {
+        "sae_type": "lorsa",
+        "d_model": c.d_model,
+        "expansion_factor": _factor(c.n_ov_heads, c.d_model),
+        "use_decoder_bias": True,
+        "act_fn": c.activation,
+        "norm_activation": "inference",
+        "sparsity_include_decoder_norm": c.score_by_norm,
+        "top_k": c.top_k,
+        "n_qk_heads": c.n_qk_heads,
+        "d_qk_head": c.d_qk_head,
+        "n_ctx": c.n_ctx or 2048,
+        "attn_scale": 1 / c.scale,
+        "positional_embedding_type": "none",
+        "rotary_dim": c.d_qk_head,
+        "use_post_qk_ln": c.qk_norm is not None,
+    }
+    if c.qk_norm is not None:
+        if c.qk_norm.kind not in ("rms", "rms_by_head"):
+            raise CheckpointError(
+                f"{folder}: Llamascopium has no qk_norm of kind {c.qk_norm.kind!r}; "
+                "it cannot be expressed"
+            )
+        settings |= {"normalization_type": "RMS", "eps": c.qk_norm.eps}
+    if c.rope is not None:
+        rope = spell_rope(c.rope)
+        partial = 2 * len(c.rope.inv_freq) < c.d_qk_head
+        if rope is None or (partial and c.rope.attention_scaling != 1):
+            raise CheckpointError(
+                f"{folder}: the rope has no rotary_base and NTK_by_parts settings that give its "
+                "frequencies; it cannot be expressed"
+            )
+        settings |= rope
+        settings["attn_scale"] /= c.rope.attention_scaling**2  # q and k carry it once each
+    return settings
+
+
+def _factor(n_ov_heads: int, d_model: int) -> float:
+    """Return an expansion factor that gives back the number of heads when cut to a whole number."""
+    factor = n_ov_heads / d_model
+    return factor if int(d_model * factor) == n_ov_heads else math.nextafter(factor, math.inf)
+
+
+def _buffers(settings: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the buffers that their strict loading asks for."""
+    n_ctx = settings["n_ctx"]
+    buffers = {
+        "mask": torch.ones(n_ctx, n_ctx, dtype=torch.bool).tril(),
+        "IGNORE": torch.tensor(-torch.inf),
+    }
+    if settings["positional_embedding_type"] == "none":
+        return buffers
+    taken = take_rope(Settings(Path(), settings), d_qk_head=settings["d_qk_head"], adjacent=True)
+    assert taken is not None
+    angles = torch.arange(n_ctx)[:, None] * torch.tensor(taken.inv_freq)
+    if taken.interleaved:
+        angles = angles.repeat_interleave(2, dim=1)
+    else:
+        angles = torch.cat([angles, angles], dim=1)
+    return {**buffers, "rotary_sin": angles.sin(), "rotary_cos": angles.cos()}
