@@ -704,6 +704,55 @@ def view(
         server.run()
 
 
+@app.command(name="convert")
+def exchange(
+    source: Annotated[
+        str,
+        typer.Argument(help="Lorsa of any format: a run folder, one of another tool, a Hub id."),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
+    to: Annotated[
+        str | None, typer.Option(help="lorsa or llamascopium.", show_default="lorsa")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Language model whose norm is folded in or out; as for harvest."),
+    ] = None,
+    weighted: Annotated[
+        bool | None,
+        typer.Option(
+            "--weighted",
+            help="The other tool loaded the model without processing: a LayerNorm's hook is after "
+            "its weight.",
+        ),
+    ] = None,
+    max_l0: Annotated[
+        int | None,
+        typer.Option(
+            help="Heads that may fire on a token at most, of batchtopk and jumprelu.",
+            show_default="as it was",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a Lorsa in another tool's format, or one of another tool in ours.
+
+    Read are lorsa, Llamascopium (lm-saes) and OpenMOSS/Lorsa folders. What cannot be expressed is
+    an error that names the setting.
+
+    Example: lorsa convert ./their-lorsa runs/layer-12 --model smollm2-135m
+    """
+    given = _given(locals())
+
+    def work() -> dict[str, Any]:
+        from .display import say
+        from .exchange import ConvertConfig, convert
+
+        return convert(make_config(ConvertConfig, given), report=say).to_dict()
+
+    _run("convert", work, as_json)
+
+
 @store_app.command()
 def info(
     store: Annotated[str, typer.Argument(help="Activation store.")], as_json: Json = False

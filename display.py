@@ -477,6 +477,19 @@ def _demo_table(result: dict[str, Any]) -> Table:
     return fact_table("a Lorsa of SmolLM2-135M-Instruct", rows)
 
 
+def _convert_table(result: dict[str, Any]) -> Table:
+    rows = {
+        "of": f"layer {result['layer']} of {result['base_model'] or 'a model that is not named'}",
+        "heads": f"{result['n_ov_heads']:,} OV, {result['n_qk_heads']} QK",
+        "fires": f"{result['activation']}, top_k {result['top_k']}",
+        "reads": "x, the layer's input" if result["hook_in"] == "x" else result["hook_in"],
+        "format": result["to"],
+        "folder": result["out"],
+    }
+    rows |= {f"note {i}" if i else "note": note for i, note in enumerate(result["notes"])}
+    return fact_table("converted", rows)
+
+
 _TABLES: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
     "harvest": _harvest_table,
     "plan": _plan_table,
@@ -488,6 +501,7 @@ _TABLES: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
     "find": find_table,
     "explain": explain_table,
     "view": _view_table,
+    "convert": _convert_table,
     "info": _info_table,
     "verify": _verify_lines,
     "rm": _rm_table,

@@ -51,9 +51,18 @@ def device_for(name: str) -> str:
 
 
 def layer_of(lorsa: Lorsa, run: Path) -> int:
-    """Return the layer that a Lorsa stands for; AnalyzeError if it does not say."""
+    """Return the layer that a Lorsa stands for.
+
+    Raises:
+        AnalyzeError: it does not say, or reads something else than that layer's input.
+    """
     if lorsa.config.layer is None:
         raise AnalyzeError(f"{run} does not say which layer it replaces")
+    if lorsa.config.hook_in is not None:
+        raise AnalyzeError(
+            f"{run} reads {lorsa.config.hook_in}, not the layer's input after the norm's weight; "
+            f"type: lorsa convert {run} FOLDER --model MODEL"
+        )
     return lorsa.config.layer
 
 

@@ -8,6 +8,7 @@ from .disk import write_json
 from .errors import CheckpointError
 from .geometry import AttentionGeometry, QKNorm, Rope
 from .init import fit_output, init_from_layer, init_random, require_fit
+from .llamascopium import write as write_llamascopium
 from .lorsa import Encoding, Lorsa, Projected
 from .metrics import FVU, Quality, Tally, evaluate, firing_counts
 
@@ -37,4 +38,5 @@ __all__ = [
     "require_fit",
     "stored_attention",
     "write_json",
+    "write_llamascopium",
 ]

@@ -107,7 +107,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def config_of(settings: Settings, **fields: Any) -> LorsaConfig:
-    """Return a config of ours; CheckpointError names the file and what is wrong with its numbers."""
+    """Return a config of ours; CheckpointError names the file and what is wrong in it."""
     try:
         return LorsaConfig(**fields)
     except ValueError as error:

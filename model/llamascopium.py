@@ -1,12 +1,12 @@
 """Checkpoints of Llamascopium (Language-Model-SAEs before), read and written.
 
     config.json              settings, sae_type "lorsa"
-    sae_weights.safetensors  W_Q W_K [n_qk_heads, d_model, d_qk_head], b_Q b_K [n_qk_heads, d_qk_head],
-                             W_V W_O [n_ov_heads, d_model], b_V [n_ov_heads], b_D [d_model] (our b_O);
-                             ln_q.w ln_k.w [n_qk_heads, d_qk_head] with a qk-norm;
-                             activation_function.log_jumprelu_threshold [n_ov_heads] with jumprelu;
-                             dataset_average_activation_norm.HOOK []; buffers mask, IGNORE,
-                             rotary_sin, rotary_cos, which follow from the settings
+    sae_weights.safetensors  W_Q W_K [n_qk_heads, d_model, d_qk_head], b_Q b_K [n_qk_heads,
+                             d_qk_head], W_V W_O [n_ov_heads, d_model], b_V [n_ov_heads],
+                             b_D [d_model] (our b_O); ln_q.w ln_k.w [n_qk_heads, d_qk_head] with a
+                             qk-norm; activation_function.log_jumprelu_threshold [n_ov_heads] with
+                             jumprelu; dataset_average_activation_norm.HOOK []; buffers mask,
+                             IGNORE, rotary_sin, rotary_cos, which follow from the settings
 
 Their conventions, where they are not ours: scores are divided by attn_scale; with norm_activation
 "dataset-wise" the weights are of activations scaled to a mean norm of sqrt(d_model), both x and y;
@@ -42,7 +42,7 @@ OTHER_WEIGHTS = (
 )
 """Read where there is no `WEIGHTS`, the first that is there."""
 WEIGHTED_INPUT = "attn_input_weighted"
-"""Name in place of a hook of theirs for our x, which none of them gives where a norm has a weight."""
+"""In place of a hook of theirs for our x, which none of them gives where a norm has a weight."""
 PARTS = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
 NORMS = {"ln_q.w": "q_norm", "ln_k.w": "k_norm"}
 THRESHOLD = "activation_function.log_jumprelu_threshold"
@@ -100,7 +100,7 @@ def _weights(folder: Path) -> Path:
             return folder / name
     if any(folder.rglob("*.dcp")):
         raise CheckpointError(
-            f"{folder} holds a distributed checkpoint (.dcp); save it as {WEIGHTS} with Llamascopium"
+            f"{folder} holds a distributed checkpoint (.dcp); let Llamascopium save {WEIGHTS}"
         )
     raise CheckpointError(f"{folder / WEIGHTS} is missing; the folder has {listing(folder)}")
 
@@ -220,9 +220,9 @@ def _repeat(tensors: dict[str, Tensor], n_qk_heads: int) -> None:
     """Repeat the QK heads of a file that has fewer than its config, as they do."""
     for name in ("W_Q", "W_K", "b_Q", "b_K", *NORMS):
         tensor = tensors.get(name)
-        if tensor is not None and tensor.ndim and 0 < len(tensor) < n_qk_heads:
-            if n_qk_heads % len(tensor) == 0:
-                tensors[name] = tensor.repeat_interleave(n_qk_heads // len(tensor), dim=0)
+        n_heads = len(tensor) if tensor is not None and tensor.ndim else 0
+        if tensor is not None and 0 < n_heads < n_qk_heads and n_qk_heads % n_heads == 0:
+            tensors[name] = tensor.repeat_interleave(n_qk_heads // n_heads, dim=0)
 
 
 def _number(norm: Tensor | None) -> float:
@@ -247,7 +247,8 @@ def write(lorsa: Lorsa, folder: Path, hook_in: str | None = None) -> None:
     settings["hook_point_in"] = hook_in or c.hook_in or f"blocks.{layer}.{WEIGHTED_INPUT}"
     settings["hook_point_out"] = f"blocks.{layer}.hook_attn_out"
     entry = c.to_dict()
-    tensors = {name: lorsa.get_parameter(name) for name in PARTS} | {"b_D": lorsa.b_O}
+    tensors: dict[str, Tensor] = {name: lorsa.get_parameter(name) for name in PARTS}
+    tensors["b_D"] = lorsa.b_O
     for theirs, ours in NORMS.items():
         if (weight := lorsa._parameters[ours]) is not None:
             tensors[theirs] = weight.expand(c.n_qk_heads, c.d_qk_head)

@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..model import CheckpointError, Lorsa, LorsaConfig
-from ..model.checkpoint import CONFIG, WEIGHTS
+from ..model.checkpoint import WEIGHTS
+from ..model.disk import CONFIG
 from ..store import sync_tree
 from .learner import Whole
 from .setup import Scales

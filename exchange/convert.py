@@ -1,0 +1,157 @@
+"""Lorsas from one tool's format to another's."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..harvest import attention_sites, load_config, load_model, resolve
+from ..model import Lorsa, LorsaConfig, write_llamascopium
+from .config import ConvertConfig
+from .errors import ExchangeError
+from .norm import Affine, norm_before, read_after, read_before
+
+NORMALIZED = "blocks.{}.ln1.hook_normalized"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Converted:
+    """What a conversion made."""
+
+    out: str
+    """Folder that was written"""
+    to: str
+    """Its format"""
+    layer: int | None
+    """Layer that the Lorsa replaces"""
+    base_model: str | None
+    """Language model of that layer"""
+    n_ov_heads: int
+    n_qk_heads: int
+    top_k: int
+    activation: str
+    hook_in: str
+    """What it reads: "x" is the layer's input after the norm, with the norm's weight"""
+    notes: list[str]
+    """What to know before use"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able data."""
+        return asdict(self)
+
+
+def convert(
+    config: ConvertConfig, *, report: Callable[[str], None] = lambda line: None
+) -> Converted:
+    """Write a Lorsa of any format in another.
+
+    Args:
+        config: what is asked for.
+        report: is told what happens.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CheckpointError: the source is none, or cannot be expressed in the other format.
+        ExchangeError: the folder is not empty, or the model's norm cannot be folded.
+        HarvestError: the model cannot be loaded, or has no such layer.
+    """
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise ExchangeError(f"{config.out} is there already; give a new folder")
+    lorsa = Lorsa.from_pretrained(config.source)
+    if config.max_l0 is not None:
+        lorsa.config = _limited(lorsa.config, config.max_l0)
+    hook = None
+    if config.model is not None:
+        hook = _fold(lorsa, config, report)
+    if config.to == "lorsa":
+        lorsa.save_pretrained(config.out)
+    else:
+        write_llamascopium(lorsa, config.out, hook)
+    shape = lorsa.config
+    return Converted(
+        out=str(config.out),
+        to=config.to,
+        layer=shape.layer,
+        base_model=shape.base_model,
+        n_ov_heads=shape.n_ov_heads,
+        n_qk_heads=shape.n_qk_heads,
+        top_k=shape.top_k,
+        activation=shape.activation,
+        hook_in=hook or shape.hook_in or "x",
+        notes=_notes(shape, config, hook),
+    )
+
+
+def _limited(shape: LorsaConfig, max_l0: int) -> LorsaConfig:
+    try:
+        return replace(shape, max_l0=max_l0)
+    except ValueError as error:
+        raise ExchangeError(str(error)) from None
+
+
+def _fold(lorsa: Lorsa, config: ConvertConfig, report: Callable[[str], None]) -> str | None:
+    """Change in place what a Lorsa reads; return the hook of theirs that gives it."""
+    shape = lorsa.config
+    if shape.layer is None:
+        raise ExchangeError(f"{config.source} does not say which layer it replaces")
+    theirs = NORMALIZED.format(shape.layer)
+    if shape.hook_in not in (None, theirs):
+        raise ExchangeError(
+            f"{config.source} reads {shape.hook_in}; with a model, only {theirs} can be changed"
+        )
+    if (config.to == "lorsa") == (shape.hook_in is None):
+        return shape.hook_in  # it reads what it should
+    norm, name, revision = _norm(config, shape, report)
+    after_weight = config.weighted and norm.centred
+    if config.to == "lorsa":
+        if not after_weight:
+            read_after(lorsa, norm)
+        lorsa.config = replace(shape, hook_in=None, base_model=name, base_revision=revision)
+        return None
+    if not after_weight:
+        read_before(lorsa, norm)
+    lorsa.config = replace(shape, hook_in=theirs)
+    return theirs
+
+
+def _norm(
+    config: ConvertConfig, shape: LorsaConfig, report: Callable[[str], None]
+) -> tuple[Affine, str, str | None]:
+    """Return the norm before a Lorsa's layer, and which model it is of."""
+    assert config.model is not None
+    assert shape.layer is not None
+    path = resolve(config.model)
+    report(f"loading {path.id}")
+    model = load_model(path, load_config(path), dtype="float32", devices=["cpu"]).model
+    width = model.config.get_text_config().hidden_size
+    if width != shape.d_model:
+        raise ExchangeError(
+            f"{config.source} has d_model {shape.d_model}; the model given has {width}"
+        )
+    (site,) = attention_sites(model, [shape.layer])
+    return norm_before(model, site), path.name, path.revision
+
+
+def _notes(shape: LorsaConfig, config: ConvertConfig, hook: str | None) -> list[str]:
+    notes = []
+    if config.to == "lorsa" and shape.hook_in is not None:
+        notes.append(
+            f"it reads {shape.hook_in}; give --model to fold the norm in, or no layer can be "
+            "replaced by it"
+        )
+    if config.to == "llamascopium" and hook is None and shape.hook_in is None:
+        notes.append(
+            "it reads the layer's input after the norm's weight, which no hook there gives; give "
+            "--model to fold the norm out"
+        )
+    if not shape.has_threshold:
+        notes.append(
+            "its threshold is not known: the largest of all tokens given fire, until "
+            "Lorsa.set_threshold has seen a sample"
+        )
+    if shape.activation == "batchtopk" and shape.has_threshold and config.to == "llamascopium":
+        notes.append("there, the largest of all tokens given fire; the threshold is not used")
+    if shape.max_l0 == shape.n_ov_heads and shape.activation != "topk":
+        notes.append("all heads may fire on a token, which takes memory; --max-l0 sets a limit")
+    return notes

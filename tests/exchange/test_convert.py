@@ -1,0 +1,218 @@
+"""Lorsas from one tool's format to another's, their hooks and norms with them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import foreign
+import pytest
+import torch
+from lorsa.cli import app
+from lorsa.exchange import ConvertConfig, ExchangeError, convert
+from lorsa.harvest import Capture, attention_sites
+from lorsa.model import CheckpointError, Lorsa
+from tiny import make_model, make_tokenizer, some_tokens
+from torch import Tensor
+from typer.testing import CliRunner
+
+LAYER = 1
+SHAPE: dict[str, Any] = {
+    "d_model": 32,
+    "n_ctx": 32,
+    "n_qk_heads": 8,
+    "hook_point_in": f"blocks.{LAYER}.ln1.hook_normalized",
+    "hook_point_out": f"blocks.{LAYER}.hook_attn_out",
+    "norm_activation": "inference",
+}
+
+
+def _around(model: Any) -> tuple[Tensor, Tensor]:
+    """Return x of the layer, and the same before the norm's weight, by the norm's definition."""
+    seen = []
+    (site,) = attention_sites(model, [LAYER])
+    norms = [m for m in model.modules() if "Norm" in type(m).__name__]
+    handles = [
+        m.register_forward_hook(lambda module, args, out: seen.append((module, args[0], out)))
+        for m in norms
+    ]
+    with Capture(model, [site]) as capture:
+        x = capture.calls(some_tokens())[LAYER].x.clone()
+    for handle in handles:
+        handle.remove()
+    ((module, h, _),) = [s for s in seen if torch.equal(s[2], x)]
+    if "RMS" not in type(module).__name__:
+        h = h - h.mean(-1, keepdim=True)
+    eps = next(getattr(module, n) for n in ("eps", "variance_epsilon") if hasattr(module, n))
+    return x, h / (h.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def _folder(tmp_path: Path, family: str) -> tuple[Path, Any]:
+    model = make_model(family)
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder, model
+
+
+FAMILIES = ["llama-gqa", "gemma", "neox-partial", "gpt2"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_lorsa_of_the_hook_becomes_one_of_the_input(family: str, tmp_path: Path) -> None:
+    folder, model = _folder(tmp_path, family)
+    x, n = _around(model)
+    config = foreign.settings(**SHAPE)
+    weights = foreign.tensors(config)
+    theirs = foreign.write(tmp_path / "theirs", config, weights)
+    made = convert(
+        ConvertConfig(source=str(theirs), out=tmp_path / "ours", model=str(folder)),
+    )
+    assert made.hook_in == "x"
+    lorsa = Lorsa.from_pretrained(tmp_path / "ours")
+    expected = foreign.compute(n[:, :16], config, weights).y_hat
+    torch.testing.assert_close(lorsa(x[:, :16]).double(), expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_lorsa_of_the_input_becomes_one_of_the_hook(family: str, tmp_path: Path) -> None:
+    folder, model = _folder(tmp_path, family)
+    x, n = _around(model)
+    config = foreign.settings(**{**SHAPE, "hook_point_in": "blocks.1.attn_input_weighted"})
+    ours = foreign.write(tmp_path / "ours", config, foreign.tensors(config))
+    lorsa = Lorsa.from_pretrained(ours)
+    assert lorsa.config.hook_in is None
+    out = tmp_path / "theirs"
+    made = convert(ConvertConfig(source=str(ours), out=out, model=str(folder), to="llamascopium"))
+    assert made.hook_in == SHAPE["hook_point_in"]
+    written = json.loads((out / "config.json").read_text())
+    assert written["hook_point_in"] == SHAPE["hook_point_in"]
+    found = Lorsa.from_pretrained(out)(n[:, :16])
+    torch.testing.assert_close(found, lorsa(x[:, :16]), atol=2e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_unprocessed_layer_norms_are_read_after_their_weight(tmp_path: Path) -> None:
+    folder, _ = _folder(tmp_path, "neox-partial")
+    config = foreign.settings(**SHAPE)
+    theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
+    convert(
+        ConvertConfig(source=str(theirs), out=tmp_path / "ours", model=str(folder), weighted=True)
+    )
+    one, other = Lorsa.from_pretrained(theirs), Lorsa.from_pretrained(tmp_path / "ours")
+    assert other.config.hook_in is None
+    assert torch.equal(one.W_Q, other.W_Q)
+
+
+def test_a_norm_after_the_attention_is_named(tmp_path: Path) -> None:
+    folder, _ = _folder(tmp_path, "gemma2")
+    config = foreign.settings(**SHAPE)
+    theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
+    with pytest.raises(ExchangeError, match="norms the attention's output once more"):
+        convert(ConvertConfig(source=str(theirs), out=tmp_path / "ours", model=str(folder)))
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_norm_weight_of_zero_is_named(tmp_path: Path) -> None:
+    model = make_model("llama-gqa")
+    with torch.no_grad():
+        model.model.layers[LAYER].input_layernorm.weight[5] = 0
+    model.save_pretrained(tmp_path / "model")
+    config = foreign.settings(**SHAPE)
+    theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
+    with pytest.raises(ExchangeError, match="norm's weight of channel 5 is 0"):
+        convert(
+            ConvertConfig(source=str(theirs), out=tmp_path / "ours", model=str(tmp_path / "model"))
+        )
+
+
+def test_a_model_of_another_width_is_named(tmp_path: Path, model_folder: Path) -> None:
+    config = foreign.settings()
+    theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
+    with pytest.raises(ExchangeError, match="has d_model 12; the model given has 32"):
+        convert(ConvertConfig(source=str(theirs), out=tmp_path / "o", model=str(model_folder)))
+
+
+def test_a_hook_of_another_place_is_named(tmp_path: Path, model_folder: Path) -> None:
+    config = foreign.settings(**{**SHAPE, "hook_point_in": "blocks.1.hook_resid_pre"})
+    theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
+    with pytest.raises(ExchangeError, match=r"reads blocks.1.hook_resid_pre; with a model, only"):
+        convert(ConvertConfig(source=str(theirs), out=tmp_path / "o", model=str(model_folder)))
+
+
+def test_a_folder_that_is_there_is_kept(tmp_path: Path) -> None:
+    config = foreign.settings()
+    theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
+    before = sorted(theirs.iterdir())
+    with pytest.raises(ExchangeError, match="is there already; give a new folder"):
+        convert(ConvertConfig(source=str(theirs), out=theirs, to="llamascopium"))
+    assert sorted(theirs.iterdir()) == before
+
+
+def test_a_limit_of_heads_is_kept(tmp_path: Path) -> None:
+    config = foreign.settings(act_fn="jumprelu")
+    theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
+    convert(ConvertConfig(source=str(theirs), out=tmp_path / "ours", max_l0=9))
+    assert Lorsa.from_pretrained(tmp_path / "ours").config.max_l0 == 9
+    with pytest.raises(ExchangeError, match="max_l0 is 4; allowed: 5..24"):
+        convert(ConvertConfig(source=str(theirs), out=tmp_path / "more", max_l0=4))
+
+
+def _run(*words: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(words))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_foreign_lorsa_is_measured_once_it_reads_the_input(
+    tmp_path: Path, model_folder: Path, store_folder: Path
+) -> None:
+    config = foreign.settings(**SHAPE)
+    theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
+    code, _, told = _run("eval", str(theirs), "--store", str(store_folder), "--json")
+    assert code == 1
+    assert "reads blocks.1.ln1.hook_normalized" in told
+    assert "lorsa convert" in told
+    ours = str(tmp_path / "ours")
+    code, out, told = _run("convert", str(theirs), ours, "--model", str(model_folder), "--json")
+    assert code == 0, told
+    made = json.loads(out)
+    assert (made["layer"], made["hook_in"], made["notes"]) == (LAYER, "x", [])
+    code, out, told = _run("eval", ours, "--store", str(store_folder), "--json")
+    assert code == 0, told
+    assert json.loads(out)["fvu"] > 0
+
+
+def test_what_was_made_is_shown(tmp_path: Path) -> None:
+    config = foreign.settings(act_fn="batchtopk")
+    theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
+    code, out, _ = _run("convert", str(theirs), str(tmp_path / "ours"))
+    assert code == 0
+    for part in ("24 OV, 6 QK", "batchtopk, top_k 5", foreign.HOOK_IN, "threshold is not known"):
+        assert part in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        (["--to", "saelens"], 2, "to is 'saelens'; allowed: lorsa, llamascopium"),
+        (["--max-l0", "0"], 2, "max_l0 is 0"),
+        (["--weighted"], 2, "give the model too"),
+    ],
+)
+def test_wrong_requests_are_a_line(words: list[str], code: int, named: str, tmp_path: Path) -> None:
+    config = foreign.settings()
+    theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
+    found, _, told = _run("convert", str(theirs), str(tmp_path / "ours"), *words)
+    assert found == code
+    assert named in told
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_folder_without_a_lorsa_is_a_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"sae_type": "sae"}')
+    code, _, told = _run("convert", str(tmp_path), str(tmp_path / "ours"))
+    assert code == 1
+    assert "is not a Lorsa's config" in told
+    with pytest.raises(CheckpointError):
+        Lorsa.from_pretrained(tmp_path)
