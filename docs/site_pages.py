@@ -46,6 +46,12 @@ SOURCES = {
 """Suffixes of files that are shown as they are, and what they are written in."""
 
 
+ALONE = """      show_root_heading: true
+      show_root_toc_entry: true
+      show_root_full_path: false"""
+"""What mkdocstrings is told of an object that stands by itself on a page."""
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Lay out the package for mkdocstrings and fill in the navigation."""
     root = _root(config)
@@ -159,10 +165,23 @@ def _generated(root: Path) -> dict[str, str]:
     """Return the pages that the code writes: page of the site -> its text."""
     pages = {"cli.md": _command_line()}
     for room in _rooms(root):
-        names = _public(root / room / "__init__.py")
-        options = f"    options:\n      members: {names}\n"
-        pages[f"reference/{room}.md"] = f"# lorsa.{room}\n\n::: lorsa.{room}\n{options}"
+        pages[f"reference/{room}.md"] = _reference(root, room)
     return pages
+
+
+def _reference(root: Path, room: str) -> str:
+    """Return the page of a package: its public names.
+
+    A function that is called as its module, ablate in analyze/ablate.py, hides the module when the
+    package is imported, and is hidden by it where griffe reads the sources: it is asked for apart.
+    """
+    names = _public(root / room / "__init__.py")
+    hidden = [name for name in names if (root / room / f"{name}.py").exists()]
+    members = [name for name in names if name not in hidden]
+    parts = [f"# lorsa.{room}", f"::: lorsa.{room}\n    options:\n      members: {members}"]
+    for name in hidden:
+        parts.append(f"::: lorsa.{room}.{name}.{name}\n    options:\n{ALONE}")
+    return "\n\n".join(parts) + "\n"
 
 
 def _rooms(root: Path) -> list[str]:

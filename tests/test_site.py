@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import griffe
 import pytest
 import typer
 import yaml
@@ -40,6 +41,7 @@ def hook() -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module._link_package(ROOT)
     return module
 
 
@@ -175,13 +177,20 @@ def test_the_navigation_has_every_table_and_package(
 
 
 def test_the_pages_of_packages_have_their_public_names(hook: ModuleType) -> None:
+    """Modules of the same name hid four functions."""
     pages = hook._generated(ROOT)
+    everything = griffe.load("lorsa", search_paths=[ROOT / ".site"])
     for room in hook._rooms(ROOT):
+        package = everything[room]
         page = pages[f"reference/{room}.md"]
-        assert f"::: lorsa.{room}\n" in page
-        assert yaml.safe_load(page.split("options:")[1]) == {
-            "members": import_module(f"lorsa.{room}").__all__
-        }
+        whole, *apart = re.findall(r"^::: (\S+)\n    options:\n((?:      .*\n)+)", page, re.M)
+        assert whole[0] == f"lorsa.{room}"
+        members = yaml.safe_load(whole[1])["members"]
+        assert not any(package[name].is_module for name in members)
+        found = [path.rsplit(".", 1)[1] for path, _ in apart]
+        assert sorted(members + found) == sorted(import_module(f"lorsa.{room}").__all__)
+        for path, _ in apart:
+            assert package[path.removeprefix(f"lorsa.{room}.")].is_function
 
 
 def test_the_command_line_has_every_command_and_option(hook: ModuleType) -> None:
