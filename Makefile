@@ -1,6 +1,7 @@
 # make demo   harvest, train and measure a Lorsa of SmolLM2-135M
-# make test   every check: format, lint, types, tests
-# Both set up .venv first; nothing else is needed but Python 3.11 or later.
+# make test   every check: format, lint, types, docs, tests
+# make docs   the documentation as a site, in site/; make docs-serve shows it while pages are written
+# All set up .venv first; nothing else is needed but Python 3.11 or later.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,12 +14,18 @@ demo: $(STAMP)
 test: $(STAMP)
 	./check.sh $(VENV)/bin
 
+docs: $(STAMP)
+	$(VENV)/bin/mkdocs build --strict
+
+docs-serve: $(STAMP)
+	$(VENV)/bin/mkdocs serve
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .mypy demo
+	rm -rf $(VENV) .mypy .site site demo
 
-.PHONY: demo test clean
+.PHONY: demo test docs docs-serve clean

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Every check, the same by hand and in CI: format, lint, types, tests.
-# Usage: ./check.sh [folder with python, ruff, mypy and pytest]
+# Every check, the same by hand and in CI: format, lint, types, docs, tests.
+# Usage: ./check.sh [folder with python, ruff, mypy, mkdocs and pytest]
 set -eu
 cd "$(dirname "$0")"
 bin="${1:+$1/}"
@@ -15,5 +15,7 @@ mkdir -p .mypy && ln -sfn .. .mypy/lorsa
 MYPYPATH=.mypy "${bin}mypy" -m lorsa -m lorsa.__main__ -m lorsa.cli -m lorsa.demo -m lorsa.display -m lorsa.settings -m lorsa.tables -m lorsa.watch \
     -p lorsa.analyze -p lorsa.exchange -p lorsa.harvest -p lorsa.kernels -p lorsa.model -p lorsa.store -p lorsa.train -p lorsa.view
 MYPYPATH=.mypy:tests "${bin}mypy" benchmarks/*.py docs/*.py
+echo "== docs"
+NO_MKDOCS_2_WARNING=1 "${bin}mkdocs" build --strict --site-dir .site/html
 echo "== tests"
 "${bin}python" -m pytest

@@ -63,13 +63,15 @@ class Lorsa(nn.Module):
     """Low-rank sparse attention.
 
     Parameters (names as in He et al. 2025; our OV head i is their head h):
+
         W_Q, W_K: [n_qk_heads, d_model, d_qk_head]; b_Q, b_K: [n_qk_heads, d_qk_head]
         W_V, W_O: [n_ov_heads, d_model]; b_V: [n_ov_heads]; b_O: [d_model]
         q_norm, k_norm: [d_qk_head], or [n_qk_heads, d_qk_head] of a norm `by_head`; q_norm_bias,
             k_norm_bias: the same, of a "layer" norm; all with a qk-norm only
         log_threshold: [n_ov_heads], with "jumprelu" only: of a head's threshold over `threshold`
 
-    Buffer:
+    Saved with them, but no parameter:
+
         threshold: of the scores, in units of y, []; with "batchtopk" and "jumprelu" only
     """
 
