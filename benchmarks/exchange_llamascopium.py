@@ -4,8 +4,8 @@
     THEIR_PYTHON benchmarks/exchange_llamascopium.py theirs --folder F
     python benchmarks/exchange_llamascopium.py compare --folder F --write
 
-THEIR_PYTHON is of an environment with llamascopium==2.0.0b34 and 'transformer-lens<3'; ours need not
-be in it, nor theirs in ours. `ours` writes Lorsas in Llamascopium's format, with inputs and what
+THEIR_PYTHON is of an environment with llamascopium==2.0.0b34 and 'transformer-lens<3'; ours need
+not be in it, nor theirs in ours. `ours` writes Lorsas in Llamascopium's format, with inputs and what
 they give; `theirs` loads them with Llamascopium, and saves Lorsas of its own with what they give;
 `compare` loads those, and tells the differences.
 """
@@ -82,7 +82,7 @@ def ours(args: argparse.Namespace) -> None:
     for run in args.run:
         lorsa = Lorsa.from_pretrained(run)
         if lorsa.config.activation == "batchtopk":  # by the largest of the batch, as theirs
-            limits = {"has_threshold": False, "max_l0": lorsa.config.n_ov_heads}
+            limits: dict[str, Any] = {"has_threshold": False, "max_l0": lorsa.config.n_ov_heads}
             lorsa.config = replace(lorsa.config, **limits)
         store = ActivationStore.open(args.store)
         assert lorsa.config.layer is not None
