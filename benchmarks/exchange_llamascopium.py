@@ -5,9 +5,9 @@
     python benchmarks/exchange_llamascopium.py compare --folder F --write
 
 THEIR_PYTHON is of an environment with llamascopium==2.0.0b34 and 'transformer-lens<3'; ours need
-not be in it, nor theirs in ours. `ours` writes Lorsas in Llamascopium's format, with inputs and what
-they give; `theirs` loads them with Llamascopium, and saves Lorsas of its own with what they give;
-`compare` loads those, and tells the differences.
+not be in it, nor theirs in ours. `ours` writes Lorsas in Llamascopium's format, with inputs and
+what they give; `theirs` loads them with Llamascopium, and saves Lorsas of its own with what they
+give; `compare` loads those, and tells the differences.
 """
 
 import argparse
