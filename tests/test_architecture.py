@@ -15,12 +15,14 @@ ARROWS = {
     "train": {"kernels", "store", "model", "stop"},
     "analyze": {"kernels", "store", "model", "harvest", "stop"},
     "view": {"analyze", "stop"},
+    "publish": {"store", "model", "train", "analyze"},
     "tables": {"store"},
     "display": {"tables", "harvest", "store", "train", "analyze"},
     "watch": {"display", "tables", "train"},
     "demo": {"display", "harvest", "train", "analyze"},
     "settings": set(),
-    "cli": {"settings", "display", "watch", "demo", "harvest", "store", "train", "analyze", "view"},
+    "cli": {"settings", "display", "watch", "demo", "harvest", "store", "train", "analyze", "view"}
+    | {"publish"},
 }
 HOMES = {
     "triton": {"kernels"},
@@ -28,7 +30,7 @@ HOMES = {
     "numcodecs": {"store"},
     "obstore": {"store"},
     "transformers": {"harvest"},
-    "huggingface_hub": {"harvest"},
+    "huggingface_hub": {"model", "harvest", "publish"},
     "datasets": {"harvest"},
     "accelerate": {"harvest", "train"},
     "matplotlib": {"train"},
