@@ -753,6 +753,50 @@ def exchange(
     _run("convert", work, as_json)
 
 
+@app.command()
+def push(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs, such as runs/layer-12.")],
+    repo: Annotated[
+        str, typer.Option(help="Repository on the Hugging Face Hub, owner/name, or a ./folder.")
+    ],
+    private: Annotated[
+        bool | None, typer.Option("--private", help="If the repository is made, make it private.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, made if need be.", show_default="main")
+    ] = None,
+    message: Annotated[
+        str | None, typer.Option(help="Of the commit.", show_default="the layers")
+    ] = None,
+    license: Annotated[  # noqa: A002
+        str | None,
+        typer.Option(help="Identifier of a license: mit.", show_default="as it is, or none"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the model card and the files.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Share Lorsas on the Hugging Face Hub, with a model card; anyone loads them by the name.
+
+    A layer that is there already is replaced, the others stay. The token is that of hf auth login,
+    or HF_TOKEN.
+
+    Example: lorsa push runs/layer-12 --repo me/lorsas-smollm2
+    """
+    given = _given(locals(), besides={"dry_run"})
+
+    def work() -> dict[str, Any]:
+        from .display import say
+        from .publish import PushConfig
+        from .publish import push as share
+
+        settings = make_config(PushConfig, given)
+        return asdict(share(settings, dry_run=dry_run, report=say))
+
+    _run("push", work, as_json)
+
+
 @store_app.command()
 def info(
     store: Annotated[str, typer.Argument(help="Activation store.")], as_json: Json = False

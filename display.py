@@ -460,6 +460,22 @@ def _merge_table(result: dict[str, Any]) -> Table:
     return fact_table("merged", rows)
 
 
+def _push_lines(result: dict[str, Any]) -> str:
+    """Return what was pushed; of a dry run the card and the files, as they would be."""
+    files = [f"{format_bytes(size):>10}  {path}" for path, size in result["files"].items()]
+    where = result["url"] or result["repo"]
+    if not result["sent"]:
+        told = ["", f"nothing was sent; {where} would get", *files]
+        return escape("\n".join([result["card"], *told]))
+    told = [f"{'written' if result['url'] is None else 'pushed'} to {where}", *files]
+    if result["commit"] is not None:
+        told.append(f"in commit {result['commit']}")
+    others = [layer for layer in result["layers"] if layer not in result["pushed"]]
+    if others:
+        told.append(f"beside layers {spell_layers(others)}, which were there")
+    return escape("\n".join(told))
+
+
 def _demo_table(result: dict[str, Any]) -> Table:
     harvested, trained, measured = result["harvest"], result["train"], result["eval"]
     rows = {
@@ -506,5 +522,6 @@ _TABLES: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
     "verify": _verify_lines,
     "rm": _rm_table,
     "merge": _merge_table,
+    "push": _push_lines,
     "demo": _demo_table,
 }

@@ -9,15 +9,18 @@ runs each is measured alone, and then all their layers together.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..harvest import load_config, resolve
 from ..model import stored_attention
+from ..model.hub import local_folder
 from ..stop import stop_at_once
 from ..store import ActivationStore, Derive, held_out_batches
 from .config import EvalConfig
+from .evaluation import keep_evaluation
 from .events import Measured, Report
 from .in_model import Replacement, Variant, batch_seqs, run_variants
 from .losses import CrossEntropy, cross_entropy
@@ -95,7 +98,7 @@ class Fidelities:
 
 
 def evaluate_run(config: EvalConfig, *, report: Report = lambda event: None) -> Fidelity:
-    """Measure a trained Lorsa on held-out data.
+    """Measure a trained Lorsa on held-out data, and keep the figures in eval.json beside it.
 
     Args:
         config: the request.
@@ -147,7 +150,17 @@ def evaluate_runs(
         )
         for subject, quality in zip(subjects, qualities, strict=True)
     ]
+    for found in runs:
+        _keep(found, report)
     return Fidelities(runs=runs, together=losses.get(TOGETHER))
+
+
+def _keep(found: Fidelity, report: Report) -> None:
+    """Keep the figures of a run beside it; a run that cannot be written is no failure."""
+    try:
+        keep_evaluation(local_folder(Path(found.run)), found.to_dict())
+    except OSError as error:
+        report(f"the figures of {found.run} were not kept beside it: {error.strerror or error}")
 
 
 def _on_the_store(

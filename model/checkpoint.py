@@ -22,9 +22,12 @@ from .lorsa import Lorsa
 
 SCHEMA_VERSION = 1
 WEIGHTS = "lorsa.safetensors"
-FORMATS = ("lorsa", "llamascopium", "openmoss")
-WEIGHT_FILES = (WEIGHTS, llamascopium.WEIGHTS, *llamascopium.OTHER_WEIGHTS, openmoss.WEIGHTS)
-"""Where a folder may have its weights, of any format."""
+WEIGHT_FILES = {
+    "lorsa": (WEIGHTS,),
+    "llamascopium": (llamascopium.WEIGHTS, *llamascopium.OTHER_WEIGHTS),
+    "openmoss": (openmoss.WEIGHTS,),
+}
+"""Where a folder may have its weights, by its format."""
 
 
 def save(lorsa: Lorsa, folder: str | Path) -> None:
@@ -55,7 +58,7 @@ def load(folder: str | Path, *, backend: str = "auto") -> Lorsa:
 
 
 def format_of(content: dict[str, Any]) -> str | None:
-    """Return whose config.json this is, one of `FORMATS`; None if nobody's."""
+    """Return whose config.json this is, a key of `WEIGHT_FILES`; None if nobody's."""
     if content.get("format") == "lorsa":
         return "lorsa"
     if llamascopium.is_one(content):

@@ -326,13 +326,34 @@ class Lorsa(nn.Module):
         save(self, folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, backend: str = "auto") -> "Lorsa":
-        """Read a folder that `save_pretrained` or `lorsa train` wrote.
+    def from_pretrained(
+        cls,
+        where: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        backend: str = "auto",
+    ) -> "Lorsa":
+        """Read a Lorsa that lorsa, Llamascopium or OpenMOSS/Lorsa wrote; see docs/exchange.md.
+
+        Args:
+            where: a folder; or, as a text and where there is no such folder, owner/name on the
+                Hugging Face Hub.
+            revision: branch, tag or commit of a repository on the Hub; None is its main branch.
+            subfolder: of the folder or repository, as layer-12; None takes the Lorsa in it or in
+                its only subfolder with one.
+            token: of the Hub; None is the one that `hf auth login` or HF_TOKEN left, if any.
+            backend: as of `Lorsa`.
 
         Raises:
-            CheckpointError: no such checkpoint, a schema that this version cannot read, or tensors
-                that do not fit the config.
+            CheckpointError: no such checkpoint, a schema that this version cannot read, a setting
+                of another tool that cannot be expressed, tensors that do not fit the config, Lorsas
+                in several subfolders, or what keeps the Hub from giving it.
+            ValueError: a revision of a folder, or a subfolder that is not inside.
         """
         from .checkpoint import load
+        from .hub import local_folder
 
+        folder = local_folder(where, revision=revision, subfolder=subfolder, token=token)
         return load(folder, backend=backend)

@@ -16,6 +16,7 @@ ARROWS = {
     "analyze": {"kernels", "store", "model", "harvest", "stop"},
     "view": {"analyze", "stop"},
     "exchange": {"model", "harvest"},
+    "publish": {"store", "model", "train", "analyze"},
     "tables": {"store"},
     "display": {"tables", "harvest", "store", "train", "analyze"},
     "watch": {"display", "tables", "train"},
@@ -32,6 +33,7 @@ ARROWS = {
         "analyze",
         "view",
         "exchange",
+        "publish",
     },
 }
 HOMES = {
@@ -40,7 +42,7 @@ HOMES = {
     "numcodecs": {"store"},
     "obstore": {"store"},
     "transformers": {"harvest"},
-    "huggingface_hub": {"harvest"},
+    "huggingface_hub": {"model", "harvest", "publish"},
     "datasets": {"harvest"},
     "accelerate": {"harvest", "train"},
     "matplotlib": {"train"},

@@ -628,7 +628,7 @@ def test_wrong_usage_is_one_line_and_one_object(args: list[str], message: str) -
 
 def test_every_command_shows_an_example() -> None:
     group: Any = typer.main.get_command(cli.app)
-    for name in ("harvest", "train", "eval", "ablate"):
+    for name in ("harvest", "train", "eval", "ablate", "push"):
         assert "Example: lorsa" in (group.commands[name].help or "")
     for command in group.commands["store"].commands.values():
         assert "Example: lorsa store" in (command.help or "")

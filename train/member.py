@@ -66,6 +66,7 @@ class Member:
     def __init__(self, config: TrainConfig, plan: Plan, report: Callable[[Event], None]) -> None:
         """Bring a run together; `begin` and `start` take it up."""
         self.config, self.span, self.facts = config, plan.span, plan.facts
+        self.corpus = plan.store.manifest.corpus
         self.team, self.low = plan.team, plan.low
         self.about = describe(config, plan)
         self.folder = RunFolder(config.out)
@@ -91,7 +92,9 @@ class Member:
 
     def begin(self) -> None:
         """Take the folder, and its result if the run is already finished."""
-        finished = self.team.on_main(lambda: self.folder.begin(self.config, self.facts))
+        finished = self.team.on_main(
+            lambda: self.folder.begin(self.config, self.facts, self.corpus)
+        )
         if finished is not None:
             self.report(f"{self.config.out} is already finished")
             known = {field.name for field in fields(TrainResult)}

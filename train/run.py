@@ -1,6 +1,6 @@
 """A run folder: what was asked for, what was measured on the way, what came out.
 
-run.json                        settings, versions, store; the result once it is finished
+run.json                        settings, versions, corpus; the result once it is finished
 metrics.jsonl                   a line per report
 config.json, lorsa.safetensors  the Lorsa, when it is finished
 checkpoints/                    while it is not
@@ -36,12 +36,15 @@ class RunFolder:
         self.root = root
         self._lock: int | None = None
 
-    def begin(self, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any] | None:
+    def begin(
+        self, config: TrainConfig, facts: dict[str, Any], corpus: dict[str, Any]
+    ) -> dict[str, Any] | None:
         """Start a run here, or take up one with the same settings; `release` ends its lock.
 
         Args:
             config: the request.
             facts: what the run depends on besides: the store's uuid, sizes.
+            corpus: what the store's text is, to be told of the run when the store is gone.
 
         Returns:
             The result, if the run is already finished.
@@ -62,7 +65,7 @@ class RunFolder:
             ) from None
         if not self._is_begun():
             (self.root / METRICS).unlink(missing_ok=True)
-            self._write({**self._header(config, facts), "result": None})
+            self._write({**self._header(config, facts), "corpus": corpus, "result": None})
         result: dict[str, Any] | None = self._read().get("result")
         return result
 

@@ -66,7 +66,9 @@ def test_a_norm_of_an_older_store_is_that_of_each_head() -> None:
     """Its kind was not written when there was one alone."""
     assert read_qk_norm({"eps": 1e-6}) == QKNorm(eps=1e-6, kind="rms")
     assert read_qk_norm({"eps": 1e-6, "kind": "rms_full"}) == QKNorm(eps=1e-6, kind="rms_full")
-    with pytest.raises(ValueError, match="qk-norm is 'other'; allowed: rms, rms_by_head, rms_full, layer"):
+    with pytest.raises(
+        ValueError, match="qk-norm is 'other'; allowed: rms, rms_by_head, rms_full, layer"
+    ):
         read_qk_norm({"eps": 1e-6, "kind": "other"})
 
 

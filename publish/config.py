@@ -1,0 +1,53 @@
+"""What a push is asked for."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..model.hub import HUB_ID
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PushConfig:
+    """Lorsas to share, and where."""
+
+    runs: tuple[Path, ...]
+    """Folders of finished runs, or any folders with a saved Lorsa; one of each layer."""
+    repo: str
+    """Repository on the Hugging Face Hub, owner/name; or a folder: ./name, an absolute path, or one
+    that is there."""
+    private: bool = False
+    """Whether a repository that is made for the push is private."""
+    revision: str | None = None
+    """Branch, made from the main one if need be; None is the main branch."""
+    message: str | None = None
+    """Of the commit; None names the layers."""
+    license: str | None = None
+    """Identifier as the Hub has it, such as mit; None is that of the card that is there, if any."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "runs", tuple(map(Path, self.runs)))
+        if not self.runs:
+            raise ValueError("runs are empty; give one or more, such as runs/layer-12")
+        if self.folder is not None:
+            for name in ("private", "revision", "message"):
+                if given := getattr(self, name):
+                    raise ValueError(
+                        f"{name} is {given!r}, which a folder ({self.repo}) has not: leave it out"
+                    )
+        elif not HUB_ID.fullmatch(self.repo):
+            raise ValueError(
+                f"repo is {self.repo!r}; allowed: owner/name on the Hub, or a folder as ./name"
+            )
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
+            raise ValueError(
+                f"license is {self.license!r}; allowed: an identifier of the Hub, as mit or "
+                "apache-2.0"
+            )
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder that is meant; None is a repository on the Hub."""
+        path = Path(self.repo).expanduser()
+        is_path = self.repo.startswith((".", "~")) or path.is_absolute() or path.is_dir()
+        return path if is_path else None

@@ -1,0 +1,184 @@
+"""What is told of a Lorsa that is shared: training.json, from its run.
+
+    {"format": "lorsa-training", "schema_version": 1, "layer", "model", "x", "y", "shape", "corpus",
+     "trained", "evaluated", "settings", "command", "weights_sha256", "versions"}
+
+`trained` is what training measured at its end, `evaluated` what `lorsa eval` kept; either is null
+where it was not done. Of a path only the last part is told: nothing here names a folder of the
+machine that it comes from.
+"""
+
+import json
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..analyze.evaluation import kept_evaluation, weights_sha256
+from ..model import LorsaConfig
+from ..model.hub import HUB_ID
+from ..store import ActivationStore, StoreError
+from ..train import TrainConfig
+from ..train.run import RUN
+from ..train.run import SCHEMA_VERSION as RUN_VERSION
+from .errors import PublishError
+
+SCHEMA_VERSION = 1
+FORMAT = "lorsa-training"
+HOOKS = {
+    "x": "input of the attention layer, after the norm before it",
+    "y": "output of the attention layer, after its output projection and before it is added to the "
+    "residual stream",
+}
+SHAPE = ("d_model", "n_ov_heads", "n_qk_heads", "d_qk_head", "top_k", "activation", "n_ctx")
+CORPUS = ("data_config", "data_split", "data_revision", "packing", "bos", "n_documents")
+TRAINED = (
+    "train_tokens",
+    "fvu",
+    "fvu_all",
+    "masked_fraction",
+    "l0",
+    "dead_fraction",
+    "dead_window_tokens",
+    "held_out_tokens",
+)
+EVALUATED = ("fvu", "nmse", "cosine", "l0", "dead_fraction", "n_tokens", "cross_entropy")
+OPTIONS = (
+    "expansion",
+    "n_ov_heads",
+    "n_qk_heads",
+    "top_k",
+    "select",
+    "activation",
+    "init",
+    "train_tokens",
+    "batch_tokens",
+    "lr",
+    "seed",
+    "minutes",
+    "exact",
+    "loss_mask",
+    "precision",
+)
+"""Settings that decide the weights and are options of `lorsa train`; others are in a file."""
+
+
+def training_facts(folder: Path, config: LorsaConfig) -> dict[str, Any]:
+    """Return the content of training.json.
+
+    Args:
+        folder: of a finished run, or with a saved Lorsa alone: then only its shape is known, and
+            what `lorsa eval` kept.
+        config: of the Lorsa.
+
+    Raises:
+        PublishError: the run is not finished, or of another version.
+    """
+    run = read_run(folder)
+    evaluated = kept_evaluation(folder)
+    return {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "layer": config.layer,
+        "model": {"id": public_model(config), "revision": config.base_revision},
+        **HOOKS,
+        "shape": {name: getattr(config, name) for name in SHAPE},
+        "corpus": None if run is None else _corpus(run),
+        "trained": None if run is None else _some(run["result"], TRAINED),
+        "evaluated": None if evaluated is None else _some(evaluated, EVALUATED),
+        "settings": None if run is None else _settings(run),
+        "command": None if run is None else _command(run),
+        "weights_sha256": weights_sha256(folder),
+        "versions": None if run is None else run["versions"],
+    }
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """Return run.json of a finished run; None of a folder without one.
+
+    Raises:
+        PublishError: the run is not finished, or of another version.
+    """
+    path = folder / RUN
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise PublishError(f"{path} cannot be read ({error})") from None
+    if not isinstance(content, dict) or content.get("schema_version") != RUN_VERSION:
+        raise PublishError(
+            f"{path} is of another version of lorsa; push with the one that wrote it"
+        )
+    if content.get("result") is None:
+        raise PublishError(
+            f"{folder} is not finished; the lorsa train command that began it goes on with it"
+        )
+    return content
+
+
+def public_model(config: LorsaConfig) -> str | None:
+    """Return the language model's id on the Hub, or the last part of its path."""
+    if config.base_model is None:
+        return None
+    is_hub = config.base_revision is not None or not Path(config.base_model).exists()
+    return public_name(config.base_model, is_hub=is_hub)
+
+
+def public_name(name: str, *, is_hub: bool) -> str:
+    """Return an id of the Hub as it is, and of a path its last part alone."""
+    if is_hub and HUB_ID.fullmatch(name):
+        return name
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+
+def _some(data: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: data.get(name) for name in names}
+
+
+def _corpus(run: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the text was: as the run has it, or older ones' store, if that is at hand."""
+    corpus = run.get("corpus")
+    if corpus is None:
+        try:
+            manifest = ActivationStore.open(run["config"]["store"]).manifest
+        except (StoreError, OSError):
+            return None
+        if manifest.uuid != run["decisive"].get("store_uuid"):
+            return None
+        corpus = manifest.corpus
+    is_hub = corpus.get("data_revision") is not None
+    parts = [public_name(part, is_hub=is_hub) for part in str(corpus.get("data")).split(" + ")]
+    return {"data": " + ".join(parts), **_some(corpus, CORPUS)}
+
+
+def _settings(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide the weights, as they were asked for."""
+    asked = run["config"]
+    names = [field.name for field in fields(TrainConfig)]
+    return {n: asked[n] for n in names if n in run["decisive"] and n in asked}
+
+
+def _command(run: dict[str, Any]) -> str:
+    """Return the command that asks for the same weights, with the store's name for its place."""
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    changed = {
+        name: value
+        for name, value in _settings(run).items()
+        if name != "layer" and value != _as_json(defaults[name])
+    }
+    store = public_name(run["config"]["store"], is_hub=False)
+    words = ["lorsa", "train", "--store", store, "--layers", str(run["config"]["layer"])]
+    for name in OPTIONS:
+        if (value := changed.pop(name, None)) is not None:
+            option = "--" + name.replace("_", "-")
+            words += [option] if value is True else [option, str(value)]
+    if not changed:
+        return shlex.join(words)
+    others = ", ".join(f"{name} = {json.dumps(value)}" for name, value in changed.items())
+    return f"{shlex.join([*words, '--config', 'run.toml'])}  # run.toml: {others}"
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

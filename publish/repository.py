@@ -1,0 +1,196 @@
+"""What is there before a push, in a repository or a folder, and a commit to the Hub."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token, metadata_load, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .. import __version__
+from ..model.hub import hub_problem
+from ..store import format_bytes
+from .config import PushConfig
+from .errors import PublishError
+from .facts import FORMAT, SCHEMA_VERSION
+
+README = "README.md"
+TRAINING = "training.json"
+READ = (README, f"layer-*/{TRAINING}")
+"""Files that a push reads of what is there."""
+
+
+class File(NamedTuple):
+    """A file to share."""
+
+    path: str
+    """In the repository"""
+    content: bytes | Path
+    """Or a file that holds it"""
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size."""
+        content = self.content
+        return content.stat().st_size if isinstance(content, Path) else len(content)
+
+
+class Present(NamedTuple):
+    """What is there before a push."""
+
+    layers: dict[int, dict[str, Any]]
+    """training.json of each Lorsa, by layer"""
+    license_id: str | None
+    """Of the card"""
+
+
+def read_present(folder: Path) -> Present:
+    """Return what is there in a folder that is laid out like a repository.
+
+    Raises:
+        PublishError: its card is of another library, or a file cannot be read.
+    """
+    layers = [_read_facts(path) for path in folder.glob(READ[1])]
+    metadata: dict[str, Any] = {}
+    if (folder / README).exists():
+        try:
+            metadata = metadata_load(folder / README) or {}
+        except Exception as error:  # of YAML's parser
+            reason = " ".join(str(error).split())
+            raise PublishError(f"the {README} there cannot be read ({reason}); mend it") from None
+    if (library := metadata.get("library_name", "lorsa")) != "lorsa":
+        raise PublishError(
+            f"the {README} there is of the library {library}; give Lorsas a --repo of their own"
+        )
+    license_id = metadata.get("license")
+    found = {facts["layer"]: facts for facts in layers}
+    return Present(found, license_id if isinstance(license_id, str) else None)
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """Return a training.json; PublishError if it cannot be read."""
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+        known = facts["format"] == FORMAT and facts["schema_version"] == SCHEMA_VERSION
+        is_whole = path.parent.name == f"layer-{facts['layer']}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PublishError(
+            f"the {name} there cannot be read ({error}); delete that layer"
+        ) from None
+    if not known or not is_whole:
+        raise PublishError(
+            f"the {name} there is of another version of lorsa, or in another's place: push with "
+            "the version that wrote it, or delete that layer"
+        )
+    return dict(facts)
+
+
+class Repository:
+    """A repository on the Hub that is pushed to."""
+
+    def __init__(self, config: PushConfig, report: Callable[[str], None]) -> None:
+        """Ask the Hub what is there.
+
+        Raises:
+            PublishError: it cannot be reached, or does not accept the token.
+        """
+        self._config, self._report = config, report
+        self._api = HfApi(library_name="lorsa", library_version=__version__)
+        self._head: str | None
+        """Commit that the push goes on from; None if there is no repository."""
+        self._has_branch = True
+        with self._told():
+            self._look()
+
+    @property
+    def url(self) -> str:
+        """Return where people find it."""
+        branch = "" if self._config.revision is None else f"/tree/{self._config.revision}"
+        return f"{self._api.endpoint}/{self._config.repo}{branch}"
+
+    def prepare(self) -> None:
+        """Make the repository and the branch, if they are not there.
+
+        Raises:
+            PublishError: there is no token, or it may not.
+        """
+        repo, revision = self._config.repo, self._config.revision
+        if get_token() is None:
+            raise PublishError(
+                "there is no token of the Hub; run: hf auth login, or set HF_TOKEN to one that may "
+                "write"
+            )
+        with self._told():
+            if self._head is None:
+                self._api.create_repo(repo, private=self._config.private)
+                self._report(f"made {repo}{', private' * self._config.private}")
+            elif self._config.private:
+                self._report(f"{repo} is there already and stays as public or private as it is")
+            if revision is not None and not self._has_branch:
+                self._api.create_branch(repo, branch=revision, exist_ok=True)
+            self._look()
+
+    def present(self) -> Present:
+        """Return what is there.
+
+        Raises:
+            PublishError: as `read_present`, or the Hub does not give it.
+        """
+        repo = self._config.repo
+        if self._head is None:
+            return Present({}, None)
+        with self._told():
+            names = self._api.list_repo_files(repo, revision=self._head)
+            if not any(fnmatch(name, pattern) for name in names for pattern in READ):
+                return Present({}, None)
+            root = snapshot_download(repo, revision=self._head, allow_patterns=list(READ))
+        return read_present(Path(root))
+
+    def commit(self, files: Sequence[File], message: str) -> str:
+        """Send files in one commit; return it.
+
+        Raises:
+            PublishError: the Hub does not take them, or the repository was changed since it was
+                looked at.
+        """
+        n_bytes = sum(file.n_bytes for file in files)
+        self._report(f"sending {len(files)} files, {format_bytes(n_bytes)}")
+        with self._told():
+            info = self._api.create_commit(
+                self._config.repo,
+                [CommitOperationAdd(file.path, file.content) for file in files],
+                commit_message=message,
+                revision=self._config.revision,
+                parent_commit=self._head,
+            )
+        return str(info.oid)
+
+    def _look(self) -> None:
+        """Find the commit to go on from."""
+        repo, revision = self._config.repo, self._config.revision
+        try:
+            self._head = self._api.model_info(repo, revision=revision).sha
+            self._has_branch = True
+        except RevisionNotFoundError:
+            self._head, self._has_branch = self._api.model_info(repo).sha, False
+        except GatedRepoError:  # a kind of the next
+            raise
+        except RepositoryNotFoundError:
+            self._head, self._has_branch = None, False
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn whatever huggingface_hub raises into one line."""
+        try:
+            yield
+        except Exception as error:  # the HTTP library, and so its errors, change with its version
+            problem = hub_problem(self._config.repo, error, self._config.revision)
+            raise PublishError(problem) from error

@@ -1,0 +1,91 @@
+"""A model card has a row for every layer and front matter that the Hub reads."""
+
+from typing import Any
+
+import yaml
+from lorsa.publish.card import COLUMNS, card
+
+
+def _facts(layer: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "layer": layer,
+        "model": {"id": "Qwen/Qwen2-7B", "revision": "0123456789abcdef"},
+        "x": "input",
+        "y": "output",
+        "shape": {"d_model": 8, "n_ov_heads": 18432, "n_qk_heads": 112},
+        "corpus": {"data": "some/data", "data_config": "10BT", "data_revision": "abc"},
+        "trained": {"train_tokens": 10_000_000, "fvu": 0.19512, "l0": 64, "dead_fraction": 0.007},
+        "evaluated": {"fvu": 0.3, "cross_entropy": {"recovered_from_zero": 0.9876}},
+        "command": f"lorsa train --store acts --layers {layer}",
+        "versions": {"lorsa": "0.1.0", "torch": "2"},
+    } | changes
+
+
+NOTHING = dict.fromkeys(("corpus", "trained", "evaluated", "command", "versions"))
+
+
+def _front_matter(text: str) -> dict[str, Any]:
+    before, data, _ = text.split("---\n", 2)
+    assert before == ""
+    found: dict[str, Any] = yaml.safe_load(data)
+    return found
+
+
+def _rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_a_card_has_a_row_for_every_layer() -> None:
+    text = card("me/lorsas", [_facts(3), _facts(12, **NOTHING)], revision=None, license_id=None)
+    head, _, first, second = _rows(text)
+    assert head == list(COLUMNS)
+    assert first == ["3", "18,432", "112", "64.0", "0.1951", "0.7%", "98.8%", "10,000,000",
+                     "some/data 10BT"]  # fmt: skip
+    assert second == ["12", "18,432", "112", *"------"]
+    for name in COLUMNS:
+        assert f"- **{name}**: " in text
+
+
+def test_figures_of_an_evaluation_stand_in_for_those_of_training() -> None:
+    evaluated = {"fvu": 0.3, "l0": 63.5, "dead_fraction": 0.25, "cross_entropy": None}
+    text = card(
+        "me/lorsas",
+        [_facts(3, trained=None, evaluated=evaluated)],
+        revision=None,
+        license_id=None,
+    )
+    assert _rows(text)[2][3:8] == ["63.5", "0.3000", "25.0%", "-", "-"]
+
+
+def test_the_front_matter_names_model_data_and_license() -> None:
+    text = card("me/lorsas", [_facts(3), _facts(4)], revision=None, license_id="mit")
+    found = _front_matter(text)
+    assert found["library_name"] == "lorsa"
+    assert found["base_model"] == "Qwen/Qwen2-7B"
+    assert found["datasets"] == ["some/data"]
+    assert found["license"] == "mit"
+    assert "lorsa" in found["tags"]
+    assert text.count("\n# ") == 1
+
+
+def test_the_front_matter_links_to_nothing_that_is_not_on_the_hub() -> None:
+    local = {"data": "texts", "data_config": None, "data_revision": None}
+    facts = _facts(3, model={"id": "mine.gguf", "revision": None}, corpus=local)
+    found = _front_matter(card("me/lorsas", [facts], revision=None, license_id=None))
+    assert found.keys() == {"library_name", "tags"}
+
+
+def test_the_card_says_how_to_load_and_whom_to_cite() -> None:
+    text = card("me/lorsas", [_facts(3)], revision="draft", license_id=None)
+    loads = 'Lorsa.from_pretrained("me/lorsas", subfolder="layer-3", revision="draft")'
+    assert loads in text
+    assert "arXiv:2504.20938" in text
+    assert "lorsa train --store acts --layers 3" in text
+    assert "`lorsa` 0.1.0" in text
+
+
+def test_a_corpus_cannot_break_the_table() -> None:
+    corpus = {"data": "a | b", "data_config": None, "data_revision": None}
+    text = card("me/lorsas", [_facts(3, corpus=corpus)], revision=None, license_id=None)
+    assert "a \\| b |\n" in text
