@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .errors import LorsaError
 from .settings import UsageError, make_config, make_grid
 
 app = typer.Typer(
@@ -945,7 +946,7 @@ def _explain(error: Exception) -> tuple[int, str | None]:
     """Return exit code and message of a known failure; no message for a bug."""
     if isinstance(error, UsageError):
         return 2, str(error)
-    if type(error).__module__.startswith(f"{__package__}."):
+    if isinstance(error, LorsaError):
         return 1, str(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         return 1, (

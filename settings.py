@@ -9,6 +9,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
+from .errors import LorsaError
+
 Config = TypeVar("Config")
 
 OPTIONS_ONLY = {
@@ -22,7 +24,7 @@ RUNS = "run"
 """Of a sweep's TOML file: [[run]] tables, a run each."""
 
 
-class UsageError(Exception):
+class UsageError(LorsaError):
     """A request that makes no sense; exit code 2."""
 
 

@@ -1,5 +1,7 @@
 """The one error of analysis."""
 
+from ..errors import LorsaError
 
-class AnalyzeError(Exception):
+
+class AnalyzeError(LorsaError):
     """A run that cannot be analysed as asked; the message says what to change."""

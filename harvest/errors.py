@@ -1,5 +1,7 @@
 """The one error of the harvest."""
 
+from ..errors import LorsaError
 
-class HarvestError(Exception):
+
+class HarvestError(LorsaError):
     """A model, corpus or request that cannot be harvested; the message says what to type."""

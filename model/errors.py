@@ -1,5 +1,7 @@
-"""The error of checkpoints."""
+"""The errors of models."""
+
+from ..errors import LorsaError
 
 
-class CheckpointError(Exception):
+class CheckpointError(LorsaError):
     """A checkpoint that cannot be read or written; the message names the path and the next step."""

@@ -1,5 +1,7 @@
 """The one error of publishing."""
 
+from ..errors import LorsaError
 
-class PublishError(Exception):
+
+class PublishError(LorsaError):
     """A Lorsa that cannot be shared as asked; the message says what to change."""

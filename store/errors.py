@@ -1,7 +1,9 @@
 """The error of the store, and its kinds."""
 
+from ..errors import LorsaError
 
-class StoreError(Exception):
+
+class StoreError(LorsaError):
     """A store that cannot be read or written; the message names the path and the next step."""
 
 

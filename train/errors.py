@@ -1,10 +1,11 @@
 """The one error of training, and what can end a single run."""
 
+from ..errors import LorsaError
 from ..model import CheckpointError
 from ..store import StoreError
 
 
-class TrainError(Exception):
+class TrainError(LorsaError):
     """A run that cannot begin or go on; the message says what to change."""
 
 
