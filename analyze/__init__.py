@@ -9,11 +9,9 @@ from .explain import Estimate, Explained, Said, estimate, explain
 from .explain_config import ExplainConfig
 from .fidelity import Fidelities, Fidelity, evaluate_run, evaluate_runs
 from .find import FoundHead, find_heads
-from .in_model import replaced
 from .intervene import intervene
 from .losses import CrossEntropy
 from .result import Analysis
-from .sources import contributions
 
 __all__ = [
     "AblateConfig",
@@ -33,12 +31,10 @@ __all__ = [
     "Said",
     "ablate",
     "analyze_run",
-    "contributions",
     "estimate",
     "evaluate_run",
     "evaluate_runs",
     "explain",
     "find_heads",
     "intervene",
-    "replaced",
 ]

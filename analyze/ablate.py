@@ -14,18 +14,17 @@ from torch import Tensor
 
 from ..harvest import (
     Capture,
-    attention_sites,
     load_config,
     load_model,
     load_tokenizer,
     resolve,
     starts_with_bos,
 )
-from ..model import Encoding, Lorsa
+from ..model import Encoding, Lorsa, attention_sites, require_width
 from .config import AblateConfig, numbers
 from .errors import AnalyzeError
 from .in_model import logits_of, token_figures
-from .intervene import activations_of, intervene, require_heads, require_width
+from .intervene import activations_of, intervene, require_heads
 from .opened import device_for, layer_of
 from .spelling import token_text
 

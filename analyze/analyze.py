@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..harvest import AttentionSite, Capture, resolve
-from ..model import AttentionGeometry, LayerWeights
+from ..harvest import Capture, resolve
+from ..model import AttentionGeometry, AttentionSite, LayerWeights
 from ..model.checkpoint import WEIGHTS
 from ..stop import Stop, stop_when_whole
 from ..store import ActivationStore

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..model import Lorsa
+from ..model.sources import blocks, contributions_at
 from .keep import Kept, draw, largest_of_sequences
 from .kinds import Reading
-from .sources import blocks, contributions_at
 
 Parts = dict[str, Tensor]
 

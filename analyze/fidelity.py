@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from ..harvest import load_config, resolve
-from ..model import stored_attention
+from ..model import Replacement, stored_attention
 from ..model.hub import local_folder
 from ..stop import stop_at_once
 from ..store import ActivationStore, Derive, held_out_batches
 from .config import EvalConfig
 from .evaluation import keep_evaluation
 from .events import Measured, Report
-from .in_model import Replacement, Variant, batch_seqs, run_variants
+from .in_model import Variant, batch_seqs, run_variants
 from .losses import CrossEntropy, cross_entropy
 from .on_store import StoreQuality, measure
 from .opened import Opened, device_for, load_language_model, open_run

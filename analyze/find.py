@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..model import AttentionGeometry, LayerWeights
+from ..model.sources import BLOCK_ELEMENTS, patterns_of
 from ..store import ActivationStore, Place, place
 from .errors import AnalyzeError
 from .kinds import LEAST_FIRED, N_KINDS, kinds
@@ -23,7 +24,6 @@ from .opened import device_for
 from .parents import layer_queries_keys
 from .result import Analysis
 from .schema import STORE_SCORES
-from .sources import BLOCK_ELEMENTS, patterns_of
 from .spelling import printable
 
 SCORES = (*STORE_SCORES, "successor")

@@ -6,25 +6,20 @@ Batches go one by one: first the model as it is, then every replacement on the s
 no more than two batches of logits are in memory.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..harvest import AttentionSite, module_input, module_output
-from .errors import AnalyzeError
+from ..model import AttentionSite, Replacement, replaced
 
 BATCH_TOKENS = 2048
 """Tokens of a forward: logits of a large vocabulary take much memory."""
 ROWS = 256
 """Tokens whose logits are turned into float32 probabilities at once."""
 
-Replacement = Callable[[Tensor], Tensor]
-"""From an attention layer's input to what stands in for its output, [batch, seq, d_model]."""
-Edit = Callable[[Tensor, Tensor], Tensor]
-"""From an attention layer's input and output to what stands in for the output."""
 Variant = Sequence[tuple[AttentionSite, Replacement]]
 """Layers that are replaced at once, and by what."""
 Name = TypeVar("Name")
@@ -39,58 +34,6 @@ class TokenFigures(NamedTuple):
     """Of its prediction from the original's, nats"""
     agrees: Tensor
     """Whether the likeliest next token is the original's"""
-
-
-@contextmanager
-def edited(site: AttentionSite, edit: Edit) -> Iterator[None]:
-    """Change an attention layer's output while the block lasts.
-
-    Every call must be of whole sequences without padding, as a Lorsa sees no cached tokens.
-
-    Args:
-        site: the layer.
-        edit: makes the new output of its input and output.
-
-    Raises:
-        AnalyzeError: in the model's call, which goes on from a cache.
-    """
-
-    def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        x, y = module_input(args, kwargs), module_output(output)
-        _require_whole(x, kwargs, site)
-        new = edit(x, y).to(y.dtype)
-        return (new, *output[1:]) if isinstance(output, tuple | list) else new
-
-    handle = site.module.register_forward_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def replaced(site: AttentionSite, replacement: Replacement | None) -> Iterator[None]:
-    """Let something stand in for an attention layer's output while the block lasts.
-
-    Args:
-        site: the layer.
-        replacement: what to compute from its input; None leaves the layer as it is.
-    """
-    if replacement is None:
-        yield
-        return
-    with edited(site, lambda x, y: replacement(x)):
-        yield
-
-
-def _require_whole(x: Tensor, kwargs: Mapping[str, Any], site: AttentionSite) -> None:
-    """Raise AnalyzeError if a call goes on from cached tokens."""
-    for value in kwargs.values():
-        if hasattr(value, "get_seq_length") and value.get_seq_length(site.layer) > x.shape[1]:
-            raise AnalyzeError(
-                "a Lorsa needs whole sequences, but this call goes on from a cache; "
-                "generate with use_cache=False"
-            )
 
 
 def batch_seqs(n_ctx: int) -> int:

@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..harvest import attention_sites
-from ..model import Encoding, Lorsa
+from ..model import Encoding, Lorsa, attention_sites, edited, require_width
 from .errors import AnalyzeError
-from .in_model import edited
 
 ERRORS = ("keep", "drop")
 HOWS = ("scale", "set")
@@ -51,8 +49,8 @@ def intervene(
 
     Raises:
         ValueError: how or error is none of these.
-        AnalyzeError: a head is outside the Lorsa, or the model has another width.
-        HarvestError: the model has no such layer.
+        AnalyzeError: a head is outside the Lorsa.
+        AttachError: the model has another width, or no such layer.
     """
     if how not in HOWS or error not in ERRORS:
         raise ValueError(
@@ -101,13 +99,3 @@ def require_heads(lorsa: Lorsa, heads: list[int]) -> None:
     outside = [head for head in heads if not 0 <= head < n_ov_heads]
     if outside:
         raise AnalyzeError(f"head {outside[0]} is outside the Lorsa; it has 0-{n_ov_heads - 1}")
-
-
-def require_width(lorsa: Lorsa, model: Any) -> None:
-    """Raise AnalyzeError if a Lorsa and a model have different widths."""
-    width = model.config.get_text_config().hidden_size
-    if width != lorsa.config.d_model:
-        raise AnalyzeError(
-            f"the Lorsa is of {lorsa.config.base_model} (d_model {lorsa.config.d_model}); the "
-            f"model given has d_model {width}"
-        )

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..model.sources import Block
 from .schema import DISTANCES, STORE_SCORES
-from .sources import Block
 
 LOCAL = 8
 """Tokens before the firing one that are near."""

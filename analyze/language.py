@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from ..harvest import AttentionSite, module_input, module_output
+from ..model import AttentionSite, module_input, module_output
 
 FIT_ERROR = 2e-2
 """Relative error up to which a fitted norm is taken for the model's; bfloat16 has 4e-3."""

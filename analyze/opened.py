@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..harvest import (
-    AttentionSite,
     HarvestError,
-    attention_sites,
     load_config,
     load_model,
     load_tokenizer,
@@ -15,7 +13,7 @@ from ..harvest import (
     resolve,
     tokenizer_facts,
 )
-from ..model import Lorsa, choose_device
+from ..model import AttentionSite, Lorsa, attention_sites, choose_device
 from ..store import ActivationStore
 from .errors import AnalyzeError
 

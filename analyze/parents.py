@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..model import AttentionGeometry, LayerWeights, Lorsa
 from ..model.attention import queries_keys
+from ..model.sources import BLOCK_ELEMENTS, patterns_of
 from .language import in_chunks
-from .sources import BLOCK_ELEMENTS, patterns_of
 
 N_PARENTS = 3
 

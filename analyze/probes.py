@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..harvest import AttentionSite, Capture
-from ..model import Lorsa
+from ..harvest import Capture
+from ..model import AttentionSite, Lorsa
+from ..model.sources import blocks
 from .kinds import Reading
-from .sources import blocks
 
 N_SEQS = 24
 LONGEST = 256

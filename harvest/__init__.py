@@ -1,21 +1,20 @@
 """Stage 1: a language model's attention inputs and outputs, written to a store."""
 
 from .aliases import ALIASES, resolve
-from .capture import Capture, module_input, module_output
+from .capture import Capture
 from .config import HarvestConfig
 from .errors import HarvestError
 from .events import Progress
+from .families import attention_names
 from .loop import HarvestResult, harvest, plan_harvest, stored_request
 from .models import LanguageModel, load_config, load_model, load_tokenizer, tokenizer_facts
 from .packing import starts_with_bos
 from .plan import Estimate, Plan
 from .readings import Reading
 from .selfcheck import LayerCheck, SelfCheck, Understood, require_same_weights, understand
-from .sites import AttentionSite, attention_names, attention_sites
 
 __all__ = [
     "ALIASES",
-    "AttentionSite",
     "Capture",
     "Estimate",
     "HarvestConfig",
@@ -29,13 +28,10 @@ __all__ = [
     "SelfCheck",
     "Understood",
     "attention_names",
-    "attention_sites",
     "harvest",
     "load_config",
     "load_model",
     "load_tokenizer",
-    "module_input",
-    "module_output",
     "plan_harvest",
     "require_same_weights",
     "resolve",

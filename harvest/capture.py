@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from .sites import AttentionSite
+from ..model import AttentionSite, module_input, module_output
 
 
 class _Enough(Exception):  # noqa: N818 - it tells of no error
@@ -29,18 +29,6 @@ class Call(NamedTuple):
     def y(self) -> Tensor:
         """The module's output, [n, n_ctx, d_model]."""
         return module_output(self.output)
-
-
-def module_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Return an attention module's input x, however the model passes it."""
-    x: Tensor = args[0] if args else kwargs["hidden_states"]
-    return x
-
-
-def module_output(output: Any) -> Tensor:
-    """Return an attention module's output y, of a tensor, a tuple or a list."""
-    y: Tensor = output[0] if isinstance(output, tuple | list) else output
-    return y
 
 
 class Capture:

@@ -14,12 +14,12 @@ from .config import HarvestConfig
 from .corpus import open_corpus
 from .errors import HarvestError
 from .events import Report
+from .families import is_supported
 from .models import LanguageModel, load_tokenizer, tokenizer_facts
 from .packing import Packed, fingerprint, first_text, pack
 from .plan import n_sites, shard_seqs
 from .selfcheck import SelfCheck, require_derivable, require_understood, understand
 from .shards import Run
-from .sites import is_supported
 from .target import Target
 
 SAMPLE_TOKENS = 4096

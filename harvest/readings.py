@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from ..model import AttentionGeometry, LayerWeights, QKNorm
+from ..model import AttentionGeometry, AttentionSite, LayerWeights, QKNorm
 from .rotary import ropes_of
-from .sites import AttentionSite
 
 FUSED = ("query_key_value", "qkv_proj", "c_attn", "Wqkv")
 SEPARATE = ("q_proj", "k_proj", "v_proj")

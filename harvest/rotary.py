@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..model import Rope
-from .sites import AttentionSite, decoder_of
+from ..model import AttentionSite, Rope
 
 
 class Rotary(NamedTuple):
@@ -32,7 +31,7 @@ class Rotary(NamedTuple):
 
 def rotary_of(model: Any, site: AttentionSite) -> Rotary | None:
     """Return what gives a layer its cos and sin; None if nothing does."""
-    decoder, blocks = decoder_of(model, site)
+    decoder, blocks = _decoder_of(model, site)
     config = model.config.get_text_config()
     types = getattr(config, "layer_types", None)
     kind = types[site.layer] if types else None
@@ -64,3 +63,9 @@ def ropes_of(model: Any, site: AttentionSite) -> list[Rope | None]:
     rope = rotary.rope()
     other = Rope(inv_freq=rope.inv_freq, attention_scaling=rope.attention_scaling, interleaved=True)
     return [rope, other, None]
+
+
+def _decoder_of(model: Any, site: AttentionSite) -> tuple[Any, Any]:
+    """Return the module that holds the list of layers in which a site lies, and that list."""
+    path = site.name.partition(f".{site.layer}.")[0]
+    return model.get_submodule(path.rpartition(".")[0]), model.get_submodule(path)

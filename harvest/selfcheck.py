@@ -19,14 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..model import LayerWeights, layer_attention
+from ..model import AttentionSite, LayerWeights, layer_attention, module_output
 from ..store import Manifest, Place
 from ..store import read_weights as stored_weights
-from .capture import Call, module_output
+from .capture import Call
 from .errors import HarvestError
 from .readings import Heads, Reading, Unreadable, heads_of, readings, weight_readings
 from .rotary import rotary_of
-from .sites import AttentionSite
 
 LIMIT = 1e-4
 CHECKED_SEQS = 2

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..model import attention_sites
 from ..store import ActivationStore, Manifest, StoreWriter, spell_layers
 from .batch import BatchSize
 from .capture import Capture
@@ -14,7 +15,6 @@ from .models import LanguageModel, has_tokenizer, has_weights
 from .plan import TOKEN_BYTES, Plan, Sizes, cost
 from .selfcheck import require_same_weights
 from .shards import Run, write_shards
-from .sites import attention_sites
 from .target import Target, find_target
 
 

@@ -7,9 +7,9 @@ from ..store import Manifest, choose_layers
 from .aliases import ModelPath, resolve
 from .config import HarvestConfig
 from .errors import HarvestError
+from .families import attention_names, require_attention
 from .models import LanguageModel, load_config, load_model
 from .processes import own_devices, this_process
-from .sites import attention_names, require_attention
 
 
 class Target(NamedTuple):

@@ -9,9 +9,11 @@
 Source: He et al. 2025, arXiv:2504.20938, section 3.
 """
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -248,11 +250,90 @@ class Lorsa(nn.Module):
         c = self.config
         return lorsa_attention(*self.project(x), scale=c.scale, window=c.window, softcap=c.softcap)
 
-    def pattern(self, x: Tensor) -> Tensor:
-        """Return the attention pattern of every QK head, [batch, n_qk_heads, q_pos, k_pos]."""
+    def pattern(
+        self,
+        x: Tensor,
+        *,
+        qk_heads: Sequence[int] | Tensor | None = None,
+        ov_heads: Sequence[int] | Tensor | None = None,
+    ) -> Tensor:
+        """Return the attention patterns of heads; only those asked for take memory.
+
+        Args:
+            x: attention input after the norm, [batch, seq, d_model], of any floating dtype.
+            qk_heads: ids of QK heads, 0..n_qk_heads - 1; None takes all of them.
+            ov_heads: in their place, ids of OV heads, as `encode` gives them: the patterns are
+                those of the QK heads that they attend by, in the order of the OV heads.
+
+        Returns:
+            [batch, heads, q_pos, k_pos]; rows sum to 1.
+
+        Raises:
+            ValueError: x has another shape, an id is out of range, or both are given.
+        """
+        if qk_heads is not None and ov_heads is not None:
+            raise ValueError("qk_heads and ov_heads exclude each other; give one")
         c = self.config
         q, k = self.queries_keys(self._as_input(x))
+        if ov_heads is not None:
+            chosen = self._head_ids("ov_heads", ov_heads, c.n_ov_heads)
+            qk_heads = chosen // (c.n_ov_heads // c.n_qk_heads)
+        if qk_heads is not None:
+            chosen = self._head_ids("qk_heads", qk_heads, c.n_qk_heads)
+            q, k = q[:, :, chosen], k[:, :, chosen]  # [batch, seq, heads, d_qk_head]
         return attention_pattern(q, k, scale=c.scale, window=c.window, softcap=c.softcap)
+
+    def contributions(self, x: Tensor, ids: Sequence[int] | Tensor) -> Tensor:
+        """Return what every source token adds to the activations of heads, without a gradient.
+
+        contributions[b, t, j, s] = pattern[b, h, t, s] v[b, s, i],  i = ids[b, t, j], h its QK head
+
+        Args:
+            x: attention input after the norm, [batch, seq, d_model], of any floating dtype.
+            ids: OV heads of every token, [batch, seq, slots], as `encode` gives them; or [slots],
+                the same heads at every token.
+
+        Returns:
+            [batch, seq, slots, k_pos]; over k_pos they sum to z before the selection, which is
+            `acts` where the head fires.
+
+        Raises:
+            ValueError: x or ids has another shape, or an id is out of range.
+        """
+        from .sources import contributions
+
+        heads = self._head_ids("ids", ids, self.config.n_ov_heads)
+        return contributions(self, self._as_input(x), heads)
+
+    def attach(self, model: Any, layer: int | None = None) -> AbstractContextManager[None]:
+        """Put this Lorsa in place of an attention layer of a language model while a block lasts.
+
+        with lorsa.attach(model):
+            logits = model(input_ids=ids, use_cache=False).logits
+
+        The model reads whole sequences without padding on their left, and generates with
+        use_cache=False; a call that goes on from a cache is refused. Blocks within blocks replace
+        several layers.
+
+        Args:
+            model: causal language model of transformers, on this Lorsa's device.
+            layer: counted from 0; None is the config's.
+
+        Raises:
+            AttachError: the model has no such layer or another width, or is no model of
+                transformers; in its call: it goes on from a cache, or lies on another device.
+        """
+        from .attach import attached
+
+        return attached(self, model, layer)
+
+    def _head_ids(self, name: str, ids: Sequence[int] | Tensor, n_heads: int) -> Tensor:
+        """Return ids of heads as int64; ValueError if one is outside of 0..n_heads - 1."""
+        chosen = torch.as_tensor(ids, dtype=torch.long, device=self.W_Q.device)
+        outside = chosen[(chosen < 0) | (chosen >= n_heads)]
+        if outside.numel():
+            raise ValueError(f"{name} has {int(outside[0])}; allowed: 0..{n_heads - 1}")
+        return chosen
 
     def _as_input(self, x: Tensor) -> Tensor:
         """Return x in the weights' dtype (stores hold bfloat16); ValueError if it is misshapen."""

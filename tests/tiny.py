@@ -7,7 +7,8 @@ from typing import Any
 import gguf
 import torch
 import transformers
-from lorsa.harvest import Capture, Reading, attention_sites, understand
+from lorsa.harvest import Capture, Reading, understand
+from lorsa.model import attention_sites
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 

@@ -18,11 +18,9 @@ from lorsa.analyze import (
     Measured,
     evaluate_run,
     evaluate_runs,
-    replaced,
 )
 from lorsa.analyze.losses import Replacements
-from lorsa.harvest import attention_sites
-from lorsa.model import Lorsa
+from lorsa.model import Lorsa, attention_sites, replaced
 from lorsa.store import ActivationStore
 from lorsa.train import TrainConfig, train
 from tiny import N_CTX, make_model

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.analyze import AnalyzeError, intervene, replaced
+from lorsa.analyze import AnalyzeError, intervene
 from lorsa.analyze.intervene import activations_of
-from lorsa.harvest import Capture, HarvestError, attention_sites
-from lorsa.model import Lorsa, LorsaConfig
+from lorsa.harvest import Capture
+from lorsa.model import AttachError, Lorsa, LorsaConfig, attention_sites, replaced
 from tiny import make_model, some_tokens
 from torch import Tensor
 
@@ -141,9 +141,9 @@ def test_what_cannot_be_changed_is_refused() -> None:
     for head in (40, -1):
         with pytest.raises(AnalyzeError, match=rf"head {head} is outside the Lorsa; it has 0-39"):
             enter(lorsa, LAYER, {head: 0.0})
-    with pytest.raises(AnalyzeError, match=r"d_model 16\); the model given has d_model 32"):
+    with pytest.raises(AttachError, match=r"d_model 16\); the model given has d_model 32"):
         enter(make_lorsa(d_model=16), LAYER, {})
-    with pytest.raises(HarvestError, match="layer 9 is outside the model"):
+    with pytest.raises(AttachError, match="layer 9 is outside the model"):
         enter(lorsa, 9, {})
     with pytest.raises(ValueError, match="'keep', 'drop'|keep, drop"):
         enter(lorsa, LAYER, {}, error="lose")

@@ -8,8 +8,8 @@ import torch
 from lorsa.analyze.kinds import Reading, kinds, label
 from lorsa.analyze.probes import probe_tokens
 from lorsa.analyze.schema import STORE_SCORES
-from lorsa.analyze.sources import blocks, contributions, contributions_at
 from lorsa.model import Lorsa, LorsaConfig
+from lorsa.model.sources import blocks
 from torch import Tensor
 
 N_VOCAB, SEQ, SHARP = 50, 41, 60.0
@@ -134,33 +134,10 @@ def test_a_head_is_not_blamed_for_what_its_window_hides() -> None:
 def test_blocks_do_not_change_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, lorsa = TEXTS["random"], perfect("induction")
     whole = reading(lorsa, tokens)
-    monkeypatch.setattr("lorsa.analyze.sources.BLOCK_ELEMENTS", 3 * SEQ * len(tokens))
+    monkeypatch.setattr("lorsa.model.sources.BLOCK_ELEMENTS", 3 * SEQ * len(tokens))
     cut = reading(lorsa, tokens)
     for name in Reading.__slots__:
         assert torch.allclose(getattr(cut, name), getattr(whole, name)), name
-
-
-def test_contributions_sum_to_z() -> None:
-    torch.manual_seed(0)
-    config = LorsaConfig(
-        d_model=12, n_qk_heads=2, d_qk_head=4, n_ov_heads=8, top_k=3, scale=0.5, window=7
-    )
-    lorsa = Lorsa(config)
-    with torch.no_grad():
-        for parameter in lorsa.parameters():
-            parameter.normal_()
-    x = torch.randn(2, 20, 12)
-    acts, ids = lorsa.encode(x)
-    parts = contributions(lorsa, x, ids)
-    z = parts.sum(dim=-1).relu()
-    assert torch.allclose(z, acts, atol=1e-5)
-    assert not parts[:, 10:, :, :3].any()  # outside of the window
-    which, positions, slots = (each.flatten() for each in torch.meshgrid(
-        torch.arange(2), torch.arange(20), torch.arange(3), indexing="ij"
-    ))  # fmt: skip
-    heads = ids[which, positions, slots].long()
-    single = contributions_at(lorsa, x, which, positions, heads)
-    assert torch.allclose(single, parts[which, positions, slots], atol=1e-5)
 
 
 def test_a_probe_repeats_random_tokens_once() -> None:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from lorsa.analyze.effects import effects, ordinal_tokens, successor_scores
 from lorsa.analyze.language import Language, surroundings
-from lorsa.harvest import attention_sites
-from lorsa.model import Lorsa, LorsaConfig
+from lorsa.model import Lorsa, LorsaConfig, attention_sites
 from tiny import FAMILIES, make_model, make_tokenizer, some_tokens
 
 LAYER = 2

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 from lorsa.analyze.parents import find_parents, layer_queries_keys, pattern_likeness
-from lorsa.analyze.sources import patterns_of
 from lorsa.model import Lorsa, LorsaConfig, init_from_layer, layer_attention
+from lorsa.model.sources import patterns_of
 from tiny import make_model, read_layer
 
 GROUP = 3

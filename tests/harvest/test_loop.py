@@ -19,14 +19,13 @@ from lorsa.harvest import (
     Plan,
     Progress,
     SelfCheck,
-    attention_sites,
     harvest,
     plan_harvest,
     selfcheck,
     stored_request,
     understand,
 )
-from lorsa.model import stored_attention
+from lorsa.model import attention_sites, stored_attention
 from lorsa.store import ActivationStore, StoreError, is_begun, is_complete, verify_store
 from small import digests
 from tiny import make_model, make_tokenizer

@@ -9,13 +9,13 @@ from lorsa.harvest import (
     Capture,
     HarvestConfig,
     HarvestError,
-    attention_sites,
     harvest,
     load_config,
     models,
     resolve,
 )
 from lorsa.harvest.models import load_model, load_tokenizer
+from lorsa.model import attention_sites
 from lorsa.store import ActivationStore
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, N_CTX, TEXT, make_model, make_tokenizer, write_gguf

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from lorsa.analyze import EvalConfig, evaluate_run
-from lorsa.harvest import Capture, HarvestConfig, HarvestError, attention_sites, harvest, understand
+from lorsa.harvest import Capture, HarvestConfig, HarvestError, harvest, understand
+from lorsa.model import attention_sites
 from lorsa.store import ActivationStore, merge_stores, store_info, verify_store
 from lorsa.train import TrainConfig, TrainError, train
 from tiny import N_CTX, make_model, make_tokenizer, some_tokens

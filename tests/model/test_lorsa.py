@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from lorsa.kernels import attention_pattern
 from lorsa.model import AttentionGeometry, LayerWeights, Lorsa, LorsaConfig, QKNorm, Rope
 from tiny import FAMILIES, make_model, read_layer
 
@@ -110,6 +111,41 @@ def test_z_pre_is_the_pattern_times_the_values() -> None:
     pattern, v = lorsa.pattern(x), lorsa.values(x)
     expected = torch.stack([pattern[:, i // 8] @ v[..., i, None] for i in range(16)], -1)[:, :, 0]
     assert torch.allclose(lorsa.z_pre(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"qk_norm": QKNorm(eps=1e-6, kind="rms_full")}], ids=str)
+def test_patterns_of_some_heads_are_those_of_all(settings: dict[str, Any]) -> None:
+    lorsa, x = _random(n_qk_heads=4, **settings), torch.randn(2, 7, 12)
+    pattern = lorsa.pattern(x)
+    assert pattern.shape == (2, 4, 7, 7)
+    assert torch.allclose(lorsa.pattern(x, qk_heads=[3, 0, 3]), pattern[:, [3, 0, 3]])
+    ids = torch.tensor([15, 0, 4, 7], dtype=torch.int32)  # as `encode` gives them
+    for ov_heads in (ids, ids.tolist()):
+        assert torch.allclose(lorsa.pattern(x, ov_heads=ov_heads), pattern[:, [3, 0, 1, 1]])
+
+
+def test_patterns_of_other_heads_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, ...]] = []
+
+    def pattern_of(q: torch.Tensor, k: torch.Tensor, **settings: Any) -> torch.Tensor:
+        made.append(tuple(attention_pattern(q, k, **settings).shape))
+        return attention_pattern(q, k, **settings)
+
+    monkeypatch.setattr("lorsa.model.lorsa.attention_pattern", pattern_of)
+    _random().pattern(torch.randn(1, 7, 12), ov_heads=[9])
+    assert made == [(1, 1, 7, 7)]
+
+
+def test_heads_of_a_pattern_that_are_not_there_are_named() -> None:
+    lorsa, x = _random(), torch.randn(1, 7, 12)
+    for head in (2, -1):
+        with pytest.raises(ValueError, match=rf"qk_heads has {head}; allowed: 0\.\.1"):
+            lorsa.pattern(x, qk_heads=[0, head])
+    for head in (16, -1):
+        with pytest.raises(ValueError, match=rf"ov_heads has {head}; allowed: 0\.\.15"):
+            lorsa.pattern(x, ov_heads=[head])
+    with pytest.raises(ValueError, match="qk_heads and ov_heads exclude each other"):
+        lorsa.pattern(x, qk_heads=[0], ov_heads=[0])
 
 
 def test_rescale_changes_units_and_nothing_else() -> None:

@@ -14,13 +14,12 @@ from lorsa.harvest import (
     LayerCheck,
     SelfCheck,
     attention_names,
-    attention_sites,
     harvest,
     understand,
 )
+from lorsa.harvest.families import SUPPORTED, require_attention
 from lorsa.harvest.selfcheck import LIMIT, reading_error, require_understood
-from lorsa.harvest.sites import SUPPORTED, require_attention
-from lorsa.model import Rope, layer_attention
+from lorsa.model import Rope, attention_sites, layer_attention
 from lorsa.store import ActivationStore
 from tiny import FAMILIES, N_CTX, make_model, make_tokenizer, read_layer, some_tokens
 from torch import Tensor
@@ -201,11 +200,6 @@ def test_nothing_after_the_last_layer_is_computed() -> None:
     with Capture(model, attention_sites(model, [0, 1])) as capture:
         capture.run(some_tokens())
     assert ran == []
-
-
-def test_a_layer_outside_the_model_is_named() -> None:
-    with pytest.raises(HarvestError, match="layer 3 is outside the model; it has 0-2"):
-        attention_sites(make_model("llama-gqa"), [0, 3])
 
 
 def test_hooks_are_removed_when_the_model_fails() -> None:

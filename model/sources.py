@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import attention_pattern
-from ..model import AttentionGeometry, Lorsa, LorsaConfig, Projected
+from .config import LorsaConfig
+from .geometry import AttentionGeometry
+from .lorsa import Lorsa, Projected
 
 BLOCK_ELEMENTS = 8 << 20
 """Contributions, or entries of patterns, that are in memory at once."""
@@ -116,16 +118,10 @@ def contributions_at(
 
 
 def contributions(lorsa: Lorsa, x: Tensor, ids: Tensor) -> Tensor:
-    """Return what each source adds to the activations of heads, before any of them is left out.
-
-    Args:
-        lorsa: on x's device.
-        x: the layer's input, [batch, seq, d_model].
-        ids: heads of every token, [batch, seq, slots], as `Lorsa.encode` gives them.
-
-    Returns:
-        P[t, s] v[s], [batch, seq, slots, k_pos]; over k_pos they sum to z.
-    """
-    seq = x.shape[1]
-    found = blocks(lorsa, lorsa.project(x), ids)
+    """Return what each source adds to the activations of heads; see `Lorsa.contributions`."""
+    batch, seq, _d_model = x.shape
+    if ids.ndim == 0 or ids.shape[:-1] not in ((), (batch, seq)):
+        raise ValueError(f"ids is {list(ids.shape)}; it must be [{batch}, {seq}, slots] or [slots]")
+    heads = ids.expand(batch, seq, -1)  # [batch, seq, slots]
+    found = blocks(lorsa, lorsa.project(x), heads)
     return torch.cat([F.pad(b.parts, (0, seq - b.rows.stop)) for b in found], dim=1)
