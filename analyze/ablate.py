@@ -125,8 +125,9 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
 
     Raises:
         CheckpointError: the run holds no Lorsa.
-        AnalyzeError: a head or token is out of range, the model is of another width or takes
-            no such prompt, or the figures are not finite.
+        AnalyzeError: a head or token is out of range, the model takes no such prompt, or the
+            figures are not finite.
+        AttachError: the model is of another width, or has no such layer.
         HarvestError: the language model or the tokenizer that a prompt needs cannot be had.
     """
     subject = _load(config, report)

@@ -7,7 +7,15 @@ from .errors import HarvestError
 from .events import Progress
 from .families import attention_names
 from .loop import HarvestResult, harvest, plan_harvest, stored_request
-from .models import LanguageModel, load_config, load_model, load_tokenizer, tokenizer_facts
+from .models import (
+    LanguageModel,
+    Loaded,
+    load_by_name,
+    load_config,
+    load_model,
+    load_tokenizer,
+    tokenizer_facts,
+)
 from .packing import starts_with_bos
 from .plan import Estimate, Plan
 from .readings import Reading
@@ -22,6 +30,7 @@ __all__ = [
     "HarvestResult",
     "LanguageModel",
     "LayerCheck",
+    "Loaded",
     "Plan",
     "Progress",
     "Reading",
@@ -29,6 +38,7 @@ __all__ = [
     "Understood",
     "attention_names",
     "harvest",
+    "load_by_name",
     "load_config",
     "load_model",
     "load_tokenizer",

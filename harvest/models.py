@@ -14,8 +14,9 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from ..model import choose_device
 from ..store import format_bytes
-from .aliases import ModelPath, gated
+from .aliases import ModelPath, gated, resolve
 from .errors import HarvestError
 
 MODEL_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -36,6 +37,36 @@ class LanguageModel(NamedTuple):
     """transformers' model, in eval mode on its device"""
     facts: dict[str, Any]
     """What the store's manifest says of it"""
+
+
+class Loaded(NamedTuple):
+    """What `load_by_name` gives."""
+
+    model: Any
+    """transformers' causal language model, in eval mode on its device"""
+    tokenizer: Any
+    """Its tokenizer; None where it has none"""
+
+
+def load_by_name(model: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
+    """Load a language model and its tokenizer, as `--model` of every command does.
+
+    Args:
+        model: an alias (qwen2-7b), a Hub id, a folder, or a .gguf file.
+        device: "auto", "cpu" or "cuda".
+        dtype: as of `load_model`.
+
+    Raises:
+        HarvestError: there is no such model or device, or it cannot be loaded.
+    """
+    try:
+        devices = [choose_device(device)]
+    except ValueError as error:
+        raise HarvestError(str(error)) from None
+    path = resolve(model)
+    tokenizer = load_tokenizer(path, needed=False)
+    loaded = load_model(path, load_config(path), dtype=dtype, devices=devices)
+    return Loaded(loaded.model, tokenizer)
 
 
 def load_config(path: ModelPath) -> Any:

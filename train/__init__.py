@@ -4,7 +4,7 @@ from .config import TrainConfig
 from .errors import TrainError
 from .events import Ended, Event, Look, RunEvent, StepReport, TrainResult
 from .many import RunOutcome, check, train, train_many
-from .sweep import Point, SweepResult, grid, points, sweep, write_sweep
+from .sweep import Point, SweepResult, grid, points, sweep, sweep_grid, write_sweep
 
 __all__ = [
     "Ended",
@@ -22,6 +22,7 @@ __all__ = [
     "grid",
     "points",
     "sweep",
+    "sweep_grid",
     "train",
     "train_many",
     "write_sweep",

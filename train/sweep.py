@@ -22,6 +22,7 @@ from .errors import TrainError
 from .many import ReportRun, RunOutcome, train_many
 from .run import finite
 from .table import write_csv
+from .team import Launch
 
 MEASURES = ("fvu", "l0", "dead_fraction", "n_ov_heads", "train_tokens", "tokens_per_second")
 MAX_NAME = 100
@@ -137,6 +138,35 @@ def sweep(
         seconds=time.perf_counter() - started,
         ok=n_failed == 0,
     )
+
+
+def sweep_grid(
+    base: Mapping[str, Any],
+    values: Mapping[str, Sequence[Any]],
+    out: str | Path,
+    *,
+    apart: bool = True,
+    report: ReportRun = lambda told: None,
+) -> SweepResult:
+    """Train a Lorsa for every combination of the values of some settings; write table and plot.
+
+    sweep_grid({"store": "acts", "layer": 12}, {"top_k": [32, 64], "lr": [1e-3, 2e-3]}, "sweep")
+
+    Args:
+        base: settings of `TrainConfig` that all runs share, but for `out`.
+        values: of those in which they differ.
+        out: folder of the sweep.
+        apart, report: as of `sweep`.
+
+    Raises:
+        TrainError, KeyboardInterrupt: as `sweep` does.
+    """
+    asked = points(base, grid(values), Path(out))
+    result = sweep(asked, Path(out), apart=apart, report=report)
+    config = next(point.config for point in asked if point.config is not None)
+    if Launch(config).is_main:
+        write_sweep(result)
+    return result
 
 
 def write_sweep(result: SweepResult) -> None:

@@ -11,7 +11,7 @@ import torch
 from lorsa import cli
 from lorsa.analyze import AblateConfig, AnalyzeError, ablate, intervene
 from lorsa.harvest import HarvestError
-from lorsa.model import Lorsa, LorsaConfig
+from lorsa.model import AttachError, Lorsa, LorsaConfig
 from lorsa.store import ActivationStore
 from lorsa.train import TrainConfig, train
 from tiny import N_CTX, make_model, make_tokenizer
@@ -171,13 +171,13 @@ def test_what_does_not_fit_is_said(config: Make, run: Path, tmp_path: Path) -> N
         d_model=16, n_qk_heads=1, d_qk_head=4, n_ov_heads=4, top_k=1, scale=1.0, layer=1
     )
     Lorsa(wide).save_pretrained(tmp_path / "wide")
-    with pytest.raises(AnalyzeError, match=r"d_model 16\); the model given has d_model 32"):
+    with pytest.raises(AttachError, match=r"d_model 16\); the model given has d_model 32"):
         ablate(config(run=tmp_path / "wide", heads="0"))
     Lorsa(dataclasses.replace(wide, layer=None)).save_pretrained(tmp_path / "nowhere")
     with pytest.raises(AnalyzeError, match="does not say which layer"):
         ablate(config(run=tmp_path / "nowhere", heads="0"))
     Lorsa(dataclasses.replace(wide, d_model=32, layer=7)).save_pretrained(tmp_path / "high")
-    with pytest.raises(HarvestError, match="layer 7 is outside the model; it has 0-2"):
+    with pytest.raises(AttachError, match="layer 7 is outside the model; it has 0-2"):
         ablate(config(run=tmp_path / "high", heads="0"))
 
 
