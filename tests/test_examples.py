@@ -1,11 +1,13 @@
-"""The examples can be followed: each is a TrainConfig, its figures are ours, the small one runs."""
+"""The examples can be followed: settings are a TrainConfig, figures are ours, small ones run."""
 
+import base64
 import json
 import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from lorsa import cli
 from lorsa.harvest import HarvestConfig
@@ -14,9 +16,11 @@ from lorsa.harvest.plan import cost
 from lorsa.settings import make_config
 from lorsa.store import choose_layers, format_bytes
 from lorsa.train import TrainConfig
+from nbclient import NotebookClient
 from tiny import N_CTX, make_model, make_tokenizer
 from typer.testing import CliRunner
 
+NOTEBOOK = Path(__file__).parent.parent / "examples/quickstart.ipynb"
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))
 SIZES = {
     "pythia-160m": (12, 768, 12),
@@ -112,3 +116,44 @@ def _run(command: str) -> Any:
     result = CliRunner().invoke(cli.app, [*command.split(), "--json"])
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
+
+
+def _outputs(notebook: Any, kind: str) -> list[Any]:
+    """Return a notebook's outputs of a kind: stream, display_data, error, ..."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [each for cell in cells for each in cell.outputs if each.output_type == kind]
+
+
+def test_the_notebook_runs(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every cell, on a tiny model."""
+    monkeypatch.setenv("LORSA_EXAMPLE_MODEL", str(model_folder))
+    monkeypatch.setenv("LORSA_EXAMPLE_TOKENS", "8192")
+    notebook = nbformat.read(NOTEBOOK, 4)
+    committed = [each.output_type for cell in notebook.cells for each in cell.get("outputs", [])]
+    where = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
+    ran = [each.output_type for cell in notebook.cells for each in cell.get("outputs", [])]
+    assert len(_outputs(notebook, "display_data")) == 4
+    told = "".join(each.text for each in _outputs(notebook, "stream") if each.name == "stdout")
+    assert "layer 1 of 3" in told
+    assert "8,192 tokens" in told
+    assert (tmp_path / "quickstart/run/lorsa.safetensors").is_file()
+    assert [kind for kind in ran if kind != "stream"] == [k for k in committed if k != "stream"]
+
+
+def test_the_notebook_has_its_outputs_and_nothing_of_the_machine() -> None:
+    text = NOTEBOOK.read_text("utf-8")
+    notebook = nbformat.read(NOTEBOOK, 4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not _outputs(notebook, "error")
+    assert all(each.name == "stdout" for each in _outputs(notebook, "stream"))
+    images = [base64.b64decode(o.data["image/png"]) for o in _outputs(notebook, "display_data")]
+    assert len(images) == 4
+    assert sum(map(len, images)) < 300_000
+    assert not re.search(r"/(home|root|work|tmp|usr|opt|Users)/|\.gguf\"|\.venv", text)
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (NOTEBOOK.parent / link).exists(), link
