@@ -14,7 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ..model import choose_device
+from ..model import DEVICES, choose_device
 from ..store import format_bytes
 from .aliases import ModelPath, gated, resolve
 from .errors import HarvestError
@@ -57,8 +57,12 @@ def load_by_name(model: str, *, device: str = "auto", dtype: str = "auto") -> Lo
         dtype: as of `load_model`.
 
     Raises:
-        HarvestError: there is no such model or device, or it cannot be loaded.
+        ValueError: device or dtype is none of these.
+        HarvestError: there is no such model or no GPU, or it cannot be loaded.
     """
+    for name, value, allowed in (("device", device, DEVICES), ("dtype", dtype, MODEL_DTYPES)):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
     try:
         devices = [choose_device(device)]
     except ValueError as error:

@@ -14,7 +14,7 @@ from lorsa.harvest import (
     models,
     resolve,
 )
-from lorsa.harvest.models import load_model, load_tokenizer
+from lorsa.harvest.models import load_by_name, load_model, load_tokenizer
 from lorsa.model import attention_sites
 from lorsa.store import ActivationStore
 from safetensors.torch import load_file, save_file
@@ -42,6 +42,29 @@ def test_a_model_is_ready_to_run_in_float32(folder: Path) -> None:
     assert loaded.facts["n_layers"] == 3
     assert loaded.facts["revision"] is None
     assert _load(folder, "bfloat16").facts["dtype"] == "bfloat16"
+
+
+def test_a_model_is_loaded_by_what_its_option_takes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_by_name(str(folder), device="cpu")
+    assert (model.training, model.dtype) == (False, torch.float32)
+    assert (
+        tokenizer("A store").input_ids == load_tokenizer(resolve(str(folder)))("A store").input_ids
+    )
+    assert load_by_name(str(folder), dtype="bfloat16").model.dtype == torch.bfloat16
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    assert load_by_name(str(folder)).tokenizer is None
+    with pytest.raises(HarvestError, match="no-such-model"):
+        load_by_name("someone/no-such-model")
+    with pytest.raises(ValueError, match="device is 'tpu'; allowed: auto, cpu, cuda"):
+        load_by_name(str(folder), device="tpu")
+    with pytest.raises(ValueError, match="dtype is 'int4'; allowed: auto, float32"):
+        load_by_name(str(folder), dtype="int4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(HarvestError, match="torch sees no GPU"):
+        load_by_name(str(folder), device="cuda")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,6 +18,7 @@ from lorsa.train import (
     grid,
     points,
     sweep,
+    sweep_grid,
     train,
     train_many,
     write_sweep,
@@ -54,6 +55,22 @@ def test_runs_of_a_sweep_are_those_of_single_commands(store_folder: Path, tmp_pa
         assert _same(alone.out, Path(row["run"]))
     (one,) = train_many([TrainConfig(**base, out=tmp_path / "one")])
     assert result.bytes_read == one.bytes_read > 0
+
+
+def test_a_grid_is_the_sweep_of_its_combinations_written_down(
+    store_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "sweep"
+    result = sweep_grid(settings(store_folder), {"top_k": [4, 8], "lr": [1e-3, -1.0]}, str(out))
+    assert [(row["top_k"], row["lr"]) for row in result.rows] == [
+        (4, 1e-3), (4, -1.0), (8, 1e-3), (8, -1.0)
+    ]  # fmt: skip
+    assert result.n_failed == 2
+    written = json.loads((out / "sweep.json").read_text())
+    assert written["rows"] == result.rows
+    assert {"sweep.csv", "pareto.png"} < {path.name for path in out.iterdir()}
+    with pytest.raises(TrainError, match="no run of the sweep can begin; the first: lr is -1.0"):
+        sweep_grid(settings(store_folder), {"lr": [-1.0, -2.0]}, tmp_path / "none")
 
 
 def test_a_run_that_fails_does_not_stop_the_others(store_folder: Path, tmp_path: Path) -> None:
