@@ -27,6 +27,7 @@ from typing import Any
 import typer
 from lorsa import cli
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
@@ -52,6 +53,7 @@ ALONE = """      show_root_heading: true
 """What mkdocstrings is told of an object that stands by itself on a page."""
 
 
+@event_priority(100)  # before mkdocstrings looks for the package
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Lay out the package for mkdocstrings and fill in the navigation."""
     root = _root(config)
@@ -110,6 +112,8 @@ def _shown(root: Path) -> dict[str, str]:
 def _place(target: str, uri: str, root: Path) -> str:
     """Return where in the repository a link of a page leads, as a path from the root."""
     homes = {page: path for path, page in _shown(root).items() if path != "README.md"}
+    if uri.startswith("source/"):
+        homes[uri] = uri.removeprefix("source/").removesuffix(".md")
     here = posixpath.dirname(homes.get(uri, f"docs/{uri}"))
     return posixpath.normpath(posixpath.join(here, target))
 

@@ -46,7 +46,7 @@ def hook() -> ModuleType:
 
 
 CELLS = [
-    {"cell_type": "markdown", "source": ["Some\n", "words"]},
+    {"cell_type": "markdown", "source": ["Some\n", "words [sub](../docs/sub.md)"]},
     {"cell_type": "code", "source": ["cell = 1"]},
 ]
 PAGES = {
@@ -106,7 +106,8 @@ def test_links_of_the_repository_become_links_of_the_site(site: Path) -> None:
     assert _links(site / "results/table.html") == ["../sub.html"]
     assert _links(site / "kernels.html") == ["source/code.py.html"]
     book = (site / "source/examples/book.ipynb.html").read_text("utf-8")
-    assert re.search(r"<p>Some\s+words</p>\s*<pre.*cell = 1", book, re.S)
+    words = r'<p>Some\s+words <a href="../../sub.html">sub</a></p>'
+    assert re.search(rf"{words}\s*<pre.*cell = 1", book, re.S)
     assert "A text with ``` in it." in (site / "source/code.py.html").read_text("utf-8")
 
 
