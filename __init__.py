@@ -29,10 +29,14 @@ if TYPE_CHECKING:  # the same as _HOMES, for type checkers
     from .analyze.intervene import intervene
     from .demo import run_demo
     from .errors import LorsaError
+    from .exchange import ConvertConfig, ExchangeError
+    from .exchange.convert import convert as convert_lorsa
     from .harvest import HarvestConfig, HarvestError, plan_harvest
     from .harvest import harvest as harvest_activations
     from .harvest import load_by_name as load_language_model
     from .model import AttachError, CheckpointError, Lorsa, LorsaConfig
+    from .publish import PublishError, PushConfig
+    from .publish.push import push as push_lorsas
     from .store import (
         ActivationStore,
         StoreError,
@@ -55,7 +59,9 @@ _HOMES = {
     "AnalyzeError": "analyze.AnalyzeError",
     "AttachError": "model.AttachError",
     "CheckpointError": "model.CheckpointError",
+    "ConvertConfig": "exchange.ConvertConfig",
     "EvalConfig": "analyze.EvalConfig",
+    "ExchangeError": "exchange.ExchangeError",
     "ExplainConfig": "analyze.ExplainConfig",
     "HarvestConfig": "harvest.HarvestConfig",
     "HarvestError": "harvest.HarvestError",
@@ -63,12 +69,15 @@ _HOMES = {
     "LorsaConfig": "model.LorsaConfig",
     "LorsaError": "errors.LorsaError",
     "PageServer": "view.PageServer",
+    "PublishError": "publish.PublishError",
+    "PushConfig": "publish.PushConfig",
     "StoreError": "store.StoreError",
     "TrainConfig": "train.TrainConfig",
     "TrainError": "train.TrainError",
     "ablate_heads": "analyze.ablate.ablate",
     "analyze_lorsa": "analyze.analyze_run",
     "build_page": "view.build_page",
+    "convert_lorsa": "exchange.convert.convert",
     "evaluate_lorsa": "analyze.evaluate_run",
     "evaluate_lorsas": "analyze.evaluate_runs",
     "explain_heads": "analyze.explain.explain",
@@ -79,6 +88,7 @@ _HOMES = {
     "merge_stores": "store.merge_stores",
     "plan_explanations": "analyze.estimate",
     "plan_harvest": "harvest.plan_harvest",
+    "push_lorsas": "publish.push.push",
     "remove_layers": "store.remove_layers",
     "run_demo": "demo.run_demo",
     "store_info": "store.store_info",
@@ -97,7 +107,9 @@ __all__ = [
     "AnalyzeError",
     "AttachError",
     "CheckpointError",
+    "ConvertConfig",
     "EvalConfig",
+    "ExchangeError",
     "ExplainConfig",
     "HarvestConfig",
     "HarvestError",
@@ -105,6 +117,8 @@ __all__ = [
     "LorsaConfig",
     "LorsaError",
     "PageServer",
+    "PublishError",
+    "PushConfig",
     "StoreError",
     "TrainConfig",
     "TrainError",
@@ -112,6 +126,7 @@ __all__ = [
     "ablate_heads",
     "analyze_lorsa",
     "build_page",
+    "convert_lorsa",
     "evaluate_lorsa",
     "evaluate_lorsas",
     "explain_heads",
@@ -122,6 +137,7 @@ __all__ = [
     "merge_stores",
     "plan_explanations",
     "plan_harvest",
+    "push_lorsas",
     "remove_layers",
     "run_demo",
     "store_info",

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..harvest import attention_sites, load_config, load_model, resolve
-from ..model import Lorsa, LorsaConfig, write_llamascopium
+from ..harvest import load_config, load_model, resolve
+from ..model import Lorsa, LorsaConfig, attention_sites, write_llamascopium
 from .config import ConvertConfig
 from .errors import ExchangeError
 from .norm import Affine, norm_before, read_after, read_before
@@ -54,7 +54,8 @@ def convert(
     Raises:
         CheckpointError: the source is none, or cannot be expressed in the other format.
         ExchangeError: the folder is not empty, or the model's norm cannot be folded.
-        HarvestError: the model cannot be loaded, or has no such layer.
+        HarvestError: the model cannot be loaded.
+        AttachError: it has no such layer.
     """
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise ExchangeError(f"{config.out} is there already; give a new folder")

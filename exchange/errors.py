@@ -1,5 +1,7 @@
 """The error of this folder."""
 
+from ..errors import LorsaError
 
-class ExchangeError(Exception):
+
+class ExchangeError(LorsaError):
     """A Lorsa that cannot be exchanged; the message says why and what to do."""

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..harvest import AttentionSite, module_input, module_output
-from ..model import Lorsa
+from ..model import AttentionSite, Lorsa, module_input, module_output
 from .errors import ExchangeError
 
 LARGE = 1024.0

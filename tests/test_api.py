@@ -13,12 +13,12 @@ import pytest
 import torch
 import typer
 from chat_stub import Stub
-from lorsa import analyze, cli, harvest, model, settings, store, train, view
+from lorsa import analyze, cli, exchange, harvest, model, publish, settings, store, train, view
 from lorsa.harvest import HarvestConfig
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/api.md").read_text("utf-8")
-ROOMS = (analyze, harvest, model, settings, store, train, view)
+ROOMS = (analyze, exchange, harvest, model, publish, settings, store, train, view)
 FUNCTIONS = {name for name in lorsa.__all__ if name.islower() and not name.startswith("_")}
 
 
@@ -67,7 +67,7 @@ def test_every_error_is_a_lorsa_error() -> None:
         for value in vars(room).values()
         if isinstance(value, type) and issubclass(value, Exception)
     }
-    assert len(errors) >= 7
+    assert len(errors) >= 9
     assert all(issubclass(error, lorsa.LorsaError) for error in errors)
 
 
@@ -122,7 +122,7 @@ def test_the_page_can_be_followed(
             assert told in PAGE
             page = page.replace(told, ours)
         blocks = re.findall(r"```python\n(.*?)```", re.sub(r"\b12\b", "1", page), re.S)
-        assert len(blocks) == 10
+        assert len(blocks) == 11
         for block in blocks:
             exec(block, names)
         assert stub.bodies
@@ -131,6 +131,8 @@ def test_the_page_can_be_followed(
     assert [row["top_k"] for row in names["swept"].rows] == [32, 32, 64, 64]
     assert Path("sweep/pareto.png").is_file()
     assert names["page"].file.is_file()
+    assert torch.equal(names["again"].W_O, names["lorsa"].W_O)
+    assert Path("theirs/config.json").is_file()
     assert list(store.store_info("acts-ab")["layers"]) == ["1"]
     assert "runs/layer-99 holds no Lorsa" in capsys.readouterr().out
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from lorsa.cli import app
 from lorsa.exchange import ConvertConfig, ExchangeError, convert
-from lorsa.harvest import Capture, attention_sites
-from lorsa.model import CheckpointError, Lorsa
+from lorsa.harvest import Capture
+from lorsa.model import CheckpointError, Lorsa, attention_sites
 from tiny import make_model, make_tokenizer, some_tokens
 from torch import Tensor
 from typer.testing import CliRunner
