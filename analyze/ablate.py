@@ -20,7 +20,7 @@ from ..harvest import (
     resolve,
     starts_with_bos,
 )
-from ..model import Encoding, Lorsa, attention_sites, require_width
+from ..model import Encoding, Lorsa, attention_sites, require_stand_in
 from .config import AblateConfig, numbers
 from .errors import AnalyzeError
 from .in_model import logits_of, token_figures
@@ -169,7 +169,7 @@ def _load(config: AblateConfig, report: Callable[[str], None]) -> _Subject:
     ids = _ids(config, tokenizer)
     report(f"loading {path.id} on {device}")
     model = load_model(path, load_config(path), dtype="auto", devices=[device]).model
-    require_width(lorsa, model)
+    require_stand_in(lorsa, model)
     _require_readable(ids, model)
     return _Subject(lorsa.to(device), layer, heads, path.id, model, tokenizer, ids)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model import Encoding, Lorsa, attention_sites, edited, require_width
+from ..model import Encoding, Lorsa, attention_sites, edited, require_stand_in
 from .errors import AnalyzeError
 
 ERRORS = ("keep", "drop")
@@ -57,7 +57,7 @@ def intervene(
             f"how is {how!r}, error is {error!r}; allowed: {', '.join(HOWS)}; {', '.join(ERRORS)}"
         )
     require_heads(lorsa, list(changes))
-    require_width(lorsa, model)
+    require_stand_in(lorsa, model)
     (site,) = attention_sites(model, [layer])
     device = lorsa.W_O.device
     heads = torch.tensor(list(changes), dtype=torch.long, device=device)

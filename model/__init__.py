@@ -1,7 +1,15 @@
 """The Lorsa module and the attention layer that it replaces."""
 
 from .activation import ACTIVATIONS
-from .attach import Edit, Replacement, edited, module_input, module_output, replaced, require_width
+from .attach import (
+    Edit,
+    Replacement,
+    edited,
+    module_input,
+    module_output,
+    replaced,
+    require_stand_in,
+)
 from .attention import LayerWeights, layer_attention, stored_attention
 from .config import LorsaConfig, parameter_shapes
 from .device import DEVICES, choose_device
@@ -48,7 +56,7 @@ __all__ = [
     "parameter_shapes",
     "replaced",
     "require_fit",
-    "require_width",
+    "require_stand_in",
     "stored_attention",
     "write_json",
     "write_llamascopium",

@@ -30,7 +30,7 @@ def attached(lorsa: Lorsa, model: Any, layer: int | None = None) -> Iterator[Non
     if at is None:
         raise AttachError("the Lorsa does not say which layer it replaces; give layer=")
     (site,) = attention_sites(model, [at])
-    require_width(lorsa, model)
+    require_stand_in(lorsa, model)
 
     def stand_in(x: Tensor) -> Tensor:
         _require_device(lorsa, x)
@@ -95,8 +95,16 @@ def module_output(output: Any) -> Tensor:
     return y
 
 
-def require_width(lorsa: Lorsa, model: Any) -> None:
-    """Raise AttachError if a Lorsa and a model have different widths."""
+def require_stand_in(lorsa: Lorsa, model: Any) -> None:
+    """Raise AttachError if a Lorsa can stand in for no layer of a model.
+
+    Either their widths differ, or the Lorsa reads something else than a layer's input.
+    """
+    if lorsa.config.hook_in is not None:
+        raise AttachError(
+            f"the Lorsa reads {lorsa.config.hook_in}, not its layer's input after the norm's "
+            "weight; type: lorsa convert LORSA FOLDER --model MODEL"
+        )
     width = text_config(model).hidden_size
     if width != lorsa.config.d_model:
         raise AttachError(
