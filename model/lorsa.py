@@ -321,7 +321,8 @@ class Lorsa(nn.Module):
 
         Raises:
             AttachError: the model has no such layer or another width, or is no model of
-                transformers; the Lorsa reads something else (config.hook_in); in its call: it goes on from a cache, or lies on another device.
+                transformers; the Lorsa reads something else (config.hook_in); in the model's call:
+                it goes on from a cache, or lies on another device.
         """
         from .attach import attached
 
