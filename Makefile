@@ -1,6 +1,7 @@
-# make demo   harvest, train and measure a Lorsa of SmolLM2-135M
-# make test   every check: format, lint, types, tests
-# Both set up .venv first; nothing else is needed but Python 3.11 or later.
+# make demo      harvest, train and measure a Lorsa of SmolLM2-135M
+# make test      every check: format, lint, types, tests, package
+# make release   wheel and sdist in dist/, tried in an empty environment
+# All set up .venv first; nothing else is needed but Python 3.11 or later.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,12 +14,15 @@ demo: $(STAMP)
 test: $(STAMP)
 	./check.sh $(VENV)/bin
 
+release: $(STAMP)
+	$(VENV)/bin/python tests/release.py dist
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .mypy demo
+	rm -rf $(VENV) .mypy demo dist
 
-.PHONY: demo test clean
+.PHONY: demo test release clean

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every check, the same by hand and in CI: format, lint, types, tests.
+# Every check, the same by hand and in CI: format, lint, types, tests, package.
 # Usage: ./check.sh [folder with python, ruff, mypy and pytest]
 set -eu
 cd "$(dirname "$0")"
@@ -16,4 +16,7 @@ MYPYPATH=.mypy "${bin}mypy" -m lorsa -m lorsa.__main__ -m lorsa.cli -m lorsa.dem
     -p lorsa.analyze -p lorsa.harvest -p lorsa.kernels -p lorsa.model -p lorsa.store -p lorsa.train -p lorsa.view
 MYPYPATH=.mypy:tests "${bin}mypy" benchmarks/*.py docs/*.py
 echo "== tests"
-"${bin}python" -m pytest
+# A process for every core, at most eight; each computes in one thread.
+"${bin}python" -m pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal
+echo "== package"
+"${bin}python" tests/release.py
