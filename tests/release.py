@@ -106,7 +106,8 @@ def check_metadata(wheel: Path) -> None:
 
 def run(command: list[object], cwd: Path | None = None) -> None:
     """Run a command; its output is shown only if it fails."""
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    left_out = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    env = {name: value for name, value in os.environ.items() if name not in left_out}
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -125,8 +126,8 @@ def try_out(wheel: Path, folder: Path) -> None:
     """Install a wheel into an empty environment and use it from an empty folder."""
     run([sys.executable, "-m", "venv", folder / "venv"])
     python = folder / "venv/bin/python"
-    constraints = ROOT / "constraints.txt"
-    run([python, "-m", "pip", "install", "--quiet", "--constraint", constraints, wheel])
+    install = [python, "-m", "pip", "install", "--quiet", "--no-compile"]  # what is used will be
+    run([*install, "--constraint", ROOT / "constraints.txt", wheel])
     run([python, "-m", "pip", "check"])
     empty = folder / "empty"
     empty.mkdir()
