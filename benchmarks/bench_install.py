@@ -5,9 +5,9 @@
     python benchmarks/bench_install.py --write                    # append rows to the results
 
 A wheel of this folder is installed into a new environment with the versions of constraints.txt;
-the reference implementation (see reference_smollm2.py) into another, with the versions that THEIR_PYTHON
-has. Both take what pip can from its cache, which a first install fills and a second is timed with.
-Bytes are those of the files in site-packages, compiled modules included; pip itself is
+the reference implementation (see reference_smollm2.py) into another, with the versions that
+THEIR_PYTHON has. Both take what pip can from its cache, which a first install fills and a second is
+timed with. Bytes are those of the files in site-packages, compiled modules included; pip itself is
 left out. Torch is what torch and the packages of NVIDIA and Triton take.
 
 Seconds of a start are medians of --rounds starts of a new process after one that is not counted;
