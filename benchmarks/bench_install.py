@@ -54,7 +54,8 @@ def installed(folder: Path, requirement: str, constraints: Path) -> tuple[Path, 
     """Install into a new environment; return its python and the seconds of `pip install`."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
-    command = [python, "-m", "pip", "install", "--quiet", "--constraint", constraints, requirement]
+    command: list[str | Path] = [python, "-m", "pip", "install", "--quiet"]
+    command += ["--constraint", constraints, requirement]
     started = time.perf_counter()
     subprocess.run(command, check=True)
     return python, time.perf_counter() - started
@@ -131,14 +132,13 @@ def ours(folder: Path, rounds: int) -> Row:
 
 def theirs(folder: Path, python: Path, rounds: int) -> Row:
     """Measure the reference implementation with the versions of an environment that has it."""
-    frozen = subprocess.run(
-        [python, "-m", "pip", "freeze"], check=True, text=True, stdout=subprocess.PIPE
-    ).stdout
+    freeze: list[str | Path] = [python, "-m", "pip", "freeze"]
+    frozen = subprocess.run(freeze, check=True, text=True, stdout=subprocess.PIPE).stdout
     constraints = folder / "versions.txt"
     constraints.write_text(frozen, "utf-8")
     (requirement,) = [line for line in frozen.splitlines() if line.startswith(f"{REFERENCE}==")]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
-    subprocess.run([*command, requirement], check=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", requirement]
+    subprocess.run(command, check=True, cwd=folder)
     (wheel,) = folder.glob(f"{REFERENCE}*.whl")
     return measure(REFERENCE, wheel, constraints, requirement, rounds)
 

@@ -149,11 +149,11 @@ def main() -> None:
         check_metadata(wheel)
         if not asked.build:
             try_out(wheel, work)
-        for file in (wheel, sdist):
-            print(f"{file.name}: {file.stat().st_size / 1e3:.0f} kB")
+        for made in (wheel, sdist):
+            print(f"{made.name}: {made.stat().st_size / 1e3:.0f} kB")
             if asked.folder is not None:
                 asked.folder.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(file, asked.folder)
+                shutil.copy2(made, asked.folder)
 
 
 if __name__ == "__main__":
