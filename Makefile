@@ -1,6 +1,7 @@
-# make demo   harvest, train and measure a Lorsa of SmolLM2-135M
-# make test   every check: format, lint, types, docs, tests
-# make docs   the documentation as a site, in site/; make docs-serve shows it while pages are written
+# make demo      harvest, train and measure a Lorsa of SmolLM2-135M
+# make test      every check: format, lint, types, docs, tests, package
+# make docs      the documentation as a site, in site/; make docs-serve shows it while pages are written
+# make release   wheel and sdist in dist/, tried in an empty environment
 # All set up .venv first; nothing else is needed but Python 3.11 or later.
 
 PYTHON ?= python3
@@ -20,12 +21,15 @@ docs: $(STAMP)
 docs-serve: $(STAMP)
 	$(VENV)/bin/mkdocs serve
 
+release: $(STAMP)
+	$(VENV)/bin/python tests/release.py dist
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .mypy .site site demo
+	rm -rf $(VENV) .mypy .site site demo dist
 
-.PHONY: demo test docs docs-serve clean
+.PHONY: demo test docs docs-serve release clean

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every check, the same by hand and in CI: format, lint, types, docs, tests.
+# Every check, the same by hand and in CI: format, lint, types, docs, tests, package.
 # Usage: ./check.sh [folder with python, ruff, mypy, mkdocs and pytest]
 set -eu
 cd "$(dirname "$0")"
@@ -18,4 +18,7 @@ MYPYPATH=.mypy:tests "${bin}mypy" benchmarks/*.py docs/*.py
 echo "== docs"
 NO_MKDOCS_2_WARNING=1 "${bin}mkdocs" build --strict --site-dir .site/html
 echo "== tests"
-"${bin}python" -m pytest
+# A process for every core, at most eight; each computes in one thread.
+"${bin}python" -m pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal
+echo "== package"
+"${bin}python" tests/release.py

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import __version__
 from .errors import LorsaError
 from .settings import UsageError, make_config, make_grid
 
@@ -40,6 +41,22 @@ IS_MAIN = os.environ.get("RANK", "0") == "0"
 GOES_ON = ("harvest", "train", "sweep", "analyze", "explain", "demo", "rm", "merge")
 _ParserError: Any = typer.BadParameter.__base__
 """Of the option parser: its UsageError, wherever this version of typer keeps it."""
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"lorsa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show it and exit."),
+    ] = False,
+) -> None:
+    """Options before a command."""
 
 
 @app.command()

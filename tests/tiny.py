@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
 import transformers
 from lorsa.harvest import Capture, Reading, understand
@@ -270,6 +269,8 @@ def make_tokenizer() -> Any:
 
 def write_gguf(path: Path, model: Any, tokenizer: Any) -> None:
     """Write a tiny Llama and its tokenizer as llama.cpp keeps them, in float32."""
+    import gguf  # the rest of this file needs what lorsa itself needs
+
     c = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(c.num_hidden_layers)

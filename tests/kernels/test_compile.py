@@ -29,14 +29,14 @@ def compile(name, constants):
     kernel = getattr(triton_kernels, name)
     floats, warps = constants.pop("floats"), constants.pop("num_warps", 4)
     types, values = {}, {}
-    for i, argument in enumerate(kernel.arg_names):
+    for argument in kernel.arg_names:
         if argument in constants:
-            types[argument], values[(i,)] = "constexpr", constants[argument]
+            types[argument], values[argument] = "constexpr", constants[argument]
         elif argument.endswith("_ptr"):
             types[argument] = FIXED.get(argument, floats)
         else:
             types[argument] = "fp32" if argument in ("scale", "softcap") else "i32"
-    source = ASTSource(kernel, types, constexprs=values)
+    source = ASTSource(kernel, types, values)
     target = GPUTarget("cuda", 90, 32)
     return triton.compile(source, target=target, options={"num_warps": warps}).metadata.shared
 

@@ -137,29 +137,23 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("n", [1, 4])
-def test_another_number_of_processes_goes_on(
-    store_folder: Path, tmp_path: Path, n: int, monkeypatch: pytest.MonkeyPatch
+def test_four_processes_go_on_where_one_was_stopped(
+    store_folder: Path, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the checkpoints of one, as sharded runs or not."""
+    """As sharded runs or not; test_team.py goes from two to one and to four."""
     monkeypatch.setattr("lorsa.train.group.LOG_EVERY_STEPS", 1)
-    ways: dict[str, dict[str, Any]] = {"copies": {}, "shard": {"shard": True}}
-    asked = {
-        name: way | {"checkpoint_every_tokens": 6 * STEP, "keep_checkpoints": 9}
-        for name, way in ways.items()
-    }
-    drill(2, store_folder, tmp_path, asked)
-    expected = {name: losses(tmp_path / name) for name in asked}
+    often = {"checkpoint_every_tokens": 6 * STEP, "keep_checkpoints": 9}
+    asked = {name: VARIANTS[name] | often for name in ("plain", "shard")}
     for name, changes in asked.items():
-        _rewind(config(store_folder, tmp_path / name, changes), tmp_path / "again" / name)
-    drill(n, store_folder, tmp_path / "again", asked)
+        _rewind(config(store_folder, tmp_path / name, changes))
+        assert len(checkpoints(tmp_path / name)) == 2
+    drill(4, store_folder, tmp_path, asked)
     for name in asked:
-        found = losses(tmp_path / "again" / name)
-        assert found == pytest.approx(expected[name], abs=1e-5, rel=1e-5)
+        assert losses(tmp_path / name) == pytest.approx(losses(one / name), abs=1e-5, rel=1e-5)
 
 
-def _rewind(settings: TrainConfig, to: Path) -> None:
-    """Leave a run as if it had been killed after its last checkpoint: trained anew until then."""
+def _rewind(settings: TrainConfig) -> None:
+    """Leave a run as if it had been killed after its second checkpoint."""
 
     class Stop(Exception):  # noqa: N818
         pass
@@ -168,10 +162,8 @@ def _rewind(settings: TrainConfig, to: Path) -> None:
         if getattr(event, "step", 0) >= 14:
             raise Stop
 
-    import dataclasses
-
     with pytest.raises(Stop):
-        train(dataclasses.replace(settings, out=to), report=stop)
+        train(settings, report=stop)
 
 
 def test_sigterm_to_the_launcher_writes_a_checkpoint(store_folder: Path, tmp_path: Path) -> None:

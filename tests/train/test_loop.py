@@ -387,24 +387,6 @@ def test_two_processes_make_the_lorsa_of_one(
     assert json.loads(again.stdout)["runs"][0] == two
 
 
-def test_processes_that_cannot_share_a_step_evenly_make_the_same_lorsa(
-    store_folder: Path, tmp_path: Path, two_processes: TwoProcesses
-) -> None:
-    """Steps of 5 sequences: one process takes 2, the other 3, and the gradient is that of 5."""
-    one = train(_config(store_folder, tmp_path / "one", batch_tokens=5 * N_CTX))
-    (tmp_path / "run.toml").write_text(
-        f"batch_tokens = {5 * N_CTX}\ntrain_tokens = {160 * N_CTX}\ninit_tokens = {16 * N_CTX}\n"
-    )
-    args = ["--store", store_folder, "--layer", 1, "--out", tmp_path / "two", "--device", "cpu"]
-    args += ["--top-k", 8, "--config", tmp_path / "run.toml", "--json"]
-    done = two_processes(*args)
-    assert done.returncode == 0, done.stderr
-    found = Lorsa.from_pretrained(tmp_path / "two" / "layer-1")
-    for name, expected in Lorsa.from_pretrained(tmp_path / "one").named_parameters():
-        assert torch.allclose(getattr(found, name), expected, atol=2e-3), name
-    assert json.loads(done.stdout)["runs"][0]["fvu"] == pytest.approx(one.fvu, abs=1e-3)
-
-
 @pytest.mark.parametrize("changes", [{"outputs": "derive"}, {"outputs": "derive", "dtype": "int8"}])
 def test_a_smaller_store_trains_nearly_the_same_lorsa(
     harvest_config: HarvestConfig, store_folder: Path, tmp_path: Path, changes: dict[str, str]
