@@ -26,11 +26,22 @@ ROOT = Path(__file__).parent.parent
 
 
 def known_files(root: Path = ROOT) -> list[str]:
-    """Return the files that git knows or would add, but for those whose path begins with a dot."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    told = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout
-    names = sorted(set(told.split("\0")) - {""})
-    return [name for name in names if name[0] != "." and (root / name).exists()]
+    """Return the files that git knows or would add, but for those whose path begins with a dot.
+
+    Where there is no git, or no repository, all files that .gitignore does not name.
+    """
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others"]
+    try:
+        done = subprocess.run(
+            [*command, "--exclude-standard"], cwd=root, check=True, capture_output=True, text=True
+        )
+        names = set(done.stdout.split("\0")) - {""}
+    except (OSError, subprocess.CalledProcessError):
+        names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+        ignored = (root / ".gitignore").read_text("utf-8").split()
+        endings = tuple(line.strip("/*") for line in ignored)
+        names = {n for n in names if not any(p.endswith(endings) for p in n.split("/")[:-1])}
+    return sorted(name for name in names if name[0] != "." and (root / name).exists())
 
 
 def package_files(known: list[str]) -> set[str]:
