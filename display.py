@@ -66,7 +66,8 @@ class _Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if not self._progress.disable:  # rich 13 prints a blank line for one that is disabled
+            self._progress.stop()
 
     def update(self, done: int, total: int, note: str, left_s: float | None = None) -> None:
         """Show how far it is; on a terminal the bar knows the time left by itself."""

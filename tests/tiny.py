@@ -287,6 +287,9 @@ def write_gguf(path: Path, model: Any, tokenizer: Any) -> None:
     writer.add_token_list(sorted(content["vocab"], key=content["vocab"].get))
     writer.add_token_merges([" ".join(merge) for merge in content["merges"]])
     writer.add_eos_token_id(tokenizer.eos_token_id)
+    if not NEW:  # transformers 4 cannot read a file without one
+        writer.add_bos_token_id(tokenizer.eos_token_id)
+        writer.add_add_bos_token(False)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.num_hidden_layers)
     for name, weight in model.state_dict().items():
         if "q_proj" in name or "k_proj" in name:  # llama.cpp rotates neighbouring channels

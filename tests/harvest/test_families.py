@@ -69,7 +69,7 @@ def _plain_hooks(family: str, model: Any, tokens: Tensor) -> dict[int, tuple[Ten
             handles.append(layer.get_submodule(norm).register_forward_hook(on_norm))
         handles.append(layer.get_submodule(attention).register_forward_hook(on_attention))
     with torch.no_grad():
-        model(input_ids=tokens)
+        model(input_ids=tokens, use_cache=False)  # with one, transformers 4 rounds otherwise
     for handle in handles:
         handle.remove()
     return found
