@@ -51,12 +51,18 @@ def intervene(
 
     Raises:
         ValueError: how or error is none of these.
-        AnalyzeError: a head is outside the Lorsa, or the model has another width.
+        AnalyzeError: a head is outside the Lorsa, it does not read the layer's input, or the model
+            has another width.
         HarvestError: the model has no such layer.
     """
     if how not in HOWS or error not in ERRORS:
         raise ValueError(
             f"how is {how!r}, error is {error!r}; allowed: {', '.join(HOWS)}; {', '.join(ERRORS)}"
+        )
+    if lorsa.config.hook_in is not None:
+        raise AnalyzeError(
+            f"the Lorsa reads {lorsa.config.hook_in}, not the layer's input after the norm's "
+            "weight; fold the norm in with lorsa convert --model"
         )
     require_heads(lorsa, list(changes))
     require_width(lorsa, model)
