@@ -50,7 +50,8 @@ def intervene(
     Raises:
         ValueError: how or error is none of these.
         AnalyzeError: a head is outside the Lorsa.
-        AttachError: the model has another width, or no such layer.
+        AttachError: the model has another width, or no such layer, or the Lorsa reads something
+            else than the layer's input.
     """
     if how not in HOWS or error not in ERRORS:
         raise ValueError(

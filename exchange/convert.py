@@ -1,7 +1,9 @@
 """Lorsas from one tool's format to another's."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..harvest import load_config, load_model, resolve
@@ -65,10 +67,15 @@ def convert(
     hook = None
     if config.model is not None:
         hook = _fold(lorsa, config, report)
-    if config.to == "lorsa":
-        lorsa.save_pretrained(config.out)
-    else:
-        write_llamascopium(lorsa, config.out, hook)
+    was_there = config.out.exists()
+    try:
+        if config.to == "lorsa":
+            lorsa.save_pretrained(config.out)
+        else:
+            write_llamascopium(lorsa, config.out, hook)
+    except BaseException:  # of Ctrl-C too: a half of it would keep the same command from its folder
+        _empty(config.out, keep=was_there)
+        raise
     shape = lorsa.config
     return Converted(
         out=str(config.out),
@@ -82,6 +89,13 @@ def convert(
         hook_in=hook or shape.hook_in or "x",
         notes=_notes(shape, config, hook),
     )
+
+
+def _empty(folder: Path, *, keep: bool) -> None:
+    """Take away what was written into a folder that was new or empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if keep:
+        folder.mkdir(exist_ok=True)
 
 
 def _limited(shape: LorsaConfig, max_l0: int) -> LorsaConfig:
@@ -123,6 +137,10 @@ def _norm(
     assert config.model is not None
     assert shape.layer is not None
     path = resolve(config.model)
+    if path.name == shape.base_model:
+        path = path._replace(revision=shape.base_revision or path.revision)
+    elif shape.base_model not in (None, path.id):
+        report(f"the Lorsa is of {shape.base_model}; taking {path.id} for the same model")
     report(f"loading {path.id}")
     model = load_model(path, load_config(path), dtype="float32", devices=["cpu"]).model
     width = model.config.get_text_config().hidden_size
@@ -131,7 +149,7 @@ def _norm(
             f"{config.source} has d_model {shape.d_model}; the model given has {width}"
         )
     (site,) = attention_sites(model, [shape.layer])
-    return norm_before(model, site), path.name, path.revision
+    return norm_before(model, site), path.id, path.revision
 
 
 def _notes(shape: LorsaConfig, config: ConvertConfig, hook: str | None) -> list[str]:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from . import llamascopium, openmoss
 from .config import LorsaConfig, tensor_shapes
-from .disk import CONFIG, check_shapes, listing, write_folder
+from .disk import CONFIG, check_shapes, listing, require_floats, shown, write_folder
 from .errors import CheckpointError
 from .lorsa import Lorsa
 
@@ -82,6 +82,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from None
+    except RecursionError:
+        raise CheckpointError(f"{path} cannot be read (it is nested too deeply)") from None
     if not isinstance(content, dict) or format_of(content) is None:
         raise CheckpointError(
             f"{path} is not a Lorsa's config: neither its format nor its sae_type is 'lorsa'"
@@ -91,32 +93,34 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _load_ours(folder: Path, content: dict[str, Any]) -> Lorsa:
     config = _config_of(folder / CONFIG, content)
-    lorsa = Lorsa(config)
     expected = tensor_shapes(config)
     path = folder / WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             check_shapes(path, found, expected)
-            lorsa.load_state_dict({name: file.get_tensor(name) for name in expected})
+            tensors = {name: file.get_tensor(name) for name in expected}
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; the folder has {listing(folder)}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy or train it again") from None
+    require_floats(path, tensors)
+    lorsa = Lorsa(config)  # not before its size is known to be the file's
+    lorsa.load_state_dict(tensors)
     return lorsa
 
 
 def _config_of(path: Path, content: dict[str, Any]) -> LorsaConfig:
     if content.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path} has schema version {content.get('schema_version')}; this version of lorsa "
-            f"reads {SCHEMA_VERSION}: install the version that wrote it"
+            f"{path} has schema version {shown(content.get('schema_version'))}; this version of "
+            f"lorsa reads {SCHEMA_VERSION}: install the version that wrote it"
         )
     try:
         return LorsaConfig.from_dict(content["config"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not describe a Lorsa: {error}") from None
 
 

@@ -1,6 +1,7 @@
 """The shape of a Lorsa: what config.json holds beside the weights."""
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..kernels import SELECTIONS
@@ -61,9 +62,15 @@ class LorsaConfig:
     with the norm's weight. Such a Lorsa computes on its own, but stands in for no layer."""
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_qk_heads", "d_qk_head", "n_ov_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        self._check_kinds()
+        for name in ("d_model", "n_qk_heads", "d_qk_head", "n_ov_heads", "n_ctx", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; allowed: 1 or more")
+        if self.softcap is not None and self.softcap <= 0:
+            raise ValueError(f"softcap is {self.softcap}; allowed: above 0")
+        if self.layer is not None and self.layer < 0:
+            raise ValueError(f"layer is {self.layer}; allowed: 0 or more")
         if self.n_ov_heads % self.n_qk_heads:
             below = self.n_ov_heads // self.n_qk_heads * self.n_qk_heads
             near = f"{below} or " if below else ""
@@ -81,6 +88,20 @@ class LorsaConfig:
                 f"rope rotates {2 * len(self.rope.inv_freq)} channels; "
                 f"d_qk_head is {self.d_qk_head}"
             )
+
+    def _check_kinds(self) -> None:
+        """Raise ValueError if a value is not of its field's kind, as a stranger's may be."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kind: Any = field.type
+            if kind in (float, float | None) and type(value) is int:
+                value = float(value)
+            is_bool = isinstance(value, bool)
+            if not isinstance(value, kind) or (is_bool and kind is not bool):
+                meant = getattr(kind, "__name__", str(kind))
+                raise ValueError(f"{field.name} is {value!r:.80}; {meant} is meant")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{field.name} is {value}; a finite number is meant")
 
     def _check_activation(self) -> None:
         """Raise ValueError if the rule does not fit the rest; put a number in place of its None."""

@@ -14,6 +14,10 @@ from .errors import CheckpointError
 
 CONFIG = "config.json"
 
+SHOWN_CHARACTERS = 80
+MOST_NAMED = 12
+"""Tensors that a message names."""
+
 Shape = tuple[int, ...]
 
 
@@ -74,9 +78,34 @@ def check_shapes(path: Path, found: Mapping[str, Shape], expected: Mapping[str, 
         for name, shape in expected.items()
         if found.get(name) != shape
     ]
-    wrong += [f"{name} is unknown" for name in found if name not in expected]
+    wrong += [f"{shown_name(name)} is unknown" for name in found if name not in expected]
     if wrong:
-        raise CheckpointError(f"{path} does not fit its {CONFIG}: {'; '.join(wrong)}")
+        more = f"; and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+        raise CheckpointError(
+            f"{path} does not fit its {CONFIG}: {'; '.join(wrong[:MOST_NAMED])}{more}"
+        )
+
+
+def require_floats(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError if a weight is not of floating dtype."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{path}: {name} is of {dtype}, which is no dtype of weights; save it as float32"
+            )
+
+
+def shown(value: Any) -> str:
+    """Return what a stranger's file says, fit for one line of a message."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def shown_name(name: str) -> str:
+    """Return a stranger's name, fit for one line of a message; as it is if it is a plain one."""
+    is_plain = name.isprintable() and len(name) <= SHOWN_CHARACTERS
+    return name if is_plain else shown(name)
 
 
 def listing(folder: Path) -> str:

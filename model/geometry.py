@@ -4,6 +4,7 @@ harvest reads these facts off the language model, the store keeps them as JSON, 
 them. Nothing here is typed in by a user.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +22,12 @@ class Rope:
     interleaved: bool = False
     """Pairs are channels (2i, 2i + 1); otherwise (i, i + half), usual in transformers."""
 
+    def __post_init__(self) -> None:
+        if not all(map(_is_finite, self.inv_freq)) or not _is_finite(self.attention_scaling):
+            raise ValueError(
+                "rope has a frequency or an attention_scaling that is no finite number"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QKNorm:
@@ -37,6 +44,8 @@ class QKNorm:
     def __post_init__(self) -> None:
         if self.kind not in NORM_KINDS:
             raise ValueError(f"qk-norm is {self.kind!r}; allowed: {', '.join(NORM_KINDS)}")
+        if not _is_finite(self.eps):
+            raise ValueError(f"eps of the qk-norm is {self.eps!r:.80}; a finite number is meant")
 
     @property
     def by_head(self) -> bool:
@@ -72,6 +81,11 @@ class AttentionGeometry:
         return cls(
             **{**data, "rope": read_rope(data["rope"]), "qk_norm": read_qk_norm(data["qk_norm"])}
         )
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether a value, as a stranger's file may have it, is a finite number."""
+    return isinstance(value, (float, int)) and abs(value) < math.inf
 
 
 def read_rope(data: dict[str, Any] | None) -> Rope | None:

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import LorsaConfig
+from .config import LorsaConfig, parameter_shapes
 from .disk import check_shapes, listing, write_folder
 from .errors import CheckpointError
-from .foreign import Settings, config_of, norm_scale, read_tensors
+from .foreign import LARGEST, Settings, config_of, norm_scale, read_tensors, require_numbers
 from .geometry import QKNorm, read_rope
 from .lorsa import Lorsa
 from .rotary_settings import same, spell_rope, take_rope
@@ -55,7 +55,6 @@ UNUSED = (
     "sparsity_threshold_for_triton_spmm_kernel",
     "jumprelu_threshold_window",
     "sae_pretrained_name_or_path",
-    "normalization_type",
     "model_name",
     "skip_bos",
     "device",
@@ -81,10 +80,13 @@ def read(folder: Path, content: dict[str, Any]) -> Lorsa:
     entry = settings.take(OURS, dict, {})
     hooks = [settings.take(name, str) for name in ("hook_point_in", "hook_point_out")]
     scaled = _scaled(settings)
-    config = _config(settings, tensors, entry, hooks[0])
-    lorsa = Lorsa(config)
+    with_bias = settings.take("use_decoder_bias", bool, True)
+    config = _config(settings, tensors, entry, hooks)
     norms = [tensors.get(MEAN_NORM + hook) for hook in hooks]
-    _fill(lorsa, path, tensors, entry)
+    found = _checked(config, path, tensors, with_bias=with_bias)
+    threshold = _threshold(settings, config, entry)
+    lorsa = Lorsa(config)
+    _fill(lorsa, found, threshold)
     if scaled:
         x_scale, y_scale = (
             norm_scale(settings, MEAN_NORM + hook, _number(norm), config.d_model)
@@ -115,31 +117,37 @@ def _scaled(settings: Settings) -> bool:
 
 
 def _config(
-    settings: Settings, tensors: dict[str, Tensor], entry: dict[str, Any], hook_in: str
+    settings: Settings, tensors: dict[str, Tensor], entry: dict[str, Any], hooks: list[str]
 ) -> LorsaConfig:
     settings.drop("sae_type", *UNUSED)
-    d_model = settings.take("d_model", int)
-    n_ov_heads = int(d_model * settings.take("expansion_factor", (float, int)))
-    d_qk_head = settings.take("d_qk_head", int)
-    settings.drop("use_decoder_bias")  # the tensor says it
-    layer = re.search(r"\bblocks\.(\d+)\.", hook_in)
+    d_model, factor = settings.size("d_model"), settings.above_zero("expansion_factor")
+    if d_model * factor > LARGEST:
+        raise settings.refuse("expansion_factor", factor, f"allowed: {LARGEST} heads at most")
+    n_ov_heads, d_qk_head = int(d_model * factor), settings.size("d_qk_head")
     config = config_of(
         settings,
         d_model=d_model,
-        n_qk_heads=settings.take("n_qk_heads", int),
+        n_qk_heads=settings.size("n_qk_heads"),
         d_qk_head=d_qk_head,
         n_ov_heads=n_ov_heads,
         scale=1 / settings.above_zero("attn_scale", math.sqrt(d_qk_head)),
         score_by_norm=settings.take("sparsity_include_decoder_norm", bool, True),
         rope=take_rope(settings, d_qk_head=d_qk_head, adjacent=True),
         qk_norm=_qk_norm(settings, tensors),
-        n_ctx=settings.take("n_ctx", int),
-        layer=int(layer[1]) if layer else None,
-        hook_in=None if hook_in.endswith(WEIGHTED_INPUT) else hook_in,
+        n_ctx=settings.size("n_ctx"),
+        layer=_layer(*hooks),
+        hook_in=None if hooks[0].endswith(WEIGHTED_INPUT) else hooks[0],
         **_activation(settings, n_ov_heads),
     )
     settings.finish()
     return _with_entry(settings, config, entry)
+
+
+def _layer(hook_in: str, hook_out: str) -> int | None:
+    """Return the layer whose attention's output is approximated from its input; None if none is."""
+    layer = re.match(r"blocks\.([0-9]{1,6})\.", hook_in)
+    is_attention = layer is not None and hook_out == f"blocks.{layer[1]}.hook_attn_out"
+    return int(layer[1]) if layer is not None and is_attention else None
 
 
 def _activation(settings: Settings, n_ov_heads: int) -> dict[str, Any]:
@@ -159,9 +167,14 @@ def _activation(settings: Settings, n_ov_heads: int) -> dict[str, Any]:
 
 def _qk_norm(settings: Settings, tensors: dict[str, Tensor]) -> QKNorm | None:
     eps = settings.take("eps", (float, int), 1e-6)
+    kind = settings.take("normalization_type", str, None)
     if not settings.take("use_post_qk_ln", bool, False):
         return None
-    kept = [tensors[name] for name in NORMS if name in tensors]
+    if kind != "RMS":
+        raise settings.refuse("normalization_type", kind, "allowed with use_post_qk_ln: RMS")
+    if eps < 0:
+        raise settings.refuse("eps", eps, "allowed: 0 or more")
+    kept = [tensors[name] for name in NORMS if name in tensors and tensors[name].ndim]
     alike = all(bool((weight == weight[:1]).all()) for weight in kept)
     return QKNorm(eps=float(eps), kind="rms" if alike else "rms_by_head")
 
@@ -183,34 +196,55 @@ def _with_entry(settings: Settings, config: LorsaConfig, entry: dict[str, Any]) 
             if rope.interleaved == config.rope.interleaved and same(mine, theirs):
                 kept["rope"] = replace(rope, attention_scaling=1.0)
         return replace(config, **kept)
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{settings.path}: its entry {OURS!r} is wrong: {error}") from None
 
 
-def _fill(lorsa: Lorsa, path: Path, tensors: dict[str, Tensor], entry: dict[str, Any]) -> None:
-    """Put their tensors into a Lorsa."""
-    c = lorsa.config
+def _threshold(settings: Settings, c: LorsaConfig, entry: dict[str, Any]) -> float:
+    """Return what our entry says of the threshold, 1 where it need not say anything."""
+    needed = c.activation == "batchtopk" and c.has_threshold
+    if c.activation == "topk" or not (needed or "threshold" in entry):
+        return 1.0
+    value: Any = entry.get("threshold")
+    is_number = isinstance(value, (float, int)) and not isinstance(value, bool)
+    if not is_number or not (value > 0 or (value == 0 and c.activation == "batchtopk")):
+        raise settings.refuse(f"threshold of its entry {OURS!r}", value, "allowed: above 0")
+    return float(value)
+
+
+def _checked(
+    c: LorsaConfig, path: Path, tensors: dict[str, Tensor], *, with_bias: bool
+) -> dict[str, Tensor]:
+    """Return their tensors, after checking that they are those that a Lorsa needs."""
     found = {
         name: tensor
         for name, tensor in tensors.items()
         if name not in BUFFERS and not name.startswith(MEAN_NORM)
     }
     _repeat(found, c.n_qk_heads)
-    shapes = {name: tuple(lorsa.get_parameter(name).shape) for name in PARTS}
-    shapes["b_D"] = tuple(lorsa.b_O.shape)
-    found.setdefault("b_D", torch.zeros_like(lorsa.b_O))  # use_decoder_bias false
+    ours = parameter_shapes(c)
+    shapes = {name: ours[name] for name in PARTS}
+    if with_bias:
+        shapes["b_D"] = ours["b_O"]
     if c.qk_norm is not None:
         shapes |= dict.fromkeys(NORMS, (c.n_qk_heads, c.d_qk_head))
     if c.activation == "jumprelu":
         shapes[THRESHOLD] = (c.n_ov_heads,)
     check_shapes(path, {name: tuple(tensor.shape) for name, tensor in found.items()}, shapes)
-    ours = {name: found[name] for name in PARTS} | {"b_O": found["b_D"]}
+    require_numbers(path, found)
+    return found
+
+
+def _fill(lorsa: Lorsa, found: dict[str, Tensor], threshold: float) -> None:
+    """Put their tensors into a Lorsa."""
+    c = lorsa.config
+    ours = {name: found[name] for name in PARTS}
+    ours["b_O"] = found.get("b_D", torch.zeros(c.d_model))
     if c.qk_norm is not None:
         by_head = c.qk_norm.by_head
         ours |= {ours_: found[n] if by_head else found[n][0] for n, ours_ in NORMS.items()}
     if lorsa.threshold is not None:
-        threshold = entry.get("threshold", 1.0) if entry else 1.0
-        ours["threshold"] = torch.tensor(float(threshold))
+        ours["threshold"] = torch.tensor(threshold)
         if c.activation == "jumprelu":
             ours["log_threshold"] = found[THRESHOLD].double() - math.log(threshold)
     lorsa.load_state_dict(ours)
@@ -226,7 +260,9 @@ def _repeat(tensors: dict[str, Tensor], n_qk_heads: int) -> None:
 
 
 def _number(norm: Tensor | None) -> float:
-    return float("nan") if norm is None or norm.numel() != 1 else float(norm)
+    if norm is None or norm.numel() != 1 or norm.is_complex():
+        return float("nan")
+    return float(norm)
 
 
 def write(lorsa: Lorsa, folder: Path, hook_in: str | None = None) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from .config import parameter_shapes
 from .disk import check_shapes, listing
 from .errors import CheckpointError
-from .foreign import Settings, config_of, norm_scale, read_tensors
+from .foreign import Settings, config_of, norm_scale, read_tensors, require_numbers
 from .lorsa import Lorsa
 from .rotary_settings import take_rope
 
@@ -46,8 +46,8 @@ def read(folder: Path, content: dict[str, Any]) -> Lorsa:
     settings.require("d_ov_head", 1, "allowed: 1, for heads of rank 1")
     settings.require("virtual_kv_num", 0, "which has no like here; allowed: 0")
     settings.drop("device", "dtype")
-    n_ov_heads, d_qk_head = settings.take("n_ov_heads", int), settings.take("d_qk_head", int)
-    d_model, layer = settings.take("d_model", int), settings.take("layer", int, None)
+    n_ov_heads, d_qk_head = settings.size("n_ov_heads"), settings.size("d_qk_head")
+    d_model, layer = settings.size("d_model"), settings.take("layer", int, None)
     relu = settings.take("use_z_relu", bool, False)
     top_k = settings.take("top_k", int, n_ov_heads)
     if settings.take("mode", str, "default") != "top_k":  # all heads contribute, of either sign
@@ -56,7 +56,7 @@ def read(folder: Path, content: dict[str, Any]) -> Lorsa:
     config = config_of(
         settings,
         d_model=d_model,
-        n_qk_heads=settings.take("n_qk_heads", int),
+        n_qk_heads=settings.size("n_qk_heads"),
         d_qk_head=d_qk_head,
         n_ov_heads=n_ov_heads,
         top_k=top_k,
@@ -69,8 +69,9 @@ def read(folder: Path, content: dict[str, Any]) -> Lorsa:
         hook_in=HOOK.format(layer=0 if layer is None else layer),
     )
     settings.finish()
+    tensors = _tensors(folder, parameter_shapes(config))
     lorsa = Lorsa(config)
-    lorsa.load_state_dict(_tensors(folder, parameter_shapes(config)))
+    lorsa.load_state_dict(tensors)
     if means:
         x_scale, y_scale = (
             norm_scale(settings, f"avg_norm {side!r}", _number(means.get(side)), d_model)
@@ -93,8 +94,10 @@ def _tensors(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tens
         "b_V": (n_ov_heads, 1),
     }
     check_shapes(path, {name: tuple(tensor.shape) for name, tensor in found.items()}, theirs)
+    require_numbers(path, found)
     return {name: tensor.reshape(shapes[name]).to(torch.float32) for name, tensor in found.items()}
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else float("nan")
+    is_number = isinstance(value, (int, float)) and abs(value) <= 2**53
+    return float(value) if is_number else float("nan")

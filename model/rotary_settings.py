@@ -48,7 +48,7 @@ def take_rope(settings: Settings, *, d_qk_head: int, adjacent: bool) -> Rope | N
         for name in ("factor", "low_freq_factor", "high_freq_factor")
     )
     old = settings.take("old_context_len", int, 2048)
-    if kind in ("none", "default"):
+    if kind in ("none", "default", "standard"):  # added to the residual stream, or nowhere
         return None
     if kind != "rotary":
         raise settings.refuse("positional_embedding_type", kind, "allowed: rotary, none")
@@ -56,10 +56,12 @@ def take_rope(settings: Settings, *, d_qk_head: int, adjacent: bool) -> Rope | N
         raise settings.refuse("rotary_dim", width, f"allowed: even, 2..{d_qk_head} (d_qk_head)")
     inv_freq = _plain(base, width)
     if ntk:
-        if factor <= 0 or high == low:
-            raise settings.refuse(
-                NTK + "factor", factor, "with low_freq_factor and high_freq_factor the same"
+        if not (factor > 0 and 0 < low < high and old > 0):
+            why = (
+                f"with low_freq_factor {low}, high_freq_factor {high} and old_context_len {old}; "
+                "all must be above 0, and high_freq_factor above low_freq_factor"
             )
+            raise settings.refuse(NTK + "factor", factor, why)
         inv_freq = _scaled(inv_freq, factor, low, high, old)
     return Rope(inv_freq=tuple(inv_freq.tolist()), interleaved=pairs)
 

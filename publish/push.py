@@ -109,6 +109,15 @@ def _share(run: Path) -> Shared:
     config = Lorsa.from_pretrained(folder).config  # what is damaged is said here, not by others
     if config.layer is None:
         raise PublishError(f"{run} does not say which layer it replaces")
+    if config.hook_in is not None:
+        raise PublishError(
+            f"{run} reads {config.hook_in}, not the layer's input after the norm's weight; "
+            f"type: lorsa convert {run} FOLDER --model MODEL"
+        )
+    if not (folder / WEIGHTS).is_file():
+        raise PublishError(
+            f"{run} is in another tool's format; type: lorsa convert {run} FOLDER, and push that"
+        )
     facts = training_facts(folder, config)
     content = json.loads((folder / CONFIG).read_text("utf-8"))
     content["config"]["base_model"] = public_model(config)

@@ -1,5 +1,6 @@
 """Changes of single heads in the live model, against the same done by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -143,6 +144,10 @@ def test_what_cannot_be_changed_is_refused() -> None:
             enter(lorsa, LAYER, {head: 0.0})
     with pytest.raises(AttachError, match=r"d_model 16\); the model given has d_model 32"):
         enter(make_lorsa(d_model=16), LAYER, {})
+    foreign = make_lorsa()
+    foreign.config = replace(foreign.config, hook_in="blocks.1.ln1.hook_normalized")
+    with pytest.raises(AttachError, match=r"reads blocks.1.ln1.hook_normalized, not its layer's"):
+        enter(foreign, LAYER, {})
     with pytest.raises(AttachError, match="layer 9 is outside the model"):
         enter(lorsa, 9, {})
     with pytest.raises(ValueError, match="'keep', 'drop'|keep, drop"):

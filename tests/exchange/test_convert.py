@@ -1,7 +1,9 @@
 """Lorsas from one tool's format to another's, their hooks and norms with them."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import foreign
@@ -10,11 +12,13 @@ import torch
 from lorsa.cli import app
 from lorsa.exchange import ConvertConfig, ExchangeError, convert
 from lorsa.harvest import Capture
-from lorsa.model import CheckpointError, Lorsa, attention_sites
+from lorsa.harvest.aliases import ModelPath
+from lorsa.model import CheckpointError, Lorsa, attention_sites, disk
 from tiny import make_model, make_tokenizer, some_tokens
 from torch import Tensor
 from typer.testing import CliRunner
 
+made_by = sys.modules["lorsa.exchange.convert"]  # which the function of that name hides
 LAYER = 1
 SHAPE: dict[str, Any] = {
     "d_model": 32,
@@ -148,6 +152,62 @@ def test_a_folder_that_is_there_is_kept(tmp_path: Path) -> None:
     with pytest.raises(ExchangeError, match="is there already; give a new folder"):
         convert(ConvertConfig(source=str(theirs), out=theirs, to="llamascopium"))
     assert sorted(theirs.iterdir()) == before
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("to", ["lorsa", "llamascopium"])
+def test_a_full_disk_leaves_no_half(
+    to: str, is_there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = foreign.settings()
+    theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
+    request = ConvertConfig(source=str(theirs), out=tmp_path / "ours", to=to)
+    if is_there:
+        request.out.mkdir()
+
+    def full(path: Path, content: Any) -> None:
+        assert any(request.out.iterdir())  # the weights are there already
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "write_json", full)
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            convert(request)
+    assert request.out.exists() == is_there
+    assert not is_there or not any(request.out.iterdir())
+    convert(request)  # the same command, once there is room
+    assert Lorsa.from_pretrained(request.out).config.n_ov_heads == 24
+
+
+def test_the_model_is_named_as_a_store_of_it_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or what reads the store would take the Lorsa for one of another model."""
+    loaded: list[ModelPath] = []
+
+    def load(path: ModelPath, *_: Any, **__: Any) -> Any:
+        loaded.append(path)
+        return SimpleNamespace(model=make_model("llama-gqa"))
+
+    path = ModelPath("some/folder", "model.gguf", revision="newest")
+    monkeypatch.setattr(made_by, "resolve", lambda name: path)
+    monkeypatch.setattr(made_by, "load_config", lambda path: None)
+    monkeypatch.setattr(made_by, "load_model", load)
+    config = foreign.settings(**SHAPE)
+    theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
+    made = convert(ConvertConfig(source=str(theirs), out=tmp_path / "ours", model="x"))
+    assert made.base_model == "some/folder/model.gguf"
+    path = ModelPath("owner/model", revision="newest")
+    config["lorsa"] = {"base_model": "owner/model", "base_revision": "old"}
+    theirs = foreign.write(tmp_path / "old", config, foreign.tensors(config))
+    convert(ConvertConfig(source=str(theirs), out=tmp_path / "again", model="x"))
+    again = Lorsa.from_pretrained(tmp_path / "again").config
+    assert (again.base_model, again.base_revision) == ("owner/model", "old")
+    assert [each.revision for each in loaded] == ["newest", "old"]  # its own commit's norm
+    told: list[str] = []
+    path = ModelPath("other/model")
+    convert(ConvertConfig(source=str(theirs), out=tmp_path / "b", model="x"), report=told.append)
+    assert told[0] == "the Lorsa is of owner/model; taking other/model for the same model"
 
 
 def test_a_limit_of_heads_is_kept(tmp_path: Path) -> None:

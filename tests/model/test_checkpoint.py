@@ -138,3 +138,54 @@ def test_a_folder_with_checkpoints_alone_names_the_newest(tmp_path: Path) -> Non
         Lorsa(CONFIG).save_pretrained(tmp_path / "run/checkpoints" / step)
     with pytest.raises(CheckpointError, match="give .*step-000000020$"):
         Lorsa.from_pretrained(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("d_model", "8", "d_model is '8'; int is meant"),
+        ("d_model", 8.0, "d_model is 8.0; int is meant"),
+        ("top_k", True, "top_k is True; int is meant"),
+        ("d_model", 10**12, r"W_V is \[6, 8\], expected \[6, 1000000000000\]"),
+        ("d_qk_head", 10**12, r"b_Q is \[2, 4\], expected \[2, 1000000000000\]"),
+        ("scale", float("nan"), "scale is nan; a finite number is meant"),
+        ("softcap", 0, "softcap is 0; allowed: above 0"),
+        ("window", 0, "window is 0; allowed: 1 or more"),
+        ("layer", -1, "layer is -1; allowed: 0 or more"),
+        ("layer", "3", "layer is '3'"),
+        ("rope", {"inv_freq": ["x"]}, "rope has a frequency .* no finite number"),
+        ("rope", {"inv_freq": [1.0], "attention_scaling": "x"}, "attention_scaling"),
+        ("qk_norm", {"eps": "x"}, "eps of the qk-norm is 'x'"),
+    ],
+)
+def test_a_config_of_the_wrong_kind_is_named(
+    saved: Path, field: str, value: object, named: str
+) -> None:
+    content = json.loads((saved / "config.json").read_text())
+    content["config"][field] = value
+    (saved / "config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=named) as caught:
+        Lorsa.from_pretrained(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_no_floats_are_named(saved: Path) -> None:
+    weights = load_file(saved / "lorsa.safetensors")
+    save_file({**weights, "W_V": weights["W_V"].to(torch.int8)}, saved / "lorsa.safetensors")
+    with pytest.raises(CheckpointError, match="W_V is of int8, which is no dtype of weights"):
+        Lorsa.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ('{"format": "lorsa", "schema_version": 1, "config": []}', "does not describe a Lorsa"),
+        ('{"format": "lorsa", "schema_version": "1\\n2"}', r"schema version '1\\n2'"),
+    ],
+)
+def test_a_config_made_to_break_is_a_line(saved: Path, text: str, named: str) -> None:
+    (saved / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=named) as caught:
+        Lorsa.from_pretrained(saved)
+    assert "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ import json
 from itertools import product
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import foreign
 import pytest
@@ -205,6 +206,21 @@ def test_scaled_rotations_become_part_of_the_attention_scale(tmp_path: Path) -> 
         ({"d_model": None}, "has no d_model"),
         ({"use_smolgen": True}, "use_smolgen = True"),
         ({"softcap": 30.0}, "softcap = 30.0"),
+        ({"two\nlines\x1b[31m": 1}, r"'two\\nlines\\x1b\[31m' = 1"),
+        ({"long": "y" * 1000}, r"long = 'y{79}\.\.\.$"),
+        ({"d_model": 10**400}, "d_model is 10{79}.*no such number is meant"),
+        ({"d_model": -12}, "d_model is -12, allowed: 1.."),
+        ({"d_qk_head": -8}, "d_qk_head is -8, allowed: 1.."),
+        ({"d_qk_head": 10**11}, "d_qk_head is 100000000000, allowed: 1.."),
+        ({"expansion_factor": 1e308}, r"expansion_factor is 1e\+308, allowed"),
+        ({"expansion_factor": 1e6}, "W_V is .24, 12., expected .12000000, 12."),
+        ({"n_ctx": 0}, "n_ctx is 0, allowed"),
+        ({"attn_scale": 5e-324}, "scale is inf; a finite number is meant"),
+        ({"use_post_qk_ln": True, "normalization_type": "LN"}, "normalization_type is 'LN'"),
+        ({"use_post_qk_ln": True}, "normalization_type is None"),
+        ({"use_post_qk_ln": True, "normalization_type": "RMS", "eps": -1.0}, "eps is -1.0"),
+        ({**NTK, "NTK_by_parts_high_freq_factor": 0.5}, "high_freq_factor above low"),
+        ({**NTK, "old_context_len": -64}, "old_context_len -64; all must be above 0"),
     ],
 )
 def test_settings_that_are_not_ours_are_named(
@@ -232,6 +248,136 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
         "smolgen.w is unknown",
     ):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("with_bias", "named"), [(True, "b_D is missing, expected"), (False, "b_D is unknown")]
+)
+def test_a_bias_that_the_config_does_not_speak_of_is_named(
+    with_bias: bool, named: str, tmp_path: Path
+) -> None:
+    weights = foreign.tensors(foreign.settings(use_decoder_bias=not with_bias))
+    foreign.write(tmp_path, foreign.settings(use_decoder_bias=with_bias), weights)
+    with pytest.raises(CheckpointError, match=named):
+        Lorsa.from_pretrained(tmp_path)
+
+
+def test_names_in_a_file_cannot_break_the_line(tmp_path: Path) -> None:
+    config = foreign.settings()
+    extra = {f"{i}\n\x1b[31m": torch.zeros(1) for i in range(30)}
+    foreign.write(tmp_path, config, foreign.tensors(config) | extra)
+    with pytest.raises(
+        CheckpointError, match=r"'0\\n\\x1b\[31m' is unknown.*; and 18 more$"
+    ) as error:
+        Lorsa.from_pretrained(tmp_path)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_that_are_no_floats_are_named(dtype: torch.dtype, tmp_path: Path) -> None:
+    config = foreign.settings()
+    weights = foreign.tensors(config)
+    weights["W_V"] = weights["W_V"].to(dtype)
+    named = f"W_V is of {str(dtype).removeprefix('torch.')}, which is no dtype of weights"
+    with pytest.raises(CheckpointError, match=named):
+        Lorsa.from_pretrained(foreign.write(tmp_path, config, weights))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_weights_of_other_floats_become_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    config = foreign.settings(norm_activation="inference")
+    weights = foreign.tensors(config)
+    weights["W_V"] = weights["W_V"].to(dtype)
+    lorsa = Lorsa.from_pretrained(foreign.write(tmp_path, config, weights))
+    assert torch.equal(lorsa.W_V, weights["W_V"].float())
+
+
+def test_weights_with_nan_are_named(tmp_path: Path) -> None:
+    config = foreign.settings()
+    weights = foreign.tensors(config)
+    weights["W_O"][3, 4] = float("nan")
+    with pytest.raises(CheckpointError, match="W_O holds NaN"):
+        Lorsa.from_pretrained(foreign.write(tmp_path, config, weights))
+
+
+def _sparse(tensor: Tensor) -> Any:
+    return tensor.to_sparse()
+
+
+def _absent(tensor: Tensor) -> Any:
+    return tensor.to("meta")
+
+
+def _one_for_all(tensor: Tensor) -> Any:
+    return torch.ones(1).expand(tensor.shape)
+
+
+@pytest.mark.parametrize("change", [_sparse, _absent, _one_for_all])
+def test_what_is_no_plain_tensor_is_named(change: Any, tmp_path: Path) -> None:
+    config = foreign.settings()
+    weights = foreign.tensors(config)
+    torch.save({**weights, "W_V": change(weights["W_V"])}, tmp_path / "sae_weights.pt")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"sae_weights.pt: W_V is no plain tensor"):
+        Lorsa.from_pretrained(tmp_path)
+
+
+def test_a_compressed_file_is_not_unpacked(tmp_path: Path) -> None:
+    config = foreign.settings()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "sae_weights.pt"
+    torch.save(foreign.tensors(config), tmp_path / "plain.pt")
+    with ZipFile(tmp_path / "plain.pt") as plain, ZipFile(path, "w", ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert torch.load(path, weights_only=True)  # torch alone would
+    with pytest.raises(CheckpointError, match=r"is refused.*\(it is compressed"):
+        Lorsa.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rule", "entry", "named"),
+    [
+        ("jumprelu", {"threshold": 0}, "threshold of its entry 'lorsa' is 0"),
+        ("jumprelu", {"threshold": "x"}, "threshold of its entry 'lorsa' is 'x'"),
+        ("batchtopk", {"threshold": -1.0}, "threshold of its entry 'lorsa' is -1.0"),
+        ("batchtopk", {"threshold": float("nan")}, "threshold of its entry 'lorsa' is nan"),
+        ("batchtopk", {}, "threshold of its entry 'lorsa' is None"),
+        ("batchtopk", {"has_threshold": "yes"}, "has_threshold is 'yes'; bool is meant"),
+        ("topk", {"layer": "../../x"}, "layer is '../../x'"),
+        ("topk", {"n_ctx": -1}, "n_ctx is -1"),
+        ("topk", {"rope": {}}, "its entry 'lorsa' is wrong"),
+        ("topk", {"rope": {"inv_freq": ["a"]}}, "its entry 'lorsa' is wrong"),
+    ],
+)
+def test_a_wrong_entry_of_ours_is_named(
+    rule: str, entry: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    config = foreign.settings(act_fn=rule)
+    weights = foreign.tensors(config)
+    foreign.write(tmp_path, config | {"lorsa": {"has_threshold": True, **entry}}, weights)
+    with pytest.raises(CheckpointError, match=named):
+        Lorsa.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("hook_in", "hook_out", "layer"),
+    [
+        ("blocks.3.ln1.hook_normalized", "blocks.3.hook_attn_out", 3),
+        ("blocks.3.ln1.hook_normalized", "blocks.4.hook_attn_out", None),
+        ("blocks.3.ln1.hook_normalized", "blocks.3.hook_mlp_out", None),
+        ("embed.blocks.3.hook", "blocks.3.hook_attn_out", None),
+        ("blocks." + "9" * 5000 + ".ln1.hook_normalized", "x", None),
+    ],
+)
+def test_only_an_attention_s_own_output_names_its_layer(
+    hook_in: str, hook_out: str, layer: int | None, tmp_path: Path
+) -> None:
+    config = foreign.settings(
+        norm_activation="inference", hook_point_in=hook_in, hook_point_out=hook_out
+    )
+    lorsa = Lorsa.from_pretrained(foreign.write(tmp_path, config, foreign.tensors(config)))
+    assert lorsa.config.layer == layer
 
 
 @pytest.mark.parametrize("norm", [0.0, -1.0, float("nan"), None])

@@ -106,6 +106,12 @@ def test_it_computes_what_the_equations_say(name: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+def test_positions_outside_the_attention_turn_nothing(tmp_path: Path) -> None:
+    config = {**CONFIG, "positional_embedding_type": "standard", "rotary_dim": None}
+    assert Lorsa.from_pretrained(_write(tmp_path, config, _weights())).config.rope is None
+
+
+@torch.no_grad()
 def test_where_few_heads_are_positive_no_negative_one_fires(tmp_path: Path) -> None:
     weights = _weights()
     weights["b_V"] -= 100.0  # v is negative everywhere, but for one head
@@ -125,6 +131,10 @@ def test_where_few_heads_are_positive_no_negative_one_fires(tmp_path: Path) -> N
         ({"rotary_dim": None}, "rotary_dim is None"),
         ({"top_k": 25}, "top_k is 25; allowed: 1..24"),
         ({"avg_norm": {"in": 7.0}}, "avg_norm 'out' is nan"),
+        ({"avg_norm": {"in": 10**400, "out": 1.0}}, "avg_norm 'in' is nan"),
+        ({"d_qk_head": -8}, "d_qk_head is -8"),
+        ({"n_ov_heads": 24 * 10**10}, "n_ov_heads is 240000000000, allowed: 1.."),
+        ({"layer": -1}, "layer is -1; allowed: 0 or more"),
         ({"use_smolgen": True}, "use_smolgen = True"),
     ],
 )

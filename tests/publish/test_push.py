@@ -12,7 +12,7 @@ import torch
 from hub_stub import READER, Hub, do
 from lorsa import cli
 from lorsa.analyze import EvalConfig, evaluate_run
-from lorsa.model import Lorsa, LorsaConfig
+from lorsa.model import Lorsa, LorsaConfig, write_llamascopium
 from lorsa.publish import PublishError, PushConfig, push
 from lorsa.train import TrainConfig, train_many
 from runs import settings
@@ -280,6 +280,20 @@ def test_a_checkpoint_is_shared_with_what_is_known_of_it(runs: Path, tmp_path: P
 def test_a_lorsa_of_no_layer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PublishError, match="one does not say which layer it replaces"):
         push(PushConfig(runs=(_saved(tmp_path / "one", layer=None),), repo=str(tmp_path / "s")))
+
+
+def test_a_lorsa_that_reads_something_else_is_refused(tmp_path: Path) -> None:
+    one = _saved(tmp_path / "one", hook_in="blocks.5.ln1.hook_normalized")
+    with pytest.raises(PublishError, match=r"one reads blocks.5.ln1.hook_normalized, not the"):
+        push(PushConfig(runs=(one,), repo=str(tmp_path / "shared")))
+
+
+def test_a_lorsa_in_another_format_is_refused(tmp_path: Path) -> None:
+    lorsa = Lorsa.from_pretrained(_saved(tmp_path / "one"))
+    write_llamascopium(lorsa, tmp_path / "theirs")
+    with pytest.raises(PublishError, match="theirs is in another tool's format; type: lorsa conv"):
+        push(PushConfig(runs=(tmp_path / "theirs",), repo=str(tmp_path / "shared")))
+    assert not (tmp_path / "shared").exists()
 
 
 @pytest.mark.parametrize(
