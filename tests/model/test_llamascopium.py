@@ -250,6 +250,27 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
+@torch.no_grad()
+def test_settings_that_are_left_out_are_their_defaults(tmp_path: Path) -> None:
+    given = ("sae_type", "d_model", "expansion_factor", "hook_point_in", "hook_point_out")
+    given += ("n_qk_heads", "d_qk_head", "rotary_dim", "n_ctx")
+    config = foreign.settings(act_fn="relu")  # all else as Llamascopium has it
+    weights = foreign.tensors(config)
+    short = {name: config[name] for name in given}
+    lorsa = Lorsa.from_pretrained(foreign.write(tmp_path, short, weights))
+    assert lorsa.config.score_by_norm
+    expected = foreign.compute(_x(config), config, weights)
+    torch.testing.assert_close(
+        _dense(lorsa, _x(config)).y_hat.double(), expected.y_hat, atol=1e-5, rtol=1e-5
+    )
+    foreign.write(
+        tmp_path,
+        {**short, "expansion_factor": 6.0, "act_fn": "topk"},
+        {**weights, **{n: weights[n].repeat_interleave(3, dim=0) for n in ("W_V", "W_O", "b_V")}},
+    )
+    assert Lorsa.from_pretrained(tmp_path).config.top_k == 50
+
+
 @pytest.mark.parametrize(
     ("with_bias", "named"), [(True, "b_D is missing, expected"), (False, "b_D is unknown")]
 )

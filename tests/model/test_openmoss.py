@@ -106,6 +106,17 @@ def test_it_computes_what_the_equations_say(name: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+def test_settings_that_are_left_out_are_their_defaults(tmp_path: Path) -> None:
+    left_out = ("attn_scale", "rotary_base", "rotary_adjacent_pairs", "use_z_relu", "mode", "top_k")
+    defaults = {"use_z_relu": False, "mode": "default", "attn_scale": 8**0.5}
+    short = {name: value for name, value in CONFIG.items() if name not in left_out}
+    lorsa = Lorsa.from_pretrained(_write(tmp_path / "short", short, _weights()))
+    x = torch.randn(3, 10, 12, generator=torch.Generator().manual_seed(5))
+    expected = _expected(x, {**CONFIG, **defaults}).y_hat
+    torch.testing.assert_close(lorsa(x).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_positions_outside_the_attention_turn_nothing(tmp_path: Path) -> None:
     config = {**CONFIG, "positional_embedding_type": "standard", "rotary_dim": None}
     assert Lorsa.from_pretrained(_write(tmp_path, config, _weights())).config.rope is None
