@@ -269,6 +269,8 @@ def test_settings_that_are_left_out_are_their_defaults(tmp_path: Path) -> None:
         {**weights, **{n: weights[n].repeat_interleave(3, dim=0) for n in ("W_V", "W_O", "b_V")}},
     )
     assert Lorsa.from_pretrained(tmp_path).config.top_k == 50
+    (tmp_path / "config.json").write_text(json.dumps({**short, "expansion_factor": 6.0}))
+    assert Lorsa.from_pretrained(tmp_path).config.top_k == 72  # relu: all that are positive
 
 
 @pytest.mark.parametrize(
