@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..harvest import Capture, resolve
 from ..model import AttentionGeometry, AttentionSite, LayerWeights
-from ..model.checkpoint import WEIGHTS
+from ..model.checkpoint import weights_path
 from ..stop import Stop, stop_when_whole
 from ..store import ActivationStore
 from . import tables
@@ -118,7 +118,7 @@ def _request(config: AnalyzeConfig, opened: Opened, n_seqs: int) -> dict[str, An
     """Return all that the result depends on."""
     return {
         "version": VERSION,
-        "weights_crc32": _crc32(config.run / WEIGHTS),
+        "weights_crc32": _crc32(weights_path(config.run)),
         "store_uuid": opened.store.manifest.uuid,
         "n_seqs": n_seqs,
         "n_top": config.n_top,

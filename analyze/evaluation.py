@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import __version__
 from ..model import write_json
-from ..model.checkpoint import WEIGHTS
+from ..model.checkpoint import weights_path
 
 EVAL = "eval.json"
 SCHEMA_VERSION = 1
@@ -57,5 +57,5 @@ def kept_evaluation(folder: Path) -> dict[str, Any] | None:
 
 def weights_sha256(folder: Path) -> str:
     """Return the SHA-256 of a Lorsa's weights, in hexadecimal digits."""
-    with (folder / WEIGHTS).open("rb") as file:
+    with weights_path(folder).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

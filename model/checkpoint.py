@@ -57,6 +57,17 @@ def load(folder: str | Path, *, backend: str = "auto") -> Lorsa:
     return lorsa.eval()
 
 
+def weights_path(folder: Path) -> Path:
+    """Return the file with the weights of a Lorsa of any format.
+
+    Raises:
+        CheckpointError: the folder holds no Lorsa.
+    """
+    kind = format_of(read_config(folder))
+    paths = [folder / name for name in WEIGHT_FILES[kind or "lorsa"]]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
 def format_of(content: dict[str, Any]) -> str | None:
     """Return whose config.json this is, a key of `WEIGHT_FILES`; None if nobody's."""
     if content.get("format") == "lorsa":

@@ -43,6 +43,8 @@ OTHER_WEIGHTS = (
 """Read where there is no `WEIGHTS`, the first that is there."""
 WEIGHTED_INPUT = "attn_input_weighted"
 """In place of a hook of theirs for our x, which none of them gives where a norm has a weight."""
+MOST_CTX = 8192
+"""Longest sequence that is written as theirs: their files hold a mask of its square."""
 PARTS = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
 NORMS = {"ln_q.w": "q_norm", "ln_k.w": "k_norm"}
 THRESHOLD = "activation_function.log_jumprelu_threshold"
@@ -319,7 +321,7 @@ def _settings(c: LorsaConfig, folder: Path) -> dict[str, Any]:
         "top_k": c.top_k,
         "n_qk_heads": c.n_qk_heads,
         "d_qk_head": c.d_qk_head,
-        "n_ctx": c.n_ctx or 2048,
+        "n_ctx": min(c.n_ctx or 2048, MOST_CTX),
         "attn_scale": 1 / c.scale,
         "positional_embedding_type": "none",
         "rotary_dim": c.d_qk_head,

@@ -240,7 +240,15 @@ def test_a_foreign_lorsa_is_measured_once_it_reads_the_input(
     assert (made["layer"], made["hook_in"], made["notes"]) == (LAYER, "x", [])
     code, out, told = _run("eval", ours, "--store", str(store_folder), "--json")
     assert code == 0, told
-    assert json.loads(out)["fvu"] > 0
+    fvu = json.loads(out)["fvu"]
+    assert fvu > 0
+    again = str(tmp_path / "again")  # theirs in format, but of our x
+    assert _run("convert", ours, again, "--to", "llamascopium")[0] == 0
+    code, out, told = _run("eval", again, "--store", str(store_folder), "--json")
+    assert (code, json.loads(out)["fvu"]) == (0, pytest.approx(fvu)), told
+    assert "not kept" not in told
+    assert (tmp_path / "again/eval.json").exists()
+    assert _run("analyze", again, "--store", str(store_folder), "--json")[0] == 0
 
 
 def test_what_was_made_is_shown(tmp_path: Path) -> None:

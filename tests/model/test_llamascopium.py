@@ -178,6 +178,18 @@ def test_what_they_cannot_express_is_named(
 
 
 @torch.no_grad()
+def test_a_long_context_is_cut_in_their_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llamascopium, "MOST_CTX", 24)
+    lorsa = _random(n_ctx=1_000_000)
+    llamascopium.write(lorsa, tmp_path)
+    assert load_file(tmp_path / "sae_weights.safetensors")["mask"].shape == (24, 24)
+    assert json.loads((tmp_path / "config.json").read_text())["n_ctx"] == 24
+    assert Lorsa.from_pretrained(tmp_path).config == lorsa.config
+
+
+@torch.no_grad()
 def test_scaled_rotations_become_part_of_the_attention_scale(tmp_path: Path) -> None:
     assert OURS.rope is not None
     rope = Rope(inv_freq=OURS.rope.inv_freq, attention_scaling=1.2)
