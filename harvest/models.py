@@ -81,7 +81,7 @@ def load_config(path: ModelPath) -> Any:
 def load_tokenizer(path: ModelPath, *, needed: bool = True) -> Any:
     """Return the tokenizer of a model; if there is none, HarvestError, or None if not needed."""
     try:
-        tokenizer = _attempt(path, AutoTokenizer.from_pretrained)
+        tokenizer = _attempt(path, AutoTokenizer.from_pretrained, what="the tokenizer of ")
         if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
             # transformers makes an empty one where there are no files
             raise HarvestError(f"model {path.id} has no tokenizer; add its tokenizer.json")
@@ -240,7 +240,7 @@ def _facts(model: Any, config: Any, path: ModelPath) -> dict[str, Any]:
     }
 
 
-def _attempt(path: ModelPath, load: Callable[..., Any], **settings: Any) -> Any:
+def _attempt(path: ModelPath, load: Callable[..., Any], *, what: str = "", **settings: Any) -> Any:
     """Call a from_pretrained of transformers and turn its failures into one line."""
     talk = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it lists the layers that are not to be loaded
@@ -253,12 +253,12 @@ def _attempt(path: ModelPath, load: Callable[..., Any], **settings: Any) -> Any:
             **settings,
         )
     except Exception as error:  # whatever damaged files lead to; LORSA_DEBUG=1 shows it
-        raise HarvestError(_one_line(path, error)) from error
+        raise HarvestError(_one_line(path, error, what)) from error
     finally:
         transformers.logging.set_verbosity(talk)
 
 
-def _one_line(path: ModelPath, error: Exception) -> str:
+def _one_line(path: ModelPath, error: Exception, what: str) -> str:
     reason = " ".join(str(error).split())
     if path.offline and isinstance(error, OSError):
         return (
@@ -269,4 +269,4 @@ def _one_line(path: ModelPath, error: Exception) -> str:
         return gated(path.id)
     if path.gguf_file is not None and find_spec("gguf") is None:
         return f"model {path.id} needs the package gguf; run: pip install gguf"
-    return f"model {path.id} cannot be loaded: {reason[:300]}"
+    return f"{what}model {path.id} cannot be loaded: {reason[:300]}"
