@@ -133,7 +133,7 @@ def load_model(
     chosen = "float32" if dtype == "auto" and devices[0] == "cpu" else dtype
     wanted = _shortened(config, n_layers)
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-    where = {"device_map": {"": devices[0]}}
+    where: dict[str, Any] = {"device_map": {"": devices[0]}}
     if path.gguf_file is not None:
         where = {}  # read as a whole before it is placed
     elif devices[0] != "cpu":
