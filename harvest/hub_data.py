@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from ..model.hub import errors_behind
 from .document import Column, Counts, Document, documents_of_rows
 from .errors import HarvestError
 
@@ -89,7 +90,7 @@ class HubDataset:
         self, error: Exception, config: str | None = None, revision: str | None = None
     ) -> HarvestError:
         """Return the line that says what failed and what to do."""
-        kinds = tuple(type(reason) for reason in _chain(error))
+        kinds = tuple(type(reason) for reason in errors_behind(error))
         if GatedRepoError in kinds or _says(error, "gated dataset"):
             return HarvestError(
                 f"data {self._id} is gated; accept its terms on the Hub and run: hf auth login"
@@ -140,15 +141,6 @@ def _present_commit(hub_id: str) -> str:
 
 def _unreachable(hub_id: str) -> HarvestError:
     return HarvestError(f"data {hub_id}: the Hub cannot be reached; connect and try again, {ELSE}")
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    """Return an error and those that led to it."""
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
 
 
 def _says(error: Exception, word: str) -> bool:

@@ -122,7 +122,7 @@ def hub_problem(repo: str, error: BaseException, revision: str | None = None) ->
         error: that huggingface_hub raised.
         revision: that was asked for.
     """
-    errors = _chain(error)
+    errors = errors_behind(error)
     kinds = tuple(type(each) for each in errors)
 
     def is_a(kind: type[BaseException]) -> bool:
@@ -156,7 +156,7 @@ def _answer(repo: str, error: HfHubHTTPError) -> str:
     return f"{repo}: the Hub answered {_one_line(error)}"
 
 
-def _chain(error: BaseException | None) -> list[BaseException]:
+def errors_behind(error: BaseException | None) -> list[BaseException]:
     """Return an error and those that led to it."""
     found: list[BaseException] = []
     while error is not None and error not in found:
