@@ -102,6 +102,8 @@ class LorsaConfig:
                 raise ValueError(f"{field.name} is {value!r:.80}; {meant} is meant")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{field.name} is {value}; a finite number is meant")
+            if isinstance(value, str) and not value.isprintable():
+                raise ValueError(f"{field.name} is {value!r:.80}; a line of text is meant")
 
     def _check_activation(self) -> None:
         """Raise ValueError if the rule does not fit the rest; put a number in place of its None."""

@@ -87,9 +87,9 @@ def check_shapes(path: Path, found: Mapping[str, Shape], expected: Mapping[str, 
 
 
 def require_floats(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError if a weight is not of floating dtype."""
+    """Raise CheckpointError if a weight is not of floating dtype; float8 means nothing unscaled."""
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
             dtype = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(
                 f"{path}: {name} is of {dtype}, which is no dtype of weights; save it as float32"

@@ -141,7 +141,8 @@ class ShardWriter:
 
 
 def _crc_bytes(data: Any) -> bytes:
-    crc: int = google_crc32c.value(data)
+    """Return the crc32c of a buffer's bytes; of wider items the package in pure Python fails."""
+    crc: int = google_crc32c.value(np.frombuffer(data, np.uint8))
     return crc.to_bytes(CRC_BYTES, "little")
 
 
@@ -204,7 +205,7 @@ def read_chunk(
     data = out if codec is None else np.empty(length - CRC_BYTES, dtype=np.uint8)
     crc = bytearray(CRC_BYTES)
     _read_exactly(handle, path, offset, data.reshape(-1).view(np.uint8).data, memoryview(crc))
-    if google_crc32c.value(data) != int.from_bytes(crc, "little"):
+    if _crc_bytes(data) != crc:
         raise DamageError(f"{path} is damaged (checksum at byte {offset})")
     if codec is not None:
         if (

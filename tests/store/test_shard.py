@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
+import google_crc32c.python
 import numpy as np
 import pytest
 from lorsa.store.encoding import blosc
@@ -54,6 +54,19 @@ def test_a_checksum_is_taken_block_by_block(
     for block_bytes in (1, 7, 152, 300, 10_000):
         monkeypatch.setattr("lorsa.store.places.BLOCK_BYTES", block_bytes)
         assert read_checksum(tmp_path / "s", 6) == done.crc32c
+
+
+def test_checksums_without_a_compiled_package_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pure Python the package takes items for bytes."""
+    rows = np.arange(40, dtype=np.float32).reshape(5, 8)
+    compiled = _write(tmp_path / "a", rows, 6)
+    for name in ("value", "extend"):
+        monkeypatch.setattr(google_crc32c, name, getattr(google_crc32c.python, name))
+    assert _write(tmp_path / "b", rows, 6) == compiled
+    assert read_checksum(tmp_path / "a", 6) == compiled.crc32c
+    assert np.array_equal(_read(tmp_path / "a", 6, (8,), 4), rows[4])
 
 
 def test_a_chunk_of_fewer_bytes_raises(tmp_path: Path) -> None:
