@@ -8,7 +8,8 @@ done, 1 a known failure told in one line, 2 a wrong request.
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +39,7 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_defa
 
 IS_MAIN = os.environ.get("RANK", "0") == "0"
 """Of several processes of one run, one prints."""
+STDOUT, STDERR = 1, 2
 GOES_ON = ("harvest", "train", "sweep", "analyze", "explain", "demo", "rm", "merge")
 _ParserError: Any = typer.BadParameter.__base__
 """Of the option parser: its UsageError, wherever this version of typer keeps it."""
@@ -932,7 +934,8 @@ def _given(options: dict[str, Any], besides: set[str] | None = None) -> dict[str
 def _run(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> None:
     """Do a command's work and print its result; a known failure is a line and an exit code."""
     try:
-        result = work()
+        with _stdout_kept():
+            result = work()
     except Exception as error:
         code, message = _explain(error)
         if message is None or os.environ.get("LORSA_DEBUG"):
@@ -957,6 +960,23 @@ def _run(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> Non
         show(command, result)
     if not result.get("ok", True):
         raise typer.Exit(1)
+
+
+@contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """Send to stderr what libraries say on stdout, which is for the result; Gloo does, from C++."""
+    if sys.stdout is None:  # closed by who began it
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(STDOUT)
+    os.dup2(STDERR, STDOUT)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, STDOUT)
+        os.close(kept)
 
 
 def _explain(error: Exception) -> tuple[int, str | None]:

@@ -56,6 +56,24 @@ def harvest_args(model_folder: Path, text_folder: Path) -> list[object]:
     return [*args, "--n-ctx", N_CTX, "--tokens", 60 * N_CTX, "--device", "cpu"]
 
 
+def _run_alone(work: str, redirection: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command whose work is an expression, as a shell does."""
+    code = f"import os; from lorsa.cli import _run; _run('x', lambda: {work}, True)"
+    line = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {redirection}"
+    return subprocess.run(line, shell=True, capture_output=True, text=True, check=True)
+
+
+def test_what_libraries_say_on_stdout_is_no_part_of_the_result() -> None:
+    """Gloo in torch 2.10 tells there, from C++, how many processes it has found."""
+    done = _run_alone("{'a': os.write(1, b'noise'), 'b': print('more')}")
+    assert done.stdout == '{"a": 5, "b": null}\n'
+    assert done.stderr == "noisemore\n"
+
+
+def test_a_command_without_a_stdout_works() -> None:
+    assert _run_alone("{'a': print('more')}", ">&-").stderr == ""
+
+
 def test_the_two_commands_and_what_is_around_them(lorsa: Lorsa, harvest_args: list[object]) -> None:
     """harvest, store info, train, eval: each prints one JSON object on stdout and nothing else."""
     harvested = json.loads(lorsa(*harvest_args, "--layers", "0-1", "--json").stdout)
