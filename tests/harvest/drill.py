@@ -51,12 +51,13 @@ def has_ended(child: int) -> bool:
     return pid != 0
 
 
-def n_committed(store: Place) -> int:
-    """Return how many shards of a store are committed."""
+def shards(store: Place) -> tuple[int, int]:
+    """Return how many shards of a store are committed, and how many are missing."""
     if not is_begun(store):
-        return 0
+        return 0, 0
     facts = store_info(store)
-    return int(facts["n_shards"] - facts["n_missing_shards"])
+    missing = int(facts["n_missing_shards"])
+    return int(facts["n_shards"]) - missing, missing
 
 
 def main(config: HarvestConfig, seed: int, n_kills: int) -> None:
@@ -75,8 +76,11 @@ def main(config: HarvestConfig, seed: int, n_kills: int) -> None:
                 os.waitpid(child, 0)
                 n_killed += 1
             time.sleep(moments.uniform(0, 0.3))
-        committed.append(n_committed(config.store))
-        pace *= 1.6 if committed[-1] == committed[-2] else 0.9
+        n_committed, n_missing = shards(config.store)
+        gained = n_committed - committed[-1]
+        committed.append(n_committed)
+        share = n_missing * WORLD / max(n_kills - n_killed, 1)  # of each launch that is to come
+        pace *= 1.6 if not gained else min(0.9, share / gained)
     print(json.dumps({"n_killed": n_killed, "committed": committed}))
 
 
