@@ -169,7 +169,8 @@ def _generated(root: Path) -> dict[str, str]:
     """Return the pages that the code writes: page of the site -> its text."""
     pages = {"cli.md": _command_line()}
     for room in _rooms(root):
-        pages[f"reference/{room}.md"] = _reference(root, room)
+        if _public(root / room / "__init__.py"):  # commands have a page of their own
+            pages[f"reference/{room}.md"] = _reference(root, room)
     return pages
 
 

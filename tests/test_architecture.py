@@ -23,7 +23,7 @@ ARROWS = {
     "watch": {"display", "tables", "train"},
     "demo": {"display", "harvest", "train", "analyze"},
     "settings": set(),
-    "cli": {
+    "commands": {
         "settings",
         "display",
         "watch",
@@ -36,6 +36,7 @@ ARROWS = {
         "exchange",
         "publish",
     },
+    "cli": {"commands"},
 }
 HOMES = {
     "triton": {"kernels"},
@@ -47,7 +48,7 @@ HOMES = {
     "datasets": {"harvest"},
     "accelerate": {"harvest", "train"},
     "matplotlib": {"train"},
-    "typer": {"cli"},
+    "typer": {"cli", "commands"},
     "rich": {"tables", "display", "watch"},
 }
 FOREIGN = ROOT / "model" / "foreign.py"

@@ -58,7 +58,9 @@ def harvest_args(model_folder: Path, text_folder: Path) -> list[object]:
 
 def _run_alone(work: str, redirection: str = "") -> subprocess.CompletedProcess[str]:
     """Run a command whose work is an expression, as a shell does."""
-    code = f"import os; from lorsa.cli import _run; _run('x', lambda: {work}, True)"
+    code = (
+        f"import os; from lorsa.commands.common import perform; perform('x', lambda: {work}, True)"
+    )
     line = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {redirection}"
     return subprocess.run(line, shell=True, capture_output=True, text=True, check=True)
 
@@ -228,7 +230,7 @@ def test_import_lorsa_loads_no_torch() -> None:
 COMMANDS = {
     "harvest": HarvestConfig,
     "train": TrainConfig,
-    "evaluate": EvalConfig,
+    "eval": EvalConfig,
     "ablate": AblateConfig,
     "analyze": AnalyzeConfig,
     "explain": ExplainConfig,
@@ -239,7 +241,7 @@ COMMANDS = {
 def test_help_tells_the_true_defaults(command: str) -> None:
     """Defaults are written twice, because the configs would load torch: they must agree."""
     config = {field.name: field for field in fields(COMMANDS[command])}
-    hints = typing.get_type_hints(getattr(cli, command), include_extras=True)
+    hints = typing.get_type_hints(cli.COMMANDS[command], include_extras=True)
     checked = 0
     for name, hint in hints.items():
         option = next(
@@ -268,7 +270,7 @@ def test_every_option_is_a_setting() -> None:
             "return",
         }
         known |= {"layers", "apart"}
-        assert set(typing.get_type_hints(getattr(cli, command))) <= known
+        assert set(typing.get_type_hints(cli.COMMANDS[command])) <= known
 
 
 def test_a_toml_file_gives_the_rest_and_options_win(

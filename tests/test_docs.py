@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOMS = ("kernels", "store", "model", "harvest", "train", "analyze", "view", "view/static",
-         "exchange", "publish", "benchmarks", "docs")  # fmt: skip
+         "exchange", "publish", "commands", "benchmarks", "docs")  # fmt: skip
 SUFFIXES = {".py", ".md", ".html", ".css", ".js"}
 LEFT_OUT = {"__init__.py", "conftest.py", ".gitignore"}
 

@@ -1,0 +1,106 @@
+"""What the commands share: options, settings from them, and how a command ends."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import LorsaError
+from ..settings import UsageError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML file of settings; options win over it.")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")]
+
+IS_MAIN = os.environ.get("RANK", "0") == "0"
+"""Of several processes of one run, one prints."""
+STDOUT, STDERR = 1, 2
+GOES_ON = ("harvest", "train", "sweep", "analyze", "explain", "demo", "rm", "merge")
+
+
+def given_options(options: dict[str, Any], besides: set[str] | None = None) -> dict[str, Any]:
+    """Return the options that were given and belong in a config."""
+    left_out = {"config", "as_json"} | (besides or set())
+    return {k: v for k, v in options.items() if v is not None and k not in left_out}
+
+
+def chosen_layers(store: str, layers: str | None) -> list[int]:
+    """Return the layers of a store that are meant; all without a choice."""
+    from ..store import ActivationStore, choose_layers
+    from ..train import TrainError
+
+    try:
+        return choose_layers(layers or "all", ActivationStore.open(store).layers, where=store)
+    except ValueError as error:
+        raise TrainError(str(error)) from None
+
+
+def perform(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> None:
+    """Do a command's work and print its result; a known failure is a line and an exit code."""
+    try:
+        with _stdout_kept():
+            result = work()
+    except Exception as error:
+        code, message = _explain(error)
+        if message is None or os.environ.get("LORSA_DEBUG"):
+            raise
+        if as_json and IS_MAIN:
+            print(json.dumps({"error": message}))
+        print(f"error: {message}", file=sys.stderr)
+        raise typer.Exit(code) from None
+    except KeyboardInterrupt:
+        hint = "; the same command goes on from what is written" if command in GOES_ON else ""
+        if as_json and IS_MAIN:
+            print(json.dumps({"error": f"stopped{hint}"}))
+        print(f"stopped{hint}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if not IS_MAIN:
+        return
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+    else:
+        from ..display import show
+
+        show(command, result)
+    if not result.get("ok", True):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """Send to stderr what libraries say on stdout, which is for the result; Gloo does, from C++."""
+    if sys.stdout is None:  # closed by who began it
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(STDOUT)
+    os.dup2(STDERR, STDOUT)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, STDOUT)
+        os.close(kept)
+
+
+def _explain(error: Exception) -> tuple[int, str | None]:
+    """Return exit code and message of a known failure; no message for a bug."""
+    if isinstance(error, UsageError):
+        return 2, str(error)
+    if isinstance(error, LorsaError):
+        return 1, str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return 1, (
+            "the GPU's memory is full; use a smaller --batch-size (harvest), --batch-tokens "
+            "(train) or --n-ctx"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return 1, f"{error.filename or 'input or output'}: {error.strerror}"
+    return 1, None

@@ -1,0 +1,91 @@
+"""lorsa store: info, verify, rm and merge."""
+
+from typing import Annotated, Any
+
+import typer
+
+from .common import Json, perform
+
+
+def info(
+    store: Annotated[str, typer.Argument(help="Activation store.")], as_json: Json = False
+) -> None:
+    """Show what a store holds, whether it is complete, and how to go on if it is not.
+
+    Example: lorsa store info ./acts
+    """
+
+    def work() -> dict[str, Any]:
+        from ..store import store_info
+
+        return store_info(store)
+
+    perform("info", work, as_json)
+
+
+def verify(
+    store: Annotated[str, typer.Argument(help="Activation store.")],
+    full: Annotated[
+        bool, typer.Option("--full", help="Read every byte and compare its checksum.")
+    ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Drop damaged shards, so that harvest writes them again."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Look for everything that is wrong with a store; exit code 1 if there is anything.
+
+    Without --full: is everything there, with the right sizes and metadata?
+
+    Example: lorsa store verify ./acts --full
+    """
+
+    def work() -> dict[str, Any]:
+        from ..display import CareDisplay
+        from ..store import verify_store
+
+        with CareDisplay("verify") as display:
+            return verify_store(store, full=full, repair=repair, report=display)
+
+    perform("verify", work, as_json)
+
+
+def remove(
+    store: Annotated[str, typer.Argument(help="Activation store.")],
+    layers: Annotated[str, typer.Option(help="Layers to remove: 0-27 or 3,7,12.")],
+    as_json: Json = False,
+) -> None:
+    """Remove layers from a store and free their bytes; the other layers stay as they are.
+
+    Example: lorsa store rm ./acts --layers 3,5
+    """
+
+    def work() -> dict[str, Any]:
+        from ..store import remove_layers
+
+        return remove_layers(store, layers)
+
+    perform("rm", work, as_json)
+
+
+def merge(
+    stores: Annotated[list[str], typer.Argument(help="Two or more stores; they stay as they are.")],
+    out: Annotated[str, typer.Option(help="Folder of the new store, or s3://bucket/folder.")],
+    as_json: Json = False,
+) -> None:
+    """Make one store of several of the same model, layers and length, but different text.
+
+    Held-out sequences stay held out. The same command goes on where an earlier one was stopped.
+
+    Example: lorsa store merge ./acts-a ./acts-b --out ./acts
+    """
+
+    def work() -> dict[str, Any]:
+        from ..display import CareDisplay
+        from ..store import merge_stores
+
+        with CareDisplay("merge") as display:
+            return merge_stores(stores, out, report=display)
+
+    perform("merge", work, as_json)
