@@ -16,6 +16,14 @@ def exchange(
         typer.Argument(help="Lorsa of any format: a run folder, one of another tool, a Hub id."),
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
+    subfolder: Annotated[
+        str | None,
+        typer.Option(help="Which Lorsa of several: layer-12.", show_default="the only one"),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Branch, tag or commit on the Hub.", show_default="main"),
+    ] = None,
     to: Annotated[
         str | None, typer.Option(help="lorsa or llamascopium.", show_default="lorsa")
     ] = None,
@@ -46,6 +54,8 @@ def exchange(
     an error that names the setting.
 
     Example: lorsa convert ./their-lorsa runs/layer-12 --model smollm2-135m
+
+    Example: lorsa convert owner/lorsas-smollm2 runs/layer-12 --subfolder layer-12
     """
     given = given_options(locals())
 

@@ -14,6 +14,10 @@ class ConvertConfig:
     """Folder or Hub id of a Lorsa in any format."""
     out: Path
     """Folder to write; must be new or empty."""
+    subfolder: str | None = None
+    """Of the folder or repository, as layer-12; None takes the Lorsa in it or in its only one."""
+    revision: str | None = None
+    """Branch, tag or commit of a repository on the Hub; None is its main branch."""
     to: str = "lorsa"
     """Format to write: "lorsa" or "llamascopium"."""
     model: str | None = None

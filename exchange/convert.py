@@ -55,13 +55,14 @@ def convert(
 
     Raises:
         CheckpointError: the source is none, or cannot be expressed in the other format.
-        ExchangeError: the folder is not empty, or the model's norm cannot be folded.
+        ExchangeError: the folder to write is not empty, the source has no such subfolder or
+            revision, or the model's norm cannot be folded.
         HarvestError: the model cannot be loaded.
         AttachError: it has no such layer.
     """
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise ExchangeError(f"{config.out} is there already; give a new folder")
-    lorsa = Lorsa.from_pretrained(config.source)
+    lorsa = _read(config)
     if config.max_l0 is not None:
         lorsa.config = _limited(lorsa.config, config.max_l0)
     hook = None
@@ -89,6 +90,15 @@ def convert(
         hook_in=hook or shape.hook_in or "x",
         notes=_notes(shape, config, hook),
     )
+
+
+def _read(config: ConvertConfig) -> Lorsa:
+    try:
+        return Lorsa.from_pretrained(
+            config.source, revision=config.revision, subfolder=config.subfolder
+        )
+    except ValueError as error:
+        raise ExchangeError(str(error)) from None
 
 
 def _empty(folder: Path, *, keep: bool) -> None:

@@ -139,4 +139,9 @@ def _advice(folder: Path) -> str:
     """Return what to give in place of a folder without a Lorsa."""
     inner = sorted(path.parent for path in folder.glob(f"*/*/{CONFIG}"))
     inner = [path for path in inner if path.suffix != ".partial"]
-    return str(inner[-1]) if inner else "the folder of a finished run, such as runs/layer-12"
+    if inner:
+        return str(inner[-1])
+    run = "the folder of a finished run, such as runs/layer-12"
+    if folder.exists():
+        return run
+    return f"{run}, or fetch one of the Hub: lorsa convert OWNER/NAME FOLDER"

@@ -94,7 +94,7 @@ def _fetch(
     configs = [CONFIG, f"*/{CONFIG}"] if subfolder is None else [f"{subfolder}/{CONFIG}"]
     root = Path(snapshot_download(repo, revision=revision, token=token, allow_patterns=configs))
     try:
-        inside = _only_one(root, "choose one, as subfolder='%s'", subfolder)
+        inside = _only_one(root, "choose one, as subfolder %s", subfolder)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(str(root), repo)) from None
     where = f"{inside}/" if inside else ""

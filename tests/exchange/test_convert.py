@@ -58,6 +58,21 @@ def _folder(tmp_path: Path, family: str) -> tuple[Path, Any]:
     return folder, model
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"subfolder": "../x"}, "subfolder is '../x'; allowed: a folder inside"),
+        ({"revision": "v1"}, "revision is 'v1'; .* is a folder"),
+    ],
+)
+def test_what_a_source_has_not_is_said(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExchangeError, match=message):
+        convert(ConvertConfig(source=str(tmp_path), out=tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
 FAMILIES = ["llama-gqa", "gemma", "neox-partial", "gpt2"]
 
 

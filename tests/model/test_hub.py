@@ -129,7 +129,7 @@ def test_what_a_repository_holds_decides(hub: Hub, tmp_path: Path) -> None:
     errors = [step["error"] for step in told[6:] + told[:2]]
     assert not any("\n" in error for error in errors)
     assert errors[0] == (
-        "me/several holds several Lorsas, layer-3, layer-12: choose one, as subfolder='layer-3'"
+        "me/several holds several Lorsas, layer-3, layer-12: choose one, as subfolder layer-3"
     )
     assert errors[1] == (
         "me/several holds no Lorsa in layer-7 (layer-7/config.json is missing); "
@@ -167,3 +167,23 @@ def test_what_was_fetched_is_there_without_a_network(hub: Hub, tmp_path: Path) -
     there, gone = do(steps, url=nowhere, home=home, HF_HUB_OFFLINE="1")
     assert there == {"layer": 3}
     assert "HF_HUB_OFFLINE forbids to ask the Hub" in gone["error"]
+
+
+def test_convert_fetches_one_of_several(hub: Hub, several: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ours"
+    words = ["convert", "me/several", out]
+    steps: list[dict[str, Any]] = [
+        {"lorsa": words},
+        {"lorsa": [*words, "--subfolder", "layer-12"]},
+        {"lorsa": ["convert", "me/one", tmp_path / "draft", "--revision", "draft"]},
+    ]
+    none, one, draft = do(steps, url=hub.url, home=tmp_path / "home")
+    assert none["code"] == 1
+    assert none["err"].endswith("layer-3, layer-12: choose one, as subfolder layer-3\n")
+    assert (one["code"], draft["code"]) == (0, 0), (one, draft)
+    for folder in (out, tmp_path / "draft"):
+        found, whole = (
+            load_file(path / "lorsa.safetensors") for path in (folder, several / "layer-12")
+        )
+        assert found.keys() == whole.keys()
+        assert all(torch.equal(found[name], whole[name]) for name in whole)
