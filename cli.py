@@ -74,8 +74,19 @@ def common(
     """Options before a command."""
 
 
+def _open_streams() -> None:
+    """Give streams that were closed by who began us to nobody, or the next file would be one."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            setattr(sys, name, open(number, mode))  # noqa: SIM115 - until the process ends
+
+
 def main() -> None:
     """Run the command line."""
+    _open_streams()
     os.environ.setdefault("TQDM_DISABLE", "1")  # other packages' bars disturb ours and log files
     try:
         code = app(standalone_mode=False)

@@ -89,11 +89,12 @@ def ours(args: argparse.Namespace) -> None:
         tokens = torch.randint(N_TOKENS, (N_SEQS, N_CTX), generator=random)
         save(folder, model, tokens)
     for run in args.run:
-        folder = args.folder / f"trained {run.name}"
+        lorsa = Lorsa.from_pretrained(run)
+        folder = args.folder / f"trained, layer {lorsa.config.layer}"
         store = ActivationStore.open(args.store)
         model = language_model(store.manifest.model["id"])
         model.save_pretrained(folder / "model")
-        Lorsa.from_pretrained(run).save_pretrained(folder / "lorsa")
+        lorsa.save_pretrained(folder / "lorsa")
         tokens = torch.as_tensor(store.tokens(store.held_out_seqs[:N_SEQS])).long()
         save(folder, model, tokens)
 
@@ -192,7 +193,10 @@ def theirs(args: argparse.Namespace) -> None:
 
 
 def hooked(folder: Path) -> Any:
-    """Return a folder's language model as Llamascopium loads it: weights processed."""
+    """Return a folder's language model with its weights processed, as Llamascopium loads it.
+
+    Of a Llama that TransformerLens does not know by name, it does not read the rotary base.
+    """
     from transformers import AutoModelForCausalLM
 
     loading = import_module("transformer_lens.loading_from_pretrained")

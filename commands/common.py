@@ -1,10 +1,12 @@
 """What the commands share: options, settings from them, and how a command ends."""
 
+import ctypes
+import fcntl
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,16 +78,14 @@ def perform(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> 
 @contextmanager
 def _stdout_kept() -> Iterator[None]:
     """Send to stderr what libraries say on stdout, which is for the result; Gloo does, from C++."""
-    if sys.stdout is None:  # closed by who began it
-        yield
-        return
-    sys.stdout.flush()
-    kept = os.dup(STDOUT)
-    os.dup2(STDERR, STDOUT)
+    c = ctypes.CDLL(None)
+    kept = fcntl.fcntl(STDOUT, fcntl.F_DUPFD_CLOEXEC, STDERR + 1)
     try:
-        yield
+        os.dup2(STDERR, STDOUT)
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
-        sys.stdout.flush()
+        c.fflush(None)  # C keeps back what it prints
         os.dup2(kept, STDOUT)
         os.close(kept)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..harvest import load_config, load_model, resolve
 from ..model import Lorsa, LorsaConfig, attention_sites, write_llamascopium
+from ..model.hub import local_folder
 from .config import ConvertConfig
 from .errors import ExchangeError
 from .norm import Affine, norm_before, read_after, read_before
@@ -54,9 +55,10 @@ def convert(
         What was written.
 
     Raises:
-        CheckpointError: the source is none, or cannot be expressed in the other format.
-        ExchangeError: the folder to write is not empty, the source has no such subfolder or
-            revision, or the model's norm cannot be folded.
+        CheckpointError: the source is none, has no such subfolder or revision, or cannot be
+            expressed in the other format.
+        ExchangeError: the folder to write is not empty, the subfolder is not inside, a revision of
+            a folder is asked for, or the model's norm cannot be folded.
         HarvestError: the model cannot be loaded.
         AttachError: it has no such layer.
     """
@@ -94,11 +96,10 @@ def convert(
 
 def _read(config: ConvertConfig) -> Lorsa:
     try:
-        return Lorsa.from_pretrained(
-            config.source, revision=config.revision, subfolder=config.subfolder
-        )
+        folder = local_folder(config.source, revision=config.revision, subfolder=config.subfolder)
     except ValueError as error:
         raise ExchangeError(str(error)) from None
+    return Lorsa.from_pretrained(folder)
 
 
 def _empty(folder: Path, *, keep: bool) -> None:

@@ -142,6 +142,5 @@ def _advice(folder: Path) -> str:
     if inner:
         return str(inner[-1])
     run = "the folder of a finished run, such as runs/layer-12"
-    if folder.exists():
-        return run
-    return f"{run}, or fetch one of the Hub: lorsa convert OWNER/NAME FOLDER"
+    may_be_hub_id = len(folder.parts) == 2 and not folder.parent.exists()
+    return f"{run}; if it is on the Hub: lorsa convert {folder} FOLDER" if may_be_hub_id else run

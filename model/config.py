@@ -3,10 +3,14 @@
 import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+from unicodedata import category
 
 from ..kernels import SELECTIONS
 from .activation import ACTIVATIONS, MAX_L0_FACTOR
 from .geometry import QKNorm, Rope, read_qk_norm, read_rope
+
+BREAKS = ("Cc", "Zl", "Zp")
+"""Unicode's categories of what ends a line, or moves a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +106,7 @@ class LorsaConfig:
                 raise ValueError(f"{field.name} is {value!r:.80}; {meant} is meant")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{field.name} is {value}; a finite number is meant")
-            if isinstance(value, str) and not value.isprintable():
+            if isinstance(value, str) and any(category(c) in BREAKS for c in value):
                 raise ValueError(f"{field.name} is {value!r:.80}; a line of text is meant")
 
     def _check_activation(self) -> None:

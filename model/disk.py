@@ -87,13 +87,16 @@ def check_shapes(path: Path, found: Mapping[str, Shape], expected: Mapping[str, 
 
 
 def require_floats(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError if a weight is not of floating dtype; float8 means nothing unscaled."""
+    """Raise CheckpointError if a weight is of no floating dtype, or of one of 8 bits."""
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or tensor.element_size() < 2:
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"{path}: {name} is of {dtype}, which is no dtype of weights; save it as float32"
-            )
+        if tensor.is_floating_point() and tensor.element_size() > 1:
+            continue
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        scaled = "multiply by its scale and " if tensor.is_floating_point() else ""
+        raise CheckpointError(
+            f"{path}: {name} is of {dtype}, which is no dtype of weights; {scaled}save it as "
+            "float32"
+        )
 
 
 def shown(value: Any) -> str:

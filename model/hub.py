@@ -56,6 +56,9 @@ def local_folder(
                 "have revisions: leave it out"
             )
         inside = _only_one(folder, f"give one of these folders, as {folder}/%s", subfolder)
+        if folder.is_dir() and not (folder / inside).is_dir():
+            there = ", ".join(_inner(folder)) or "no Lorsa"
+            raise CheckpointError(f"{folder} has no folder {inside}; it holds {there}")
         return folder / inside
     try:
         return _fetch(where, revision, subfolder, token)
@@ -78,13 +81,18 @@ def _only_one(folder: Path, advice: str, subfolder: str | None) -> str:
         return subfolder
     if (folder / CONFIG).exists():
         return ""
-    found = [path.parent.name for path in folder.glob(f"*/{CONFIG}")]
-    found = sorted((n for n in found if not n.endswith(".partial")), key=lambda n: (len(n), n))
+    found = _inner(folder)
     if len(found) > 1:
         raise CheckpointError(
             f"{folder} holds several Lorsas, {', '.join(found)}: {advice % found[0]}"
         )
     return found[0] if found else ""
+
+
+def _inner(folder: Path) -> list[str]:
+    """Return the subfolders with a Lorsa, layer-3 before layer-12."""
+    found = [path.parent.name for path in folder.glob(f"*/{CONFIG}")]
+    return sorted((n for n in found if not n.endswith(".partial")), key=lambda n: (len(n), n))
 
 
 def _fetch(

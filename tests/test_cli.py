@@ -58,22 +58,34 @@ def harvest_args(model_folder: Path, text_folder: Path) -> list[object]:
 
 def _run_alone(work: str, redirection: str = "") -> subprocess.CompletedProcess[str]:
     """Run a command whose work is an expression, as a shell does."""
-    code = (
-        f"import os; from lorsa.commands.common import perform; perform('x', lambda: {work}, True)"
-    )
+    code = "import ctypes, os, sys, typer; from lorsa import cli; cli.app = typer.Typer(); "
+    code += "from lorsa.commands.common import perform; "
+    code += f"cli.app.command()(lambda: perform('x', lambda: {work}, True)); cli.main()"
     line = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {redirection}"
-    return subprocess.run(line, shell=True, capture_output=True, text=True, check=True)
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    return subprocess.run(line, shell=True, capture_output=True, text=True, check=False, env=env)
 
 
-def test_what_libraries_say_on_stdout_is_no_part_of_the_result() -> None:
+@pytest.mark.parametrize(
+    "noise", ["os.write(1, b'noise')", "print('noise')", "ctypes.CDLL(None).puts(b'noise')"]
+)
+def test_what_libraries_say_on_stdout_is_no_part_of_the_result(noise: str) -> None:
     """Gloo in torch 2.10 tells there, from C++, how many processes it has found."""
-    done = _run_alone("{'a': os.write(1, b'noise'), 'b': print('more')}")
-    assert done.stdout == '{"a": 5, "b": null}\n'
-    assert done.stderr == "noisemore\n"
+    done = _run_alone(f"{{'a': [{noise}] and 5}}")
+    assert (done.returncode, done.stdout) == (0, '{"a": 5}\n'), done.stderr
+    assert done.stderr.strip() == "noise"
 
 
-def test_a_command_without_a_stdout_works() -> None:
-    assert _run_alone("{'a': print('more')}", ">&-").stderr == ""
+@pytest.mark.parametrize(("stderr", "told"), [("&-", '{"a": 5}'), ("/dev/full", '{"error": ')])
+def test_stdout_has_the_result_alone_whatever_becomes_of_stderr(stderr: str, told: str) -> None:
+    assert _run_alone("{'a': [print('noise')] and 5}", f"2>{stderr}").stdout.startswith(told)
+
+
+def test_a_closed_stdout_is_no_file_s() -> None:
+    """The next file to be opened would have taken its number, and with it what is printed."""
+    done = _run_alone("{'a': print(os.open('/dev/null', 0), file=sys.stderr)}", ">&-")
+    assert done.returncode == 0
+    assert int(done.stderr) > 2
 
 
 def test_the_two_commands_and_what_is_around_them(lorsa: Lorsa, harvest_args: list[object]) -> None:

@@ -65,7 +65,7 @@ def _folder(tmp_path: Path, family: str) -> tuple[Path, Any]:
         ({"revision": "v1"}, "revision is 'v1'; .* is a folder"),
     ],
 )
-def test_what_a_source_has_not_is_said(
+def test_what_no_source_can_have_is_said(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ExchangeError, match=message):

@@ -23,6 +23,8 @@ WORLD = 2
 BATCH_S = 0.12
 """A batch takes so long at least: the tiny model is too quick to be killed."""
 
+LEAST_PACE = 0.2
+
 
 def slow(event: object) -> None:
     """Take some time for every batch."""
@@ -80,7 +82,7 @@ def main(config: HarvestConfig, seed: int, n_kills: int) -> None:
         gained = n_committed - committed[-1]
         committed.append(n_committed)
         share = n_missing * WORLD / max(n_kills - n_killed, 1)  # of each launch that is to come
-        pace *= 1.6 if not gained else min(0.9, share / gained)
+        pace = max(LEAST_PACE, pace * (1.6 if not gained else min(0.9, share / gained)))
     print(json.dumps({"n_killed": n_killed, "committed": committed}))
 
 

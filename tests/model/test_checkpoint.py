@@ -154,6 +154,7 @@ def test_a_folder_with_checkpoints_alone_names_the_newest(tmp_path: Path) -> Non
         ("layer", -1, "layer is -1; allowed: 0 or more"),
         ("layer", "3", "layer is '3'"),
         ("base_model", "a\nb", r"base_model is 'a\\nb'; a line of text is meant"),
+        ("base_model", "\x1b[31m", r"base_model is '\\x1b\[31m'; a line of text is meant"),
         ("rope", {"inv_freq": ["x"]}, "rope has a frequency .* no finite number"),
         ("rope", {"inv_freq": [1.0], "attention_scaling": "x"}, "attention_scaling"),
         ("qk_norm", {"eps": "x"}, "eps of the qk-norm is 'x'"),

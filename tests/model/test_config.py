@@ -85,3 +85,7 @@ def test_geometry_survives_json() -> None:
     )
     again = AttentionGeometry.from_dict(json.loads(json.dumps(geometry.to_dict())))
     assert again == geometry
+
+
+def test_a_name_may_have_spaces_of_any_script() -> None:
+    assert LorsaConfig(**GOOD, base_model="/data/模型\u3000v1").base_model == "/data/模型\u3000v1"

@@ -65,7 +65,7 @@ def test_a_folder_of_one_subfolder_is_that_lorsa(tmp_path: Path) -> None:
 
 def test_a_subfolder_is_chosen(several: Path) -> None:
     assert Lorsa.from_pretrained(several, subfolder="layer-12").config.layer == 12
-    with pytest.raises(CheckpointError, match="layer-5 holds no Lorsa"):
+    with pytest.raises(CheckpointError, match="has no folder layer-5; it holds layer-3, layer-12$"):
         Lorsa.from_pretrained(several, subfolder="layer-5")
 
 

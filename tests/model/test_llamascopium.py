@@ -318,6 +318,16 @@ def test_weights_that_are_no_floats_are_named(dtype: torch.dtype, tmp_path: Path
         Lorsa.from_pretrained(foreign.write(tmp_path, config, weights))
 
 
+def test_complex_weights_are_named(tmp_path: Path) -> None:
+    config = foreign.settings()
+    weights = foreign.tensors(config)
+    folder = foreign.write(tmp_path, config, weights)
+    (folder / "sae_weights.safetensors").unlink()  # which older versions cannot write them to
+    torch.save(weights | {"W_V": weights["W_V"].to(torch.complex64)}, folder / "sae_weights.pt")
+    with pytest.raises(CheckpointError, match="W_V is of complex64, which is no dtype of weights"):
+        Lorsa.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_weights_of_other_floats_become_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     config = foreign.settings(norm_activation="inference")

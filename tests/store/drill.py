@@ -63,6 +63,7 @@ def kill(child: int, after_s: float) -> bool:
             return False
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or status == 0, "the writer failed"
     return os.WIFSIGNALED(status)
 
 
