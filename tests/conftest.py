@@ -1,5 +1,6 @@
 """Stores made of a tiny language model; nothing here reaches a network."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread only waits
@@ -10,13 +11,24 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lorsa.harvest import HarvestConfig, harvest
 from lorsa.store import ActivationStore
+from runs import no_picture
 from tiny import N_CTX, TEXT, make_model, make_tokenizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_ends() -> Iterator[None]:
+    """Let runs draw no curves; test_curves.py draws, and so does every command in a process."""
+    gc.freeze()  # each run collects garbage at its end, and the modules are none
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lorsa.train.member.draw_curves", no_picture)
+        yield
 
 
 @pytest.fixture(scope="session")

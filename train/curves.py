@@ -39,6 +39,7 @@ def draw_curves(run: Path) -> Path:
     steps = [line for line in lines if "loss" in line]
     looks = [{**line["held_out"], "tokens": line["tokens"]} for line in lines if "held_out" in line]
     figure = _figure(9.5, 6.4)
+    figure.subplots_adjust(left=0.07, right=0.94, bottom=0.08, top=0.88, wspace=0.2, hspace=0.2)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     loss, fvu, dead, schedule = figure.subplots(2, 2, sharex=True).flat
     _curve(loss, steps, "loss", "loss of the last step", COLOURS[0], log=True)
@@ -83,7 +84,8 @@ def _draw_schedule(axes: Any, steps: Sequence[Row]) -> None:
     right.tick_params(labelsize=8, colors=COLOURS[1])
     right.spines["top"].set_visible(False)
     if drawn := [*axes.lines, *right.lines]:
-        axes.legend(drawn, [line.get_label() for line in drawn], frameon=False, fontsize=8)
+        names = [line.get_label() for line in drawn]
+        axes.legend(drawn, names, loc="lower left", frameon=False, fontsize=8)
 
 
 def draw_pareto(rows: Sequence[Row], path: Path) -> Path:
@@ -100,7 +102,7 @@ def draw_pareto(rows: Sequence[Row], path: Path) -> Path:
         if _is_number(row.get("fvu")) and _is_number(row.get("l0")):
             named = [f"{name} {_short(row[name])}" for name in settings if name != "top_k"]
             lines.setdefault(", ".join(named), []).append(row)
-    figure = _figure(7.6, 5.0)
+    figure = _figure(7.6, 5.0, layout="constrained")
     axes = figure.subplots()
     _front(axes, [row for some in lines.values() for row in some])
     for i, (name, some) in enumerate(lines.items()):
@@ -146,11 +148,12 @@ def _read(run: Path) -> tuple[list[Line], str]:
     return lines, ", ".join([*parts, f"top_k {facts.get('top_k')}"])
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float, layout: str | None = None) -> Any:
+    """Return an empty figure; "constrained" measures every text, for labels of any size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

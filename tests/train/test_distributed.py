@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def launch(n: int, store: Path, out: Path, variants: dict[str, Any]) -> "subprocess.Popen[str]":
+def launch(
+    n: int, store: Path, out: Path, variants: dict[str, Any], launcher: tuple[str, ...] = ()
+) -> "subprocess.Popen[str]":
     """Start a drill in so many processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={n}", str(HERE.parent / "runs.py"), str(store), str(out)]
+    command = [
+        sys.executable,
+        *launcher,
+        str(HERE.parent / "runs.py"),
+        str(n),
+        str(store),
+        str(out),
+    ]
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [*command, json.dumps(variants)],
@@ -119,9 +128,11 @@ def test_killed_processes_go_on_to_the_bit(store_folder: Path, tmp_path: Path) -
         wanted = written() + moments.randint(1, 32 // N_KILLS)
         while written() < wanted and process.poll() is None:
             time.sleep(0.01)
-        for child in _children(process.pid):
-            os.kill(child, signal.SIGKILL)
+        children = _children(process.pid)
         process.kill()
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
         process.communicate()
     assert not (killed / "shard/lorsa.safetensors").exists(), "killed too late"
     drill(2, store_folder, killed, variants)
@@ -168,7 +179,8 @@ def _rewind(settings: TrainConfig) -> None:
 
 def test_sigterm_to_the_launcher_writes_a_checkpoint(store_folder: Path, tmp_path: Path) -> None:
     variants = {"run": {"train_tokens": 4000 * STEP}}
-    process = launch(2, store_folder, tmp_path, variants)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    process = launch(2, store_folder, tmp_path, variants, torchrun)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and '"loss"' in metrics.read_text()):
         time.sleep(0.05)

@@ -402,6 +402,19 @@ def test_a_smaller_store_trains_nearly_the_same_lorsa(
     assert plain.fvu == pytest.approx(result.fvu, rel=0.05)
 
 
+def test_a_run_does_not_fail_for_want_of_a_picture(
+    store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run: Path) -> Path:
+        raise OSError("no room for a picture")
+
+    monkeypatch.setattr("lorsa.train.member.draw_curves", fail)
+    told: list[Any] = []
+    train(_config(store_folder, tmp_path / "run"), report=told.append)
+    assert "no picture of the curves: no room for a picture" in told
+    assert Lorsa.from_pretrained(tmp_path / "run").config.layer == 1
+
+
 def test_a_layer_with_nan_is_refused(store_folder: Path, tmp_path: Path) -> None:
     table = pq.read_table(store_folder / "shards.parquet")
     bad = pa.array([name == "layers/1/attn_in" for name in table["array"].to_pylist()])
