@@ -10,15 +10,16 @@ import typer
 from ..settings import make_config, make_grid
 from .common import IS_MAIN, ConfigFile, Device, Json, chosen_layers, given_options, perform
 
+Store = Annotated[str, typer.Option(help="Activation store: its folder, or s3://bucket/folder.")]
+Layers = Annotated[
+    str | None,
+    typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.", show_default="all stored"),
+]
+
 
 def train(
-    store: Annotated[
-        str, typer.Option(help="Activation store: its folder, or s3://bucket/folder.")
-    ],
-    layers: Annotated[
-        str | None,
-        typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.", show_default="all stored"),
-    ] = None,
+    store: Store,
+    layers: Layers = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs; a layer's is OUT/layer-L.")] = Path(
         "runs"
     ),
@@ -152,13 +153,8 @@ def train(
 
 
 def sweep(
-    store: Annotated[
-        str, typer.Option(help="Activation store: its folder, or s3://bucket/folder.")
-    ],
-    layers: Annotated[
-        str | None,
-        typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.", show_default="all stored"),
-    ] = None,
+    store: Store,
+    layers: Layers = None,
     out: Annotated[
         Path, typer.Option(help="Folder of the sweep: its runs, table and plot.")
     ] = Path("sweep"),

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .errors import TrainError
 
@@ -148,7 +148,7 @@ def _read(run: Path) -> tuple[list[Line], str]:
     return lines, ", ".join([*parts, f"top_k {facts.get('top_k')}"])
 
 
-def _figure(width: float, height: float, layout: str | None = None) -> Any:
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Any:
     """Return an empty figure; "constrained" measures every text, for labels of any size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
