@@ -24,6 +24,7 @@ BATCH_S = 0.12
 """A batch takes so long at least: the tiny model is too quick to be killed."""
 
 LEAST_PACE = 0.2
+"""Of the pace that launches are killed at, or none would get anywhere again."""
 
 
 def slow(event: object) -> None:
