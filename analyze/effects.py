@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..model import Lorsa
-from .language import Language, in_chunks
+from ..dictionaries.lorsa.module import Lorsa
+from ..language.norms import Language, in_chunks
 
 N_TOKENS = 10
 """Tokens listed of a head."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .errors import AnalyzeError
+from ..errors import AnalyzeError
 
 EXPLANATIONS = "explanations.jsonl"
 

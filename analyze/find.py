@@ -14,17 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model import AttentionGeometry, LayerWeights
-from ..model.sources import BLOCK_ELEMENTS, patterns_of
-from ..store import ActivationStore, Place, place
-from .errors import AnalyzeError
-from .kinds import LEAST_FIRED, N_KINDS, kinds
-from .language import in_chunks
-from .opened import device_for
-from .parents import layer_queries_keys
+from ..dictionaries.lorsa.contributions import BLOCK_ELEMENTS, patterns_of
+from ..errors import AnalyzeError
+from ..evaluate.opened import device_for
+from ..language.attention import LayerWeights
+from ..language.geometry import AttentionGeometry
+from ..language.norms import in_chunks
+from ..language.spelling import printable
+from ..store.places import Place, place
+from ..store.read.reader import ActivationStore
+from .attention.kinds import LEAST_FIRED, N_KINDS, kinds
+from .attention.parents import layer_queries_keys
 from .result import Analysis
 from .schema import STORE_SCORES
-from .spelling import printable
 
 SCORES = (*STORE_SCORES, "successor")
 DEFAULT_STORE = "acts"

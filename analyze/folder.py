@@ -11,8 +11,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..errors import AnalyzeError
 from .collect import Collected
-from .errors import AnalyzeError
 from .explanations import EXPLANATIONS
 from .result import Analysis
 from .schema import FACTS

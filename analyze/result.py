@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..model import write_json
-from .errors import AnalyzeError
+from ..errors import AnalyzeError
+from ..whole import write_json
 from .explanations import EXPLANATIONS, read_explanations
 from .schema import FACTS, PARTIAL, TABLES, VERSION
 

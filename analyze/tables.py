@@ -8,22 +8,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ..model import Lorsa
+from ..dictionaries.lorsa.module import Lorsa
+from ..language.norms import in_chunks
+from ..language.spelling import token_text
+from .attention.kinds import LEAST_FIRED, Reading, label
+from .attention.parents import Parents
 from .collect import Chosen, Collected
 from .effects import Effects, Listed
-from .kinds import LEAST_FIRED, Reading, label
-from .language import in_chunks
-from .parents import Parents
-from .schema import (
-    EXAMPLES,
-    HEADS,
-    PROBE_SCORES,
-    QUANTILES,
-    SEQUENCES,
-    STORE_SCORES,
-    TOKENS,
-)
-from .spelling import token_text
+from .schema import EXAMPLES, HEADS, PROBE_SCORES, QUANTILES, SEQUENCES, STORE_SCORES, TOKENS
 
 Array = npt.NDArray[Any]
 N_NEIGHBOURS = 8

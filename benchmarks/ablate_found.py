@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lorsa.analyze import Analysis, find_heads, intervene
-from lorsa.analyze.in_model import logits_of
-from lorsa.analyze.intervene import activations_of
-from lorsa.analyze.opened import LanguageModel, Opened, load_language_model, open_run
-from lorsa.analyze.probes import probe_tokens
-from lorsa.harvest import Capture
-from lorsa.model import Encoding
-from lorsa.store import ActivationStore
+from lorsa.analyze.attention.probes import probe_tokens
+from lorsa.analyze.find import find_heads
+from lorsa.analyze.result import Analysis
+from lorsa.circuits.intervene import activations_of, intervene
+from lorsa.dictionaries.dictionary import Code
+from lorsa.evaluate.in_model import logits_of
+from lorsa.evaluate.opened import LanguageModel, Opened, load_language_model, open_run
+from lorsa.language.capture import Capture
+from lorsa.store.read.reader import ActivationStore
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -41,7 +42,7 @@ class Seen(NamedTuple):
 
     loss: Tensor
     """Of each next token, nats, [n, seq - 1]"""
-    encoding: Encoding
+    encoding: Code
     """What fires, [n, seq, slots]"""
 
 
@@ -124,7 +125,7 @@ def look(opened: Opened, language: LanguageModel, ids: Tensor) -> Seen:
         losses.append(loss_of(language, batch))
         acts.append(encoding.acts)
         fired.append(encoding.ids)
-    return Seen(torch.cat(losses), Encoding(torch.cat(acts), torch.cat(fired)))
+    return Seen(torch.cat(losses), Code(torch.cat(acts), torch.cat(fired)))
 
 
 def loss_of(language: LanguageModel, ids: Tensor) -> Tensor:

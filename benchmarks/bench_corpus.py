@@ -31,12 +31,12 @@ import numpy as np
 import tokenizers
 import transformers
 from lorsa.demo import smollm2
-from lorsa.harvest import resolve
-from lorsa.harvest.corpus import open_corpus
-from lorsa.harvest.document import Document
-from lorsa.harvest.models import load_tokenizer
-from lorsa.harvest.packing import pack
-from lorsa.harvest.tokenise import ids_of_texts
+from lorsa.harvest.corpus.corpus import open_corpus
+from lorsa.harvest.corpus.document import Document
+from lorsa.harvest.corpus.packing import pack
+from lorsa.harvest.corpus.tokenise import ids_of_texts
+from lorsa.language.aliases import resolve
+from lorsa.language.load import load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "bench_corpus.md"
 LINE_CHARACTERS = 10_000_000

@@ -33,8 +33,13 @@ import torch
 import transformers
 from lorsa import __version__
 from lorsa.demo import smollm2
-from lorsa.harvest import Estimate, HarvestConfig, Progress, harvest
-from lorsa.store import ActivationStore, choose_layers, place
+from lorsa.harvest.config import HarvestConfig
+from lorsa.harvest.events import Progress
+from lorsa.harvest.harvest import harvest
+from lorsa.harvest.plan import Estimate
+from lorsa.store.layers import choose_layers
+from lorsa.store.places import place
+from lorsa.store.read.reader import ActivationStore
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 

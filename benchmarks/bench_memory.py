@@ -19,8 +19,10 @@ from typing import Any
 import psutil
 import torch
 from lorsa import __version__
-from lorsa.store import ActivationStore
-from lorsa.train import StepReport, TrainConfig, train
+from lorsa.store.read.reader import ActivationStore
+from lorsa.train.config import TrainConfig
+from lorsa.train.report.events import StepReport
+from lorsa.train.train import train
 
 RESULTS = Path(__file__).parent / "results" / "bench_memory.md"
 SETTLED_STEPS = 1000

@@ -36,7 +36,7 @@ from browser import chromium
 from lorsa import __version__
 from lorsa.analyze.result import write_analysis
 from lorsa.analyze.schema import TABLES
-from lorsa.view import build_page
+from lorsa.view.build import build_page
 from playwright.sync_api import Browser
 from reading import make_analysis
 

@@ -26,8 +26,10 @@ from typing import Any
 
 import torch
 from dense_baseline import dense_forward, tuned_forward
-from lorsa.kernels import BACKENDS, choose_path
-from lorsa.model import Lorsa, LorsaConfig, Rope
+from lorsa.dictionaries.lorsa.config import LorsaConfig
+from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.kernels.dispatch import BACKENDS, choose_path
+from lorsa.language.geometry import Rope
 from rooflines import Case, Preset, arithmetic, milliseconds, operators
 from torch import Tensor
 

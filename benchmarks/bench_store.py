@@ -31,15 +31,12 @@ import numpy as np
 import torch
 import zarr
 from lorsa import __version__
-from lorsa.store import (
-    ActivationStore,
-    Manifest,
-    Sampler,
-    StoreWriter,
-    batches,
-    format_bytes,
-    held_out_shards,
-)
+from lorsa.store.care.info import format_bytes
+from lorsa.store.manifest import Manifest, held_out_shards
+from lorsa.store.read.loader import batches
+from lorsa.store.read.reader import ActivationStore
+from lorsa.store.read.sampler import Sampler
+from lorsa.store.write.writer import StoreWriter
 from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "bench_store.md"

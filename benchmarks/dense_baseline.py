@@ -11,8 +11,9 @@ key, for which torch has a flash kernel that keeps no pattern, and our rotation.
 
 import torch
 import torch.nn.functional as F
-from lorsa.model import Lorsa, Rope
-from lorsa.model.attention import project
+from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.language.attention import project
+from lorsa.language.geometry import Rope
 from torch import Tensor
 
 

@@ -116,7 +116,7 @@ def tiny_model(case: str) -> Any:
 
 def random_lorsa(language: Any) -> Any:
     from lorsa import Lorsa, LorsaConfig
-    from lorsa.model import Rope
+    from lorsa.language.geometry import Rope
 
     width = 16
     lorsa = Lorsa(
@@ -139,7 +139,8 @@ def random_lorsa(language: Any) -> Any:
 
 
 def language_model(name: str) -> Any:
-    from lorsa.harvest import load_config, load_model, resolve
+    from lorsa.language.aliases import resolve
+    from lorsa.language.load import load_config, load_model
 
     path = resolve(name)
     loaded = load_model(path, load_config(path), dtype="float32", devices=["cpu"]).model

@@ -75,7 +75,7 @@ def inputs(seed: int = 0) -> Tensor:
 def ours(args: argparse.Namespace) -> None:
     """Write Lorsas in their format, and what we compute."""
     from lorsa import ActivationStore, Lorsa
-    from lorsa.model import write_llamascopium
+    from lorsa.dictionaries.formats.llamascopium import write as write_llamascopium
 
     for case in CASES:
         save(args.folder / "ours" / name_of(case), random_lorsa(case), inputs(), write_llamascopium)
@@ -93,7 +93,7 @@ def ours(args: argparse.Namespace) -> None:
 
 def random_lorsa(case: dict[str, Any]) -> Any:
     from lorsa import Lorsa, LorsaConfig
-    from lorsa.model import QKNorm, Rope
+    from lorsa.language.geometry import QKNorm, Rope
 
     width = SHAPE["d_qk_head"]
     config = LorsaConfig(
@@ -118,7 +118,7 @@ def random_lorsa(case: dict[str, Any]) -> Any:
 
 
 def save(folder: Path, lorsa: Any, x: Tensor, write: Any) -> None:
-    write(lorsa, folder)
+    write(lorsa.saved(), folder)
     save_file({"x": x.float().contiguous(), **computed(lorsa, x)}, folder / "io.safetensors")
 
 

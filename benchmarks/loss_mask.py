@@ -17,11 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from lorsa import __version__
-from lorsa.display import TrainDisplay
-from lorsa.model import Lorsa, evaluate
-from lorsa.store import ActivationStore, choose_layers
-from lorsa.train import TrainConfig, train
+from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.dictionaries.metrics import evaluate
+from lorsa.display.train import TrainDisplay
+from lorsa.store.layers import choose_layers
+from lorsa.store.read.reader import ActivationStore
+from lorsa.train.config import TrainConfig
 from lorsa.train.mask import TokenMask
+from lorsa.train.train import train
 from torch import Tensor
 
 RULES = ("first", "special", "norm>3x", "norm>5x", "norm>10x")

@@ -22,10 +22,16 @@ from typing import Any, NamedTuple
 
 import torch
 from lorsa import __version__
-from lorsa.analyze import EvalConfig, evaluate_run
-from lorsa.display import TrainDisplay
-from lorsa.store import ActivationStore, Sampler, StoreWriter, batches, is_complete
-from lorsa.train import TrainConfig, train
+from lorsa.display.train import TrainDisplay
+from lorsa.evaluate.config import EvalConfig
+from lorsa.evaluate.evaluate import evaluate_run
+from lorsa.store.folder import is_complete
+from lorsa.store.read.loader import batches
+from lorsa.store.read.reader import ActivationStore
+from lorsa.store.read.sampler import Sampler
+from lorsa.store.write.writer import StoreWriter
+from lorsa.train.config import TrainConfig
+from lorsa.train.train import train
 from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "quality_encodings.md"

@@ -27,10 +27,13 @@ import torch
 import transformers
 from lorsa import __version__
 from lorsa.demo import smollm2
-from lorsa.display import HarvestDisplay, TrainDisplay
-from lorsa.harvest import HarvestConfig, harvest
-from lorsa.store import Place
-from lorsa.train import TrainConfig, train
+from lorsa.display.harvest import HarvestDisplay
+from lorsa.display.train import TrainDisplay
+from lorsa.harvest.config import HarvestConfig
+from lorsa.harvest.harvest import harvest
+from lorsa.store.places import Place
+from lorsa.train.config import TrainConfig
+from lorsa.train.train import train
 
 N_CTX = 256
 SEQS_PER_SHARD = 64

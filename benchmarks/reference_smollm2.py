@@ -90,9 +90,11 @@ def parse() -> argparse.Namespace:
 
 def export(args: argparse.Namespace) -> None:
     """Write what the other environment needs of a layer of a store."""
-    from lorsa.model import Lorsa
-    from lorsa.store import ActivationStore, Sampler
-    from lorsa.train.setup import Initialiser, layer_geometry, lorsa_config
+    from lorsa.dictionaries.lorsa.module import Lorsa
+    from lorsa.language.stored import layer_geometry
+    from lorsa.store.read.reader import ActivationStore
+    from lorsa.store.read.sampler import Sampler
+    from lorsa.train.start import Initialiser, lorsa_config
 
     store = ActivationStore.open(args.store)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,8 @@ def export(args: argparse.Namespace) -> None:
 
 def ours(args: argparse.Namespace) -> None:
     """Train ours on the same batches: today's defaults but for steps of 2,048 tokens."""
-    from lorsa.train import Look, StepReport, train
+    from lorsa.train.report.events import Look, StepReport
+    from lorsa.train.train import train
 
     curve: list[tuple[int, float, float]] = []
     busy_s, times = 0.0, dict[str, float]()
@@ -148,7 +151,7 @@ def ours(args: argparse.Namespace) -> None:
 
 def our_config(args: argparse.Namespace, **settings: Any) -> Any:
     """Return ours with the sizes of the comparison."""
-    from lorsa.train import TrainConfig
+    from lorsa.train.config import TrainConfig
 
     sizes = {"n_ov_heads": N_OV_HEADS, "n_qk_heads": N_QK_HEADS, "top_k": TOP_K}
     out = args.folder / f"run-{datetime.now(UTC):%Y%m%d-%H%M%S}"

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from dense_baseline import dense_qkv, sliced_attention
-from lorsa.kernels import choose_path, sparse_decode, sparse_topk_attention
-from lorsa.model import Lorsa
+from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.kernels.dispatch import choose_path, sparse_decode, sparse_topk_attention
 from torch import Tensor
 
 

@@ -27,8 +27,10 @@ from typing import Any
 
 import torch
 from bench_step import make_case, make_step
-from lorsa.display import TrainDisplay
-from lorsa.train import Event, StepReport, TrainConfig, train
+from lorsa.display.train import TrainDisplay
+from lorsa.train.config import TrainConfig
+from lorsa.train.report.events import Event, StepReport
+from lorsa.train.train import train
 from quality_smollm2 import machine
 from rooflines import milliseconds
 

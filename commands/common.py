@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import LorsaError
-from ..settings import UsageError
+from ..errors import LorsaError, UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 ConfigFile = Annotated[
@@ -35,8 +34,9 @@ def given_options(options: dict[str, Any], besides: set[str] | None = None) -> d
 
 def chosen_layers(store: str, layers: str | None) -> list[int]:
     """Return the layers of a store that are meant; all without a choice."""
-    from ..store import ActivationStore, choose_layers
-    from ..train import TrainError
+    from ..errors import TrainError
+    from ..store.layers import choose_layers
+    from ..store.read.reader import ActivationStore
 
     try:
         return choose_layers(layers or "all", ActivationStore.open(store).layers, where=store)
@@ -68,7 +68,7 @@ def perform(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> 
     if as_json:
         print(json.dumps(result, allow_nan=False))
     else:
-        from ..display import show
+        from ..display.show import show
 
         show(command, result)
     if not result.get("ok", True):

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..settings import make_config
 from .common import IS_MAIN, ConfigFile, Device, Json, given_options, perform
+from .settings import make_config
 
 
 def harvest(
@@ -131,9 +131,10 @@ def harvest(
     given = given_options(locals(), besides={"dry_run"})
 
     def work() -> dict[str, Any]:
-        from ..display import HarvestDisplay
-        from ..harvest import HarvestConfig, plan_harvest, stored_request
-        from ..harvest import harvest as run
+        from ..display.harvest import HarvestDisplay
+        from ..harvest.config import HarvestConfig
+        from ..harvest.harvest import harvest as run
+        from ..harvest.harvest import plan_harvest, stored_request
 
         with HarvestDisplay(shows_plan=not dry_run) as display:  # then it is the result
             asked = make_config(HarvestConfig, given, config)

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..settings import make_config
 from .common import Json, given_options, perform
+from .settings import make_config
 
 
 def exchange(
@@ -60,8 +60,9 @@ def exchange(
     given = given_options(locals())
 
     def work() -> dict[str, Any]:
-        from ..display import say
-        from ..exchange import ConvertConfig, convert
+        from ..display.bars import say
+        from ..exchange.config import ConvertConfig
+        from ..exchange.convert import convert
 
         return convert(make_config(ConvertConfig, given), report=say).to_dict()
 
@@ -101,9 +102,9 @@ def push(
     given = given_options(locals(), besides={"dry_run"})
 
     def work() -> dict[str, Any]:
-        from ..display import say
-        from ..publish import PushConfig
-        from ..publish import push as share
+        from ..display.bars import say
+        from ..publish.config import PushConfig
+        from ..publish.push import push as share
 
         settings = make_config(PushConfig, given)
         return asdict(share(settings, dry_run=dry_run, report=say))

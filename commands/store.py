@@ -16,7 +16,7 @@ def info(
     """
 
     def work() -> dict[str, Any]:
-        from ..store import store_info
+        from ..store.care.info import store_info
 
         return store_info(store)
 
@@ -42,8 +42,8 @@ def verify(
     """
 
     def work() -> dict[str, Any]:
-        from ..display import CareDisplay
-        from ..store import verify_store
+        from ..display.store import CareDisplay
+        from ..store.care.repair import verify_store
 
         with CareDisplay("verify") as display:
             return verify_store(store, full=full, repair=repair, report=display)
@@ -62,7 +62,7 @@ def remove(
     """
 
     def work() -> dict[str, Any]:
-        from ..store import remove_layers
+        from ..store.care.remove import remove_layers
 
         return remove_layers(store, layers)
 
@@ -82,8 +82,8 @@ def merge(
     """
 
     def work() -> dict[str, Any]:
-        from ..display import CareDisplay
-        from ..store import merge_stores
+        from ..display.store import CareDisplay
+        from ..store.care.merge import merge_stores
 
         with CareDisplay("merge") as display:
             return merge_stores(stores, out, report=display)

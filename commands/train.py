@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..settings import make_config, make_grid
 from .common import IS_MAIN, ConfigFile, Device, Json, chosen_layers, given_options, perform
+from .settings import make_config, make_grid
 
 Store = Annotated[str, typer.Option(help="Activation store: its folder, or s3://bucket/folder.")]
 Layers = Annotated[
@@ -121,9 +121,10 @@ def train(
     given = given_options(locals(), besides={"layers", "out", "apart"})
 
     def work() -> dict[str, Any]:
-        from ..display import TrainDisplay
-        from ..train import TrainConfig, check, train_many
-        from ..watch import SweepDisplay
+        from ..display.train import TrainDisplay
+        from ..display.watch import SweepDisplay
+        from ..train.config import TrainConfig
+        from ..train.train import check, train_many
 
         all_settings = [
             make_config(TrainConfig, {**given, "layer": n, "out": out / f"layer-{n}"}, config)
@@ -204,9 +205,10 @@ def sweep(
     given = given_options(locals(), besides={"store", "layers", "out", "others", "apart"})
 
     def work() -> dict[str, Any]:
-        from ..train import TrainConfig, points, write_sweep
-        from ..train import sweep as run
-        from ..watch import SweepDisplay
+        from ..display.watch import SweepDisplay
+        from ..train.config import TrainConfig
+        from ..train.sweep import points, write_sweep
+        from ..train.sweep import sweep as run
 
         chosen = ",".join(map(str, chosen_layers(store, layers)))
         base, changes = make_grid(TrainConfig, {"layer": chosen, **given}, others or [], config)

@@ -6,12 +6,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..harvest import load_config, load_model, resolve
-from ..model import Lorsa, LorsaConfig, attention_sites, write_llamascopium
-from ..model.hub import local_folder
+from ..dictionaries.formats.llamascopium import write as write_llamascopium
+from ..dictionaries.lorsa.config import LorsaConfig
+from ..dictionaries.lorsa.module import Lorsa
+from ..dictionaries.where import local_folder
+from ..errors import ExchangeError
+from ..language.aliases import resolve
+from ..language.blocks import attention_sites
+from ..language.load import load_config, load_model
+from ..language.norms import Affine, norm_before
 from .config import ConvertConfig
-from .errors import ExchangeError
-from .norm import Affine, norm_before, read_after, read_before
+from .norm import read_after, read_before
 
 NORMALIZED = "blocks.{}.ln1.hook_normalized"
 
@@ -75,7 +80,7 @@ def convert(
         if config.to == "lorsa":
             lorsa.save_pretrained(config.out)
         else:
-            write_llamascopium(lorsa, config.out, hook)
+            write_llamascopium(lorsa.saved(), config.out, hook)
     except BaseException:  # of Ctrl-C too: a half of it would keep the same command from its folder
         _empty(config.out, keep=was_there)
         raise

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ..language.selfcheck import SelfCheck
 from .plan import Estimate, Plan
-from .selfcheck import SelfCheck
 
 
 class Progress(NamedTuple):

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from ..store import DTYPES, Place, format_bytes, free_bytes, spell_layers, tree_bytes
+from ..errors import HarvestError
+from ..store.care.info import format_bytes
+from ..store.encoding import DTYPES
+from ..store.layers import spell_layers
+from ..store.places import Place, free_bytes, tree_bytes
 from .config import HarvestConfig
-from .errors import HarvestError
 
 DEFAULT_MAX_TOKENS = 10_000_000
 SHARD_FILE_BYTES = 512 << 20

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..model import choose_device
+from ..language.device import choose_device
 
 POLL_S = 0.5
 SAY_EVERY_S = 60.0

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..store import Manifest, choose_layers
-from .aliases import ModelPath, resolve
+from ..errors import HarvestError
+from ..language.aliases import ModelPath, resolve
+from ..language.families import attention_names, require_attention
+from ..language.load import LanguageModel, load_config, load_model
+from ..store.layers import choose_layers
+from ..store.manifest import Manifest
 from .config import HarvestConfig
-from .errors import HarvestError
-from .families import attention_names, require_attention
-from .models import LanguageModel, load_config, load_model
 from .processes import own_devices, this_process
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..model.hub import HUB_ID
+from ..hub import HUB_ID
 
 TAGS = ("lorsa", "low-rank-sparse-attention", "sparse-attention", "interpretability")
 PAPER = "https://arxiv.org/abs/2504.20938"

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..model.hub import HUB_ID
+from ..hub import HUB_ID
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

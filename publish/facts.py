@@ -15,14 +15,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..analyze.evaluation import kept_evaluation, weights_sha256
-from ..model import LorsaConfig
-from ..model.hub import HUB_ID
-from ..store import ActivationStore, StoreError
-from ..train import TrainConfig
-from ..train.run import RUN
-from ..train.run import SCHEMA_VERSION as RUN_VERSION
-from .errors import PublishError
+from ..dictionaries.lorsa.config import LorsaConfig
+from ..errors import PublishError, StoreError
+from ..evaluate.kept import kept_evaluation, weights_sha256
+from ..hub import HUB_ID
+from ..store.read.reader import ActivationStore
+from ..train.config import TrainConfig
+from ..train.run_folder import RUN
+from ..train.run_folder import SCHEMA_VERSION as RUN_VERSION
 
 SCHEMA_VERSION = 1
 FORMAT = "lorsa-training"

@@ -17,13 +17,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..model import Lorsa
-from ..model.checkpoint import WEIGHTS
-from ..model.disk import CONFIG
-from ..model.hub import local_folder
+from ..dictionaries.checkpoint import WEIGHTS
+from ..dictionaries.disk import CONFIG
+from ..dictionaries.lorsa.module import Lorsa
+from ..dictionaries.where import local_folder
+from ..errors import PublishError
 from .card import card
 from .config import PushConfig
-from .errors import PublishError
 from .facts import public_model, read_run, training_facts
 from .repository import README, TRAINING, File, Present, Repository, read_present
 

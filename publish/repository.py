@@ -14,11 +14,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .. import __version__
-from ..model.hub import hub_problem
-from ..store import format_bytes
+from ..errors import PublishError
+from ..hub import hub_problem
+from ..store.care.info import format_bytes
+from ..version import __version__
 from .config import PushConfig
-from .errors import PublishError
 from .facts import FORMAT, SCHEMA_VERSION
 
 README = "README.md"

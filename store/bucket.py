@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .errors import StoreError, UnreachableError
+from ..errors import StoreError, UnreachableError
 
 if TYPE_CHECKING:
     from obstore.store import S3Store

@@ -8,13 +8,13 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from ..errors import StoreError, UnreachableError
 from .bucket import BucketPath
-from .errors import StoreError, UnreachableError
 from .journal import TABLE, Entry, Key, read_journal, read_table
 from .layers import spell_layers
 from .layout import DOCUMENTS, ArraySpec, all_arrays, layer_arrays, text_arrays
+from .locks.bucket_lock import LOCK
 from .manifest import JOURNAL, MANIFEST, PLAN, Manifest, read_manifest
-from .members import LOCK
 from .places import Place, file_sizes, remove_tree
 
 OUR_NAMES = {JOURNAL, DOCUMENTS, TABLE, "zarr.json", "tokens", "documents", "layers", "weights"}

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..errors import StoreError
 from .bucket import BucketPath
-from .errors import StoreError
 from .manifest import JOURNAL
 from .places import Place, sync, write_atomically
 

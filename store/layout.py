@@ -29,9 +29,9 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
+from ..errors import StoreError
 from .bucket import BucketPath
 from .encoding import COMPRESSION_LEVELS, DTYPES, blosc, from_disk, to_disk
-from .errors import StoreError
 from .manifest import Manifest
 from .places import Place, zarr_store
 

@@ -10,8 +10,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..errors import FormatVersionError, StoreError
 from .encoding import ACTIVATION_DTYPES, COMPRESSIONS
-from .errors import FormatVersionError, StoreError
 from .places import Place
 
 FORMAT_VERSION = 1

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import StoreError
 from .bucket import BucketPath
-from .errors import StoreError
 
 Place = Path | BucketPath
 BLOCK_BYTES = 4 << 20

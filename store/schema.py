@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from zarr.storage import MemoryStore
 
+from ..errors import StoreError
 from .encoding import DTYPES
-from .errors import StoreError
 from .layout import all_arrays, create_arrays
 from .manifest import Manifest
 from .places import Place, file_size

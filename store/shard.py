@@ -26,9 +26,9 @@ from typing import IO, Any, NamedTuple
 import google_crc32c
 import numpy as np
 
+from ..errors import DamageError, StoreError
 from .bucket import BucketPath
 from .encoding import Array
-from .errors import DamageError, StoreError
 from .places import Place, read_blocks, read_tail, sync
 
 NO_CHUNK = np.uint64(2**64 - 1)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lorsa.harvest import HarvestConfig, harvest
-from lorsa.store import ActivationStore
+from lorsa.harvest.config import HarvestConfig
+from lorsa.harvest.harvest import harvest
+from lorsa.store.read.reader import ActivationStore
 from runs import no_picture
 from tiny import N_CTX, TEXT, make_model, make_tokenizer
 
@@ -27,7 +28,7 @@ def quick_ends() -> Iterator[None]:
     """Let runs draw no curves; test_curves.py draws, and so does every command in a process."""
     gc.freeze()  # each run collects garbage at its end, and the modules are none
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lorsa.train.member.draw_curves", no_picture)
+        patch.setattr("lorsa.train.run.draw_curves", no_picture)
         yield
 
 

@@ -324,7 +324,7 @@ def do(
 
 def _step(step: dict[str, Any]) -> dict[str, Any]:
     from lorsa import Lorsa, cli
-    from lorsa.model import CheckpointError
+    from lorsa.errors import CheckpointError
     from typer.testing import CliRunner
 
     before = dict(os.environ)

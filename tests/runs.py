@@ -16,7 +16,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from lorsa.train import TrainConfig, group, member, train
+from lorsa.train import group
+from lorsa.train import run as member
+from lorsa.train.config import TrainConfig
+from lorsa.train.train import train
 from tiny import N_CTX
 
 STEP = 4 * N_CTX

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lorsa.store import Manifest, StoreWriter, held_out_shards
+from lorsa.store.manifest import Manifest, held_out_shards
+from lorsa.store.write.writer import StoreWriter
 
 N_SEQ, N_CTX, D_MODEL, SHARD_SEQS = 22, 6, 5, 4
 LAYERS = (0, 3)

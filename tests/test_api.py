@@ -1,6 +1,5 @@
 """The package's public names: complete, typed, documented, and what the page says of them works."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -13,24 +12,20 @@ import pytest
 import torch
 import typer
 from chat_stub import Stub
-from lorsa import analyze, cli, exchange, harvest, model, publish, settings, store, train, view
-from lorsa.harvest import HarvestConfig
+from lorsa import cli, errors
+from lorsa.harvest.config import HarvestConfig
+from stub import STUB, public_names, stub
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/api.md").read_text("utf-8")
-ROOMS = (analyze, exchange, harvest, model, publish, settings, store, train, view)
 FUNCTIONS = {name for name in lorsa.__all__ if name.islower() and not name.startswith("_")}
 
 
-def test_the_three_lists_of_public_names_agree() -> None:
-    """For users, for type checkers and for `from lorsa import *`."""
-    told = {}
-    for node in ast.walk(ast.parse((ROOT / "__init__.py").read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            for alias in node.names:
-                told[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-    assert told == lorsa._HOMES
-    assert set(lorsa.__all__) == {*told, "__version__"} <= set(dir(lorsa))
+def test_the_stub_is_made_from_the_table_of_public_names() -> None:
+    """For type checkers; `python tests/stub.py` writes it again."""
+    assert STUB.read_text("utf-8") == stub()
+    assert public_names() == lorsa.PUBLIC
+    assert set(lorsa.__all__) == {*lorsa.PUBLIC, "__version__"} <= set(dir(lorsa))
 
 
 def test_every_public_name_is_there_and_says_what_it_is() -> None:
@@ -61,14 +56,9 @@ def test_names_are_loaded_when_they_are_used() -> None:
 
 
 def test_every_error_is_a_lorsa_error() -> None:
-    errors = {
-        value
-        for room in ROOMS
-        for value in vars(room).values()
-        if isinstance(value, type) and issubclass(value, Exception)
-    }
-    assert len(errors) >= 9
-    assert all(issubclass(error, lorsa.LorsaError) for error in errors)
+    found = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert len(found) >= 9
+    assert all(issubclass(error, lorsa.LorsaError) for error in found)
 
 
 def _table() -> list[list[str]]:
@@ -106,7 +96,9 @@ def test_the_page_can_be_followed(
     """Its Python in order, on a tiny model and less text."""
     monkeypatch.chdir(tmp_path)
     other = {"store": Path("acts-b"), "layers": "0-1", "tokens": 1024, "data": str(text_folder)}
-    harvest.harvest(HarvestConfig(model=str(model_folder), n_ctx=32, device="cpu", **other))
+    lorsa.harvest_activations(
+        HarvestConfig(model=str(model_folder), n_ctx=32, device="cpu", **other)
+    )
     names: dict[str, Any] = {}
     page = PAGE
     with Stub() as stub:
@@ -133,7 +125,7 @@ def test_the_page_can_be_followed(
     assert names["page"].file.is_file()
     assert torch.equal(names["again"].W_O, names["lorsa"].W_O)
     assert Path("theirs/config.json").is_file()
-    assert list(store.store_info("acts-ab")["layers"]) == ["1"]
+    assert list(lorsa.store_info("acts-ab")["layers"]) == ["1"]
     assert "runs/layer-99 holds no Lorsa" in capsys.readouterr().out
 
 

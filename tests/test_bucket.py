@@ -14,8 +14,13 @@ from typing import Any
 
 import pytest
 from lorsa import cli
-from lorsa.harvest import HarvestConfig, Plan, harvest
-from lorsa.store import StoreError, place, store_info, verify_store
+from lorsa.errors import StoreError
+from lorsa.harvest.config import HarvestConfig
+from lorsa.harvest.harvest import harvest
+from lorsa.harvest.plan import Plan
+from lorsa.store.care.info import store_info
+from lorsa.store.care.repair import verify_store
+from lorsa.store.places import place
 from s3 import serve_bucket
 from small import digests
 from typer.testing import CliRunner

@@ -17,10 +17,14 @@ from typing import Any
 
 import pytest
 import typer
-from lorsa import cli, display
-from lorsa.analyze import AblateConfig, AnalyzeConfig, EvalConfig, ExplainConfig
-from lorsa.harvest import HarvestConfig
-from lorsa.train import TrainConfig
+from lorsa import cli
+from lorsa.analyze.config import AnalyzeConfig
+from lorsa.analyze.explain.config import ExplainConfig
+from lorsa.circuits.config import AblateConfig
+from lorsa.display import show as display
+from lorsa.evaluate.config import EvalConfig
+from lorsa.harvest.config import HarvestConfig
+from lorsa.train.config import TrainConfig
 from small import digests
 from tiny import N_CTX
 from typer.testing import CliRunner, Result
@@ -533,8 +537,8 @@ def test_sweep_refuses_in_one_line(
 def test_layers_that_fail_do_not_stop_the_others(
     lorsa: Lorsa, store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorsa.train import TrainError
-    from lorsa.train.member import Member
+    from lorsa.errors import TrainError
+    from lorsa.train.run import Member
 
     begin = Member.begin
 
@@ -578,7 +582,7 @@ def test_a_folder_that_is_no_store_is_one_line(
 @pytest.fixture(scope="session")
 def trained(store_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on layer 1."""
-    from lorsa.train import train
+    from lorsa.train.train import train
 
     out = tmp_path_factory.mktemp("runs") / "layer-1"
     settings: dict[str, Any] = {"top_k": 6, "batch_tokens": 4 * N_CTX, "train_tokens": 40 * N_CTX}

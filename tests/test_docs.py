@@ -13,8 +13,8 @@ import transformers
 import typer
 import zarr
 from lorsa import cli
-from lorsa.model import Lorsa
-from lorsa.store import ActivationStore
+from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.store.read.reader import ActivationStore
 from tiny import SIZES, make_tokenizer
 from typer.testing import CliRunner
 

@@ -10,12 +10,13 @@ from typing import Any
 import nbformat
 import pytest
 from lorsa import cli
-from lorsa.harvest import HarvestConfig
-from lorsa.harvest.aliases import ALIASES
+from lorsa.commands.settings import make_config
+from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.plan import cost
-from lorsa.settings import make_config
-from lorsa.store import choose_layers, format_bytes
-from lorsa.train import TrainConfig
+from lorsa.language.aliases import ALIASES
+from lorsa.store.care.info import format_bytes
+from lorsa.store.layers import choose_layers
+from lorsa.train.config import TrainConfig
 from nbclient import NotebookClient
 from tiny import N_CTX, make_model, make_tokenizer
 from typer.testing import CliRunner

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 import transformers
-from lorsa.harvest import Capture, Reading, understand
-from lorsa.model import attention_sites
+from lorsa.language.blocks import attention_sites
+from lorsa.language.capture import Capture
+from lorsa.language.readings import Reading
+from lorsa.language.selfcheck import understand
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 

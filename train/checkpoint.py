@@ -22,12 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..model import CheckpointError, Lorsa, LorsaConfig
-from ..model.checkpoint import WEIGHTS
-from ..model.disk import CONFIG
-from ..store import sync_tree
+from ..dictionaries.checkpoint import WEIGHTS
+from ..dictionaries.disk import CONFIG
+from ..dictionaries.lorsa.config import LorsaConfig
+from ..dictionaries.lorsa.module import Lorsa
+from ..errors import CheckpointError
+from ..store.places import sync_tree
 from .learner import Whole
-from .setup import Scales
+from .start import Scales
 
 FOLDER = "checkpoints"
 OPTIMIZER = "optimizer.safetensors"

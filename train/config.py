@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..kernels import BACKENDS, SELECTIONS
-from ..model import ACTIVATIONS, DEVICES
-from ..store import Place, place
+from ..dictionaries.activation import ACTIVATIONS
+from ..kernels.dispatch import BACKENDS, SELECTIONS
+from ..language.device import DEVICES
+from ..store.places import Place, place
 from .mask import parse_rule
 
 INITS = ("layer", "layer-weighted", "random")

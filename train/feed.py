@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..store import Batch
+from ..store.read.loader import Batch
 
 
 class _Moving(NamedTuple):

@@ -13,13 +13,16 @@ from typing import NamedTuple
 
 import torch
 
-from ..model import Quality, Tally
+from ..dictionaries.metrics import Quality, Tally
+from ..errors import RUN_ERRORS, TrainError
+from ..language.stored import deriver
 from ..stop import Stop, stop_when_whole
-from ..store import Activations, ActivationStore, Batch, Sampler, batches, held_out_parts
-from .errors import RUN_ERRORS, TrainError
+from ..store.read.loader import Batch, batches, held_out_parts
+from ..store.read.reader import Activations, ActivationStore
+from ..store.read.sampler import Sampler
 from .feed import moved_ahead
-from .member import Clock, Member, StepOutcome
-from .setup import Initialiser, deriver
+from .run import Clock, Member, StepOutcome
+from .start import Initialiser
 
 LOG_EVERY_STEPS = 10
 ENDLESS = 1 << 62

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..model import Lorsa
+from ..dictionaries.lorsa.module import Lorsa
 from .config import TrainConfig
 from .objective import Objective
 from .team import Team

@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..store import ActivationStore
-from .errors import TrainError
+from ..errors import TrainError
+from ..store.read.reader import ActivationStore
 
 WORDS = ("bos", "special", "first")
 NORM = re.compile(r"norm>(\d+(?:\.\d+)?)x")

@@ -6,9 +6,9 @@ import os
 import psutil
 import torch
 
-from ..model import LorsaConfig, parameter_shapes
-from .errors import TrainError
-from .setup import Extent
+from ..dictionaries.lorsa.config import LorsaConfig, parameter_shapes
+from ..errors import TrainError
+from .extent import Extent
 
 SPARE = 0.92
 """Share of the free memory that runs may take: allocators keep some."""

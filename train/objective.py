@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..model import Lorsa
+from ..dictionaries.lorsa.module import Lorsa
 
 
 class Outcome(NamedTuple):

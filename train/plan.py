@@ -4,15 +4,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..kernels import choose_path
-from ..model import LorsaConfig
-from ..store import ActivationStore
+from ..dictionaries.lorsa.config import LorsaConfig
+from ..errors import TrainError
+from ..kernels.dispatch import choose_path
+from ..store.read.reader import ActivationStore
 from .config import TrainConfig
-from .errors import TrainError
+from .extent import Extent, extent
 from .mask import TokenMask
-from .setup import Extent, extent, lorsa_config
+from .report.trackers import require_tracker
+from .start import lorsa_config
 from .team import Team
-from .trackers import require_tracker
 
 
 class Plan(NamedTuple):

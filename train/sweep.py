@@ -6,8 +6,10 @@ pareto.png          FVU against L0
 top_k=32,lr=0.001/  a run folder like any other
 """
 
+import csv
 import hashlib
 import itertools
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -15,14 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..model import write_json
+from ..errors import TrainError
+from ..whole import write_json
 from .config import TrainConfig
-from .curves import draw_pareto
-from .errors import TrainError
-from .many import ReportRun, RunOutcome, train_many
-from .run import finite
-from .table import write_csv
+from .report.curves import draw_pareto
+from .run_folder import finite
 from .team import Launch
+from .train import ReportRun, RunOutcome, train_many
 
 MEASURES = ("fvu", "l0", "dead_fraction", "n_ov_heads", "train_tokens", "tokens_per_second")
 MAX_NAME = 100
@@ -194,3 +195,19 @@ def _row(settings: Sequence[str], point: Point, outcome: RunOutcome | None) -> d
     failure = None if outcome is None or outcome.failure is None else str(outcome.failure)
     row["error"] = point.error or failure
     return finite(row)  # type: ignore[no-any-return]
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows under the names of all their columns, in the order in which these first come.
+
+    Args:
+        rows: a run each; what a row lacks or has as None is left empty.
+        path: written whole or not at all.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)

@@ -11,10 +11,10 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from ..kernels import choose_path
-from ..model import choose_device
+from ..errors import RUN_ERRORS, TrainError
+from ..kernels.dispatch import choose_path
+from ..language.device import choose_device
 from .config import TrainConfig
-from .errors import RUN_ERRORS, TrainError
 
 Result = TypeVar("Result")
 PATIENCE = timedelta(days=7)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..analyze import Analysis
+from ..analyze.result import Analysis
 from ..analyze.schema import DISTANCES, PROBE_SCORES, QUANTILES, STORE_SCORES, TYPES
 from .columns import details, index_columns, named_tokens, searched_tokens
 from .contexts import contexts

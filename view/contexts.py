@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..analyze import Analysis, AnalyzeError
+from ..analyze.result import Analysis
+from ..errors import AnalyzeError
 from .columns import rounded
 
 BEFORE, AFTER = 32, 8

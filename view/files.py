@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..analyze import AnalyzeError
+from ..errors import AnalyzeError
 
 STATIC = Path(__file__).parent / "static"
 INDEX = "index.html"

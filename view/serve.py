@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ..analyze import AnalyzeError
+from ..errors import AnalyzeError
 from ..stop import stop_at_once
 
 HOST = "127.0.0.1"

@@ -6,13 +6,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lorsa.analyze import Analysis, AnalyzeConfig, AnalyzeError, analyze_run, find_heads
-from lorsa.analyze.find import _telling, in_words
+from lorsa.analyze.config import AnalyzeConfig
+from lorsa.analyze.features import analyze_run
+from lorsa.analyze.find import _telling, find_heads, in_words
+from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import HEADS
 from lorsa.cli import app
-from lorsa.store import ActivationStore
-from lorsa.tables import _score_in_words
-from lorsa.train import train
+from lorsa.display.features import _score_in_words
+from lorsa.errors import AnalyzeError
+from lorsa.store.read.reader import ActivationStore
+from lorsa.train.train import train
 from reading import make_analysis
 from runs import config
 from typer.testing import CliRunner

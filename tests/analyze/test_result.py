@@ -5,8 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from lorsa.analyze import Analysis, AnalyzeError
+from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import TABLES
+from lorsa.errors import AnalyzeError
 from power import PowerCutError, power_cut
 from reading import make_analysis
 

@@ -10,10 +10,14 @@ import foreign
 import pytest
 import torch
 from lorsa.cli import app
-from lorsa.exchange import ConvertConfig, ExchangeError, convert
-from lorsa.harvest import Capture
-from lorsa.harvest.aliases import ModelPath
-from lorsa.model import CheckpointError, Lorsa, attention_sites, disk
+from lorsa.dictionaries import disk
+from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.errors import CheckpointError, ExchangeError
+from lorsa.exchange.config import ConvertConfig
+from lorsa.exchange.convert import convert
+from lorsa.language.aliases import ModelPath
+from lorsa.language.blocks import attention_sites
+from lorsa.language.capture import Capture
 from tiny import make_model, make_tokenizer, some_tokens
 from torch import Tensor
 from typer.testing import CliRunner

@@ -16,8 +16,12 @@ import sys
 import time
 
 import transformers.models.llama.modeling_llama  # noqa: F401 - or each child loads it
-from lorsa.harvest import HarvestConfig, Progress, harvest
-from lorsa.store import Place, is_begun, is_complete, store_info
+from lorsa.harvest.config import HarvestConfig
+from lorsa.harvest.events import Progress
+from lorsa.harvest.harvest import harvest
+from lorsa.store.care.info import store_info
+from lorsa.store.folder import is_begun, is_complete
+from lorsa.store.places import Place
 
 WORLD = 2
 BATCH_S = 0.12

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lorsa.harvest import HarvestConfig, HarvestError
-from lorsa.harvest.config import parse_bytes
+from lorsa.errors import HarvestError
+from lorsa.harvest.config import HarvestConfig, parse_bytes
 from lorsa.harvest.plan import SHARD_BYTES, SHARD_FILE_BYTES, Sizes, shard_seqs
 
 Usage = namedtuple("Usage", "total used free")

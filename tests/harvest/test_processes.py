@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.harvest import HarvestConfig, harvest
+from lorsa.harvest.config import HarvestConfig
+from lorsa.harvest.harvest import harvest
 from lorsa.harvest.processes import Processes, own_devices, this_process, wait_for_main
-from lorsa.store import ActivationStore, verify_store
+from lorsa.store.care.repair import verify_store
+from lorsa.store.read.reader import ActivationStore
 from small import digests
 
 DRILL = Path(__file__).with_name("drill.py")

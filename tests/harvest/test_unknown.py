@@ -5,11 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.analyze import EvalConfig, evaluate_run
-from lorsa.harvest import Capture, HarvestConfig, HarvestError, harvest, understand
-from lorsa.model import attention_sites
-from lorsa.store import ActivationStore, merge_stores, store_info, verify_store
-from lorsa.train import TrainConfig, TrainError, train
+from lorsa.errors import HarvestError, TrainError
+from lorsa.evaluate.config import EvalConfig
+from lorsa.evaluate.evaluate import evaluate_run
+from lorsa.harvest.config import HarvestConfig
+from lorsa.harvest.harvest import harvest
+from lorsa.language.blocks import attention_sites
+from lorsa.language.capture import Capture
+from lorsa.language.selfcheck import understand
+from lorsa.store.care.info import store_info
+from lorsa.store.care.merge import merge_stores
+from lorsa.store.care.repair import verify_store
+from lorsa.store.read.reader import ActivationStore
+from lorsa.train.config import TrainConfig
+from lorsa.train.train import train
 from tiny import N_CTX, make_model, make_tokenizer, some_tokens
 from torch import Tensor
 
@@ -125,7 +134,7 @@ def test_nothing_is_derived_of_an_unknown_layer(tmp_path: Path, text_folder: Pat
 def test_a_supported_model_that_is_not_understood_needs_consent(
     tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorsa.harvest import readings
+    from lorsa.language import readings
 
     monkeypatch.setattr(readings, "_scales", lambda *_: [0.1])
     with pytest.raises(HarvestError, match=r"does not understand this model. --no-selfcheck"):

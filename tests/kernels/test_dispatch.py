@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.kernels import choose_path, dispatch, sparse_decode, sparse_topk_attention, torch_path
+from lorsa.kernels import dispatch, torch_path
+from lorsa.kernels.dispatch import choose_path, sparse_decode, sparse_topk_attention
 from lorsa.kernels.selfcheck import AttentionKind, DecodeKind
 from torch import Tensor
 

@@ -7,13 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.kernels import (
-    choose_path,
-    reference,
-    sparse_decode,
-    sparse_topk_attention,
-    torch_path,
-)
+from lorsa.kernels import reference, torch_path
+from lorsa.kernels.dispatch import choose_path, sparse_decode, sparse_topk_attention
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from lorsa.kernels import attention_pattern, lorsa_attention, reference
+from lorsa.kernels import reference
+from lorsa.kernels.reference import attention_pattern, lorsa_attention
 
 
 @pytest.mark.parametrize("window", [None, 3])

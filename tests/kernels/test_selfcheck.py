@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.kernels import choose_path
+from lorsa.kernels.dispatch import choose_path
 from lorsa.kernels.selfcheck import AttentionKind, DecodeKind, why_not_triton
 
 pytestmark = pytest.mark.triton

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import typer
 from lorsa import cli
-from lorsa.model import Lorsa, LorsaConfig
+from lorsa.dictionaries.lorsa.config import LorsaConfig
+from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.publish import facts
 from lorsa.publish.facts import OPTIONS, public_model, public_name, training_facts
-from lorsa.train import TrainConfig
+from lorsa.train.config import TrainConfig
 
 CONFIG = LorsaConfig(
     d_model=8, n_qk_heads=2, d_qk_head=4, n_ov_heads=6, top_k=3, scale=0.5, layer=5

@@ -11,10 +11,16 @@ import pytest
 import torch
 from hub_stub import READER, Hub, do
 from lorsa import cli
-from lorsa.analyze import EvalConfig, evaluate_run
-from lorsa.model import Lorsa, LorsaConfig, write_llamascopium
-from lorsa.publish import PublishError, PushConfig, push
-from lorsa.train import TrainConfig, train_many
+from lorsa.dictionaries.formats.llamascopium import write as write_llamascopium
+from lorsa.dictionaries.lorsa.config import LorsaConfig
+from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.errors import PublishError
+from lorsa.evaluate.config import EvalConfig
+from lorsa.evaluate.evaluate import evaluate_run
+from lorsa.publish.config import PushConfig
+from lorsa.publish.push import push
+from lorsa.train.config import TrainConfig
+from lorsa.train.train import train_many
 from runs import settings
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -290,7 +296,7 @@ def test_a_lorsa_that_reads_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_lorsa_in_another_format_is_refused(tmp_path: Path) -> None:
     lorsa = Lorsa.from_pretrained(_saved(tmp_path / "one"))
-    write_llamascopium(lorsa, tmp_path / "theirs")
+    write_llamascopium(lorsa.saved(), tmp_path / "theirs")
     with pytest.raises(PublishError, match="theirs is in another tool's format; type: lorsa conv"):
         push(PushConfig(runs=(tmp_path / "theirs",), repo=str(tmp_path / "shared")))
     assert not (tmp_path / "shared").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lorsa.store import place
+from lorsa.store.places import place
 from small import LAYERS, create, fill, make_manifest, values
 
 

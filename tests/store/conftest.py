@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lorsa.store import place
 from lorsa.store.bucket import BucketPath
+from lorsa.store.places import place
 from s3 import serve_bucket
 from small import create, fill, make_manifest
 

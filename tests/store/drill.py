@@ -19,7 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lorsa.store import ActivationStore, StoreWriter, is_begun, is_complete
+from lorsa.store.folder import is_begun, is_complete
+from lorsa.store.read.reader import ActivationStore
+from lorsa.store.write.writer import StoreWriter
 from small import create, fill, make_manifest
 
 FACTS = json.loads(sys.argv[4])

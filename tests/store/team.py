@@ -22,7 +22,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lorsa.store import BegunError, Place, StoreWriter, is_begun, layers_being_added, lease, place
+from lorsa.errors import BegunError
+from lorsa.store.folder import is_begun, layers_being_added
+from lorsa.store.locks import lease
+from lorsa.store.places import Place, place
+from lorsa.store.write.writer import StoreWriter
 from small import add_layers, create, make_manifest, values
 
 SHARD_S = 0.2

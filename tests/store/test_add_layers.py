@@ -12,16 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.store import (
-    ActivationStore,
-    BegunError,
-    StoreError,
-    StoreWriter,
-    layers_being_added,
-    remove_layers,
-    store_info,
-    verify_store,
-)
+from lorsa.errors import BegunError, StoreError
+from lorsa.store.care.info import store_info
+from lorsa.store.care.remove import remove_layers
+from lorsa.store.care.repair import verify_store
+from lorsa.store.folder import layers_being_added
+from lorsa.store.read.reader import ActivationStore
+from lorsa.store.write.writer import StoreWriter
 from power import PowerCutError, power_cut
 from small import N_SEQ, SMALLEST, add_layers, create, digests, fill, make_manifest, values
 

@@ -14,24 +14,21 @@ import pytest
 import torch
 import zarr
 from lorsa import cli
-from lorsa.store import (
-    ActivationStore,
-    Sampler,
-    StoreError,
-    StoreWriter,
-    batches,
-    is_complete,
-    merge_stores,
-    place,
-    remove_layers,
-    store_info,
-    verify_store,
-)
-from lorsa.store import lease as lease_module
+from lorsa.errors import StoreError, UnreachableError
 from lorsa.store.bucket import BucketPath
-from lorsa.store.errors import UnreachableError
-from lorsa.store.lease import Lease
-from lorsa.store.members import BucketLock
+from lorsa.store.care.info import store_info
+from lorsa.store.care.merge import merge_stores
+from lorsa.store.care.remove import remove_layers
+from lorsa.store.care.repair import verify_store
+from lorsa.store.folder import is_complete
+from lorsa.store.locks import lease as lease_module
+from lorsa.store.locks.bucket_lock import BucketLock
+from lorsa.store.locks.lease import Lease
+from lorsa.store.places import place
+from lorsa.store.read.loader import batches
+from lorsa.store.read.reader import ActivationStore
+from lorsa.store.read.sampler import Sampler
+from lorsa.store.write.writer import StoreWriter
 from small import create, digests, fill, make_manifest, tokens, values
 from typer.testing import CliRunner
 
@@ -200,7 +197,7 @@ def test_a_store_that_was_hardly_begun_is_begun_anew(root: BucketPath) -> None:
         raise StopError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lorsa.store.begin.write_documents", stop)
+        patch.setattr("lorsa.store.write.begin.write_documents", stop)
         with pytest.raises(StopError):
             create(root, make_manifest())
     (root / "layers" / "9" / "old").write_bytes(b"left")

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lorsa.store import ActivationStore, Sampler, StoreError, batches, held_out_batches
+from lorsa.errors import StoreError
+from lorsa.store.read.loader import batches, held_out_batches
+from lorsa.store.read.reader import ActivationStore
+from lorsa.store.read.sampler import Sampler
 from small import LAYERS, N_SEQ, values
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from lorsa.store import ActivationStore
-from lorsa.store.encode import encode_layer
 from lorsa.store.encoding import channel_scale, encode
+from lorsa.store.read.reader import ActivationStore
+from lorsa.store.write.encode import encode_layer
 from small import LAYERS, N_SEQ, create, fill, make_manifest, values
 
 

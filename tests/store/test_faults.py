@@ -12,16 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lorsa.store import (
-    ActivationStore,
-    StoreError,
-    StoreWriter,
-    is_begun,
-    is_complete,
-    remove_layers,
-    store_info,
-    verify_store,
-)
+from lorsa.errors import StoreError
+from lorsa.store.care.info import store_info
+from lorsa.store.care.remove import remove_layers
+from lorsa.store.care.repair import verify_store
+from lorsa.store.folder import is_begun, is_complete
+from lorsa.store.read.reader import ActivationStore
+from lorsa.store.write.writer import StoreWriter
 from small import N_SEQ, SMALLEST, create, digests, fill, make_manifest, values
 
 MakeStore = Callable[..., Path]

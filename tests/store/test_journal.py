@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lorsa.store import ActivationStore, StoreError, StoreWriter
+from lorsa.errors import StoreError
 from lorsa.store.journal import (
     Entry,
     JournalWriter,
@@ -19,6 +19,8 @@ from lorsa.store.journal import (
     salvage_journal,
     write_table,
 )
+from lorsa.store.read.reader import ActivationStore
+from lorsa.store.write.writer import StoreWriter
 from small import create, fill, make_manifest
 
 SUMS = st.floats(0, 1e30, allow_nan=False)

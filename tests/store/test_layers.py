@@ -1,7 +1,7 @@
 """Choices of layers, as people write them."""
 
 import pytest
-from lorsa.store import choose_layers, spell_layers
+from lorsa.store.layers import choose_layers, spell_layers
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What is held out."""
 
 import pytest
-from lorsa.store import held_out_shards
+from lorsa.store.manifest import held_out_shards
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from typing import Any
 import google_crc32c.python
 import numpy as np
 import pytest
+from lorsa.errors import StoreError
 from lorsa.store.encoding import blosc
-from lorsa.store.errors import StoreError
 from lorsa.store.shard import ShardWriter, read_checksum, read_chunk, read_index
 
 

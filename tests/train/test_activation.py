@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.analyze import EvalConfig, evaluate_run
-from lorsa.model import Lorsa
-from lorsa.train import Look, StepReport, TrainConfig, TrainError, train
+from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.errors import TrainError
+from lorsa.evaluate.config import EvalConfig
+from lorsa.evaluate.evaluate import evaluate_run
 from lorsa.train.checkpoint import checkpoints
+from lorsa.train.config import TrainConfig
+from lorsa.train.report.events import Look, StepReport
+from lorsa.train.train import train
 from safetensors.torch import load_file
 from tiny import N_CTX
 

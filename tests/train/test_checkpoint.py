@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.model import CheckpointError, Lorsa
-from lorsa.train import StepReport, TrainConfig, train
-from lorsa.train.checkpoint import (
-    checkpoints,
-    load_checkpoint,
-    load_newest_checkpoint,
-)
+from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.errors import CheckpointError
+from lorsa.train.checkpoint import checkpoints, load_checkpoint, load_newest_checkpoint
+from lorsa.train.config import TrainConfig
+from lorsa.train.report.events import StepReport
+from lorsa.train.train import train
 from tiny import N_CTX
 
 STEP_TOKENS = 4 * N_CTX

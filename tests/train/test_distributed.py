@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.model import Lorsa
-from lorsa.train import TrainConfig, TrainError, train
+from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.errors import TrainError
 from lorsa.train.checkpoint import checkpoints
+from lorsa.train.config import TrainConfig
+from lorsa.train.train import train
 from runs import STEP, config
 from safetensors.torch import load_file
 from tiny import N_CTX

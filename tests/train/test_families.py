@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from lorsa import Lorsa
-from lorsa.analyze import EvalConfig, evaluate_run
-from lorsa.harvest import HarvestConfig, harvest
-from lorsa.train import TrainConfig, train
+from lorsa.evaluate.config import EvalConfig
+from lorsa.evaluate.evaluate import evaluate_run
+from lorsa.harvest.config import HarvestConfig
+from lorsa.harvest.harvest import harvest
+from lorsa.train.config import TrainConfig
+from lorsa.train.train import train
 from tiny import N_CTX, make_model, make_tokenizer
 
 KINDS = ("gemma2", "gemma3-multimodal", "gpt2", "olmo2", "cohere", "phi-norm")

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lorsa.store import ActivationStore, StoreError
-from lorsa.train import TrainConfig, TrainError
+from lorsa.errors import StoreError, TrainError
+from lorsa.store.read.reader import ActivationStore
+from lorsa.train.config import TrainConfig
 from lorsa.train.mask import TokenMask, parse_rule
 from small import N_CTX, N_SEQ, create, edit_manifest, fill, make_manifest, tokens, values
 from torch import Tensor

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from lorsa.model import Lorsa, LorsaConfig
+from lorsa.dictionaries.lorsa.config import LorsaConfig
+from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.train.objective import Objective, masked_mean
 from torch import Tensor
 

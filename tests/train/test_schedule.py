@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lorsa.train import TrainConfig
+from lorsa.train.config import TrainConfig
 from lorsa.train.schedule import lr_factor, top_k_at
 
 

@@ -10,24 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.store import ActivationStore
-from lorsa.train import (
-    StepReport,
-    TrainConfig,
-    TrainError,
-    grid,
-    points,
-    sweep,
-    sweep_grid,
-    train,
-    train_many,
-    write_sweep,
-)
+from lorsa.errors import TrainError
+from lorsa.store.read.reader import ActivationStore
 from lorsa.train.checkpoint import checkpoints
-from lorsa.train.many import _Asked, _groups
+from lorsa.train.config import TrainConfig
 from lorsa.train.plan import make_plan
-from lorsa.train.sweep import run_name
+from lorsa.train.report.events import StepReport
+from lorsa.train.sweep import grid, points, run_name, sweep, sweep_grid, write_sweep
 from lorsa.train.team import Launch
+from lorsa.train.train import _Asked, _groups, train, train_many
 from runs import STEP, settings
 from safetensors.torch import load_file
 from tiny import N_CTX
@@ -156,10 +147,10 @@ def test_two_runs_of_one_folder_are_refused(store_folder: Path, tmp_path: Path) 
 def test_what_does_not_fit_together_is_trained_one_after_the_other(
     store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorsa.train.many.run_bytes", lambda *_: 1_000)
-    monkeypatch.setattr("lorsa.train.many.SHARED_BYTES", 0)
-    monkeypatch.setattr("lorsa.train.many.require_room", lambda *_args, **_kwargs: None)
-    monkeypatch.setattr("lorsa.train.many.free_bytes", lambda _: 2_500)
+    monkeypatch.setattr("lorsa.train.train.run_bytes", lambda *_: 1_000)
+    monkeypatch.setattr("lorsa.train.train.SHARED_BYTES", 0)
+    monkeypatch.setattr("lorsa.train.train.require_room", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr("lorsa.train.train.free_bytes", lambda _: 2_500)
     changes: list[dict[str, Any]] = [{"lr": lr} for lr in (1e-3, 2e-3, 3e-3)]
     result = sweep(points(settings(store_folder), changes, tmp_path), tmp_path)
     assert result.ok
@@ -253,7 +244,7 @@ def test_a_run_that_cannot_write_its_result_has_none(
     def fail(*_args: object) -> None:
         raise OSError("no room")
 
-    monkeypatch.setattr("lorsa.train.run.RunFolder.finish", fail)
+    monkeypatch.setattr("lorsa.train.run_folder.RunFolder.finish", fail)
     (outcome,) = train_many(
         [TrainConfig(**settings(store_folder, train_tokens=4 * STEP), out=tmp_path / "run")]
     )

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from lorsa.train.table import write_csv
+from lorsa.train.sweep import write_csv
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:

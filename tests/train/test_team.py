@@ -13,11 +13,14 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from lorsa.store import ActivationStore
-from lorsa.train import TrainConfig, TrainError, train, train_many
+from lorsa.errors import TrainError
+from lorsa.store.read.reader import ActivationStore
+from lorsa.train.config import TrainConfig
+from lorsa.train.extent import extent
 from lorsa.train.memory import run_bytes
-from lorsa.train.setup import extent, lorsa_config
+from lorsa.train.start import lorsa_config
 from lorsa.train.team import Launch, make_accelerator
+from lorsa.train.train import train, train_many
 from runs import STEP, config
 from safetensors.torch import load_file
 
@@ -172,7 +175,7 @@ def test_whole_runs_apart_cannot_be_sharded(
     def two(launch: Launch, _config: TrainConfig) -> None:
         launch.rank, launch.world = 0, 2
 
-    monkeypatch.setattr("lorsa.train.many.Launch.__init__", two)
+    monkeypatch.setattr("lorsa.train.train.Launch.__init__", two)
     with pytest.raises(TrainError, match="each process takes whole runs; leave out --shard"):
         train_many([config(store_folder, tmp_path / "run", {"shard": True})], apart=True)
 

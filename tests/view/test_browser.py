@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lorsa.analyze import Analysis
-from lorsa.view import build_page
+from lorsa.analyze.result import Analysis
+from lorsa.view.build import build_page
 from lorsa.view.columns import rounded
 from reading import WORDS, make_analysis
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lorsa.analyze import Analysis, AnalyzeError
-from lorsa.view import build_page
+from lorsa.analyze.result import Analysis
+from lorsa.errors import AnalyzeError
+from lorsa.view.build import build_page
 from lorsa.view.columns import rounded
 from lorsa.view.contexts import AFTER, BEFORE, BESIDE, stretches
 from lorsa.view.files import data_file

@@ -12,8 +12,8 @@ from threading import Thread
 
 import pytest
 from lorsa import cli
-from lorsa.analyze import AnalyzeError
-from lorsa.view import PageServer
+from lorsa.errors import AnalyzeError
+from lorsa.view.serve import PageServer
 from reading import make_analysis
 from typer.testing import CliRunner
 

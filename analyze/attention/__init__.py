@@ -1,0 +1,1 @@
+"""Attention of Lorsa heads: types, probes, parents."""

@@ -1,0 +1,172 @@
+"""Types of attention: what share of its reading a head takes from tokens of a kind.
+
+    share = sum |P[t, s] v[s]| over sources s of the kind  /  the same over all sources
+
+both over the tokens t > 0 on which the head fires and which see a source of the kind, so a head is
+not blamed for what a text does not offer, or a window hides. With m[s] the token at s:
+
+    previous_token    s = t - 1
+    same_token        s = t
+    duplicate_token   s < t and m[s] = m[t]
+    induction         0 < s <= t and m[s - 1] = m[t]
+    first_token       s = 0 < t - 1; at t = 1 it is the previous token, which says nothing of a sink
+    local             t - 8 <= s < t
+    long_range        s <= t - 64
+
+In text a common token has many duplicates, and a head that reads everywhere reads them too; random
+tokens that are repeated once (analyze/probes.py) have one source of each kind. Names as in Elhage
+et al. 2021 (A Mathematical Framework for Transformer Circuits) and Olsson et al. 2022 (In-context
+Learning and Induction Heads).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...dictionaries.lorsa.contributions import Block
+from ..schema import DISTANCES, STORE_SCORES
+
+LOCAL = 8
+"""Tokens before the firing one that are near."""
+LONG = 64
+"""Tokens before it from which on they are far."""
+LEAST_FIRED = 20
+"""Firings below which a share says little."""
+LABEL_FROM = 0.5
+"""The share from which on a head is called by a type."""
+
+N_SINGLE = 5
+"""The first of STORE_SCORES, of which none holds another."""
+N_KINDS, N_BUCKETS = len(STORE_SCORES), len(DISTANCES)
+
+
+def kinds(tokens: Tensor, rows: slice, window: int | None = None) -> Tensor:
+    """Return which sources are of which kind to some queries.
+
+    Args:
+        tokens: ids, [batch, seq].
+        rows: positions of the queries.
+        window: how many positions a query sees, itself among them; None sees all before.
+
+    Returns:
+        bool, [batch, rows, seq, kinds], in the order of STORE_SCORES.
+    """
+    position = torch.arange(tokens.shape[1], device=tokens.device)
+    distance = position[rows, None] - position[None, :]  # [rows, seq]
+    before = distance > 0
+    here = tokens[:, rows, None]
+    preceding = torch.roll(tokens, 1, dims=1)[:, None, :]  # [batch, 1, seq]; of s = 0, none
+    follows = (distance >= 0) & (position > 0)
+    found = {
+        "previous_token": distance == 1,
+        "same_token": distance == 0,
+        "duplicate_token": before & (tokens[:, None, :] == here),
+        "induction": follows & (preceding == here),
+        "first_token": (position == 0) & (distance > 1),
+        "local": before & (distance <= LOCAL),
+        "long_range": distance >= LONG,
+    }
+    shape = (len(tokens), *distance.shape)
+    stacked = torch.stack([found[name].expand(shape) for name in STORE_SCORES], dim=-1)
+    seen = (position[rows, None] > 0) & (distance < (window or len(position) + 1))  # [rows, seq]
+    return stacked & seen[:, :, None]
+
+
+def _of_distance(rows: slice, seq: int, kind: Tensor) -> Tensor:
+    """Return what is summed of each source besides its kinds: its bucket, its distance, and 1.
+
+    Returns:
+        [batch, rows, seq, buckets + 2], batch and device as of `kind`.
+    """
+    position = torch.arange(seq, device=kind.device)
+    distance = (position[rows, None] - position[None, :]).clamp(min=0)  # [rows, seq]
+    edges = torch.tensor(DISTANCES, device=kind.device)
+    bucket = torch.nn.functional.one_hot(
+        torch.bucketize(distance, edges, right=True) - 1, N_BUCKETS
+    )
+    rest = torch.stack([distance, torch.ones_like(distance)], dim=-1)
+    both = torch.cat([bucket, rest], dim=-1)
+    return both.expand(len(kind), *both.shape)
+
+
+@dataclass(slots=True)
+class Reading:
+    """What each head reads, added up over the tokens on which it fires; all float64."""
+
+    n_fired: Tensor
+    """Tokens on which it fired, [n_ov_heads]"""
+    amount: Tensor
+    """sum |P v|, [n_ov_heads]"""
+    distance: Tensor
+    """sum |P v| (t - s), [n_ov_heads]"""
+    entropy: Tensor
+    """sum of a token's |P v| times its entropy, [n_ov_heads]"""
+    by_distance: Tensor
+    """sum |P v| in each bucket, [n_ov_heads, buckets]"""
+    by_kind: Tensor
+    """sum |P v| from sources of each kind, [n_ov_heads, kinds]"""
+    offered: Tensor
+    """sum |P v| over tokens that have a source of the kind, [n_ov_heads, kinds]"""
+
+    @classmethod
+    def zeros(cls, n_ov_heads: int) -> "Reading":
+        """Return the reading of no token."""
+        widths = {"by_distance": N_BUCKETS, "by_kind": N_KINDS, "offered": N_KINDS}
+        return cls(
+            **{
+                name: torch.zeros(
+                    (n_ov_heads, widths[name]) if name in widths else n_ov_heads
+                ).double()
+                for name in cls.__slots__
+            }
+        )
+
+    def add(self, block: Block, acts: Tensor, ids: Tensor, tokens: Tensor) -> None:
+        """Add some queries.
+
+        Args:
+            block: their contributions, which are overwritten.
+            acts, ids: what fires, of all queries, [batch, seq, slots].
+            tokens: ids, [batch, seq].
+        """
+        rows, parts = block.rows, block.parts.abs_()
+        _batch, _n_rows, _slots, seq = parts.shape
+        tokens = tokens[:, : rows.stop]
+        kind = kinds(tokens, rows, block.window)
+        columns = torch.cat([kind, _of_distance(rows, seq, kind)], dim=-1).to(parts.dtype)
+        sums = parts @ columns  # [batch, rows, slots, columns]
+        amount = sums[..., -1:]
+        # sum c log (amount / c), c = |P v|
+        entropy = torch.special.entr(parts).sum(dim=-1, keepdim=True) + torch.xlogy(amount, amount)
+        offered = kind.any(dim=2)[:, :, None] * amount  # [batch, rows, slots, kinds]
+        fires = acts[:, rows] != 0
+        found = torch.cat([sums, entropy, offered, torch.ones_like(amount)], dim=-1)
+        total = torch.zeros(len(self.amount), found.shape[-1], dtype=torch.float64)
+        heads = ids[:, rows][fires].long().cpu()
+        total.index_add_(0, heads, found[fires].double().cpu())
+        widths = [N_KINDS, N_BUCKETS, 1, 1, 1, N_KINDS, 1]
+        names = ["by_kind", "by_distance", "distance", "amount", "entropy", "offered", "n_fired"]
+        for name, part in zip(names, total.split(widths, dim=1), strict=True):
+            mine = getattr(self, name)
+            mine += part.view(mine.shape)
+
+    def shares(self) -> dict[str, Tensor]:
+        """Return each head's share of every kind, float64, [n_ov_heads]; NaN where undefined."""
+        found = self.by_kind / self.offered
+        return dict(zip(STORE_SCORES, found.unbind(dim=1), strict=True))
+
+
+def label(shares: dict[str, float], *, silent: bool) -> str:
+    """Return the type that a head is called by.
+
+    The largest of its shares that is at least half; local and long_range, which hold others, only
+    where none of those is.
+    """
+    if silent:
+        return "silent"
+    for names in (STORE_SCORES[:N_SINGLE], STORE_SCORES[N_SINGLE:]):
+        best = max(names, key=lambda name: shares.get(name, 0.0))
+        if shares.get(best, 0.0) >= LABEL_FROM:
+            return best
+    return "mixed"

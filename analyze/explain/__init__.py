@@ -1,0 +1,1 @@
+"""Descriptions of features by a language model."""

@@ -1,0 +1,1 @@
+"""Changes of features in the live model."""

@@ -1,0 +1,228 @@
+"""lorsa analyze, find, explain and view: what each head does."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .common import Device, Json, chosen_layers, given_options, perform
+from .settings import make_config
+
+
+def analyze(
+    run: Annotated[Path, typer.Argument(help="Run folder, such as runs/layer-12.")],
+    store: Annotated[str, typer.Option(help="Store with its layer.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Language model, for effects on the logits and for probes; as for harvest."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write.", show_default="RUN/analysis")
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="Stored tokens to look at.", show_default="all, at most a million"),
+    ] = None,
+    n_top: Annotated[
+        int | None, typer.Option("--top", help="Examples of each head.", show_default="16")
+    ] = None,
+    n_samples: Annotated[
+        int | None,
+        typer.Option("--samples", help="Examples of its lower activations.", show_default="8"),
+    ] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Find out what each head does: where it fires, what it reads there, what it writes.
+
+    The same command goes on where an earlier one was stopped.
+
+    Example: lorsa analyze runs/layer-12 --store ./acts --model smollm2-135m
+    """
+    given = given_options(locals())
+
+    def work() -> dict[str, Any]:
+        from ..analyze.config import AnalyzeConfig
+        from ..analyze.features import analyze_run
+        from ..display.features import AnalyzeDisplay
+
+        with AnalyzeDisplay("analyze") as display:
+            return analyze_run(make_config(AnalyzeConfig, given), report=display)
+
+    perform("analyze", work, as_json)
+
+
+def find(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="TYPE",
+            help="previous_token, induction, duplicate_token, first_token, same_token, local, "
+            "long_range or successor.",
+        ),
+    ],
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Analysed runs; without any, the language model's own heads."),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Store whose own heads are scored; with runs, the one they must be of.",
+            show_default="acts; with runs none",
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.")
+    ] = None,
+    n: Annotated[int, typer.Option("--top", help="Heads to print.", min=1)] = 10,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Find the heads that are most of a type, with examples as evidence.
+
+    Example: lorsa find induction runs/layer-12
+    """
+
+    def work() -> dict[str, Any]:
+        from ..analyze.find import SCORES, find_heads
+
+        name = kind.replace("-", "_")
+        if name not in SCORES:
+            raise UsageError(f"type is {kind!r}; allowed: {', '.join(SCORES)}")
+        chosen = None if layers is None else chosen_layers(store or "acts", layers)
+        heads = find_heads(
+            name,
+            store=store,
+            runs=runs,
+            layers=chosen,
+            n=n,
+            device=device or "auto",
+        )
+        return {"type": kind, "heads": [asdict(head) for head in heads]}
+
+    perform("find", work, as_json)
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(help="Run folder with an analysis.")],
+    endpoint: Annotated[
+        str, typer.Option(help="URL of an OpenAI-compatible server: http://127.0.0.1:8080/v1.")
+    ],
+    model: Annotated[str, typer.Option(help="The model's name there.")],
+    heads: Annotated[
+        str | None,
+        typer.Option(help="Heads to explain: 17,301 or 0-99.", show_default="the --top ones"),
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(help="How many of the heads that fire.", show_default="100")
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            help="Number of the head table that --top goes by, the largest first.",
+            show_default="frequency",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Requests under way at once.", show_default="4")
+    ] = None,
+    requests_per_minute: Annotated[
+        float | None, typer.Option(help="At most.", show_default="no limit")
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds that a request may wait for an answer.", show_default="120"),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Of a reply; models that think need more.", show_default="1000"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the contexts to score on.", show_default="0")
+    ] = None,
+    price_in: Annotated[float | None, typer.Option(help="USD per million tokens sent.")] = None,
+    price_out: Annotated[
+        float | None, typer.Option(help="USD per million tokens received.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only estimate, even with --yes.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Send; without it there is only an estimate.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Let a language model describe heads by their examples, and score what it says.
+
+    Nothing is sent without --yes. The key comes from LORSA_API_KEY or OPENAI_API_KEY. The same
+    command goes on where an earlier one was stopped.
+
+    Example: lorsa explain runs/layer-12 --endpoint http://127.0.0.1:8080/v1 --model qwen3-8b
+    """
+    given = given_options(locals(), besides={"dry_run", "yes"})
+
+    def work() -> dict[str, Any]:
+        from ..analyze.explain.config import ExplainConfig
+        from ..analyze.explain.explain import estimate
+        from ..analyze.explain.explain import explain as ask
+        from ..display.features import ExplainDisplay
+
+        settings = make_config(ExplainConfig, given)
+        if dry_run or not yes:
+            return {"sent": False, **asdict(estimate(settings))}
+        with ExplainDisplay() as display:
+            result = ask(settings, report=display)
+        return {"sent": True, **asdict(result), "ok": result.n_explained > 0}
+
+    perform("explain", work, as_json)
+
+
+def view(
+    run: Annotated[Path, typer.Argument(help="Run folder with an analysis: runs/layer-12.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the page.", show_default="RUN/page")
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve it to this machine until Ctrl-C.")
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(help="Of --serve; 0 is any.", min=0, max=65535, show_default="8321"),
+    ] = None,
+    opens: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a page of a run's heads: a folder that any browser opens, without a server.
+
+    Example: lorsa view runs/layer-12 --open
+    """
+    servers = []
+
+    def work() -> dict[str, Any]:
+        import webbrowser
+
+        from ..display.features import PageDisplay
+        from ..view.build import build_page
+        from ..view.serve import PORT, PageServer
+
+        if port is not None and not serve:
+            raise UsageError("--port does nothing without --serve; add --serve")
+        with PageDisplay("page") as display:
+            page = build_page(run, out, report=display)
+        url = None
+        if serve:
+            servers.append(PageServer(page.file.parent, PORT if port is None else port))
+            url = servers[0].url
+        opened = webbrowser.open(url or page.file.resolve().as_uri()) if opens else None
+        return {**page._asdict(), "file": str(page.file), "url": url, "opened": opened}
+
+    perform("view", work, as_json)
+    sys.stdout.flush()
+    for server in servers:
+        server.run()

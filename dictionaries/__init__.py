@@ -1,0 +1,1 @@
+"""The Lorsa module and the attention layer that it replaces."""

@@ -1,0 +1,142 @@
+"""A Lorsa on disk: config.json and lorsa.safetensors, usable on raw activations as they are.
+
+    config.json        {"format": "lorsa", "schema_version": 1, "config": {...LorsaConfig}}
+    lorsa.safetensors  the parameters by name, and the threshold of activations that have one
+
+Weights are written first and config.json last, each by a temporary file, a flush to the disk and a
+rename, so a folder with a config.json is whole. Folders of other tools are read as well: what
+their config.json says decides which tool's they are.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..errors import CheckpointError
+from .disk import CONFIG, Saved, check_shapes, listing, require_floats, shown, write_folder
+from .formats import llamascopium, openmoss
+from .lorsa.config import LorsaConfig, tensor_shapes
+
+SCHEMA_VERSION = 1
+WEIGHTS = "lorsa.safetensors"
+WEIGHT_FILES = {
+    "lorsa": (WEIGHTS,),
+    "llamascopium": (llamascopium.WEIGHTS, *llamascopium.OTHER_WEIGHTS),
+    "openmoss": (openmoss.WEIGHTS,),
+}
+"""Where a folder may have its weights, by its format."""
+
+
+def save(saved: Saved, folder: str | Path) -> None:
+    """Write config and weights into a folder, which is made if need be.
+
+    Raises:
+        CheckpointError: the disk does not take it.
+    """
+    content = {
+        "format": saved.kind,
+        "schema_version": SCHEMA_VERSION,
+        "config": saved.config.to_dict(),
+    }
+    write_folder(Path(folder), WEIGHTS, saved.tensors, content, {"format": "pt"})
+
+
+def load(folder: str | Path) -> Saved:
+    """Read a folder of any format, for raw activations; see `Lorsa.from_pretrained`."""
+    folder = Path(folder)
+    content = read_config(folder)
+    kind = format_of(content)
+    if kind == "lorsa":
+        return _load_ours(folder, content)
+    if kind == "llamascopium":
+        return llamascopium.read(folder, content)
+    return openmoss.read(folder, content)
+
+
+def weights_path(folder: Path) -> Path:
+    """Return the file with the weights of a Lorsa of any format.
+
+    Raises:
+        CheckpointError: the folder holds no Lorsa.
+    """
+    kind = format_of(read_config(folder))
+    paths = [folder / name for name in WEIGHT_FILES[kind or "lorsa"]]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def format_of(content: dict[str, Any]) -> str | None:
+    """Return whose config.json this is, a key of `WEIGHT_FILES`; None if nobody's."""
+    if content.get("format") == "lorsa":
+        return "lorsa"
+    if llamascopium.is_one(content):
+        return "llamascopium"
+    return "openmoss" if openmoss.is_one(content) else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the config.json of a Lorsa of any format.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or it is not of a Lorsa.
+    """
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} holds no Lorsa ({CONFIG} is missing; there is {listing(path.parent)}); "
+            f"give {_advice(path.parent)}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from None
+    except RecursionError:
+        raise CheckpointError(f"{path} cannot be read (it is nested too deeply)") from None
+    if not isinstance(content, dict) or format_of(content) is None:
+        raise CheckpointError(
+            f"{path} is not a Lorsa's config: neither its format nor its sae_type is 'lorsa'"
+        )
+    return content
+
+
+def _load_ours(folder: Path, content: dict[str, Any]) -> Saved:
+    config = _config_of(folder / CONFIG, content)
+    expected = tensor_shapes(config)
+    path = folder / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            check_shapes(path, found, expected)
+            tensors = {name: file.get_tensor(name) for name in expected}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; the folder has {listing(folder)}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); copy or train it again") from None
+    require_floats(path, tensors)
+    return Saved("lorsa", config, tensors)
+
+
+def _config_of(path: Path, content: dict[str, Any]) -> LorsaConfig:
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} has schema version {shown(content.get('schema_version'))}; this version of "
+            f"lorsa reads {SCHEMA_VERSION}: install the version that wrote it"
+        )
+    try:
+        return LorsaConfig.from_dict(content["config"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not describe a Lorsa: {error}") from None
+
+
+def _advice(folder: Path) -> str:
+    """Return what to give in place of a folder without a Lorsa."""
+    inner = sorted(path.parent for path in folder.glob(f"*/*/{CONFIG}"))
+    inner = [path for path in inner if path.suffix != ".partial"]
+    if inner:
+        return str(inner[-1])
+    run = "the folder of a finished run, such as runs/layer-12"
+    may_be_hub_id = len(folder.parts) == 2 and not folder.parent.exists()
+    return f"{run}; if it is on the Hub: lorsa convert {folder} FOLDER" if may_be_hub_id else run

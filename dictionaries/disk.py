@@ -1,0 +1,121 @@
+"""Checkpoints' files: written whole or not at all, and checked against what they should hold."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..whole import write_json
+from .lorsa.config import LorsaConfig
+
+CONFIG = "config.json"
+
+SHOWN_CHARACTERS = 80
+MOST_NAMED = 12
+"""Tensors that a message names."""
+
+Shape = tuple[int, ...]
+
+
+class Saved(NamedTuple):
+    """A dictionary as plain data: what a checkpoint holds."""
+
+    kind: str
+    """"lorsa" """
+    config: LorsaConfig
+    """Its shape"""
+    tensors: Mapping[str, Tensor]
+    """Parameters, and the threshold of activations that have one, by name; for raw activations"""
+
+
+def write_folder(
+    folder: Path,
+    weights: str,
+    tensors: Mapping[str, Tensor],
+    content: Mapping[str, Any],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write tensors and config.json into a folder, which is made if need be.
+
+    The weights come first and config.json last, each by a temporary file, a flush to the disk and a
+    rename, so a folder with a config.json is whole.
+
+    Args:
+        folder: is made if need be.
+        weights: name of the safetensors file.
+        tensors: by name.
+        content: of config.json.
+        metadata: of the safetensors file.
+
+    Raises:
+        CheckpointError: the disk does not take it.
+    """
+    partial = folder / f"{weights}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).unlink(missing_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode  # safetensors would make the file private to its owner
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, partial, metadata=dict(metadata))
+        partial.chmod(mode)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, folder / weights)
+        write_json(folder / CONFIG, content)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{folder} cannot be written ({error}); make room") from None
+
+
+def check_shapes(path: Path, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+    """Raise CheckpointError, naming them, if tensors are missing, unknown or of another shape."""
+    wrong = [
+        f"{name} is {list(found[name]) if name in found else 'missing'}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if found.get(name) != shape
+    ]
+    wrong += [f"{shown_name(name)} is unknown" for name in found if name not in expected]
+    if wrong:
+        more = f"; and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+        raise CheckpointError(
+            f"{path} does not fit its {CONFIG}: {'; '.join(wrong[:MOST_NAMED])}{more}"
+        )
+
+
+def require_floats(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError if a weight is of no floating dtype, or of one of 8 bits."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.element_size() > 1:
+            continue
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        scaled = "multiply by its scale and " if tensor.is_floating_point() else ""
+        raise CheckpointError(
+            f"{path}: {name} is of {dtype}, which is no dtype of weights; {scaled}save it as "
+            "float32"
+        )
+
+
+def shown(value: Any) -> str:
+    """Return what a stranger's file says, fit for one line of a message."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def shown_name(name: str) -> str:
+    """Return a stranger's name, fit for one line of a message; as it is if it is a plain one."""
+    is_plain = name.isprintable() and len(name) <= SHOWN_CHARACTERS
+    return name if is_plain else shown(name)
+
+
+def listing(folder: Path) -> str:
+    """Return what a folder holds, for a message."""
+    if not folder.is_dir():
+        return "no such folder"
+    names = sorted(p.name for p in folder.iterdir())
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"

@@ -1,0 +1,1 @@
+"""Low-Rank Sparse Attention."""

@@ -1,0 +1,310 @@
+"""The Lorsa module: an attention layer as many rank-1 heads of which few fire per token.
+
+    q = rope(qk_norm(x W_Q + b_Q))   k = rope(qk_norm(x W_K + b_K))   v = x W_V^T + b_V
+    z_pre[t, i] = sum_{s <= t} softmax_s(scale * <q[t, h], k[s, h]>) v[s, i]
+    z = z_pre where it is among the top_k of select(z_pre) * ||w_O||, else 0; or as
+        dictionaries/activation.py says
+    y_hat = z W_O + b_O
+
+Source: He et al. 2025, arXiv:2504.20938, section 3.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels.dispatch import sparse_decode, sparse_topk_attention
+from ...kernels.reference import attention_pattern, lorsa_attention
+from ...language.attention import project
+from ...language.qk import norm_and_rotate
+from ..attach import attached
+from ..checkpoint import load, save
+from ..dictionary import Code, Dictionary, Input
+from ..disk import Saved
+from ..where import local_folder
+from .config import LorsaConfig, parameter_shapes
+from .contributions import Projected, contributions
+from .units import rescale_
+
+
+class Lorsa(Dictionary):
+    """Low-rank sparse attention.
+
+    Parameters (names as in He et al. 2025; our OV head i is their head h):
+
+        W_Q, W_K: [n_qk_heads, d_model, d_qk_head]; b_Q, b_K: [n_qk_heads, d_qk_head]
+        W_V, W_O: [n_ov_heads, d_model]; b_V: [n_ov_heads]; b_O: [d_model]
+        q_norm, k_norm: [d_qk_head], or [n_qk_heads, d_qk_head] of a norm `by_head`; q_norm_bias,
+            k_norm_bias: the same, of a "layer" norm; all with a qk-norm only
+        log_threshold: [n_ov_heads], with "jumprelu" only: of a head's threshold over `threshold`
+
+    Saved with them, but no parameter:
+
+        threshold: of the scores, in units of y, []; with "batchtopk" and "jumprelu" only
+    """
+
+    config: LorsaConfig
+    W_Q: nn.Parameter
+    W_K: nn.Parameter
+    W_V: nn.Parameter
+    b_Q: nn.Parameter
+    b_K: nn.Parameter
+    b_V: nn.Parameter
+    b_O: nn.Parameter
+    q_norm: nn.Parameter | None
+    k_norm: nn.Parameter | None
+    q_norm_bias: nn.Parameter | None
+    k_norm_bias: nn.Parameter | None
+
+    def __init__(self, config: LorsaConfig, *, backend: str = "auto") -> None:
+        """Make a Lorsa of zeros (norm weights of ones); `lorsa.start` or a checkpoint fills it.
+
+        Args:
+            config: its shape.
+            backend: path of the sparse kernels: "auto", "torch", "triton" or "reference".
+        """
+        super().__init__()
+        self.config = config
+        self.backend = backend
+        for name, shape in parameter_shapes(config).items():
+            fill = torch.ones if name.endswith("_norm") else torch.zeros
+            self.register_parameter(name, nn.Parameter(fill(shape)))
+        for name in ("q_norm", "k_norm", "q_norm_bias", "k_norm_bias", "log_threshold"):
+            if name not in self._parameters:
+                self.register_parameter(name, None)
+        self.register_buffer("threshold", None if config.activation == "topk" else torch.ones(()))
+
+    def queries_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rotated queries and keys.
+
+        Args:
+            x: [batch, seq, d_model].
+
+        Returns:
+            q, k: [batch, seq, n_qk_heads, d_qk_head].
+        """
+        c, norm = self.config, self.config.qk_norm
+        q = project(x, self.W_Q, self.b_Q)
+        q = norm_and_rotate(q, norm=norm, weight=self.q_norm, bias=self.q_norm_bias, rope=c.rope)
+        k = project(x, self.W_K, self.b_K)
+        return q, norm_and_rotate(
+            k, norm=norm, weight=self.k_norm, bias=self.k_norm_bias, rope=c.rope
+        )
+
+    def values(self, x: Tensor) -> Tensor:
+        """Return the scalar value of every OV head, [batch, seq, n_ov_heads]."""
+        return F.linear(x, self.W_V, self.b_V)
+
+    def project(self, x: Tensor) -> Projected:
+        """Return queries, keys and values.
+
+        Args:
+            x: attention input after the norm, [batch, seq, d_model], of any floating dtype.
+
+        Raises:
+            ValueError: x has another shape.
+        """
+        x = self._as_input(x)
+        return Projected(*self.queries_keys(x), self.values(x))
+
+    def _candidates(self, x: Input, top_k: int | None) -> Code:
+        """Return the heads with the largest scores: top_k of a token, or the max_l0 that may fire.
+
+        Raises:
+            ValueError: x has another shape.
+        """
+        c = self.config
+        q, k, v = self.project(x) if isinstance(x, Tensor) else x
+        acts, ids = sparse_topk_attention(
+            q,
+            k,
+            v,
+            self._score_factors(),
+            top_k=c.n_slots if top_k is None or c.max_l0 is not None else top_k,
+            scale=c.scale,
+            select=c.select,
+            window=c.window,
+            softcap=c.softcap,
+            backend=self.backend,
+        )
+        return Code(acts, ids)
+
+    def decode(self, acts: Tensor, ids: Tensor) -> Tensor:
+        """Return y_hat, [batch, seq, d_model], of acts and ids [batch, seq, slots]."""
+        kind, dtype = self.W_O.device.type, self.W_O.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        y_hat = sparse_decode(acts.to(dtype), ids, self.W_O.to(dtype), backend=self.backend)
+        return y_hat + self.b_O
+
+    def z_pre(self, x: Tensor) -> Tensor:
+        """Return z of all heads before the selection, [batch, seq, n_ov_heads]; for analysis."""
+        c = self.config
+        return lorsa_attention(*self.project(x), scale=c.scale, window=c.window, softcap=c.softcap)
+
+    def pattern(
+        self,
+        x: Tensor,
+        *,
+        qk_heads: Sequence[int] | Tensor | None = None,
+        ov_heads: Sequence[int] | Tensor | None = None,
+    ) -> Tensor:
+        """Return the attention patterns of heads; only those asked for take memory.
+
+        Args:
+            x: attention input after the norm, [batch, seq, d_model], of any floating dtype.
+            qk_heads: ids of QK heads, 0..n_qk_heads - 1; None takes all of them.
+            ov_heads: in their place, ids of OV heads, as `encode` gives them: the patterns are
+                those of the QK heads that they attend by, in the order of the OV heads.
+
+        Returns:
+            [batch, heads, q_pos, k_pos]; rows sum to 1.
+
+        Raises:
+            ValueError: x has another shape, an id is out of range, or both are given.
+        """
+        if qk_heads is not None and ov_heads is not None:
+            raise ValueError("qk_heads and ov_heads exclude each other; give one")
+        c = self.config
+        q, k = self.queries_keys(self._as_input(x))
+        if ov_heads is not None:
+            chosen = self._head_ids("ov_heads", ov_heads, c.n_ov_heads)
+            qk_heads = chosen // (c.n_ov_heads // c.n_qk_heads)
+        if qk_heads is not None:
+            chosen = self._head_ids("qk_heads", qk_heads, c.n_qk_heads)
+            q, k = q[:, :, chosen], k[:, :, chosen]  # [batch, seq, heads, d_qk_head]
+        return attention_pattern(q, k, scale=c.scale, window=c.window, softcap=c.softcap)
+
+    def contributions(self, x: Tensor, ids: Sequence[int] | Tensor) -> Tensor:
+        """Return what every source token adds to the activations of heads, without a gradient.
+
+        contributions[b, t, j, s] = pattern[b, h, t, s] v[b, s, i],  i = ids[b, t, j], h its QK head
+
+        Args:
+            x: attention input after the norm, [batch, seq, d_model], of any floating dtype.
+            ids: OV heads of every token, [batch, seq, slots], as `encode` gives them; or [slots],
+                the same heads at every token.
+
+        Returns:
+            [batch, seq, slots, k_pos]; over k_pos they sum to z before the selection, which is
+            `acts` where the head fires.
+
+        Raises:
+            ValueError: x or ids has another shape, or an id is out of range.
+        """
+        heads = self._head_ids("ids", ids, self.config.n_ov_heads)
+        return contributions(self, self._as_input(x), heads)
+
+    def _head_ids(self, name: str, ids: Sequence[int] | Tensor, n_heads: int) -> Tensor:
+        """Return ids of heads as int64; ValueError if one is outside of 0..n_heads - 1."""
+        chosen = torch.as_tensor(ids, dtype=torch.long, device=self.W_Q.device)
+        outside = chosen[(chosen < 0) | (chosen >= n_heads)]
+        if outside.numel():
+            raise ValueError(f"{name} has {int(outside[0])}; allowed: 0..{n_heads - 1}")
+        return chosen
+
+    def extra_repr(self) -> str:
+        """Return the sizes for `print`."""
+        c = self.config
+        layer = "" if c.layer is None else f", layer={c.layer}"
+        return (
+            f"d_model={c.d_model}, n_ov_heads={c.n_ov_heads}, n_qk_heads={c.n_qk_heads}, "
+            f"d_qk_head={c.d_qk_head}, top_k={c.top_k}, activation={c.activation}{layer}"
+        )
+
+    def attach(self, model: Any, layer: int | None = None) -> AbstractContextManager[None]:
+        """Put this Lorsa in place of an attention layer of a language model while a block lasts.
+
+        with lorsa.attach(model):
+            logits = model(input_ids=ids, use_cache=False).logits
+
+        The model reads whole sequences without padding on their left, and generates with
+        use_cache=False; a call that goes on from a cache is refused. Blocks within blocks replace
+        several layers.
+
+        Args:
+            model: causal language model of transformers, on this Lorsa's device.
+            layer: counted from 0; None is the config's.
+
+        Raises:
+            AttachError: the model has no such layer or another width, or is no model of
+                transformers; the Lorsa reads something else (config.hook_in); in the model's call:
+                it goes on from a cache, or lies on another device.
+        """
+        return attached(self, self.config, model, layer)
+
+    def _as_input(self, x: Tensor) -> Tensor:
+        """Return x in the weights' dtype (stores hold bfloat16); ValueError if it is misshapen."""
+        if x.ndim != 3 or x.shape[2] != self.config.d_model:
+            raise ValueError(
+                f"x is {list(x.shape)}; it must be [batch, seq, {self.config.d_model}]"
+            )
+        return x.to(self.W_V.dtype)
+
+    def as_topk(self) -> "Lorsa":
+        """Return a Lorsa of the same parameters, shared, of which top_k heads fire per token."""
+        config = replace(self.config, activation="topk", max_l0=None, has_threshold=True)
+        with torch.device("meta"):
+            other = Lorsa(config, backend=self.backend)
+        for name in parameter_shapes(config):
+            other.register_parameter(name, self._parameters[name])
+        return other
+
+    def rescale_(self, x_scale: float, y_scale: float) -> Self:
+        """Change units in place: y_hat(x_scale * x) becomes y_scale times what y_hat(x) was.
+
+        Exact to the bit for powers of two, which is what training uses.
+        """
+        rescale_(self.state_dict(), self.config, x_scale, y_scale)
+        return self
+
+    def saved(self) -> Saved:
+        """Return this Lorsa as plain data; its tensors are shared."""
+        return Saved("lorsa", self.config, self.state_dict())
+
+    @classmethod
+    def of(cls, saved: Saved, *, backend: str = "auto") -> "Lorsa":
+        """Return the Lorsa that plain data describes, in eval mode."""
+        lorsa = cls(saved.config, backend=backend)
+        lorsa.load_state_dict(saved.tensors)
+        return lorsa.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and lorsa.safetensors; see `dictionaries.checkpoint`."""
+        save(self.saved(), folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        where: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        backend: str = "auto",
+    ) -> "Lorsa":
+        """Read a Lorsa that lorsa, Llamascopium or OpenMOSS/Lorsa wrote; see docs/exchange.md.
+
+        Args:
+            where: a folder; or, as a text and where there is no such folder, owner/name on the
+                Hugging Face Hub.
+            revision: branch, tag or commit of a repository on the Hub; None is its main branch.
+            subfolder: of the folder or repository, as layer-12; None takes the Lorsa in it or in
+                its only subfolder with one.
+            token: of the Hub; None is the one that `hf auth login` or HF_TOKEN left, if any.
+            backend: as of `Lorsa`.
+
+        Raises:
+            CheckpointError: no such checkpoint, a schema that this version cannot read, a setting
+                of another tool that cannot be expressed, tensors that do not fit the config, Lorsas
+                in several subfolders, or what keeps the Hub from giving it.
+            ValueError: a revision of a folder, or a subfolder that is not inside.
+        """
+        folder = local_folder(where, revision=revision, subfolder=subfolder, token=token)
+        return cls.of(load(folder), backend=backend)

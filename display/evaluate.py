@@ -1,0 +1,149 @@
+"""Tables of an evaluation."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from .words import fact_table, number, share
+
+RECOVERED = ("recovered_from_zero", "recovered_from_mean")
+
+
+SHOWN_LOSSES = ("original", "lorsa")
+
+
+def eval_tables(result: dict[str, Any]) -> RenderableType:
+    """Return what `lorsa eval` prints, of one run or of several."""
+    if "runs" in result:
+        return _runs_table(result)
+    title = f"layer {result['layer']} of {result['run']}"
+    return Group(fact_table(title, quality_rows(result)), _positions_table(result))
+
+
+def quality_rows(result: dict[str, Any]) -> dict[str, str]:
+    """Return the measures of one run in words."""
+    rows = {
+        "FVU": number(result["fvu"]),
+        "NMSE, cosine": f"{_short(result['nmse'])}, {_short(result['cosine'])}",
+        "L0": f"{result['l0']:.1f}",
+        "silent heads": f"{result['dead_fraction']:.1%} did not fire on the held-out tokens",
+        "firing heads": _frequencies(result["frequency_histogram"]),
+        "held-out tokens": f"{result['n_tokens']:,}",
+    }
+    if (ce := result["cross_entropy"]) is None:
+        return rows
+    increase = ce["lorsa"] - ce["original"]
+    se = "" if ce["increase_se"] is None else f", standard error {ce['increase_se']:.4f}"
+    return rows | {
+        "cross-entropy": f"{ce['original']:.4f} nats per token, {ce['n_tokens']:,} tokens",
+        "  with Lorsa": f"{ce['lorsa']:.4f} ({increase:+.4f}{se}){_nearness(ce, 'lorsa')}",
+        "  zero-ablated": f"{ce['zero_ablated']:.4f}{_nearness(ce, 'zero_ablated')}",
+        "  mean-ablated": f"{ce['mean_ablated']:.4f}{_nearness(ce, 'mean_ablated')}",
+        "loss recovered": f"{share(ce['recovered_from_zero'])} against zero-ablation, "
+        f"{share(ce['recovered_from_mean'])} against mean-ablation",
+    }
+
+
+def _nearness(ce: dict[str, Any], name: str) -> str:
+    return f", KL {ce['kl'][name]:.4f}, same top token {ce['top1_agreement'][name]:.1%}"
+
+
+def _frequencies(histogram: dict[str, Any]) -> str:
+    """Spell how many heads fire how often: those of a decade, the most frequent first."""
+    parts = [
+        f"{n:,} on {10.0**low:.{max(-low - 2, 0)}%}-{10.0 ** (low + 1):.{max(-low - 3, 0)}%}"
+        for low, n in zip(histogram["log10_from"], histogram["n_heads"], strict=True)
+        if n
+    ]
+    return ", ".join(reversed(parts)) + (" of the tokens" if parts else "none")
+
+
+def _positions_table(result: dict[str, Any]) -> Table:
+    """Show the measures in buckets of positions, each twice as wide as the one before."""
+    by_position, ce = result["by_position"], result["cross_entropy"]
+    table = Table(title="by position in the sequence", title_justify="left", box=SIMPLE_HEAD)
+    names = ["position", "FVU", "NMSE", "cosine", "L0"]
+    for name in names + ([] if ce is None else ["cross-entropy", "with Lorsa"]):
+        table.add_column(name, justify="right", no_wrap=True)
+    for some in _buckets(len(by_position["fvu"])):
+        part = {name: values[some.start : some.stop] for name, values in by_position.items()}
+        last = some.stop - 1
+        row = [
+            f"{some.start}" if len(some) == 1 else f"{some.start}-{last}",
+            _short(_mean(part["fvu"], part["variance"])),
+            *(_short(_mean(part[name])) for name in ("nmse", "cosine")),
+            _short(_mean(part["l0"]), 1),
+        ]
+        if ce is not None:
+            losses = [ce["by_position"][name][some.start : some.stop] for name in SHOWN_LOSSES]
+            row += [_short(_mean(values)) for values in losses]
+        table.add_row(*row)
+    return table
+
+
+def _buckets(n_ctx: int) -> Iterable[range]:
+    """Yield 0, 1, 2-3, 4-7, ... below n_ctx."""
+    start = 0
+    while start < n_ctx:
+        stop = min(max(2 * start, 1), n_ctx)
+        yield range(start, stop)
+        start = stop
+
+
+def _mean(values: list[float | None], weights: list[float | None] | None = None) -> float | None:
+    """Return the mean of the values that are there."""
+    pairs = zip(values, weights or [1.0] * len(values), strict=True)
+    there = [(value, weight) for value, weight in pairs if value is not None and weight]
+    total = sum(weight for _, weight in there)
+    return sum(value * weight for value, weight in there) / total if there else None
+
+
+def _short(value: float | None, places: int = 4) -> str:
+    return "-" if value is None else f"{value:.{places}f}"
+
+
+def _runs_table(result: dict[str, Any]) -> RenderableType:
+    """Show a row for each run, and one for all together."""
+    table = Table(title="measured", title_justify="left", box=SIMPLE_HEAD)
+    in_model = result["runs"][0]["cross_entropy"] is not None
+    names = ["layer", "FVU", "NMSE", "cosine", "L0", "silent"]
+    losses = ["loss", "from zero", "from mean", "KL", "same top"]
+    for name in names + (losses if in_model else []):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("run", overflow="fold")
+    for run in result["runs"]:
+        cells = [
+            str(run["layer"]),
+            *(_short(run[name]) for name in ("fvu", "nmse", "cosine")),
+            f"{run['l0']:.1f}",
+            f"{run['dead_fraction']:.1%}",
+        ]
+        table.add_row(*cells, *_loss_cells(run["cross_entropy"]), escape(run["run"]))
+    if (together := result["together"]) is not None:
+        row = ["all", *"-----", *_loss_cells(together["cross_entropy"]), "all of these at once"]
+        table.add_row(*row, style="bold")
+    table.caption_justify = "left"
+    if not in_model:
+        return table
+    original = result["runs"][0]["cross_entropy"]
+    table.caption = (
+        f"loss: cross-entropy with the Lorsa less {original['original']:.4f} nats without, on "
+        f"{original['n_tokens']:,} tokens; from zero, from mean: share of what ablation costs that "
+        "is recovered; KL and same top token: of the original's predictions"
+    )
+    return table
+
+
+def _loss_cells(ce: dict[str, Any] | None) -> list[str]:
+    if ce is None:
+        return []
+    return [
+        f"{ce['lorsa'] - ce['original']:+.4f}",
+        *("-" if ce[name] is None else f"{ce[name]:.1%}" for name in RECOVERED),
+        f"{ce['kl']['lorsa']:.4f}",
+        f"{ce['top1_agreement']['lorsa']:.1%}",
+    ]

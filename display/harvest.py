@@ -1,0 +1,141 @@
+"""Progress and results of a harvest."""
+
+import shlex
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Column, Table
+
+from ..store.care.info import format_bytes
+from ..store.layers import spell_layers
+from .bars import Bar, err, say
+from .words import fact_table, spell_time
+
+if TYPE_CHECKING:
+    from ..harvest.config import HarvestConfig
+    from ..harvest.events import Event
+    from ..harvest.plan import Estimate, Plan
+    from ..language.selfcheck import SelfCheck
+
+
+class HarvestDisplay(Bar):
+    """Shows the events of a harvest."""
+
+    def __init__(self, *, shows_plan: bool = True) -> None:
+        super().__init__("harvest")
+        self._shows_plan = shows_plan
+
+    def __call__(
+        self,
+        event: "Event",
+    ) -> None:
+        """Show an event."""
+        from ..harvest.events import Progress
+        from ..harvest.plan import Estimate, Plan
+        from ..language.selfcheck import SelfCheck
+
+        match event:
+            case str():
+                say(event)
+            case Plan() if self._shows_plan:
+                self._plan(event)
+            case SelfCheck():
+                self._self_check(event)
+            case Estimate():
+                self._estimate(event)
+            case Progress():
+                self.update(
+                    event.tokens, event.n_tokens, f"{event.tokens_per_second:,.0f} tokens/s"
+                )
+
+    def taken_over(self, asked: "HarvestConfig", settings: "HarvestConfig") -> None:
+        """Say which settings are the store's because they were not given."""
+        changed = {
+            field.name: getattr(settings, field.name)
+            for field in fields(settings)
+            if getattr(settings, field.name) != getattr(asked, field.name)
+        }
+        if changed:
+            words = ", ".join(f"{name} {value}" for name, value in changed.items())
+            say(f"not given, and so as {settings.store} has it: {words}")
+
+    def _estimate(self, estimate: "Estimate") -> None:
+        say(
+            f"about {spell_time(estimate.seconds)}: {estimate.tokens_per_second:,.0f} tokens/s, "
+            f"{estimate.batch_seqs} sequences in a forward pass"
+        )
+
+    def _self_check(self, check: "SelfCheck") -> None:
+        errors = [found.error for found in check.layers.values() if found.passed]
+        if errors:
+            limit = f"limit {check.limit:.0e}"
+            say(f"self-check: y recomputed from x within {max(errors):.1e} ({limit})")
+        unknown: dict[str | None, list[int]] = {}
+        for layer, found in check.layers.items():
+            if found.finite and not found.passed:
+                unknown.setdefault(found.reason, []).append(layer)
+        for reason, layers in unknown.items():
+            say(
+                f"self-check: layers {spell_layers(layers)}: geometry unknown ({reason}); they can "
+                "be trained from --init random"
+            )
+        if bad := [layer for layer, found in check.layers.items() if not found.finite]:
+            say(f"self-check: layers {spell_layers(bad)} have NaN or Inf and were not checked")
+
+    def _plan(self, plan: "Plan") -> None:
+        table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
+        for name, value in _plan_rows(plan).items():
+            table.add_row(f"  {name}", escape(value))
+        err.print(table)
+
+
+def _plan_rows(plan: "Plan") -> dict[str, str]:
+    free = "" if plan.free_bytes is None else f" of {format_bytes(plan.free_bytes)} free"
+    names = list(plan.layers.values())
+    shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+    rows = {
+        "model": f"{plan.model} on {plan.device}",
+        "layers": f"{spell_layers(list(plan.layers))} ({shown})",
+        "tokens": f"{plan.n_tokens:,} in sequences of {plan.n_ctx:,}"
+        + ("" if plan.n_documents is None else f", documents: {plan.n_documents:,}"),
+        "per token": f"{plan.bytes_per_token:,} bytes of activations",
+        "store": format_bytes(plan.total_bytes) + free,
+    }
+    if plan.first_tokens:
+        rows["begins"] = plan.first_tokens
+    return rows
+
+
+def plan_table(result: dict[str, Any]) -> Table:
+    """Return what a harvest would write."""
+    from ..harvest.plan import Estimate, Plan
+
+    found = result["estimate"]
+    plan = Plan(**{**result, "estimate": None if found is None else Estimate(**found)})
+    rows = _plan_rows(plan)
+    if plan.estimate is not None:
+        rate = f"{plan.estimate.tokens_per_second:,.0f} tokens/s"
+        rows["time"] = f"about {spell_time(plan.estimate.seconds)}, {rate}"
+    return fact_table("a harvest would write", rows)
+
+
+def harvest_table(result: dict[str, Any]) -> Table:
+    """Return what a harvest wrote."""
+    rows = {
+        "model": result["model"],
+        "layers": spell_layers(result["layers"]),
+        "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences",
+        "size": format_bytes(result["n_bytes"]),
+        "time": spell_time(result["seconds"])
+        + (f", {rate:,.0f} tokens/s" if (rate := result["tokens_per_second"]) else ""),
+        "store": result["store"],
+    }
+    bad = result["nonfinite_layers"]
+    good = [layer for layer in result["layers"] if layer not in bad]
+    if bad:
+        rows["NaN or Inf"] = f"layers {spell_layers(bad)}, which cannot be trained on"
+    if good:
+        words = ["lorsa", "train", "--store", result["store"]]
+        rows["next"] = shlex.join(words + (["--layers", spell_layers(good)] if bad else []))
+    return fact_table("harvested", rows)

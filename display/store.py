@@ -1,0 +1,113 @@
+"""Progress and results of looking after stores."""
+
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from ..store.care.info import format_bytes
+from ..store.layers import spell_layers
+from .bars import Bar
+from .words import fact_table
+
+if TYPE_CHECKING:
+    from ..store.care.verify import Checked
+
+
+class CareDisplay(Bar):
+    """Shows how far a store is read or written."""
+
+    def __call__(self, event: "Checked") -> None:
+        """Show an event."""
+        if event.total_bytes:
+            note = f"{format_bytes(event.n_bytes)} of {format_bytes(event.total_bytes)}"
+            self.update(event.n_bytes, event.total_bytes, note)
+
+
+def info_table(result: dict[str, Any]) -> Table:
+    """Return what a store holds and lacks."""
+    complete = "complete"
+    if not result["complete"]:
+        complete = f"{result['n_missing_shards']:,} of {result['n_shards']:,} shards are missing"
+    rows = {
+        "model": result["model"] + (f" @ {result['revision']}" if result["revision"] else ""),
+        "corpus": f"{result['corpus']}, {result['n_documents']:,} documents",
+        "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences of {result['n_ctx']:,}",
+        "held out": f"{result['n_held_out_tokens']:,} tokens",
+        "stored as": f"{result['dtype']}, compression {result['compression']}",
+        "size": f"{format_bytes(result['n_bytes'])} in {result['n_shards']:,} shards",
+        "uuid": result["uuid"],
+        "created": f"{result['created']}, {complete}",
+    }
+    if result["adding"]:
+        rows["being added"] = f"layers {spell_layers(result['adding'])}"
+    for layer, facts in result["layers"].items():
+        rows[f"layer {layer}"] = _layer_row(facts)
+    return fact_table(result["store"], rows)
+
+
+def _layer_row(facts: dict[str, Any]) -> str:
+    parts = [format_bytes(facts["n_bytes"])]
+    if "heads" in facts:
+        parts += [f"heads {facts['heads']}", f"kv heads {facts['kv_heads']}"]
+    norms = f"{facts['mean_norm_x']:.3g} in, {facts['mean_norm_y']:.3g} out"
+    parts.append(f"mean norms {norms}")
+    if facts["self_check"] is not None:
+        parts.append(f"self-check {'passed' if facts['self_check']['passed'] else 'failed'}")
+    if facts["n_nonfinite"]:
+        parts.append(f"{facts['n_nonfinite']:,} tokens with NaN or Inf")
+    for name, scales in facts["int8_scales"].items():
+        parts.append(f"{name} scales {scales['mean']:.3g}, largest {scales['largest']:.3g}")
+    return ", ".join(parts)
+
+
+_FIXES = {
+    "harvest": "its shard can be written again",
+    "rewrite": "can be written anew",
+    "none": "cannot be made again: restore a copy, or delete the store and harvest again",
+}
+
+
+def verify_lines(result: dict[str, Any]) -> str:
+    """Return a line for each thing that is wrong, and what to type."""
+    lines = [f"{d['path']} {d['problem']}; {_FIXES[d['fix']]}" for d in result["damages"]]
+    how = "every checksum" if result["full"] else "presence, sizes, metadata"
+    size = f"{result['n_files']:,} files, {format_bytes(result['n_bytes'])}; {how}"
+    if result["dropped_shards"]:
+        lines.append(f"dropped shards {', '.join(map(str, result['dropped_shards']))}")
+    for folder in result["leftovers"]:
+        layer = folder.split("/")[1]
+        lines.append(
+            f"{folder} is no longer in the store: lorsa store rm --layers {layer} frees it"
+        )
+    if result["complete"] and (not result["damages"] or result["repaired"]):
+        lines.append(f"{result['store']} is whole ({size})")
+    elif result["complete"]:
+        lines.append(f"{result['store']} is damaged ({size})")
+    else:
+        missing = f"{result['n_missing_shards']:,} of {result['n_shards']:,} shards are missing"
+        lines.append(f"{result['store']} is unfinished: {missing} ({size})")
+    return escape("\n".join(lines))
+
+
+def rm_table(result: dict[str, Any]) -> Table:
+    """Return which layers were removed."""
+    rows = {
+        "layers": spell_layers(result["removed"]),
+        "freed": format_bytes(result["n_bytes"]),
+        "remaining": spell_layers(result["layers"]),
+    }
+    return fact_table(f"removed from {result['store']}", rows)
+
+
+def merge_table(result: dict[str, Any]) -> Table:
+    """Return what a merged store holds."""
+    rows = {
+        "stores": ", ".join(result["merged"]),
+        "layers": spell_layers(result["layers"]),
+        "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences",
+        "held out": f"{result['n_held_out_tokens']:,} tokens",
+        "size": format_bytes(result["n_bytes"]),
+        "store": result["store"],
+    }
+    return fact_table("merged", rows)

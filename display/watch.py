@@ -1,0 +1,232 @@
+"""What people see of many runs at once: a bar over all of them and a table, live.
+
+Where stderr is no terminal, a line every now and then, and one for every run that ends.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from .bars import PLAIN_EVERY_S, err, say
+from .words import spell_time
+
+if TYPE_CHECKING:
+    from ..train.report.events import Ended, Event, RunEvent
+
+WAITING, RUNNING, FINISHED, FAILED, BEFORE = (
+    "waiting",
+    "running",
+    "finished",
+    "failed",
+    "finished before",
+)
+STYLES = {WAITING: "dim", RUNNING: "cyan", FINISHED: "green", FAILED: "red", BEFORE: "dim green"}
+FIRST = (FAILED, RUNNING, FINISHED, WAITING, BEFORE)
+"""Whose rows are shown where there is no room for all."""
+REFRESH_PER_S = 2
+NUMBERS_WIDTH = 32
+"""Of the three columns of numbers, and the space around all five."""
+
+
+@dataclass(slots=True)
+class _Run:
+    state: str = WAITING
+    tokens: int = 0
+    train_tokens: int = 0
+    first_tokens: int | None = None
+    """Where this call took it up"""
+    fvu: float | None = None
+    dead: float | None = None
+    loss: float | None = None
+    data_wait: float = 0.0
+    error: str = ""
+
+
+class SweepDisplay:
+    """Shows the events of a group of runs."""
+
+    def __init__(self, runs: Sequence[str], *, label: str = "sweep") -> None:
+        """Take the names of all runs, in the order in which they are shown."""
+        self._runs = {name: _Run() for name in runs}
+        self._label = label
+        self._first_at: float | None = None
+        """When the first steps were told"""
+        self._said_at = time.monotonic()
+        self._live = Live(
+            console=err,
+            get_renderable=self._render,
+            refresh_per_second=REFRESH_PER_S,
+            auto_refresh=err.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        if err.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if err.is_terminal:
+            self._live.stop()  # draws it once more, and leaves it there
+        else:
+            say(self.summary())
+
+    def __call__(self, event: "str | RunEvent") -> None:
+        """Show an event of a run, or a line about all of them."""
+        if isinstance(event, str):
+            say(event)
+            return
+        run = self._runs.setdefault(event.run, _Run())
+        self._take(event.run, run, event.event)
+        now = time.monotonic()
+        if not err.is_terminal and now - self._said_at > PLAIN_EVERY_S:
+            self._said_at = now
+            say(self.summary())
+
+    def _take(self, name: str, run: _Run, event: "Event") -> None:
+        from ..train.report.events import Ended, Look, StepReport
+
+        match event:
+            case str():
+                say(f"{name}: {event}")
+            case StepReport():
+                run.state = RUNNING
+                self._first_at = self._first_at or time.monotonic()
+                run.first_tokens = event.tokens if run.first_tokens is None else run.first_tokens
+                run.tokens, run.train_tokens = event.tokens, event.train_tokens
+                run.loss, run.dead = event.loss, event.dead_fraction
+                run.data_wait = event.data_wait_fraction
+            case Look():
+                run.state = RUNNING
+                run.fvu = event.held_out.fvu
+            case Ended():
+                _end(run, event)
+                if not err.is_terminal:
+                    say(f"{name}: {run.state}" + _outcome(run))
+
+    def summary(self) -> str:
+        """Return in a line where all runs stand."""
+        counts = Counter(run.state for run in self._runs.values())
+        states = ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
+        parts = [f"{self._label} {self._share():.0%}: {states}"]
+        if rate := self._rate():
+            parts.append(f"{rate:,.0f} tok/s")
+        if wait := max((r.data_wait for r in self._runs.values() if r.state == RUNNING), default=0):
+            parts.append(f"data wait {wait:.0%}")
+        measured = [(r.fvu, name) for name, r in self._runs.items() if _is_number(r.fvu)]
+        if measured:
+            fvu, name = min(measured)
+            parts.append(f"best FVU {fvu:.4f} ({name})")
+        if rate and (left := self._left_tokens()):
+            parts.append(f"{spell_time(left / rate)} left")
+        return "  ".join(parts)
+
+    def _usual_tokens(self) -> int:
+        """Return the tokens that a run takes of which nothing is known yet."""
+        return max((run.train_tokens for run in self._runs.values()), default=0)
+
+    def _left_tokens(self) -> int:
+        usual = self._usual_tokens()
+        return sum(
+            (run.train_tokens or usual) - run.tokens
+            for run in self._runs.values()
+            if run.state in (WAITING, RUNNING)
+        )
+
+    def _share(self) -> float:
+        """Return the share of all work that is done; runs that ended are all of theirs."""
+        usual = self._usual_tokens()
+        left = self._left_tokens()
+        total = sum((run.train_tokens or usual) for run in self._runs.values())
+        if not total:
+            return float(all(r.state not in (WAITING, RUNNING) for r in self._runs.values()))
+        return 1 - left / total
+
+    def _rate(self) -> float:
+        """Return the tokens of all runs per second since the first were told of."""
+        if self._first_at is None:
+            return 0.0
+        new = sum(
+            run.tokens - run.first_tokens
+            for run in self._runs.values()
+            if run.first_tokens is not None
+        )
+        return new / max(time.monotonic() - self._first_at, 1e-9)
+
+    def _render(self) -> RenderableType:
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=1, completed=self._share(), width=20), escape(self.summary()))
+        return Group(self.table(max(3, err.height - 8)), bar)
+
+    def table(self, most_rows: int) -> Table:
+        """Return the runs in a table of so many rows; the last says what is left out, if any."""
+        table = Table(box=SIMPLE_HEAD)
+        room = err.width - NUMBERS_WIDTH  # of names and states; numbers are always seen whole
+        names, states = room - max(16, room // 2), max(16, room // 2)
+        table.add_column("run", no_wrap=True, overflow="ellipsis", max_width=max(12, names))
+        for name in ("FVU", "dead", "loss"):
+            table.add_column(name, justify="right", no_wrap=True, min_width=6)
+        table.add_column("state", no_wrap=True, overflow="ellipsis", max_width=states)
+        shown = self._shown(most_rows)
+        for name, run in self._runs.items():
+            if name in shown:
+                state = f"[{STYLES[run.state]}]{escape(_state(run))}[/]"
+                values = (
+                    _number(run.fvu, ".4f"),
+                    _number(run.dead, ".1%"),
+                    _number(run.loss, ".4f"),
+                )
+                table.add_row(escape(name), *values, state)
+        counts = Counter(run.state for name, run in self._runs.items() if name not in shown)
+        if counts:
+            rest = ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
+            table.add_row(f"[dim]and {counts.total()} more[/]", "", "", "", f"[dim]{rest}[/]")
+        return table
+
+    def _shown(self, most_rows: int) -> set[str]:
+        """Return the names of the runs that there is room for, those first that need a look."""
+        if len(self._runs) <= most_rows:
+            return set(self._runs)
+        ranked = sorted(self._runs, key=lambda name: FIRST.index(self._runs[name].state))
+        return set(ranked[: most_rows - 1])
+
+
+def _end(run: _Run, event: "Ended") -> None:
+    if event.error is not None:
+        run.state, run.error = FAILED, event.error
+        return
+    run.state = BEFORE if event.before else FINISHED
+    if event.result is not None:
+        run.fvu, run.dead = event.result.fvu, event.result.dead_fraction
+        run.train_tokens = event.result.train_tokens
+        run.tokens = run.train_tokens
+
+
+def _state(run: _Run) -> str:
+    if run.state == FAILED:
+        return f"failed: {run.error}"
+    if run.state == RUNNING and run.train_tokens:
+        return f"running {run.tokens / run.train_tokens:.0%}"
+    return run.state
+
+
+def _outcome(run: _Run) -> str:
+    if run.state == FAILED:
+        return f": {run.error}"
+    return "" if run.fvu is None else f", FVU {run.fvu:.4f}, dead {_number(run.dead, '.1%')}"
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and value == value
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,41 @@
+"""Tables of what is known of Lorsas and their heads, and what all tables share."""
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Column, Table
+
+
+def fact_table(title: str, rows: dict[str, str]) -> Table:
+    """Return a table of names and values, escaped."""
+    table = Table(
+        "",
+        Column(overflow="fold"),
+        title=escape(title),
+        title_justify="left",
+        show_header=False,
+        box=SIMPLE_HEAD,
+    )
+    for name, value in rows.items():
+        table.add_row(escape(name), escape(value))
+    return table
+
+
+def number(value: float | None) -> str:
+    """Spell a measure of y."""
+    return "undefined: y does not vary" if value is None else f"{value:.4f}"
+
+
+def share(value: float | None) -> str:
+    """Spell a share of the loss that ablation costs."""
+    return "undefined (ablation costs nothing)" if value is None else f"{value:.1%}"
+
+
+def spell_time(seconds: float) -> str:
+    """Return a time in words."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} days {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

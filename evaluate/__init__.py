@@ -1,0 +1,1 @@
+"""How well dictionaries stand in for what they replace."""

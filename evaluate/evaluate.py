@@ -1,0 +1,254 @@
+"""How well Lorsas stand in for their layers: on stored activations, and inside the language model.
+
+    loss recovered = (CE_ablated - CE_lorsa) / (CE_ablated - CE_original)
+
+where CE is the mean cross-entropy of the next token, in nats, and ablated means that the attention
+layer's output is zero, or its mean. 1 is as good as the layer, 0 as bad as having none. Of several
+runs each is measured alone, and then all their layers together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..dictionaries.where import local_folder
+from ..language.aliases import resolve
+from ..language.edit import Replacement
+from ..language.load import load_config
+from ..language.stored import stored_attention
+from ..progress import Measured, Report
+from ..stop import stop_at_once
+from ..store.read.loader import held_out_batches
+from ..store.read.reader import ActivationStore, Derive
+from .config import EvalConfig
+from .in_model import Variant, batch_seqs, run_variants
+from .kept import keep_evaluation
+from .losses import CrossEntropy, cross_entropy
+from .on_store import StoreQuality, measure
+from .opened import Opened, device_for, load_language_model, open_run
+
+MEAN_SEQS = 64
+"""Training sequences that the mean of y is taken over."""
+TOGETHER = "all runs together"
+VARIANTS = ("lorsa", "zero_ablated", "mean_ablated")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fidelity:
+    """What `evaluate_run` measures."""
+
+    run: str
+    """Folder of the Lorsa."""
+    layer: int
+    """Layer of the language model."""
+    quality: StoreQuality
+    """On held-out tokens of the store."""
+    cross_entropy: CrossEntropy | None
+    """In the language model, if one was given."""
+
+    @property
+    def fvu(self) -> float:
+        """Fraction of variance unexplained on held-out tokens."""
+        return self.quality.fvu
+
+    @property
+    def l0(self) -> float:
+        """Heads that fire per held-out token."""
+        return self.quality.l0
+
+    @property
+    def n_tokens(self) -> int:
+        """Held-out tokens of all that is measured on the store."""
+        return self.quality.n_tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measures as JSON-able data, the shares recovered among them.
+
+        `dead_fraction` is the share of heads that did not fire on `dead_window_tokens` tokens:
+        here, those held out. The fewer the tokens, the larger it reads; training counts over a
+        longer window.
+        """
+        ce = self.cross_entropy
+        return {
+            "run": self.run,
+            "layer": self.layer,
+            **self.quality.to_dict(),
+            "dead_window_tokens": self.n_tokens,
+            "cross_entropy": None if ce is None else ce.to_dict(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fidelities:
+    """What `evaluate_runs` measures."""
+
+    runs: list[Fidelity]
+    """Each run alone."""
+    together: CrossEntropy | None
+    """With the layers of all runs replaced, or ablated, at once; None without a model, of a single
+    run, and where two runs are of one layer."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measures as JSON-able data."""
+        together = None
+        if self.together is not None:
+            layers = sorted(run.layer for run in self.runs)
+            together = {"layers": layers, "cross_entropy": self.together.to_dict()}
+        return {"runs": [run.to_dict() for run in self.runs], "together": together}
+
+
+def evaluate_run(config: EvalConfig, *, report: Report = lambda event: None) -> Fidelity:
+    """Measure a trained Lorsa on held-out data, and keep the figures in eval.json beside it.
+
+    Args:
+        config: the request.
+        report: is told, in a line of text or as `Measured`, what is being done.
+
+    Raises:
+        CheckpointError: the run holds no Lorsa.
+        StoreError: the store cannot be read.
+        AnalyzeError: the Lorsa does not belong to the store, or a loss is not finite.
+        HarvestError: the language model cannot be had, or is not the store's.
+        KeyboardInterrupt: the process was asked to stop.
+    """
+    return evaluate_runs([config], report=report).runs[0]
+
+
+def evaluate_runs(
+    configs: Sequence[EvalConfig], *, report: Report = lambda event: None
+) -> Fidelities:
+    """Measure several Lorsas of one store, each alone and then all together; as `evaluate_run`.
+
+    Args:
+        configs: requests that differ in their run alone.
+        report: as in `evaluate_run`.
+
+    Raises:
+        ValueError: the configs differ in more, or there are none.
+        CheckpointError, StoreError, AnalyzeError, HarvestError, KeyboardInterrupt: as in
+            `evaluate_run`.
+    """
+    if not configs or any(replace(c, run=configs[0].run) != configs[0] for c in configs):
+        raise ValueError("configs must be one or more that differ in run alone")
+    config = configs[0]
+    with stop_at_once():
+        store = ActivationStore.open(config.store)
+        device = device_for(config.device)
+        subjects = [open_run(c.run, store, device) for c in configs]
+        if config.model is not None:
+            load_config(resolve(config.model))  # a model that is not there is said at once
+        qualities = [_on_the_store(subject, store, config, device, report) for subject in subjects]
+        losses = {}
+        if config.model is not None:
+            losses = _in_the_model(subjects, store, config, device, report)
+    runs = [
+        Fidelity(
+            run=(run := str(subject.run)),
+            layer=subject.layer,
+            quality=quality,
+            cross_entropy=losses.get(run),
+        )
+        for subject, quality in zip(subjects, qualities, strict=True)
+    ]
+    for found in runs:
+        _keep(found, report)
+    return Fidelities(runs=runs, together=losses.get(TOGETHER))
+
+
+def _keep(found: Fidelity, report: Report) -> None:
+    """Keep the figures of a run beside it; a run that cannot be written is no failure."""
+    try:
+        keep_evaluation(local_folder(Path(found.run)), found.to_dict())
+    except OSError as error:
+        report(f"the figures of {found.run} were not kept beside it: {error.strerror or error}")
+
+
+def _on_the_store(
+    subject: Opened, store: ActivationStore, config: EvalConfig, device: str, report: Report
+) -> StoreQuality:
+    n_ctx = store.manifest.n_ctx
+    total = len(store.held_out_seqs) * n_ctx
+    if config.tokens is not None:
+        total = min(total, -(-config.tokens // n_ctx) * n_ctx)
+    batches = held_out_batches(
+        store,
+        subject.layer,
+        batch_seqs=batch_seqs(n_ctx),
+        n_tokens=config.tokens,
+        device=device,
+        derive=_deriver(store, subject.layer, device),
+    )
+
+    def tell(n_tokens: int) -> None:
+        report(Measured(n_tokens, total, f"layer {subject.layer} on the store"))
+
+    return measure(subject.lorsa, batches, n_ctx, tell)
+
+
+def _deriver(store: ActivationStore, layer: int, device: str) -> Derive | None:
+    """Return what makes y of x where the store says that y is to be derived, otherwise None."""
+    if store.manifest.outputs == "store":
+        return None
+    geometry = store.manifest.layers[layer]["geometry"]
+    return stored_attention(store.weights(layer), geometry, device)
+
+
+def _in_the_model(
+    subjects: Sequence[Opened],
+    store: ActivationStore,
+    config: EvalConfig,
+    device: str,
+    report: Report,
+) -> dict[str, CrossEntropy]:
+    """Run the language model with layers as they are, replaced and ablated: each, then all.
+
+    Returns:
+        Losses by run, and those of all layers at once as TOGETHER.
+    """
+    assert config.model is not None
+    layers = sorted({subject.layer for subject in subjects})
+    model, sites, _name = load_language_model(store, config.model, layers, device, report)
+    n_seqs = max(1, config.ce_tokens // store.manifest.n_ctx)
+    tokens = store.tokens(store.held_out_seqs[:n_seqs])
+    stand_ins = [_stand_ins(subject, store, device) for subject in subjects]
+    variants: dict[tuple[str, str], Variant] = {
+        (str(subject.run), name): [(sites[subject.layer], some[name])]
+        for subject, some in zip(subjects, stand_ins, strict=True)
+        for name in VARIANTS
+    }
+    whose = [str(subject.run) for subject in subjects]
+    if 1 < len(subjects) == len(layers):
+        whose.append(TOGETHER)
+        for name in VARIANTS:
+            variants[TOGETHER, name] = [
+                (sites[subject.layer], some[name])
+                for subject, some in zip(subjects, stand_ins, strict=True)
+            ]
+
+    def tell(n_tokens: int) -> None:
+        report(Measured(n_tokens, tokens.numel(), f"in the model, {len(variants) + 1} times"))
+
+    original, found = run_variants(model, tokens, variants, tell)
+    return {
+        run: cross_entropy(
+            {"original": original, **{name: found[run, name] for name in VARIANTS}}, run
+        )
+        for run in whose
+    }
+
+
+def _stand_ins(subject: Opened, store: ActivationStore, device: str) -> dict[str, Replacement]:
+    """Return what takes the place of a layer's output, by name."""
+    seqs, derive = store.train_seqs[:MEAN_SEQS], _deriver(store, subject.layer, device)
+    total = torch.zeros(store.manifest.d_model, dtype=torch.float64, device=device)
+    for seq in seqs.tolist():
+        total += store.stored(subject.layer, [seq]).on(device, derive).y.double().sum(dim=(0, 1))
+    mean = (total / (len(seqs) * store.manifest.n_ctx)).float()
+    return {
+        "lorsa": lambda x: subject.lorsa(x.float()),
+        "zero_ablated": torch.zeros_like,
+        "mean_ablated": lambda x: mean.to(x.device).expand_as(x),
+    }

@@ -1,0 +1,61 @@
+"""The last evaluation of a Lorsa, kept beside it for those who ask later how good it is.
+
+eval.json  {"format": "lorsa-eval", "schema_version": 1, "lorsa_version", "weights_sha256", and what
+           `Fidelity.to_dict` has, without the run's name and what is by position or decade}
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ..dictionaries.checkpoint import weights_path
+from ..version import __version__
+from ..whole import write_json
+
+EVAL = "eval.json"
+SCHEMA_VERSION = 1
+LEFT_OUT = ("run", "frequency_histogram", "by_position")
+
+
+def keep_evaluation(folder: Path, measured: dict[str, Any]) -> None:
+    """Write eval.json; without new cross-entropies those of an earlier evaluation stay.
+
+    Args:
+        folder: of the Lorsa.
+        measured: from `Fidelity.to_dict`.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    kept = kept_evaluation(folder) or {}
+    losses = measured["cross_entropy"] or kept.get("cross_entropy")
+    if losses is not None:
+        losses = {name: value for name, value in losses.items() if name != "by_position"}
+    content = {
+        "format": "lorsa-eval",
+        "schema_version": SCHEMA_VERSION,
+        "lorsa_version": __version__,
+        "weights_sha256": weights_sha256(folder),
+        **{name: value for name, value in measured.items() if name not in LEFT_OUT},
+        "cross_entropy": losses,
+    }
+    write_json(folder / EVAL, content)
+
+
+def kept_evaluation(folder: Path) -> dict[str, Any] | None:
+    """Return what eval.json says of the weights beside it; None if it says nothing of these."""
+    try:
+        content = json.loads((folder / EVAL).read_text("utf-8"))
+        is_known = content["format"] == "lorsa-eval" and content["schema_version"] == SCHEMA_VERSION
+        if is_known and content["weights_sha256"] == weights_sha256(folder):
+            return dict(content)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # it is a convenience: what cannot be read is measured again
+    return None
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the SHA-256 of a Lorsa's weights, in hexadecimal digits."""
+    with weights_path(folder).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,101 @@
+"""The figures of a language model with a layer replaced, ablated and as it is."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..errors import AnalyzeError
+from .in_model import TokenFigures
+
+
+class Replacements(NamedTuple):
+    """One figure of each thing that stands in for the layer."""
+
+    lorsa: float
+    zero_ablated: float
+    mean_ablated: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrossEntropy:
+    """Next-token losses of the language model, nats per token, and how near its predictions are."""
+
+    original: float
+    """Of the model as it is."""
+    lorsa: float
+    """With the attention layer's output replaced by the Lorsa's."""
+    zero_ablated: float
+    """With it replaced by zero."""
+    mean_ablated: float
+    """With it replaced by its mean over training tokens."""
+    increase_se: float | None
+    """Standard error of lorsa - original, over sequences; None of a single one."""
+    kl: Replacements
+    """Mean KL(original || replaced) of the next token's distribution, nats."""
+    top1_agreement: Replacements
+    """Share of tokens whose likeliest next token is the original's."""
+    by_position: dict[str, list[float]]
+    """Of original, lorsa, zero_ablated, mean_ablated: the loss of what follows each position,
+    [n_ctx - 1]."""
+    n_tokens: int
+    """Predicted tokens."""
+
+    @property
+    def recovered_from_zero(self) -> float | None:
+        """Share of the loss that zero-ablation costs, recovered; None if it costs nothing."""
+        return self._recovered(self.zero_ablated)
+
+    @property
+    def recovered_from_mean(self) -> float | None:
+        """Share of the loss that mean-ablation costs, recovered; None if it costs nothing."""
+        return self._recovered(self.mean_ablated)
+
+    def _recovered(self, ablated: float) -> float | None:
+        cost = ablated - self.original
+        return (ablated - self.lorsa) / cost if cost > 0 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON-able data, the shares recovered among them."""
+        return asdict(self) | {
+            "kl": self.kl._asdict(),
+            "top1_agreement": self.top1_agreement._asdict(),
+            "recovered_from_zero": self.recovered_from_zero,
+            "recovered_from_mean": self.recovered_from_mean,
+        }
+
+
+def cross_entropy(figures: Mapping[str, TokenFigures], of: str) -> CrossEntropy:
+    """Return the means of token figures.
+
+    Args:
+        figures: of original, lorsa, zero_ablated and mean_ablated, each of [n, n_ctx - 1] tokens.
+        of: whose they are, for messages.
+
+    Raises:
+        AnalyzeError: a loss is not finite.
+    """
+    for name, one in figures.items():
+        if not one.loss.isfinite().all():
+            raise AnalyzeError(
+                f"{of}: the language model's loss ({name.replace('_', '-')}) is not finite; "
+                "check the model with a short prompt, and the run for NaN weights"
+            )
+    increase = (figures["lorsa"].loss - figures["original"].loss).mean(dim=1)
+    n_seqs = len(increase)
+    losses = {name: one.loss for name, one in figures.items()}
+    return CrossEntropy(
+        **{name: _mean(loss) for name, loss in losses.items()},
+        increase_se=float(increase.std()) / n_seqs**0.5 if n_seqs > 1 else None,
+        kl=Replacements(*(_mean(figures[name].kl) for name in Replacements._fields)),
+        top1_agreement=Replacements(
+            *(_mean(figures[name].agrees.double()) for name in Replacements._fields)
+        ),
+        by_position={name: loss.mean(dim=0).tolist() for name, loss in losses.items()},
+        n_tokens=figures["original"].loss.numel(),
+    )
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean())

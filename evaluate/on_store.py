@@ -1,0 +1,179 @@
+"""How well a Lorsa gives back stored outputs: over all tokens, by position, and head by head.
+
+    FVU    = sum ||y - y_hat||^2 / sum ||y - mean(y)||^2       one mean over all tokens
+    NMSE   = mean over tokens of ||y - y_hat||^2 / ||y||^2     every token counts alike
+    cosine = mean over tokens of <y, y_hat> / (||y|| ||y_hat||)
+    L0     = mean over tokens of the number of heads that fire
+
+By position the sums and means run over the tokens of one position, with the same mean(y): the FVU
+of all tokens is the mean of the positions' weighted by `variance`. Tokens with y = 0 count in
+neither NMSE nor cosine.
+
+Source of NMSE: Gao et al. 2024, arXiv:2406.04093, code (normalized_mean_squared_error).
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..dictionaries.lorsa.module import Lorsa
+from ..dictionaries.metrics import FVU, firing_counts
+from ..store.read.reader import Activations
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ByPosition:
+    """Measures of the tokens at each position of a sequence, [n_ctx]; None where undefined."""
+
+    fvu: list[float | None]
+    """Fraction of variance unexplained."""
+    nmse: list[float | None]
+    """Normalised mean squared error."""
+    cosine: list[float | None]
+    """Mean cosine of y and y_hat."""
+    l0: list[float | None]
+    """Heads that fire per token."""
+    variance: list[float | None]
+    """Mean of ||y - mean(y)||^2: the weight of the position in the FVU of all tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrequencyHistogram:
+    """How often heads fire, in decades of the share of tokens that they fire on."""
+
+    log10_from: list[int]
+    """Lower edge of each decade, -1 for 0.1 up to all tokens, ascending."""
+    n_heads: list[int]
+    """Heads in each decade."""
+    n_silent: int
+    """Heads that fire on no token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreQuality:
+    """What `measure` finds."""
+
+    fvu: float
+    nmse: float
+    cosine: float
+    l0: float
+    dead_fraction: float
+    """Share of heads that fire on none of these tokens."""
+    n_tokens: int
+    frequency_histogram: FrequencyHistogram
+    by_position: ByPosition
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measures as JSON-able data, None for those that are undefined."""
+        data = asdict(self)
+        return data | {name: finite(data[name]) for name in ("fvu", "nmse", "cosine")}
+
+
+class PositionSums:
+    """Sums over the tokens of each position, in float64."""
+
+    def __init__(self, n_ctx: int, d_model: int, device: torch.device) -> None:
+        self.n_seqs = 0
+        zeros = torch.zeros(n_ctx, dtype=torch.float64, device=device)
+        self.residual, self.square, self.fired = zeros.clone(), zeros.clone(), zeros.clone()
+        self.nmse, self.cosine, self.n_nonzero = zeros.clone(), zeros.clone(), zeros.clone()
+        self.y = zeros.new_zeros(n_ctx, d_model)
+
+    def update(self, y: Tensor, y_hat: Tensor, acts: Tensor) -> None:
+        """Add sequences: y, y_hat [batch, n_ctx, d_model], acts [batch, n_ctx, slots]."""
+        y, y_hat = y.double(), y_hat.double()
+        residual = (y - y_hat).square().sum(dim=2)  # [batch, n_ctx]
+        square = y.square().sum(dim=2)
+        counts = square != 0  # NaN counts, so that nothing hides it
+        self.n_seqs += len(y)
+        self.y += y.sum(dim=0)
+        self.residual += residual.sum(dim=0)
+        self.square += square.sum(dim=0)
+        self.fired += (acts != 0).sum(dim=(0, 2))
+        self.n_nonzero += counts.sum(dim=0)
+        self.nmse += torch.where(counts, residual / square, 0).sum(dim=0)
+        cosine = F.cosine_similarity(y, y_hat, dim=2)
+        self.cosine += torch.where(counts, cosine, 0).sum(dim=0)
+
+    def by_position(self) -> ByPosition:
+        """Return the measures of every position."""
+        mean = self.y.mean(dim=0) / max(self.n_seqs, 1)
+        variance = self.square - 2 * self.y @ mean + self.n_seqs * mean.square().sum()
+        return ByPosition(
+            fvu=_finite_list(torch.where(variance > 0, self.residual / variance, torch.nan)),
+            nmse=_finite_list(self.nmse / self.n_nonzero),
+            cosine=_finite_list(self.cosine / self.n_nonzero),
+            l0=_finite_list(self.fired / self.n_seqs),
+            variance=_finite_list(variance.clamp(min=0) / self.n_seqs),
+        )
+
+
+@torch.no_grad()
+def measure(
+    lorsa: Lorsa,
+    batches: Iterable[Activations],
+    n_ctx: int,
+    tell: Callable[[int], None] = lambda n_tokens: None,
+) -> StoreQuality:
+    """Measure a Lorsa on batches of its layer's input and output.
+
+    Args:
+        lorsa: on the device of the batches.
+        batches: x and y, each [batch, n_ctx, d_model].
+        n_ctx: tokens of a sequence.
+        tell: is called with the number of tokens that are done.
+    """
+    n_ov_heads = lorsa.config.n_ov_heads
+    fvu = FVU()
+    sums = PositionSums(n_ctx, lorsa.config.d_model, lorsa.W_O.device)
+    firing = torch.zeros(n_ov_heads, dtype=torch.int64)
+    for x, y in batches:
+        acts, ids = lorsa.encode(x)
+        y_hat = lorsa.decode(acts, ids)
+        fvu.update(y, y_hat)
+        sums.update(y, y_hat, acts)
+        firing += firing_counts(acts, ids, n_ov_heads).cpu()
+        tell(fvu.n_tokens)
+    n_nonzero = float(sums.n_nonzero.sum())
+    return StoreQuality(
+        fvu=fvu.value,
+        nmse=float(sums.nmse.sum()) / n_nonzero if n_nonzero else math.nan,
+        cosine=float(sums.cosine.sum()) / n_nonzero if n_nonzero else math.nan,
+        l0=float(firing.sum()) / max(fvu.n_tokens, 1),
+        dead_fraction=float((firing == 0).double().mean()),
+        n_tokens=fvu.n_tokens,
+        frequency_histogram=frequency_histogram(firing, fvu.n_tokens),
+        by_position=sums.by_position(),
+    )
+
+
+def frequency_histogram(firing: Tensor, n_tokens: int) -> FrequencyHistogram:
+    """Count heads by the decade of their firing frequency.
+
+    Args:
+        firing: tokens on which each head fired, int64, [n_ov_heads].
+        n_tokens: all tokens.
+    """
+    n_decades = len(str(n_tokens - 1)) if n_tokens > 1 else 1  # the rarest fire once in n_tokens
+    decades = range(-n_decades, 0)
+    least = [-(-n_tokens // 10**-decade) for decade in decades]  # tokens, in integers: exact
+    bins = torch.bucketize(firing, torch.tensor(least), right=True).bincount(
+        minlength=n_decades + 1
+    )
+    return FrequencyHistogram(
+        log10_from=list(decades), n_heads=bins[1:].tolist(), n_silent=int(bins[0])
+    )
+
+
+def finite(value: float) -> float | None:
+    """Return a figure for JSON, which knows no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _finite_list(values: Tensor) -> list[float | None]:
+    return [finite(value) for value in values.tolist()]

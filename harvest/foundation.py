@@ -1,0 +1,205 @@
+"""Lay down a store, or new layers of one: text, weights, geometry and checks, before any shard."""
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import HarvestError
+from ..language.capture import Call
+from ..language.families import is_supported
+from ..language.load import LanguageModel, load_tokenizer
+from ..language.selfcheck import SelfCheck, require_derivable, require_understood, understand
+from ..language.tokenizer import tokenizer_facts
+from ..store.encoding import DTYPES
+from ..store.manifest import Manifest, held_out_shards
+from ..store.write.writer import StoreWriter
+from ..version import __version__
+from .config import HarvestConfig
+from .corpus.corpus import open_corpus
+from .corpus.packing import Packed, fingerprint, first_text, pack
+from .events import Report
+from .loop import Run
+from .plan import n_sites, shard_seqs
+from .target import Target
+
+SAMPLE_TOKENS = 4096
+"""Tokens that the self-check and the scales of int8's channels are taken from: always the first
+ones, so that a store comes out the same however it is harvested."""
+
+
+class Text(NamedTuple):
+    """What the model is to read."""
+
+    packed: Packed
+    corpus_facts: dict[str, Any]
+    tokenizer_facts: dict[str, Any]
+    first_tokens: str
+
+
+class Foundation(NamedTuple):
+    """What a store keeps of some layers besides their activations."""
+
+    facts: dict[int, dict[str, Any]]
+    """Entries of the manifest"""
+    weights: dict[int, dict[str, Tensor]]
+    """Parameters by name"""
+    sample: dict[int, tuple[Tensor, Tensor]]
+    """Some x and y"""
+
+
+def read_text(config: HarvestConfig, target: Target, max_tokens: int, report: Report) -> Text:
+    """Tokenise and pack the corpus."""
+    corpus = open_corpus(
+        config.data,
+        text_column=config.text_column,
+        tokens_column=config.tokens_column,
+        data_config=config.data_config,
+        data_split=config.data_split,
+        seed=config.seed,
+    )
+    tokenizer = load_tokenizer(target.path, needed=config.tokens_column is None)
+    report(f"{'reading' if config.tokens_column else 'tokenising text of'} {config.data}")
+    packed = pack(
+        corpus.documents(),
+        tokenizer,
+        n_ctx=config.n_ctx,
+        max_tokens=max_tokens,
+        bos=config.bos,
+        packing=config.packing,
+        seed=config.seed,
+        n_vocab=target.model_config.get_text_config().vocab_size,
+        counts=corpus.counts,
+    )
+    if told := str(packed.counts):
+        report(told)
+    first = first_text(packed, tokenizer)
+    return Text(packed, corpus.facts, tokenizer_facts(tokenizer), first)
+
+
+def sample_seqs(n_ctx: int) -> int:
+    """Return how many sequences the sample takes."""
+    return max(2, SAMPLE_TOKENS // n_ctx)
+
+
+def look_into(
+    config: HarvestConfig,
+    loaded: LanguageModel,
+    run: Run,
+    *,
+    tokens: Tensor,
+) -> Foundation:
+    """Read the geometry and the weights of some layers and recompute the first sequences with them.
+
+    Args:
+        config: the request.
+        loaded: the model.
+        run: with hooks on those layers; its report is told the `SelfCheck`.
+        tokens: the first sequences, [n, n_ctx].
+
+    Raises:
+        HarvestError: a layer is not understood and has to be, or its activations are not finite.
+    """
+    calls = run.capture.calls(tokens)
+    keep = config.keep_nonfinite and config.outputs == "store"  # y is derived of what was checked
+    found = {
+        site.layer: understand(loaded.model, site, calls[site.layer], keep_nonfinite=keep)
+        for site in run.capture.sites
+    }
+    if config.dtype == "float16":
+        _require_float16(calls)
+    check = SelfCheck({layer: each.check for layer, each in found.items()})
+    run.report(check)
+    if config.selfcheck and is_supported(loaded.model.config):
+        require_understood(check)
+    if config.outputs == "derive":
+        require_derivable(check)
+    return Foundation(
+        facts={layer: each.facts() for layer, each in found.items()},
+        weights={layer: each.weights for layer, each in found.items()},
+        sample={layer: (call.x, call.y) for layer, call in calls.items()},
+    )
+
+
+def _require_float16(calls: dict[int, Call]) -> None:
+    """Raise HarvestError if the first activations do not fit float16; later ones may still not."""
+    largest = torch.finfo(torch.float16).max
+    for layer, call in calls.items():
+        for what, values in (("input", call.x), ("output", call.y)):
+            if (found := float(values.abs().max())) > largest:
+                raise HarvestError(
+                    f"layer {layer}: its {what} reaches {found:.3g}, and float16 ends at "
+                    f"{largest:,.0f}: use --dtype bfloat16"
+                )
+
+
+def create_store(
+    config: HarvestConfig,
+    target: Target,
+    loaded: LanguageModel,
+    text: Text,
+    foundation: Foundation,
+) -> StoreWriter:
+    """Lay down a new store."""
+    return StoreWriter.create(
+        config.store,
+        _manifest(config, target, loaded, text, foundation.facts),
+        tokens=text.packed.tokens,
+        documents=text.packed.documents,
+        document_names=text.packed.names,
+        weights=foundation.weights,
+        sample=foundation.sample,
+        buffer_bytes=config.buffer_bytes,
+    )
+
+
+def add_to_store(config: HarvestConfig, foundation: Foundation) -> StoreWriter:
+    """Lay down new layers of a finished store."""
+    return StoreWriter.add_layers(
+        config.store,
+        layers=foundation.facts,
+        weights=foundation.weights,
+        sample=foundation.sample,
+        buffer_bytes=config.buffer_bytes,
+    )
+
+
+def _manifest(
+    config: HarvestConfig,
+    target: Target,
+    loaded: LanguageModel,
+    text: Text,
+    layers: dict[int, dict[str, Any]],
+) -> Manifest:
+    n_seq, n_ctx = text.packed.tokens.shape
+    seq_bytes = n_ctx * target.d_model * DTYPES[config.dtype].itemsize
+    n_arrays = n_sites(config.outputs) * len(layers)
+    n_shard_seqs = shard_seqs(n_seq, seq_bytes=seq_bytes, n_arrays=n_arrays)
+    return Manifest(
+        uuid=str(uuid.uuid4()),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        lorsa_version=__version__,
+        model=loaded.facts | {"attention_layers": sorted(target.names)},
+        tokenizer=text.tokenizer_facts,
+        corpus={
+            "data": config.data,
+            **text.corpus_facts,
+            "packing": config.packing,
+            "bos": text.packed.bos,
+            "counts": text.packed.counts.to_dict(),
+            "n_documents": len(text.packed.names),
+            "tokens_sha256": fingerprint(text.packed.tokens),
+        },
+        request=config.request(),
+        n_seq=n_seq,
+        n_ctx=n_ctx,
+        d_model=target.d_model,
+        shard_seqs=n_shard_seqs,
+        dtype=config.dtype,
+        compression=config.compression,
+        outputs=config.outputs,
+        layers=layers,
+        held_out_shards=held_out_shards(n_seq, n_shard_seqs),
+    )

@@ -1,0 +1,209 @@
+"""Stage 1: run the language model once and write a store."""
+
+import time
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..errors import BegunError, HarvestError, StoreError
+from ..store.folder import is_begun, is_complete, mending, require_free
+from ..store.layers import spell_layers
+from ..store.manifest import MANIFEST, PLAN, Manifest, read_manifest
+from ..store.places import Place
+from ..store.read.reader import ActivationStore
+from .config import HarvestConfig
+from .events import Report
+from .forward import free_memory
+from .plan import Plan, require_same_request
+from .processes import this_process, wait_for_main
+from .target import asked_layers
+from .ways import add, begin, go_on, preview, preview_more
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HarvestResult:
+    """What a harvest made."""
+
+    store: str
+    """Its folder."""
+    model: str
+    """Id of the language model."""
+    layers: list[int]
+    """Layers in the store."""
+    n_seq: int
+    """Sequences in the store."""
+    n_tokens: int
+    """Tokens in the store."""
+    n_bytes: int
+    """Bytes of its shards."""
+    nonfinite_layers: list[int]
+    """Layers that hold NaN or Inf, which cannot be trained on."""
+    seconds: float
+    """From the call to the end."""
+    tokens_per_second: float
+    """Of this process, while the model ran; 0 if it did not have to."""
+
+
+def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> HarvestResult:
+    """Write the inputs and outputs of a language model's attention layers to a store.
+
+    The same call goes on where an earlier one was stopped, shard by shard. On a finished store it
+    adds the layers that are not there, of the same tokens. Several processes at once share the
+    shards.
+
+    Args:
+        config: the request.
+        report: is told what happens: a line of text, the `Plan`, the `SelfCheck`, the `Estimate`,
+            the `Progress`.
+
+    Raises:
+        HarvestError: the model, the text or the request cannot be harvested.
+        StoreError: the store cannot be written, or its folder holds something else.
+        KeyboardInterrupt: the process was asked to stop, and has finished the shard at hand.
+    """
+    started = time.perf_counter()
+    if not this_process().is_main:
+        wait_for_main(lambda: _is_laid_down(config), report)
+    while (rate := _harvest_or_join(config, report)) is None:
+        pass
+    store = ActivationStore.open(config.store)
+    _tell_of_outliers(store, report)
+    return HarvestResult(
+        store=str(config.store),
+        model=store.manifest.model["id"],
+        layers=store.layers,
+        n_seq=store.manifest.n_seq,
+        n_tokens=store.manifest.n_seq * store.manifest.n_ctx,
+        n_bytes=sum(entry.n_bytes for entry in store.entries),
+        nonfinite_layers=[layer for layer in store.layers if store.n_nonfinite(layer)],
+        seconds=time.perf_counter() - started,
+        tokens_per_second=rate,
+    )
+
+
+def plan_harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Plan:
+    """Return what a harvest would write; nothing is written, and no weights are downloaded.
+
+    Text and time are told where tokenizer and weights are on this machine; of a store that is there
+    already, the layers that are unfinished or would be added, without their time.
+
+    Raises:
+        HarvestError, StoreError: as `harvest` does; or the store lacks nothing.
+    """
+    if not is_begun(config.store) and not is_complete(config.store):
+        require_free(config.store)
+        return preview(config, report)
+    plan = _planned(config.store)
+    require_same_request(config.store, plan.request, config.request())
+    asked, finished = asked_layers(config, plan), _finished_layers(config.store)
+    if not finished:
+        _require_same_layers(config, plan, asked)
+    new = [layer for layer in asked if layer not in finished]
+    if not new:
+        raise HarvestError(f"{config.store} has layers {spell_layers(asked)}: nothing to harvest")
+    return preview_more(config, plan, new, report)
+
+
+def stored_request(store: Place) -> dict[str, Any]:
+    """Return the settings that a store was begun with, its layers among them; none without one.
+
+    Raises:
+        StoreError: its plan or manifest cannot be read.
+    """
+    if not is_begun(store) and not is_complete(store):
+        return {}
+    manifest = _planned(store)
+    known = {field.name for field in fields(HarvestConfig)}
+    request = {name: value for name, value in manifest.request.items() if name in known}
+    return request | {"layers": spell_layers(sorted(manifest.layers))}
+
+
+def _harvest_or_join(config: HarvestConfig, report: Report) -> float | None:
+    """Do what is left to do; None if another process has begun the same, which can be joined."""
+    try:
+        return _harvest(config, report)
+    except BegunError as error:
+        report(str(error))
+    free_memory()  # of the model that was loaded for it
+    return None
+
+
+def _harvest(config: HarvestConfig, report: Report) -> float:
+    """Do what is left to do for a request; return tokens per second."""
+    if not is_begun(config.store) and not is_complete(config.store):
+        require_free(config.store)
+        return begin(config, report)
+    plan = _planned(config.store)
+    require_same_request(config.store, plan.request, config.request())
+    asked = asked_layers(config, plan)
+    if not is_complete(config.store):
+        _require_same_layers(config, plan, asked)
+        return go_on(config, report)
+    finished = _finished_layers(config.store)
+    new = [layer for layer in asked if layer not in finished]
+    if not _is_whole(config.store, report):
+        _require_same_layers(config, plan, asked)
+        return go_on(config, report)
+    if not new:
+        report(f"{config.store} is already complete")
+        return 0.0
+    if set(plan.layers) != finished:  # new layers are being added
+        _require_same_layers(config, plan, sorted({*asked, *finished}))
+        return go_on(config, report)
+    return add(config, plan, new, report)
+
+
+def _planned(store: Place) -> Manifest:
+    """Return what a store will be when it is finished."""
+    return read_manifest(store / (PLAN if is_begun(store) else MANIFEST))
+
+
+def _finished_layers(store: Place) -> set[int]:
+    """Return the layers that a complete store has; none of one that is unfinished."""
+    return set(read_manifest(store / MANIFEST).layers) if is_complete(store) else set()
+
+
+def _is_laid_down(config: HarvestConfig) -> bool:
+    """Tell whether the main process has done its part: all layers are planned."""
+    if not is_begun(config.store) and not is_complete(config.store):
+        return False
+    plan = _planned(config.store)
+    return set(asked_layers(config, plan)) <= set(plan.layers)
+
+
+def _is_whole(store: Place, report: Report) -> bool:
+    """Tell whether nothing is missing of a complete store."""
+    try:
+        ActivationStore.open(store)
+    except StoreError as error:
+        if not is_begun(store):
+            raise StoreError(
+                f"{error}; but its plan is gone too, so first: {mending(store)}"
+            ) from None
+        report(str(error))
+        return False
+    return True
+
+
+def _require_same_layers(config: HarvestConfig, plan: Manifest, asked: list[int]) -> None:
+    """Raise HarvestError unless the layers asked for are those of an unfinished store."""
+    begun = sorted(plan.layers)
+    if asked != begun:
+        raise HarvestError(
+            f"{config.store} is unfinished with layers {spell_layers(begun)}, and layers "
+            f"{spell_layers(asked)} are asked for: finish it with --layers {spell_layers(begun)}, "
+            "then add others, or choose another --store"
+        )
+
+
+def _tell_of_outliers(store: ActivationStore, report: Report) -> None:
+    """Say what int8 lost most by and what was kept that is not finite."""
+    scales = {site: found for layer in store.layers for site, found in store.scales(layer).items()}
+    if scales:
+        site = max(scales, key=lambda name: scales[name].largest / (scales[name].mean or 1))
+        mean, largest = scales[site]
+        report(
+            f"int8: the largest scale is {largest:.3g}, {largest / (mean or 1):.3g} times the mean "
+            f"({site}); a token's values are rounded to whole multiples of its scale"
+        )
+    if n_bad := sum(store.n_nonfinite(layer) for layer in store.layers):
+        report(f"{n_bad:,} tokens with NaN or Inf were kept; their layers cannot be trained on")

@@ -1,0 +1,177 @@
+"""The ways to a store: begin it, go on with it, add layers to it, or see what it would take."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..errors import HarvestError
+from ..language.blocks import attention_sites
+from ..language.capture import Capture
+from ..language.load import LanguageModel, has_tokenizer, has_weights
+from ..language.stored import require_same_weights
+from ..store.layers import spell_layers
+from ..store.manifest import Manifest
+from ..store.read.reader import ActivationStore
+from ..store.write.writer import StoreWriter
+from .config import HarvestConfig
+from .events import Report
+from .forward import BatchSize
+from .foundation import Text, add_to_store, create_store, look_into, read_text, sample_seqs
+from .loop import Run, write_shards
+from .plan import TOKEN_BYTES, Plan, Sizes, cost
+from .target import Target, find_target
+
+
+def begin(config: HarvestConfig, report: Report) -> float:
+    """Make a store from nothing; return tokens per second."""
+    target, sizes, max_tokens = _look(config, report)
+    text, _plan = _read(config, target, sizes, max_tokens, report)
+    loaded = _load(target, target.layers, config.model_dtype, report)
+    with _capture(loaded, target.layers) as capture:
+        run = _run(config, target, capture, report)
+        n_seqs = sample_seqs(config.n_ctx)
+        foundation = look_into(config, loaded, run, tokens=text.packed.tokens[:n_seqs])
+        with create_store(config, target, loaded, text, foundation) as writer:
+            del foundation, text  # the sample, on the model's device, and the token ids
+            return write_shards(writer, run)
+
+
+def add(config: HarvestConfig, plan: Manifest, layers: list[int], report: Report) -> float:
+    """Add layers to a finished store; return tokens per second."""
+    report(f"adding layers {spell_layers(layers)} to {config.store}, of the tokens that it has")
+    target, _plan = _same_target(config, plan, layers, report)
+    store = ActivationStore.open(config.store)
+    known = store.layers[0]
+    loaded = _load(target, [known, *layers], plan.model["dtype"], report)
+    sites = attention_sites(loaded.model, [known])
+    require_same_weights(loaded.model, sites, config.store, store.manifest)
+    with _capture(loaded, layers) as capture:
+        run = _run(config, target, capture, report)
+        tokens = store.tokens(range(min(plan.n_seq, sample_seqs(plan.n_ctx))))
+        foundation = look_into(config, loaded, run, tokens=tokens)
+        with add_to_store(config, foundation) as writer:
+            del foundation
+            return write_shards(writer, run)
+
+
+def go_on(config: HarvestConfig, report: Report) -> float:
+    """Finish a store that was begun; return tokens per second."""
+    with StoreWriter.resume(config.store, buffer_bytes=config.buffer_bytes) as writer:
+        plan, layers = writer.manifest, writer.layers_to_write
+        if not layers:  # others have done it
+            writer.finish()
+            return 0.0
+        n_missing = len(writer.missing_shards())
+        report(f"going on: {plan.n_shards - n_missing} of {plan.n_shards} shards are there")
+        target, _plan = _same_target(config, plan, layers, report)
+        loaded = _load(target, layers, plan.model["dtype"], report)
+        sites = attention_sites(loaded.model, layers)
+        require_same_weights(loaded.model, sites, config.store, plan)
+        with _capture(loaded, layers) as capture:
+            return write_shards(writer, _run(config, target, capture, report))
+
+
+def preview(config: HarvestConfig, report: Report) -> Plan:
+    """Return what `begin` would write; text and time as far as the model is on this machine."""
+    target, sizes, max_tokens = _look(config, report)
+    if config.tokens_column is None and not has_tokenizer(target.path):
+        report("the model's tokenizer is not on this machine: no text was read")
+        plan = sizes.plan(target.path.id, max_tokens, device=target.devices[0])
+        report(plan)
+        return plan
+    text, plan = _read(config, target, sizes, max_tokens, report)
+    if not has_weights(target.path):
+        report("the model's weights are not on this machine: how long it takes is not known")
+        return plan
+    loaded = _load(target, target.layers, config.model_dtype, report)
+    with _capture(loaded, target.layers) as capture:
+        run = _run(config, target, capture, report)
+        look_into(config, loaded, run, tokens=text.packed.tokens[: sample_seqs(config.n_ctx)])
+        return replace(plan, estimate=run.estimate(text.packed.tokens, plan.n_tokens))
+
+
+def preview_more(
+    config: HarvestConfig, manifest: Manifest, layers: Sequence[int], report: Report
+) -> Plan:
+    """Return what `go_on` or `add` would write of some layers, without its time."""
+    _target, plan = _same_target(config, manifest, layers, report)
+    return plan
+
+
+def _look(config: HarvestConfig, report: Report) -> tuple[Target, Sizes, int]:
+    """Find the model; return it, the sizes of a store of it, and how many tokens to take."""
+    report(f"looking at {config.model}")
+    target = find_target(config)
+    sizes = Sizes(config, target.named(target.layers), target.d_model)
+    n_tokens = sizes.max_tokens()
+    if (default := sizes.default()) is not None:
+        report(default)
+    return target, sizes, n_tokens
+
+
+def _read(
+    config: HarvestConfig, target: Target, sizes: Sizes, max_tokens: int, report: Report
+) -> tuple[Text, Plan]:
+    """Read the text and tell what will be written of it."""
+    text = read_text(config, target, max_tokens, report)
+    n_tokens = text.packed.tokens.numel()
+    if config.tokens is not None and n_tokens < max_tokens:
+        report(f"the text has {n_tokens:,} tokens; {config.tokens:,} were asked for")
+    plan = sizes.plan(
+        target.path.id,
+        n_tokens,
+        device=target.devices[0],
+        first_tokens=text.first_tokens,
+        n_documents=len(text.packed.names),
+    )
+    report(plan)
+    return text, plan
+
+
+def _same_target(
+    config: HarvestConfig, manifest: Manifest, layers: Sequence[int], report: Report
+) -> tuple[Target, Plan]:
+    """Find the model that a store was begun with, check that the disk takes the layers, and tell.
+
+    Args:
+        config: the request.
+        manifest: of the store, or its plan.
+        layers: of which something is missing.
+        report: is told the `Plan`.
+    """
+    report(f"looking at {config.model}")
+    target = find_target(config, revision=manifest.model["revision"])
+    sizes = Sizes(config, target.named(layers), target.d_model, there=layers)
+    n_tokens = manifest.n_seq * manifest.n_ctx
+    sizes.require_room(n_tokens, changeable=False)
+    plan = sizes.plan(target.path.id, n_tokens, device=target.devices[0])
+    report(plan)
+    return target, plan
+
+
+def _load(target: Target, layers: Sequence[int], dtype: str, report: Report) -> LanguageModel:
+    report(f"loading {target.path.id} on {target.devices[0]}")
+    return target.load(layers, dtype=dtype)
+
+
+def _capture(loaded: LanguageModel, layers: Sequence[int]) -> Capture:
+    return Capture(loaded.model, attention_sites(loaded.model, list(layers)))
+
+
+def _run(config: HarvestConfig, target: Target, capture: Capture, report: Report) -> Run:
+    """Return what it takes to harvest a shard.
+
+    Raises:
+        HarvestError: a batch is larger than the buffer of the writer.
+    """
+    token_bytes = cost(1, target.d_model, dtype=config.dtype, outputs=config.outputs).token_bytes
+    seq_bytes = config.n_ctx * (token_bytes - TOKEN_BYTES)  # of a layer
+    most = config.buffer_bytes // (seq_bytes if config.compression == "none" else 2 * seq_bytes)
+    if most < (config.batch_seqs or 1):
+        raise HarvestError(
+            f"a layer's activations of {config.batch_seqs or 1} sequences are more than the "
+            f"buffer of {config.buffer_gb:.3g} GB takes: use a larger --buffer-gb"
+            + ("" if most < 1 else f", or --batch-size {most} or less")
+        )
+    device = target.devices[0]
+    batch = BatchSize(config.batch_seqs, n_ctx=config.n_ctx, device=device, most=most)
+    return Run(capture, batch, config.keep_nonfinite, report)

@@ -1,0 +1,171 @@
+"""What `--model` takes: short names, Hub ids, folders and .gguf files."""
+
+import difflib
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
+
+from ..errors import HarvestError
+
+# An alias and a Hub id with {} for the size, and the sizes as the Hub writes them.
+_SERIES = (
+    ("gemma-{}", "google/gemma-{}", "2b 7b"),
+    ("gemma-{}-it", "google/gemma-{}-it", "2b 7b"),
+    ("gemma-2-{}", "google/gemma-2-{}", "2b 9b 27b"),
+    ("gemma-2-{}-it", "google/gemma-2-{}-it", "2b 9b 27b"),
+    ("gemma-3-{}", "google/gemma-3-{}-pt", "1b 4b 12b 27b"),
+    ("gemma-3-{}-it", "google/gemma-3-{}-it", "270m 1b 4b 12b 27b"),
+    ("gpt2-{}", "openai-community/gpt2-{}", "medium large xl"),
+    ("llama-2-{}", "meta-llama/Llama-2-{}-hf", "7b 13b 70b"),
+    ("llama-3-{}", "meta-llama/Meta-Llama-3-{}", "8B 70B"),
+    ("llama-3-{}-instruct", "meta-llama/Meta-Llama-3-{}-Instruct", "8B 70B"),
+    ("llama-3.1-{}", "meta-llama/Llama-3.1-{}", "8B 70B 405B"),
+    ("llama-3.1-{}-instruct", "meta-llama/Llama-3.1-{}-Instruct", "8B 70B 405B"),
+    ("llama-3.2-{}", "meta-llama/Llama-3.2-{}", "1B 3B"),
+    ("llama-3.2-{}-instruct", "meta-llama/Llama-3.2-{}-Instruct", "1B 3B"),
+    ("opt-{}", "facebook/opt-{}", "125m 350m 1.3b 2.7b 6.7b 13b 30b 66b"),
+    ("pythia-{}", "EleutherAI/pythia-{}", "14m 31m 70m 160m 410m 1b 1.4b 2.8b 6.9b 12b"),
+    (
+        "pythia-{}-deduped",
+        "EleutherAI/pythia-{}-deduped",
+        "70m 160m 410m 1b 1.4b 2.8b 6.9b 12b",
+    ),
+    ("qwen2-{}", "Qwen/Qwen2-{}", "0.5B 1.5B 7B 72B"),
+    ("qwen2-{}-instruct", "Qwen/Qwen2-{}-Instruct", "0.5B 1.5B 7B 72B"),
+    ("qwen2.5-{}", "Qwen/Qwen2.5-{}", "0.5B 1.5B 3B 7B 14B 32B 72B"),
+    ("qwen2.5-{}-instruct", "Qwen/Qwen2.5-{}-Instruct", "0.5B 1.5B 3B 7B 14B 32B 72B"),
+    ("qwen2.5-coder-{}", "Qwen/Qwen2.5-Coder-{}", "0.5B 1.5B 3B 7B 14B 32B"),
+    ("qwen3-{}", "Qwen/Qwen3-{}-Base", "0.6B 1.7B 4B 8B 14B"),
+    ("qwen3-{}-instruct", "Qwen/Qwen3-{}", "0.6B 1.7B 4B 8B 14B 32B"),
+    ("smollm2-{}", "HuggingFaceTB/SmolLM2-{}", "135M 360M 1.7B"),
+    ("smollm2-{}-instruct", "HuggingFaceTB/SmolLM2-{}-Instruct", "135M 360M 1.7B"),
+)
+
+ALIASES = {
+    alias.format(size.lower()): hub_id.format(size)
+    for alias, hub_id, sizes in _SERIES
+    for size in sizes.split()
+} | {
+    "gemma-3-270m": "google/gemma-3-270m",  # and so without the others' -pt
+    "qwen3-32b": "Qwen/Qwen3-32B",
+    "gpt2": "openai-community/gpt2",
+    "llama-3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",
+    "llama-3.3-70b-instruct": "meta-llama/Llama-3.3-70B-Instruct",
+    "mistral-7b": "mistralai/Mistral-7B-v0.3",
+    "mistral-7b-instruct": "mistralai/Mistral-7B-Instruct-v0.3",
+    "olmo-2-1b": "allenai/OLMo-2-0425-1B",
+    "olmo-2-7b": "allenai/OLMo-2-1124-7B",
+    "olmo-2-13b": "allenai/OLMo-2-1124-13B",
+    "olmo-2-32b": "allenai/OLMo-2-0325-32B",
+    "phi-1": "microsoft/phi-1",
+    "phi-1.5": "microsoft/phi-1_5",
+    "phi-2": "microsoft/phi-2",
+    "phi-3-mini": "microsoft/Phi-3-mini-4k-instruct",
+    "phi-3.5-mini": "microsoft/Phi-3.5-mini-instruct",
+    "phi-4": "microsoft/phi-4",
+    "smollm3-3b": "HuggingFaceTB/SmolLM3-3B-Base",
+    "stablelm-2-1.6b": "stabilityai/stablelm-2-1_6b",
+    "stablelm-2-12b": "stabilityai/stablelm-2-12b",
+    "stablelm-3b": "stabilityai/stablelm-3b-4e1t",
+}
+"""Short names of models that people use. One without an ending is the pretrained model, where there
+is one: Llama 3.3, Phi 3 and later, and Qwen3-32B exist as instruction-tuned models alone."""
+
+HUB_TIMEOUT_S = 10
+
+
+class ModelPath(NamedTuple):
+    """Where transformers finds a model."""
+
+    name: str
+    """Hub id or folder"""
+    gguf_file: str | None = None
+    """File in the folder, for GGUF models"""
+    revision: str | None = None
+    """Commit, for models of the Hub"""
+    offline: bool = False
+    """Whether only files that are already on this machine may be used"""
+
+    @property
+    def id(self) -> str:
+        """Return what to type for this model again."""
+        return self.name if self.gguf_file is None else str(Path(self.name) / self.gguf_file)
+
+
+def resolve(model: str) -> ModelPath:
+    """Turn what was given as --model into what transformers loads.
+
+    Args:
+        model: an alias, a Hub id, a folder, or a .gguf file.
+
+    Raises:
+        HarvestError: none of these.
+    """
+    path = Path(model).expanduser()
+    if not model.strip():
+        raise HarvestError("model is empty; give an alias, a Hub id, a folder, or a .gguf file")
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise HarvestError(f"model {model}: no such file")
+        return ModelPath(str(path.parent), path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise HarvestError(f"model {model}: the folder has no config.json of transformers")
+        return ModelPath(str(path))
+    if path.is_file():
+        raise HarvestError(f"model {model} is a file; give a folder of transformers or a .gguf")
+    if model.lower() in ALIASES:
+        return _pin(ALIASES[model.lower()])
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
+        return _pin(model)
+    if "/" in model or path.suffix:
+        raise HarvestError(f"model {model}: no such folder")
+    near = difflib.get_close_matches(model.lower(), ALIASES, n=3, cutoff=0.4) or sorted(ALIASES)[:3]
+    raise HarvestError(
+        f"model {model!r} is no known alias; did you mean {', '.join(near)}? "
+        "Give an alias, a Hub id (owner/name), a folder, or a .gguf file"
+    )
+
+
+def canonical(model: str) -> str:
+    """Return one spelling of a --model: the Hub id of an alias, the absolute path of a file."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else ALIASES.get(model.lower(), model)
+
+
+def gated(model: str) -> str:
+    """Say what to do about a model whose terms were not accepted."""
+    return f"model {model} is gated; accept its terms on the Hub and run: hf auth login"
+
+
+def _pin(hub_id: str) -> ModelPath:
+    """Return a Hub model at its present commit; without a network, at what is cached here.
+
+    Asked once, so that no network shows at once instead of after transformers' many retries.
+    """
+    try:
+        return ModelPath(hub_id, revision=HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S).sha)
+    except GatedRepoError:  # a kind of the next
+        raise HarvestError(gated(hub_id)) from None
+    except RepositoryNotFoundError:
+        raise HarvestError(
+            f"model {hub_id} is not on the Hub, or is private: check the spelling, "
+            "or run: hf auth login"
+        ) from None
+    except HfHubHTTPError as error:
+        raise HarvestError(f"model {hub_id}: the Hub answered {_first_line(error)}") from None
+    except HFValidationError as error:
+        raise HarvestError(f"model {hub_id}: {_first_line(error)}") from None
+    except Exception:  # the HTTP library, and so its errors, change with the version of the Hub's
+        return ModelPath(hub_id, offline=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

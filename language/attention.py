@@ -1,0 +1,157 @@
+"""One attention layer of the language model as a plain function of its weights and geometry.
+
+    q = rope(qk_norm(x W_Q + b_Q))    k = rope(qk_norm(x W_K + b_K))    v = x W_V + b_V
+    y[t] = sum over heads of (sum_{s <= t} pattern[t, s] v[s]) W_O + b_O
+
+Used to check that the geometry read off a model is right, to start a Lorsa from the layer, and to
+derive y where a store keeps x alone.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels.reference import attention_pattern
+from .geometry import AttentionGeometry
+from .qk import norm_and_rotate
+
+
+class LayerWeights(NamedTuple):
+    """The parameters of one attention layer; b_* and *_norm are None where the layer has none."""
+
+    W_Q: Tensor
+    """[n_heads, d_model, d_head]"""
+    W_K: Tensor
+    """[n_kv_heads, d_model, d_head]"""
+    W_V: Tensor
+    """[n_kv_heads, d_model, d_head]"""
+    W_O: Tensor
+    """[n_heads, d_head, d_model]"""
+    b_Q: Tensor | None = None
+    """[n_heads, d_head]"""
+    b_K: Tensor | None = None
+    """[n_kv_heads, d_head]"""
+    b_V: Tensor | None = None
+    """[n_kv_heads, d_head]"""
+    b_O: Tensor | None = None
+    """[d_model]"""
+    q_norm: Tensor | None = None
+    """Factor on the normalised queries, [d_head] or, of a norm `by_head`, [n_heads, d_head]"""
+    k_norm: Tensor | None = None
+    """Factor on the normalised keys, [d_head] or [n_kv_heads, d_head]"""
+    q_norm_bias: Tensor | None = None
+    """Added to them, [n_heads, d_head]"""
+    k_norm_bias: Tensor | None = None
+    """Added to them, [n_kv_heads, d_head]"""
+
+    def to(self, *args: Any) -> "LayerWeights":
+        """Return the weights with every tensor moved or cast as `Tensor.to` does."""
+        return LayerWeights(**{name: w.to(*args) for name, w in self.present().items()})
+
+    def present(self) -> dict[str, Tensor]:
+        """Return the tensors that the layer has, by name."""
+        return {name: w for name, w in self._asdict().items() if w is not None}
+
+
+def project(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """Return x W + b per head.
+
+    Args:
+        x: [batch, seq, d_model].
+        W: [heads, d_model, width].
+        b: [heads, width] or None.
+
+    Returns:
+        [batch, seq, heads, width].
+    """
+    batch, seq, d_model = x.shape
+    heads, _d_model, width = W.shape
+    rows = W.transpose(1, 2).reshape(heads * width, d_model)
+    flat = F.linear(x, rows, None if b is None else b.reshape(-1))
+    return flat.view(batch, seq, heads, width)
+
+
+def queries_keys(
+    x: Tensor, weights: LayerWeights, geometry: AttentionGeometry
+) -> tuple[Tensor, Tensor]:
+    """Return the layer's rotated queries and keys.
+
+    Args:
+        x: attention input, [batch, seq, d_model].
+
+    Returns:
+        q: [batch, seq, n_heads, d_head].
+        k: [batch, seq, n_kv_heads, d_head].
+    """
+    g, w = geometry, weights
+    q = project(x, w.W_Q, w.b_Q)
+    k = project(x, w.W_K, w.b_K)
+    q = norm_and_rotate(q, norm=g.qk_norm, weight=w.q_norm, bias=w.q_norm_bias, rope=g.rope)
+    k = norm_and_rotate(k, norm=g.qk_norm, weight=w.k_norm, bias=w.k_norm_bias, rope=g.rope)
+    return q, k
+
+
+def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
+    """Return what each head attends to: its attended value before the output projection.
+
+    Args:
+        x: attention input, [batch, seq, d_model], dtype and device of the weights.
+
+    Returns:
+        [batch, seq, n_heads, d_head].
+    """
+    _batch, seq, _d_model = x.shape
+    g = geometry
+    q, k = queries_keys(x, weights, g)
+    v = project(x, weights.W_V, weights.b_V)
+    k, v = (part.repeat_interleave(g.n_heads // g.n_kv_heads, dim=2) for part in (k, v))
+    if g.softcap is not None:
+        return _head_by_head(q, k, v, g)
+    sees = None if g.window is None or g.window >= seq else _window_mask(seq, g.window, x.device)
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=sees,
+        is_causal=sees is None,
+        scale=g.scale,
+    )
+    return out.transpose(1, 2)  # [batch, seq, n_heads, d_head]
+
+
+def _window_mask(seq: int, window: int, device: torch.device) -> Tensor:
+    """Return where a query may look, bool, [q_pos, k_pos]."""
+    sees = torch.ones(seq, seq, dtype=torch.bool, device=device).tril()
+    return sees.triu(1 - window)
+
+
+def _head_by_head(q: Tensor, k: Tensor, v: Tensor, g: AttentionGeometry) -> Tensor:
+    """Attend one sequence and head at a time, so that no more than one pattern is in memory."""
+    out = torch.empty_like(v)
+    for b in range(len(q)):
+        for head in range(g.n_heads):
+            one = slice(head, head + 1)
+            pattern = attention_pattern(
+                q[b : b + 1, :, one],
+                k[b : b + 1, :, one],
+                scale=g.scale,
+                window=g.window,
+                softcap=g.softcap,
+            )
+            out[b, :, head] = pattern[0, 0] @ v[b, :, head]
+    return out
+
+
+def layer_attention(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
+    """Recompute the layer's output y from its input x.
+
+    Args:
+        x: attention input after the norm, [batch, seq, d_model], dtype and device of the weights.
+
+    Returns:
+        y: attention output before the residual add, [batch, seq, d_model].
+    """
+    heads = head_outputs(x, weights, geometry).flatten(2)  # [batch, seq, n_heads * d_head]
+    return F.linear(heads, weights.W_O.flatten(0, 1).T, weights.b_O)

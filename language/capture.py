@@ -1,0 +1,86 @@
+"""Run a language model and catch what goes into and comes out of its attention layers."""
+
+from contextlib import suppress
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from .blocks import AttentionSite
+from .edit import module_input, module_output
+
+
+class _Enough(Exception):  # noqa: N818 - it tells of no error
+    """Raised in the last hooked layer: nothing after it is needed."""
+
+
+class Call(NamedTuple):
+    """One call of an attention module."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+    @property
+    def x(self) -> Tensor:
+        """The module's input, [n, n_ctx, d_model]."""
+        return module_input(self.args, self.kwargs)
+
+    @property
+    def y(self) -> Tensor:
+        """The module's output, [n, n_ctx, d_model]."""
+        return module_output(self.output)
+
+
+class Capture:
+    """Hooks on the attention layers of a model, for as long as the `with` block lasts.
+
+    with Capture(model, sites) as capture:
+        batch = capture.run(tokens)      # {layer: (x, y)}
+    """
+
+    def __init__(self, model: Any, sites: list[AttentionSite]) -> None:
+        """Choose what to catch.
+
+        Args:
+            model: a causal language model of transformers.
+            sites: its attention layers; nothing after the last of them is computed.
+        """
+        self._model = model
+        self.sites = sites
+        self._calls: dict[int, Call] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Self:
+        last = max(site.layer for site in self.sites)
+        for site in self.sites:
+
+            def hook(
+                module: Any, args: Any, kwargs: Any, output: Any, layer: int = site.layer
+            ) -> None:
+                self._calls[layer] = Call(args, kwargs, output)
+                if layer == last:
+                    raise _Enough
+
+            self._handles.append(site.module.register_forward_hook(hook, with_kwargs=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def run(self, tokens: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """Return x and y of every layer, each [n, n_ctx, d_model], of tokens [n, n_ctx]."""
+        return {layer: (call.x, call.y) for layer, call in self.calls(tokens).items()}
+
+    @torch.inference_mode()
+    def calls(self, tokens: Tensor) -> dict[int, Call]:
+        """Run the model on tokens [n, n_ctx] and return the calls of its attention layers.
+
+        Every token attends to all before it in its sequence; positions count from 0.
+        """
+        self._calls = {}
+        with suppress(_Enough):
+            self._model(input_ids=tokens.long().to(self._model.device), use_cache=False)
+        calls, self._calls = self._calls, {}
+        return calls

@@ -1,0 +1,88 @@
+"""A language model's layers as a store keeps them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import HarvestError
+from ..store.layout import read_weights as stored_weights
+from ..store.manifest import Manifest
+from ..store.places import Place
+from ..store.read.reader import ActivationStore, Derive
+from .attention import LayerWeights, layer_attention
+from .blocks import AttentionSite
+from .geometry import AttentionGeometry
+from .readings import Unreadable, weight_readings
+
+
+def require_same_weights(
+    model: Any, sites: list[AttentionSite], root: Place, manifest: Manifest
+) -> None:
+    """Raise HarvestError unless a model's attention weights are those of a store."""
+    for site in sites:
+        theirs = stored_weights(root, manifest, site.layer)
+        if not theirs:
+            continue  # its geometry is unknown, so there are none to compare
+        try:
+            others = [_unlike(mine, theirs) for mine in weight_readings(model, site)]
+        except Unreadable:
+            others = ["kind of attention"]
+        if all(others):
+            raise HarvestError(
+                f"{root} was made with another model: layer {site.layer} has another {others[0]}; "
+                "give the model that `lorsa store info` names"
+            )
+
+
+def _unlike(mine: LayerWeights, theirs: dict[str, Tensor]) -> str | None:
+    """Return the name of the first weight that differs, None if none does."""
+    for name, their in theirs.items():
+        our = mine.present().get(name)
+        if our is None or not torch.equal(our.cpu().to(their.dtype), their):
+            return name
+    return None
+
+
+def stored_attention(
+    weights: dict[str, Tensor], geometry: dict[str, Any], device: torch.device | str
+) -> Callable[[Tensor], Tensor]:
+    """Return a stored layer's attention as a function from x to y, in float32 on a device.
+
+    Args:
+        weights: the layer's own, from `ActivationStore.weights`.
+        geometry: of the layer, from the store's manifest.
+        device: of x and y.
+    """
+    placed = LayerWeights(**weights).to(device, torch.float32)
+    shape = AttentionGeometry.from_dict(geometry)
+
+    @torch.no_grad()
+    def attend(x: Tensor) -> Tensor:
+        return layer_attention(x, placed, shape)
+
+    return attend
+
+
+def layer_geometry(layer: int, store: ActivationStore) -> AttentionGeometry:
+    """Return the geometry of a stored layer; if it is unknown, plain heads of the layer's sizes."""
+    facts = store.manifest.layers[layer]
+    if facts["geometry"] is not None:
+        return AttentionGeometry.from_dict(facts["geometry"])
+    n_heads, d_head = facts["heads"]["n_heads"], facts["heads"]["d_head"]
+    return AttentionGeometry(
+        d_model=store.manifest.d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        d_head=d_head,
+        scale=float(d_head) ** -0.5,
+    )
+
+
+def deriver(layer: int, store: ActivationStore, device: torch.device | str) -> Derive | None:
+    """Return what makes y of x where the store says that y is to be derived, otherwise None."""
+    if store.manifest.outputs == "store":
+        return None
+    geometry = store.manifest.layers[layer]["geometry"]
+    return stored_attention(store.weights(layer), geometry, device)

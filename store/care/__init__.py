@@ -1,0 +1,1 @@
+"""Stores looked after: info, verify, repair, merge, remove."""

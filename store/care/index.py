@@ -1,0 +1,119 @@
+"""What a store says of itself, manifest, plan, table and journal, and what is wrong with that."""
+
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+from ...errors import FormatVersionError, StoreError, UnreachableError
+from ..folder import why_not_a_store
+from ..journal import TABLE, Entry, Key, damaged_files, read_table, tell
+from ..layers import spell_layers
+from ..layout import all_arrays
+from ..manifest import JOURNAL, MANIFEST, PLAN, Manifest, read_manifest
+from ..places import Place
+
+Fix = Literal["harvest", "rewrite", "none"]
+
+
+class Damage(NamedTuple):
+    """One thing that is wrong."""
+
+    path: str
+    """In the store"""
+    problem: str
+    fix: Fix
+    """What mends it: another "harvest" of its shard, a "rewrite" from what else is known, or
+    "none": only a copy does"""
+    shard: int | None = None
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether a repair stops counting on the file."""
+        return self.fix == "harvest" and self.shard is not None
+
+
+def facts(root: Place, damages: list[Damage]) -> tuple[Manifest, list[int]]:
+    """Return the manifest, or the plan, which says the same or adds layers; and these layers."""
+    found: dict[str, Manifest] = {}
+    errors: list[StoreError] = []
+    there = [name for name in (MANIFEST, PLAN) if (root / name).exists()]
+    if not there:
+        raise StoreError(why_not_a_store(root))
+    for name in there:
+        try:
+            found[name] = read_manifest(root / name)
+        except (FormatVersionError, UnreachableError):
+            raise
+        except StoreError as error:
+            errors.append(error)
+            damages.append(Damage(name, "cannot be read", "rewrite"))
+    if not found:
+        raise errors[0]
+    if MANIFEST in found and PLAN not in there:
+        damages.append(Damage(PLAN, "is missing", "rewrite"))
+    if len(found) == 2 and found[MANIFEST] != found[PLAN]:
+        if adding := _adding(found[MANIFEST], found[PLAN]):
+            return found[PLAN], adding
+        damages.append(_disagreement(root, found[MANIFEST], found[PLAN]))
+    return next(iter(found.values())), []
+
+
+def _adding(manifest: Manifest, plan: Manifest) -> list[int]:
+    """Return the layers that a plan adds, none if it differs otherwise too."""
+    old = {layer: facts for layer, facts in plan.layers.items() if layer in manifest.layers}
+    return sorted(plan.layers.keys() - old.keys()) if replace(plan, layers=old) == manifest else []
+
+
+def _disagreement(root: Place, manifest: Manifest, plan: Manifest) -> Damage:
+    different = [
+        name for name in Manifest.__slots__ if getattr(manifest, name) != getattr(plan, name)
+    ]
+    removed = sorted(set(manifest.layers) - set(plan.layers))
+    if different == ["layers"] and removed:
+        rest = f"lorsa store rm {root} --layers {spell_layers(removed)}"
+        text = f"still has layers that were being removed: end that with {rest}"
+    else:
+        text = f"says another {', '.join(different)} than {PLAN}; delete the one that is wrong"
+    return Damage(MANIFEST, text, "none")
+
+
+def index(
+    root: Place, manifest: Manifest, complete: bool, damages: list[Damage], new: set[str]
+) -> dict[Key, Entry]:
+    """Return the committed files, of shards.parquet or else, and of new arrays, of the journal."""
+    torn = damaged_files(root)
+    for path in torn:
+        damages.append(Damage(name_of(root, path), "has a line that cannot be read", "rewrite"))
+    told = tell(root).entries
+    if complete:
+        try:
+            table = {(entry.shard, entry.array): entry for entry in read_table(root)}
+            if not torn and not _covers(told, table, manifest):
+                text = f"does not tell of every file of {TABLE}"
+                damages.append(Damage(JOURNAL, text, "rewrite"))
+            table = {key: entry for key, entry in table.items() if key[1] not in new}
+            return table | {key: entry for key, entry in told.items() if key[1] in new}
+        except UnreachableError:
+            raise
+        except StoreError:
+            problem = "cannot be read" if (root / TABLE).exists() else "is missing"
+            damages.append(Damage(TABLE, problem, "rewrite"))
+    return told
+
+
+def _covers(told: dict[Key, Entry], table: dict[Key, Entry], manifest: Manifest) -> bool:
+    """Tell whether the journal knows the files of the table, those of layers that are gone aside.
+
+    A harvest that has to write a shard again goes by the journal.
+    """
+    arrays = all_arrays(manifest)
+    return all(
+        key in told and told[key].crc32c == entry.crc32c
+        for key, entry in table.items()
+        if entry.array in arrays
+    )
+
+
+def name_of(root: Any, path: Any) -> str:
+    """Return the name of a file in its store."""
+    name: str = path.relative_to(root).as_posix()
+    return name

@@ -1,0 +1,271 @@
+"""`lorsa store merge`: one store of several, of the same model and layers but different text.
+
+The sequences for training come first, store by store, then the held-out ones: what was held out
+stays held out. Every array is read and written sequence by sequence, in its logical dtype, so the
+values are the same to the bit. Document numbers are shifted.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...errors import StoreError
+from ..encoding import to_disk
+from ..folder import is_begun, is_complete, require_free
+from ..journal import Entry
+from ..layout import ArraySpec, layer_arrays, norms, scale_of, sites, summed
+from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
+from ..places import Place, free_bytes, place
+from ..read.reader import ActivationStore
+from ..read.rows import OpenFiles
+from ..shard import ShardWriter
+from ..write.encode import Sums
+from ..write.writer import StoreWriter
+from .alike import channels_of, require_same
+from .verify import Checked, Report
+
+READ_BYTES = 64 << 20
+"""Held of one array at a time."""
+
+
+class _Row(NamedTuple):
+    """Where the sequences of a merged store come from, in its order."""
+
+    store: npt.NDArray[np.int64]
+    """Number of the store, [n_seq]"""
+    seq: npt.NDArray[np.int64]
+    """Sequence in that store, [n_seq]"""
+
+
+def merge_stores(
+    roots: Sequence[str | Place], out: str | Place, *, report: Report = lambda event: None
+) -> dict[str, Any]:
+    """Write a new store with the sequences of others, which stay as they are.
+
+    The same call goes on where an earlier one was stopped.
+
+    Args:
+        roots: two finished stores or more.
+        out: a new folder.
+        report: is told how far it is.
+
+    Returns:
+        JSON-able: what the new store is.
+
+    Raises:
+        StoreError: a store cannot be read, they do not fit each other, they share sequences, or
+            the new one cannot be written.
+    """
+    if len(roots) < 2:
+        raise StoreError(f"to merge takes two stores or more; {len(roots)} given")
+    out = place(out)
+    files = OpenFiles()
+    stores = [ActivationStore.open(root, files) for root in roots]
+    for other in stores[1:]:
+        require_same(stores[0], other)
+    rows, n_train = _order(stores)
+    manifest = _manifest(stores, n_train)
+    if is_complete(out):
+        _require_same_merge(out, MANIFEST, manifest)
+    else:
+        with _writer(stores, out, rows, manifest) as writer:
+            _write(stores, rows, writer, report)
+    return _result(stores, ActivationStore.open(out))
+
+
+def _order(stores: list[ActivationStore]) -> tuple[_Row, int]:
+    """Return where each sequence comes from, and how many are for training."""
+    parts = [(i, s.train_seqs) for i, s in enumerate(stores)]
+    n_train = sum(len(seqs) for _, seqs in parts)
+    parts += [(i, s.held_out_seqs) for i, s in enumerate(stores)]
+    of_store = np.concatenate([np.full(len(seqs), i) for i, seqs in parts])
+    return _Row(of_store, np.concatenate([seqs for _, seqs in parts])), n_train
+
+
+def _manifest(stores: list[ActivationStore], n_train: int) -> Manifest:
+    """Return the facts of the merged store.
+
+    Held out are the shards from the first that has a held-out sequence: what was held out is never
+    trained on. Shards are the largest of any store that hold out little besides.
+    """
+    parts = [store.manifest for store in stores]
+    n_seq = sum(part.n_seq for part in parts)
+    sizes = sorted({part.shard_seqs for part in parts}, reverse=True)
+    shard_seqs = next((n for n in sizes if n <= n_train and n_train % n <= n_seq - n_train), 1)
+    merged = [_absolute(store.root) for store in stores]
+    first = parts[0]
+    corpus = first.corpus | {
+        "data": " + ".join(str(part.corpus.get("data")) for part in parts),
+        "n_documents": sum(len(store.document_names()) for store in stores),
+        "tokens_sha256": None,
+    }
+    return replace(
+        first,
+        uuid=str(uuid.uuid4()),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        corpus=corpus,
+        request=first.request | {"data": corpus["data"], "tokens": None, "merged": merged},
+        n_seq=n_seq,
+        shard_seqs=shard_seqs,
+        held_out_shards=tuple(range(n_train // shard_seqs, -(-n_seq // shard_seqs))),
+    )
+
+
+def _absolute(root: Place) -> str:
+    """Return what names a store from every folder."""
+    return str(root.resolve() if isinstance(root, Path) else root)
+
+
+def _writer(
+    stores: list[ActivationStore], out: Place, rows: _Row, manifest: Manifest
+) -> StoreWriter:
+    """Begin the new store, or go on with it."""
+    if is_begun(out):
+        _require_same_merge(out, PLAN, manifest)
+        return StoreWriter.resume(out)
+    require_free(out)
+    _require_room(stores, out)
+    tokens = _gather([store.tokens(range(store.manifest.n_seq)) for store in stores], rows)
+    _require_disjoint(stores, rows, tokens)
+    documents: list[Tensor] = []
+    names: list[str] = []
+    for store in stores:
+        documents.append(store.documents(range(store.manifest.n_seq)) + len(names))
+        names += store.document_names()
+    digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+    channels = channels_of(stores[0])
+    return StoreWriter.create(
+        out,
+        replace(manifest, corpus=manifest.corpus | {"tokens_sha256": digest}),
+        tokens=tokens,
+        documents=_gather(documents, rows),
+        document_names=names,
+        weights={layer: stores[0].weights(layer) for layer in stores[0].layers},
+        sample={  # the largest values of the channels are their scales
+            layer: [channels[site] for site in sites(manifest, layer) if site in channels]
+            for layer in manifest.layers
+        },
+    )
+
+
+def _require_same_merge(out: Place, name: str, manifest: Manifest) -> None:
+    """Raise StoreError unless a folder holds this very merge, perhaps without some layers."""
+    begun = read_manifest(out / name)
+    corpus = begun.corpus | {"tokens_sha256": None}
+    own = replace(begun, corpus=corpus, uuid=manifest.uuid, created=manifest.created)
+    layers = {n: facts for n, facts in manifest.layers.items() if n in begun.layers}
+    if own != replace(manifest, layers=layers):
+        raise StoreError(f"{out} holds another store; choose another --out, or delete it")
+
+
+def _require_room(stores: list[ActivationStore], out: Place) -> None:
+    needed = sum(entry.n_bytes for store in stores for entry in store.entries)
+    free = free_bytes(out)
+    if free is not None and needed > free:
+        raise StoreError(
+            f"the merged store takes {needed:,} bytes and {free:,} are free at {out}; make "
+            "room, or choose another --out"
+        )
+
+
+def _require_disjoint(stores: list[ActivationStore], rows: _Row, tokens: Tensor) -> None:
+    """Raise StoreError if a sequence of token ids is in two stores."""
+    seen: dict[bytes, int] = {}
+    shared: list[tuple[int, int]] = []
+    for row, ids in enumerate(tokens.numpy()):
+        digest = hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
+        other = seen.setdefault(digest, row)
+        if rows.store[other] != rows.store[row]:
+            shared.append((other, row))
+    if shared:
+        places = [f"{rows.seq[r]} of {stores[rows.store[r]].root}" for r in shared[0]]
+        raise StoreError(
+            f"the stores share {len(shared):,} sequences, such as {' and '.join(places)}; only "
+            "stores of different text can be merged"
+        )
+
+
+def _gather(parts: list[Tensor], rows: _Row) -> Tensor:
+    """Return sequences of several stores in the order of the merged one."""
+    first = np.cumsum([0, *[len(part) for part in parts]])
+    return torch.cat(parts)[torch.from_numpy(first[rows.store] + rows.seq)]
+
+
+def _write(stores: list[ActivationStore], rows: _Row, writer: StoreWriter, report: Report) -> None:
+    """Write the missing shards and finish the store."""
+    manifest = writer.manifest
+    total = sum(entry.n_bytes for store in stores for entry in store.entries)
+    first = manifest.n_shards - len(writer.missing_shards())
+    for n_done, shard in enumerate(writer.claimed_shards(), start=first):
+        report(Checked(total * n_done // manifest.n_shards, total))
+        entries = []
+        for layer in writer.begin_shard(shard):
+            for spec in layer_arrays(manifest, layer):
+                entries.append(_write_shard(stores, rows, writer, shard, spec))
+        writer.commit(entries)
+    writer.finish()
+    report(Checked(total, total))
+
+
+def _write_shard(
+    stores: list[ActivationStore], rows: _Row, writer: StoreWriter, shard: int, spec: ArraySpec
+) -> Entry:
+    """Write one shard of one array, some sequences at a time."""
+    manifest = writer.manifest
+    seqs = manifest.shard_rows(shard)
+    at_once = max(1, READ_BYTES // spec.row_bytes)
+    path = spec.shard_path(writer.root, shard)
+    file = ShardWriter(path, n_chunks=manifest.shard_seqs, codec=spec.codec)
+    try:
+        for first in range(seqs.start, seqs.stop, at_once):
+            part = slice(first, min(first + at_once, seqs.stop))
+            file.append(to_disk(_read(stores, rows, spec.name, part), spec.dtype))
+        done = file.commit()
+    except BaseException:
+        file.discard()
+        raise
+    sums = _sums(stores, rows, spec.name, slice(seqs.start, seqs.stop))
+    return Entry(shard, spec.name, len(seqs), done.n_bytes, done.crc32c, **sums.facts())
+
+
+def _read(stores: list[ActivationStore], rows: _Row, name: str, part: slice) -> Tensor:
+    """Read a run of the merged store's sequences from the stores that they come from."""
+    of_store, seqs = rows.store[part], rows.seq[part]
+    cuts = np.flatnonzero(np.diff(of_store)) + 1
+    runs = zip(np.split(of_store, cuts), np.split(seqs, cuts), strict=True)
+    return torch.cat([stores[of[0]].read(name, run) for of, run in runs])
+
+
+def _sums(stores: list[ActivationStore], rows: _Row, name: str, part: slice) -> Sums:
+    """Return what a harvest would have added up over a run of an array."""
+    manifest, layer = stores[0].manifest, int(name.split("/")[1])
+    sums, of_norms = Sums(), summed(manifest, layer)
+    if name in of_norms:
+        sizes = _read(stores, rows, norms(layer), part)[..., of_norms.index(name)]
+        sums.add(sizes.numpy())
+    elif name in map(scale_of, sites(manifest, layer)):
+        sums.add_scales(_read(stores, rows, name, part).numpy())
+    return sums
+
+
+def _result(stores: list[ActivationStore], merged: ActivationStore) -> dict[str, Any]:
+    manifest = merged.manifest
+    return {
+        "store": str(merged.root),
+        "merged": [str(store.root) for store in stores],
+        "layers": merged.layers,
+        "n_seq": manifest.n_seq,
+        "n_tokens": manifest.n_seq * manifest.n_ctx,
+        "n_held_out_tokens": len(merged.held_out_seqs) * manifest.n_ctx,
+        "n_shards": manifest.n_shards,
+        "n_bytes": sum(entry.n_bytes for entry in merged.entries),
+    }

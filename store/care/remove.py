@@ -1,0 +1,112 @@
+"""`lorsa store rm`: take layers out of a store and give their bytes back."""
+
+import errno
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from ...errors import StoreError
+from ..folder import Folder, is_begun, leftovers, look, rooms
+from ..journal import JournalWriter, write_table
+from ..layers import choose_layers, spell_layers
+from ..locks.lock import take_lock
+from ..manifest import MANIFEST, PLAN
+from ..places import Place, leads_out, place, remove_tree, tree_bytes, write_atomically
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def remove_layers(root: str | Place, layers: str) -> dict[str, Any]:
+    """Take layers out of a store; what remains is as if they had never been harvested.
+
+    A layer that is being added is no longer.
+
+    The metadata goes first, then the files. Killed in between, the store opens, and the same call
+    ends the removal. On a full disk the files have to go first.
+
+    Args:
+        root: folder of the store, finished or not.
+        layers: as `choose_layers` reads them.
+
+    Returns:
+        JSON-able: the layers that were removed and those that remain, the bytes that were freed.
+
+    Raises:
+        StoreError: no store, a layer that is not there, no layer would remain, or the store is
+            being written or cannot be.
+    """
+    root = place(root)
+    look(root)
+    lock = take_lock(root)
+    try:
+        folder = look(root)  # another process may have been quicker
+        chosen = _choose(folder, layers)
+        n_bytes = sum(tree_bytes(room) for room in rooms(root, chosen))
+        try:
+            _forget(folder, chosen)
+        except (OSError, StoreError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in _FULL:
+                raise
+            _delete(root, chosen)
+            _forget(folder, chosen)
+        _delete(root, chosen)
+    except OSError as error:
+        raise StoreError(
+            f"layers {layers} of {root} cannot be removed ({error.strerror}); the same command "
+            "goes on from here"
+        ) from None
+    finally:
+        lock.release()
+    remaining = sorted(set(folder.plan.layers) - set(chosen))
+    return {"store": str(root), "removed": chosen, "layers": remaining, "n_bytes": n_bytes}
+
+
+def _choose(folder: Folder, layers: str) -> list[int]:
+    """Return the layers to remove: of the store, or what an earlier removal has left."""
+    root, manifest = folder.root, folder.manifest
+    have = {int(name.split("/")[1]) for name in leftovers(root, folder.plan)}
+    have |= set(manifest.layers) | set(folder.plan.layers)
+    try:
+        chosen = choose_layers(layers, sorted(have), where=str(root))
+    except ValueError as error:
+        raise StoreError(str(error)) from None
+    if not set(manifest.layers) - set(chosen):
+        raise StoreError(
+            f"{root} has no layers but {spell_layers(chosen)}; to remove the whole store, delete "
+            "its folder"
+        )
+    for room in rooms(root, chosen):
+        if (out := leads_out(room, root)) or room.is_symlink():
+            where = "leads out of the store" if out else "points into the store"
+            raise StoreError(
+                f"{room} is a link that {where}; delete what it points to and the link yourself, "
+                "then run the same command"
+            )
+    return chosen
+
+
+def _forget(folder: Folder, layers: Iterable[int]) -> None:
+    """Take layers out of plan, manifest, journal and table, in this order; OSError if one fails."""
+    root = folder.root
+    gone = {f"layers/{layer}" for layer in layers}
+    for name, facts, is_there in (
+        (PLAN, folder.plan, is_begun(root)),
+        (MANIFEST, folder.manifest, folder.complete),
+    ):
+        if is_there:
+            keep = {n: own for n, own in facts.layers.items() if f"layers/{n}" not in gone}
+            write_atomically(root / name, replace(facts, layers=keep).to_json())
+    dropped = {key for key in folder.entries if os.path.dirname(key[1]) in gone}
+    if dropped:
+        JournalWriter(root).drop(dropped)
+        if folder.complete:
+            kept = {key: e for key, e in folder.entries.items() if key not in dropped}
+            new = tuple(f"layers/{layer}/" for layer in folder.adding)
+            write_table(root, [e for key, e in kept.items() if not key[1].startswith(new)])
+
+
+def _delete(root: Place, layers: Iterable[int]) -> None:
+    for room in rooms(root, layers):
+        remove_tree(room)

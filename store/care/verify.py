@@ -1,0 +1,215 @@
+"""Whether a store is whole: every damage it has, not only the first.
+
+The quick look compares presence, sizes and Zarr metadata with the manifest and shards.parquet (in
+an unfinished store, the journal); the full one reads every byte, and compares each chunk with its
+own checksum and those of a file with the file's, which a file in another's place does not have.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ...errors import DamageError, StoreError, UnreachableError
+from ..folder import is_complete, leftovers, text_names
+from ..journal import TABLE, Entry, Key
+from ..layout import DOCUMENTS, all_arrays, layer_arrays, read_documents, read_whole, whole_arrays
+from ..manifest import Manifest
+from ..places import Place, file_sizes
+from ..schema import difference, metadata, whole_problem
+from ..shard import read_checksum
+from .index import Damage, Fix, facts, index, name_of
+
+N_THREADS = min(8, os.cpu_count() or 1)
+
+
+class Checked(NamedTuple):
+    """How far a full verification is."""
+
+    n_bytes: int
+    total_bytes: int
+
+
+Report = Callable[[Checked], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """What was found."""
+
+    manifest: Manifest
+    """With the layers that are being added."""
+    adding: list[int]
+    """These."""
+    complete: bool
+    """Whether manifest.json is there."""
+    full: bool
+    """Whether every byte was read."""
+    entries: dict[Key, Entry]
+    """The files that were committed."""
+    missing: list[int]
+    """Shards that are not all committed, or damaged."""
+    damages: list[Damage]
+    leftovers: list[str]
+    """Folders of layers that a removal cut short has left."""
+
+    @property
+    def damaged_shards(self) -> list[int]:
+        """Shards to harvest again, ascending."""
+        return sorted({d.shard for d in self.damages if d.shard is not None and d.is_dropped})
+
+
+def check(root: Place, *, full: bool, report: Report = lambda event: None) -> Verification:
+    """Look for everything that is wrong with a store.
+
+    Args:
+        root: its folder.
+        full: also read every byte.
+        report: is told how far the reading is.
+
+    Raises:
+        StoreError: no store, one of another format version, or one that says nothing of itself.
+    """
+    damages: list[Damage] = []
+    manifest, adding = facts(root, damages)
+    complete = is_complete(root)
+    new = {spec.name for layer in adding for spec in layer_arrays(manifest, layer)}
+    entries = index(root, manifest, complete, damages, new)
+    damages += _metadata_damages(root, manifest)
+    damages += _given_damages(root, manifest, full=full)
+    whole: dict[Key, Entry] = {}
+    for key, damage in _file_damages(
+        root, manifest, entries, new if complete else set(all_arrays(manifest))
+    ):
+        if damage is None:
+            whole[key] = entries[key]
+        else:
+            damages.append(damage)
+    if full:
+        damages += _checksum_damages(root, manifest, whole, report)
+    lost = {damage.shard for damage in damages}
+    arrays = all_arrays(manifest)
+    missing = [
+        shard
+        for shard in range(manifest.n_shards)
+        if shard in lost or not all((shard, name) in whole for name in arrays)
+    ]
+    return Verification(
+        manifest=manifest,
+        adding=adding,
+        complete=complete,
+        full=full,
+        entries=entries,
+        missing=missing,
+        damages=damages,
+        leftovers=leftovers(root, manifest),
+    )
+
+
+def _metadata_damages(root: Place, manifest: Manifest) -> Iterator[Damage]:
+    for name, content in metadata(manifest).items():
+        problem = difference(root / name, content)
+        if problem is not None:
+            yield Damage(name, problem, "rewrite")
+
+
+def _given_damages(root: Place, manifest: Manifest, *, full: bool) -> Iterator[Damage]:
+    """Yield what is wrong with what no harvest makes again."""
+    try:
+        n_names, n_known = len(read_documents(root)), manifest.corpus.get("n_documents")
+        if n_known not in (None, n_names):
+            yield Damage(DOCUMENTS, f"names {n_names} documents of {n_known}", "none")
+    except UnreachableError:
+        raise
+    except StoreError:
+        problem = "cannot be read" if (root / DOCUMENTS).exists() else "is missing"
+        yield Damage(DOCUMENTS, problem, "none")
+    for name, shape in whole_arrays(manifest):
+        found = whole_problem(root / name, shape)
+        if found is None and full:
+            found = _whole_damage(root, name)
+        if found is not None:
+            yield Damage(name, found, "none")
+
+
+def _whole_damage(root: Place, name: str) -> str | None:
+    try:
+        read_whole(root, name)
+    except StoreError:
+        return "is damaged"
+    return None
+
+
+def _file_damages(
+    root: Place, manifest: Manifest, entries: dict[Key, Entry], unfinished: set[str]
+) -> Iterator[tuple[Key, Damage | None]]:
+    """Yield every file that should be there, with what is wrong with it.
+
+    Of arrays that are unfinished, only the files that were committed should.
+    """
+    given, size = text_names(manifest), file_sizes(root)
+    for shard in range(manifest.n_shards):
+        n_seq = len(manifest.shard_rows(shard))
+        for name, spec in all_arrays(manifest).items():
+            entry = entries.get((shard, name))
+            path = spec.shard_path(root, shard)
+            if entry is None and name in unfinished and name not in given:
+                continue  # not harvested yet
+            problem = _problem(size(path), entry, n_seq)
+            if problem is None:
+                yield (shard, name), None
+            else:
+                fix: Fix = "none" if name in given else "harvest"
+                yield (shard, name), Damage(name_of(root, path), problem, fix, shard)
+
+
+def _problem(size: int | None, entry: Entry | None, n_seq: int) -> str | None:
+    if size is None:
+        return "is missing"
+    if entry is None:
+        return f"is in no row of {TABLE}"
+    if size != entry.n_bytes:
+        return f"has {size:,} bytes instead of {entry.n_bytes:,}"
+    if entry.n_seq != n_seq:
+        return f"has {entry.n_seq} sequences instead of {n_seq} in {TABLE}"
+    return None
+
+
+def _checksum_damages(
+    root: Place, manifest: Manifest, whole: dict[Key, Entry], report: Report
+) -> Iterator[Damage]:
+    """Read every file in threads, which move bytes only, and yield those that are damaged."""
+    arrays, given = all_arrays(manifest), text_names(manifest)
+    total = sum(entry.n_bytes for entry in whole.values())
+    n_done = 0
+    report(Checked(0, total))
+    pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="lorsa-verify")
+    try:
+        reads = {
+            pool.submit(
+                read_checksum, arrays[name].shard_path(root, shard), manifest.shard_seqs
+            ): entry
+            for (shard, name), entry in whole.items()
+        }
+        for read in as_completed(reads):
+            entry = reads[read]
+            path = arrays[entry.array].shard_path(root, entry.shard)
+            problem = _read_problem(read, entry)
+            if problem is not None:
+                fix: Fix = "none" if entry.array in given else "harvest"
+                yield Damage(name_of(root, path), problem, fix, entry.shard)
+            n_done += entry.n_bytes
+            report(Checked(n_done, total))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_problem(read: Future[int], entry: Entry) -> str | None:
+    try:
+        same = read.result() == entry.crc32c
+        return None if same else "is whole, but not the file that was committed (checksum)"
+    except DamageError:
+        return "is damaged (checksum)"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"

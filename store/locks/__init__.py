@@ -1,0 +1,1 @@
+"""Locks on a store, in a folder and in a bucket."""

@@ -1,0 +1,180 @@
+"""Who is at work on a store in a bucket: an object that its holder renews.
+
+The object is made only if there is none, and changed only if it is still the version that was last
+seen, so of two writers one loses, whatever the moment. It says who holds it. A holder is taken for
+dead when it has not renewed it for two minutes, or, on this machine, when its process has ended;
+then the next writer takes it over. One that was taken for dead and is not finds out at its next
+commit. `members` makes the lock of a store of it.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
+from typing import Any
+
+from ...errors import BusyError, StoreError
+from ..bucket import BucketPath, Version
+
+RENEW_S = 20.0
+DEAD_S = 120.0
+"""Without a renewal; more than clocks differ and than a server is out of reach as a rule."""
+
+
+class Lease:
+    """An object that says that this process is at work on a store, for as long as it is."""
+
+    def __init__(self, store: BucketPath, path: BucketPath) -> None:
+        """Take it.
+
+        Args:
+            store: the store, for messages.
+            path: the object.
+
+        Raises:
+            BusyError: another process has it.
+            StoreError: the bucket cannot be written.
+        """
+        self._store = store
+        self.path = path
+        self.owner = str(uuid.uuid4())
+        """Of no other lease."""
+        self._facts = {
+            "owner": self.owner,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "machine": _machine(),
+        }
+        self._renewed = time.time()
+        version = self._put(None) or self._take_over()
+        self._version = version
+        self._lost = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lorsa-lease", daemon=True)
+        self._thread.start()
+
+    def require_held(self) -> None:
+        """Raise StoreError if another writer may have taken the store meanwhile."""
+        if not self.is_held():
+            raise StoreError(
+                f"{self._store} could not be kept locked, and another process may write it now; "
+                "what was committed is safe: run the same command again"
+            )
+
+    def is_held(self) -> bool:
+        """Tell whether certainly nobody else has it."""
+        return not self._lost and time.time() - self._renewed <= DEAD_S - RENEW_S
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._ended.set()
+        self._thread.join(RENEW_S)  # a server out of reach holds nobody up
+        if not self._lost:
+            with suppress(StoreError):  # out of reach: it ends by itself
+                self._put(self._version, held=False)
+
+    def _renew(self) -> None:
+        """Renew it now and then, in the thread."""
+        while not self._ended.wait(RENEW_S):
+            started = time.time()
+            with suppress(StoreError):  # out of reach: how long decides
+                version = self._put(self._version)
+                if version is None:
+                    self._lost = True
+                    return
+                self._version, self._renewed = version, started
+
+    def _put(self, over: str | None, *, held: bool = True) -> str | None:
+        """Write the object over a version, None for none; return its own, None if that is gone."""
+        # the time makes every version another one
+        facts = self._facts | {"held": held, "time": time.time_ns()}
+        content = json.dumps(facts).encode()
+        try:
+            return self.path.write_version(content, over)
+        except FileExistsError:  # perhaps by this very request, sent again
+            with suppress(FileNotFoundError):
+                found = self.path.read_version()
+                if read_facts(found.content).get("owner") == self.owner:
+                    return found.etag
+            return None
+
+    def _take_over(self) -> str:
+        """Take the object from a holder that is done or dead."""
+        try:
+            found = self.path.read_version()
+        except FileNotFoundError:
+            raise self._refusal("another process") from None
+        if lives(found):
+            raise self._refusal(who(found))
+        version = self._put(found.etag)
+        if version is None:
+            raise self._refusal("another process")
+        return version
+
+    def _refusal(self, who: str) -> BusyError:
+        return refusal(self._store, who)
+
+
+def refusal(store: BucketPath, who: str) -> BusyError:
+    """Return the error that says who is at work."""
+    return BusyError(
+        f"{store} is being written by {who}; wait for it or choose another --store (one that was "
+        f"killed is taken for dead after {DEAD_S:.0f} s)"
+    )
+
+
+def lives(found: Version) -> bool:
+    """Tell whether the holder of a lease is at work, as far as can be told."""
+    facts = read_facts(found.content)
+    if not found.content or facts.get("held") is False:  # empty: copied from a disk
+        return False
+    return time.time() - found.modified < DEAD_S and not _has_ended(facts)
+
+
+def who(found: Version) -> str:
+    """Name the holder of a lease."""
+    facts, age_s = read_facts(found.content), time.time() - found.modified
+    return f"process {facts.get('pid')} on {facts.get('host')}, last heard of {age_s:.0f} s ago"
+
+
+def bury(path: BucketPath, found: Version) -> bool:
+    """Take a lease from a dead holder for good; False if it was renewed just now."""
+    with suppress(FileExistsError):
+        path.write_version(json.dumps({"held": False, "time": time.time_ns()}).encode(), found.etag)
+        return True
+    return False
+
+
+def read_facts(content: bytes) -> dict[str, Any]:
+    """Return what an object says, nothing if it makes no sense."""
+    with suppress(ValueError):
+        found = json.loads(content)
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _has_ended(holder: dict[str, Any]) -> bool:
+    """Tell whether a holder was a process of this machine that is there no more."""
+    pid, machine = holder.get("pid"), _machine()
+    if machine is None or holder.get("machine") != machine or type(pid) is not int or pid < 1:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _machine() -> str | None:
+    """Return what only processes that see each other share; None if that cannot be told."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None

@@ -1,0 +1,167 @@
+"""Feed batches of a store to a training step, read ahead by threads.
+
+Threads, never forked processes: a read releases the interpreter lock, and a forked copy of a
+process that runs threads can hang. The threads only move bytes: one tensor operation in a thread
+would give it an OpenMP pool of its own, and the training step's pool, which then has to share the
+cores, takes twice as long.
+
+Batches are read into a ring of buffers that are used again: fresh memory costs a page fault per
+4 kB, which takes as long as the read. For a GPU the ring is pinned, so a copy to it needs no CPU.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..encoding import DTYPES, Encoded, disk_view
+from ..layout import scale_of, sites
+from .reader import Activations, ActivationStore, Derive, Stored
+from .rows import Seqs
+
+PREFETCH_BATCHES = 4
+READ_THREADS = min(PREFETCH_BATCHES, max(2, os.cpu_count() or 1))
+
+
+class Batch(NamedTuple):
+    """What one rank computes in one step."""
+
+    stored: Stored
+    """x and y as they lie in the store; overwritten once the next batch is asked for"""
+    wait_s: float
+    """How long the step had to wait for it, seconds"""
+    seqs: Seqs
+    """Which sequences they are"""
+
+
+class Order(Protocol):
+    """Which sequences each step takes, as `Sampler`."""
+
+    def batch(self, step: int) -> Seqs:
+        """Return the sequences of a step."""
+
+
+class _Slot:
+    """Memory of one batch, filled again and again."""
+
+    def __init__(self, store: ActivationStore, layer: int, n_seqs: int, *, pin: bool) -> None:
+        self.n_seqs = n_seqs
+        self._memory: dict[str, Tensor] = {}
+        self._store = store
+        self._sites = sites(store.manifest, layer)
+        is_int8 = store.manifest.dtype == "int8"
+        for name in [*self._sites, *(scale_of(site) for site in self._sites if is_int8)]:
+            spec = store.reader(name).spec
+            shape, dtype = (n_seqs, *spec.row_shape), DTYPES[spec.dtype].torch
+            self._memory[name] = torch.empty(shape, dtype=dtype, pin_memory=pin)
+        self._disk = {name: disk_view(memory) for name, memory in self._memory.items()}
+
+    def fill(self, seqs: Seqs) -> None:
+        """Read sequences; in a thread."""
+        for name, out in self._disk.items():
+            self._store.reader(name).read_into(seqs, out[: len(seqs)])
+
+    def stored(self, n_seqs: int) -> Stored:
+        """Return what was read, sharing the memory."""
+
+        def part(site: str) -> Encoded:
+            scale = self._memory.get(scale_of(site))
+            values, channel = self._memory[site][:n_seqs], self._store.channel(site)
+            return Encoded(values, None if scale is None else scale[:n_seqs], channel)
+
+        x, *y = (part(site) for site in self._sites)
+        return Stored(x, *y) if y else Stored(x, None)
+
+
+class _Reading(NamedTuple):
+    slot: _Slot
+    seqs: Seqs
+    done: Future[None]
+
+
+def batches(
+    store: ActivationStore,
+    layer: int,
+    order: Order,
+    *,
+    first_step: int,
+    n_steps: int,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """Yield the batches of steps first_step..n_steps - 1, reading ahead.
+
+    Args:
+        store, layer: what to read.
+        order: which sequences each step takes.
+        first_step: where to begin; any step costs the same.
+        n_steps: where to end.
+        pin: whether to read into pinned memory, for a GPU.
+
+    Raises:
+        StoreError: a chunk is missing or damaged.
+    """
+    store.require_layer(layer)
+    pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="lorsa-reader")
+    reading: deque[_Reading] = deque()
+    free: deque[_Slot] = deque()
+    ahead = iter(range(first_step, n_steps))
+    try:
+        while True:
+            while len(reading) < PREFETCH_BATCHES and (step := next(ahead, None)) is not None:
+                seqs = order.batch(step)
+                slot = free.popleft() if free else None
+                if slot is None or slot.n_seqs < len(seqs):
+                    slot = _Slot(store, layer, len(seqs), pin=pin)
+                reading.append(_Reading(slot, seqs, pool.submit(slot.fill, seqs)))
+            if not reading:
+                return
+            started = time.perf_counter()
+            slot, seqs, done = reading.popleft()
+            done.result()
+            yield Batch(slot.stored(len(seqs)), time.perf_counter() - started, seqs)
+            free.append(slot)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def held_out_parts(
+    store: ActivationStore, *, batch_seqs: int, n_tokens: int | None = None
+) -> Iterator[Seqs]:
+    """Yield the held-out sequences in order, at most about n_tokens of them.
+
+    Args:
+        store: what to read.
+        batch_seqs: sequences in a batch.
+        n_tokens: stop once so many are read (rounded up to whole sequences); None takes all.
+    """
+    seqs = store.held_out_seqs
+    if n_tokens is not None:
+        seqs = seqs[: max(1, -(-n_tokens // store.manifest.n_ctx))]
+    for first in range(0, len(seqs), batch_seqs):
+        yield seqs[first : first + batch_seqs]
+
+
+def held_out_batches(
+    store: ActivationStore,
+    layer: int,
+    *,
+    batch_seqs: int,
+    n_tokens: int | None = None,
+    device: torch.device | str = "cpu",
+    derive: Derive | None = None,
+) -> Iterator[Activations]:
+    """Yield x and y of the held-out sequences in order, float32.
+
+    Args:
+        store, layer: what to read.
+        batch_seqs, n_tokens: as in `held_out_parts`.
+        device: where they are wanted.
+        derive: makes y of x; needed if y is not stored.
+    """
+    for seqs in held_out_parts(store, batch_seqs=batch_seqs, n_tokens=n_tokens):
+        yield store.stored(layer, seqs).on(device, derive)

@@ -1,0 +1,305 @@
+"""Read a store: open it once, then any sequences of any array, each checked.
+
+    store = ActivationStore.open("acts")
+    x = store.activations(12, store.train_seqs[:8]).x     # [8, n_ctx, d_model]
+
+Opening checks the format version, that the arrays are those of the manifest, and that every file
+of shards.parquet is there with its size, so a damaged copy is found before the first step; each
+chunk's checksum is compared when it is read.
+Safe to use from many threads and, read-only, from many processes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...errors import StoreError
+from .. import layout
+from ..encoding import Encoded
+from ..folder import is_complete, why_not_a_store, written_again
+from ..journal import Entry, read_table
+from ..layers import spell_layers
+from ..layout import all_arrays
+from ..manifest import MANIFEST, Manifest, read_manifest
+from ..places import Place, file_sizes, place
+from ..schema import require_shapes
+from .rows import OpenFiles, RowReader, Seqs
+
+
+class Activations(NamedTuple):
+    """A layer's input and output of some sequences."""
+
+    x: Tensor
+    """[n, n_ctx, d_model]"""
+    y: Tensor
+    """[n, n_ctx, d_model]"""
+
+
+Derive = Callable[[Tensor], Tensor]
+"""A layer's attention, from x to y, as `lorsa.model.stored_attention` makes it."""
+
+
+class Stored(NamedTuple):
+    """A layer's input and output of some sequences as they lie in the store."""
+
+    x: Encoded
+    y: Encoded | None
+    """None where y is derived"""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Stored":
+        """Return the same on a device."""
+        y = None if self.y is None else self.y.to(device, non_blocking=non_blocking)
+        return Stored(self.x.to(device, non_blocking=non_blocking), y)
+
+    def on(self, device: torch.device | str, derive: Derive | None = None) -> Activations:
+        """Return both on a device, float32; what is not stored is derived there.
+
+        Args:
+            device: where to compute.
+            derive: makes y of x; needed if y is not stored.
+        """
+        stored = self.to(device)
+        x = stored.x.decode().float()
+        if stored.y is not None:
+            return Activations(x, stored.y.decode().float())
+        if derive is None:
+            raise ValueError("y is not stored, and nothing was given to derive it")
+        return Activations(x, derive(x))
+
+
+class LayerNorms(NamedTuple):
+    """Mean norms of a layer's activations over the training shards."""
+
+    x: float
+    y: float
+
+
+class TokenScales(NamedTuple):
+    """Of what size the scales of int8 tokens are; a token with a huge outlier has a huge scale."""
+
+    mean: float
+    largest: float
+
+
+class ActivationStore:
+    """A finished store, open for reading."""
+
+    def __init__(
+        self,
+        root: Place,
+        manifest: Manifest,
+        entries: list[Entry],
+        files: OpenFiles | None = None,
+    ) -> None:
+        """Use `open`."""
+        self.root = root
+        self.manifest = manifest
+        self._arrays = all_arrays(manifest)
+        self.entries = [e for e in entries if e.array in self._arrays]
+        """Without those of layers that are being added or removed."""
+        n_seq, shard_seqs = manifest.n_seq, manifest.shard_seqs
+        self._files = files = files or OpenFiles()
+        self._readers = {
+            name: RowReader(root, spec, n_seq=n_seq, shard_seqs=shard_seqs, files=files)
+            for name, spec in self._arrays.items()
+        }
+        self._channels: dict[str, Tensor] = {}
+
+    @classmethod
+    def open(cls, root: str | Place, files: OpenFiles | None = None) -> "ActivationStore":
+        """Open a store: its folder, or s3://bucket/folder.
+
+        Args:
+            root: where it lies.
+            files: shared with other stores that are open, or None.
+
+        Raises:
+            StoreError: no store, an unfinished one, another format version, files missing or cut.
+        """
+        root = place(root)
+        if not is_complete(root):
+            raise StoreError(why_not_a_store(root))
+        manifest = read_manifest(root / MANIFEST)
+        require_shapes(root, manifest)
+        store = cls(root, manifest, read_table(root), files)
+        store._check_files()
+        return store
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers in the store, ascending."""
+        return sorted(self.manifest.layers)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of chunks that were read so far through this store's files."""
+        return self._files.bytes_read
+
+    @property
+    def train_seqs(self) -> npt.NDArray[np.int64]:
+        """Sequences to train on, ascending."""
+        return self._seqs(held_out=False)
+
+    @property
+    def held_out_seqs(self) -> npt.NDArray[np.int64]:
+        """Sequences kept for validation, ascending."""
+        return self._seqs(held_out=True)
+
+    def tokens(self, seqs: Seqs) -> Tensor:
+        """Return token ids, int32, [n, n_ctx]."""
+        return self.read("tokens", seqs)
+
+    def documents(self, seqs: Seqs) -> Tensor:
+        """Return which document of the corpus each token comes from, int32, [n, n_ctx]."""
+        return self.read("documents", seqs)
+
+    def document_names(self) -> list[str]:
+        """Return the name of every document, by the number that `documents` gives."""
+        return layout.read_documents(self.root)
+
+    def activations(self, layer: int, seqs: Seqs, derive: Derive | None = None) -> Activations:
+        """Return a layer's x and y of some sequences, in the store's dtype; float32 for int8.
+
+        Args:
+            layer, seqs: what to read.
+            derive: makes y of x, on the CPU in float32; for stores without y alone.
+
+        Raises:
+            StoreError: the layer is not stored, a file is damaged, or y can only be derived.
+        """
+        stored = self.stored(layer, seqs)
+        if stored.y is not None:
+            return Activations(stored.x.decode(), stored.y.decode())
+        if derive is None:
+            raise StoreError(
+                f"{self.root} has no y (outputs: derive); give activations(layer, seqs, derive) "
+                "what lorsa.model.stored_attention makes of the layer, or take x by inputs()"
+            )
+        return stored.on("cpu", derive)
+
+    def inputs(self, layer: int, seqs: Seqs) -> Tensor:
+        """Return a layer's x, in the store's dtype; float32 for int8, [n, n_ctx, d_model]."""
+        self.require_layer(layer)
+        return self._encoded(layout.attn_in(layer), seqs).decode()
+
+    def stored(self, layer: int, seqs: Seqs) -> Stored:
+        """Return a layer's x and y of some sequences as they lie in the store."""
+        self.require_layer(layer)
+        x, *y = (self._encoded(site, seqs) for site in layout.sites(self.manifest, layer))
+        return Stored(x, *y) if y else Stored(x, None)
+
+    def reader(self, name: str) -> RowReader:
+        """Return the reader of an array, by its path in the store."""
+        return self._readers[name]
+
+    def channel(self, site: str) -> Tensor | None:
+        """Return the scale of every channel of int8 activations, None for other dtypes.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        if self.manifest.dtype != "int8":
+            return None
+        if site not in self._channels:
+            self._channels[site] = layout.read_channel(self.root, self.manifest, site)
+        return self._channels[site]
+
+    def scales(self, layer: int) -> dict[str, TokenScales]:
+        """Return of what size int8's scales are, by array; nothing for other dtypes."""
+        self.require_layer(layer)
+        if self.manifest.dtype != "int8":
+            return {}
+        found = {}
+        for site in layout.sites(self.manifest, layer):
+            rows = [e for e in self.entries if e.array == layout.scale_of(site)]
+            n_tokens = sum(e.n_seq for e in rows) * self.manifest.n_ctx
+            mean = sum(e.norm_sum for e in rows) / max(n_tokens, 1)
+            found[site] = TokenScales(mean, max((e.max_scale for e in rows), default=0.0))
+        return found
+
+    def n_nonfinite(self, layer: int) -> int:
+        """Return how many tokens of a layer's x or y have NaN or Inf."""
+        prefix = f"layers/{layer}/"
+        return sum(e.n_nonfinite for e in self.entries if e.array.startswith(prefix))
+
+    def _encoded(self, site: str, seqs: Seqs) -> Encoded:
+        values, channel = self.read(site, seqs), self.channel(site)
+        if channel is None:
+            return Encoded(values)
+        return Encoded(values, self.read(layout.scale_of(site), seqs), channel)
+
+    def norms(self, layer: int, seqs: Seqs) -> Tensor:
+        """Return ||x|| and ||y|| of every token, float32, [n, n_ctx, 2]."""
+        self.require_layer(layer)
+        return self.read(layout.norms(layer), seqs)
+
+    def weights(self, layer: int) -> dict[str, Tensor]:
+        """Return the attention layer's own parameters by name (W_Q, W_K, W_V, W_O, b_Q, ...)."""
+        self.require_layer(layer)
+        return layout.read_weights(self.root, self.manifest, layer)
+
+    def mean_norms(self, layer: int) -> LayerNorms:
+        """Return the mean of ||x|| and of ||y|| over the tokens of the training shards."""
+        self.require_layer(layer)
+        held_out = set(self.manifest.held_out_shards)
+
+        def mean(name: str) -> float:
+            rows = [e for e in self.entries if e.array == name and e.shard not in held_out]
+            n_tokens = sum(e.n_seq for e in rows) * self.manifest.n_ctx
+            return sum(e.norm_sum for e in rows) / max(n_tokens, 1)
+
+        return LayerNorms(*map(mean, layout.summed(self.manifest, layer)))
+
+    def require_layer(self, layer: int) -> None:
+        """Raise StoreError unless the layer is stored."""
+        if layer not in self.manifest.layers:
+            have = spell_layers(self.layers)
+            raise StoreError(f"layer {layer} is not in {self.root}; it has layers {have}")
+
+    def read(self, name: str, seqs: Seqs) -> Tensor:
+        """Read sequences of an array by its path in the store.
+
+        Args:
+            name: such as "tokens" or "layers/12/attn_in".
+            seqs: sequence numbers in any order, 0..n_seq - 1.
+
+        Returns:
+            [n, *shape of a sequence], in the logical dtype.
+
+        Raises:
+            StoreError: a chunk is missing or damaged.
+            IndexError: a sequence number is out of range.
+        """
+        return self._readers[name].read(seqs)
+
+    def n_bytes(self, layer: int) -> int:
+        """Return how many bytes a layer takes on disk."""
+        prefix = f"layers/{layer}/"
+        return sum(e.n_bytes for e in self.entries if e.array.startswith(prefix))
+
+    def _seqs(self, *, held_out: bool) -> npt.NDArray[np.int64]:
+        seqs = np.arange(self.manifest.n_seq)
+        is_held_out = np.isin(seqs // self.manifest.shard_seqs, self.manifest.held_out_shards)
+        chosen: npt.NDArray[np.int64] = seqs[is_held_out == held_out]
+        return chosen
+
+    def _check_files(self) -> None:
+        known = {(e.shard, e.array): e for e in self.entries}
+        size = file_sizes(self.root)
+        for shard in range(self.manifest.n_shards):
+            for name, spec in self._arrays.items():
+                path = spec.shard_path(self.root, shard)
+                if (shard, name) not in known:
+                    raise StoreError(f"{path} is in no row of shards.parquet; harvest again")
+                self._check_size(path, size(path), known[shard, name])
+
+    def _check_size(self, path: Place, size: int | None, entry: Entry) -> None:
+        if size == entry.n_bytes:
+            return
+        found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.n_bytes:,}"
+        remedy = written_again(self.root, self.manifest, entry.array)
+        raise StoreError(f"{path} {found}; {remedy}, or restore a copy")

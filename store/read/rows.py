@@ -1,0 +1,151 @@
+"""Read any sequences of one array, each by one positioned read, each checked."""
+
+import errno
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ...errors import DamageError, StoreError
+from ..bucket import BucketPath
+from ..encoding import DTYPES, Array, from_disk
+from ..layout import ArraySpec
+from ..places import Place
+from ..shard import read_chunk, read_index
+
+Seqs = npt.NDArray[np.int64] | Sequence[int]
+OPEN_FILES = 384
+"""Files that are kept open, over all arrays; a process may have about a thousand."""
+N_REQUESTS = 32
+_REQUESTS = ThreadPoolExecutor(N_REQUESTS, thread_name_prefix="lorsa-bucket")
+"""Reads of buckets at a time, over all arrays; the threads begin with the first one."""
+
+
+class OpenShard:
+    """One file, open for reading, with its index; closed when nobody holds it any more."""
+
+    def __init__(self, path: Place, n_chunks: int) -> None:
+        """Open it; raises OSError if it is missing and DamageError if its index is damaged."""
+        self.path = path
+        self.index = read_index(path, n_chunks)
+        self.handle: int | BucketPath
+        if isinstance(path, BucketPath):
+            self.handle = path
+            return
+        self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):  # it was never opened
+            if isinstance(self.handle, int):
+                os.close(self.handle)
+
+
+class OpenFiles:
+    """The files that were used last, kept open; safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self.bytes_read = 0
+        """Bytes of chunks that were read, over all arrays"""
+        self._files: OrderedDict[tuple[str, int], OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, int], opened: Callable[[], OpenShard]) -> OpenShard:
+        """Return the file of a key; open it if it is not, and let go of the longest unused."""
+        with self._lock:
+            if key in self._files:
+                self._files.move_to_end(key)
+                return self._files[key]
+        file = opened()
+        with self._lock:
+            self._files[key] = file
+            while len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)
+        return file
+
+    def count(self, n_bytes: int) -> None:
+        """Add to what was read."""
+        with self._lock:
+            self.bytes_read += n_bytes
+
+
+class RowReader:
+    """One sharded array, open for reading; safe to use from many threads."""
+
+    def __init__(
+        self,
+        root: Place,
+        spec: ArraySpec,
+        *,
+        n_seq: int,
+        shard_seqs: int,
+        files: OpenFiles | None = None,
+    ) -> None:
+        """Choose an array of a store.
+
+        Args:
+            root: folder of the store.
+            spec: the array.
+            n_seq: sequences in the array.
+            shard_seqs: sequences in one of its shards.
+            files: shared with other arrays, or None.
+        """
+        self.spec = spec
+        self._root = root
+        self._n_seq = n_seq
+        self._shard_seqs = shard_seqs
+        self._codec = spec.codec
+        self._files = files or OpenFiles()
+        self._name = str(root / spec.name)
+
+    def read(self, seqs: Seqs) -> Tensor:
+        """Return sequences in the order given, [n, *shape of a sequence], in the logical dtype.
+
+        Raises:
+            StoreError: a chunk is missing or damaged.
+            IndexError: a sequence number is out of range.
+        """
+        out: Array = np.empty((len(seqs), *self.spec.row_shape), DTYPES[self.spec.dtype].disk)
+        self.read_into(seqs, out)
+        return from_disk(out, self.spec.dtype)
+
+    def read_into(self, seqs: Seqs, out: Array) -> None:
+        """Fill an array, [n, *shape of a sequence] as it lies on disk; raises as `read` does."""
+        if isinstance(self._root, BucketPath):  # most of the time is waiting for an answer
+            list(_REQUESTS.map(self._read_one, seqs, out))
+            return
+        for i, seq in enumerate(seqs):
+            self._read_one(seq, out[i])
+
+    def _read_one(self, seq: int, out: Array) -> None:
+        if not 0 <= seq < self._n_seq:
+            raise IndexError(f"sequence {seq}; the store has 0..{self._n_seq - 1}")
+        shard, row = divmod(int(seq), self._shard_seqs)
+        try:
+            file = self._files.get((self._name, shard), partial(self._open, shard))
+            read_chunk(file.handle, file.path, file.index[row], out, self._codec)
+            self._files.count(int(file.index[row][1]))
+        except OSError as error:
+            path = self.spec.shard_path(self._root, shard)
+            raise StoreError(
+                f"{path} cannot be read ({error.strerror}); {self._remedy(error.errno)}"
+            ) from None
+        except DamageError as error:
+            raise DamageError(f"{error}; {self._remedy()}") from None
+
+    def _open(self, shard: int) -> OpenShard:
+        return OpenShard(self.spec.shard_path(self._root, shard), self._shard_seqs)
+
+    def _remedy(self, reason: int | None = None) -> str:
+        if reason in (errno.EMFILE, errno.ENFILE):  # the store is in order
+            return "allow more open files (ulimit -n 4096) and run the same command again"
+        return (
+            f"lorsa store verify {self._root} --full --repair finds all damage and says how to "
+            "have it written again"
+        )

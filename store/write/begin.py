@@ -1,0 +1,168 @@
+"""What is laid down before shards are written: a new store, or new layers of a finished one.
+
+The plan comes last. Without it, what was laid down is in nobody's way and is laid down anew. With
+it, shards are missing, and any number of writers can join to write them. Layers are added next to a
+manifest that knows nothing of them: readers see the old ones until the new ones are all there.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import BegunError, StoreError
+from ..encoding import channel_scale, to_disk
+from ..folder import clear, is_begun, look, require_free, rooms
+from ..journal import TEXT, Entry, JournalWriter, read_journal
+from ..layers import spell_layers
+from ..layout import (
+    ArraySpec,
+    channel_of,
+    create_arrays,
+    sites,
+    text_arrays,
+    write_documents,
+    write_weights,
+    write_whole,
+)
+from ..locks.lock import take_lock
+from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
+from ..places import Place, remove_tree, sync, sync_tree, unmade_folders, write_atomically
+from ..shard import ShardWriter
+
+WAIT_S = 600.0
+"""How long to wait for another process that lays down the same."""
+
+Weights = Mapping[int, dict[str, Tensor]]
+Sample = Mapping[int, Sequence[Tensor]]
+
+
+def begin(
+    root: Place,
+    manifest: Manifest,
+    *,
+    tokens: Tensor,
+    documents: Tensor,
+    document_names: list[str],
+    weights: Weights,
+    sample: Sample,
+) -> None:
+    """Lay down a new store; see `StoreWriter.create`."""
+    shape = (manifest.n_seq, manifest.n_ctx)
+    if tokens.shape != shape or documents.shape != shape:
+        raise ValueError(
+            f"tokens and documents are {tuple(tokens.shape)} and {tuple(documents.shape)}, "
+            f"not {shape}"
+        )
+    _require_given(manifest, manifest.layers, weights, sample)
+
+    def require_nothing() -> None:
+        try:
+            require_free(root)
+        except StoreError:
+            if is_begun(root):
+                raise BegunError(f"{root} was begun by another process; go on with it") from None
+            raise
+
+    require_nothing()
+    unmade = unmade_folders(root)
+    lock = take_lock(root, wait_s=WAIT_S, unless=require_nothing)
+    try:
+        require_nothing()  # another writer may have been quicker
+        clear(root)
+        create_arrays(root, manifest)
+        write_documents(root, document_names)
+        _write_given(root, manifest, weights, sample)
+        journal = JournalWriter(root, TEXT)
+        for spec, values in zip(text_arrays(manifest), (tokens, documents), strict=True):
+            journal.commit(_write_text(root, manifest, spec, values))
+        sync_tree(root)
+        for folder in unmade:  # a power cut would take their names
+            sync(folder.parent)
+        write_atomically(root / PLAN, manifest.to_json())
+    except OSError as error:
+        raise StoreError(f"{root} cannot be written ({error.strerror})") from None
+    finally:
+        lock.release()
+
+
+def add(
+    root: Place,
+    layers: Mapping[int, dict[str, Any]],
+    *,
+    weights: Weights,
+    sample: Sample,
+) -> None:
+    """Lay down new layers of a finished store; see `StoreWriter.add_layers`."""
+
+    def require_new() -> None:
+        folder = look(root)
+        if there := sorted(set(layers) & set(folder.manifest.layers)):
+            raise BegunError(f"{root} has layers {spell_layers(there)} already")
+        if set(layers) <= set(folder.plan.layers):
+            raise BegunError(f"{root} is given these layers by another process; go on with it")
+        folder.require_finished()
+
+    require_new()
+    lock = take_lock(root, wait_s=WAIT_S, unless=require_new)
+    try:
+        require_new()
+        manifest = read_manifest(root / MANIFEST)
+        plan = replace(manifest, layers=dict(sorted({**manifest.layers, **layers}.items())))
+        _require_given(plan, layers, weights, sample)
+        _forget_earlier(root, layers)
+        create_arrays(root, plan, layers)
+        _write_given(root, plan, weights, sample)
+        for room in rooms(root, layers):
+            sync_tree(room)
+            sync(room.parent)
+        write_atomically(root / PLAN, plan.to_json())
+    except OSError as error:
+        raise StoreError(f"{root} cannot be written ({error.strerror})") from None
+    finally:
+        lock.release()
+
+
+def _forget_earlier(root: Place, layers: Mapping[int, Any]) -> None:
+    """Remove what an addition or removal of these layers that was cut short has left."""
+    gone = tuple(f"layers/{layer}/" for layer in layers)
+    if dropped := [(e.shard, e.array) for e in read_journal(root) if e.array.startswith(gone)]:
+        JournalWriter(root).drop(dropped)
+    for room in rooms(root, layers):
+        remove_tree(room)
+
+
+def _require_given(
+    manifest: Manifest, layers: Mapping[int, Any], weights: Weights, sample: Sample
+) -> None:
+    """Raise ValueError unless weights and sample are those of these layers."""
+    named = {layer: sorted(manifest.layers[layer]["weights"]) for layer in layers}
+    if {layer: sorted(own) for layer, own in weights.items()} != named:
+        raise ValueError("weights are not those that the manifest names")
+    if manifest.dtype == "int8" and set(sample) != set(layers):
+        raise ValueError("int8 needs a sample of every layer")
+
+
+def _write_given(root: Place, manifest: Manifest, weights: Weights, sample: Sample) -> None:
+    """Write what is known of layers before the model runs over the text."""
+    for layer, parameters in weights.items():
+        write_weights(root, layer, parameters)
+    for layer, pair in sample.items() if manifest.dtype == "int8" else ():
+        for site, values in zip(sites(manifest, layer), pair, strict=False):
+            write_whole(root, channel_of(site), channel_scale(values))
+
+
+def _write_text(root: Place, manifest: Manifest, spec: ArraySpec, values: Tensor) -> list[Entry]:
+    entries = []
+    for shard in range(manifest.n_shards):
+        rows = manifest.shard_rows(shard)
+        file = ShardWriter(spec.shard_path(root, shard), n_chunks=manifest.shard_seqs)
+        try:
+            file.append(to_disk(values[rows.start : rows.stop], spec.dtype))
+            done = file.commit()
+        except BaseException:
+            file.discard()
+            raise
+        entries.append(Entry(shard, spec.name, len(rows), done.n_bytes, done.crc32c, 0.0, 0.0))
+    return entries

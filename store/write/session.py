@@ -1,0 +1,171 @@
+"""One shard while it is written: batches in, committed files out."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from functools import partial
+
+from torch import Tensor
+
+from ...errors import StoreError
+from ..bucket import BucketPath
+from ..journal import Entry
+from ..layout import layer_arrays
+from ..manifest import Manifest
+from ..places import Place
+from ..shard import ShardWriter
+from .behind import WriteBehind
+from .encode import EncodedLayer, Sums, encode_layer
+
+
+class ShardSession:
+    """Takes the sequences of one shard; a thread writes them behind the model's back."""
+
+    def __init__(
+        self,
+        root: Place,
+        manifest: Manifest,
+        shard: int,
+        *,
+        given: Iterable[int],
+        layers: Iterable[int],
+        behind: WriteBehind,
+        channels: dict[str, Tensor],
+        keep_nonfinite: bool,
+        record: Callable[[list[Entry]], None],
+    ) -> None:
+        """Use `StoreWriter.shard`; of the layers that are given, some are written."""
+        self.shard = shard
+        self._manifest = manifest
+        self._rows = manifest.shard_rows(shard)
+        self._given = sorted(given)
+        self._layers = set(layers)
+        self._specs = {
+            spec.name: spec for layer in self._layers for spec in layer_arrays(manifest, layer)
+        }
+        self._root = root
+        self._behind = behind
+        self._channels = channels
+        self._keep_nonfinite = keep_nonfinite
+        self._record = record
+        self._files: dict[str, ShardWriter] = {}
+        self._sums = {name: Sums() for name in self._specs}
+        self._n_appended = 0
+        self._committed: Future[list[Entry] | None] = Future()
+
+    def append(self, batch: dict[int, tuple[Tensor, Tensor]]) -> None:
+        """Take the next sequences.
+
+        Args:
+            batch: for each of the writer's `layers_to_write` x and y, [n, n_ctx, d_model]; those
+                of which this shard has the files already are passed over.
+
+        Raises:
+            ValueError: the layers are others, or the shapes not those of the store.
+            StoreError: earlier values were not finite, or the disk did not take them.
+        """
+        n_seqs = self._require_fit(batch)
+        first = self._rows.start + self._n_appended
+        for layer, (x, y) in batch.items():
+            if layer not in self._layers:
+                continue
+            n_bytes = n_seqs * sum(s.row_bytes for s in layer_arrays(self._manifest, layer))
+            held = n_bytes * (1 if self._manifest.compression == "none" else 2)
+            self._behind.make_room(held)
+            encoded = encode_layer(self._manifest, layer, x, y, self._channels)
+            self._behind.submit(partial(self._write, encoded, first), held)
+        self._n_appended += n_seqs
+
+    def finish(self) -> None:
+        """Have the shard committed behind everything that was appended."""
+        n_seqs = len(self._rows)
+        if self._n_appended != n_seqs:
+            raise ValueError(
+                f"shard {self.shard} has {n_seqs} sequences; {self._n_appended} were appended"
+            )
+        self._committed = self._behind.submit(self._commit, 0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the shard is committed."""
+        return self._committed.done() and self._committed.result() is not None
+
+    def entries(self) -> list[Entry]:
+        """Wait for the commit and return its journal entries; raises what went wrong."""
+        try:
+            entries = self._committed.result()
+            if entries is None:
+                self._behind.raise_failure()
+                raise StoreError(f"shard {self.shard} of {self._root} was not written")
+        except BaseException:
+            self.discard()
+            raise
+        return entries
+
+    def _commit(self) -> list[Entry]:
+        """Put the files in their place and record them in the journal, in the thread."""
+        # a disk takes one file after the other; uploads wait for the network, all at once
+        each = self._behind.helpers.map if isinstance(self._root, BucketPath) else map
+        files = each(ShardWriter.commit, self._files.values())
+        entries = []
+        for name, done in zip(self._files, files, strict=True):
+            facts = self._sums[name].facts()
+            entries.append(
+                Entry(self.shard, name, len(self._rows), done.n_bytes, done.crc32c, **facts)
+            )
+        if entries:
+            self._record(entries)
+        return entries
+
+    def discard(self) -> None:
+        """Drop what was written."""
+        self._behind.forget()
+        for file in self._files.values():
+            file.discard()
+
+    def _require_fit(self, batch: dict[int, tuple[Tensor, Tensor]]) -> int:
+        """Return the number of sequences of a batch that fits the store."""
+        if sorted(batch) != self._given:
+            raise ValueError(f"the batch has layers {sorted(batch)}; to write: {self._given}")
+        shapes = {tuple(values.shape) for pair in batch.values() for values in pair}
+        n_seqs = next(iter(shapes))[0]
+        expected = (n_seqs, self._manifest.n_ctx, self._manifest.d_model)
+        if shapes != {expected}:
+            raise ValueError(f"x and y must all be {list(expected)}; there is {sorted(shapes)}")
+        if self._n_appended + n_seqs > len(self._rows):
+            raise ValueError(
+                f"shard {self.shard} has {len(self._rows)} sequences; "
+                f"{self._n_appended + n_seqs} were appended"
+            )
+        return n_seqs
+
+    def _write(self, encoded: EncodedLayer, first_seq: int) -> None:
+        """Write in the thread, which moves bytes only; see `loader` for why."""
+        arrays = encoded.arrived()
+        for name, n_bad in encoded.add_up(arrays, self._sums).items():
+            if n_bad and not self._keep_nonfinite:
+                raise StoreError(self._not_finite(name, n_bad, first_seq, encoded))
+        for name, values in arrays.items():
+            if name not in self._files:
+                spec = self._specs[name]
+                path = spec.shard_path(self._root, self.shard)
+                self._files[name] = ShardWriter(
+                    path,
+                    n_chunks=self._manifest.shard_seqs,
+                    codec=spec.codec,
+                    each=self._behind.helpers.map,
+                )
+            self._files[name].append(values)
+
+    def _not_finite(self, name: str, n_bad: int, first_seq: int, encoded: EncodedLayer) -> str:
+        seq = first_seq + encoded.first_nonfinite()
+        where = f"{name} of sequence {seq}"
+        count = f"{n_bad} such tokens in a batch of {encoded.n_seqs} sequences"
+        if encoded.came_finite(name):
+            return (
+                f"{where} does not fit {self._manifest.dtype} ({count}); use --dtype bfloat16, "
+                "into a new --store"
+            )
+        return (
+            f"{where} is not finite (NaN or Inf from the model; {count}); go on and keep them: the "
+            "same command with --keep-nonfinite; or try --model-dtype float32, into a new --store"
+        )

@@ -1,0 +1,160 @@
+"""Types of attention, on heads that are built by hand to be of one."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from lorsa.analyze.attention.kinds import Reading, kinds, label
+from lorsa.analyze.attention.probes import probe_tokens
+from lorsa.analyze.schema import STORE_SCORES
+from lorsa.dictionaries.lorsa.config import LorsaConfig
+from lorsa.dictionaries.lorsa.contributions import blocks
+from lorsa.dictionaries.lorsa.module import Lorsa
+from torch import Tensor
+
+N_VOCAB, SEQ, SHARP = 50, 41, 60.0
+
+
+def one_hot_inputs(tokens: Tensor) -> Tensor:
+    """What an ideal layer is given: the token, the one before it, its place, the place before."""
+    batch, seq = tokens.shape
+    before = torch.roll(tokens, 1, dims=1)
+    before[:, 0] = N_VOCAB  # none
+    place = torch.arange(seq).expand(batch, seq)
+    parts = [
+        torch.nn.functional.one_hot(tokens, N_VOCAB + 1),
+        torch.nn.functional.one_hot(before, N_VOCAB + 1),
+        torch.nn.functional.one_hot(place, SEQ + 1),
+        torch.nn.functional.one_hot(place - 1 + (place == 0) * (SEQ + 1), SEQ + 1),
+    ]
+    return torch.cat(parts, dim=-1).float()
+
+
+SLICES = {
+    "token": slice(0, N_VOCAB + 1),
+    "before": slice(N_VOCAB + 1, 2 * (N_VOCAB + 1)),
+    "place": slice(2 * (N_VOCAB + 1), 2 * (N_VOCAB + 1) + SEQ + 1),
+    "place_before": slice(2 * (N_VOCAB + 1) + SEQ + 1, 2 * (N_VOCAB + 1) + 2 * (SEQ + 1)),
+}
+HEADS = {
+    "previous_token": ("place_before", "place"),
+    "same_token": ("place", "place"),
+    "induction": ("token", "before"),
+    "duplicate_token": ("token", "token"),
+    "first_token": (None, "place"),
+}
+"""What the query and the key of each are made of."""
+
+
+def perfect(kind: str) -> Lorsa:
+    """Return a Lorsa of one head that attends to nothing but sources of a kind."""
+    query, key = (None if part is None else SLICES[part] for part in HEADS[kind])
+    d_model, width = 2 * (N_VOCAB + 1) + 2 * (SEQ + 1), max(N_VOCAB, SEQ) + 1
+    lorsa = Lorsa(
+        LorsaConfig(
+            d_model=d_model, n_qk_heads=1, d_qk_head=width, n_ov_heads=1, top_k=1, scale=1.0
+        )
+    )
+    with torch.no_grad():
+        n = key.stop - key.start
+        lorsa.W_K[0, key, :n] = SHARP * torch.eye(n)
+        if query is None:
+            lorsa.b_Q[0, 0] = 1.0  # place 0, whoever asks
+        else:
+            lorsa.W_Q[0, query, :n] = torch.eye(n)
+        lorsa.b_V.fill_(1.0)
+        lorsa.W_O[0, 0] = 1.0
+    return lorsa
+
+
+def reading(lorsa: Lorsa, tokens: Tensor) -> Reading:
+    x = one_hot_inputs(tokens)
+    projected = lorsa.project(x)
+    acts, ids = lorsa.encode(projected)
+    found = Reading.zeros(lorsa.config.n_ov_heads)
+    for block in blocks(lorsa, projected, ids):
+        found.add(block, acts, ids, tokens)
+    return found
+
+
+TEXTS = {
+    "random": torch.randint(0, N_VOCAB, (6, SEQ), generator=torch.Generator().manual_seed(0)),
+    "probe": probe_tokens(np.arange(N_VOCAB), n_ctx=SEQ, bos=None),
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("kind", [kind for kind in HEADS if kind != "duplicate_token"])
+def test_a_perfect_head_is_all_of_its_type(kind: str, text: str) -> None:
+    tokens = TEXTS[text]
+    shares = reading(perfect(kind), tokens).shares()
+    assert float(shares[kind]) == pytest.approx(1.0, abs=1e-6)
+    assert label({name: float(s) for name, s in shares.items()}, silent=False) == kind
+
+
+def test_a_head_of_one_token_reads_as_a_duplicate_head_does() -> None:
+    """It attends to all copies alike, itself included: half its reading where there is one."""
+    shares = reading(perfect("duplicate_token"), TEXTS["probe"]).shares()
+    assert float(shares["duplicate_token"]) == pytest.approx(0.5, abs=1e-6)
+    assert float(shares["same_token"]) == pytest.approx(0.75, abs=0.02)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_kinds_are_those_of_their_definitions(window: int | None) -> None:
+    tokens = torch.tensor([[7, 3, 7, 3, 3]])
+    found = kinds(tokens, slice(0, 5), window)[0]
+    for t in range(5):
+        for s in range(5):
+            m = tokens[0].tolist()
+            expected = {
+                "previous_token": s == t - 1,
+                "same_token": s == t,
+                "duplicate_token": s < t and m[s] == m[t],
+                "induction": 0 < s <= t and m[s - 1] == m[t],
+                "first_token": s == 0 and t > 1,
+                "local": t - 8 <= s < t,
+                "long_range": False,
+            }
+            for column, name in enumerate(STORE_SCORES):
+                seen = t > 0 and (window is None or t - s < window)
+                assert bool(found[t, s, column]) == (expected[name] and seen), (name, t, s)
+
+
+def test_a_head_is_not_blamed_for_what_its_window_hides() -> None:
+    """Tokens whose only copies were out of sight counted as if they offered some."""
+    torch.manual_seed(0)
+    lorsa = perfect("first_token")
+    lorsa.config = replace(lorsa.config, window=8)
+    found = reading(lorsa, TEXTS["random"])
+    column = STORE_SCORES.index("first_token")
+    assert 0 < float(found.by_kind[0, column]) <= float(found.offered[0, column])
+    assert float(found.offered[0, column]) < 0.5 * float(found.amount[0])
+
+
+def test_blocks_do_not_change_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, lorsa = TEXTS["random"], perfect("induction")
+    whole = reading(lorsa, tokens)
+    monkeypatch.setattr(
+        "lorsa.dictionaries.lorsa.contributions.BLOCK_ELEMENTS", 3 * SEQ * len(tokens)
+    )
+    cut = reading(lorsa, tokens)
+    for name in Reading.__slots__:
+        assert torch.allclose(getattr(cut, name), getattr(whole, name)), name
+
+
+def test_a_probe_repeats_random_tokens_once() -> None:
+    tokens = probe_tokens(np.arange(5, 100), n_ctx=64, bos=1)
+    assert tokens.shape[1] == 63
+    assert (tokens[:, 0] == 1).all()
+    assert torch.equal(tokens[:, 1:32], tokens[:, 32:])
+    assert all(len(row.unique()) == 32 for row in tokens)
+
+
+def test_a_head_is_called_by_its_largest_share() -> None:
+    shares = dict.fromkeys(STORE_SCORES, 0.0)
+    assert label(shares, silent=False) == "mixed"
+    assert label(shares, silent=True) == "silent"
+    assert label(shares | {"local": 0.9, "previous_token": 0.6}, silent=False) == "previous_token"
+    assert label(shares | {"induction": 0.53, "same_token": 0.81}, silent=False) == "same_token"
+    assert label(shares | {"long_range": 0.7, "first_token": 0.4}, silent=False) == "long_range"

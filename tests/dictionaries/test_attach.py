@@ -1,0 +1,167 @@
+"""Something in place of an attention layer, in models that run."""
+
+from typing import Any
+
+import pytest
+import torch
+from lorsa.dictionaries.lorsa.config import LorsaConfig
+from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.errors import AttachError
+from lorsa.language.blocks import attention_sites
+from lorsa.language.capture import Capture
+from lorsa.language.edit import replaced
+from tiny import make_model, some_tokens
+from torch import Tensor
+
+LAYER = 1
+FAMILIES = ["llama-gqa", "neox-partial", "gpt2", "gemma3-multimodal"]
+
+
+def _lorsa(layer: int | None = LAYER, seed: int = 0, **settings: Any) -> Lorsa:
+    config: dict[str, Any] = {"d_model": 32, "n_qk_heads": 2, "d_qk_head": 8, "n_ov_heads": 40}
+    lorsa = Lorsa(LorsaConfig(**{**config, "top_k": 6, "scale": 0.3, "layer": layer, **settings}))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in lorsa.parameters():
+            parameter.normal_(std=0.3, generator=generator)
+    return lorsa
+
+
+def _logits(model: Any, tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits
+
+
+def _y_hat(model: Any, lorsa: Lorsa, layer: int, tokens: Tensor) -> Tensor:
+    with Capture(model, attention_sites(model, [layer])) as capture, torch.no_grad():
+        y_hat: Tensor = lorsa(capture.run(tokens)[layer][0].float())
+    return y_hat
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attach_puts_y_hat_in_place_of_y(family: str) -> None:
+    model, lorsa, tokens = make_model(family), _lorsa(), some_tokens()
+    before = _logits(model, tokens)
+    y_hat = _y_hat(model, lorsa, LAYER, tokens)
+    with replaced(attention_sites(model, [LAYER])[0], lambda _x: y_hat):
+        expected = _logits(model, tokens)
+    with lorsa.attach(model):
+        found = _logits(model, tokens)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(found, before, atol=1e-2)
+    assert torch.equal(_logits(model, tokens), before)
+
+
+def test_another_layer_than_the_configs_can_be_given() -> None:
+    model, tokens = make_model("llama-gqa"), some_tokens()
+    with _lorsa(layer=2).attach(model):
+        expected = _logits(model, tokens)
+    for layer in (None, 1):
+        with _lorsa(layer=layer).attach(model, 2):
+            assert torch.equal(_logits(model, tokens), expected)
+    with _lorsa(layer=2).attach(model, 0):  # which is not taken for none
+        assert not torch.allclose(_logits(model, tokens), expected, atol=1e-2)
+
+
+def test_several_layers_are_replaced_by_blocks_within_blocks() -> None:
+    model, tokens = make_model("llama-gqa"), some_tokens()
+    low, high = _lorsa(layer=0, seed=1), _lorsa(layer=2, seed=2)
+    before = _logits(model, tokens)
+    with low.attach(model):
+        y_hat = _y_hat(model, high, 2, tokens)  # of what the lower one makes
+        with replaced(attention_sites(model, [2])[0], lambda _x: y_hat):
+            expected = _logits(model, tokens)
+        with high.attach(model):
+            assert torch.allclose(_logits(model, tokens), expected, atol=1e-5)
+        one = _logits(model, tokens)
+        assert not torch.allclose(one, expected, atol=1e-2)
+    with low.attach(model):
+        assert torch.equal(_logits(model, tokens), one)
+    assert torch.equal(_logits(model, tokens), before)
+
+
+def test_a_model_in_half_precision_keeps_its_dtype() -> None:
+    model, lorsa, tokens = make_model("llama-gqa").bfloat16(), _lorsa(), some_tokens()
+    y_hat = _y_hat(model, lorsa, LAYER, tokens)
+    with replaced(attention_sites(model, [LAYER])[0], lambda _x: y_hat):
+        expected = _logits(model, tokens)
+    with lorsa.attach(model):
+        found = _logits(model, tokens)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+
+
+def test_a_gradient_reaches_the_lorsa_and_what_is_before_it() -> None:
+    model, lorsa, tokens = make_model("llama-gqa"), _lorsa(), some_tokens()
+    with lorsa.attach(model):
+        model(input_ids=tokens, use_cache=False, labels=tokens).loss.backward()
+    assert lorsa.W_O.grad is not None
+    assert lorsa.W_O.grad.any()
+    assert model.model.layers[0].mlp.up_proj.weight.grad.any()
+    assert model.model.layers[1].self_attn.o_proj.weight.grad is None  # it counts for nothing
+
+
+def test_tokens_after_the_text_change_nothing_before_them() -> None:
+    """Padding on the right, which the Lorsa does not know of, is not seen from the left."""
+    model, lorsa = make_model("llama-gqa"), _lorsa()
+    tokens = some_tokens(1)
+    mask = torch.ones_like(tokens)
+    mask[:, 20:] = 0
+    with lorsa.attach(model):
+        whole = _logits(model, tokens[:, :20])
+        with torch.no_grad():
+            padded = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+    assert torch.allclose(padded[:, :20], whole, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("lorsa", "layer", "message"),
+    [
+        (_lorsa(layer=None), None, "the Lorsa does not say which layer it replaces; give layer="),
+        (_lorsa(), 3, "layer 3 is outside the model; it has 0-2"),
+        (_lorsa(layer=9), None, "layer 9 is outside the model; it has 0-2"),
+        (_lorsa(d_model=16), None, r"d_model 16\); the model given has d_model 32"),
+        (_lorsa(hook_in="blocks.1.hook_in"), None, "reads blocks.1.hook_in, not its layer's input"),
+    ],
+    ids=["no layer", "outside", "config outside", "width", "hook"],
+)
+def test_what_does_not_fit_is_refused_before_the_model_runs(
+    lorsa: Lorsa, layer: int | None, message: str
+) -> None:
+    model = make_model("llama-gqa")
+    with pytest.raises(AttachError, match=message), lorsa.attach(model, layer):
+        pytest.fail("it was attached")
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_lorsa_on_another_device_is_named() -> None:
+    """Torch says of it that two tensors were expected to be on the same device."""
+    model, lorsa = make_model("llama-gqa"), _lorsa().to("meta")
+    with lorsa.attach(model), pytest.raises(AttachError, match=r"move it: lorsa\.to\('cpu'\)"):
+        _logits(model, some_tokens())
+
+
+def test_replaced_is_undone() -> None:
+    model = make_model("neox-partial")
+    site = attention_sites(model, [1])[0]
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        before = model(input_ids=tokens).logits
+        with pytest.raises(ZeroDivisionError), replaced(site, torch.zeros_like):
+            assert not torch.equal(model(input_ids=tokens).logits, before)
+            raise ZeroDivisionError
+        assert torch.equal(model(input_ids=tokens).logits, before)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "neox-partial", "gpt2", "gemma2"])
+def test_a_call_that_goes_on_from_a_cache_is_refused(family: str) -> None:
+    """A Lorsa would see the new token alone, and give something else without a word."""
+    model = make_model(family)
+    (site,) = attention_sites(model, [1])
+    tokens = some_tokens(1)[:, :6]
+    with replaced(site, torch.zeros_like):
+        whole = model.generate(tokens, max_new_tokens=3, do_sample=False, use_cache=False)
+        assert whole.shape == (1, 9)
+        with pytest.raises(AttachError, match="generate with use_cache=False"):
+            model.generate(tokens, max_new_tokens=3, do_sample=False, use_cache=True)

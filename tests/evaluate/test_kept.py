@@ -1,0 +1,95 @@
+"""An evaluation is kept beside the weights that it is of."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lorsa.dictionaries.lorsa.config import LorsaConfig
+from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.evaluate import kept as evaluation
+from lorsa.evaluate.config import EvalConfig
+from lorsa.evaluate.evaluate import evaluate_run
+from lorsa.evaluate.kept import EVAL, keep_evaluation, kept_evaluation
+from lorsa.train.config import TrainConfig
+from lorsa.train.train import train
+from runs import settings
+
+LOSSES = {"original": 1.0, "recovered_from_zero": 0.5, "by_position": {"original": [1.0]}}
+MEASURED: dict[str, Any] = {
+    "run": "/home/me/runs",
+    "layer": 1,
+    "fvu": 0.2,
+    "by_position": {},
+    "frequency_histogram": {},
+    "cross_entropy": LOSSES,
+}
+
+
+def _save(folder: Path, scale: float = 1.0) -> None:
+    config = LorsaConfig(d_model=8, n_qk_heads=2, d_qk_head=4, n_ov_heads=6, top_k=3, scale=scale)
+    lorsa = Lorsa(config)
+    torch.nn.init.constant_(lorsa.W_O, scale)
+    lorsa.save_pretrained(folder)
+
+
+def test_what_lorsa_eval_measures_is_kept(
+    store_folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    train(TrainConfig(**settings(store_folder, train_tokens=512), out=tmp_path / "run"))
+    asked = EvalConfig(
+        run=tmp_path / "run", store=store_folder, model=str(model_folder), ce_tokens=64
+    )
+    found = evaluate_run(asked)
+    kept = kept_evaluation(tmp_path / "run")
+    assert kept is not None
+    assert kept["fvu"] == found.fvu
+    assert found.cross_entropy is not None
+    assert kept["cross_entropy"]["recovered_from_zero"] == found.cross_entropy.recovered_from_zero
+    assert str(tmp_path) not in (tmp_path / "run" / EVAL).read_text()
+
+
+def test_losses_stay_where_none_are_measured_anew(tmp_path: Path) -> None:
+    _save(tmp_path)
+    keep_evaluation(tmp_path, MEASURED)
+    keep_evaluation(tmp_path, {**MEASURED, "fvu": 0.3, "cross_entropy": None})
+    kept = kept_evaluation(tmp_path)
+    assert kept is not None
+    assert kept["fvu"] == 0.3
+    assert kept["cross_entropy"] == {"original": 1.0, "recovered_from_zero": 0.5}
+    assert not kept.keys() & {"run", "by_position", "frequency_histogram"}
+
+
+def test_figures_of_other_weights_are_not_told(tmp_path: Path) -> None:
+    _save(tmp_path)
+    keep_evaluation(tmp_path, MEASURED)
+    _save(tmp_path, scale=2.0)
+    assert kept_evaluation(tmp_path) is None
+    keep_evaluation(tmp_path, {**MEASURED, "cross_entropy": None})
+    kept = kept_evaluation(tmp_path)
+    assert kept is not None
+    assert kept["cross_entropy"] is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": "other"}', json.dumps(MEASURED)])
+def test_what_cannot_be_read_is_as_if_it_were_not_there(tmp_path: Path, content: str) -> None:
+    _save(tmp_path)
+    (tmp_path / EVAL).write_text(content)
+    assert kept_evaluation(tmp_path) is None
+
+
+def test_a_run_that_cannot_be_written_is_measured_all_the_same(
+    store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    train(TrainConfig(**settings(store_folder, train_tokens=512), out=tmp_path / "run"))
+    monkeypatch.setattr(evaluation, "write_json", refuse)
+    told: list[object] = []
+    found = evaluate_run(EvalConfig(run=tmp_path / "run", store=store_folder), report=told.append)
+    assert found.fvu > 0
+    assert told[-1] == (
+        f"the figures of {tmp_path / 'run'} were not kept beside it: Permission denied"
+    )

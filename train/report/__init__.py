@@ -1,0 +1,1 @@
+"""Events of training, and who is told: curves, trackers."""

@@ -1,0 +1,104 @@
+"""What a training run tells while it runs, and what it returns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ...dictionaries.metrics import Quality
+
+
+class StepReport(NamedTuple):
+    """Where a run stands."""
+
+    step: int
+    """Steps done"""
+    tokens: int
+    """Tokens seen"""
+    train_tokens: int
+    """Tokens of the whole run"""
+    loss: float
+    """mean (y_hat - y)^2 of the last step, over all processes, scaled activations"""
+    grad_norm: float
+    """Of the last step, before clipping"""
+    lr: float
+    """Learning rate of the last step"""
+    top_k: int
+    """Heads that fired per token in the last step"""
+    dead_fraction: float
+    """Share of heads that did not fire in the window of dead heads"""
+    tokens_per_second: float
+    """Of the training steps so far"""
+    data_wait_fraction: float
+    """Share of that time spent waiting for the store"""
+
+
+class Look(NamedTuple):
+    """The held-out quality at some step."""
+
+    step: int
+    """Steps done"""
+    tokens: int
+    """Tokens seen"""
+    held_out: Quality
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """What a run made."""
+
+    run: str
+    """Its folder."""
+    layer: int
+    """Layer of the language model."""
+    fvu: float | None
+    """Fraction of variance unexplained on the held-out tokens that count; None where y does not
+    vary."""
+    fvu_all: float | None = None
+    """The same over all held-out tokens, those that the loss mask leaves out too."""
+    masked_fraction: float = 0.0
+    """Share of the held-out tokens that do not count."""
+    l0: float
+    """Heads that fire per held-out token."""
+    dead_fraction: float
+    """Share of heads that did not fire on the last `dead_window_tokens` training tokens."""
+    dead_window_tokens: int
+    """See dead_fraction."""
+    n_ov_heads: int
+    """OV heads."""
+    n_qk_heads: int
+    """QK heads."""
+    top_k: int
+    """Heads that fire per token at most."""
+    train_tokens: int
+    """Tokens trained on."""
+    held_out_tokens: int
+    """Tokens that fvu and l0 were measured on."""
+    tokens_per_second: float
+    """Of the training steps."""
+    data_wait_fraction: float
+    """Share of that time spent waiting for the store."""
+    seconds: float
+    """Of this call, before the final measurement."""
+
+
+class Ended(NamedTuple):
+    """A run of a group has come to its end."""
+
+    result: TrainResult | None
+    """None of a run that failed"""
+    error: str | None = None
+    """Why it failed"""
+    before: bool = False
+    """Whether it was finished before this call"""
+
+
+Event = str | StepReport | Look | Ended
+Report = Callable[[Event], None]
+
+
+class RunEvent(NamedTuple):
+    """An event of one run of a group."""
+
+    run: str
+    """Its folder"""
+    event: Event

@@ -1,0 +1,170 @@
+"""A run folder: what was asked for, what was measured on the way, what came out.
+
+run.json                        settings, versions, corpus; the result once it is finished
+metrics.jsonl                   a line per report
+config.json, lorsa.safetensors  the Lorsa, when it is finished
+checkpoints/                    while it is not
+"""
+
+import fcntl
+import json
+import math
+import os
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import TrainError
+from ..version import __version__
+from ..whole import write_json
+from .checkpoint import FOLDER, checkpoints
+from .config import TrainConfig
+
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+SCHEMA_VERSION = 1
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, root: Path) -> None:
+        """Choose a folder."""
+        self.root = root
+        self._lock: int | None = None
+
+    def begin(
+        self, config: TrainConfig, facts: dict[str, Any], corpus: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """Start a run here, or take up one with the same settings; `release` ends its lock.
+
+        Args:
+            config: the request.
+            facts: what the run depends on besides: the store's uuid, sizes.
+            corpus: what the store's text is, to be told of the run when the store is gone.
+
+        Returns:
+            The result, if the run is already finished.
+
+        Raises:
+            TrainError: the folder holds another run or other things, or a process writes it.
+        """
+        self.require_same(config, facts)
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise TrainError(
+                f"{self.root} is being written by another process; "
+                "wait for it or choose another folder by --out"
+            ) from None
+        if not self._is_begun():
+            (self.root / METRICS).unlink(missing_ok=True)
+            self._write({**self._header(config, facts), "corpus": corpus, "result": None})
+        result: dict[str, Any] | None = self._read().get("result")
+        return result
+
+    def release(self) -> None:
+        """Let others write."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def require_same(self, config: TrainConfig, facts: dict[str, Any]) -> None:
+        """Raise TrainError unless this run may begin or go on here; nothing is written."""
+        if not self._is_begun():
+            self._require_free()
+            return
+        asked = config.decisive() | facts
+        defaults = {field.name: field.default for field in fields(config)}
+        known = defaults | self._read().get("decisive", {})  # older versions knew fewer settings
+        different = [
+            f"{name} was {known[name]!r}, is {value!r}"
+            for name, value in asked.items()
+            if name in known and known[name] != value
+        ]
+        if different:
+            raise TrainError(
+                f"{self.root} holds another run ({'; '.join(different)}): "
+                "give the same settings, choose another --out, or delete it"
+            )
+
+    def _is_begun(self) -> bool:
+        """Tell whether a run here is finished, or has a checkpoint to go on from."""
+        if not (self.root / RUN).exists():
+            return False
+        return self._read().get("result") is not None or bool(checkpoints(self.root))
+
+    def _require_free(self) -> None:
+        """Raise TrainError if there is something else in the folder's place."""
+        if self.root.exists() and not self.root.is_dir():
+            raise TrainError(f"{self.root} is a file; choose a folder by --out")
+        names = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
+        if names and RUN not in names:
+            raise TrainError(f"{self.root} holds other things; choose another folder by --out")
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with (self.root / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(line)) + "\n")
+
+    def drop_after(self, step: int) -> None:
+        """Forget the metrics of steps after `step`, which are about to be done again."""
+        path = self.root / METRICS
+        if not path.exists():
+            return
+        lines = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= step]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(line + "\n" for line in lines), "utf-8")
+        os.replace(partial, path)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the result into run.json and remove the checkpoints."""
+        self._write({**self._read(), "result": finite(result)})
+        shutil.rmtree(self.root / FOLDER, ignore_errors=True)
+
+    def _header(self, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "format": "lorsa-run",
+            "schema_version": SCHEMA_VERSION,
+            "config": config.to_dict(),
+            "decisive": config.decisive() | facts,
+            "versions": {"lorsa": __version__, "torch": torch.__version__},
+        }
+
+    def _read(self) -> dict[str, Any]:
+        path = self.root / RUN
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainError(
+                f"{path} cannot be read ({error}); choose another folder by --out"
+            ) from None
+        if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+            raise TrainError(f"{path} is of another version; choose another folder by --out")
+        return content
+
+    def _write(self, content: dict[str, Any]) -> None:
+        write_json(self.root / RUN, content)
+
+
+def finite(data: Any) -> Any:
+    """Return data that JSON knows: numbers that are not finite become null."""
+    if isinstance(data, dict):
+        return {name: finite(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a metrics line; a line torn by a crash counts as after everything."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
