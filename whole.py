@@ -1,16 +1,103 @@
-"""Files and folders written whole or not at all."""
+"""Files and folders written whole or not at all, and folders that one process at a time may write.
 
+What is not whole yet has a name that ends in .partial. When it is whole, it is flushed to the disk
+and renamed, and the rename is flushed too: a reader, now or after a crash, sees all of it or what
+was there before.
+"""
+
+import fcntl
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+PARTIAL = ".partial"
+
+
+def partial_of(path: Path) -> Path:
+    """Return the name of a file or folder while it is not whole."""
+    return path.with_name(path.name + PARTIAL)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a name to write a file or folder under, which takes `path`'s place if the block ends.
+
+    If the block raises, what it wrote is removed and what was at `path` stays.
+
+    Args:
+        path: a file, or a folder that is not there yet; its parent is.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    partial = partial_of(path)
+    try:
+        yield partial
+        if partial.is_dir():
+            sync_tree(partial)
+        else:
+            sync(partial)
+        os.replace(partial, path)
+    except BaseException:
+        _remove(partial)
+        raise
+    sync(path.parent)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file by `whole`; text in UTF-8."""
+    with whole(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON by a temporary file, flushed to the disk, and a rename."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    """Write JSON by `whole`, indented by one space."""
+    write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Flush a file's content, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(root: Path) -> None:
+    """Flush everything below a folder to the disk."""
+    for folder, _, files in os.walk(root):
+        for name in files:
+            sync(Path(folder, name))
+        sync(Path(folder))
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Keep other processes from locking a folder until `os.close` of what is returned.
+
+    The lock ends with its process, however that ends.
+
+    Returns:
+        A handle; None if another process has the lock.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    with suppress(OSError):  # on a full disk, what it took is needed
+        partial.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """The folder of an analysis while one is made: locked, with what is collected so far."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import AnalyzeError
+from ..whole import lock_folder, whole
 from .collect import Collected
 from .explanations import EXPLANATIONS
 from .result import Analysis
@@ -27,18 +27,16 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+        handle = lock_folder(folder)
     except OSError as error:
         raise AnalyzeError(f"{folder} cannot be written ({error.strerror}); give --out") from None
+    if handle is None:
+        raise AnalyzeError(
+            f"{folder} is being written by another process; wait for it or give --out"
+        )
     try:
         if not os.access(folder, os.W_OK):
             raise AnalyzeError(f"{folder} cannot be written; give --out")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AnalyzeError(
-                f"{folder} is being written by another process; wait for it or give --out"
-            ) from None
         yield
     finally:
         os.close(handle)
@@ -66,14 +64,12 @@ def put_away_explanations(folder: Path, request: dict[str, Any]) -> None:
 
 def keep(path: Path, found: Collected, done: int, request: dict[str, Any]) -> None:
     """Keep what is collected, whole or not at all."""
-    written = path.with_name(path.name + ".partial")
+    about = {"request": json.dumps(request), "done": str(done)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"request": json.dumps(request), "done": str(done)}
-        save_file(found.tensors(), written, metadata=about)
-        os.replace(written, path)
+        with whole(path) as partial:
+            save_file(found.tensors(), partial, metadata=about)
     except (OSError, SafetensorError) as error:
-        written.unlink(missing_ok=True)
         raise AnalyzeError(f"{path} cannot be written ({error}); make room") from None
 
 

@@ -7,7 +7,6 @@ analysis.text(analysis.tokens(seq)) # the tokens of a sequence as text
 """
 
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import AnalyzeError
-from ..whole import write_json
+from ..whole import whole, write_json
 from .explanations import EXPLANATIONS, read_explanations
 from .schema import FACTS, PARTIAL, TABLES, VERSION
 
@@ -157,17 +156,13 @@ def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table
         root.mkdir(parents=True, exist_ok=True)
         (root / FACTS).unlink(missing_ok=True)
         for name, table in tables.items():
-            partial = root / f"{name}.parquet.partial"
-            with partial.open("wb") as file:
+            with whole(root / f"{name}.parquet") as partial:
                 pq.write_table(
                     table.cast(TABLES[name]),
-                    file,
+                    partial,
                     compression="zstd",
                     row_group_size=EXAMPLES_PER_GROUP,
                 )
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, root / f"{name}.parquet")
         write_json(root / FACTS, {"version": VERSION, **facts})
     except OSError as error:
         raise AnalyzeError(f"{root} cannot be written ({error}); make room") from None

@@ -1,6 +1,5 @@
 """Checkpoints' files: written whole or not at all, and checked against what they should hold."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..whole import write_json
+from ..whole import whole, write_json
 from .lorsa.config import LorsaConfig
 
 CONFIG = "config.json"
@@ -55,21 +54,17 @@ def write_folder(
     Raises:
         CheckpointError: the disk does not take it.
     """
-    partial = folder / f"{weights}.partial"
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).unlink(missing_ok=True)
-        partial.touch()
-        mode = partial.stat().st_mode  # safetensors would make the file private to its owner
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, partial, metadata=dict(metadata))
-        partial.chmod(mode)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, folder / weights)
+        with whole(folder / weights) as partial:
+            partial.touch()
+            mode = partial.stat().st_mode  # safetensors would make the file private to its owner
+            save_file(plain, partial, metadata=dict(metadata))
+            partial.chmod(mode)
         write_json(folder / CONFIG, content)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"{folder} cannot be written ({error}); make room") from None
 
 

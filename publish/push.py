@@ -9,7 +9,6 @@ Nothing else of a run is ever sent.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ..dictionaries.disk import CONFIG
 from ..dictionaries.lorsa.module import Lorsa
 from ..dictionaries.where import local_folder
 from ..errors import PublishError
+from ..whole import whole
 from .card import card
 from .config import PushConfig
 from .facts import public_model, read_run, training_facts
@@ -177,9 +177,8 @@ def _write(folder: Path, files: list[File]) -> None:
     for file in files:
         path = folder / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        if isinstance(file.content, Path):
-            shutil.copyfile(file.content, partial)
-        else:
-            partial.write_bytes(file.content)
-        os.replace(partial, path)
+        with whole(path) as partial:
+            if isinstance(file.content, Path):
+                shutil.copyfile(file.content, partial)
+            else:
+                partial.write_bytes(file.content)

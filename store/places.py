@@ -7,12 +7,12 @@ disk a file is made whole by flush and rename, in a bucket every object is whole
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import whole
 from ..errors import StoreError
 from .bucket import BucketPath
 
@@ -43,29 +43,14 @@ def write_atomically(path: Place, content: str | bytes) -> None:
     if isinstance(path, BucketPath):
         path.write_bytes(data)
         return
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        with suppress(OSError):  # on a full disk, what it took is needed
-            partial.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+    whole.write_whole(path, data)
 
 
 def sync(path: Place) -> None:
     """Make a file's content, or the names in a folder, last through a power cut."""
     if isinstance(path, BucketPath):
         return  # what a bucket has taken lasts
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    whole.sync(path)
 
 
 def unmade_folders(folder: Place) -> list[Path]:
@@ -77,13 +62,10 @@ def unmade_folders(folder: Place) -> list[Path]:
 
 
 def sync_tree(root: Place) -> None:
-    """Do so for everything below a folder."""
+    """Make everything below a folder last through a power cut."""
     if isinstance(root, BucketPath):
         return
-    for folder, _, files in os.walk(root):
-        for name in files:
-            sync(Path(folder, name))
-        sync(Path(folder))
+    whole.sync_tree(root)
 
 
 def remove_tree(folder: Place) -> None:

@@ -11,7 +11,6 @@ training are powers of two, so they come back to the bit.
 """
 
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from ..dictionaries.disk import CONFIG
 from ..dictionaries.lorsa.config import LorsaConfig
 from ..dictionaries.lorsa.module import Lorsa
 from ..errors import CheckpointError
-from ..store.places import sync_tree
+from ..whole import whole
 from .learner import Whole
 from .start import Scales
 
@@ -60,14 +59,14 @@ class Loaded(NamedTuple):
 
 
 def save_checkpoint(
-    run: Path, shape: LorsaConfig, whole: Whole, state: State, scales: Scales, *, keep: int = 2
+    run: Path, shape: LorsaConfig, learned: Whole, state: State, scales: Scales, *, keep: int = 2
 ) -> None:
     """Write a checkpoint and remove all but the newest.
 
     Args:
         run: run folder.
         shape: of the Lorsa.
-        whole: the Lorsa in training, on scaled activations, and its moments.
+        learned: the Lorsa in training, on scaled activations, and its moments.
         state: where the run stands.
         scales: of the activations.
         keep: how many stay.
@@ -79,9 +78,8 @@ def save_checkpoint(
     for stale in (run / FOLDER).glob("*.partial"):
         shutil.rmtree(stale)
     try:
-        _write(folder, shape, whole, state, scales)
+        _write(folder, shape, learned, state, scales)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
         raise CheckpointError(
             f"{folder} cannot be written ({error}); make room and run the same command again"
         ) from None
@@ -89,22 +87,21 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
-def _write(folder: Path, shape: LorsaConfig, whole: Whole, state: State, scales: Scales) -> None:
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True)
-    raw_lorsa(shape, whole, scales).save_pretrained(partial)
-    tensors = {"last_fired": state.last_fired.cpu(), **whole.moments}
-    save_file(tensors, partial / OPTIMIZER)
+def _write(folder: Path, shape: LorsaConfig, learned: Whole, state: State, scales: Scales) -> None:
+    tensors = {"last_fired": state.last_fired.cpu(), **learned.moments}
     facts = {"step": state.step, "n_steps": state.n_steps, "spent_s": state.spent_s}
-    (partial / STATE).write_text(json.dumps(_sealed(facts, partial)) + "\n", "utf-8")
-    sync_tree(partial)
-    os.replace(partial, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole(folder) as partial:
+        partial.mkdir()
+        raw_lorsa(shape, learned, scales).save_pretrained(partial)
+        save_file(tensors, partial / OPTIMIZER)
+        (partial / STATE).write_text(json.dumps(_sealed(facts, partial)) + "\n", "utf-8")
 
 
-def raw_lorsa(shape: LorsaConfig, whole: Whole, scales: Scales) -> Lorsa:
+def raw_lorsa(shape: LorsaConfig, learned: Whole, scales: Scales) -> Lorsa:
     """Return the Lorsa of a run, for raw activations, on the CPU."""
     lorsa = Lorsa(shape)
-    lorsa.load_state_dict(whole.weights)
+    lorsa.load_state_dict(learned.weights)
     return lorsa.rescale_(1 / scales.x, 1 / scales.y)
 
 

@@ -6,7 +6,6 @@ config.json, lorsa.safetensors  the Lorsa, when it is finished
 checkpoints/                    while it is not
 """
 
-import fcntl
 import json
 import math
 import os
@@ -19,7 +18,7 @@ import torch
 
 from ..errors import TrainError
 from ..version import __version__
-from ..whole import write_json
+from ..whole import lock_folder, write_json, write_whole
 from .checkpoint import FOLDER, checkpoints
 from .config import TrainConfig
 
@@ -54,15 +53,12 @@ class RunFolder:
         """
         self.require_same(config, facts)
         self.root.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.root, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
+        self._lock = lock_folder(self.root)
+        if self._lock is None:
             raise TrainError(
                 f"{self.root} is being written by another process; "
                 "wait for it or choose another folder by --out"
-            ) from None
+            )
         if not self._is_begun():
             (self.root / METRICS).unlink(missing_ok=True)
             self._write({**self._header(config, facts), "corpus": corpus, "result": None})
@@ -119,9 +115,7 @@ class RunFolder:
         if not path.exists():
             return
         lines = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= step]
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(line + "\n" for line in lines), "utf-8")
-        os.replace(partial, path)
+        write_whole(path, "".join(line + "\n" for line in lines))
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result into run.json and remove the checkpoints."""

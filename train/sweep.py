@@ -9,7 +9,6 @@ top_k=32,lr=0.001/  a run folder like any other
 import csv
 import hashlib
 import itertools
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import TrainError
-from ..whole import write_json
+from ..whole import whole, write_json
 from .config import TrainConfig
 from .report.curves import draw_pareto
 from .run_folder import finite
@@ -205,9 +204,7 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         path: written whole or not at all.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)

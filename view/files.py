@@ -14,7 +14,6 @@ Nothing of a corpus can end such a string or begin an element, whatever it holds
 import base64
 import gzip
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AnalyzeError
+from ..whole import whole, write_whole
 
 STATIC = Path(__file__).parent / "static"
 INDEX = "index.html"
@@ -59,26 +59,15 @@ def new_page(out: Path) -> Iterator[Path]:
     out.mkdir(parents=True, exist_ok=True)
     earlier = [path for path in out.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()]
     folder = out / f"page-{secrets.token_hex(4)}"
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir()
-    try:
+    with whole(folder) as partial:
+        partial.mkdir()
         for path in (*STATIC.glob("*.js"), *STATIC.glob("*.css")):
             (partial / path.name).write_bytes(path.read_bytes())
         yield partial
-        partial.rename(folder)
-        _replace_index(out, folder.name)
-    except BaseException:
-        _remove(partial)
-        raise
+    index = (STATIC / INDEX).read_text("utf-8").replace("@FOLDER@", folder.name)
+    write_whole(out / INDEX, index)
     for path in earlier:
         _remove(path)
-
-
-def _replace_index(out: Path, folder: str) -> None:
-    text = (STATIC / INDEX).read_text("utf-8").replace("@FOLDER@", folder)
-    partial = out / f"{INDEX}.partial"
-    partial.write_text(text, "utf-8")
-    os.replace(partial, out / INDEX)
 
 
 def _remove(folder: Path) -> None:

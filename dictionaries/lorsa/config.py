@@ -33,7 +33,7 @@ class LorsaConfig:
     """Which heads may fire: "relu" those with positive z, "abs" those with large |z|. The choice is
     by select(z) * ||w_O|| in training and in every later use."""
     activation: str = "topk"
-    """Rule by which heads fire: "topk", "batchtopk" or "jumprelu"; see dictionaries/activation.py."""
+    """Rule by which heads fire: "topk", "batchtopk" or "jumprelu" (dictionaries/activation.py)."""
     score_by_norm: bool = True
     """Whether ||w_O|| is a factor of the score; without it the choice is by select(z) alone, as in
     some Lorsas of other tools."""

@@ -5,12 +5,12 @@ matplotlib is loaded when a picture is drawn, and draws into a file without a sc
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import TrainError
+from ...whole import whole
 
 CURVES = "curves.png"
 COLOURS = ("#2f6fb0", "#d1622b", "#2e8b57", "#8757a8", "#b8860b", "#c23b60", "#4aa3a3", "#6b6b6b")
@@ -269,7 +269,6 @@ def _tokens(value: float, _place: int) -> str:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        figure.savefig(partial, format="png")
     return path
