@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = {"tests", "benchmarks", "examples", "docs"}
-FRAGMENTS = set(
-    "Of As With Without Where That How In On By From For To At If So And Or But Also Then Else "
-    "Its Their It Because Than Like Into Until While Due".split()
-)
+FRAGMENTS = {
+    "Of", "As", "With", "Without", "Where", "That", "How", "In", "On", "By", "From", "For", "To",
+    "At", "If", "So", "And", "Or", "But", "Also", "Then", "Else", "Its", "Their", "It",
+    "Because", "Than", "Like", "Into", "Until", "While", "Due",
+}  # fmt: skip
 """Words that begin a docstring which cannot be read without the name before it."""
 MODULE_LINE = 90
 FUNCTION_LINES = 60
