@@ -50,7 +50,7 @@ def package_files(known: list[str]) -> set[str]:
     return {
         f"lorsa/{name}"
         for name in known
-        if ("/" not in name and name.endswith((".py", "py.typed")))
+        if ("/" not in name and name.endswith((".py", ".pyi", "py.typed")))
         or (name.split("/")[0] in rooms and not name.endswith(".md"))
     }
 

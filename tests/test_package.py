@@ -36,7 +36,11 @@ def _spelt(name: str) -> str:
 
 
 def test_every_room_is_packaged() -> None:
-    rooms = [f"lorsa.{file.parent.name}" for file in ROOT.glob("*/__init__.py")]
+    rooms = [
+        "lorsa." + ".".join(file.parent.relative_to(ROOT).parts)
+        for file in ROOT.glob("**/__init__.py")
+        if file.parent != ROOT and not file.relative_to(ROOT).parts[0].startswith(".")
+    ]
     assert sorted(SETTINGS["tool"]["setuptools"]["packages"]) == sorted(["lorsa", *rooms])
 
 
