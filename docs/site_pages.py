@@ -5,7 +5,7 @@ A page has to be good where it lies in the repository too, so its links say wher
 
 - adds what lies outside docs/: the kernels' page, the changelog, the tables of results, and every
   source file that a page links to;
-- writes pages of what the code says of itself: one of the command line, one of each package;
+- writes pages of what the code says of itself: one of the command line, one of each room;
 - turns links into those of the site. One that leads nowhere is left alone, and the strict build
   fails on it.
 
@@ -13,7 +13,6 @@ In the navigation of mkdocs.yml a name with a slash at its end, as results/, sta
 of that folder.
 """
 
-import ast
 import json
 import os
 import posixpath
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from lorsa import cli
+from lorsa import PUBLIC, cli
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files, InclusionLevel
@@ -47,10 +46,10 @@ SOURCES = {
 """Suffixes of files that are shown as they are, and what they are written in."""
 
 
-ALONE = """      show_root_heading: true
-      show_root_toc_entry: true
-      show_root_full_path: false"""
-"""What mkdocstrings is told of an object that stands by itself on a page."""
+ALONE = """      show_root_heading: false
+      show_root_toc_entry: false
+      heading_level: 3"""
+"""Options of mkdocstrings for an object under a heading of ours."""
 
 
 @event_priority(100)  # before mkdocstrings looks for the package
@@ -168,40 +167,35 @@ def _filled(nav: Any, pages: list[str]) -> Any:
 def _generated(root: Path) -> dict[str, str]:
     """Return the pages that the code writes: page of the site -> its text."""
     pages = {"cli.md": _command_line()}
-    for room in _rooms(root):
-        if _public(root / room / "__init__.py"):  # commands have a page of their own
-            pages[f"reference/{room}.md"] = _reference(root, room)
+    here = {*_rooms(root), *(path.stem for path in root.glob("*.py"))}
+    for room, names in _public().items():
+        if room in here:
+            pages[f"reference/{room}.md"] = _reference(room, names)
     return pages
 
 
-def _reference(root: Path, room: str) -> str:
-    """Return the page of a package: its public names.
+def _public() -> dict[str, dict[str, str]]:
+    """Return the public names of each room, and where they are defined."""
+    rooms: dict[str, dict[str, str]] = {}
+    for name, where in PUBLIC.items():
+        rooms.setdefault(where.split(".")[0], {})[name] = where
+    return rooms
 
-    A function that is called as its module, ablate in analyze/ablate.py, hides the module when the
-    package is imported, and is hidden by it where griffe reads the sources: it is asked for apart.
-    """
-    names = _public(root / room / "__init__.py")
-    hidden = [name for name in names if (root / room / f"{name}.py").exists()]
-    members = [name for name in names if name not in hidden]
-    parts = [f"# lorsa.{room}", f"::: lorsa.{room}\n    options:\n      members: {members}"]
-    for name in hidden:
-        parts.append(f"::: lorsa.{room}.{name}.{name}\n    options:\n{ALONE}")
+
+def _reference(room: str, names: dict[str, str]) -> str:
+    """Return the page of a room: its public names, under which they are imported from `lorsa`."""
+    parts = [f"# {room}"]
+    for name, where in names.items():
+        parts.append(f"## {name} {{ #lorsa.{name} }}\n\n::: lorsa.{where}\n    options:\n{ALONE}")
     return "\n\n".join(parts) + "\n"
 
 
 def _rooms(root: Path) -> list[str]:
-    """Return the packages within the package, in the order of pyproject.toml."""
+    """Return the packages right below the package, in the order of pyproject.toml."""
     facts = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
     packages = facts["tool"]["setuptools"]["packages"]
-    return [name.removeprefix("lorsa.") for name in packages if name != "lorsa"]
-
-
-def _public(init: Path) -> list[str]:
-    """Return the names that a package's __init__.py exports."""
-    for node in ast.parse(init.read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return list(ast.literal_eval(node.value))
-    return []
+    rooms = [name.removeprefix("lorsa.") for name in packages if name != "lorsa"]
+    return [room for room in rooms if "." not in room]
 
 
 def _link_package(root: Path) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from lorsa.dictionaries.metrics import Quality
-from lorsa.display import show as display
-from lorsa.display import watch
+from lorsa.display import bars, watch
+from lorsa.display.show import show
 from lorsa.display.watch import SweepDisplay
 from lorsa.train.report.events import Ended, Look, RunEvent, StepReport, TrainResult
 from rich.console import Console
@@ -60,7 +60,7 @@ def consoles(monkeypatch: pytest.MonkeyPatch) -> Any:
         console = Console(
             file=file, force_terminal=terminal, width=width, height=height, highlight=False
         )
-        for module in (display, watch):
+        for module in (bars, watch):
             monkeypatch.setattr(module, "err", console)
         return file
 
@@ -168,9 +168,9 @@ def test_the_result_of_a_sweep_is_a_table(capsys: pytest.CaptureFixture[str]) ->
         {"top_k": 64, "lr": 1e-3, **row, "fvu": None, "run": "runs/b", "error": None},
         {"top_k": 9999, "lr": 1e-3, **dict.fromkeys(row), "run": "runs/c", "error": "[too] many"},
     ]
-    display.show("sweep", {"rows": rows, "out": "runs", "bytes_read": 2_000_000})
+    show("sweep", {"rows": rows, "out": "runs", "bytes_read": 2_000_000})
     text = capsys.readouterr().out
     assert "0.2000" in text
     assert "failed: [too] many" in text
     assert "sweep.csv and pareto.png in runs; 2 MB read" in text
-    display.show("sweep", {"rows": [], "out": "runs", "bytes_read": 0})
+    show("sweep", {"rows": [], "out": "runs", "bytes_read": 0})

@@ -80,7 +80,8 @@ def test_two_processes_without_a_launcher_join(
 ) -> None:
     """Both find nothing and begin; the second to lay it down goes on with what the first did."""
     config = dataclasses.replace(harvest_config, store=tmp_path / "acts")
-    code = "import json, sys; from lorsa.harvest import HarvestConfig, harvest; "
+    code = "import json, sys; from lorsa.harvest.config import HarvestConfig\n"
+    code += "from lorsa.harvest.harvest import harvest\n"
     code += "harvest(HarvestConfig(**json.loads(sys.argv[1])), report=print)"
     command = [sys.executable, "-c", code, json.dumps(_settings(config))]
     children = [

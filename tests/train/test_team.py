@@ -27,7 +27,9 @@ from safetensors.torch import load_file
 DRIVER = """
 import json, os, signal, sys
 from pathlib import Path
-from lorsa.train import StepReport, group, train
+from lorsa.train import group
+from lorsa.train.report.events import StepReport
+from lorsa.train.train import train
 from runs import config
 
 group.LOG_EVERY_STEPS = 1

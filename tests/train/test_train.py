@@ -143,7 +143,9 @@ def test_a_stopped_run_goes_on_to_the_bit(store_folder: Path, tmp_path: Path) ->
 CHILD = """
 import json, sys
 from pathlib import Path
-from lorsa.train import StepReport, TrainConfig, train
+from lorsa.train.config import TrainConfig
+from lorsa.train.report.events import StepReport
+from lorsa.train.train import train
 
 settings = json.loads(sys.argv[1])
 settings |= {name: Path(settings[name]) for name in ("store", "out")}
@@ -453,7 +455,9 @@ def test_two_processes_that_cannot_begin_end_at_once(
 def test_training_loads_no_language_model(store_folder: Path, tmp_path: Path) -> None:
     """transformers is for the harvest; training needs only the store."""
     code = (
-        "import sys; from pathlib import Path; from lorsa.train import TrainConfig, train\n"
+        "import sys; from pathlib import Path\n"
+        "from lorsa.train.config import TrainConfig\n"
+        "from lorsa.train.train import train\n"
         f"train(TrainConfig(store=Path({str(store_folder)!r}), layer=1, top_k=8, "
         f"out=Path({str(tmp_path / 'run')!r}), batch_tokens=128, train_tokens=256, device='cpu'))\n"
         "assert not {'lorsa.harvest', 'transformers'} & set(sys.modules)\n"

@@ -170,7 +170,7 @@ def test_kills_among_writers_on_several_machines_change_nothing(
     root: BucketPath, make_store: Callable[..., Path]
 ) -> None:
     """Nobody sees another's process: a dead one is one that is silent for too long."""
-    script = Path(__file__).with_name("team.py")
+    script = Path(__file__).parent.with_name("team.py")
     command = [sys.executable, str(script), str(root), "1", "5", "2", json.dumps({})]
     done = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     assert done["n_kills"] >= 5

@@ -164,7 +164,7 @@ def test_two_journals_begun_at_once_have_two_names(tmp_path: Path) -> None:
 
 HOLD = """
 import sys, time, pathlib
-from lorsa.store.lock import FolderLock
+from lorsa.store.locks.lock import FolderLock
 lock = FolderLock(pathlib.Path(sys.argv[1]), exclusive=True)
 print("locked", flush=True)
 time.sleep(60)
@@ -192,7 +192,7 @@ def team(root: Path, *, kills: int, writers: int = 3, **facts: Any) -> dict[str,
 
     Meanwhile the store is looked at, as often as that goes.
     """
-    script = Path(__file__).with_name("team.py")
+    script = Path(__file__).parent.with_name("team.py")
     command = [sys.executable, script, root, "1", str(kills), str(writers), json.dumps(facts)]
     missing: list[int] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:

@@ -310,7 +310,8 @@ CHILD = """
 import sys, pathlib, time
 sys.path.insert(0, {tests!r})
 from small import create, fill, make_manifest
-from lorsa.store import StoreWriter, is_begun
+from lorsa.store.folder import is_begun
+from lorsa.store.write.writer import StoreWriter
 root = pathlib.Path({root!r})
 writer = StoreWriter.resume(root) if is_begun(root) else create(root, make_manifest())
 print("begun", flush=True)
@@ -327,7 +328,7 @@ def test_killed_and_resumed_is_byte_identical(
 ) -> None:
     """SIGKILL right after `after` lines of output, then resume in this process."""
     root = tmp_path / "killed"
-    code = CHILD.format(tests=str(Path(__file__).parent.parent), root=str(root))
+    code = CHILD.format(tests=str(Path(__file__).parents[2]), root=str(root))
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     for _ in range(after):
