@@ -3,11 +3,11 @@
     python benchmarks/same_bits.py --before 14518a9
     python benchmarks/same_bits.py --before HEAD --only 'train|sweep' --json
 
-The code of a commit and the code here do the jobs of frozen_jobs.py, each in a process and a
-folder of its own, in one thread, with the same models and texts: harvests in every encoding, runs
+The code of a commit and the code here do the jobs of frozen_jobs.py side by side, each in a process
+and a folder of its own, in one thread, with the same models and texts: harvests in every encoding, runs
 with the main settings, alone, in groups, stopped and gone on with, evaluations, analyses,
 conversions, and commands. The SHA-256 of all that they make are compared, but for identities and
-clocks; frozen_jobs.py lists what is left out. Exit code 1 if anything differs or failed.
+clocks; frozen_digests.py lists what is left out. Exit code 1 if anything differs or failed.
 """
 
 import argparse
@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from frozen_jobs import DIGESTS, Parts, make_inputs, of_data
+from frozen_digests import Parts, of_data
+from frozen_inputs import make_inputs
+from frozen_jobs import DIGESTS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "same_bits.md"
@@ -39,7 +41,15 @@ def main() -> None:
         check_out(args.before, folder / "before" / "lorsa")
         (folder / "after").mkdir()
         (folder / "after" / "lorsa").symlink_to(ROOT, target_is_directory=True)
-        before, after = (do_jobs(folder, which, args.only) for which in ("before", "after"))
+        begun = [begin_jobs(folder, which, args.only) for which in ("before", "after")]
+        try:
+            ended = [process.wait() for process in begun]
+        finally:
+            for process in begun:
+                process.kill()
+        if any(ended):
+            sys.exit(f"the jobs did not end: exit codes {ended}")
+        before, after = (digests(folder, which) for which in ("before", "after"))
     rows = compare(before, after)
     result = {
         "before": commit(args.before),
@@ -86,15 +96,15 @@ def check_out(revision: str, folder: Path) -> None:
     subprocess.run(["tar", "-x", "-C", str(folder)], input=git("archive", revision), check=True)
 
 
-def do_jobs(folder: Path, which: str, only: str) -> dict[str, Parts]:
-    """Do the jobs with the code in a folder, and return the digests of each.
+def begin_jobs(folder: Path, which: str, only: str) -> subprocess.Popen[bytes]:
+    """Begin the jobs with the code in a folder.
 
     Args:
         folder: with the inputs, and code in `which`.
         which: "before" or "after".
         only: jobs whose names match this expression.
     """
-    work = folder / "work"  # the same path for both: some of what is written tells of it
+    work = folder / f"work-{which}"
     shutil.copytree(folder / "inputs", work)
     environment = os.environ | {
         "PYTHONPATH": str(folder / which),
@@ -106,11 +116,14 @@ def do_jobs(folder: Path, which: str, only: str) -> dict[str, Parts]:
     }
     script = str(Path(__file__).parent / "frozen_jobs.py")
     words = [sys.executable, script, str(work), "--only", only]
-    subprocess.run(words, check=True, env=environment, cwd=work, stdout=subprocess.DEVNULL)
-    found = json.loads((work / DIGESTS).read_text("utf-8"))
+    return subprocess.Popen(words, env=environment, cwd=work, stdout=subprocess.DEVNULL)
+
+
+def digests(folder: Path, which: str) -> dict[str, Parts]:
+    """Return what the jobs came to, by their names."""
+    found = json.loads((folder / f"work-{which}" / DIGESTS).read_text("utf-8"))
     if Path(found["code"]) != folder / which / "lorsa":
         sys.exit(f"{which} ran {found['code']}, not the code of {folder / which}")
-    shutil.rmtree(work)
     jobs: dict[str, Parts] = found["jobs"]
     return jobs
 
