@@ -4,10 +4,11 @@
     python benchmarks/same_bits.py --before HEAD --only 'train|sweep' --json
 
 The code of a commit and the code here do the jobs of frozen_jobs.py side by side, each in a process
-and a folder of its own, in one thread, with the same models and texts: harvests in every encoding, runs
-with the main settings, alone, in groups, stopped and gone on with, evaluations, analyses,
-conversions, and commands. The SHA-256 of all that they make are compared, but for identities and
-clocks; frozen_digests.py lists what is left out. Exit code 1 if anything differs or failed.
+and a folder of its own, in one thread, with the same models and texts. These are harvests in every
+encoding, runs with the main settings, alone, in groups, stopped and gone on with, evaluations,
+analyses, conversions, and commands. The SHA-256 of all that they make are compared, but for
+identities and clocks; frozen_digests.py lists what is left out. Exit code 1 if anything differs or
+failed.
 """
 
 import argparse
@@ -113,6 +114,7 @@ def begin_jobs(folder: Path, which: str, only: str) -> subprocess.Popen[bytes]:
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "TQDM_DISABLE": "1",
     }
     script = str(Path(__file__).parent / "frozen_jobs.py")
     words = [sys.executable, script, str(work), "--only", only]
