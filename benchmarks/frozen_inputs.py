@@ -7,13 +7,14 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+GROUPS = "num_key_value_heads"
 SIZES: dict[str, Any] = {
     "vocab_size": 400,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    GROUPS: 2,
     "max_position_embeddings": 128,
     "initializer_range": 0.3,
 }
@@ -33,7 +34,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma2Config",
         SIZES | WINDOWS | {"query_pre_attn_scalar": 4, "attn_logit_softcapping": 2.0},
     ),
-    "neox": ("GPTNeoXConfig", SIZES | {"rotary_pct": 0.25}),
+    "neox": (
+        "GPTNeoXConfig",
+        {k: v for k, v in SIZES.items() if k != GROUPS} | {"rotary_pct": 0.25},
+    ),
     "gpt2": (
         "GPT2Config",
         {
@@ -70,10 +74,10 @@ def make_inputs(folder: Path) -> None:
         model.save_pretrained(folder / "models" / name)
         tokenizer.save_pretrained(folder / "models" / name)
     words = (SENTENCES * 12).split()
-    for text, turn in (("text", 7), ("text-b", 5)):
+    for text, some in (("text", words), ("text-b", words[::-1])):
         (folder / text).mkdir(parents=True)
         for i in range(12):
-            turned = words[i * turn :] + words[: i * turn]
+            turned = some[i * 7 :] + some[: i * 7]
             (folder / text / f"doc{i}.txt").write_text(" ".join(turned), "utf-8")
 
 
