@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ HEARING_S = 5.0
 """Seconds that a process which fails waits for the others to have read why."""
 GRACE_S = 10.0
 """Seconds that a process has to leave a collective, once another has failed, before it is ended."""
-FAILED, HEARD, BEAT = "failed", "heard", "beat"
+FAILED, HEARD, LEFT, BEAT = "failed", "heard", "left", "beat"
 GOES_ON = "the same command goes on from the newest checkpoint"
 
 _Error = TypeVar("_Error", bound=BaseException)
@@ -75,11 +75,14 @@ class Alarm:
             yield
         except BaseException as error:
             if self.is_agreed(error):
+                self._leave(store, listener)
                 raise
             if is_broken_collective(error):
                 raise TrainError(self._why_broken(store)) from None
             self._tell(store, f"process {self.rank} of {self.world} {_cause(error)}")
             raise
+        else:
+            self._leave(store, listener)
         finally:
             self._over.set()
             listener.join(GRACE_S)
@@ -110,16 +113,27 @@ class Alarm:
             print(f"error: {self._cause}", file=sys.stderr, flush=True)
             os._exit(1)
 
+    def _leave(self, store: Any, listener: threading.Thread) -> None:
+        """End listening with the others: process 0, which may keep the keys, is the last."""
+        self._over.set()
+        listener.join(GRACE_S)
+        with suppress(RuntimeError):  # process 0 is gone
+            store.add(LEFT, 1)
+            if self.rank == 0:
+                self._wait_for(store, LEFT, self.world)
+
+    def _wait_for(self, store: Any, key: str, count: int) -> None:
+        """Wait a while for so many processes to have counted themselves."""
+        limit = time.monotonic() + HEARING_S
+        while store.add(key, 0) < count and time.monotonic() < limit:
+            time.sleep(POLL_S / 5)
+
     def _tell(self, store: Any, cause: str) -> None:
         """Write down why this process ends, and wait until the others have read it."""
-        limit = time.monotonic() + HEARING_S
-        try:
+        with suppress(RuntimeError):  # nobody is left
             if not store.check([FAILED]):
                 store.set(FAILED, f"{cause}; {GOES_ON}")
-            while store.add(HEARD, 0) < self.world and time.monotonic() < limit:
-                time.sleep(POLL_S / 5)
-        except RuntimeError:
-            return  # nobody is left to be told
+            self._wait_for(store, HEARD, self.world)
 
     def _why_broken(self, store: Any) -> str:
         """Return why a collective broke: what another process said, or which one is silent."""
