@@ -88,6 +88,7 @@ def main() -> None:
     """Run the command line."""
     _open_streams()
     os.environ.setdefault("TQDM_DISABLE", "1")  # other packages' bars disturb ours and log files
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process gets one line of ours
     try:
         code = app(standalone_mode=False)
     except _ParserError as error:

@@ -20,7 +20,7 @@ ConfigFile = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")]
 
-IS_MAIN = os.environ.get("RANK", "0") == "0"
+IS_MAIN = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 """Of several processes of one run, one prints."""
 STDOUT, STDERR = 1, 2
 GOES_ON = ("harvest", "train", "sweep", "analyze", "explain", "demo", "rm", "merge")

@@ -40,7 +40,8 @@ def this_process() -> Processes:
         text = os.environ.get(name, "")
         return int(text) if text.isdecimal() else otherwise
 
-    rank, world = number("RANK", 0), number("WORLD_SIZE", 1)
+    world = number("WORLD_SIZE", 1)
+    rank = number("RANK", 0) if world > 1 else 0  # of a script's own, without a launcher
     local_rank = number("LOCAL_RANK", rank)
     return Processes(rank, world, local_rank, number("LOCAL_WORLD_SIZE", world))
 

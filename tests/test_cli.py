@@ -693,3 +693,15 @@ def test_a_killed_harvest_goes_on(
     assert whole["n_bytes"] == done["n_bytes"]
     assert killed_early or done["tokens_per_second"] == 0
     assert digests(tmp_path / "acts") == digests(tmp_path / "whole")
+
+
+def test_a_rank_without_a_launcher_does_not_silence_a_command(store_folder: Path) -> None:
+    """RANK of a pod or a script, alone in the environment, kept every command from printing."""
+    told = subprocess.run(
+        [sys.executable, "-m", "lorsa", "store", "info", str(store_folder), "--json"],
+        env={k: v for k, v in os.environ.items() if k != "WORLD_SIZE"} | {"RANK": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(told.stdout)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,11 +18,13 @@ from ..errors import RUN_ERRORS, TrainError
 from ..language.stored import deriver
 from ..stop import Stop, stop_when_whole
 from ..store.read.loader import Batch, batches, held_out_parts
-from ..store.read.reader import Activations, ActivationStore
+from ..store.read.reader import Activations, ActivationStore, Derive
 from ..store.read.sampler import Sampler
+from .alarm import one_line
 from .feed import moved_ahead
 from .run import Clock, Member, StepOutcome
 from .start import Initialiser
+from .team import FAILURES
 
 LOG_EVERY_STEPS = 10
 ENDLESS = 1 << 62
@@ -32,11 +34,24 @@ figure does not depend on the number of processes."""
 Work = Callable[[Member], None]
 
 
+class _Read(NamedTuple):
+    """What a step needs of the store, read before the step: it fails where all can be told."""
+
+    batch: Batch | None
+    """None at the end, or if it cannot be read"""
+    failure: Exception | None
+    """Why it cannot"""
+    failures: dict[Member, Exception]
+    """Why what single runs need of it cannot be read: which of its tokens count"""
+
+
 class _Said(NamedTuple):
     """What the processes tell each other after a step."""
 
     stop: bool
     """Any of them was asked to stop"""
+    unread: bool
+    """Any of them could not read something of the next step"""
     late: bool
     """The main process finds that it is time for a checkpoint"""
     clock: Clock
@@ -55,7 +70,7 @@ class Group:
         first = members[0]
         self.team, self.layer, self.scales = first.team, first.config.layer, first.scales
         self.batch_seqs = first.span.batch_seqs
-        self.derive = deriver(self.layer, store, self.team.device)
+        self.derive: Derive | None = None
         self.sampler = Sampler(
             store.train_seqs,
             store.manifest.shard_seqs,
@@ -77,6 +92,9 @@ class Group:
         """
         self.started = self.saved_at = time.monotonic()
         try:
+            self.derive = self.team.together(
+                lambda: deriver(self.layer, self.store, self.team.device)
+            )
             self.each(self.members, Member.begin)
             self.start()
             self.look([m for m in self.running() if m.done == 0])
@@ -85,9 +103,9 @@ class Group:
                 self.steps(stop)
             if stop.asked and self.team.world == 1:  # while the last were measured
                 raise KeyboardInterrupt
-        except (*RUN_ERRORS, torch.OutOfMemoryError) as error:  # of what all share: a batch, a look
-            if self.team.world > 1:
-                raise  # the others wait for this process
+        except FAILURES as error:  # of what all share: a batch, the layer's weights
+            if not self.team.is_agreed(error):
+                raise  # the other processes go on
             for member in self.running():
                 member.fail(error)
         finally:
@@ -104,11 +122,15 @@ class Group:
         if not self.running():
             return
         step = min(m.done for m in self.running())
-        for batch in self.data(step):
+        data = self.data(step)
+        ahead = self.read(data, step)
+        self.agree_on(ahead)
+        while ahead.batch is not None and self.running():
             now = [m for m in self.running() if m.done == step]  # others are ahead of it
-            outcomes = self.step(now, batch)
+            outcomes = self.step(now, ahead.batch)
             step += 1
-            said = self.exchange(step, stop, list(outcomes.values()))
+            ahead = self.read(data, step)
+            said = self.exchange(step, stop, ahead, list(outcomes.values()))
             stepped = dict(zip(outcomes, said.losses, strict=True))
             self.tell(outcomes, stepped, said.clock)
             now = [m for m in outcomes if m.running]
@@ -118,9 +140,32 @@ class Group:
             if said.stop:
                 for member in self.running():
                     member.report(f"stopped after step {member.done:,}; a checkpoint is written")
-                raise KeyboardInterrupt
-            if not self.running():
-                return
+                raise self.team.agreed(KeyboardInterrupt())
+            if said.unread:
+                self.agree_on(ahead)
+
+    def read(self, data: Iterator[Batch], step: int) -> _Read:
+        """Read what a step needs; what goes wrong is noted."""
+        try:
+            batch = next(data, None)
+        except FAILURES as error:
+            return _Read(None, error, {})
+        failures: dict[Member, Exception] = {}
+        for member in self.running() if batch is not None else ():
+            try:
+                member.mask.look_up(self.sampler.whole_batch(step))
+            except FAILURES as error:
+                failures[member] = error
+        return _Read(batch, None, failures)
+
+    def agree_on(self, read: _Read) -> None:
+        """Raise on all processes what one could not read; a run's own failure ends that run."""
+        self.team.together(partial(_fail_by, read.failure))
+
+        def agree(member: Member) -> None:
+            self.team.together(partial(_fail_by, read.failures.get(member)))
+
+        self.each(self.running(), agree)
 
     def step(self, members: list[Member], batch: Batch) -> dict[Member, StepOutcome]:
         """Let some members take a step on a batch; those that fail leave."""
@@ -138,29 +183,39 @@ class Group:
         self.n_timed += 1
         return outcomes
 
-    def exchange(self, step: int, stop: Stop, outcomes: list[StepOutcome]) -> _Said:
-        """Bring stop, time and losses together over the processes, in one small sum."""
-        now = time.monotonic()
-        mine = [float(stop.asked), 0.0, 0.0, 0.0, 0.0]
-        if self.team.is_main:
-            late = step % LOG_EVERY_STEPS == 0 and now - self.saved_at > self.checkpoint_every_s
-            clock = self.clock()
-            mine[1:] = [float(late), *clock]
-        losses = [outcome.loss for outcome in outcomes]
-        vector = torch.tensor(mine, dtype=torch.float64, device=self.team.device)
-        vector = self.team.sum(torch.stack([*vector, *losses]))
-        stopped, late_, spent_s, step_s, wait, *total = vector.tolist()
-        return _Said(stopped > 0, late_ > 0, Clock(spent_s, step_s, wait), total)
+    def exchange(self, step: int, stop: Stop, read: _Read, outcomes: list[StepOutcome]) -> _Said:
+        """Bring stop, what was not read, time and losses together over the processes."""
+        is_late = time.monotonic() - self.saved_at > self.checkpoint_every_s
+        speaks = self.team.is_main
+        total = self.team.sums(
+            {
+                "stop": [stop.asked],
+                "unread": [read.failure is not None or bool(read.failures)],
+                "late": [speaks and is_late and step % LOG_EVERY_STEPS == 0],
+                "clock": self.clock() if speaks else [0.0] * len(Clock._fields),
+            },
+            {"losses": [outcome.loss for outcome in outcomes]},
+        )
+        return _Said(
+            stop=any(total["stop"]),
+            unread=any(total["unread"]),
+            late=any(total["late"]),
+            clock=Clock(*total["clock"]),
+            losses=total["losses"],
+        )
 
     def tell(
         self, outcomes: dict[Member, StepOutcome], losses: dict[Member, float], clock: Clock
     ) -> None:
         """Report where the runs stand, now and then."""
-        for member, outcome in outcomes.items():
+
+        def tell(member: Member) -> None:
             if member.done % LOG_EVERY_STEPS == 0 or member.done == 3:
                 member.plan_for_time(clock)
             if member.done % LOG_EVERY_STEPS == 0 or member.done == member.span.n_steps:
-                member.tell(outcome, losses[member], clock)
+                member.tell(outcomes[member], losses[member], clock)
+
+        self.each(list(outcomes), tell)
 
     def look_due(self, member: Member) -> bool:
         """Tell whether to measure a run in its middle."""
@@ -170,15 +225,15 @@ class Group:
         """Measure some runs on some held-out tokens."""
         for n_tokens in sorted({m.config.eval_tokens for m in members}):
             alike = [m for m in members if m.config.eval_tokens == n_tokens]
-            qualities = dict(zip(alike, self.qualities(alike, n_tokens), strict=True))
-            self.each(alike, partial(_look, qualities))
+            qualities = self.qualities(alike, n_tokens)
+            self.each(list(qualities), partial(_look, qualities))
 
     def finish(self, members: list[Member]) -> None:
         """Measure some runs on all held-out tokens and write their results."""
         if members:
             clock = self.clock()
-            qualities = dict(zip(members, self.qualities(members, None), strict=True))
-            self.each(members, lambda m: m.finish(qualities[m], clock))
+            qualities = self.qualities(members, None)
+            self.each(list(qualities), lambda m: m.finish(qualities[m], clock))
             self.team.wait()
 
     def save(self, members: list[Member], said: _Said) -> None:
@@ -196,13 +251,15 @@ class Group:
             try:
                 work(member)
             except RUN_ERRORS as error:
+                if not self.team.is_agreed(error):
+                    raise  # the other processes go on with this run
                 member.fail(error)
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 if self.team.world > 1:
                     raise  # the others wait for this process
                 if member.learner is not None:
                     member.learner.clear()
-                member.fail(TrainError("the memory is full; give --micro-batch-tokens"))
+                member.fail(TrainError(one_line(error)))
 
     def running(self) -> list[Member]:
         """Return the runs with steps left."""
@@ -221,22 +278,45 @@ class Group:
         )
         yield from moved_ahead(read, self.team.device)
 
-    def qualities(self, members: list[Member], n_tokens: int | None) -> list[Quality]:
-        """Return the quality of some runs on so many held-out tokens; None takes all."""
+    def qualities(self, members: list[Member], n_tokens: int | None) -> dict[Member, Quality]:
+        """Return the quality of some runs on so many held-out tokens; None takes all.
+
+        A run that cannot be measured fails, and is left out.
+        """
+        tallies = {m: Tally(m.lorsa) for m in members}
+        failures = self.measure(tallies, n_tokens)
+        found: dict[Member, Quality] = {}
+
+        def merge(member: Member) -> None:
+            tally = tallies[member]
+            tally.become(self.team.each(lambda: _sums(tally, failures.get(member))))
+            found[member] = tally.quality()
+
+        self.each(members, merge)
+        return found
+
+    def measure(
+        self, tallies: dict[Member, Tally], n_tokens: int | None
+    ) -> dict[Member, Exception]:
+        """Add this process's share of the held-out tokens up; return what went wrong, by run."""
         batch_seqs = -(-self.batch_seqs // HELD_OUT_PARTS)
         parts = list(held_out_parts(self.store, batch_seqs=batch_seqs, n_tokens=n_tokens))
-        tallies = [Tally(m.lorsa) for m in members]
+        failures: dict[Member, Exception] = {}
         with ExitStack() as looking:
-            for member in members:
+            for member in tallies:
                 looking.enter_context(member.looking())
             for seqs in parts[self.team.rank :: self.team.world]:
-                stored = self.store.stored(self.layer, seqs)
-                x, y = self.scaled(stored.on(self.team.device, self.derive))
-                for member, tally in zip(members, tallies, strict=True):
-                    tally.update(x, y, member.counted(seqs))
-        for tally in tallies:
-            tally.become(self.team.gather([tally.sums()]))
-        return [tally.quality() for tally in tallies]
+                try:
+                    stored = self.store.stored(self.layer, seqs)
+                    x, y = self.scaled(stored.on(self.team.device, self.derive))
+                except FAILURES as error:
+                    return dict.fromkeys(tallies, error)
+                for member in [m for m in tallies if m not in failures]:
+                    try:
+                        tallies[member].update(x, y, member.counted(seqs))
+                    except FAILURES as error:
+                        failures[member] = error
+        return failures
 
     def scaled(self, batch: Activations) -> Activations:
         """Return a batch scaled."""
@@ -255,6 +335,16 @@ class Group:
         self.members.clear()
         self.team.release()
         gc.collect()
+
+
+def _fail_by(error: Exception | None) -> None:
+    if error is not None:
+        raise error
+
+
+def _sums(tally: Tally, failure: Exception | None) -> Any:
+    _fail_by(failure)
+    return tally.sums()
 
 
 def _look(qualities: dict[Member, Quality], member: Member) -> None:

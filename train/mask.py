@@ -130,6 +130,16 @@ class TokenMask:
                 counted[here] = np.unpackbits(bits, axis=1, count=n_ctx)
         return torch.from_numpy(counted)
 
+    def look_up(self, seqs: Ids | Sequence[int]) -> None:
+        """Read what says which tokens of some sequences count, so that nothing is read later.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        if self.rule.masks:
+            for shard in np.unique(np.asarray(seqs) // self._store.manifest.shard_seqs).tolist():
+                self._bits(shard)
+
     def n_counted(self, seqs: Ids | Sequence[int]) -> int:
         """Return how many tokens of some sequences count."""
         return int(self(seqs).sum())

@@ -101,7 +101,15 @@ class Member:
             self.report(f"{self.config.out} is already finished")
             known = {field.name for field in fields(TrainResult)}
             facts = {name: value for name, value in finished.items() if name in known}
-            self.result = TrainResult(**{**facts, "run": str(self.config.out)})
+            try:
+                self.result = TrainResult(**{**facts, "run": str(self.config.out)})
+            except TypeError as error:  # all processes have the same
+                raise self.team.agreed(
+                    TrainError(
+                        f"the result in {self.folder.root} is not whole ({error}); delete it, or "
+                        "choose another folder by --out"
+                    )
+                ) from None
             self.finished_before = True
             self.report(Ended(self.result, before=True))
         else:
@@ -190,11 +198,12 @@ class Member:
         loss, outcomes = self._gradients(learner, batch, mine, whole, top_k)
         norm = learner.clip(self.config.grad_clip)
         if not math.isfinite(norm):
-            raise TrainError(
+            error = TrainError(
                 f"step {self.done + 1} (sequences {', '.join(map(str, whole))}): loss is "
                 f"{float(loss)}, gradient norm {norm}; the weights were left as before it. "
                 f"Use a smaller --lr than {self.config.lr}, and another --out"
             )
+            raise self.team.agreed(error)  # the norm is that of all processes
         learner.step()
         self.done += 1
         self._move_threshold(outcomes)
@@ -251,8 +260,7 @@ class Member:
             tokens_per_second=self.span.step_tokens / clock.step_s,
             data_wait_fraction=clock.wait_fraction,
         )
-        if self.team.is_main:
-            self._log(line._asdict())
+        self.team.on_main(lambda: self._log(line._asdict()))
         self.report(line)
 
     def looking(self) -> AbstractContextManager[None]:

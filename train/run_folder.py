@@ -105,16 +105,27 @@ class RunFolder:
             raise TrainError(f"{self.root} holds other things; choose another folder by --out")
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
-        with (self.root / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(line)) + "\n")
+        """Append a line to metrics.jsonl; TrainError if the disk does not take it."""
+        path = self.root / METRICS
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(finite(line)) + "\n")
+        except OSError as error:
+            raise TrainError(
+                f"{path} cannot be written ({error.strerror or error}); put it right and run the "
+                "same command again"
+            ) from None
 
     def drop_after(self, step: int) -> None:
         """Forget the metrics of steps after `step`, which are about to be done again."""
         path = self.root / METRICS
         if not path.exists():
             return
-        lines = [line for line in path.read_text("utf-8").splitlines() if _step_of(line) <= step]
+        lines = [
+            line
+            for line in path.read_text("utf-8", "replace").splitlines()
+            if _step_of(line) <= step
+        ]
         write_whole(path, "".join(line + "\n" for line in lines))
 
     def finish(self, result: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
 """The processes that share each step of a run: accelerate's, or this one alone."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from itertools import islice
 from typing import Any, TypeVar, cast
 
 import torch
@@ -11,12 +12,18 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from ..errors import RUN_ERRORS, TrainError
+from ..errors import RUN_ERRORS, LorsaError, TrainError
 from ..kernels.dispatch import choose_path
 from ..language.device import choose_device
+from .alarm import Alarm, is_broken_collective, one_line
 from .config import TrainConfig
 
 Result = TypeVar("Result")
+_Error = TypeVar("_Error", bound=BaseException)
+FAILURES = (*RUN_ERRORS, torch.OutOfMemoryError)
+"""What goes wrong on one process and is told to the others."""
+JOINING = timedelta(minutes=30)
+"""How long a process waits for all others to have begun."""
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others: of several runs, one may end long before another."""
 
@@ -24,9 +31,10 @@ PATIENCE = timedelta(days=7)
 class Team:
     """The processes that share each step; all do the same things in the same order."""
 
-    def __init__(self, accelerator: Accelerator, *, alone: bool = False) -> None:
+    def __init__(self, accelerator: Accelerator, alarm: Alarm, *, alone: bool = False) -> None:
         """Make a team of all processes, or of this one alone beside others at other runs."""
         self._accelerator = accelerator
+        self._alarm = alarm
         self.device: torch.device = accelerator.device
         self.rank = 0 if alone else accelerator.process_index
         self.world = 1 if alone else accelerator.num_processes
@@ -35,6 +43,14 @@ class Team:
     def is_main(self) -> bool:
         """Whether this process writes and speaks for the team."""
         return self.rank == 0
+
+    def agreed(self, error: _Error) -> _Error:
+        """Note that the whole team raises an error at the same place, and return it."""
+        return self._alarm.agreed(error)
+
+    def is_agreed(self, error: BaseException) -> bool:
+        """Tell whether the whole team raises an error at the same place."""
+        return self.world == 1 or self._alarm.is_agreed(error)
 
     def copies(self, module: nn.Module) -> nn.Module:
         """Give every process the main one's module; backward averages gradients over the team."""
@@ -84,6 +100,24 @@ class Team:
         """Return the sum over the team."""
         return tensor if self.world == 1 else self._reduced(tensor, torch.distributed.ReduceOp.SUM)
 
+    def sums(
+        self, numbers: Mapping[str, Sequence[float]], tensors: Mapping[str, Sequence[Tensor]]
+    ) -> dict[str, list[float]]:
+        """Return the sums over the team of numbers and of scalar tensors, by name.
+
+        All travel in one tensor: one reduction, and one wait for the device.
+
+        Args:
+            numbers: on the host, under each name as many as on the other processes.
+            tensors: on the device, float64, the same.
+        """
+        host = [number for some in numbers.values() for number in some]
+        packed = torch.tensor(host, dtype=torch.float64, device=self.device)
+        scalars = [tensor for some in tensors.values() for tensor in some]
+        total = iter(self.sum(torch.stack([*packed, *scalars])).tolist())
+        named = {**numbers, **tensors}
+        return {name: list(islice(total, len(some))) for name, some in named.items()}
+
     def maximum(self, tensor: Tensor) -> Tensor:
         """Return the largest over the team, element by element."""
         return tensor if self.world == 1 else self._reduced(tensor, torch.distributed.ReduceOp.MAX)
@@ -100,22 +134,31 @@ class Team:
 
     def on_main(self, work: Callable[[], Result]) -> Result:
         """Do some work on the main process alone; all return its result or raise its error."""
+        if self.world == 1:
+            return work()
         outcome: list[Any] = [None, None]
         if self.is_main:
             try:
-                outcome[0] = work()
-            except RUN_ERRORS as error:
-                outcome[1] = error
-        if self.world > 1:
-            broadcast_object_list(outcome)
+                with self._alarm.writing:
+                    outcome[0] = work()
+            except FAILURES as error:
+                outcome[1] = portable(error)
+        broadcast_object_list(outcome)
         result, failure = outcome
         if failure is not None:
-            raise failure
+            raise self.agreed(failure)
         return cast(Result, result)
 
     def together(self, work: Callable[[], Result]) -> Result:
         """Do some work on every process; what goes wrong on one is raised on all."""
-        return _together(work, self.gather)
+        return work() if self.world == 1 else _together(work, self._alarm)
+
+    def each(self, work: Callable[[], Result]) -> list[Result]:
+        """Do some work on every process and return all results, in the processes' order.
+
+        What goes wrong on one is raised on all.
+        """
+        return [work()] if self.world == 1 else _each(work, self._alarm)
 
     def gather(self, mine: list[Any]) -> list[Any]:
         """Return what all processes have, in their order."""
@@ -145,6 +188,7 @@ class Launch:
         self.rank: int = self._accelerator.process_index
         self.world: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
+        self.alarm = Alarm(self.rank, self.world)
 
     @property
     def is_main(self) -> bool:
@@ -153,7 +197,7 @@ class Launch:
 
     def team(self, *, alone: bool = False) -> Team:
         """Return all processes as a team, or this one alone."""
-        return Team(self._accelerator, alone=alone)
+        return Team(self._accelerator, self.alarm, alone=alone)
 
     def gather(self, mine: list[Any]) -> list[Any]:
         """Return what all processes have, in their order."""
@@ -161,20 +205,35 @@ class Launch:
 
     def together(self, work: Callable[[], Result]) -> Result:
         """Do some work on every process; what goes wrong on one is raised on all."""
-        return _together(work, self.gather)
+        return work() if self.world == 1 else _together(work, self.alarm)
 
 
-def _together(work: Callable[[], Result], gather: Callable[[list[Any]], list[Any]]) -> Result:
+def _together(work: Callable[[], Result], alarm: Alarm) -> Result:
+    result: list[Result] = []
+    _each(lambda: result.append(work()), alarm)
+    return result[0]
+
+
+def _each(work: Callable[[], Result], alarm: Alarm) -> list[Result]:
     result: Result | None = None
     failure: Exception | None = None
     try:
         result = work()
-    except RUN_ERRORS as error:
-        failure = error
-    for told in gather([failure]):
-        if told is not None:
-            raise told
-    return cast(Result, result)
+    except FAILURES as error:
+        failure = portable(error)
+    told: list[tuple[Result, Exception | None]] = gather_object([(result, failure)])
+    failures = {rank: failed for rank, (_, failed) in enumerate(told) if failed is not None}
+    if not failures:
+        return [each for each, _ in told]
+    rank, first = next(iter(failures.items()))
+    if len(failures) < alarm.world:  # it is not the same everywhere
+        first = type(first)(f"process {rank} of {alarm.world}: {first}")
+    raise alarm.agreed(first)
+
+
+def portable(error: Exception) -> Exception:
+    """Return an error as another process can read it: those of other packages may not travel."""
+    return error if isinstance(error, LorsaError) else TrainError(one_line(error))
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -190,12 +249,21 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise TrainError(str(error)) from None
     _require_launch(device)
     try:
-        patient = InitProcessGroupKwargs(timeout=PATIENCE)
+        joining = InitProcessGroupKwargs(timeout=JOINING)
         accelerator = Accelerator(
-            cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[patient]
+            cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[joining]
         )
     except ValueError as error:  # this process has begun to train on another device
         raise TrainError(f"device {device}: {error}") from None
+    except RuntimeError as error:
+        if not is_broken_collective(error):
+            raise
+        raise TrainError(
+            f"the processes did not come together ({one_line(error)}); see what the others said, "
+            "and start all of them again"
+        ) from None
+    if accelerator.num_processes > 1:
+        torch.distributed.distributed_c10d._set_pg_timeout(PATIENCE)
     if accelerator.device.type != device:
         raise TrainError(
             f"device is {device}, but accelerate is set to {accelerator.device.type} for this "

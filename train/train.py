@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from ..errors import RUN_ERRORS, TrainError
@@ -9,6 +10,7 @@ from ..kernels.dispatch import choose_path
 from ..language.device import choose_device
 from ..store.places import Place
 from ..store.read.reader import ActivationStore
+from .alarm import one_line
 from .config import TrainConfig
 from .group import Group
 from .memory import SHARED_BYTES, SPARE, free_bytes, require_room, run_bytes
@@ -16,7 +18,7 @@ from .plan import Plan, make_plan
 from .report.events import Ended, Event, Report, RunEvent, TrainResult
 from .run import Member
 from .run_folder import RunFolder
-from .team import Launch, Team
+from .team import FAILURES, Launch, Team, portable
 
 ReportRun = Callable[[RunEvent], None]
 
@@ -102,23 +104,28 @@ def train_many(
         )
     team = launch.team(alone=apart)
     outcomes: dict[int, RunOutcome] = {}
-    asked = _look_into(configs, launch, team, outcomes, report)
-    free = team.least(free_bytes(team.device))
-    groups = _groups(asked, free, at_least=launch.world if apart else 1)
-    mine = _share(groups, launch.rank, launch.world) if apart else groups
-    for group in mine:
-        outcomes |= _run_group(group, report)
-    if apart:
-        outcomes |= dict(launch.gather(list(outcomes.items())))
+    with launch.alarm.listening():
+        asked = _look_into(configs, launch, team, outcomes, report)
+        free = team.least(free_bytes(team.device))
+        groups = _groups(asked, free, at_least=launch.world if apart else 1)
+        mine = _share(groups, launch.rank, launch.world) if apart else groups
+        launch.alarm.apart = apart
+        for group in mine:
+            outcomes |= _run_group(group, report)
+        launch.alarm.apart = False
+        if apart:
+            outcomes |= dict(launch.gather([(n, _portable(o)) for n, o in outcomes.items()]))
     return [outcomes[number] for number in range(len(configs))]
 
 
 def check(config: TrainConfig) -> None:
     """Raise what `train` would raise before its first step; nothing is written."""
-    team = Launch(config).team()
-    plan = team.together(lambda: make_plan(config, ActivationStore.open(config.store), team))
-    # the main process alone looks: it may begin while others still check
-    team.on_main(lambda: RunFolder(config.out).require_same(config, plan.facts))
+    launch = Launch(config)
+    team = launch.team()
+    with launch.alarm.listening():
+        plan = team.together(lambda: make_plan(config, ActivationStore.open(config.store), team))
+        # the main process alone looks: it may begin while others still check
+        team.on_main(lambda: RunFolder(config.out).require_same(config, plan.facts))
 
 
 def _look_into(
@@ -145,9 +152,7 @@ def _look_into(
         try:
             asked.append(launch.together(look))
         except RUN_ERRORS as error:
-            outcomes[number] = RunOutcome(config, None, error)
-            if team.is_main:
-                report(RunEvent(str(config.out), Ended(None, str(error))))
+            outcomes[number] = _failed(config, error, team, report)
     return asked
 
 
@@ -230,22 +235,41 @@ def _run_group(runs: list[_Asked], report: ReportRun) -> dict[int, RunOutcome]:
     def reporter(name: str) -> Callable[[Event], None]:
         return lambda event: report(RunEvent(name, event))
 
-    members = [Member(r.config, r.plan, reporter(str(r.config.out))) for r in runs]
-    store, name = runs[0].plan.store, str(runs[0].config.out)
-    group = Group(list(members), store)
+    outcomes: dict[int, RunOutcome] = {}
+    members: dict[int, Member] = {}
+    for number, config, plan in runs:
+        tell = reporter(str(config.out))
+        try:
+            members[number] = plan.team.together(partial(Member, config, plan, tell))
+        except FAILURES as error:
+            outcomes[number] = _failed(config, error, plan.team, report)
+    if not members:
+        return outcomes
+    first = next(run for run in runs if run.number in members)
+    store, name = first.plan.store, str(first.config.out)
+    group = Group(list(members.values()), store)
     before = store.bytes_read
     try:
         group.run()
         n_bytes = store.bytes_read - before
-        return {
-            run.number: RunOutcome(
-                run.config,
-                member.result,
-                member.failure,
-                None if member.finished_before else name,
-                n_bytes,
+        for number, member in members.items():
+            began = None if member.finished_before else name
+            outcomes[number] = RunOutcome(
+                member.config, member.result, member.failure, began, n_bytes
             )
-            for run, member in zip(runs, members, strict=True)
-        }
+        return outcomes
     finally:
         group.release()
+
+
+def _portable(outcome: RunOutcome) -> RunOutcome:
+    """Return an outcome as another process can read it."""
+    failure = outcome.failure
+    return outcome._replace(failure=None if failure is None else portable(failure))
+
+
+def _failed(config: TrainConfig, error: Exception, team: Team, report: ReportRun) -> RunOutcome:
+    """Report that a run cannot begin, and return its outcome."""
+    if team.is_main:
+        report(RunEvent(str(config.out), Ended(None, one_line(error))))
+    return RunOutcome(config, None, error)

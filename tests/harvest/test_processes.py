@@ -100,6 +100,7 @@ def test_a_process_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert this_process() == Processes(0, 1, 0, 1)
     assert this_process().is_main
     monkeypatch.setenv("RANK", "9")
+    assert this_process().is_main, "it waited for ever for a main process that there is not"
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from lorsa.dictionaries.metrics import Tally
 from lorsa.errors import TrainError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.checkpoint import checkpoints
 from lorsa.train.config import TrainConfig
 from lorsa.train.plan import make_plan
 from lorsa.train.report.events import StepReport
+from lorsa.train.run import Member
 from lorsa.train.sweep import grid, points, run_name, sweep, sweep_grid, write_sweep
 from lorsa.train.team import Launch
 from lorsa.train.train import _Asked, _groups, train, train_many
@@ -250,3 +252,68 @@ def test_a_run_that_cannot_write_its_result_has_none(
     )
     assert outcome.result is None
     assert "no room" in str(outcome.failure)
+
+
+def test_metrics_that_cannot_be_written_fail_their_run_alone(
+    store_folder: Path, tmp_path: Path
+) -> None:
+    """One run's full disk or missing folder ended all runs of its group."""
+    base = settings(store_folder)
+    spoilt = tmp_path / "sweep" / "top_k=4" / "metrics.jsonl"
+
+    def spoil(told: Any) -> None:
+        if isinstance(told.event, StepReport) and told.event.step == 10 and spoilt.is_file():
+            spoilt.unlink()
+            spoilt.mkdir()
+
+    asked = points(base, [{"top_k": 4}, {"top_k": 8}], tmp_path / "sweep")
+    result = sweep(asked, tmp_path / "sweep", report=spoil)
+    assert result.rows[0]["error"].startswith(f"{spoilt} cannot be written (Is a directory)")
+    assert result.rows[1]["error"] is None
+    train(TrainConfig(**base, out=tmp_path / "alone"))
+    assert _same(tmp_path / "alone", Path(result.rows[1]["run"]))
+
+
+def test_a_run_that_cannot_be_built_or_measured_fails_alone(
+    store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run without room for its Lorsa, or for a look at it, ended all runs."""
+    build, update = Member.__init__, Tally.update
+
+    def no_room(member: Member, config: TrainConfig, *args: Any) -> None:
+        if config.top_k == 4:
+            raise torch.OutOfMemoryError("none left")
+        build(member, config, *args)
+
+    def no_look(tally: Tally, *args: Any) -> None:
+        if tally.lorsa.config.top_k == 5:
+            raise torch.OutOfMemoryError("none left")
+        update(tally, *args)
+
+    monkeypatch.setattr(Member, "__init__", no_room)
+    monkeypatch.setattr(Tally, "update", no_look)
+    base = settings(store_folder, train_tokens=4 * STEP)
+    result = sweep(points(base, [{"top_k": k} for k in (4, 5, 8)], tmp_path), tmp_path)
+    errors = [row["error"] for row in result.rows]
+    assert errors[0] is not None
+    assert errors[1] == "the memory is full; give --micro-batch-tokens"
+    assert errors[2] is None
+
+
+def test_metrics_that_are_no_text_do_not_keep_a_run_from_going_on(
+    store_folder: Path, tmp_path: Path
+) -> None:
+    """Bytes that are no UTF-8, of a torn write, ended all runs in a traceback."""
+    config = TrainConfig(**settings(store_folder, checkpoint_every_tokens=4 * STEP), out=tmp_path)
+
+    def stop(event: Any) -> None:
+        if isinstance(event, StepReport):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, report=stop)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\xfe{")
+    train(config)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert steps[-1] == 20

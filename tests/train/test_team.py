@@ -129,7 +129,7 @@ def test_a_store_that_one_process_does_not_see_is_named(store_folder: Path, tmp_
     process = _start(2, store_folder, [(tmp_path / "run", {"unseen_by": 1})])
     told, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert told.count("StoreError: nowhere ") == 2, told
+    assert told.count("StoreError: process 1 of 2: nowhere ") == 2, told
 
 
 def test_the_launcher_ends_the_others_when_one_dies(store_folder: Path, tmp_path: Path) -> None:
