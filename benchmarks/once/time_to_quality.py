@@ -1,6 +1,6 @@
 """Seconds until a Lorsa is as good as the reference implementation's at the end of its run.
 
-    python benchmarks/time_to_quality.py --store STORE --tokens 92160,122880,184320 --write
+    PYTHONPATH=benchmarks python benchmarks/once/time_to_quality.py --store STORE --write
 
 The setting of quality_smollm2.py, in which the reference implementation (Llamascopium 2.0.0b34)
 came to a held-out FVU of 0.239 with 180 steps of 2,048 tokens. Runs of a few lengths by the default
@@ -34,7 +34,7 @@ from lorsa.train.train import train
 from quality_smollm2 import machine
 from rooflines import milliseconds
 
-RESULTS = Path(__file__).parent / "results" / "time_to_quality.md"
+RESULTS = Path(__file__).parent.parent / "results" / "time_to_quality.md"
 TARGET_FVU = 0.239
 REFERENCE_STEPS = 180
 
