@@ -4,8 +4,8 @@
 
 The n best of a type, then all that are called so, are ablated at once, the layer's error kept; each
 time also as many heads of other types that fire as often, drawn at random. Measured on random
-tokens that are repeated once (analyze/attention/probes.py), in each half, and on held-out sequences, on all
-tokens and on those where a head of the group fires. RUN is analysed.
+tokens that are repeated once (analyze/attention/probes.py), in each half, and on held-out
+sequences, on all tokens and on those where a head of the group fires. RUN is analysed.
 """
 
 import argparse
