@@ -21,7 +21,7 @@ from .config import HarvestConfig
 from .corpus.corpus import open_corpus
 from .corpus.packing import Packed, fingerprint, first_text, pack
 from .events import Report
-from .loop import Run
+from .loop import Pass
 from .plan import n_sites, shard_seqs
 from .target import Target
 
@@ -87,7 +87,7 @@ def sample_seqs(n_ctx: int) -> int:
 def look_into(
     config: HarvestConfig,
     loaded: LanguageModel,
-    run: Run,
+    run: Pass,
     *,
     tokens: Tensor,
 ) -> Foundation:
@@ -126,7 +126,7 @@ def look_into(
 def _first_look(
     capture: Capture, tokens: Tensor, n_seqs: int
 ) -> tuple[dict[int, Call], dict[int, tuple[Tensor, Tensor]]]:
-    """Return the calls of a first batch of n_seqs sequences, and x and y of all tokens."""
+    """Run batches of n_seqs sequences; return the first one's calls, and x and y of all tokens."""
     first, *rest = tokens.split(n_seqs)
     calls = capture.calls(first)
     sample = {layer: (call.x, call.y) for layer, call in calls.items()}

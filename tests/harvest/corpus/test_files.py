@@ -182,8 +182,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
                 out.write_table(block)
     code = (
         "import re, sys; from pathlib import Path\n"
-        "from lorsa.harvest.files import read_file\n"
-        "from lorsa.harvest.document import Column, Counts\n"
+        "from lorsa.harvest.corpus.files import read_file\n"
+        "from lorsa.harvest.corpus.document import Column, Counts\n"
         "status = Path('/proc/self/status')\n"
         "held = lambda: int(re.search(r'RssAnon:\\s+(\\d+)', status.read_text())[1])\n"
         "before = peak = held(); size = 0\n"
