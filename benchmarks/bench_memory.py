@@ -2,7 +2,7 @@
 
     python benchmarks/bench_memory.py --store FOLDER --layer 12 --write
 
-A small Lorsa, many short steps over many epochs, with looks and checkpoints on the way, so that
+A small Lorsa, many short steps over many epochs, with evals and checkpoints on the way, so that
 whatever leaks a little at a time has leaked thousands of times at the end.
 """
 

@@ -10,9 +10,9 @@ layer of new stores, and read in batches of 8 sequences, in the order on disk an
     zarr      zarr-python: a slice for each sequence (`oindex` is slower), or for 8 in order
     memmap    numpy.memmap of the same values in a plain file, copied into one buffer
 
-The three take turns on each store, several rounds; medians are told. The page cache is warm. GB/s
-counts the bytes that are delivered: those of the store's dtype, before compression. The writer may
-hold 64 MB, and what it held at most is told, as is by how much reading 50 epochs grows the process.
+The three take turns on each store, several rounds; medians are reported. The page cache is warm.
+GB/s counts the bytes that are delivered: those of the store's dtype, before compression. The writer
+may hold 64 MB; its peak is reported, and by how much reading 50 epochs grows the process.
 """
 
 import argparse
