@@ -1,4 +1,4 @@
-"""The demo: from a language model in a Python package to a measured Lorsa of one of its layers."""
+"""Demo: harvest, train and measure on a language model that comes in a Python package."""
 
 import importlib.util
 import time
@@ -26,14 +26,14 @@ CE_TOKENS = 4096
 def run_demo(folder: Path, tokens: int) -> dict[str, Any]:
     """Harvest layer 12 of SmolLM2-135M, train a Lorsa on it and measure it.
 
-    What an earlier call left in the folder is used again.
+    A store and a run that an earlier call left in the folder are used again.
 
     Args:
-        folder: for the store and the run.
-        tokens: to harvest.
+        folder: folder of the store and the run.
+        tokens: tokens to harvest.
 
     Returns:
-        The measures, JSON-able.
+        The results of the three steps and the seconds they took, JSON-able.
 
     Raises:
         HarvestError: the package with the model is not installed.

@@ -11,19 +11,19 @@ from huggingface_hub.errors import (
 )
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-"""What may be a repository: owner/name."""
+"""Pattern of a repository: owner/name."""
 
 
 MESSAGE_CHARACTERS = 300
 
 
 def hub_problem(repo: str, error: BaseException, revision: str | None = None) -> str:
-    """Return in one line what went wrong between this machine and the Hub, and what to do.
+    """Return one line that says what failed between this machine and the Hub, and what to do.
 
     Args:
-        repo: owner/name.
-        error: that huggingface_hub raised.
-        revision: that was asked for.
+        repo: repository, owner/name.
+        error: error that huggingface_hub raised.
+        revision: revision that was asked for.
     """
     errors = errors_behind(error)
     kinds = tuple(type(each) for each in errors)
@@ -48,7 +48,7 @@ def hub_problem(repo: str, error: BaseException, revision: str | None = None) ->
 
 
 def _answer(repo: str, error: HfHubHTTPError) -> str:
-    """Return in one line what an answer of the Hub means."""
+    """Return one line that says what an answer of the Hub means, and what to do."""
     status = error.response.status_code
     if status == 401:
         return f"{repo}: the Hub does not accept the token; run: hf auth login, or correct HF_TOKEN"
@@ -60,7 +60,7 @@ def _answer(repo: str, error: HfHubHTTPError) -> str:
 
 
 def errors_behind(error: BaseException | None) -> list[BaseException]:
-    """Return an error and those that led to it."""
+    """Return an error and its causes, the error first."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
@@ -69,7 +69,7 @@ def errors_behind(error: BaseException | None) -> list[BaseException]:
 
 
 def _of_the_network(kind: type[BaseException]) -> bool:
-    """Tell whether errors of a kind come from the network; huggingface_hub changed its library."""
+    """Whether a kind of error comes from the network; huggingface_hub changed its library."""
     libraries = ("httpx", "httpcore", "requests", "urllib3")
     return issubclass(kind, ConnectionError | TimeoutError) or kind.__module__.startswith(libraries)
 

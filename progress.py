@@ -1,21 +1,21 @@
-"""What an evaluation or an analysis tells while it runs."""
+"""Progress that an evaluation or an analysis reports while it runs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 
 class Measured(NamedTuple):
-    """How far one part of the work is."""
+    """Tokens done of one part of the work."""
 
     done: int
     """Tokens measured"""
     total: int
     """Tokens of this part"""
     what: str
-    """Where: "layer 12 on the store", "in the model" """
+    """Part of the work: "layer 12 on the store", "in the model" """
     tokens_per_second: float | None = None
-    """None where the time left is not told"""
+    """Rate; None where no time left is shown"""
 
 
 Report = Callable[[str | Measured], None]
-"""Is told a line of text, or how far it is."""
+"""Function that is called with a line of text, or with how far the work is."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM wait until what is being made is whole: a shard, a step; or do not."""
+"""Ctrl-C and SIGTERM that wait until what is being written is whole, or end it at once."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 SAME_REQUEST_S = 2.0
-"""A launcher passes on the Ctrl-C that a terminal has sent already: no second request."""
+"""Time within which a second signal is the same request: launchers pass on a terminal's Ctrl-C."""
 
 
 class Stop:
@@ -19,15 +19,15 @@ class Stop:
 
 @contextmanager
 def stop_when_whole(
-    *, enabled: bool = True, tell: Callable[[], None] = lambda: None
+    *, enabled: bool = True, on_first: Callable[[], None] = lambda: None
 ) -> Iterator[Stop]:
-    """Let Ctrl-C and SIGTERM wait for the block to look; a second one does not wait.
+    """Let Ctrl-C and SIGTERM set `Stop.asked`, which the block reads; a second one does not wait.
 
     Outside the main thread the signals stay as they are.
 
     Args:
-        enabled: otherwise they stay as they are, too.
-        tell: is called at the first.
+        enabled: if False, they stay as they are, too.
+        on_first: is called at the first signal.
     """
     stop = Stop()
     if not enabled or threading.current_thread() is not threading.main_thread():
@@ -40,7 +40,7 @@ def stop_when_whole(
         nonlocal first
         if not stop.asked:
             stop.asked, first = True, time.monotonic()
-            tell()
+            on_first()
         elif time.monotonic() - first > SAME_REQUEST_S:
             for each, handler in before.items():
                 signal.signal(each, handler)
@@ -57,7 +57,7 @@ def stop_when_whole(
 
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt as Ctrl-C does, where nothing is left half-made.
+    """Let SIGTERM raise KeyboardInterrupt as Ctrl-C does, for work that leaves nothing partial.
 
     Outside the main thread it stays as it is.
     """

@@ -1,8 +1,8 @@
-"""Files and folders written whole or not at all, and folders that one process at a time may write.
+"""Files and folders written whole or not at all, and a lock on folders.
 
-What is not whole yet has a name that ends in .partial. When it is whole, it is flushed to the disk
-and renamed, and the rename is flushed too: a reader, now or after a crash, sees all of it or what
-was there before.
+A file or folder that is being written has a name that ends in .partial. When it is whole, it is
+flushed to the disk and renamed, and the rename is flushed too. A reader sees all of it or what was
+there before, also after a crash.
 """
 
 import fcntl
@@ -24,12 +24,12 @@ def partial_of(path: Path) -> Path:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a name to write a file or folder under, which takes `path`'s place if the block ends.
+    """Yield a temporary name to write to, which is renamed to path when the block ends.
 
-    If the block raises, what it wrote is removed and what was at `path` stays.
+    If the block raises, what it wrote is removed and what was at path stays.
 
     Args:
-        path: a file, or a folder that is not there yet; its parent is.
+        path: file, or folder that does not exist yet; its parent exists.
 
     Raises:
         OSError: the disk does not take it.
@@ -77,7 +77,7 @@ def sync_tree(root: Path) -> None:
 
 
 def lock_folder(folder: Path) -> int | None:
-    """Keep other processes from locking a folder until `os.close` of what is returned.
+    """Lock a folder against other processes until `os.close` of the returned handle.
 
     The lock ends with its process, however that ends.
 

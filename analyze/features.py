@@ -88,7 +88,7 @@ def _made(
         subject = load_language_model(
             opened.store, config.model, [opened.layer], opened.lorsa.W_V.device.type, report
         )
-    with stop_when_whole(tell=lambda: report("stopping")) as stop:
+    with stop_when_whole(on_first=lambda: report("stopping")) as stop:
         found = _collect(config, opened, seqs, request, stop, report)
         keep(config.folder / PARTIAL, found, len(seqs), request)
 

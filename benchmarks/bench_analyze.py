@@ -9,19 +9,15 @@ The command runs as a user would type it, in a process of its own, into a folder
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from lorsa import __version__
-from reference_smollm2 import busy_s
+from measure import append_row, busy_s, machine
 
 RESULTS = Path(__file__).parent / "results" / "bench_analyze.md"
 
@@ -57,11 +53,10 @@ def main() -> None:
         "peak_mb": used.ru_maxrss / 1e3,
         "tables_mb": size / 1e6,
         "others": (busy_s() - busy - used.ru_utime - used.ru_stime) / wall / cores,
-        "machine": f"{cores} CPU cores, {platform.machine()}, torch {torch.__version__}, "
-        f"lorsa {__version__}",
+        "machine": machine("torch", "lorsa"),
     }
     if args.write:
-        append_row(result)
+        write_row(result)
     print(json.dumps(result, indent=1))
 
 
@@ -75,9 +70,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def append_row(result: dict[str, Any]) -> None:
+def write_row(result: dict[str, Any]) -> None:
     row = [
-        f"{datetime.now(UTC):%Y-%m-%d}",
         f"{result['heads']:,}",
         f"{result['tokens']:,}",
         "yes" if result["model"] else "no",
@@ -88,8 +82,7 @@ def append_row(result: dict[str, Any]) -> None:
         f"{result['others']:.0%}",
         result["machine"],
     ]
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write("| " + " | ".join(row) + " |\n")
+    append_row(RESULTS, row)
 
 
 if __name__ == "__main__":

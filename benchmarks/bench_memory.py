@@ -2,27 +2,23 @@
 
     python benchmarks/bench_memory.py --store FOLDER --layer 12 --write
 
-A small Lorsa, many short steps over many epochs, with looks and checkpoints on the way, so that
+A small Lorsa, many short steps over many epochs, with evals and checkpoints on the way, so that
 whatever leaks a little at a time has leaked thousands of times at the end.
 """
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
-from lorsa import __version__
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
 from lorsa.train.report.events import StepReport
 from lorsa.train.train import train
+from measure import append_row, machine
 
 RESULTS = Path(__file__).parent / "results" / "bench_memory.md"
 SETTLED_STEPS = 1000
@@ -64,11 +60,10 @@ def main() -> None:
         "rss_second_half_mb": max(settled[middle:]) / 1e6,
         "growth_bytes_per_step": _slope([s for s in samples if s[0] > SETTLED_STEPS]),
         "seconds": time.perf_counter() - started,
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}, "
-        f"lorsa {__version__}",
+        "machine": machine("torch", "lorsa"),
     }
     if args.write:
-        append_row(result)
+        write_row(result)
     print(json.dumps(result, indent=1))
 
 
@@ -92,9 +87,8 @@ def _slope(samples: list[tuple[int, int]]) -> float:
     return sum((s - step) * (r - rss) for s, r in samples) / spread
 
 
-def append_row(result: dict[str, Any]) -> None:
+def write_row(result: dict[str, Any]) -> None:
     row = [
-        f"{datetime.now(UTC):%Y-%m-%d}",
         f"{result['steps']:,}",
         f"{result['rss_settled_mb']:.1f}",
         f"{result['rss_first_half_mb']:.1f}",
@@ -103,8 +97,7 @@ def append_row(result: dict[str, Any]) -> None:
         f"{result['seconds']:.0f}",
         result["machine"],
     ]
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write("| " + " | ".join(map(str, row)) + " |\n")
+    append_row(RESULTS, row)
 
 
 if __name__ == "__main__":

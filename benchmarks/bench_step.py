@@ -13,8 +13,6 @@ memory is null. rooflines.py times the operators one by one.
 import argparse
 import copy
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -30,6 +28,7 @@ from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.kernels.dispatch import BACKENDS, choose_path
 from lorsa.language.geometry import Rope
+from measure import append_row, machine
 from rooflines import Case, Preset, arithmetic, milliseconds, operators
 from torch import Tensor
 
@@ -59,7 +58,7 @@ def main() -> None:
         return
     result = measure(args)
     if args.write:
-        append_rows(result)
+        write_row(result)
     if args.json:
         print(json.dumps(result))
     else:
@@ -103,7 +102,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "operators": operators(case, args.rounds),
         "rounds": args.rounds,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": machine(args.device),
+        "machine": machine("torch", device=args.device),
     }
 
 
@@ -203,13 +202,7 @@ def peak_mb(side: str, case: Case) -> float:
     return (1024 * peak - before) / 1e6
 
 
-def machine(device: str) -> str:
-    what = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores"
-    python = f"Python {platform.python_version()}"
-    return f"{what}, {platform.machine()}, {python}, torch {torch.__version__}"
-
-
-def append_rows(result: dict[str, Any]) -> None:
+def write_row(result: dict[str, Any]) -> None:
     """Append the step and its operators to the results."""
     backward = result["operators"]["attention backward"]
     ops = ", ".join(
@@ -217,7 +210,6 @@ def append_rows(result: dict[str, Any]) -> None:
         for name, op in result["operators"].items()
     )
     row = [
-        result["date"],
         result["preset"],
         result["backend"],
         *(spell(result[f"{side}_ms"], ".1f") for side in SIDES),
@@ -228,8 +220,7 @@ def append_rows(result: dict[str, Any]) -> None:
         *(spell(backward[name], ".3g") for name in ("dense_ms", "tuned_ms")),
         result["machine"],
     ]
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write("| " + " | ".join(row) + " |\n")
+    append_row(RESULTS, row)
 
 
 def spell(value: float | None, form: str) -> str:

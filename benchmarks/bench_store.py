@@ -10,15 +10,13 @@ layer of new stores, and read in batches of 8 sequences, in the order on disk an
     zarr      zarr-python: a slice for each sequence (`oindex` is slower), or for 8 in order
     memmap    numpy.memmap of the same values in a plain file, copied into one buffer
 
-The three take turns on each store, several rounds; medians are told. The page cache is warm. GB/s
-counts the bytes that are delivered: those of the store's dtype, before compression. The writer may
-hold 64 MB, and what it held at most is told, as is by how much reading 50 epochs grows the process.
+The three take turns on each store, several rounds; medians are reported. The page cache is warm.
+GB/s counts the bytes that are delivered: those of the store's dtype, before compression. The writer
+may hold 64 MB; its peak is reported, and by how much reading 50 epochs grows the process.
 """
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -37,6 +35,7 @@ from lorsa.store.read.loader import batches
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.read.sampler import Sampler
 from lorsa.store.write.writer import StoreWriter
+from measure import machine, resident_mb
 from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "bench_store.md"
@@ -109,7 +108,7 @@ def main() -> None:
         "d_model": x.shape[2],
         "n_tokens": x.shape[0] * x.shape[1],
         "source": "drawn" if args.source is None else model_of(args.source, args.layer),
-        "machine": machine(),
+        "machine": machine("zarr", "numpy", "lorsa"),
     }
     if args.write:
         write_table(result)
@@ -307,26 +306,14 @@ def rss_growth(case: Case, epochs: int = 50) -> float:
     early = late = 0.0
     for step, _ in enumerate(batches(case.store, LAYER, sampler, first_step=0, n_steps=n_steps)):
         if step == 2 * sampler.n_batches:
-            early = rss_mb()
-        late = rss_mb() if step == n_steps - 1 else late
+            early = resident_mb()
+        late = resident_mb() if step == n_steps - 1 else late
     return late - early
-
-
-def rss_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def model_of(source: Path, layer: int) -> str:
     model = str(ActivationStore.open(source).manifest.model["id"]).rpartition("/")[2]
     return f"{model} layer {layer}"
-
-
-def machine() -> str:
-    return (
-        f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}, "
-        f"zarr {zarr.__version__}, numpy {np.__version__}, lorsa {__version__}"
-    )
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -9,18 +9,14 @@ machine which changes its speed changes both.
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from lorsa import __version__
+from measure import append_row, machine
 
 RESULTS = Path(__file__).parent / "results" / "bench_sweep.md"
 TOP_K = (32, 64, 128)
@@ -39,7 +35,7 @@ def main() -> None:
         one = bytes_of_one(args, out)
     result = compare(args, grid, singles, swept, one)
     if args.write:
-        append_row(result)
+        write_row(result)
     print(json.dumps(result, indent=1))
 
 
@@ -95,15 +91,13 @@ def compare(
         "sweep_bytes": swept["bytes_read"],
         "one_run_bytes": one,
         "largest_fvu_difference": max(abs(alone[k]["fvu"] - together[k]["fvu"]) for k in grid),
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, torch {torch.__version__}, "
-        f"lorsa {__version__}",
+        "machine": machine("torch", "lorsa"),
         "layer": args.layer,
     }
 
 
-def append_row(result: dict[str, Any]) -> None:
+def write_row(result: dict[str, Any]) -> None:
     row = [
-        f"{datetime.now(UTC):%Y-%m-%d}",
         result["runs"],
         f"{result['train_tokens']:,}",
         f"{result['singles_s']:.0f}",
@@ -114,8 +108,7 @@ def append_row(result: dict[str, Any]) -> None:
         f"{result['largest_fvu_difference']:.1e}",
         result["machine"],
     ]
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write("| " + " | ".join(map(str, row)) + " |\n")
+    append_row(RESULTS, row)
 
 
 if __name__ == "__main__":

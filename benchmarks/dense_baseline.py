@@ -5,8 +5,8 @@ rotation by a turned copy, scaled_dot_product_attention with the group's scalars
 torch.topk, a mask, and a dense decode. Every [tokens, n_ov_heads] tensor on the way is kept for the
 backward.
 
-`tuned_forward` is dense as well, without what is easily mended: values cut into slices as wide as a
-key, for which torch has a flash kernel that keeps no pattern, and our rotation.
+`tuned_forward` is dense as well, without what is easily avoided: values cut into slices as wide as
+a key, for which torch has a flash kernel that keeps no pattern, and our rotation.
 """
 
 import torch

@@ -11,8 +11,6 @@ again, so the script can be stopped and started, and --only runs some.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from dataclasses import replace
@@ -21,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lorsa import __version__
 from lorsa.display.train import TrainDisplay
 from lorsa.evaluate.config import EvalConfig
 from lorsa.evaluate.evaluate import evaluate_run
@@ -32,6 +29,7 @@ from lorsa.store.read.sampler import Sampler
 from lorsa.store.write.writer import StoreWriter
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
+from measure import machine
 from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "quality_encodings.md"
@@ -72,7 +70,11 @@ def main() -> None:
         compare(rows)
     if args.write:
         write_table(rows, args)
-    print(json.dumps({"rows": rows, "machine": machine()}) if args.json else table(rows))
+    print(
+        json.dumps({"rows": rows, "machine": machine("torch", "lorsa")})
+        if args.json
+        else table(rows)
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -183,13 +185,6 @@ def compare(rows: list[dict[str, Any]]) -> None:
         row["bytes_share"] = row["bytes_per_token"] / base["bytes_per_token"]
 
 
-def machine() -> str:
-    return (
-        f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, lorsa {__version__}"
-    )
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| encoding | bytes per token | of bfloat16 | read GB/s | FVU by seed | change of FVU |",
@@ -214,7 +209,7 @@ def write_table(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
         f"\n{datetime.now(UTC):%Y-%m-%d}, {store.manifest.model['id'].rpartition('/')[2]}, layer "
         f"{args.layer}, {args.train_tokens:,} training tokens, "
         f"{len(store.held_out_seqs) * store.manifest.n_ctx:,} held out, seeds {args.seeds}; "
-        f"{machine()}\n"
+        f"{machine('torch', 'lorsa')}\n"
     )
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write(f"{heading}\n{table(rows)}\n")

@@ -14,8 +14,6 @@ harvest is kept in --folder and used again.
 
 import argparse
 import json
-import os
-import platform
 import resource
 import tomllib
 from dataclasses import asdict
@@ -23,9 +21,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from lorsa import __version__
 from lorsa.demo import smollm2
 from lorsa.display.harvest import HarvestDisplay
 from lorsa.display.train import TrainDisplay
@@ -34,6 +29,7 @@ from lorsa.harvest.harvest import harvest
 from lorsa.store.places import Place
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
+from measure import append_row, machine
 
 N_CTX = 256
 SEQS_PER_SHARD = 64
@@ -58,10 +54,10 @@ def main() -> None:
         "lr": settings.lr,
         "set": args.set,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "machine": machine(),
+        "machine": machine("torch", "transformers", "lorsa"),
     }
     if args.write:
-        append_row(result)
+        write_row(result)
     if args.json:
         print(json.dumps(result))
     else:
@@ -130,16 +126,8 @@ def train_config(args: argparse.Namespace, store: Place | str, out: Path) -> Tra
     return TrainConfig(**settings)
 
 
-def machine() -> str:
-    return (
-        f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, lorsa {__version__}"
-    )
-
-
-def append_row(result: dict[str, Any]) -> None:
+def write_row(result: dict[str, Any]) -> None:
     row = [
-        f"{datetime.now(UTC):%Y-%m-%d}",
         Path(result["data"]).name,
         result["layer"],
         ", ".join(result["set"]) or "default",
@@ -152,8 +140,7 @@ def append_row(result: dict[str, Any]) -> None:
         f"{result['peak_rss_mb']:,.0f}",
         result["machine"],
     ]
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write("| " + " | ".join(map(str, row)) + " |\n")
+    append_row(RESULTS, row)
 
 
 if __name__ == "__main__":

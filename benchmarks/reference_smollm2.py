@@ -51,6 +51,7 @@ from typing import Any
 
 import safetensors.torch as safe
 import torch
+from measure import busy_s
 from torch import Tensor
 
 N_STEPS, BATCH_SEQS, N_CTX, LOOK_EVERY = 180, 8, 256, 20
@@ -356,12 +357,6 @@ def save(path: Path, **result: Any) -> None:
     result["machine"] = f"{os.cpu_count()} CPU cores, {platform.machine()}"
     path.write_text(json.dumps(result, indent=1))
     print(json.dumps(result))
-
-
-def busy_s() -> float:
-    """Return the CPU seconds that all processes of this machine have used since it was started."""
-    user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
-    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def table(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from .words import fact_table, spell_time
 
 if TYPE_CHECKING:
     from ..harvest.config import HarvestConfig
-    from ..harvest.events import Event
+    from ..harvest.events import HarvestEvent
     from ..harvest.plan import Estimate, Plan
     from ..language.selfcheck import SelfCheck
 
@@ -28,7 +28,7 @@ class HarvestDisplay(Bar):
 
     def __call__(
         self,
-        event: "Event",
+        event: "HarvestEvent",
     ) -> None:
         """Show an event."""
         from ..harvest.events import Progress

@@ -1,4 +1,4 @@
-"""What a harvest tells while it runs."""
+"""Events that a harvest reports while it runs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,15 +8,17 @@ from .plan import Estimate, Plan
 
 
 class Progress(NamedTuple):
-    """Where a harvest stands."""
+    """Tokens harvested so far, and how fast."""
 
     tokens: int
     """Tokens in the store so far"""
     n_tokens: int
     """Tokens of the whole store"""
     tokens_per_second: float
-    """Of this process, since its model began to run"""
+    """Rate of this process since its model began to run"""
 
 
-Event = str | Plan | SelfCheck | Estimate | Progress
-Report = Callable[[Event], None]
+HarvestEvent = str | Plan | SelfCheck | Estimate | Progress
+"""A line of text, or a record of one kind."""
+Report = Callable[[HarvestEvent], None]
+"""Function that a harvest calls with each event."""

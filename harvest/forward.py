@@ -1,4 +1,4 @@
-"""How many sequences a forward pass takes: as asked, or as many as the GPU's memory holds."""
+"""Size of a forward pass: the sequences asked for, or as many as the GPU's memory holds."""
 
 import gc
 import time
@@ -11,15 +11,15 @@ from torch import Tensor
 from ..language.capture import Capture
 
 GPU_TOKENS = 32_768
-"""In a forward pass on a GPU, to begin with: enough for its arithmetic to be the limit."""
+"""Tokens of a first forward pass on a GPU: enough for its arithmetic to be the limit."""
 CPU_TOKENS = 2_048
-"""On a CPU, where more tokens only leave its caches."""
+"""Tokens of a forward pass on a CPU; more only leave its caches."""
 
 Result = TypeVar("Result")
 
 
 class BatchSize:
-    """Sequences of a forward pass; halved when the GPU's memory is full, unless it was asked for.
+    """Sequences of a forward pass; halved when the GPU's memory is full, unless it was given.
 
     The size changes how a matrix product adds up, so the last bit of what is stored may depend on
     it.
@@ -29,7 +29,7 @@ class BatchSize:
         """Begin with what was asked for, or with a size that suits the device.
 
         Args:
-            asked: sequences, None to find out.
+            asked: sequences that were asked for; None: chosen here.
             n_ctx: tokens in a sequence.
             device: where the model runs.
             most: sequences that the writer's buffer takes.
@@ -39,8 +39,12 @@ class BatchSize:
         self.seqs = min(asked or found, most)
         self._asked = asked is not None
 
-    def fitting(self, work: Callable[[int], Result], say: Callable[[str], None]) -> Result:
-        """Return what work gives for the size, halving it as long as the GPU's memory is full.
+    def fitting(self, work: Callable[[int], Result], report: Callable[[str], None]) -> Result:
+        """Return what work returns for the size, halved as long as the GPU's memory is full.
+
+        Args:
+            work: is called with the number of sequences, again for each smaller one.
+            report: is called with a line for each halving.
 
         Raises:
             torch.OutOfMemoryError: not even one sequence fits, or not the size asked for.
@@ -53,11 +57,13 @@ class BatchSize:
                     raise
             self.seqs //= 2
             free_memory()  # of the failed pass
-            say(f"the GPU's memory is full; going on with {self.seqs} sequences in a forward pass")
+            report(
+                f"the GPU's memory is full; going on with {self.seqs} sequences in a forward pass"
+            )
 
 
 def free_memory() -> None:
-    """Give memory that nothing holds any more back to the GPUs."""
+    """Return memory that nothing holds any more to the GPUs."""
     gc.collect()
     torch.cuda.empty_cache()
 

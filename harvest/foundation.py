@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HarvestError
-from ..language.capture import Call
+from ..language.capture import Call, Capture
 from ..language.families import is_supported
 from ..language.load import LanguageModel, load_tokenizer
 from ..language.selfcheck import SelfCheck, require_derivable, require_understood, understand
@@ -21,7 +21,7 @@ from .config import HarvestConfig
 from .corpus.corpus import open_corpus
 from .corpus.packing import Packed, fingerprint, first_text, pack
 from .events import Report
-from .loop import Run
+from .loop import Pass
 from .plan import n_sites, shard_seqs
 from .target import Target
 
@@ -87,7 +87,7 @@ def sample_seqs(n_ctx: int) -> int:
 def look_into(
     config: HarvestConfig,
     loaded: LanguageModel,
-    run: Run,
+    run: Pass,
     *,
     tokens: Tensor,
 ) -> Foundation:
@@ -102,14 +102,14 @@ def look_into(
     Raises:
         HarvestError: a layer is not understood and has to be, or its activations are not finite.
     """
-    calls = run.capture.calls(tokens)
+    calls, sample = run.batch.fitting(lambda n: _first_look(run.capture, tokens, n), run.report)
     keep = config.keep_nonfinite and config.outputs == "store"  # y is derived of what was checked
     found = {
         site.layer: understand(loaded.model, site, calls[site.layer], keep_nonfinite=keep)
         for site in run.capture.sites
     }
     if config.dtype == "float16":
-        _require_float16(calls)
+        _require_float16(sample)
     check = SelfCheck({layer: each.check for layer, each in found.items()})
     run.report(check)
     if config.selfcheck and is_supported(loaded.model.config):
@@ -119,15 +119,33 @@ def look_into(
     return Foundation(
         facts={layer: each.facts() for layer, each in found.items()},
         weights={layer: each.weights for layer, each in found.items()},
-        sample={layer: (call.x, call.y) for layer, call in calls.items()},
+        sample=sample,
     )
 
 
-def _require_float16(calls: dict[int, Call]) -> None:
+def _first_look(
+    capture: Capture, tokens: Tensor, n_seqs: int
+) -> tuple[dict[int, Call], dict[int, tuple[Tensor, Tensor]]]:
+    """Run batches of n_seqs sequences; return the first one's calls, and x and y of all tokens."""
+    first, *rest = tokens.split(n_seqs)
+    calls = capture.calls(first)
+    sample = {layer: (call.x, call.y) for layer, call in calls.items()}
+    if rest:
+        parts = [sample, *map(capture.run, rest)]
+        sample = {layer: _joined([part.pop(layer) for part in parts]) for layer in calls}
+    return calls, sample
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    x, y = zip(*parts, strict=True)
+    return torch.cat(x), torch.cat(y)
+
+
+def _require_float16(sample: dict[int, tuple[Tensor, Tensor]]) -> None:
     """Raise HarvestError if the first activations do not fit float16; later ones may still not."""
     largest = torch.finfo(torch.float16).max
-    for layer, call in calls.items():
-        for what, values in (("input", call.x), ("output", call.y)):
+    for layer, (x, y) in sample.items():
+        for what, values in (("input", x), ("output", y)):
             if (found := float(values.abs().max())) > largest:
                 raise HarvestError(
                     f"layer {layer}: its {what} reaches {found:.3g}, and float16 ends at "

@@ -1,4 +1,4 @@
-"""Stage 1: run the language model once and write a store."""
+"""Stage 1 of the work: run the language model once and write a store."""
 
 import time
 from dataclasses import dataclass, fields
@@ -21,10 +21,10 @@ from .ways import add, begin, go_on, preview, preview_more
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HarvestResult:
-    """What a harvest made."""
+    """Facts of the store that a harvest wrote."""
 
     store: str
-    """Its folder."""
+    """Folder of the store."""
     model: str
     """Id of the language model."""
     layers: list[int]
@@ -34,26 +34,26 @@ class HarvestResult:
     n_tokens: int
     """Tokens in the store."""
     n_bytes: int
-    """Bytes of its shards."""
+    """Bytes of the store's shards."""
     nonfinite_layers: list[int]
-    """Layers that hold NaN or Inf, which cannot be trained on."""
+    """Layers with NaN or Inf, which cannot be trained on."""
     seconds: float
-    """From the call to the end."""
+    """Seconds from the call to the end."""
     tokens_per_second: float
-    """Of this process, while the model ran; 0 if it did not have to."""
+    """Rate of this process while the model ran; 0 if it did not have to run."""
 
 
 def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> HarvestResult:
     """Write the inputs and outputs of a language model's attention layers to a store.
 
-    The same call goes on where an earlier one was stopped, shard by shard. On a finished store it
-    adds the layers that are not there, of the same tokens. Several processes at once share the
+    The same call resumes where an earlier one was stopped, shard by shard. On a finished store it
+    adds the layers that are not there, for the same tokens. Several processes at once share the
     shards.
 
     Args:
         config: the request.
-        report: is told what happens: a line of text, the `Plan`, the `SelfCheck`, the `Estimate`,
-            the `Progress`.
+        report: is called with each event: a line of text, the `Plan`, the `SelfCheck`, the
+            `Estimate`, the `Progress`.
 
     Raises:
         HarvestError: the model, the text or the request cannot be harvested.
@@ -62,11 +62,11 @@ def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Ha
     """
     started = time.perf_counter()
     if not this_process().is_main:
-        wait_for_main(lambda: _is_laid_down(config), report)
+        wait_for_main(lambda: _is_created(config), report)
     while (rate := _harvest_or_join(config, report)) is None:
         pass
     store = ActivationStore.open(config.store)
-    _tell_of_outliers(store, report)
+    _report_outliers(store, report)
     return HarvestResult(
         store=str(config.store),
         model=store.manifest.model["id"],
@@ -83,8 +83,8 @@ def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Ha
 def plan_harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Plan:
     """Return what a harvest would write; nothing is written, and no weights are downloaded.
 
-    Text and time are told where tokenizer and weights are on this machine; of a store that is there
-    already, the layers that are unfinished or would be added, without their time.
+    Text and time are known where tokenizer and weights are on this machine. If the store is there
+    already, the plan is of the layers that are unfinished or would be added, without their time.
 
     Raises:
         HarvestError, StoreError: as `harvest` does; or the store lacks nothing.
@@ -104,7 +104,7 @@ def plan_harvest(config: HarvestConfig, *, report: Report = lambda event: None) 
 
 
 def stored_request(store: Place) -> dict[str, Any]:
-    """Return the settings that a store was begun with, its layers among them; none without one.
+    """Return the settings that a store was created with and its layers; empty if there is none.
 
     Raises:
         StoreError: its plan or manifest cannot be read.
@@ -118,12 +118,12 @@ def stored_request(store: Place) -> dict[str, Any]:
 
 
 def _harvest_or_join(config: HarvestConfig, report: Report) -> float | None:
-    """Do what is left to do; None if another process has begun the same, which can be joined."""
+    """Do what is left to do; None if another process has created the store, which can be joined."""
     try:
         return _harvest(config, report)
     except BegunError as error:
         report(str(error))
-    free_memory()  # of the model that was loaded for it
+    free_memory()  # the model that was loaded for it
     return None
 
 
@@ -153,17 +153,17 @@ def _harvest(config: HarvestConfig, report: Report) -> float:
 
 
 def _planned(store: Place) -> Manifest:
-    """Return what a store will be when it is finished."""
+    """Return the manifest that a store will have when it is finished."""
     return read_manifest(store / (PLAN if is_begun(store) else MANIFEST))
 
 
 def _finished_layers(store: Place) -> set[int]:
-    """Return the layers that a complete store has; none of one that is unfinished."""
+    """Return the layers that a complete store has; none if it is unfinished."""
     return set(read_manifest(store / MANIFEST).layers) if is_complete(store) else set()
 
 
-def _is_laid_down(config: HarvestConfig) -> bool:
-    """Tell whether the main process has done its part: all layers are planned."""
+def _is_created(config: HarvestConfig) -> bool:
+    """Whether the store is there and all layers asked for are in its plan."""
     if not is_begun(config.store) and not is_complete(config.store):
         return False
     plan = _planned(config.store)
@@ -171,7 +171,7 @@ def _is_laid_down(config: HarvestConfig) -> bool:
 
 
 def _is_whole(store: Place, report: Report) -> bool:
-    """Tell whether nothing is missing of a complete store."""
+    """Whether a complete store lacks no file."""
     try:
         ActivationStore.open(store)
     except StoreError as error:
@@ -195,8 +195,8 @@ def _require_same_layers(config: HarvestConfig, plan: Manifest, asked: list[int]
         )
 
 
-def _tell_of_outliers(store: ActivationStore, report: Report) -> None:
-    """Say what int8 lost most by and what was kept that is not finite."""
+def _report_outliers(store: ActivationStore, report: Report) -> None:
+    """Report the largest scale of int8, and how many tokens have NaN or Inf."""
     scales = {site: found for layer in store.layers for site, found in store.scales(layer).items()}
     if scales:
         site = max(scales, key=lambda name: scales[name].largest / (scales[name].mean or 1))

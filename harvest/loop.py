@@ -16,21 +16,23 @@ from .plan import Estimate
 from .processes import this_process
 
 
-class Run(NamedTuple):
-    """What it takes to harvest a shard."""
+class Pass(NamedTuple):
+    """Language model with hooks, and how it is run over a shard."""
 
     capture: Capture
-    """On the layers that are to be written"""
+    """Hooks on the layers that are to be written"""
     batch: BatchSize
+    """Sequences of a forward pass"""
     keep_nonfinite: bool
+    """Whether activations with NaN or Inf are stored instead of raising"""
     report: Report
 
     def estimate(self, tokens: Tensor, n_tokens: int) -> Estimate:
-        """Time a batch and tell how long so many tokens will take.
+        """Time a batch; report and return how long so many tokens will take.
 
         Args:
-            tokens: some sequences, [n, n_ctx]; no more are taken than make a batch.
-            n_tokens: that are missing.
+            tokens: sequences, [n, n_ctx]; at most a batch of them is run.
+            n_tokens: tokens that are missing.
         """
         self.capture.run(tokens[:1])  # the first pass is slow
         rate = self.batch.fitting(lambda n: timed(self.capture, tokens[:n]), self.report)
@@ -42,7 +44,7 @@ class Run(NamedTuple):
 
 
 class _Meter:
-    """How many tokens are in the store, and how fast this process adds to them."""
+    """Counts the tokens in the store, and how fast this process adds to them."""
 
     def __init__(self, writer: StoreWriter, report: Report) -> None:
         self._manifest = writer.manifest
@@ -58,21 +60,21 @@ class _Meter:
         return self._n_done / max(time.perf_counter() - self._started, 1e-9)
 
     def stored(self, missing: Collection[int]) -> None:
-        """Take note of the shards that are missing, and tell."""
+        """Count the shards that are not missing, and report."""
         self._n_stored = self._n_tokens - n_tokens_of(self._manifest, missing)
-        self._tell(self._n_stored)
+        self._progress(self._n_stored)
 
     def done(self, n_seqs: int, n_of_shard: int) -> None:
-        """Take note of a batch, the last of so many sequences of a shard, and tell."""
+        """Count a batch of n_seqs sequences, the last of n_of_shard of a shard, and report."""
         n_ctx = self._manifest.n_ctx
         self._n_done += n_seqs * n_ctx
-        self._tell(min(self._n_tokens, self._n_stored + n_of_shard * n_ctx))
+        self._progress(min(self._n_tokens, self._n_stored + n_of_shard * n_ctx))
 
-    def _tell(self, n_tokens: int) -> None:
+    def _progress(self, n_tokens: int) -> None:
         self._report(Progress(n_tokens, self._n_tokens, self.rate))
 
 
-def write_shards(writer: StoreWriter, run: Run) -> float:
+def write_shards(writer: StoreWriter, run: Pass) -> float:
     """Harvest every missing shard that no other process takes; return tokens per second.
 
     Raises:
@@ -83,7 +85,7 @@ def write_shards(writer: StoreWriter, run: Run) -> float:
         run.estimate(writer.tokens(rows), n_tokens_of(writer.manifest, missing))
     meter = _Meter(writer, run.report)
 
-    def tell() -> None:
+    def report_stop() -> None:
         run.report("stopping when this shard is written; ask again to stop at once")
 
     n_awaited = 0
@@ -96,11 +98,11 @@ def write_shards(writer: StoreWriter, run: Run) -> float:
             run.report(f"waiting for {n_shards} shards that other processes are writing")
         n_awaited = n_shards
 
-    with stop_when_whole(tell=tell) as stop:
+    with stop_when_whole(on_first=report_stop) as stop:
         meter.stored(missing)
         for shard in writer.claimed_shards(waiting=wait):
             _write(writer, shard, run, meter)
-            # as of the last claim: to look at every file after every shard takes its time
+            # as of the last claim: reading every file after every shard would take long
             missing = writer.standing.lacking(writer.manifest.layers)
             meter.stored(set(missing) - set(writer.unsettled))
             if stop.asked:
@@ -110,8 +112,8 @@ def write_shards(writer: StoreWriter, run: Run) -> float:
     return meter.rate
 
 
-def _write(writer: StoreWriter, shard: int, run: Run, meter: _Meter) -> None:
-    """Harvest one shard; anew with smaller batches where the GPU's memory is full."""
+def _write(writer: StoreWriter, shard: int, run: Pass, meter: _Meter) -> None:
+    """Harvest one shard; from its start with smaller batches where the GPU's memory is full."""
     rows = writer.manifest.shard_rows(shard)
 
     def attempt(n_seqs: int) -> None:

@@ -1,4 +1,4 @@
-"""What a harvest will write, and whether it fits, before the model runs."""
+"""Bytes that a harvest will write, and whether they fit, known before the model runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -17,39 +17,39 @@ SHARD_FILE_BYTES = 512 << 20
 SHARD_BYTES = 8 << 30
 """Largest shard over all arrays, which bounds what a killed harvest has to redo."""
 MIN_SHARDS = 20
-"""So that 5 % of the shards can be held out."""
+"""Fewest shards of a store, so that 5 % of them can be held out."""
 TOKEN_BYTES = 8
-"""A token's id and document."""
+"""Bytes of a token's id and document."""
 SCALE_BYTES = 4
-"""A token's scale in an int8 array."""
+"""Bytes of a token's scale in an int8 array."""
 NORM_BYTES = 8
-"""A token's norms in a layer."""
+"""Bytes of a token's norms in a layer."""
 SUGGESTED_SHARE = 0.9
-"""Of the free disk, what a refusal suggests to take."""
+"""Share of the free disk that a refusal suggests to take."""
 DEFAULT_SHARE = 0.5
-"""Of the free disk, what a harvest without --tokens takes."""
+"""Share of the free disk that a harvest without --tokens takes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """How long a harvest will take, by a batch that was timed."""
+    """Time that a harvest will take, from a batch that was timed."""
 
     batch_seqs: int
     """Sequences in a forward pass."""
     tokens_per_second: float
-    """Of all processes together."""
+    """Rate of all processes together."""
     seconds: float
-    """For the tokens that are missing."""
+    """Seconds for the tokens that are missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Sizes of a harvest."""
+    """Layers, tokens and bytes of a harvest."""
 
     model: str
     """Id of the language model."""
     device: str
-    """Where it will run."""
+    """Device that the model will run on."""
     layers: dict[int, str]
     """Layers that will be written, with the names of their attention modules."""
     n_ctx: int
@@ -57,46 +57,46 @@ class Plan:
     n_tokens: int
     """Tokens of the store."""
     n_documents: int | None
-    """Documents that they come from; None when no text was read."""
+    """Documents that the tokens come from; None when no text was read."""
     bytes_per_token: int
-    """Activations of all layers."""
+    """Bytes of the activations of all layers."""
     total_bytes: int
-    """That will be written, before compression."""
+    """Bytes that will be written, before compression."""
     free_bytes: int | None
-    """On the disk, counting what is there of these layers; None for a bucket."""
+    """Free bytes of the disk, with what is there of these layers; None for a bucket."""
     first_tokens: str
     """Beginning of the first sequence, as text; empty when no text was read."""
     estimate: Estimate | None = None
-    """Of a dry run, if the model's weights are on this machine."""
+    """Time of the harvest, in a dry run with the model's weights on this machine."""
 
 
 def n_sites(outputs: str) -> int:
-    """Return how many of x and y are stored."""
+    """Return how many of x and y are stored: 1 or 2."""
     return 1 if outputs == "derive" else 2
 
 
 class Cost(NamedTuple):
-    """What a store takes."""
+    """Bytes that a store takes."""
 
     activation_bytes: int
-    """Activations of a token"""
+    """Bytes of a token's activations"""
     token_bytes: int
-    """All of a token"""
+    """Bytes of a token in all arrays"""
     fixed_bytes: int
-    """The layers' own weights, at most"""
+    """Bytes of the layers' own weights, at most"""
 
     def total(self, n_tokens: int) -> int:
         """Return the bytes of a store of so many tokens."""
         return n_tokens * self.token_bytes + self.fixed_bytes
 
     def fitting(self, n_bytes: float, n_ctx: int) -> int:
-        """Return how many tokens fit, in whole sequences; 0 if they are not two."""
+        """Return how many tokens fit, in whole sequences; 0 if fewer than two sequences do."""
         n_tokens = int((n_bytes - self.fixed_bytes) // self.token_bytes) // n_ctx * n_ctx
         return n_tokens if n_tokens >= 2 * n_ctx else 0
 
 
 def cost(n_layers: int, d_model: int, *, dtype: str, outputs: str) -> Cost:
-    """Return what a store of so many layers takes, before compression."""
+    """Return the bytes that a store of n_layers takes, before compression."""
     site_bytes = d_model * DTYPES[dtype].itemsize + (SCALE_BYTES if dtype == "int8" else 0)
     activation_bytes = n_sites(outputs) * n_layers * site_bytes
     token_bytes = activation_bytes + NORM_BYTES * n_layers + TOKEN_BYTES
@@ -106,7 +106,7 @@ def cost(n_layers: int, d_model: int, *, dtype: str, outputs: str) -> Cost:
 
 
 class Sizes:
-    """Arithmetic of one request on one model: what a token costs and how many the disk takes."""
+    """Arithmetic of one request on one model: bytes of a token, and how many tokens fit."""
 
     def __init__(
         self,
@@ -116,14 +116,14 @@ class Sizes:
         *,
         there: Sequence[int] | None = None,
     ) -> None:
-        """Take what is asked for.
+        """Measure the free disk.
 
         Args:
             config: the request.
-            layers: to be written, with the names of their attention modules.
+            layers: layers to be written, with the names of their attention modules.
             d_model: width of an activation.
-            there: layers whose bytes in the store are written over, or part of what is still to be
-                written; None for all that is there.
+            there: layers whose bytes in the store are overwritten, or count towards what is to be
+                written; None: all that is there.
         """
         self._config = config
         self._layers = layers
@@ -143,14 +143,14 @@ class Sizes:
         """Return how many tokens to harvest at most, in whole sequences.
 
         Raises:
-            HarvestError: the disk does not take so many, or they are no two sequences.
+            HarvestError: the disk does not take so many, or they are fewer than two sequences.
         """
         n_tokens = self._asked()
         self.require_room(n_tokens)
         return n_tokens
 
     def default(self) -> str | None:
-        """Say how many tokens are taken because nothing was asked for, None if something was."""
+        """Return a line on the tokens taken by default; None if tokens or a budget were given."""
         if self._config.tokens is not None or self._config.budget is not None:
             return None
         n_tokens = self._asked()
@@ -171,7 +171,7 @@ class Sizes:
         """Return the tokens that are asked for, in whole sequences.
 
         Raises:
-            HarvestError: they are no two sequences.
+            HarvestError: they are fewer than two sequences.
         """
         c = self._config
         limits = [c.tokens]
@@ -204,7 +204,7 @@ class Sizes:
         """Raise HarvestError unless the disk takes so many tokens, or --force was given.
 
         Args:
-            n_tokens: of the store.
+            n_tokens: tokens of the store.
             changeable: whether tokens, dtype and outputs can still be chosen.
         """
         free, needed = self.free_bytes, self.cost.total(n_tokens)
@@ -218,7 +218,7 @@ class Sizes:
         )
 
     def _options(self, n_tokens: int, free: int) -> list[str]:
-        """Return options that would fit: fewer tokens, fewer bytes for each, fewer layers."""
+        """Return options that would fit: fewer tokens, fewer bytes per token, fewer layers."""
         n_ctx, room = self._config.n_ctx, free * SUGGESTED_SHARE
         options = []
         if fewer := self.cost.fitting(room, n_ctx):
@@ -247,7 +247,7 @@ class Sizes:
         first_tokens: str = "",
         n_documents: int | None = None,
     ) -> Plan:
-        """Return the plan for so many tokens."""
+        """Return the plan for n_tokens tokens."""
         return Plan(
             model=model,
             device=device,
@@ -276,7 +276,7 @@ def shard_seqs(n_seq: int, *, seq_bytes: int, n_arrays: int) -> int:
 
 
 def require_same_request(store: Place, begun: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raise HarvestError unless a store was begun with these settings.
+    """Raise HarvestError unless a store was created with these settings.
 
     keep_nonfinite may differ: it decides whether a harvest stops, not what it writes.
     """

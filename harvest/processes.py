@@ -1,7 +1,7 @@
-"""Which of several processes this is, as accelerate launch and torchrun say it.
+"""Rank of this process among several, as accelerate launch and torchrun give it.
 
-They share nothing but the store: each takes the shards that nobody else has. What has to be done
-once (reading the text, laying down the store) does the main process; the others wait for it.
+The processes share nothing but the store: each takes the shards that no other has taken. The main
+process does what has to be done once (reading the text, creating the store); the others wait.
 """
 
 import os
@@ -14,27 +14,28 @@ import torch
 from ..language.device import choose_device
 
 POLL_S = 0.5
-SAY_EVERY_S = 60.0
+REPORT_EVERY_S = 60.0
 
 
 class Processes(NamedTuple):
-    """A process among those of one launch."""
+    """Rank of a process among those of one launch."""
 
     rank: int
     world: int
-    """How many there are"""
+    """Number of processes"""
     local_rank: int
-    """Counted on this machine"""
+    """Rank among the processes of this machine"""
     local_world: int
+    """Number of processes on this machine"""
 
     @property
     def is_main(self) -> bool:
-        """Whether this one lays down the store."""
+        """Whether this process creates the store."""
         return self.rank == 0
 
 
 def this_process() -> Processes:
-    """Return which process this is; the only one without a launcher."""
+    """Return the ranks of this process; without a launcher it is the only one."""
 
     def number(name: str, otherwise: int) -> int:
         text = os.environ.get(name, "")
@@ -47,11 +48,11 @@ def this_process() -> Processes:
 
 
 def own_devices(name: str, process: Processes) -> list[str]:
-    """Return where this process may run a model: "cpu", or its share of this machine's GPUs.
+    """Return the devices of this process: "cpu", or its share of this machine's GPUs.
 
     Args:
         name: one of `DEVICES`.
-        process: which of the machine's processes it is.
+        process: its ranks.
 
     Raises:
         ValueError: "cuda" where torch sees no GPU.
@@ -64,11 +65,11 @@ def own_devices(name: str, process: Processes) -> list[str]:
     return [f"cuda:{gpu}" for gpu in range(first, first + share)]
 
 
-def wait_for_main(ready: Callable[[], bool], say: Callable[[str], None]) -> None:
-    """Wait until the main process has laid down the store; its launcher ends us if it fails."""
-    started = said_at = time.monotonic()
+def wait_for_main(ready: Callable[[], bool], report: Callable[[str], None]) -> None:
+    """Wait until the main process has created the store; the launcher ends this one if it fails."""
+    started = reported = time.monotonic()
     while not ready():
         time.sleep(POLL_S)
-        if time.monotonic() - said_at > SAY_EVERY_S:
-            said_at = time.monotonic()
-            say(f"waiting for the main process, {said_at - started:.0f} s")
+        if time.monotonic() - reported > REPORT_EVERY_S:
+            reported = time.monotonic()
+            report(f"waiting for the main process, {reported - started:.0f} s")

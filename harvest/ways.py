@@ -16,7 +16,7 @@ from .config import HarvestConfig
 from .events import Report
 from .forward import BatchSize
 from .foundation import Text, add_to_store, create_store, look_into, read_text, sample_seqs
-from .loop import Run, write_shards
+from .loop import Pass, write_shards
 from .plan import TOKEN_BYTES, Plan, Sizes, cost
 from .target import Target, find_target
 
@@ -157,7 +157,7 @@ def _capture(loaded: LanguageModel, layers: Sequence[int]) -> Capture:
     return Capture(loaded.model, attention_sites(loaded.model, list(layers)))
 
 
-def _run(config: HarvestConfig, target: Target, capture: Capture, report: Report) -> Run:
+def _run(config: HarvestConfig, target: Target, capture: Capture, report: Report) -> Pass:
     """Return what it takes to harvest a shard.
 
     Raises:
@@ -174,4 +174,4 @@ def _run(config: HarvestConfig, target: Target, capture: Capture, report: Report
         )
     device = target.devices[0]
     batch = BatchSize(config.batch_seqs, n_ctx=config.n_ctx, device=device, most=most)
-    return Run(capture, batch, config.keep_nonfinite, report)
+    return Pass(capture, batch, config.keep_nonfinite, report)

@@ -180,7 +180,7 @@ def explain(
         stopped.set()
         report("stopping: the answers under way are waited for")
 
-    with Record(work.path) as record, stop_when_whole(tell=tell) as stop:
+    with Record(work.path) as record, stop_when_whole(on_first=tell) as stop:
         failed = _ask_all(work, chat, record, stopped=stopped, report=report)
     if stop.asked:
         raise KeyboardInterrupt

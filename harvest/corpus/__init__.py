@@ -1,1 +1,1 @@
-"""Texts, tokens and sequences."""
+"""Corpora: documents in, sequences of token ids out."""

@@ -1,7 +1,7 @@
-"""Text in: documents of files, a Hub dataset or Python's own library, in a seeded order.
+"""Documents of files, a Hub dataset or Python's own library, in a seeded order.
 
-Files are visited in a random order and documents pass through a shuffle buffer. A corpus may be
-larger than memory; what is smaller than the buffer is shuffled whole.
+Files are read in a random order and documents pass through a shuffle buffer. A corpus may be larger
+than memory; one smaller than the buffer is shuffled whole.
 """
 
 import random
@@ -18,7 +18,7 @@ from .hub_data import HubDataset
 
 BUFFER_CHARACTERS = 64_000_000
 ID_CHARACTERS = 8
-"""What a token id, an int64, takes of the buffer."""
+"""Share of the buffer that a token id, an int64, takes."""
 STDLIB = "stdlib"
 DEFAULT_DATA = "HuggingFaceFW/fineweb"
 DEFAULT_CONFIGS = {DEFAULT_DATA: "sample-10BT"}
@@ -28,25 +28,25 @@ _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests",
 
 
 class Source(Protocol):
-    """Where documents come from."""
+    """Origin of documents: files, a dataset, a library."""
 
     facts: dict[str, Any]
-    """What the store's manifest says of it, besides the settings."""
+    """Facts for the store's manifest, besides the settings."""
     problem: HarvestError | None
-    """Why it has no documents, where that is better told than by counts."""
+    """Error that says better than counts why there are no documents."""
 
     def read(self, rng: random.Random, counts: Counts) -> Iterator[Document]:
-        """Yield its documents, in an order of rng's, and count what is passed over."""
+        """Yield the documents in an order drawn from rng, and count what is passed over."""
 
 
 class Corpus:
     """The documents of one request."""
 
     def __init__(self, data: str, source: Source, *, seed: int) -> None:
-        """Take what was given as data, the source that it means, and the seed of the order."""
+        """Take the data as given, its source, and the seed of the order."""
         self.facts = source.facts
         self.counts = Counts()
-        """Of what was passed over or changed so far."""
+        """Counts of what was passed over or changed so far."""
         self._data, self._source, self._seed = data, source, seed
 
     def documents(self) -> Iterator[Document]:
@@ -61,13 +61,13 @@ class Corpus:
             n_documents += 1
             yield doc
         if not n_documents:
-            told = f" ({self.counts})" if str(self.counts) else ""
+            counts = f" ({self.counts})" if str(self.counts) else ""
             raise self._source.problem or HarvestError(
-                f"data {self._data} holds no text{told}; give another by --data"
+                f"data {self._data} holds no text{counts}; give another by --data"
             )
 
     def _whole(self, docs: Iterator[Document]) -> Iterator[Document]:
-        """Pass over empty documents and repair what is not UTF-8."""
+        """Skip empty documents and repair what is not UTF-8."""
         for doc in docs:
             if doc.text.isspace() or not _length(doc):
                 self.counts.add("empty_documents", doc.name)
@@ -95,15 +95,15 @@ def open_corpus(
     data_split: str = "train",
     seed: int = 0,
 ) -> Corpus:
-    """Find a corpus; what can be wrong with the request is said here, before any text is read.
+    """Find a corpus; errors of the request are raised here, before any text is read.
 
     Args:
         data: "stdlib", a file, a folder, or the id of a Hub dataset, owner/name.
         text_column: column of a table, or field of a line, that holds the text.
-        tokens_column: the one that holds token ids, which are then taken as they are.
-        data_config: of a Hub dataset; None is its default.
-        data_split: of a Hub dataset.
-        seed: of the order.
+        tokens_column: column of token ids, which are then used unchanged; None: text is read.
+        data_config: config of a Hub dataset; None: its default.
+        data_split: split of a Hub dataset.
+        seed: seed of the order.
 
     Raises:
         HarvestError: there is no such path or dataset, it holds no file of a known kind, or a
@@ -163,12 +163,12 @@ class _Stdlib:
 
 
 def _length(doc: Document) -> int:
-    """Return what a document takes of the buffer."""
+    """Return the share of the buffer that a document takes, in characters."""
     return len(doc.text) if doc.ids is None else ID_CHARACTERS * len(doc.ids)
 
 
 def _shuffled(docs: Iterator[Document], rng: random.Random) -> Iterator[Document]:
-    """Yield documents from a buffer of BUFFER_CHARACTERS, at random."""
+    """Yield documents at random from a buffer of BUFFER_CHARACTERS."""
     buffer: list[Document] = []
     held = 0
 

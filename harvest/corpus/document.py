@@ -1,4 +1,4 @@
-"""What a corpus is made of: documents, the column that they stand in, and what was passed over."""
+"""Documents of a corpus, the column that holds them, and counts of what is passed over."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,7 +8,6 @@ import numpy as np
 
 from ...errors import HarvestError
 
-# kind: one of it, several of it
 PASSED_OVER = {
     "empty_documents": ("empty document", "empty documents"),
     "null_rows": ("row without a value", "rows without a value"),
@@ -31,26 +30,31 @@ PASSED_OVER = {
     ),
     "short_documents": ("document shorter than n_ctx", "documents shorter than n_ctx"),
 }
+"""Kinds of what is left out, each as one and as several are called."""
 CHANGED = {
     "repaired_documents": ("document with invalid UTF-8", "documents with invalid UTF-8"),
     "parted_files": ("file read in parts", "files read in parts"),
     "cut_documents": ("document cut to n_ctx", "documents cut to n_ctx"),
 }
+"""Kinds of what is stored in another form, each as one and as several are called."""
 SHOWN_COLUMNS = 20
-"""Names in the message about a missing column."""
+"""Most names in the message about a missing column."""
 PROVING_ROWS = 256
-"""A table whose first rows all lack the column does not have it."""
+"""Rows that prove a table to lack the column, if all of them do."""
+
+TokenIds = np.ndarray[Any, Any]
+"""Token ids, integers, [n]."""
 
 
 class Counts:
-    """How many of what was passed over or changed, and the first example of each."""
+    """Numbers of what was passed over or changed, by kind, and the first example of each."""
 
     def __init__(self) -> None:
         self._numbers: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
 
     def add(self, kind: str, example: str, n: int = 1) -> None:
-        """Count n of a kind of PASSED_OVER or CHANGED."""
+        """Add n to the count of a kind of PASSED_OVER or CHANGED."""
         self._numbers[kind] += n
         self._examples.setdefault(kind, example if example.isprintable() else repr(example))
 
@@ -58,26 +62,26 @@ class Counts:
         return self._numbers[kind]
 
     def merge(self, other: "Counts") -> None:
-        """Add what another has counted."""
+        """Add the counts of another."""
         for kind, n in other._numbers.items():
             self.add(kind, other._examples[kind], n)
 
     def to_dict(self) -> dict[str, int]:
-        """Return what the store's manifest keeps."""
+        """Return the counts above zero, by kind, for the store's manifest."""
         return {kind: n for kind, n in sorted(self._numbers.items()) if n}
 
     def __str__(self) -> str:
         """Return "passed over: 3 empty documents (a.txt), ...; changed: ..."; "" if nothing was."""
-        told = {"passed over": self._tell(PASSED_OVER), "changed": self._tell(CHANGED)}
-        return "; ".join(f"{what}: {text}" for what, text in told.items() if text)
+        found = {"passed over": self._listed(PASSED_OVER), "changed": self._listed(CHANGED)}
+        return "; ".join(f"{what}: {text}" for what, text in found.items() if text)
 
-    def _tell(self, kinds: Mapping[str, tuple[str, str]]) -> str:
-        told = []
+    def _listed(self, kinds: Mapping[str, tuple[str, str]]) -> str:
+        found = []
         for kind, (one, several) in kinds.items():
             if n := self._numbers[kind]:
                 example = f"{'' if n == 1 else 'such as '}{self._examples[kind]}"
-                told.append(f"{n:,} {one if n == 1 else several} ({example})")
-        return ", ".join(told)
+                found.append(f"{n:,} {one if n == 1 else several} ({example})")
+        return ", ".join(found)
 
 
 class Document(NamedTuple):
@@ -86,22 +90,22 @@ class Document(NamedTuple):
     name: str
     """File, or file and row"""
     text: str = ""
-    ids: np.ndarray[Any, Any] | None = None
-    """Token ids, int64, of a corpus that is tokenised already"""
+    ids: TokenIds | None = None
+    """Token ids, int64, if the corpus is tokenised already"""
 
 
 class Column(NamedTuple):
-    """Where a row has its document."""
+    """Column of a table, or field of a JSON line, that holds the documents."""
 
     name: str
     is_ids: bool = False
-    """Whether it holds lists of token ids instead of text"""
+    """Whether the column holds lists of token ids instead of text"""
 
     def document(self, name: str, value: Any) -> Document | None:
         """Return a value as a document; None if it is of another type.
 
         Args:
-            name: of the document.
+            name: name of the document.
             value: text, its bytes in UTF-8, or integers in a list or an array.
         """
         if self.is_ids:
@@ -118,7 +122,8 @@ class Column(NamedTuple):
         there += f" and {len(known) - SHOWN_COLUMNS} more" if len(known) > SHOWN_COLUMNS else ""
         return ColumnError(
             f"data {where}: no column {self.name!r}; there is {there}; choose one by "
-            + ("--tokens-column" if self.is_ids else "--text-column, or --tokens-column for ids")
+            + self._option
+            + ("" if self.is_ids else ", or --tokens-column for ids")
         )
 
     def unfit(self, where: str, kind: str) -> "ColumnError":
@@ -134,7 +139,7 @@ class Column(NamedTuple):
         return "--tokens-column" if self.is_ids else "--text-column"
 
 
-def _as_ids(value: Any) -> np.ndarray[Any, Any] | None:
+def _as_ids(value: Any) -> TokenIds | None:
     """Return a list or an array of integers as int64, [n]; None for anything else."""
     if not isinstance(value, list | np.ndarray):
         return None
@@ -147,22 +152,22 @@ def _as_ids(value: Any) -> np.ndarray[Any, Any] | None:
 
 
 class ColumnError(HarvestError):
-    """A table lacks the column, or it is of another type."""
+    """Table without the column, or with one of another type."""
 
 
 def documents_of_rows(
     rows: Iterable[tuple[str, dict[str, Any]]], column: Column, *, where: str, counts: Counts
 ) -> Iterator[Document]:
-    """Yield the documents of rows, and pass over those without one.
+    """Yield the documents of rows, skipping rows without one.
 
     Args:
-        rows: name and fields of each.
-        column: with the document.
-        where: they are from, for messages.
-        counts: of what is passed over.
+        rows: name and fields of each row.
+        column: column that holds the document.
+        where: origin of the rows, for messages.
+        counts: counts of what is passed over, added to.
 
     Raises:
-        ColumnError: the first rows, all of them, lack the column or have another type there.
+        ColumnError: all of the first rows lack the column, or have another type there.
     """
     problem, n_problems, proven = None, 0, False
     for name, row in rows:

@@ -4,8 +4,8 @@
     .jsonl .ndjson .json                         a document a line
     .csv .tsv .parquet .arrow .feather .ipc      a document a row
 
-and text, lines and .csv compressed: .gz .zst .bz2. A file of another kind that is given by its name
-is text.
+Text, lines and .csv may be compressed: .gz .zst .bz2. A file of another kind that is given by its
+name is read as text.
 """
 
 import csv
@@ -37,10 +37,10 @@ CSV_FIELD_CHARACTERS = 1 << 28
 
 
 class FileError(HarvestError):
-    """A file that gives no documents, or stops giving them."""
+    """File that has no documents, or cannot be read to its end."""
 
     def __init__(self, kind: str, message: str) -> None:
-        """Take the kind that `Counts` counts it as."""
+        """Take the kind that `Counts` counts the file as."""
         super().__init__(message)
         self.kind = kind
 
@@ -49,7 +49,7 @@ class LocalFiles:
     """The documents of a file or a folder."""
 
     def __init__(self, root: Path, column: Column) -> None:
-        """Look for the files.
+        """Find the files.
 
         Raises:
             HarvestError: there is no such path, or no file of a known kind.
@@ -60,7 +60,7 @@ class LocalFiles:
         self._files = [root] if root.is_file() else self._of_folder()
         self.facts: dict[str, Any] = {}
         self.problem: HarvestError | None = None
-        """Why nothing was read, where that is better told than by counts."""
+        """Error that says better than counts why nothing was read."""
 
     def _of_folder(self) -> list[Path]:
         root, files = self._root, []
@@ -79,7 +79,7 @@ class LocalFiles:
         self._found.add("unreadable_folders", str(error.filename))
 
     def read(self, rng: Any, counts: Counts) -> Iterator[Document]:
-        """Yield the documents of all files, these in an order of rng's."""
+        """Yield the documents of all files, the files in an order drawn from rng."""
         counts.merge(self._found)
         files = list(self._files)
         rng.shuffle(files)
@@ -95,7 +95,7 @@ class LocalFiles:
                 self._keep(error, file)
 
     def _keep(self, error: HarvestError, file: Path) -> None:
-        """Remember the error that tells most: a named file's, or of a column."""
+        """Keep the first error that says most: of a file given by name, or of a column."""
         if self.problem is None and (file == self._root or isinstance(error, ColumnError)):
             self.problem = error
 
@@ -110,8 +110,8 @@ def read_file(file: Path, name: str, column: Column, counts: Counts) -> Iterator
     """Yield the documents of one file.
 
     Raises:
-        FileError: it is of another kind than its name says, or cannot be read to its end.
-        ColumnError: it lacks the column, or that is of another type.
+        FileError: the file is of another kind than its name says, or cannot be read to its end.
+        ColumnError: the file lacks the column, or the column is of another type.
     """
     suffix = suffix_of(file)
     try:
@@ -133,7 +133,7 @@ def read_file(file: Path, name: str, column: Column, counts: Counts) -> Iterator
 
 
 def _open(file: Path, newline: str | None = None) -> io.TextIOWrapper:
-    """Open text, compressed or not; invalid UTF-8 is kept in surrogates."""
+    """Open text, compressed or not; invalid UTF-8 becomes surrogates."""
     stream = pa.input_stream(str(file), compression="detect", buffer_size=1 << 20)
     return io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline=newline)
 
@@ -192,7 +192,7 @@ def _json_objects(
 
 
 def _csv(file: Path, name: str, column: Column, counts: Counts) -> Iterator[Document]:
-    """Yield a column of a table in text; pyarrow's reader holds many blocks, each above a row."""
+    """Yield a column of a .csv table; pyarrow's reader would hold many blocks, each above a row."""
     csv.field_size_limit(CSV_FIELD_CHARACTERS)
     with _open(file, newline="") as stream:
         rows = csv.reader(stream, delimiter="\t" if suffix_of(file) == ".tsv" else ",")

@@ -1,8 +1,7 @@
-"""Documents of a Hub dataset, streamed by the package `datasets`; the disk keeps nothing of it.
+"""Documents of a Hub dataset, streamed by the package `datasets` without a copy on the disk.
 
-The dataset is pinned to its present commit first, so that no network, a dataset that is not there
-and one that needs a token show at once instead of after many retries. A dataset's own code is never
-run.
+The dataset is pinned to its present commit first, so that a missing network, a missing dataset or a
+missing token shows at once instead of after many retries. A dataset's own code is never run.
 """
 
 from collections.abc import Iterator
@@ -32,8 +31,8 @@ class HubDataset:
         """Find the dataset, its config and its split.
 
         Raises:
-            HarvestError: `datasets` is missing, the Hub cannot be reached, or has no such thing,
-                or not for this user.
+            HarvestError: `datasets` is not installed, the Hub cannot be reached, or it has no such
+                dataset, config or split for this user.
         """
         if find_spec("datasets") is None:
             raise HarvestError(
@@ -67,13 +66,13 @@ class HubDataset:
         return splits[split]
 
     def read(self, rng: Any, counts: Counts) -> Iterator[Document]:
-        """Yield the documents of the split, its files in an order of rng's."""
+        """Yield the documents of the split, its files in an order drawn from rng."""
         stream = self._stream.shuffle(seed=rng.getrandbits(32), buffer_size=1)  # files alone
         rows = self._rows(iter(stream))
         yield from documents_of_rows(rows, self._column, where=self._id, counts=counts)
 
     def _rows(self, stream: Iterator[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield name and fields of rows; a row's name is its own id if it has one."""
+        """Yield name and fields of rows; the name is the row's own id if it has one."""
         number = 0
         while True:
             try:
@@ -89,7 +88,7 @@ class HubDataset:
     def _explain(
         self, error: Exception, config: str | None = None, revision: str | None = None
     ) -> HarvestError:
-        """Return the line that says what failed and what to do."""
+        """Return the error whose line says what failed and what to do."""
         kinds = tuple(type(reason) for reason in errors_behind(error))
         if GatedRepoError in kinds or _says(error, "gated dataset"):
             return HarvestError(
@@ -110,12 +109,12 @@ class HubDataset:
         return HarvestError(f"data {self._id} cannot be read: {_first_line(error)[:300]}")
 
     def _configs(self, revision: str, failed: str | None) -> list[str]:
-        """Return the configs that there are, none if the one that failed is among them."""
+        """Return the dataset's configs; none if the one that failed is among them."""
         import datasets
 
         try:
             names = datasets.get_dataset_config_names(self._id, revision=revision)
-        except Exception:  # then the first error is told
+        except Exception:  # then the first error is reported
             return []
         is_there = len(names) < 2 if failed is None else failed in names
         return [] if is_there else list(names)

@@ -1,11 +1,11 @@
-"""Documents to sequences: tokenised, then packed or taken one by one.
+"""Sequences made of documents, which are tokenised, then packed or taken one by one.
 
     pack      [BOS] document 0 EOS [BOS] document 1 EOS ...   cut into runs of n_ctx tokens
     no-pack   [BOS] document 0 EOS                            its first n_ctx tokens, none if fewer
 
-Packed as language models are trained: a token may attend to the document before its own. BOS stands
-at the start of a document when the model's own tokenizer puts it there, EOS at its end when there
-is one. The sequences are then permuted, so a store is mixed however it is read and its last shards
+Packing is that of language-model training: a token may attend to the document before its own. BOS
+begins a document when the model's own tokenizer puts it there, EOS ends it when there is one. The
+sequences are then permuted, so that a store is mixed in any order of reading and its last shards
 are a fair sample of the corpus.
 """
 
@@ -21,20 +21,19 @@ from torch import Tensor
 
 from ...errors import HarvestError
 from ...language.tokenizer import starts_with_bos
-from .document import Counts, Document
+from .document import Counts, Document, TokenIds
 from .tokenise import ids_of_texts
 
 PACKINGS = ("pack", "no-pack")
 N_FIRST = 20
 """Tokens that are shown before a harvest."""
 
-Ids = np.ndarray[Any, Any]
-Tokenised = tuple[str, Ids]
+Tokenised = tuple[str, TokenIds]
 """A document's name and its token ids."""
 
 
 class Packed(NamedTuple):
-    """A corpus as a language model reads it."""
+    """Corpus as a language model reads it."""
 
     tokens: Tensor
     """Token ids, int32, [n_seq, n_ctx]"""
@@ -43,9 +42,9 @@ class Packed(NamedTuple):
     names: list[str]
     """Names of those documents"""
     bos: bool
-    """Whether they begin with BOS"""
+    """Whether all documents begin with BOS"""
     counts: Counts
-    """Of what was passed over or changed"""
+    """Counts of what was passed over or changed"""
 
 
 def pack(
@@ -62,21 +61,21 @@ def pack(
 ) -> Packed:
     """Make sequences of documents until there are max_tokens, and permute them.
 
-    At its peak it holds one and a half times the memory of what it returns, and a batch of text.
+    The peak of memory is one and a half times that of the result, and a batch of text.
 
     Args:
-        docs: in the order in which they are packed; hardly more are taken than are needed.
-        tokenizer: of the language model; None for documents that have token ids.
+        docs: documents in the order in which they are packed; hardly more are read than needed.
+        tokenizer: tokenizer of the language model; None for documents that have token ids.
         n_ctx: tokens in a sequence.
-        max_tokens: stop there (rounded down to whole sequences).
+        max_tokens: tokens at most, rounded down to whole sequences.
         bos: rule of `starts_with_bos`.
         packing: "pack" or "no-pack", see above.
-        seed: of the order of sequences.
-        n_vocab: token ids that the model has; None does not look.
-        counts: of what is passed over, to be added to.
+        seed: seed of the order of sequences.
+        n_vocab: token ids that the model has; None: not checked.
+        counts: counts of what is passed over, added to.
 
     Raises:
-        HarvestError: no text at all, or fewer than two sequences of it.
+        HarvestError: there is no text, or it makes fewer than two sequences.
     """
     counts = Counts() if counts is None else counts
     found = _tokenised(docs, tokenizer, bos, n_vocab, counts)
@@ -103,15 +102,15 @@ def pack(
     return Packed(tokens, documents, names, with_bos, counts)
 
 
-def _permuted(stream: Ids, order: Ids, n_ctx: int) -> Tensor:
-    """Return a stream's sequences in an order: [n_seq, n_ctx]."""
+def _permuted(stream: TokenIds, order: np.ndarray[Any, Any], n_ctx: int) -> Tensor:
+    """Return the sequences of a stream in an order, [n_seq, n_ctx]."""
     return torch.from_numpy(stream[: len(order) * n_ctx].reshape(-1, n_ctx)[order])
 
 
 def _tokenised(
     docs: Iterable[Document], tokenizer: Any, bos: str, n_vocab: int | None, counts: Counts
 ) -> Iterator[Tokenised]:
-    """Yield the ids of documents, BOS and EOS among them, none of which the model lacks."""
+    """Yield the token ids of documents with BOS and EOS, without those that the model lacks."""
     limit = np.iinfo(np.int32).max if n_vocab is None else n_vocab
     begins = starts_with_bos(tokenizer, bos)
     head = [tokenizer.bos_token_id] if begins else []
@@ -140,7 +139,7 @@ def _tokenised(
 def _given(
     docs: Iterable[Document], head: list[int], limit: int, counts: Counts
 ) -> Iterator[Tokenised]:
-    """Yield token ids as they are given, after BOS where it is asked for and not there."""
+    """Yield token ids as given, after BOS where it is asked for and missing."""
     for doc in docs:
         ids = doc.ids
         if ids is None or not len(ids):
@@ -155,7 +154,7 @@ def _given(
 
 
 def _first_of_each(found: Iterator[Tokenised], n_ctx: int, counts: Counts) -> Iterator[Tokenised]:
-    """Yield the first n_ctx tokens of every document that has as many."""
+    """Yield the first n_ctx tokens of every document that has so many."""
     for name, ids in found:
         if len(ids) < n_ctx:
             counts.add("short_documents", name)
@@ -168,26 +167,26 @@ def _first_of_each(found: Iterator[Tokenised], n_ctx: int, counts: Counts) -> It
 def _require_sequences(n_tokens: int, n_seq: int, n_ctx: int, packing: str, counts: Counts) -> None:
     if n_seq >= 2:
         return
-    told = f" ({counts})" if str(counts) else ""
+    passed = f" ({counts})" if str(counts) else ""
     if packing == "no-pack" and (n_seq or counts["short_documents"]):
         raise HarvestError(
-            f"fewer than two of the data's documents have {n_ctx} tokens{told}: use a smaller "
+            f"fewer than two of the data's documents have {n_ctx} tokens{passed}: use a smaller "
             "--n-ctx, --packing pack, or give longer documents by --data"
         )
     if n_tokens == 0:
-        raise HarvestError(f"the data holds no text for this model{told}; give other --data")
+        raise HarvestError(f"the data holds no text for this model{passed}; give other --data")
     raise HarvestError(
         f"the data's {n_tokens:,} tokens do not make two sequences of {n_ctx} (one to train, "
-        f"one to test){told}: give more text by --data, or a smaller --n-ctx"
+        f"one to test){passed}: give more text by --data, or a smaller --n-ctx"
     )
 
 
 def first_text(packed: Packed, tokenizer: Any) -> str:
-    r"""Return the beginning of the first sequence, special tokens and "\n" visible, on one line.
+    r"""Return the beginning of the first sequence on one line, special tokens and "\n" visible.
 
     Args:
-        packed: from `pack`.
-        tokenizer: None shows token ids.
+        packed: result of `pack`.
+        tokenizer: tokenizer of the language model; None: token ids are shown.
     """
     ids = packed.tokens[0, :N_FIRST].tolist()
     if tokenizer is None:
@@ -197,5 +196,5 @@ def first_text(packed: Packed, tokenizer: Any) -> str:
 
 
 def fingerprint(tokens: Tensor) -> str:
-    """Return the sha256 of token ids, which fixes a store's text."""
+    """Return the sha256 of token ids, which identifies a store's text."""
     return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()

@@ -1,8 +1,8 @@
-"""Text to token ids, in batches of bounded size that a fast tokenizer shares among the cores.
+"""Token ids of texts, made in batches that a fast tokenizer shares among the cores.
 
-A document that is longer than PIECE_CHARACTERS is tokenised in pieces. They begin at a single
-space between words, where byte-level and SentencePiece tokenizers alike begin a new word, so that
-the ids are those of the whole; only text without such a place is cut elsewhere.
+A document that is longer than PIECE_CHARACTERS is tokenised in pieces. A piece begins at a single
+space between words. Byte-level and SentencePiece tokenizers alike begin a new word there, so that
+the ids are those of the whole. Only text without such a space is cut elsewhere.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .document import Document
+from .document import Document, TokenIds
 
 PIECE_CHARACTERS = 250_000
 BATCH_CHARACTERS = 1_000_000
@@ -20,18 +20,16 @@ class _Piece(NamedTuple):
     name: str
     text: str
     last: bool
-    """Whether its document ends with it"""
+    """Whether the piece ends its document"""
 
 
-def ids_of_texts(
-    docs: Iterable[Document], tokenizer: Any
-) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """Yield name and token ids, int64, of documents; neither BOS nor EOS is put to them."""
+def ids_of_texts(docs: Iterable[Document], tokenizer: Any) -> Iterator[tuple[str, TokenIds]]:
+    """Yield name and token ids, int64, of documents, without BOS and EOS."""
     keeps_space = _keeps_space(tokenizer)
     pieces = (
         _Piece(doc.name, text, last) for doc in docs for text, last in cut(doc.text, keeps_space)
     )
-    parts: list[np.ndarray[Any, Any]] = []
+    parts: list[TokenIds] = []
     for batch in _batches(pieces):
         found = _encode(tokenizer, [piece.text for piece in batch])
         for piece, ids in zip(batch, found, strict=True):
@@ -42,11 +40,11 @@ def ids_of_texts(
 
 
 def cut(text: str, keeps_space: bool = True) -> Iterator[tuple[str, bool]]:
-    """Yield the pieces of a text, and of each whether it is the last.
+    """Yield the pieces of a text, and whether each is the last.
 
     Args:
-        text: of any length.
-        keeps_space: whether the space between two pieces begins the second, or is left out.
+        text: text of any length.
+        keeps_space: True: the space between two pieces begins the second; False: it is left out.
     """
     start = 0
     while len(text) - start > PIECE_CHARACTERS:
@@ -57,7 +55,7 @@ def cut(text: str, keeps_space: bool = True) -> Iterator[tuple[str, bool]]:
 
 
 def _place(text: str, low: int, high: int) -> tuple[int, bool]:
-    """Return where to cut in text[low:high], as late as can be, and whether at a single space."""
+    """Return the last place to cut in text[low:high], and whether it is at a single space."""
     place = text.rfind(" ", low, high)
     while place > low:
         if not text[place - 1].isspace() and not text[place + 1].isspace():
@@ -68,9 +66,9 @@ def _place(text: str, low: int, high: int) -> tuple[int, bool]:
 
 
 def _keeps_space(tokenizer: Any) -> bool:
-    """Tell whether the space belongs to the word behind it.
+    """Whether the space belongs to the word after it, as in byte-level tokenizers.
 
-    It does in byte-level tokenizers; those that put a space before any text want it left out.
+    For tokenizers that put a space before any text it has to be left out.
     """
     whole, first, *ways = _encode(tokenizer, ["one two three", "one", " two three", "two three"])
     kept, left_out = (first + rest == whole for rest in ways)
@@ -82,7 +80,7 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    """Yield runs of pieces of about BATCH_CHARACTERS."""
+    """Yield batches of pieces of about BATCH_CHARACTERS."""
     batch: list[_Piece] = []
     held = 0
     for piece in pieces:

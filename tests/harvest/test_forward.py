@@ -8,8 +8,10 @@ import torch
 from lorsa.errors import HarvestError
 from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.forward import BatchSize
-from lorsa.harvest.harvest import harvest
+from lorsa.harvest.harvest import harvest, plan_harvest
 from lorsa.language.capture import Capture
+from lorsa.store import layout
+from lorsa.store.read.reader import ActivationStore
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,70 @@ def test_a_harvest_goes_on_with_smaller_batches(
     assert result.n_tokens == 130 * config.n_ctx
     assert max(sizes) > 2
     assert sizes[-1] <= 2
+    assert any("the GPU's memory is full" in str(event) for event in said)
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sequences of every forward pass so far."""
+    calls = Capture.calls
+    seen: list[int] = []
+
+    def counted(self: Capture, tokens: torch.Tensor) -> Any:
+        seen.append(len(tokens))
+        return calls(self, tokens)
+
+    monkeypatch.setattr(Capture, "calls", counted)
+    return seen
+
+
+def test_every_forward_pass_is_of_the_size_that_was_asked_for(
+    harvest_config: HarvestConfig, tmp_path: Any, sizes: list[int]
+) -> None:
+    """The pass that the self-check reads took the whole sample at once, whatever was asked for."""
+    config = dataclasses.replace(harvest_config, store=tmp_path / "acts", batch_size=3)
+    plan_harvest(config)
+    harvest(dataclasses.replace(config, layers="1"))
+    harvest(config)  # adds layer 2
+    assert sizes
+    assert max(sizes) == 3
+
+
+def test_the_first_look_in_batches_finds_what_one_pass_does(
+    harvest_config: HarvestConfig, tmp_path: Any
+) -> None:
+    """The self-check and the scales of int8's channels, of the whole sample, beyond rounding."""
+    stores = []
+    for n_seqs in (3, 128):  # the sample has 128
+        folder = tmp_path / str(n_seqs)
+        config = dataclasses.replace(harvest_config, store=folder, batch_size=n_seqs, dtype="int8")
+        harvest(config)
+        stores.append(ActivationStore.open(folder))
+    for store in stores:
+        assert store.manifest.layers[1]["self_check"]["passed"]
+    for site in layout.sites(stores[0].manifest, 1):
+        small, large = (store.channel(site) for store in stores)
+        assert small is not None
+        torch.testing.assert_close(small, large)
+
+
+def test_the_first_look_goes_on_with_smaller_batches(
+    harvest_config: HarvestConfig, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's memory that the sample filled ended the harvest, though fewer sequences would fit."""
+    calls = Capture.calls
+
+    def small_memory(self: Capture, tokens: torch.Tensor) -> Any:
+        if len(tokens) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return calls(self, tokens)
+
+    monkeypatch.setattr(Capture, "calls", small_memory)
+    said: list[Any] = []
+    result = harvest(
+        dataclasses.replace(harvest_config, store=tmp_path / "acts"), report=said.append
+    )
+    assert result.n_tokens == 130 * harvest_config.n_ctx
     assert any("the GPU's memory is full" in str(event) for event in said)
 
 

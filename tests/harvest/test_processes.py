@@ -78,7 +78,7 @@ def test_a_launcher_shares_one_harvest(
 def test_two_processes_without_a_launcher_join(
     harvest_config: HarvestConfig, store_folder: Path, tmp_path: Path
 ) -> None:
-    """Both find nothing and begin; the second to lay it down goes on with what the first did."""
+    """Both find nothing and begin; the second to create it resumes what the first did."""
     config = dataclasses.replace(harvest_config, store=tmp_path / "acts")
     code = "import json, sys; from lorsa.harvest.config import HarvestConfig\n"
     code += "from lorsa.harvest.harvest import harvest\n"
@@ -131,7 +131,7 @@ def test_waiting_for_the_main_process_is_said(monkeypatch: pytest.MonkeyPatch) -
     from lorsa.harvest import processes
 
     monkeypatch.setattr(processes, "POLL_S", 0.001)
-    monkeypatch.setattr(processes, "SAY_EVERY_S", 0.01)
+    monkeypatch.setattr(processes, "REPORT_EVERY_S", 0.01)
     said: list[str] = []
     until = time.monotonic() + 0.05
     wait_for_main(lambda: time.monotonic() > until, said.append)

@@ -1,7 +1,7 @@
 """Lorsas from here in TransformerLens' models: what the model predicts, and what it predicts here.
 
-    python benchmarks/exchange_in_model.py ours --folder F [--run RUN ... --store STORE]
-    THEIR_PYTHON benchmarks/exchange_in_model.py theirs --folder F --write
+    python benchmarks/once/exchange_in_model.py ours --folder F [--run RUN ... --store STORE]
+    THEIR_PYTHON benchmarks/once/exchange_in_model.py theirs --folder F --write
 
 THEIR_PYTHON as for exchange_llamascopium.py. `ours` converts Lorsas to Llamascopium's format with
 the norm folded out, and saves what the language model predicts with them in the layer's place.
@@ -23,7 +23,7 @@ from exchange_llamascopium import distance
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-RESULTS = Path(__file__).parent / "results" / "exchange_in_model.md"
+RESULTS = Path(__file__).parent.parent / "results" / "exchange_in_model.md"
 N_SEQS, N_CTX, LAYER = 8, 64, 1
 TINY: dict[str, dict[str, Any]] = {
     "LayerNorm, learned positions": {

@@ -1,6 +1,6 @@
 """Seconds until a Lorsa is as good as the reference implementation's at the end of its run.
 
-    python benchmarks/time_to_quality.py --store STORE --tokens 92160,122880,184320 --write
+    PYTHONPATH=benchmarks python benchmarks/once/time_to_quality.py --store STORE --write
 
 The setting of quality_smollm2.py, in which the reference implementation (Llamascopium 2.0.0b34)
 came to a held-out FVU of 0.239 with 180 steps of 2,048 tokens. Runs of a few lengths by the default
@@ -21,7 +21,6 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,10 @@ from lorsa.display.train import TrainDisplay
 from lorsa.train.config import TrainConfig
 from lorsa.train.report.events import Event, StepReport
 from lorsa.train.train import train
-from quality_smollm2 import machine
+from measure import append_row, machine
 from rooflines import milliseconds
 
-RESULTS = Path(__file__).parent / "results" / "time_to_quality.md"
+RESULTS = Path(__file__).parent.parent / "results" / "time_to_quality.md"
 TARGET_FVU = 0.239
 REFERENCE_STEPS = 180
 
@@ -54,7 +53,7 @@ def main() -> None:
         result["share_of_reference"] = result["dense_steps"] / REFERENCE_STEPS
         print(json.dumps(result))
         if args.write:
-            append_row(result)
+            write_row(result)
 
 
 def parse() -> argparse.Namespace:
@@ -115,13 +114,12 @@ def measure(
         "tokens_per_second": trained.tokens_per_second,
         "seconds_to_last_step": busy,
         "dense_step_seconds": statistics.mean(dense),
-        "machine": machine(),
+        "machine": machine("torch", "transformers", "lorsa"),
     }
 
 
-def append_row(result: dict[str, Any]) -> None:
+def write_row(result: dict[str, Any]) -> None:
     row = [
-        f"{datetime.now(UTC):%Y-%m-%d}",
         result["store"],
         result["layer"],
         result["seed"],
@@ -136,8 +134,7 @@ def append_row(result: dict[str, Any]) -> None:
         f"{result['share_of_reference']:.2f}",
         result["machine"],
     ]
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write("| " + " | ".join(map(str, row)) + " |\n")
+    append_row(RESULTS, row)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The reference implementation on checkpoints from here, and the other way round.
 
-    python benchmarks/exchange_llamascopium.py ours --folder F [--run RUN ... --store STORE]
-    THEIR_PYTHON benchmarks/exchange_llamascopium.py theirs --folder F
-    python benchmarks/exchange_llamascopium.py compare --folder F --write
+    python benchmarks/once/exchange_llamascopium.py ours --folder F [--run RUN ... --store STORE]
+    THEIR_PYTHON benchmarks/once/exchange_llamascopium.py theirs --folder F
+    python benchmarks/once/exchange_llamascopium.py compare --folder F --write
 
 THEIR_PYTHON is of an environment with llamascopium==2.0.0b34 and 'transformer-lens<3'; ours need
 not be in it, nor theirs in ours. `ours` writes Lorsas in Llamascopium's format, with inputs and
@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-RESULTS = Path(__file__).parent / "results" / "exchange_llamascopium.md"
+RESULTS = Path(__file__).parent.parent / "results" / "exchange_llamascopium.md"
 SHAPE: dict[str, Any] = {
     "d_model": 48,
     "n_ov_heads": 384,

@@ -1,6 +1,6 @@
 """What a loss mask does: which tokens are unlike the others, and what leaving them out changes.
 
-    python benchmarks/loss_mask.py --store STORE --layers 12,26 --train --write
+    python benchmarks/once/loss_mask.py --store STORE --layers 12,26 --train --write
 
 First, of each layer, how large the tokens are that a mask can name and what share of the squared
 output they take. With --train, also a Lorsa trained with every token and one without the masked
@@ -28,7 +28,7 @@ from lorsa.train.train import train
 from torch import Tensor
 
 RULES = ("first", "special", "norm>3x", "norm>5x", "norm>10x")
-RESULTS = Path(__file__).parent / "results" / "loss_mask.md"
+RESULTS = Path(__file__).parent.parent / "results" / "loss_mask.md"
 EVAL_SEQS = 8
 
 

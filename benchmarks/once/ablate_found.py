@@ -1,11 +1,11 @@
 """What heads that `lorsa find` names do in the language model: loss where they are ablated.
 
-    python benchmarks/ablate_found.py RUN --store STORE --model MODEL --kind induction --write
+    python benchmarks/once/ablate_found.py RUN --store STORE --model MODEL --kind induction --write
 
 The n best of a type, then all that are called so, are ablated at once, the layer's error kept; each
 time also as many heads of other types that fire as often, drawn at random. Measured on random
-tokens that are repeated once (analyze/probes.py), in each half, and on held-out sequences, on all
-tokens and on those where a head of the group fires. RUN is analysed.
+tokens that are repeated once (analyze/attention/probes.py), in each half, and on held-out
+sequences, on all tokens and on those where a head of the group fires. RUN is analysed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from lorsa.store.read.reader import ActivationStore
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-RESULTS = Path(__file__).parent / "results" / "ablate_found.md"
+RESULTS = Path(__file__).parent.parent / "results" / "ablate_found.md"
 NEAREST = 20
 """Of the heads that fire as often as one of the group, how many to draw from."""
 BATCH_SEQS = 8
