@@ -58,7 +58,7 @@ def require_stand_in(config: LorsaConfig, model: Any) -> None:
 
 
 def _require_device(lorsa: Dictionary, x: Tensor) -> None:
-    """Raise AttachError if a Lorsa lies elsewhere than what it is to read."""
+    """Raise AttachError if a Lorsa is on another device than the activations that it reads."""
     device, wanted = str(lorsa.W_O.device), str(x.device)
     if device != wanted:
         raise AttachError(

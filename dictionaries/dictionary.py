@@ -43,7 +43,7 @@ class Firing(NamedTuple):
 
 
 class Dictionary(nn.Module, ABC):
-    """Some activations as a few features that fire, and others from these."""
+    """A module that encodes activations as a few features that fire, and decodes these."""
 
     config: Any
     """Settings of its kind; activation, top_k, score_by_norm and has_threshold are read here"""

@@ -24,19 +24,19 @@ TOP_K = 32
 
 
 class AttentionKind(NamedTuple):
-    """What the attention kernels are compiled for."""
+    """The properties of tensors that the attention kernels are compiled for."""
 
     device: torch.device
     dtype: torch.dtype
     d_qk_head: int
     group: int
-    """OV heads of a QK head"""
+    """OV heads per QK head"""
     n_ov_heads: int
     select: str
     window: bool
-    """Whether there is one"""
+    """Whether there is a window"""
     softcap: bool
-    """Whether there is one"""
+    """Whether there is a softcap"""
 
     @property
     def operator(self) -> str:
@@ -45,7 +45,7 @@ class AttentionKind(NamedTuple):
 
 
 class DecodeKind(NamedTuple):
-    """What the decode kernels are compiled for."""
+    """The properties of tensors that the decode kernels are compiled for."""
 
     device: torch.device
     dtype: torch.dtype

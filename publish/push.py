@@ -27,8 +27,6 @@ from .config import PushConfig
 from .facts import public_model, read_run, training_facts
 from .repository import README, TRAINING, File, Present, Repository, read_present
 
-Report = Callable[[str], None]
-
 
 class Shared(NamedTuple):
     """A Lorsa to share."""
@@ -64,7 +62,7 @@ class Pushed:
 
 
 def push(
-    config: PushConfig, *, dry_run: bool = False, report: Report = lambda text: None
+    config: PushConfig, *, dry_run: bool = False, report: Callable[[str], None] = lambda text: None
 ) -> Pushed:
     """Share Lorsas on the Hub, in one commit, or in a folder.
 

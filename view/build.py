@@ -1,4 +1,4 @@
-"""The page of an analysis, built.
+"""Building the page of an analysis.
 
 page = build_page("runs/layer-12")
 page.file       # runs/layer-12/page/index.html

@@ -55,7 +55,7 @@ class Settings:
         return value
 
     def size(self, name: str) -> int:
-        """Return a width or a number of things; CheckpointError if there can be no such one."""
+        """Return a width, length or number of heads; CheckpointError if it is out of range."""
         value: int = self.take(name, int)
         if not 1 <= value <= LARGEST:
             raise self.refuse(name, value, f"allowed: 1..{LARGEST}")
@@ -88,7 +88,7 @@ class Settings:
             self._left.pop(name, None)
 
     def finish(self) -> None:
-        """Raise CheckpointError if a setting is left that is on: what it does is not known here."""
+        """Raise CheckpointError if a setting is left that is on: its effect is not known here."""
         left = [f"{shown_name(n)} = {shown(value)}" for n, value in self._left.items() if value]
         if left:
             more = ", ..." if len(left) > MOST_NAMED else ""
@@ -150,7 +150,7 @@ def require_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def lorsa_config(settings: Settings, **fields: Any) -> LorsaConfig:
-    """Return a config of ours; CheckpointError names the file and what is wrong in it."""
+    """Return a LorsaConfig; CheckpointError names the file and what is wrong in it."""
     try:
         return LorsaConfig(**fields)
     except ValueError as error:

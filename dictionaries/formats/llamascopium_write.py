@@ -51,7 +51,7 @@ def write(saved: Saved, folder: Path, hook_in: str | None = None) -> None:
 
 
 def _settings(c: LorsaConfig, folder: Path) -> dict[str, Any]:
-    """Return their settings but for the hooks; CheckpointError if one of ours has no like."""
+    """Return their settings but for the hooks; CheckpointError if one cannot be expressed."""
     for name, value, allowed in (
         ("select", c.select, "relu"),
         ("softcap", c.softcap, None),

@@ -86,7 +86,7 @@ def read(folder: Path, content: dict[str, Any]) -> Saved:
 
 
 def _tensors(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return the parameters, their heads' width of 1 taken off."""
+    """Return the parameters, without the axis of the heads' width of 1."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; the folder has {listing(folder)}")

@@ -94,7 +94,7 @@ class LorsaConfig:
             )
 
     def _check_kinds(self) -> None:
-        """Raise ValueError if a value is not of its field's type, as in a file of others."""
+        """Raise ValueError if a value is not of its field's type; files of others may hold any."""
         for field in fields(self):
             value = getattr(self, field.name)
             kind: Any = field.type

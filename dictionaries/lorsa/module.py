@@ -63,7 +63,7 @@ class Lorsa(Dictionary):
     k_norm_bias: nn.Parameter | None
 
     def __init__(self, config: LorsaConfig, *, backend: str = "auto") -> None:
-        """Make a Lorsa of zeros (norm weights of ones); `lorsa.start` or a checkpoint fills it.
+        """Make a Lorsa of zeros (norm weights of ones); `start` or a checkpoint fills it.
 
         Args:
             config: its shape.
