@@ -1,7 +1,7 @@
-"""Something else in place of an attention layer's output, in a language model that runs.
+"""Lorsas in place of attention layers, in a language model that runs.
 
-The layer is computed as ever; what it gives is changed before the model goes on with it. Lorsas in
-several layers are blocks within blocks:
+The layer is computed as ever, and its output is replaced before the model goes on with it. Lorsas
+in several layers are blocks within blocks:
 
     with lorsa_3.attach(model), lorsa_12.attach(model):
         logits = model(input_ids=ids, use_cache=False).logits
@@ -21,10 +21,9 @@ from .lorsa.config import LorsaConfig
 
 
 @contextmanager
-def attached(
-    lorsa: Dictionary, config: LorsaConfig, model: Any, layer: int | None = None
-) -> Iterator[None]:
+def attached(lorsa: Dictionary, model: Any, layer: int | None = None) -> Iterator[None]:
     """Run a language model with a Lorsa in place of a layer's attention; see `Lorsa.attach`."""
+    config: LorsaConfig = lorsa.config
     at = config.layer if layer is None else layer
     if at is None:
         raise AttachError("the Lorsa does not say which layer it replaces; give layer=")
@@ -43,7 +42,7 @@ def attached(
 def require_stand_in(config: LorsaConfig, model: Any) -> None:
     """Raise AttachError if a Lorsa can stand in for no layer of a model.
 
-    Either their widths differ, or the Lorsa reads something else than a layer's input.
+    Either their widths differ, or the Lorsa does not read a layer's input.
     """
     if config.hook_in is not None:
         raise AttachError(
@@ -59,7 +58,7 @@ def require_stand_in(config: LorsaConfig, model: Any) -> None:
 
 
 def _require_device(lorsa: Dictionary, x: Tensor) -> None:
-    """Raise AttachError if a Lorsa lies elsewhere than what it is to read."""
+    """Raise AttachError if a Lorsa is on another device than the activations that it reads."""
     device, wanted = str(lorsa.W_O.device), str(x.device)
     if device != wanted:
         raise AttachError(

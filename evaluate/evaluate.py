@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..dictionaries.where import local_folder
+from ..dictionaries.fetch import local_folder
 from ..language.aliases import resolve
 from ..language.edit import Replacement
 from ..language.load import load_config

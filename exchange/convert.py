@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..dictionaries.formats.llamascopium import write as write_llamascopium
+from ..dictionaries.fetch import local_folder
+from ..dictionaries.formats.llamascopium_write import write as write_llamascopium
 from ..dictionaries.lorsa.config import LorsaConfig
 from ..dictionaries.lorsa.module import Lorsa
-from ..dictionaries.where import local_folder
 from ..errors import ExchangeError
 from ..language.aliases import resolve
 from ..language.blocks import attention_sites

@@ -10,7 +10,7 @@ import foreign
 import pytest
 import torch
 from lorsa.cli import app
-from lorsa.dictionaries import disk
+from lorsa.dictionaries import checkpoint_files
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import CheckpointError, ExchangeError
 from lorsa.exchange.config import ConvertConfig
@@ -189,7 +189,7 @@ def test_a_full_disk_leaves_no_half(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk, "write_json", full)
+        patch.setattr(checkpoint_files, "write_json", full)
         with pytest.raises(CheckpointError, match="No space left on device"):
             convert(request)
     assert request.out.exists() == is_there
