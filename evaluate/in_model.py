@@ -110,6 +110,8 @@ def _figures_of_rows(logits: Tensor, original: Tensor, targets: Tensor) -> Token
     log_q = logits.float().log_softmax(dim=1)  # [rows, n_vocab]
     log_p = original.float().log_softmax(dim=1)
     loss = -log_q.gather(1, targets[:, None])[:, 0]
-    kl = (log_p.exp() * (log_p - log_q)).sum(dim=1).clamp(min=0)  # but for rounding it is
+    terms = log_p.exp() * (log_p - log_q)
+    terms = terms.masked_fill_(log_p == -torch.inf, 0.0)  # 0 log 0 = 0: a token that p rules out
+    kl = terms.sum(dim=1).clamp(min=0)  # but for rounding it is
     agrees = log_q.argmax(dim=1) == log_p.argmax(dim=1)
     return TokenFigures(loss.double().cpu(), kl.double().cpu(), agrees.cpu())

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..dictionaries.lorsa.module import Lorsa
 from ..dictionaries.metrics import FVU, firing_counts
 from ..store.read.reader import Activations
+from ..whole import finite
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +71,8 @@ class StoreQuality:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the measures as JSON-able data, None for those that are undefined."""
-        data = asdict(self)
-        return data | {name: finite(data[name]) for name in ("fvu", "nmse", "cosine")}
+        found: dict[str, Any] = finite(asdict(self))
+        return found
 
 
 class PositionSums:
@@ -105,11 +106,11 @@ class PositionSums:
         mean = self.y.mean(dim=0) / max(self.n_seqs, 1)
         variance = self.square - 2 * self.y @ mean + self.n_seqs * mean.square().sum()
         return ByPosition(
-            fvu=_finite_list(torch.where(variance > 0, self.residual / variance, torch.nan)),
-            nmse=_finite_list(self.nmse / self.n_nonzero),
-            cosine=_finite_list(self.cosine / self.n_nonzero),
-            l0=_finite_list(self.fired / self.n_seqs),
-            variance=_finite_list(variance.clamp(min=0) / self.n_seqs),
+            fvu=_by_position(torch.where(variance > 0, self.residual / variance, torch.nan)),
+            nmse=_by_position(self.nmse / self.n_nonzero),
+            cosine=_by_position(self.cosine / self.n_nonzero),
+            l0=_by_position(self.fired / self.n_seqs),
+            variance=_by_position(variance.clamp(min=0) / self.n_seqs),
         )
 
 
@@ -170,10 +171,6 @@ def frequency_histogram(firing: Tensor, n_tokens: int) -> FrequencyHistogram:
     )
 
 
-def finite(value: float) -> float | None:
-    """Return a figure for JSON, which knows no NaN."""
-    return value if math.isfinite(value) else None
-
-
-def _finite_list(values: Tensor) -> list[float | None]:
-    return [finite(value) for value in values.tolist()]
+def _by_position(values: Tensor) -> list[float | None]:
+    found: list[float | None] = finite(values.tolist())
+    return found
