@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from ..errors import AnalyzeError
 from ..whole import whole, write_json
 from .explanations import EXPLANATIONS, read_explanations
-from .schema import FACTS, PARTIAL, TABLES, VERSION
+from .schema import FACTS_FILE, PARTIAL_FILE, TABLES, VERSION
 
-FOLDER = "analysis"
+ANALYSIS_FOLDER = "analysis"
 NEEDED = ("run", "layer", "model", "store_uuid", "with_model", "n_tokens", "n_ctx")
 """Facts that are read of an analysis."""
 EXAMPLES_PER_GROUP = 8192
@@ -49,17 +49,17 @@ class Analysis:
             AnalyzeError: there is none, it is unfinished, or of another version.
         """
         where = Path(where)
-        itself = (where / FACTS).exists() or (where / PARTIAL).exists()
-        root = where if itself else where / FOLDER
-        if not (root / FACTS).exists():
+        itself = (where / FACTS_FILE).exists() or (where / PARTIAL_FILE).exists()
+        root = where if itself else where / ANALYSIS_FOLDER
+        if not (root / FACTS_FILE).exists():
             state = "is unfinished; the same command goes on" if root.is_dir() else "is not there"
             raise AnalyzeError(f"{root} {state}: lorsa analyze {where} --store STORE")
         try:
-            facts = json.loads((root / FACTS).read_text("utf-8"))
+            facts = json.loads((root / FACTS_FILE).read_text("utf-8"))
             version = facts["version"]
             _ = [facts[name] for name in NEEDED]
         except (ValueError, KeyError, TypeError, OSError):
-            raise AnalyzeError(f"{root / FACTS} cannot be read; analyze again") from None
+            raise AnalyzeError(f"{root / FACTS_FILE} cannot be read; analyze again") from None
         if version != VERSION:
             raise AnalyzeError(
                 f"{root} is of version {version}; this lorsa reads {VERSION}: analyze again"
@@ -154,7 +154,7 @@ def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        (root / FACTS).unlink(missing_ok=True)
+        (root / FACTS_FILE).unlink(missing_ok=True)
         for name, table in tables.items():
             with whole(root / f"{name}.parquet") as partial:
                 pq.write_table(
@@ -163,6 +163,6 @@ def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table
                     compression="zstd",
                     row_group_size=EXAMPLES_PER_GROUP,
                 )
-        write_json(root / FACTS, {"version": VERSION, **facts})
+        write_json(root / FACTS_FILE, {"version": VERSION, **facts})
     except OSError as error:
         raise AnalyzeError(f"{root} cannot be written ({error}); make room") from None

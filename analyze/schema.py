@@ -13,8 +13,8 @@ Where the language model is needed for a column and was not given, the column is
 import pyarrow as pa
 
 VERSION = 1
-FACTS = "analysis.json"
-PARTIAL = "partial.safetensors"
+FACTS_FILE = "analysis.json"
+PARTIAL_FILE = "partial.safetensors"
 """What is collected while the analysis is not finished."""
 
 STORE_SCORES = (
