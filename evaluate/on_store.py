@@ -1,12 +1,12 @@
-"""How well a Lorsa gives back stored outputs: over all tokens, by position, and head by head.
+"""Quality of a Lorsa on stored outputs: over all tokens, by position and by head.
 
     FVU    = sum ||y - y_hat||^2 / sum ||y - mean(y)||^2       one mean over all tokens
     NMSE   = mean over tokens of ||y - y_hat||^2 / ||y||^2     every token counts alike
     cosine = mean over tokens of <y, y_hat> / (||y|| ||y_hat||)
     L0     = mean over tokens of the number of heads that fire
 
-By position the sums and means run over the tokens of one position, with the same mean(y): the FVU
-of all tokens is the mean of the positions' weighted by `variance`. Tokens with y = 0 count in
+By position, the sums and means run over the tokens of one position, with the same mean(y). The FVU
+of all tokens is the mean of the positions', weighted by `variance`. Tokens with y = 0 count in
 neither NMSE nor cosine.
 
 Source of NMSE: Gao et al. 2024, arXiv:2406.04093, code (normalized_mean_squared_error).
@@ -45,7 +45,7 @@ class ByPosition:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrequencyHistogram:
-    """How often heads fire, in decades of the share of tokens that they fire on."""
+    """Numbers of heads by how often they fire, in decades of the share of tokens."""
 
     log10_from: list[int]
     """Lower edge of each decade, -1 for 0.1 up to all tokens, ascending."""
@@ -57,12 +57,16 @@ class FrequencyHistogram:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreQuality:
-    """What `measure` finds."""
+    """Measures over all tokens, NaN where undefined, from `measure`."""
 
     fvu: float
+    """Fraction of variance unexplained."""
     nmse: float
+    """Normalised mean squared error."""
     cosine: float
+    """Mean cosine of y and y_hat."""
     l0: float
+    """Heads that fire per token."""
     dead_fraction: float
     """Share of heads that fire on none of these tokens."""
     n_tokens: int
@@ -70,7 +74,7 @@ class StoreQuality:
     by_position: ByPosition
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the measures as JSON-able data, None for those that are undefined."""
+        """Return the measures as JSON-able data, None where undefined."""
         found: dict[str, Any] = finite(asdict(self))
         return found
 
@@ -119,7 +123,7 @@ def measure(
     lorsa: Lorsa,
     batches: Iterable[Activations],
     n_ctx: int,
-    tell: Callable[[int], None] = lambda n_tokens: None,
+    report: Callable[[int], None] = lambda n_tokens: None,
 ) -> StoreQuality:
     """Measure a Lorsa on batches of its layer's input and output.
 
@@ -127,7 +131,7 @@ def measure(
         lorsa: on the device of the batches.
         batches: x and y, each [batch, n_ctx, d_model].
         n_ctx: tokens of a sequence.
-        tell: is called with the number of tokens that are done.
+        report: called with the number of tokens that are done.
     """
     n_ov_heads = lorsa.config.n_ov_heads
     fvu = FVU()
@@ -139,7 +143,7 @@ def measure(
         fvu.update(y, y_hat)
         sums.update(y, y_hat, acts)
         firing += firing_counts(acts, ids, n_ov_heads).cpu()
-        tell(fvu.n_tokens)
+        report(fvu.n_tokens)
     n_nonzero = float(sums.n_nonzero.sum())
     return StoreQuality(
         fvu=fvu.value,
