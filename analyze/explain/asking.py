@@ -1,4 +1,4 @@
-"""What is asked about one head, and several heads at once."""
+"""Questions about one head, and about several heads at once."""
 
 import queue
 import threading
@@ -17,7 +17,7 @@ def answers(chat: Chat, prompts: Prompts, head: int, text: str | None) -> Iterat
     """Ask for a head's explanation and its score.
 
     Args:
-        chat: whom to ask.
+        chat: the model to ask.
         prompts: of the head's analysis.
         head: its number.
         text: its explanation, if it has one already.
@@ -59,7 +59,7 @@ def _ask(chat: Chat, prompt: str, read: Callable[[str], T]) -> T:
 
 
 class _Failure(NamedTuple):
-    """What went wrong in a thread."""
+    """Error that ended a thread."""
 
     error: BaseException
 
@@ -73,14 +73,14 @@ def in_threads(
 ) -> Iterator[U]:
     """Yield what work(item) yields of every item, as it comes from several threads.
 
-    An error ends all threads and is raised when they have ended; a StoppedError ends its own. What
-    is under way is waited for, unless the caller itself leaves.
+    An error ends all threads and is raised when they have ended. A StoppedError ends its thread.
+    Items under way are waited for, unless the caller itself leaves.
 
     Args:
         items: taken one by one.
         work: on one of them.
         n_threads: at most.
-        stopped: no more items are taken once it is set, which it is at the end.
+        stopped: no more items are taken once it is set. It is set at the end.
     """
     todo: queue.SimpleQueue[T] = queue.SimpleQueue()
     for item in items:
