@@ -1,4 +1,4 @@
-"""One pass over a store: how often each feature fires, how strongly, and which firings to show."""
+"""Pass over a store: how often and how strongly features fire, and which firings to show."""
 
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
@@ -43,7 +43,7 @@ class Firings:
         """Add sequences.
 
         Args:
-            code: what fires, acts and ids each [batch, seq, slots].
+            code: the features that fire, acts and ids, each [batch, seq, slots].
             first_place: tokens before these, counted through all sequences.
         """
         fires = (code.acts != 0).cpu()

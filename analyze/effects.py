@@ -1,4 +1,4 @@
-"""What heads do to the next token, and which tokens they read, by the language model's own maps."""
+"""Effects of features on the next token, and the tokens they read, by the model's own maps."""
 
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -10,21 +10,21 @@ from ..dictionaries.lorsa.module import Lorsa
 from ..language.norms import Language, in_chunks
 
 N_TOKENS = 10
-"""Tokens listed of a head."""
+"""Tokens that are listed of a feature."""
 
 Listed = tuple[Tensor, Tensor]
-"""Ids, int64, and values, both [n_ov_heads, n]; the most extreme first"""
+"""Ids, int64, and values, both [n_features, n]; the most extreme first."""
 
 
 class Effects(NamedTuple):
-    """What the language model says of each head."""
+    """Tokens that each feature affects most, and that it reads most."""
 
     promoted: Listed
-    """Tokens whose logits rise most when it fires with its mean activation"""
+    """Tokens whose logits rise most when it fires with its mean activation, in logits"""
     suppressed: Listed
-    """Those whose logits fall most"""
+    """Tokens whose logits fall most, in logits"""
     reads_embedding: Listed
-    """Tokens of whose embedding its value reads most, in units of v"""
+    """Tokens whose embedding its value reads most, in units of v"""
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def effects(lorsa: Lorsa, language: Language, mean_acts: Tensor, n_vocab: int) -
 
     Args:
         lorsa: on the model's device.
-        language: what is around its layer.
+        language: norms and embeddings around its layer.
         mean_acts: mean z of each head where it fires; NaN of those that never did, [n_ov_heads].
         n_vocab: tokens that the tokenizer knows; rows of the embedding beyond are padding.
     """
@@ -51,7 +51,7 @@ def effects(lorsa: Lorsa, language: Language, mean_acts: Tensor, n_vocab: int) -
     return Effects(*((torch.cat([i for i, _ in f]), torch.cat([v for _, v in f])) for f in lists))
 
 
-WORDS = (
+ORDINALS = (
     "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
     "January February March April May June July August September October November December",
     "one two three four five six seven eight nine ten eleven twelve",
@@ -59,20 +59,20 @@ WORDS = (
     "A B C D E F G H I J K L M N O P Q R S T U V W X Y Z",
     "0 1 2 3 4 5 6 7 8 9",
 )
-"""Words in an order that a language model knows; Gould et al. 2023 (arXiv:2312.09230) test such."""
+"""Words in an order that a language model knows. Source: Gould et al. 2023, arXiv:2312.09230."""
 
 
 def ordinal_tokens(tokenizer: Any) -> list[list[int]]:
-    """Return the classes of WORDS as token ids, all with a space before or all without.
+    """Return the classes of ORDINALS as token ids, all with a space before or all without.
 
-    A class is cut at the first word that is no single token, and left out below three.
+    A class ends before the first word that is no single token, and is left out below three words.
     """
     both = [
         [
             _single_tokens(tokenizer, [before + word for word in words.split()])
             for before in (" ", "")
         ]
-        for words in WORDS
+        for words in ORDINALS
     ]
     longest = [max(ways, key=len) for ways in both]
     return [ids for ids in longest if len(ids) >= 3]
@@ -99,10 +99,10 @@ def successor_scores(
 ) -> Tensor:
     """Return how far each head turns ordinal words into the next one.
 
-    Of what its value reads of the words of a class, the share read of words a where, of all words
-    of the class, it raises that after a most. A head that writes one direction can serve one word.
-    A word is read if its value, were all attention on it, would make the head fire as it does on
-    average: less is noise, of which some heads have 1.00 by chance.
+    The score is a share of what its value reads of the words of a class: that of the words a for
+    which it raises, of all words of the class, the one after a most. A head that writes one
+    direction can serve one word. A word is read if its value, were all attention on it, would make
+    the head fire as it does on average. Less is noise, by which some heads have 1.00 by chance.
 
     Args:
         classes: token ids in order.

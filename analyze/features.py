@@ -1,4 +1,4 @@
-"""`lorsa analyze`: from a run and its store to an analysis folder."""
+"""Analysis of a run: from a Lorsa and its store to a folder of tables."""
 
 import json
 import time
@@ -35,7 +35,9 @@ from .result import write_analysis
 from .schema import FACTS_FILE, PARTIAL_FILE, TYPES, VERSION
 
 DEFAULT_TOKENS = 1_000_000
+"""Stored tokens that are read at most, unless more are asked for."""
 SAVE_EVERY_S = 60.0
+"""Seconds between files of what is collected."""
 
 
 def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
 
     Args:
         config: the request.
-        report: is told, in words, what is being done, and how far it is.
+        report: called with a line of text, or with `Measured`.
 
     Returns:
         Facts that are in analysis.json, the number of heads of each type among them.

@@ -20,7 +20,7 @@ from .schema import FACTS_FILE
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other processes out while the block lasts.
+    """Create and lock the folder while the block lasts.
 
     Raises:
         AnalyzeError: it cannot be written, or another process analyses into it.
@@ -43,7 +43,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def earlier_facts(folder: Path) -> dict[str, Any]:
-    """Return the facts of the analysis in a folder; nothing of one that cannot be read."""
+    """Return the facts of the analysis in a folder; none if it cannot be read."""
     try:
         return Analysis.open(folder).facts
     except AnalyzeError:

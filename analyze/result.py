@@ -23,20 +23,21 @@ from .explanations import EXPLANATIONS, read_explanations
 from .schema import FACTS_FILE, PARTIAL_FILE, TABLES, VERSION
 
 ANALYSIS_FOLDER = "analysis"
+"""Folder of an analysis in its run."""
 NEEDED = ("run", "layer", "model", "store_uuid", "with_model", "n_tokens", "n_ctx")
-"""Facts that are read of an analysis."""
+"""Facts that every analysis must have."""
 EXAMPLES_PER_GROUP = 8192
 """Rows of examples.parquet that are read at once for a head."""
 
 
 class Analysis:
-    """What `lorsa analyze` found, open for reading."""
+    """Result of `lorsa analyze`, open for reading."""
 
     def __init__(self, root: Path, facts: dict[str, Any]) -> None:
-        """Use `open`."""
+        """Take a folder that was checked; use `open`."""
         self.root = root
         self.facts = facts
-        """analysis.json: version, run, layer, model, store, n_tokens, n_ctx, n_ov_heads, ..."""
+        """Content of analysis.json: version, run, layer, model, store, n_tokens, n_ctx, ..."""
 
     @classmethod
     def open(cls, where: str | Path) -> "Analysis":
@@ -71,7 +72,7 @@ class Analysis:
 
     @cached_property
     def heads(self) -> pa.Table:
-        """heads.parquet; row i is head i."""
+        """Table of heads.parquet; row i is head i."""
         return self._read("heads")
 
     def head(self, head: int) -> dict[str, Any]:
@@ -110,7 +111,7 @@ class Analysis:
         return any(self._texts.values())
 
     def explanations(self) -> dict[int, dict[str, Any]]:
-        """Return what a language model said of heads, by head; see `read_explanations`."""
+        """Return the explanations of heads, by head; see `read_explanations`."""
         return read_explanations(self.root / EXPLANATIONS)
 
     @property
@@ -145,7 +146,7 @@ def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table
     """Write an analysis; analysis.json last.
 
     Args:
-        root: its folder, made if need be.
+        root: its folder, created if it is not there.
         facts: for analysis.json; the version is added.
         tables: by the names of TABLES and in their schemas; examples sorted by head.
 

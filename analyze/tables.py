@@ -23,7 +23,7 @@ class Shown(NamedTuple):
     """Sequences that examples lie in."""
 
     seqs: NDArray[np.int64]
-    """Their numbers in the store, ascending, [n_seqs]"""
+    """Numbers of the sequences in the store, ascending, [n_seqs]"""
     tokens: NDArray[Any]
     """Token ids, [n_seqs, n_ctx]"""
     documents: NDArray[Any]
@@ -52,7 +52,7 @@ def heads_table(columns: dict[str, Any]) -> pa.Table:
 
 
 def firing_columns(found: Firings, quantile_acts: Tensor, n_tokens: int) -> dict[str, Any]:
-    """Return the columns of heads.parquet that say how features fire.
+    """Return the columns of heads.parquet that are of firings.
 
     Args:
         found: what was collected.
@@ -127,7 +127,7 @@ def sequences_table(shown: Shown) -> pa.Table:
 
 
 def tokens_table(tables: list[pa.Table], tokenizer: Any) -> pa.Table:
-    """Return the text of every token id that the tables name; null without a tokenizer."""
+    """Return a row per token id that the tables name, with its text; null without a tokenizer."""
     ids: set[int] = set()
     for table in tables:
         for name in ("promoted", "suppressed", "reads_embedding", "reads", "tokens"):

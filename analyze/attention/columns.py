@@ -32,7 +32,7 @@ class AttentionColumns:
     """Columns of a Lorsa's heads and of their examples."""
 
     def __init__(self, opened: Opened) -> None:
-        """Begin with no token."""
+        """Start with no token."""
         self._opened = opened
         self._attended = Attended.none(opened.lorsa.config.n_ov_heads)
 
@@ -62,7 +62,7 @@ class AttentionColumns:
             chosen: the firings that are shown.
             shown: their sequences.
             n_seqs: sequences of the pass.
-            report: is told, in words, what is being done, and how far it is.
+            report: called with a line of text, or with `Measured`.
         """
         c = self._opened.lorsa.config
         sources = self._sources(chosen, report)
@@ -90,7 +90,7 @@ class AttentionColumns:
             language: what is around the layer in it, if that is known.
             tokenizer: its tokenizer, if that is at hand.
             mean_acts: of each head where it fires on text, NaN where it does not, [n_ov_heads].
-            report: is told, in words, what is being done.
+            report: called with lines of text.
         """
         lorsa, store, site = (
             self._opened.lorsa,
@@ -144,7 +144,7 @@ class AttentionColumns:
 
 
 def _attended_columns(attended: Attended) -> dict[str, Any]:
-    """Return the columns of heads.parquet that say what heads read in the stored text."""
+    """Return the columns of heads.parquet that are of reading in the stored text."""
     shares, amount = attended.shares(), attended.amount
     return {
         "type": _labels(shares, attended.n_fired),
@@ -156,7 +156,7 @@ def _attended_columns(attended: Attended) -> dict[str, Any]:
 
 
 def _probe_columns(attended: Attended) -> dict[str, Any]:
-    """Return the columns of heads.parquet that say what heads read in probe sequences."""
+    """Return the columns of heads.parquet that are of reading in probe sequences."""
     shares, often = attended.shares(), attended.n_fired >= LEAST_FIRED
     columns: dict[str, Any] = {"probe_fired": attended.n_fired.long().numpy()}
     for name, share in zip(PROBE_SCORES, STORE_SCORES, strict=True):

@@ -2,14 +2,14 @@
 
     share = sum |P[t, s] v[s]| over sources s of the kind  /  the same over all sources
 
-both over the tokens t > 0 on which the head fires and which see a source of the kind, so a head is
-not blamed for what a text does not offer, or a window hides. With m[s] the token at s:
+Both sums run over the tokens t > 0 on which the head fires and which see a source of the kind: a
+head is not blamed for what a text does not offer, or a window hides. m[s] is the token at s:
 
     previous_token    s = t - 1
     same_token        s = t
     duplicate_token   s < t and m[s] = m[t]
     induction         0 < s <= t and m[s - 1] = m[t]
-    first_token       s = 0 < t - 1; at t = 1 it is the previous token, which says nothing of a sink
+    first_token       s = 0 < t - 1; at t = 1 it is the previous token, no sign of a sink
     local             t - 8 <= s < t
     long_range        s <= t - 64
 
@@ -31,16 +31,16 @@ from ...dictionaries.lorsa.module import Lorsa
 from ..schema import DISTANCES, STORE_SCORES
 
 LOCAL = 8
-"""Tokens before the firing one that are near."""
+"""Distance up to which tokens are near."""
 LONG = 64
-"""Tokens before it from which on they are far."""
+"""Distance from which on tokens are far."""
 LEAST_FIRED = 20
-"""Firings below which a share says little."""
+"""Firings below which a share means little."""
 LABEL_FROM = 0.5
-"""The share from which on a head is called by a type."""
+"""Share from which on a head is called by a type."""
 
 N_SINGLE = 5
-"""The first of STORE_SCORES, of which none holds another."""
+"""Number of STORE_SCORES, from the first, that do not hold another."""
 N_KINDS, N_BUCKETS = len(STORE_SCORES), len(DISTANCES)
 
 
@@ -173,8 +173,8 @@ class Attended:
 def label(shares: dict[str, float], *, silent: bool) -> str:
     """Return the type that a head is called by.
 
-    The largest of its shares that is at least half; local and long_range, which hold others, only
-    where none of those is.
+    It is the largest of its shares that is at least half. local and long_range, which hold others,
+    count only where none of those is.
     """
     if silent:
         return "silent"

@@ -2,9 +2,9 @@
 
     [BOS] a b c d ... a b c d ...
 
-In the second half the token before, the earlier copy and the one after that copy are single, known
-places, so a head's share of each is no accident (Olsson et al. 2022, In-context Learning and
-Induction Heads, use such text for their prefix-matching score).
+In the second half, the token before, the earlier copy and the token after that copy are single,
+known places, so a head's share of each is no accident. Source: Olsson et al. 2022, In-context
+Learning and Induction Heads, whose prefix-matching score uses such text.
 """
 
 from typing import Any

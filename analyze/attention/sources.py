@@ -41,7 +41,7 @@ def sources_of(
     batch_seqs: int,
     report: Callable[[int, int], None],
 ) -> Sources:
-    """Return where the chosen firings read from.
+    """Return the sources of the chosen firings.
 
     Args:
         lorsa: whose heads they are.
@@ -49,7 +49,7 @@ def sources_of(
         read: returns x of sequences, on the Lorsa's device, [n, n_ctx, d_model].
         n_ctx: tokens of a sequence.
         batch_seqs: sequences that are read at once.
-        report: is told how many sequences of how many are done.
+        report: called with the number of sequences that are done, and of all.
     """
     n_sources = min(N_SOURCES, n_ctx)
     seqs, which = (chosen.places // n_ctx).unique(return_inverse=True)
