@@ -63,30 +63,18 @@ class Firings:
         return self.sum_act / self.n_fired
 
     def tensors(self) -> Tensors:
-        """Return all of it by name."""
-        found = {"n_fired": self.n_fired, "sum_act": self.sum_act}
-        return found | named("top", self.top) | named("sample", self.sample)
-
-    @classmethod
-    def from_tensors(cls, tensors: Tensors) -> Self:
-        """Return what `tensors` gave; KeyError or TypeError if it gave something else."""
-        return cls(
-            tensors["n_fired"],
-            tensors["sum_act"],
-            Largest(**under("top", tensors)),
-            Largest(**under("sample", tensors)),
-        )
+        """Return the tensors themselves, by name: a copy into them restores a pass."""
+        parts = tensors_of(top=self.top, sample=self.sample)
+        return {"n_fired": self.n_fired, "sum_act": self.sum_act} | parts
 
 
-def named(name: str, part: Any) -> Tensors:
-    """Return the tensors of a dataclass, by names under a name."""
-    return {f"{name}.{field.name}": getattr(part, field.name) for field in fields(part)}
-
-
-def under(name: str, tensors: Tensors) -> Tensors:
-    """Return the tensors that `named` gave under a name, by their own names."""
-    prefix = f"{name}."
-    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+def tensors_of(**parts: Any) -> Tensors:
+    """Return the tensors of dataclasses, by the names of both."""
+    return {
+        f"{name}.{field.name}": getattr(part, field.name)
+        for name, part in parts.items()
+        for field in fields(part)
+    }
 
 
 class Chosen(NamedTuple):

@@ -176,19 +176,16 @@ def _collect(
     n_ctx = store.manifest.n_ctx
     partial = config.folder / PARTIAL_FILE
     found = Firings.none(lorsa.config.n_ov_heads, n_top=config.n_top, n_sample=N_SAMPLE)
-
-    def save(done: int) -> None:
-        save_partial(partial, found.tensors() | by_kind.tensors(), done, request)
-
-    tensors, done = load_partial(partial, request)
-    if tensors.keys() == (found.tensors() | by_kind.tensors()).keys():
-        found = Firings.from_tensors(tensors)
-        by_kind.restore(tensors)
+    tensors = found.tensors() | by_kind.tensors()
+    saved, done = load_partial(partial, request)
+    if saved.keys() == tensors.keys():
+        for name, tensor in tensors.items():
+            tensor.copy_(saved[name])
         report(f"going on after {done * n_ctx:,} tokens")
     else:
         done = 0
     step = max(1, READ_TOKENS // n_ctx)
-    began, before, saved = time.perf_counter(), done, time.perf_counter()
+    began, before, saved_at = time.perf_counter(), done, time.perf_counter()
     while done < n_seqs:
         batch = list(range(done, min(done + step, n_seqs)))
         x = store.inputs(opened.layer, batch).to(lorsa.W_V.device).float()
@@ -196,12 +193,12 @@ def _collect(
         done += len(batch)
         rate = (done - before) * n_ctx / (time.perf_counter() - began)
         report(Measured(done * n_ctx, n_seqs * n_ctx, "reading heads", rate))
-        if stop.asked or time.perf_counter() - saved > SAVE_EVERY_S:
-            save(done)
-            saved = time.perf_counter()
+        if stop.asked or time.perf_counter() - saved_at > SAVE_EVERY_S:
+            save_partial(partial, tensors, done, request)
+            saved_at = time.perf_counter()
         if stop.asked:
             raise KeyboardInterrupt
-    save(done)
+    save_partial(partial, tensors, done, request)
     return found
 
 

@@ -18,11 +18,11 @@ from ..dictionaries.where import local_folder
 from ..language.aliases import resolve
 from ..language.edit import Replacement
 from ..language.load import load_config
-from ..language.stored import stored_attention
+from ..language.stored import deriver
 from ..progress import Measured, Report
 from ..stop import stop_at_once
 from ..store.read.loader import held_out_batches
-from ..store.read.reader import ActivationStore, Derive
+from ..store.read.reader import ActivationStore
 from .config import EvalConfig
 from .in_model import Variant, batch_seqs, run_variants
 from .kept import keep_evaluation
@@ -181,21 +181,13 @@ def _on_the_store(
         batch_seqs=batch_seqs(n_ctx),
         n_tokens=config.tokens,
         device=device,
-        derive=_deriver(store, subject.layer, device),
+        derive=deriver(subject.layer, store, device),
     )
 
     def report_tokens(n_tokens: int) -> None:
         report(Measured(n_tokens, total, f"layer {subject.layer} on the store"))
 
     return measure(subject.lorsa, batches, n_ctx, report_tokens)
-
-
-def _deriver(store: ActivationStore, layer: int, device: str) -> Derive | None:
-    """Return what derives y from x; None where the store holds y."""
-    if store.manifest.outputs == "store":
-        return None
-    geometry = store.manifest.layers[layer]["geometry"]
-    return stored_attention(store.weights(layer), geometry, device)
 
 
 def _in_the_model(
@@ -243,7 +235,7 @@ def _in_the_model(
 
 def _stand_ins(subject: Opened, store: ActivationStore, device: str) -> dict[str, Replacement]:
     """Return replacements of a layer's output, by VARIANTS."""
-    seqs, derive = store.train_seqs[:MEAN_SEQS], _deriver(store, subject.layer, device)
+    seqs, derive = store.train_seqs[:MEAN_SEQS], deriver(subject.layer, store, device)
     total = torch.zeros(store.manifest.d_model, dtype=torch.float64, device=device)
     for seq in seqs.tolist():
         total += store.stored(subject.layer, [seq]).on(device, derive).y.double().sum(dim=(0, 1))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..dictionaries.checkpoint import weights_path
 from ..version import __version__
-from ..whole import write_json
+from ..whole import finite, write_json
 
 EVAL = "eval.json"
 EVAL_VERSION = 1
@@ -47,7 +47,7 @@ def keep_evaluation(folder: Path, measured: dict[str, Any]) -> None:
 def kept_evaluation(folder: Path) -> dict[str, Any] | None:
     """Return the content of eval.json; None if there is none, or it is of other weights."""
     try:
-        content = json.loads((folder / EVAL).read_text("utf-8"))
+        content = finite(json.loads((folder / EVAL).read_text("utf-8")))
         is_known = content["format"] == "lorsa-eval" and content["schema_version"] == EVAL_VERSION
         if is_known and content["weights_sha256"] == weights_sha256(folder):
             return dict(content)

@@ -109,13 +109,14 @@ class PositionSums:
         """Return the measures of every position."""
         mean = self.y.mean(dim=0) / max(self.n_seqs, 1)
         variance = self.square - 2 * self.y @ mean + self.n_seqs * mean.square().sum()
-        return ByPosition(
-            fvu=_by_position(torch.where(variance > 0, self.residual / variance, torch.nan)),
-            nmse=_by_position(self.nmse / self.n_nonzero),
-            cosine=_by_position(self.cosine / self.n_nonzero),
-            l0=_by_position(self.fired / self.n_seqs),
-            variance=_by_position(variance.clamp(min=0) / self.n_seqs),
-        )
+        found = {
+            "fvu": torch.where(variance > 0, self.residual / variance, torch.nan),
+            "nmse": self.nmse / self.n_nonzero,
+            "cosine": self.cosine / self.n_nonzero,
+            "l0": self.fired / self.n_seqs,
+            "variance": variance.clamp(min=0) / self.n_seqs,
+        }
+        return ByPosition(**finite({name: values.tolist() for name, values in found.items()}))
 
 
 @torch.no_grad()
@@ -173,8 +174,3 @@ def frequency_histogram(firing: Tensor, n_tokens: int) -> FrequencyHistogram:
     return FrequencyHistogram(
         log10_from=list(decades), n_heads=bins[1:].tolist(), n_silent=int(bins[0])
     )
-
-
-def _by_position(values: Tensor) -> list[float | None]:
-    found: list[float | None] = finite(values.tolist())
-    return found

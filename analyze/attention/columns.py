@@ -1,6 +1,5 @@
 """Columns that the tables of Lorsas have besides firings: sources, types, parents, probes."""
 
-import time
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,15 @@ from ...language.blocks import AttentionSite
 from ...language.capture import Capture
 from ...language.geometry import AttentionGeometry
 from ...language.norms import Language
-from ...progress import Measured, Report
-from ..collect import READ_TOKENS, Chosen, Tensors, named, under
+from ...progress import Report
+from ..collect import Chosen, Tensors, tensors_of
 from ..effects import ordinal_tokens, successor_scores
 from ..schema import PROBE_SCORES, STORE_SCORES
 from ..tables import Shown, lists, nullable, structs
 from .kinds import LEAST_FIRED, Attended, label
 from .parents import Parents, find_parents
 from .probes import probe, probe_tokens
-from .sources import Sources, source_columns, source_tokens, sources_of
+from .sources import find_sources, source_columns, source_tokens
 
 PARENT_TOKENS = 4096
 """Tokens on which attention patterns are compared."""
@@ -46,12 +45,8 @@ class AttentionColumns:
         return self._attended.add(self._opened.lorsa, x, tokens)
 
     def tensors(self) -> Tensors:
-        """Return what was added so far, by name."""
-        return named("reading", self._attended)
-
-    def restore(self, tensors: Tensors) -> None:
-        """Go on from what `tensors` gave; TypeError if it gave something else."""
-        self._attended = Attended(**under("reading", tensors))
+        """Return the tensors themselves, by name: a copy into them restores a pass."""
+        return tensors_of(reading=self._attended)
 
     def finish(
         self, chosen: Chosen, shown: Shown, n_seqs: int, report: Report
@@ -65,7 +60,7 @@ class AttentionColumns:
             report: called with a line of text, or with `Measured`.
         """
         c = self._opened.lorsa.config
-        sources = self._sources(chosen, report)
+        sources = find_sources(self._opened, chosen, report)
         heads: dict[str, Any] = {
             "qk_head": np.arange(c.n_ov_heads) // (c.n_ov_heads // c.n_qk_heads),
             "reads": source_tokens(chosen, sources, shown, c.n_ov_heads),
@@ -110,23 +105,6 @@ class AttentionColumns:
             scores = successor_scores(lorsa, language, classes, xs, mean_acts)
             columns["successor"] = nullable(scores)
         return columns
-
-    def _sources(self, chosen: Chosen, report: Report) -> Sources:
-        lorsa, store, layer = self._opened.lorsa, self._opened.store, self._opened.layer
-        n_ctx = store.manifest.n_ctx
-        began = time.perf_counter()
-
-        def read(seqs: list[int]) -> Tensor:
-            return store.inputs(layer, seqs).to(lorsa.W_V.device).float()
-
-        def report_read(done: int, n: int) -> None:
-            rate = done * n_ctx / (time.perf_counter() - began)
-            report(Measured(done * n_ctx, n * n_ctx, "sources of examples", rate))
-
-        batch_seqs = max(1, READ_TOKENS // n_ctx)
-        return sources_of(
-            lorsa, chosen, read, n_ctx=n_ctx, batch_seqs=batch_seqs, report=report_read
-        )
 
     def _parents(self, n_seqs: int, report: Report) -> Parents | None:
         """Return the parents of all heads; None of a layer whose weights are not known."""

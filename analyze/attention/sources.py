@@ -1,6 +1,6 @@
 """Sources of the firings that an analysis shows: where heads read, and which tokens."""
 
-from collections.abc import Callable
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...dictionaries.lorsa.contributions import contributions_at
-from ...dictionaries.lorsa.module import Lorsa
-from ..collect import Chosen
+from ...evaluate.opened import Opened
+from ...progress import Measured, Report
+from ..collect import READ_TOKENS, Chosen
 from ..tables import Shown
 
 N_SOURCES = 16
@@ -32,43 +33,35 @@ class Sources(NamedTuple):
     """Sums of the contributions of all sources, [n]"""
 
 
-def sources_of(
-    lorsa: Lorsa,
-    chosen: Chosen,
-    read: Callable[[list[int]], Tensor],
-    *,
-    n_ctx: int,
-    batch_seqs: int,
-    report: Callable[[int, int], None],
-) -> Sources:
-    """Return the sources of the chosen firings.
+def find_sources(opened: Opened, chosen: Chosen, report: Report) -> Sources:
+    """Return the sources of firings.
 
     Args:
-        lorsa: whose heads they are.
+        opened: the Lorsa and its store.
         chosen: the firings.
-        read: returns x of sequences, on the Lorsa's device, [n, n_ctx, d_model].
-        n_ctx: tokens of a sequence.
-        batch_seqs: sequences that are read at once.
-        report: called with the number of sequences that are done, and of all.
+        report: called with `Measured`.
     """
-    n_sources = min(N_SOURCES, n_ctx)
+    lorsa, store = opened.lorsa, opened.store
+    n_ctx, device = store.manifest.n_ctx, lorsa.W_V.device
     seqs, which = (chosen.places // n_ctx).unique(return_inverse=True)
     order = which.argsort(stable=True)
     bounds = torch.searchsorted(which[order], torch.arange(len(seqs) + 1))
-    positions = torch.zeros(len(which), n_sources, dtype=torch.int64)
-    parts = torch.zeros(len(which), n_sources)
-    total = torch.zeros(len(which))
-    device = lorsa.W_V.device
-    for start in range(0, len(seqs), batch_seqs):
-        stop = min(start + batch_seqs, len(seqs))
+    n = len(which)
+    positions = torch.zeros(n, min(N_SOURCES, n_ctx), dtype=torch.int64)
+    parts, total = torch.zeros(positions.shape), torch.zeros(n)
+    step = max(1, READ_TOKENS // n_ctx)
+    began = time.perf_counter()
+    for start in range(0, len(seqs), step):
+        stop = min(start + step, len(seqs))
         mine = order[bounds[start] : bounds[stop]]
-        x = read(seqs[start:stop].tolist())
+        x = store.inputs(opened.layer, seqs[start:stop].tolist()).to(device).float()
         where = (which[mine] - start, chosen.places[mine] % n_ctx, chosen.features[mine])
         all_parts = contributions_at(lorsa, x, *(each.to(device) for each in where)).float().cpu()
-        positions[mine] = all_parts.abs().topk(n_sources, dim=1).indices
+        positions[mine] = all_parts.abs().topk(positions.shape[1], dim=1).indices
         parts[mine] = all_parts.gather(1, positions[mine])
         total[mine] = all_parts.sum(dim=1)
-        report(stop, len(seqs))
+        rate = stop * n_ctx / (time.perf_counter() - began)
+        report(Measured(stop * n_ctx, len(seqs) * n_ctx, "sources of examples", rate))
     return Sources(positions, parts, total)
 
 

@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from .chat import Chat, ReplyError, StoppedError
 from .endpoint import one_line
@@ -58,12 +58,6 @@ def _ask(chat: Chat, prompt: str, read: Callable[[str], T]) -> T:
     raise ReplyError(reason)
 
 
-class _Failure(NamedTuple):
-    """Error that ended a thread."""
-
-    error: BaseException
-
-
 def in_threads(
     items: Iterable[T],
     work: Callable[[T], Iterator[U]],
@@ -85,7 +79,7 @@ def in_threads(
     todo: queue.SimpleQueue[T] = queue.SimpleQueue()
     for item in items:
         todo.put(item)
-    done: queue.SimpleQueue[U | _Failure | None] = queue.SimpleQueue()
+    done: queue.SimpleQueue[U | BaseException | None] = queue.SimpleQueue()
     n_alive = min(n_threads, todo.qsize())
     for _ in range(n_alive):
         threading.Thread(target=_run, args=(todo, work, done, stopped), daemon=True).start()
@@ -95,8 +89,8 @@ def in_threads(
             found = done.get()
             if found is None:
                 n_alive -= 1
-            elif isinstance(found, _Failure):
-                failure = failure or found.error
+            elif isinstance(found, BaseException):
+                failure = failure or found
             else:
                 yield found
     finally:
@@ -108,10 +102,10 @@ def in_threads(
 def _run(
     todo: "queue.SimpleQueue[T]",
     work: Callable[[T], Iterator[U]],
-    done: "queue.SimpleQueue[U | _Failure | None]",
+    done: "queue.SimpleQueue[U | BaseException | None]",
     stopped: threading.Event,
 ) -> None:
-    """Work until nothing is left to do; put None last."""
+    """Work until nothing is left to do; put an error if there is one, and None last."""
     try:
         while not stopped.is_set():
             try:
@@ -123,6 +117,6 @@ def _run(
     except StoppedError:
         pass
     except BaseException as error:
-        done.put(_Failure(error))
+        done.put(error)
         stopped.set()
     done.put(None)
