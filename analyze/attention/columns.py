@@ -9,19 +9,17 @@ from torch import Tensor
 from ...dictionaries.dictionary import Code
 from ...evaluate.opened import LanguageModel, Opened
 from ...language.attention import LayerWeights
-from ...language.blocks import AttentionSite
-from ...language.capture import Capture
 from ...language.geometry import AttentionGeometry
 from ...language.norms import Language
 from ...progress import Report
 from ..collect import Chosen, Tensors, tensors_of
-from ..effects import ordinal_tokens, successor_scores
 from ..schema import PROBE_SCORES, STORE_SCORES
 from ..tables import Shown, lists, nullable, structs
 from .kinds import LEAST_FIRED, Attended, label
 from .parents import Parents, find_parents
 from .probes import probe, probe_tokens
 from .sources import find_sources, source_columns, source_tokens
+from .successors import inputs_at, ordinal_tokens, successor_scores
 
 PARENT_TOKENS = 4096
 """Tokens on which attention patterns are compared."""
@@ -98,7 +96,7 @@ class AttentionColumns:
         columns = _probe_columns(probe(lorsa, subject.model, site, text))
         classes = [] if language is None or tokenizer is None else ordinal_tokens(tokenizer)
         if language is not None and classes:
-            xs = [_at_words(subject.model, site, ids, bos) for ids in classes]
+            xs = [inputs_at(subject.model, site, ids, bos) for ids in classes]
             scores = successor_scores(lorsa, language, classes, xs, mean_acts)
             columns["successor"] = nullable(scores)
         return columns
@@ -146,11 +144,3 @@ def _labels(shares: dict[str, Tensor], n_fired: Tensor) -> list[str]:
         label(dict(zip(STORE_SCORES, row, strict=True)), silent=n == 0)
         for *row, n in zip(*columns, n_fired.tolist(), strict=True)
     ]
-
-
-def _at_words(model: Any, site: AttentionSite, ids: list[int], bos: int | None) -> Tensor:
-    """Return the layer's input at each word, after BOS or another word, [n_words, d_model]."""
-    rows = [[ids[i - 1] if bos is None else bos, word] for i, word in enumerate(ids)]
-    with Capture(model, [site]) as capture:
-        x, _y = capture.run(torch.tensor(rows))[site.layer]
-    return x[:, 1].float()
