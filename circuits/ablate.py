@@ -134,7 +134,9 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
         HarvestError: the language model or the tokenizer that a prompt needs cannot be had.
     """
     subject = _load(config, report)
-    before, after, unchanged = _run(subject, config)
+    tokens = torch.tensor([subject.ids], device=subject.lorsa.W_O.device)
+    unchanged = _measure(subject, tokens)
+    before, after = _predictions(subject, config, tokens)
     spell = _speller(subject.tokenizer)
     prompt = _prompt_tokens(subject.ids, before, after, subject.heads, unchanged.z, spell)
     return Ablation(
@@ -177,15 +179,13 @@ def _load(config: AblateConfig, report: Callable[[str], None]) -> _Subject:
     return _Subject(lorsa.to(device), layer, heads, path.id, model, tokenizer, ids)
 
 
-def _run(subject: _Subject, config: AblateConfig) -> tuple[Tensor, Tensor, _Unchanged]:
-    """Return the logits before and after the change, [1, seq, n_vocab], and the Lorsa before it.
+def _predictions(subject: _Subject, config: AblateConfig, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits before and after the change, [1, seq, n_vocab].
 
     Raises:
         AnalyzeError: a prediction is no distribution.
     """
     lorsa, layer, model = subject.lorsa, subject.layer, subject.model
-    tokens = torch.tensor([subject.ids], device=lorsa.W_O.device)
-    unchanged = _measure(model, lorsa, layer, subject.heads, tokens)
     same: AbstractContextManager[None] = nullcontext()
     if config.error == "drop":
         same = intervene(model, lorsa, layer, {}, error="drop")
@@ -198,7 +198,7 @@ def _run(subject: _Subject, config: AblateConfig) -> tuple[Tensor, Tensor, _Unch
         raise AnalyzeError(
             f"{subject.model_id} predicts NaN or Inf for this prompt; check the model and the run"
         )
-    return before, after, unchanged
+    return before, after
 
 
 def _ids(config: AblateConfig, tokenizer: Any) -> list[int]:
@@ -224,12 +224,13 @@ def _require_readable(ids: list[int], model: Any) -> None:
 
 
 @torch.inference_mode()
-def _measure(model: Any, lorsa: Lorsa, layer: int, heads: list[int], tokens: Tensor) -> _Unchanged:
+def _measure(subject: _Subject, tokens: Tensor) -> _Unchanged:
     """Return what the unchanged Lorsa does on the prompt; AnalyzeError if that is not finite."""
+    lorsa, layer, model = subject.lorsa, subject.layer, subject.model
     with Capture(model, attention_sites(model, [layer])) as capture:
         x, y = capture.run(tokens)[layer]
     code = lorsa.encode(x.float())
-    wanted = torch.tensor(heads, device=x.device)
+    wanted = torch.tensor(subject.heads, device=x.device)
     z = activations_of(code, wanted, lorsa.config.n_ov_heads)[0]
     y, y_hat = y.double(), lorsa.decode(*code).double()
     nmse = ((y - y_hat).square().sum(dim=2) / y.square().sum(dim=2)).mean()
