@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..language.device import DEVICES
 from ..store.places import Place, place
-from .result import FOLDER
+from .result import ANALYSIS_FOLDER
 
 N_SAMPLE = 64
 """Firings of a head that its quantiles are estimated from."""
@@ -49,4 +49,4 @@ class AnalyzeConfig:
     @property
     def folder(self) -> Path:
         """Folder of the analysis."""
-        return self.run / FOLDER if self.out is None else self.out
+        return self.run / ANALYSIS_FOLDER if self.out is None else self.out

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import LorsaError, UsageError
+from ..whole import finite
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 ConfigFile = Annotated[
@@ -45,7 +46,10 @@ def chosen_layers(store: str, layers: str | None) -> list[int]:
 
 
 def perform(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> None:
-    """Do a command's work and print its result; a known failure is a line and an exit code."""
+    """Do a command's work and print its result; a known failure is a line and an exit code.
+
+    In JSON, numbers that are not finite are null.
+    """
     try:
         with _stdout_kept():
             result = work()
@@ -66,7 +70,7 @@ def perform(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> 
     if not IS_MAIN:
         return
     if as_json:
-        print(json.dumps(result, allow_nan=False))
+        print(json.dumps(finite(result), allow_nan=False))
     else:
         from ..display.show import show
 

@@ -1,5 +1,6 @@
 """Tables of changed heads."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,7 @@ def _prompt_table(result: dict[str, Any]) -> Table:
     for token in result["tokens"]:
         acts = ", ".join(f"{head}: {act:.3g}" for head, act in token["acts"].items())
         before, after = token["loss_before"], token["loss_after"]
-        change = "-" if before is None else f"{after - before:+.4f}"
+        change = "-" if before is None or math.isinf(before) else f"{after - before:+.4f}"
         cells = (_spelled(token), acts, _short(before), change, f"{token['kl']:.4f}")
         table.add_row(str(token["position"]), *cells, style="bold" if acts else None)
     return table

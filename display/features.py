@@ -13,7 +13,7 @@ from .bars import Bar, say
 from .words import fact_table, spell_time
 
 if TYPE_CHECKING:
-    from ..analyze.explain.explain import Estimate, Said
+    from ..analyze.explain.explain import HeadDone, Quote
     from ..progress import Measured
 
 
@@ -38,16 +38,16 @@ class ExplainDisplay(Bar):
     def __init__(self) -> None:
         super().__init__("explain")
 
-    def __call__(self, event: "str | Estimate | Said") -> None:
+    def __call__(self, event: "str | Quote | HeadDone") -> None:
         """Show an event."""
-        from ..analyze.explain.explain import Estimate, Said
+        from ..analyze.explain.explain import HeadDone, Quote
 
         match event:
             case str():
                 say(event)
-            case Estimate():
+            case Quote():
                 say(", ".join(estimate_rows(asdict(event)).values()))
-            case Said():
+            case HeadDone():
                 note = f"head {event.head}: {event.words}"
                 self.update(event.n_done, event.n_heads, escape(note[:60]))
 

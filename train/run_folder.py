@@ -7,7 +7,6 @@ checkpoints/                    while it is not
 """
 
 import json
-import math
 import os
 import shutil
 from dataclasses import fields
@@ -18,7 +17,7 @@ import torch
 
 from ..errors import TrainError
 from ..version import __version__
-from ..whole import lock_folder, write_json, write_whole
+from ..whole import finite, lock_folder, write_json, write_whole
 from .checkpoint import FOLDER, checkpoints
 from .config import TrainConfig
 
@@ -130,7 +129,7 @@ class RunFolder:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result into run.json and remove the checkpoints."""
-        self._write({**self._read(), "result": finite(result)})
+        self._write({**self._read(), "result": result})
         shutil.rmtree(self.root / FOLDER, ignore_errors=True)
 
     def _header(self, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
@@ -156,15 +155,6 @@ class RunFolder:
 
     def _write(self, content: dict[str, Any]) -> None:
         write_json(self.root / RUN, content)
-
-
-def finite(data: Any) -> Any:
-    """Return data that JSON knows: numbers that are not finite become null."""
-    if isinstance(data, dict):
-        return {name: finite(value) for name, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _step_of(line: str) -> float:

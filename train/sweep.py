@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import TrainError
-from ..whole import whole, write_json
+from ..whole import finite, whole, write_json
 from .config import TrainConfig
 from .report.curves import draw_pareto
-from .run_folder import finite
 from .team import Launch
 from .train import ReportRun, RunOutcome, train_many
 
@@ -177,7 +176,7 @@ def write_sweep(result: SweepResult) -> None:
     """
     out = Path(result.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "sweep.json", finite(asdict(result)))
+    write_json(out / "sweep.json", asdict(result))
     write_csv(result.rows, out / "sweep.csv")
     draw_pareto(result.rows, out / "pareto.png")
 

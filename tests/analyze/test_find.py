@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from lorsa.analyze.config import AnalyzeConfig
 from lorsa.analyze.features import analyze_run
-from lorsa.analyze.find import _telling, find_heads, in_words
+from lorsa.analyze.find import _shown, find_heads, in_words
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import HEADS
 from lorsa.cli import app
@@ -122,7 +122,7 @@ def test_evidence_is_from_where_a_head_can_choose() -> None:
         def examples(self, head: int) -> list[dict[str, int]]:
             return [{"position": at, "rank": rank} for rank, at in enumerate((0, 0, 5, 0, 7))]
 
-    found = _telling(Told(), 3)  # type: ignore[arg-type]
+    found = _shown(Told(), 3)  # type: ignore[arg-type]
     assert [example["rank"] for example in found] == [2, 4, 0]
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.analyze.effects import effects, ordinal_tokens, successor_scores
+from lorsa.analyze.attention.successors import ordinal_tokens, successor_scores
+from lorsa.analyze.effects import effects
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.language.blocks import attention_sites

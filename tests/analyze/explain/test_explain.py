@@ -15,7 +15,7 @@ import pytest
 from chat_stub import Answer, Stub, obliging, says
 from lorsa import cli
 from lorsa.analyze.explain.config import ExplainConfig
-from lorsa.analyze.explain.explain import Said, estimate, explain
+from lorsa.analyze.explain.explain import HeadDone, estimate, explain
 from lorsa.analyze.explain.prompts import REMINDER, Prompts
 from lorsa.analyze.explanations import Record, read_explanations
 from lorsa.analyze.result import Analysis
@@ -100,7 +100,7 @@ def test_heads_are_explained_and_scored(run: Path, settings: Settings, stub: Stu
         "n_scored": 8,
         "scorer": "m",
     }
-    done = [event for event in told if isinstance(event, Said)]
+    done = [event for event in told if isinstance(event, HeadDone)]
     assert [event.n_done for event in done] == [1, 2, 3]
     again, _ = _go(settings)
     assert (again.requests, again.n_before, again.mean_score) == (0, 3, result.mean_score)
