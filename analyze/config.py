@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..language.device import DEVICES
+from ..language.choices import DEVICES
 from ..store.places import Place, place
-from .result import FOLDER
+
+FOLDER = "analysis"
+"""Folder of an analysis, in that of its run."""
 
 N_SAMPLE = 64
 """Firings of a head that its quantiles are estimated from."""

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 
 from ..errors import AnalyzeError
 from ..whole import whole, write_json
+from .config import FOLDER
 from .explanations import EXPLANATIONS, read_explanations
 from .schema import FACTS, PARTIAL, TABLES, VERSION
 
-FOLDER = "analysis"
 NEEDED = ("run", "layer", "model", "store_uuid", "with_model", "n_tokens", "n_ctx")
 """Facts that are read of an analysis."""
 EXAMPLES_PER_GROUP = 8192

@@ -13,9 +13,10 @@ from ..language.norms import in_chunks
 from ..language.spelling import token_text
 from .attention.kinds import LEAST_FIRED, Reading, label
 from .attention.parents import Parents
+from .choices import PROBE_SCORES, STORE_SCORES
 from .collect import Chosen, Collected
 from .effects import Effects, Listed
-from .schema import EXAMPLES, HEADS, PROBE_SCORES, QUANTILES, SEQUENCES, STORE_SCORES, TOKENS
+from .schema import EXAMPLES, HEADS, QUANTILES, SEQUENCES, TOKENS
 
 Array = npt.NDArray[Any]
 N_NEIGHBOURS = 8

@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..language.device import DEVICES
+from ..language.choices import DEVICES
 from ..language.spelling import numbers
-from .intervene import ERRORS
+
+ERRORS = ("keep", "drop")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,8 +20,8 @@ from ..dictionaries.lorsa.module import Lorsa
 from ..errors import AnalyzeError
 from ..language.blocks import attention_sites
 from ..language.edit import edited
+from .config import ERRORS
 
-ERRORS = ("keep", "drop")
 HOWS = ("scale", "set")
 
 

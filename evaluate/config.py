@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..language.device import DEVICES
+from ..language.choices import DEVICES
 from ..store.places import Place, place
 
 

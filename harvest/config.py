@@ -7,14 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..language.aliases import canonical
-from ..language.device import DEVICES
-from ..language.load import MODEL_DTYPES
-from ..language.tokenizer import BOS_RULES
-from ..store.encoding import ACTIVATION_DTYPES, COMPRESSIONS
-from ..store.manifest import OUTPUTS
+from ..language.choices import BOS_RULES, DEVICES, MODEL_DTYPES
+from ..store.choices import ACTIVATION_DTYPES, COMPRESSIONS, OUTPUTS
 from ..store.places import Place, place
-from .corpus.corpus import DEFAULT_DATA, STDLIB, config_of, is_hub_id
-from .corpus.packing import PACKINGS
+from .corpus.choices import DEFAULT_DATA, PACKINGS, STDLIB, config_of, is_hub_id
 
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _UNITS |= {f"{unit}i": 1024**i for i, unit in enumerate("kmgt", start=1)}

@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..dictionaries.activation import ACTIVATIONS
-from ..kernels.dispatch import BACKENDS, SELECTIONS
-from ..language.device import DEVICES
+from ..dictionaries.choices import ACTIVATIONS
+from ..kernels.choices import BACKENDS, SELECTIONS
+from ..language.choices import DEVICES
 from ..store.places import Place, place
-from .mask import parse_rule
+from .mask_rule import parse_rule
 
 INITS = ("layer", "layer-weighted", "random")
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")

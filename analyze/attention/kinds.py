@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from ...dictionaries.lorsa.contributions import Block
-from ..schema import DISTANCES, STORE_SCORES
+from ..choices import STORE_SCORES
+from ..schema import DISTANCES
 
 LOCAL = 8
 """Tokens before the firing one that are near."""

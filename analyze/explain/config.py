@@ -4,17 +4,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
 from ...language.spelling import numbers
-from ..schema import HEADS
+from ..choices import SORTABLE
 from .endpoint import endpoint_url
-
-SORTABLE = tuple(
-    field.name
-    for field in HEADS
-    if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

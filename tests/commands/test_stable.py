@@ -14,7 +14,14 @@ from lorsa import cli
 
 FILE = Path(__file__).with_name("options.json")
 GROUP: Any = typer.main.get_command(cli.app)
-WORDS = {"text": "str", "integer": "int", "integer range": "int", "path": "Path", "boolean": "bool"}
+WORDS = {
+    "text": "str",
+    "float": "float",
+    "integer": "int",
+    "integer range": "int",
+    "path": "Path",
+    "boolean": "bool",
+}
 
 
 def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
