@@ -34,3 +34,18 @@ def test_configs_load_nothing_heavy(name: str) -> None:
     modules = _modules_after(f"import lorsa.{name}")
     assert f"lorsa.{name}" in modules
     assert not HEAVY & modules
+
+
+@pytest.mark.parametrize("command", ["", "train", "harvest", "push", "store info"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    """A second and more would pass before anything is shown."""
+    words = ["lorsa", *command.split(), "--help"]
+    modules = _modules_after(f"sys.argv = {words}\nfrom lorsa.cli import main\nmain()")
+    assert "lorsa.cli" in modules
+    assert not HEAVY & modules
+
+
+def test_help_of_all_reads_no_config() -> None:
+    """Options are made when their command runs or shows its help, and no earlier."""
+    modules = _modules_after("sys.argv = ['lorsa', '--help']\nfrom lorsa.cli import main\nmain()")
+    assert not {f"lorsa.{name}" for name in CONFIGS} & modules
