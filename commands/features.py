@@ -94,7 +94,7 @@ def _layers(runs: list[Path] | None, store: str, layers: str) -> list[int]:
     from ..analyze.result import Analysis
 
     have = [Analysis.open(run).facts["layer"] for run in runs]
-    return chosen_layers(layers, have, where="these runs")
+    return chosen_layers(layers, have, where="the runs")
 
 
 def explain(
