@@ -21,8 +21,9 @@ SWEPT = (
     "train_tokens", "batch_tokens", "lr", "seed", "precision", "device",
 )  # fmt: skip
 """Settings that are options of both; the others are for --config and --set."""
-TRAINED = (*SWEPT, "store", "minutes", "micro_batch_tokens", "shard", "exact", "loss_mask")
-TRAINED += ("tracker",)
+TRAINED = (
+    "store", *SWEPT, "minutes", "micro_batch_tokens", "shard", "exact", "loss_mask", "tracker",
+)  # fmt: skip
 CONFIG = "train.config.TrainConfig"
 
 Layers = Annotated[

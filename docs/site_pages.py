@@ -13,7 +13,6 @@ In the navigation of mkdocs.yml a name with a slash at its end, as results/, sta
 of that folder.
 """
 
-import ast
 import json
 import os
 import posixpath
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from lorsa import cli
+from lorsa import PUBLIC, cli
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files, InclusionLevel
@@ -50,7 +49,7 @@ SOURCES = {
 ALONE = """      show_root_heading: true
       show_root_toc_entry: true
       show_root_full_path: false"""
-"""What mkdocstrings is told of an object that stands by itself on a page."""
+"""What mkdocstrings is given for an object that stands by itself on a page."""
 
 
 @event_priority(100)  # before mkdocstrings looks for the package
@@ -168,40 +167,30 @@ def _filled(nav: Any, pages: list[str]) -> Any:
 def _generated(root: Path) -> dict[str, str]:
     """Return the pages that the code writes: page of the site -> its text."""
     pages = {"cli.md": _command_line()}
-    for room in _rooms(root):
-        if _public(root / room / "__init__.py"):  # commands have a page of their own
-            pages[f"reference/{room}.md"] = _reference(root, room)
+    for room, names in _public().items():
+        pages[f"reference/{room}.md"] = _reference(room, names)
     return pages
 
 
-def _reference(root: Path, room: str) -> str:
-    """Return the page of a package: its public names.
+def _public() -> dict[str, list[str]]:
+    """Return the public names by the package that they are of: module.name within lorsa."""
+    found: dict[str, list[str]] = {}
+    for place in PUBLIC.values():
+        found.setdefault(place.split(".")[0], []).append(place)
+    return found
 
-    A function that is called as its module, ablate in analyze/ablate.py, hides the module when the
-    package is imported, and is hidden by it where griffe reads the sources: it is asked for apart.
-    """
-    names = _public(root / room / "__init__.py")
-    hidden = [name for name in names if (root / room / f"{name}.py").exists()]
-    members = [name for name in names if name not in hidden]
-    parts = [f"# lorsa.{room}", f"::: lorsa.{room}\n    options:\n      members: {members}"]
-    for name in hidden:
-        parts.append(f"::: lorsa.{room}.{name}.{name}\n    options:\n{ALONE}")
-    return "\n\n".join(parts) + "\n"
+
+def _reference(room: str, names: list[str]) -> str:
+    """Return the page of a package: its public names."""
+    parts = [f"::: lorsa.{name}\n    options:\n{ALONE}" for name in names]
+    return "\n\n".join([f"# lorsa.{room}", *parts]) + "\n"
 
 
 def _rooms(root: Path) -> list[str]:
-    """Return the packages within the package, in the order of pyproject.toml."""
+    """Return the folders of the package, in the order of pyproject.toml."""
     facts = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
-    packages = facts["tool"]["setuptools"]["packages"]
-    return [name.removeprefix("lorsa.") for name in packages if name != "lorsa"]
-
-
-def _public(init: Path) -> list[str]:
-    """Return the names that a package's __init__.py exports."""
-    for node in ast.parse(init.read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return list(ast.literal_eval(node.value))
-    return []
+    packages = [name.split(".") for name in facts["tool"]["setuptools"]["packages"]]
+    return [name[1] for name in packages if len(name) == 2]
 
 
 def _link_package(root: Path) -> None:

@@ -564,12 +564,12 @@ def test_debug_shows_the_trace(lorsa: Lorsa, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_bug_keeps_its_trace(lorsa: Lorsa, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lorsa import store
+    from lorsa.store.care import info
 
     def broken(_root: Path) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(store, "store_info", broken)
+    monkeypatch.setattr(info, "store_info", broken)
     assert isinstance(lorsa("store", "info", "x").exception, ZeroDivisionError)
 
 
