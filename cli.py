@@ -20,7 +20,7 @@ from .commands.options import add_command
 from .version import __version__
 
 _ParserError: Any = typer.BadParameter.__base__
-"""Of the option parser: its UsageError, wherever this version of typer keeps it."""
+"""The option parser's UsageError, wherever this version of typer keeps it."""
 
 app = typer.Typer(
     name="lorsa",

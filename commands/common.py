@@ -21,7 +21,7 @@ ConfigFile = Annotated[
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")]
 
 IS_MAIN = os.environ.get("RANK", "0") == "0"
-"""Of several processes of one run, one prints."""
+"""Whether this process is the one of a run's that prints."""
 STDOUT, STDERR = 1, 2
 GOES_ON = ("harvest", "train", "sweep", "analyze", "explain", "demo", "rm", "merge")
 

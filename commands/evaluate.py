@@ -23,12 +23,12 @@ def evaluate(
     """
 
     def work() -> dict[str, Any]:
-        from ..display.features import AnalyzeDisplay
+        from ..display.bars import MeasureBar
         from ..evaluate.config import EvalConfig
         from ..evaluate.evaluate import evaluate_runs
 
         configs = [make_config(EvalConfig, {**given, "run": folder}) for folder in run]
-        with AnalyzeDisplay("eval") as display:
+        with MeasureBar("eval") as display:
             found = evaluate_runs(configs, report=display)
         return found.runs[0].to_dict() if len(run) == 1 else found.to_dict()
 

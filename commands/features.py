@@ -32,9 +32,9 @@ def analyze(
     def work() -> dict[str, Any]:
         from ..analyze.config import AnalyzeConfig
         from ..analyze.features import analyze_run
-        from ..display.features import AnalyzeDisplay
+        from ..display.bars import MeasureBar
 
-        with AnalyzeDisplay("analyze") as display:
+        with MeasureBar("analyze") as display:
             return analyze_run(make_config(AnalyzeConfig, given), report=display)
 
     perform("analyze", work, as_json)
@@ -119,7 +119,7 @@ def explain(
         from ..analyze.explain.config import ExplainConfig
         from ..analyze.explain.explain import estimate
         from ..analyze.explain.explain import explain as ask
-        from ..display.features import ExplainDisplay
+        from ..display.explain import ExplainDisplay
 
         settings = make_config(ExplainConfig, given)
         if dry_run or not yes:
@@ -155,7 +155,7 @@ def view(
     def work() -> dict[str, Any]:
         import webbrowser
 
-        from ..display.features import PageDisplay
+        from ..display.view import PageDisplay
         from ..view.build import build_page
         from ..view.serve import PORT, PageServer
 

@@ -37,7 +37,7 @@ class FromConfig:
     """Which options of a command are fields of a config."""
 
     config: str
-    """Where the config is: module.Class within the package."""
+    """Config as module.Class within the package."""
     only: tuple[str, ...] = ()
     """Fields that are options, the others being for TOML files; none named takes all."""
     arguments: tuple[str, ...] = ()

@@ -77,8 +77,8 @@ def train(
 
 def _train(configs: Sequence["TrainConfig"], *, apart: bool) -> "list[RunOutcome]":
     """Train runs and show how far they are; raise the failure of one that is alone."""
+    from ..display.sweep import SweepDisplay
     from ..display.train import TrainDisplay
-    from ..display.watch import SweepDisplay
     from ..train.train import check, train_many
 
     for config in configs:  # what is wrong with the last is said before the first
@@ -125,7 +125,7 @@ def sweep(
     """
 
     def work() -> dict[str, Any]:
-        from ..display.watch import SweepDisplay
+        from ..display.sweep import SweepDisplay
         from ..train.config import TrainConfig
         from ..train.sweep import points, write_sweep
         from ..train.sweep import sweep as run

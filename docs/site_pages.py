@@ -167,16 +167,18 @@ def _filled(nav: Any, pages: list[str]) -> Any:
 def _generated(root: Path) -> dict[str, str]:
     """Return the pages that the code writes: page of the site -> its text."""
     pages = {"cli.md": _command_line()}
-    for room, names in _public().items():
+    for room, names in _public(root).items():
         pages[f"reference/{room}.md"] = _reference(room, names)
     return pages
 
 
-def _public() -> dict[str, list[str]]:
-    """Return the public names by the package that they are of: module.name within lorsa."""
+def _public(root: Path) -> dict[str, list[str]]:
+    """Return the public names by the package or module that they are of, of those in a folder."""
     found: dict[str, list[str]] = {}
     for place in PUBLIC.values():
-        found.setdefault(place.split(".")[0], []).append(place)
+        room = place.split(".")[0]
+        if (root / room).is_dir() or (root / f"{room}.py").is_file():
+            found.setdefault(room, []).append(place)
     return found
 
 

@@ -12,7 +12,7 @@ from lorsa.analyze.find import _telling, find_heads, in_words
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import HEADS
 from lorsa.cli import app
-from lorsa.display.features import _score_in_words
+from lorsa.display.find import _score_in_words
 from lorsa.errors import AnalyzeError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.train import train
