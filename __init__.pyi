@@ -46,6 +46,8 @@ from .view.build import build_page
 from .view.serve import PageServer
 from .version import __version__
 
+PUBLIC: dict[str, str]
+
 __all__ = [
     "__version__",
     "AblateConfig",
