@@ -47,6 +47,7 @@ from .view.serve import PageServer
 from .version import __version__
 
 PUBLIC: dict[str, str]
+
 __all__ = [
     "__version__",
     "AblateConfig",

@@ -1,14 +1,10 @@
 """The Hugging Face Hub: names of repositories, and its failures in one line."""
 
 import re
+from typing import TYPE_CHECKING
 
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """Pattern of a repository: owner/name."""
@@ -25,6 +21,14 @@ def hub_problem(repo: str, error: BaseException, revision: str | None = None) ->
         error: error that huggingface_hub raised.
         revision: revision that was asked for.
     """
+    from huggingface_hub.errors import (  # here, so that a config with a name imports none
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
     errors = errors_behind(error)
     kinds = tuple(type(each) for each in errors)
 
@@ -47,7 +51,7 @@ def hub_problem(repo: str, error: BaseException, revision: str | None = None) ->
     return f"{repo}: {_one_line(error)}"
 
 
-def _answer(repo: str, error: HfHubHTTPError) -> str:
+def _answer(repo: str, error: "HfHubHTTPError") -> str:
     """Return one line that says what an answer of the Hub means, and what to do."""
     status = error.response.status_code
     if status == 401:

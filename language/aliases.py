@@ -4,14 +4,6 @@ import difflib
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-)
-
 from ..errors import HarvestError
 
 # An alias and a Hub id with {} for the size, and the sizes as the Hub writes them.
@@ -150,6 +142,14 @@ def _pin(hub_id: str) -> ModelPath:
 
     Asked once, so that no network shows at once instead of after transformers' many retries.
     """
+    from huggingface_hub import HfApi  # here, so that a config with an alias imports none
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
+
     try:
         return ModelPath(hub_id, revision=HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S).sha)
     except GatedRepoError:  # a kind of the next

@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from ..errors import HarvestError
 from ..store.care.info import format_bytes
 from .aliases import ModelPath, gated, resolve
-from .device import DEVICES, choose_device
+from .choices import DEVICES, MODEL_DTYPES
+from .device import choose_device
 
-MODEL_DTYPES = ("auto", "float32", "bfloat16", "float16")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 WEIGHT_FILES = tuple(
     name + index

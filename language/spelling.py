@@ -8,6 +8,10 @@ _SPACE = "\u2581"
 """What stands for a space in a SentencePiece vocabulary."""
 
 
+MOST_NUMBERS = 1_000_000
+"""Numbers that one setting may name; more are a slip, and would fill the memory."""
+
+
 def token_text(tokenizer: Any, token: int) -> str:
     """Return a token as text; of one that is a part of a character, its bytes as <0xE2>.
 
@@ -52,14 +56,16 @@ def numbers(name: str, text: str) -> list[int]:
     """Return the numbers in a text such as 17,301 or 0-7, in its order.
 
     Args:
-        name: of the setting, for messages.
+        name: the setting's name, for messages.
         text: numbers and ranges, joined by commas.
 
     Raises:
-        ValueError: it is anything else, or nothing.
+        ValueError: it is anything else, nothing, or more than MOST_NUMBERS numbers.
     """
-    parts = [re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip()) for part in text.split(",")]
+    parts = [re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part.strip()) for part in text.split(",")]
     ranges = [range(int(m[1]), int(m[2] or m[1]) + 1) for m in parts if m is not None]
     if None in parts or not all(ranges):
         raise ValueError(f"{name} is {text!r}; allowed: numbers such as 17,301 or 0-7")
+    if (n := sum(map(len, ranges))) > MOST_NUMBERS:
+        raise ValueError(f"{name} is {text!r}, {n:,} numbers; allowed: at most {MOST_NUMBERS:,}")
     return list(chain.from_iterable(ranges))

@@ -5,8 +5,6 @@ from typing import Any
 
 from ..errors import HarvestError
 
-BOS_RULES = ("auto", "always", "never")
-
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
     """Return what the store's manifest says of a tokenizer; None is for every fact of none."""

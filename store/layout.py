@@ -31,7 +31,8 @@ from zarr.storage import MemoryStore
 
 from ..errors import StoreError
 from .bucket import BucketPath
-from .encoding import COMPRESSION_LEVELS, DTYPES, blosc, from_disk, to_disk
+from .choices import COMPRESSION_LEVELS
+from .encoding import DTYPES, blosc, from_disk, to_disk
 from .manifest import Manifest
 from .places import Place, zarr_store
 

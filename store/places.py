@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import whole
 from ..errors import StoreError
 from .bucket import BucketPath
@@ -127,6 +125,8 @@ def read_blocks(path: Place) -> Iterator[Any]:
     if isinstance(path, BucketPath):
         yield from path.read_blocks()
         return
+    import numpy as np  # here, so that a config with a place imports none
+
     block = np.empty(BLOCK_BYTES, dtype=np.uint8)
     with path.open("rb", buffering=0) as file:
         while n_read := file.readinto(block.data):

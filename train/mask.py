@@ -1,20 +1,12 @@
 """Which tokens count in the loss and the metrics.
 
-    rule = "none", or any of these, joined by commas; a token that one of them names does not count
-        bos        it is the tokenizer's BOS, wherever it stands
-        special    it is any of the tokenizer's special tokens
-        first      it stands at position 0 of a sequence
-        norm>Nx    its ||x|| or ||y|| is above N times the median of the layer's training tokens
-
 Tokens that do not count stay in their sequences, where others attend to them: attention is that of
 the language model. The rule reads what every store has of every token, its id and its norms, so
 it is chosen anew for every run.
 """
 
-import re
 from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,56 +15,14 @@ from torch import Tensor
 
 from ..errors import TrainError
 from ..store.read.reader import ActivationStore
+from .mask_rule import Rule, parse_rule
 
-WORDS = ("bos", "special", "first")
-NORM = re.compile(r"norm>(\d+(?:\.\d+)?)x")
 MEDIAN_TOKENS = 1 << 20
 """Training tokens that the median of the norms is taken over, at most."""
 
 Bools = npt.NDArray[np.bool_]
 Bits = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]
-
-
-class Rule(NamedTuple):
-    """A loss mask as it was asked for."""
-
-    words: frozenset[str] = frozenset()
-    """Of WORDS"""
-    norm: float | None = None
-    """Tokens above so many medians do not count"""
-
-    @property
-    def masks(self) -> bool:
-        """Whether there is anything that does not count."""
-        return bool(self.words) or self.norm is not None
-
-
-def parse_rule(text: str) -> Rule:
-    """Return what a loss mask asks for.
-
-    Raises:
-        ValueError: a word is unknown, or a norm is not above 1.
-    """
-    words, norm = set(), None
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        if found := NORM.fullmatch(part):
-            norm = float(found[1])
-            if norm <= 1:
-                raise ValueError(f"loss_mask has {part!r}; allowed: norm above 1x the median")
-        elif part in WORDS:
-            words.add(part)
-        elif part != "none" or len(parts) > 1:
-            raise ValueError(f"loss_mask has {part!r}; {_near(part)}")
-    return Rule(frozenset(words), norm)
-
-
-def _near(part: str) -> str:
-    known = ("none", *WORDS, "norm>10x")
-    near = get_close_matches(part, known, n=1)
-    hint = f"did you mean {near[0]}? " if near and part != "none" else ""
-    return f"{hint}allowed: none, or {', '.join(known[1:])} joined by commas"
 
 
 class TokenMask:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from lorsa.analyze.choices import STORE_SCORES
 from lorsa.analyze.config import AnalyzeConfig
 from lorsa.analyze.features import analyze_run
 from lorsa.analyze.result import Analysis
-from lorsa.analyze.schema import DISTANCES, STORE_SCORES
+from lorsa.analyze.schema import DISTANCES
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import AnalyzeError, HarvestError
 from lorsa.progress import Measured

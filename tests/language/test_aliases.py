@@ -60,13 +60,12 @@ def test_no_network_is_one_line() -> None:
 
 def test_a_model_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub's answers, without the Hub."""
-    from lorsa.language import aliases
 
     class Hub:
         def model_info(self, *_: Any, **__: Any) -> Any:
             raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
 
-    monkeypatch.setattr(aliases, "HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     with pytest.raises(HarvestError, match="some/thing is not on the Hub, or is private"):
         resolve("some/thing")
 
@@ -80,7 +79,6 @@ def test_a_gated_model_is_one_line_wherever_the_hub_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At the first question, where it was taken for a model that is not there, or at the files."""
-    from lorsa.language import aliases
     from lorsa.language import load as models
 
     class Hub:
@@ -92,7 +90,7 @@ def test_a_gated_model_is_one_line_wherever_the_hub_says_so(
 
     message = "^model some/thing is gated; accept its terms on the Hub and run: hf auth login$"
     with monkeypatch.context() as patch:
-        patch.setattr(aliases, "HfApi", Hub)
+        patch.setattr("huggingface_hub.HfApi", Hub)
         with pytest.raises(HarvestError, match=message):
             resolve("some/thing")
     monkeypatch.setattr(models.AutoConfig, "from_pretrained", files)
@@ -101,13 +99,12 @@ def test_a_gated_model_is_one_line_wherever_the_hub_says_so(
 
 
 def test_a_pinned_model_keeps_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lorsa.language import aliases
 
     class Hub:
         def model_info(self, *_: Any, **__: Any) -> Any:
             return type("Info", (), {"sha": "abc"})()
 
-    monkeypatch.setattr(aliases, "HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     path = resolve("some/thing")
     assert (path.revision, path.offline) == ("abc", False)
 
