@@ -15,7 +15,7 @@ from ..evaluate.opened import (
     LanguageModel,
     Opened,
     device_for,
-    load_language_model,
+    load_store_model,
     load_store_tokenizer,
     open_run,
 )
@@ -85,7 +85,7 @@ def _made(
     """Collect what there is to know and return it as tables."""
     subject = None
     if config.model is not None:
-        subject = load_language_model(
+        subject = load_store_model(
             opened.store, config.model, [opened.layer], opened.lorsa.W_V.device.type, report
         )
     with stop_when_whole(tell=lambda: report("stopping")) as stop:

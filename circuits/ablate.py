@@ -18,11 +18,10 @@ from ..dictionaries.lorsa.module import Lorsa
 from ..errors import AnalyzeError
 from ..evaluate.in_model import logits_of, token_figures
 from ..evaluate.opened import device_for, layer_of
-from ..language.aliases import resolve
 from ..language.blocks import attention_sites
 from ..language.capture import Capture
-from ..language.load import load_config, load_model, load_tokenizer
 from ..language.spelling import numbers, token_text
+from ..language.subject import Subject
 from ..language.tokenizer import starts_with_bos
 from .config import AblateConfig
 from .intervene import activations_of, intervene, require_heads
@@ -93,7 +92,7 @@ class Ablation:
         return asdict(self)
 
 
-class _Subject(NamedTuple):
+class _Prompted(NamedTuple):
     """What is run."""
 
     lorsa: Lorsa
@@ -152,28 +151,27 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
     )
 
 
-def _load(config: AblateConfig, report: Callable[[str], None]) -> _Subject:
+def _load(config: AblateConfig, report: Callable[[str], None]) -> _Prompted:
     """Load Lorsa, tokenizer and model, what is quick to refuse first."""
     lorsa = Lorsa.from_pretrained(config.run)
     layer = layer_of(lorsa, config.run)
     heads = list(dict.fromkeys(numbers("heads", config.heads)))
     require_heads(lorsa, heads)
     device = device_for(config.device)
-    path = resolve(config.model)
-    if path.name == lorsa.config.base_model:
-        path = path._replace(revision=lorsa.config.base_revision)
-    elif lorsa.config.base_model not in (None, path.id):
-        report(f"the run is of {lorsa.config.base_model}; taking {path.id} for the same model")
-    tokenizer = load_tokenizer(path, needed=config.prompt is not None)
+    base, revision = lorsa.config.base_model, lorsa.config.base_revision
+    subject = Subject.find(config.model, revisions={base: revision})
+    if base not in (None, subject.path.name, subject.id):
+        report(f"the run is of {base}; taking {subject.id} for the same model")
+    tokenizer = subject.tokenizer(needed=config.prompt is not None)
     ids = _ids(config, tokenizer)
-    report(f"loading {path.id} on {device}")
-    model = load_model(path, load_config(path), dtype="auto", devices=[device]).model
+    report(f"loading {subject.id} on {device}")
+    model = subject.load(devices=[device])
     require_stand_in(lorsa.config, model)
     _require_readable(ids, model)
-    return _Subject(lorsa.to(device), layer, heads, path.id, model, tokenizer, ids)
+    return _Prompted(lorsa.to(device), layer, heads, subject.id, model, tokenizer, ids)
 
 
-def _run(subject: _Subject, config: AblateConfig) -> tuple[Tensor, Tensor, _Seen]:
+def _run(subject: _Prompted, config: AblateConfig) -> tuple[Tensor, Tensor, _Seen]:
     """Return the logits before and after the change, [1, seq, n_vocab], and what was seen.
 
     Raises:

@@ -15,20 +15,19 @@ from typing import Any
 import torch
 
 from ..dictionaries.where import local_folder
-from ..language.aliases import resolve
 from ..language.edit import Replacement
-from ..language.load import load_config
-from ..language.stored import stored_attention
+from ..language.stored import deriver
+from ..language.subject import Subject
 from ..progress import Measured, Report
 from ..stop import stop_at_once
 from ..store.read.loader import held_out_batches
-from ..store.read.reader import ActivationStore, Derive
+from ..store.read.reader import ActivationStore
 from .config import EvalConfig
 from .in_model import Variant, batch_seqs, run_variants
 from .kept import keep_evaluation
 from .losses import CrossEntropy, cross_entropy
 from .on_store import StoreQuality, measure
-from .opened import Opened, device_for, load_language_model, open_run
+from .opened import Opened, device_for, load_store_model, open_run
 
 MEAN_SEQS = 64
 """Training sequences that the mean of y is taken over."""
@@ -139,7 +138,7 @@ def evaluate_runs(
         device = device_for(config.device)
         subjects = [open_run(c.run, store, device) for c in configs]
         if config.model is not None:
-            load_config(resolve(config.model))  # a model that is not there is said at once
+            Subject.find(config.model)  # a model that is not there is said at once
         qualities = [_on_the_store(subject, store, config, device, report) for subject in subjects]
         losses = {}
         if config.model is not None:
@@ -179,21 +178,13 @@ def _on_the_store(
         batch_seqs=batch_seqs(n_ctx),
         n_tokens=config.tokens,
         device=device,
-        derive=_deriver(store, subject.layer, device),
+        derive=deriver(subject.layer, store, device),
     )
 
     def tell(n_tokens: int) -> None:
         report(Measured(n_tokens, total, f"layer {subject.layer} on the store"))
 
     return measure(subject.lorsa, batches, n_ctx, tell)
-
-
-def _deriver(store: ActivationStore, layer: int, device: str) -> Derive | None:
-    """Return what makes y of x where the store says that y is to be derived, otherwise None."""
-    if store.manifest.outputs == "store":
-        return None
-    geometry = store.manifest.layers[layer]["geometry"]
-    return stored_attention(store.weights(layer), geometry, device)
 
 
 def _in_the_model(
@@ -210,7 +201,7 @@ def _in_the_model(
     """
     assert config.model is not None
     layers = sorted({subject.layer for subject in subjects})
-    model, sites, _name = load_language_model(store, config.model, layers, device, report)
+    model, sites, _subject = load_store_model(store, config.model, layers, device, report)
     n_seqs = max(1, config.ce_tokens // store.manifest.n_ctx)
     tokens = store.tokens(store.held_out_seqs[:n_seqs])
     stand_ins = [_stand_ins(subject, store, device) for subject in subjects]
@@ -242,7 +233,7 @@ def _in_the_model(
 
 def _stand_ins(subject: Opened, store: ActivationStore, device: str) -> dict[str, Replacement]:
     """Return what takes the place of a layer's output, by name."""
-    seqs, derive = store.train_seqs[:MEAN_SEQS], _deriver(store, subject.layer, device)
+    seqs, derive = store.train_seqs[:MEAN_SEQS], deriver(subject.layer, store, device)
     total = torch.zeros(store.manifest.d_model, dtype=torch.float64, device=device)
     for seq in seqs.tolist():
         total += store.stored(subject.layer, [seq]).on(device, derive).y.double().sum(dim=(0, 1))

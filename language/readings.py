@@ -22,7 +22,7 @@ from .rotary import ropes_of
 FUSED = ("query_key_value", "qkv_proj", "c_attn", "Wqkv")
 SEPARATE = ("q_proj", "k_proj", "v_proj")
 OUTPUT = ("o_proj", "out_proj", "dense", "c_proj")
-NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
+QK_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
 SCALES = ("scaling", "softmax_scale", "inv_norm_factor")
 
 
@@ -204,7 +204,7 @@ def _as_heads(
 
 def _norms(module: Any) -> dict[str, Any]:
     """Return the norms of queries and keys, by "q" and "k"; nothing if there are none."""
-    for names in NORMS:
+    for names in QK_NORMS:
         if all(getattr(module, name, None) is not None for name in names):
             return dict(zip("qk", (getattr(module, name) for name in names), strict=True))
     return {}

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import HarvestError
+from ..errors import LanguageModelError
 from .attention import layer_attention
 from .blocks import AttentionSite
 from .capture import Call
@@ -105,14 +105,14 @@ def understand(
         keep_nonfinite: whether a layer with NaN or Inf counts as unknown instead of raising.
 
     Raises:
-        HarvestError: an activation is not finite.
+        LanguageModelError: an activation is not finite.
     """
     heads = heads_of(model, site)
     device = next(site.module.parameters()).device
     x, y = (t[:CHECKED_SEQS].to(device, torch.float32) for t in (call.x, call.y))
     if not (x.isfinite().all() and y.isfinite().all()):
         if not keep_nonfinite:
-            raise HarvestError(_not_finite(site.layer))
+            raise LanguageModelError(_not_finite(site.layer))
         reason = "its activations are not finite"
         return Understood(None, heads, LayerCheck(math.nan, math.nan, finite=False, reason=reason))
     try:
@@ -166,13 +166,13 @@ def _difference(found: Tensor, exact: Tensor) -> float:
 
 
 def require_understood(check: SelfCheck) -> None:
-    """Raise HarvestError, naming the first that is not, unless all layers are understood.
+    """Raise LanguageModelError, naming the first that is not, unless all layers are understood.
 
     Layers that are not finite, and are kept all the same, are passed over.
     """
     for layer, found in check.layers.items():
         if found.finite and not found.passed:
-            raise HarvestError(
+            raise LanguageModelError(
                 f"layer {layer}: {found.reason} (allowed {check.limit:.0e}); lorsa does not "
                 "understand this model. --no-selfcheck harvests it all the same, for "
                 "--init random only"
@@ -180,10 +180,10 @@ def require_understood(check: SelfCheck) -> None:
 
 
 def require_derivable(check: SelfCheck) -> None:
-    """Raise HarvestError, naming the first that is not, unless y of all layers can be derived."""
+    """Raise LanguageModelError, naming the first layer whose y cannot be derived, if any."""
     for layer, found in check.layers.items():
         if not found.passed:
-            raise HarvestError(
+            raise LanguageModelError(
                 f"layer {layer}: its geometry is unknown ({found.reason}), so y cannot be derived; "
                 "give --outputs store"
             )
@@ -197,8 +197,8 @@ def _not_finite(layer: int) -> str:
     )
 
 
-def _no_memory(x: Tensor) -> HarvestError:
-    return HarvestError(
+def _no_memory(x: Tensor) -> LanguageModelError:
+    return LanguageModelError(
         f"the GPU's memory does not take the self-check of {len(x)} sequences of {x.shape[1]} "
         "tokens in float32: use a smaller --n-ctx, or a larger GPU"
     )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import HarvestError
+from ..errors import LanguageModelError
 from ..store.layout import read_weights as stored_weights
 from ..store.manifest import Manifest
 from ..store.places import Place
@@ -20,7 +20,7 @@ from .readings import Unreadable, weight_readings
 def require_same_weights(
     model: Any, sites: list[AttentionSite], root: Place, manifest: Manifest
 ) -> None:
-    """Raise HarvestError unless a model's attention weights are those of a store."""
+    """Raise LanguageModelError unless a model's attention weights are those of a store."""
     for site in sites:
         theirs = stored_weights(root, manifest, site.layer)
         if not theirs:
@@ -30,7 +30,7 @@ def require_same_weights(
         except Unreadable:
             others = ["kind of attention"]
         if all(others):
-            raise HarvestError(
+            raise LanguageModelError(
                 f"{root} was made with another model: layer {site.layer} has another {others[0]}; "
                 "give the model that `lorsa store info` names"
             )

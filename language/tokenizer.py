@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from ..errors import HarvestError
+from ..errors import LanguageModelError
 
 BOS_RULES = ("auto", "always", "never")
 
@@ -34,11 +34,13 @@ def starts_with_bos(tokenizer: Any, rule: str) -> bool:
         rule: "auto" as the tokenizer itself does, "always" or "never".
 
     Raises:
-        HarvestError: "always" with a tokenizer that has no BOS.
+        LanguageModelError: "always" with a tokenizer that has no BOS.
     """
     bos = None if tokenizer is None else tokenizer.bos_token_id
     if rule == "auto" and bos is not None:
         return bool(tokenizer("a")["input_ids"][:1] == [bos])
     if rule == "always" and bos is None:
-        raise HarvestError("bos is always, but the model's tokenizer has no BOS token; use auto")
+        raise LanguageModelError(
+            "bos is always, but the model's tokenizer has no BOS token; use auto"
+        )
     return rule == "always"
