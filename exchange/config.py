@@ -15,7 +15,8 @@ class ConvertConfig:
     out: Path
     """Folder to write; must be new or empty."""
     subfolder: str | None = None
-    """Of the folder or repository, as layer-12; None takes the Lorsa in it or in its only one."""
+    """Subfolder of the folder or repository, as layer-12; None takes the Lorsa in it or in its only
+    subfolder."""
     revision: str | None = None
     """Branch, tag or commit of a repository on the Hub; None is its main branch."""
     to: str = "lorsa"
@@ -26,7 +27,7 @@ class ConvertConfig:
     """Whether a foreign Lorsa reads ln1.hook_normalized of a model loaded without processing, where
     a LayerNorm's hook is after its weight and bias."""
     max_l0: int | None = None
-    """Heads that may fire on a token at most, of batchtopk and jumprelu; None leaves it."""
+    """Most heads that may fire on a token, for batchtopk and jumprelu; None keeps its own limit."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
