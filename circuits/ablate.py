@@ -126,7 +126,8 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
         AnalyzeError: a head or token is out of range, the model takes no such prompt, or the
             figures are not finite.
         AttachError: the model is of another width, or has no such layer.
-        HarvestError: the language model or the tokenizer that a prompt needs cannot be had.
+        LanguageModelError: the language model, or the tokenizer that a prompt needs, cannot be
+            loaded.
     """
     subject = _load(config, report)
     before, after, seen = _run(subject, config)

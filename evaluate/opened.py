@@ -32,7 +32,7 @@ class LanguageModel(NamedTuple):
     sites: dict[int, AttentionSite]
     """Attention layers by number"""
     subject: Subject
-    """Its configuration and tokenizer"""
+    """Configuration and tokenizer of the model"""
 
 
 def device_for(name: str) -> str:

@@ -76,14 +76,14 @@ there is one: Llama 3.3, Phi 3 and later, and Qwen3-32B exist as instruction-tun
 
 
 class ModelPath(NamedTuple):
-    """Where transformers finds a model."""
+    """Place at which transformers finds a model."""
 
     name: str
     """Hub id or folder"""
     gguf_file: str | None = None
-    """File in the folder, for GGUF models"""
+    """File in the folder, for GGUF models; None for others"""
     revision: str | None = None
-    """Commit, for models of the Hub"""
+    """Commit of a model of the Hub; None for others, and where the Hub cannot be asked"""
     offline: bool = False
     """Whether only files that are already on this machine may be used"""
 
@@ -94,7 +94,7 @@ class ModelPath(NamedTuple):
 
 
 def resolve(model: str) -> ModelPath:
-    """Turn what was given as --model into what transformers loads.
+    """Return the place of the model that was given as --model.
 
     Args:
         model: an alias, a Hub id, a folder, or a .gguf file.
@@ -141,9 +141,10 @@ def canonical(model: str) -> str:
 
 
 def _pin(hub_id: str) -> ModelPath:
-    """Return a Hub model at its present commit; without a network, at what is cached here.
+    """Return a Hub model at its present commit; without a network, at the commit in the cache.
 
-    Asked once, so that no network shows at once instead of after transformers' many retries.
+    The Hub is asked once, so that a missing network shows at once instead of after transformers'
+    many retries.
     """
     try:
         return ModelPath(hub_id, revision=HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S).sha)

@@ -1,4 +1,4 @@
-"""Where attention sits in a loaded language model, found by what its modules are.
+"""Attention layers of a loaded language model, found by what its modules are.
 
 The layers of a model are its one list of `num_hidden_layers` blocks; the attention of a block is
 the module in it whose class is called so and that has projections of its own.
@@ -23,7 +23,7 @@ class AttentionSite(NamedTuple):
     name: str
     """Dotted name of the module in the model"""
     module: nn.Module
-    """Takes x (keyword or first argument), gives y (or a tuple that starts with it)"""
+    """Module that takes x, as keyword or first argument, and gives y or a tuple beginning with y"""
 
 
 def attention_sites(model: Any, layers: Sequence[int]) -> list[AttentionSite]:

@@ -1,4 +1,4 @@
-"""Run a language model and catch what goes into and comes out of its attention layers."""
+"""Inputs and outputs of attention layers, caught while the language model runs."""
 
 from contextlib import suppress
 from typing import Any, NamedTuple, Self
@@ -10,7 +10,7 @@ from .blocks import AttentionSite
 from .edit import module_input, module_output
 
 
-class _Enough(Exception):  # noqa: N818 - it tells of no error
+class _Enough(Exception):  # noqa: N818 - no error
     """Raised in the last hooked layer: nothing after it is needed."""
 
 

@@ -1,4 +1,4 @@
-"""Families of language models: which are tested, and where one has attention, by its config alone.
+"""Families of language models: which are tested, and which of their layers have attention.
 
 What an attention module computes is read by `readings.py` and checked by `selfcheck.py`.
 """
@@ -46,7 +46,7 @@ SUPPORTED = (
 
 
 def is_supported(config: Any) -> bool:
-    """Tell whether models of a transformers config are tested."""
+    """Return whether models of a transformers config are tested."""
     return config.get_text_config().model_type in SUPPORTED
 
 
@@ -69,7 +69,7 @@ def require_decoder(config: Any) -> None:
 def attention_names(config: Any) -> dict[int, str]:
     """Return the layers of a model that have attention, with the dotted names of their modules.
 
-    The model is laid out without memory for its weights: its configuration is enough.
+    The model is built without memory for its weights: its configuration is enough.
 
     Raises:
         LanguageModelError: it is no causal language model, or has no attention that can be found.

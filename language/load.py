@@ -57,14 +57,14 @@ def load_tokenizer(path: ModelPath, *, needed: bool = True) -> Any:
 
 
 def has_tokenizer(path: ModelPath) -> bool:
-    """Tell whether a model has a tokenizer; a folder may hold nothing but config.json."""
+    """Return whether a model has a tokenizer; a folder may hold nothing but config.json."""
     if path.gguf_file is not None or not Path(path.name).is_dir():
         return True
     return any((Path(path.name) / name).is_file() for name in TOKENIZER_FILES)
 
 
 def has_weights(path: ModelPath) -> bool:
-    """Tell whether a model's weights are on this machine."""
+    """Return whether a model's weights are on this machine."""
     if path.gguf_file is not None:
         return True
     if Path(path.name).is_dir():

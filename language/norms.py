@@ -20,9 +20,9 @@ from .blocks import AttentionSite
 from .edit import module_input, module_output
 
 FEW_TOKENS = 8
-"""Tokens on which the modules are told apart: what is kept of every norm meanwhile."""
+"""Tokens that the model runs on to find its norms; only of so few is every norm's output kept."""
 LARGE = 1024.0
-"""Length of what a norm is probed with, next to which its eps is nothing; a power of two."""
+"""Root mean square of what a norm is probed with; a power of two, next to which eps is nothing."""
 PROBE_TOLERANCE = 1e-3
 
 

@@ -1,4 +1,4 @@
-"""What an attention module computes, read off its attributes and those of its model.
+"""Readings of an attention module: what it computes, by its attributes and its model's.
 
 Names say most of it: projections, norms, scale, heads, window, softcap. Where they leave a choice
 (how a fused projection is cut, which channels a rotation pairs) every reading is offered, the
@@ -30,7 +30,7 @@ Cut = Callable[[Tensor, "Heads"], list[Tensor]]
 
 
 class Unreadable(Exception):  # noqa: N818 - it stays within the folder
-    """A module whose attributes do not say what it computes; the message says what is lacking."""
+    """The attributes of a module do not say what it computes; the message says what is lacking."""
 
 
 class Heads(NamedTuple):
@@ -49,7 +49,7 @@ class Reading(NamedTuple):
 
 
 def readings(model: Any, site: AttentionSite) -> Iterator[Reading]:
-    """Give every way in which a layer may be understood, the likeliest first.
+    """Yield every way in which a layer may be understood, the likeliest first.
 
     Call it after a forward at the length that is harvested: some rotary modules fit their
     frequencies to the length. Weights are in the model's dtype, on its device.

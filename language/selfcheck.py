@@ -1,4 +1,4 @@
-"""Trust nothing that was read off a model: recompute its attention and compare.
+"""Self-check of what was read off a model: its attention is recomputed and compared.
 
 Each attention module is run once more in float32 on the x that was captured, and its output
 compared with the one recomputed from the weights and the geometry that were read:
@@ -32,33 +32,33 @@ CHECKED_SEQS = 2
 
 
 class LayerCheck(NamedTuple):
-    """How well one layer is understood."""
+    """Result of the check of one layer."""
 
     error: float
     """Relative difference of the recomputed output from the module's, both float32; NaN where
     nothing could be compared"""
     noise: float
-    """Relative difference of the captured output from it"""
+    """Relative difference of the captured output from the module's in float32"""
     finite: bool = True
-    """Whether its first activations were; if not there was nothing to compare, error is NaN"""
+    """Whether the first activations were finite; if not, nothing was compared and error is NaN"""
     reason: str | None = None
-    """Why it is not understood"""
+    """Reason why the layer is not understood; None where it is"""
 
     @property
     def passed(self) -> bool:
-        """Whether it is."""
+        """Whether the layer is understood."""
         return self.error <= LIMIT
 
 
 class SelfCheck(NamedTuple):
-    """How well all layers are."""
+    """Results of the check of all layers."""
 
     layers: dict[int, LayerCheck]
     limit: float = LIMIT
     """A layer with a larger error is not understood"""
 
     def passed(self, layer: int) -> bool:
-        """Tell whether a layer is understood."""
+        """Return whether a layer is understood."""
         return self.layers[layer].passed
 
 
@@ -66,18 +66,18 @@ class Understood(NamedTuple):
     """What is known of one layer."""
 
     reading: Reading | None
-    """Its geometry and weights; None if they are unknown"""
+    """Geometry and weights of the layer; None if they are unknown"""
     heads: Heads
-    """What the module says of its heads"""
+    """Sizes of the heads, as the module says"""
     check: LayerCheck
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Its weights by name, none if they are unknown."""
+        """Weights of the layer by name; none if they are unknown."""
         return {} if self.reading is None else self.reading.weights.present()
 
     def facts(self) -> dict[str, Any]:
-        """Return what the store's manifest says of it, as JSON-able data."""
+        """Return what the store's manifest says of the layer, as JSON-able data."""
         check = self.check
         return {
             "geometry": None if self.reading is None else self.reading.geometry.to_dict(),
@@ -100,8 +100,8 @@ def understand(
 
     Args:
         model: the language model.
-        site: one of its attention layers.
-        call: what it was called with and returned, from `Capture.calls`.
+        site: attention layer of the model.
+        call: arguments and output of the layer, from `Capture.calls`.
         keep_nonfinite: whether a layer with NaN or Inf counts as unknown instead of raising.
 
     Raises:
@@ -153,8 +153,8 @@ def reading_error(reading: Reading, x: Tensor, exact: Tensor) -> float:
     """Return by how much a reading's output differs from the exact one, relative to it.
 
     Args:
-        reading: of the layer.
-        x, exact: input and output of its module in float32, [n, seq, d_model].
+        reading: geometry and weights of the layer.
+        x, exact: input and output of the layer's module in float32, [n, seq, d_model].
     """
     wide = reading.weights.to(torch.float32)
     return _difference(layer_attention(x, wide, reading.geometry), exact)
@@ -166,9 +166,9 @@ def _difference(found: Tensor, exact: Tensor) -> float:
 
 
 def require_understood(check: SelfCheck) -> None:
-    """Raise LanguageModelError, naming the first that is not, unless all layers are understood.
+    """Raise LanguageModelError, naming the first layer that is not understood, if any.
 
-    Layers that are not finite, and are kept all the same, are passed over.
+    Layers whose activations are not finite, but kept all the same, are passed over.
     """
     for layer, found in check.layers.items():
         if found.finite and not found.passed:

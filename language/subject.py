@@ -29,7 +29,7 @@ class Subject:
     """A language model as its configuration describes it; no weights are loaded to know this."""
 
     path: ModelPath
-    """Where transformers finds it"""
+    """Place at which transformers finds the model"""
     config: Any
     """transformers' config"""
 
@@ -87,12 +87,12 @@ class Subject:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Tell whether there is a tokenizer; a folder may hold nothing but config.json."""
+        """Return whether there is a tokenizer; a folder may hold nothing but config.json."""
         return has_tokenizer(self.path)
 
     @property
     def has_weights(self) -> bool:
-        """Tell whether the weights are on this machine."""
+        """Return whether the weights are on this machine."""
         return has_weights(self.path)
 
     def tokenizer(self, *, needed: bool = True) -> Any:

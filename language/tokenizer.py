@@ -9,7 +9,7 @@ BOS_RULES = ("auto", "always", "never")
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
-    """Return what the store's manifest says of a tokenizer; None is for every fact of none."""
+    """Return what the store's manifest says of a tokenizer; without one, every fact is None."""
     if tokenizer is None:
         return dict.fromkeys(("class", "vocabulary_sha256", "bos_token_id", "eos_token_id")) | {
             "pad_token_id": None,
@@ -27,11 +27,11 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
 
 
 def starts_with_bos(tokenizer: Any, rule: str) -> bool:
-    """Tell whether a document begins with BOS.
+    """Return whether a document begins with BOS.
 
     Args:
-        tokenizer: of the language model; None if it has none.
-        rule: "auto" as the tokenizer itself does, "always" or "never".
+        tokenizer: tokenizer of the language model; None if it has none.
+        rule: "auto" (as the tokenizer itself does), "always" or "never".
 
     Raises:
         LanguageModelError: "always" with a tokenizer that has no BOS.
