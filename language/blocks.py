@@ -4,6 +4,7 @@ The layers of a model are its one list of `num_hidden_layers` blocks; the attent
 the module in it whose class is called so and that has projections of its own.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -79,6 +80,14 @@ def text_config(model: Any) -> Any:
             "AutoModelForCausalLM.from_pretrained makes"
         )
     return config.get_text_config()
+
+
+def float32_copy(module: nn.Module) -> Any:
+    """Return a copy of a module with its parameters in float32 and without its hooks."""
+    module = copy.deepcopy(module).float()
+    module._forward_hooks.clear()
+    module._forward_pre_hooks.clear()
+    return module
 
 
 def _attention(block: nn.Module) -> str | None:

@@ -8,15 +8,17 @@ module is which shows in what goes in and out of it, so no model family is spell
     layer   n(h) = (h - mean(h)) / sqrt(mean((h - mean(h))^2))
 """
 
-import copy
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import LanguageModelError
-from .blocks import AttentionSite
+from .blocks import AttentionSite, float32_copy
+from .capture import Enough
 from .edit import module_input, module_output
 
 FEW_TOKENS = 8
@@ -47,7 +49,7 @@ class Norm(NamedTuple):
         """
         if d_model % 2:
             raise LanguageModelError(f"a norm of {d_model} channels cannot be probed")
-        module = _in_float32(module)
+        module = float32_copy(module)
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         signs = torch.ones(d_model, device=device)
         signs[1::2] = -1
@@ -75,13 +77,6 @@ class Norm(NamedTuple):
 def rms(h: Tensor) -> Tensor:
     """Return the root mean square of h [..., d_model], [..., 1]."""
     return h.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-30)
-
-
-def _in_float32(module: nn.Module) -> nn.Module:
-    """Return a copy of a module in float32, without the hooks of others."""
-    module = copy.deepcopy(module)
-    module._forward_hooks.clear()
-    return module.float()
 
 
 class NormModules(NamedTuple):
@@ -124,18 +119,13 @@ def norm_modules(model: Any, site: AttentionSite) -> NormModules:
 
     def unembedding(module: nn.Module, args: Any) -> None:
         ends["last"] = args[0]
+        raise Enough
 
     hooks = [m.register_forward_hook(norm) for m in model.modules() if "Norm" in type(m).__name__]
     hooks.append(site.module.register_forward_hook(layer, with_kwargs=True))
     if (head := model.get_output_embeddings()) is not None:
         hooks.append(head.register_forward_pre_hook(unembedding))
-    try:
-        n_vocab = model.get_input_embeddings().weight.shape[0]
-        tokens = torch.arange(FEW_TOKENS, device=model.device)[None] % n_vocab
-        model(input_ids=tokens, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _run(model, torch.arange(FEW_TOKENS)[None] % len(model.get_input_embeddings().weight), hooks)
     return NormModules(
         before=next((c.module for c in calls if _same(c.out, ends["x"])), None),
         after=next((c.module for c in calls if _same(c.h, ends["y"])), None),
@@ -236,13 +226,23 @@ def _at_mean_length(
         h = args[0].float().flatten(0, -2)
         found[module] = LinearNorm(norm, float((1 / rms(norm.centre(h))).mean()))
 
+    def unembedding(module: nn.Module, args: Any) -> None:
+        raise Enough  # logits of a whole text may take gigabytes
+
     hooks = [module.register_forward_pre_hook(measure) for module in norms if module is not None]
+    hooks.append(model.get_output_embeddings().register_forward_pre_hook(unembedding))
+    _run(model, tokens, hooks)
+    return found
+
+
+def _run(model: Any, tokens: Tensor, hooks: list[RemovableHandle]) -> None:
+    """Run a model on tokens [n, seq], as far as the hooks let it, and remove the hooks."""
     try:
-        model(input_ids=tokens.long().to(model.device), use_cache=False)
+        with suppress(Enough):
+            model(input_ids=tokens.long().to(model.device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
 
 
 def in_chunks(n_rows: int, width: int, elements: int = 1 << 26) -> Iterator[slice]:

@@ -5,7 +5,6 @@ Names say most of it: projections, norms, scale, heads, window, softcap. Where t
 likeliest first, and the self-check takes the first that gives the module's output.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from .attention import LayerWeights
-from .blocks import AttentionSite
+from .blocks import AttentionSite, float32_copy
 from .geometry import AttentionGeometry, QKNorm
 from .rotary import ropes_of
 
@@ -255,6 +254,6 @@ def _factor(norm: Any) -> Tensor:
         return weight
     with torch.no_grad():
         ones = torch.ones(weight.shape, device=weight.device)
-        found = copy.deepcopy(norm).float()(ones)
+        found = float32_copy(norm)(ones)
         plus = 1 + weight.float()
         return plus if (found - plus).norm() < (found - weight).norm() else weight

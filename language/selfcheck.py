@@ -11,7 +11,6 @@ module can be read in several ways, the first that passes is taken. If none does
 geometry is unknown: x and y can be harvested all the same, and nothing else is known of it.
 """
 
-import copy
 import inspect
 import math
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from ..errors import LanguageModelError
 from .attention import layer_attention
-from .blocks import AttentionSite
+from .blocks import AttentionSite, float32_copy
 from .capture import Call
 from .edit import module_output
 from .readings import Heads, Reading, Unreadable, heads_of, readings
@@ -210,8 +209,7 @@ def _one_line(error: Exception) -> str:
 
 def _in_float32(model: Any, site: AttentionSite, call: Call, x: Tensor) -> Tensor:
     """Run a float32 copy of an attention module as it was run before, on x [n, seq, d_model]."""
-    module = copy.deepcopy(site.module).float()
-    module._forward_hooks.clear()
+    module = float32_copy(site.module)
     n_called = len(call.x)
     args = [_first_seqs(value, len(x), n_called) for value in call.args[1:]]
     settings = {name: _first_seqs(v, len(x), n_called) for name, v in call.kwargs.items()}

@@ -89,7 +89,7 @@ def _alive() -> dict[int, int]:
 
 
 def test_no_norm_is_kept_for_the_whole_text() -> None:
-    """Input and output of every norm were kept for all tokens, which took gigabytes."""
+    """Input and output of every norm were kept for all tokens, and logits made, in gigabytes."""
     model = make_model("gemma2")
     n_norms = sum("Norm" in type(m).__name__ for m in model.modules())
     tokens = torch.arange(8 * 64).view(8, 64) % 400
@@ -100,6 +100,7 @@ def test_no_norm_is_kept_for_the_whole_text() -> None:
         kept.append(sum(size for at, size in _alive().items() if at not in before))
 
     model.get_output_embeddings().register_forward_pre_hook(count)
+    model.get_output_embeddings().register_forward_hook(lambda *_: pytest.fail("logits were made"))
     assert surroundings(model, attention_sites(model, [1])[0], tokens) is not None
     assert n_norms == 13
     assert max(kept) < 2 * one  # what the unembedding is given, and masks
