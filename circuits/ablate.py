@@ -93,7 +93,7 @@ class Ablation:
 
 
 class _Prompted(NamedTuple):
-    """What is run."""
+    """A Lorsa, its language model and a prompt, ready to run."""
 
     lorsa: Lorsa
     layer: int
@@ -102,7 +102,7 @@ class _Prompted(NamedTuple):
     model: Any
     tokenizer: Any
     ids: list[int]
-    """Of the prompt"""
+    """Token ids of the prompt"""
 
 
 class _Seen(NamedTuple):

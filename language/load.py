@@ -1,17 +1,15 @@
-"""Language models and their tokenizers, as transformers loads them."""
+"""Calls of transformers that load a model or its parts, with failures in one line."""
 
 import copy
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate import infer_auto_device_map, init_empty_weights
-from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..errors import LanguageModelError
 from ..hub import gated
@@ -19,12 +17,6 @@ from ..store.care.info import format_bytes
 from .aliases import ModelPath
 
 MODEL_DTYPES = ("auto", "float32", "bfloat16", "float16")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-MODEL_WEIGHT_FILES = tuple(
-    name + index
-    for name in ("model.safetensors", "pytorch_model.bin")
-    for index in ("", ".index.json")
-)
 WEIGHTS_SHARE = 0.8
 """Part of a GPU's free memory that weights may take; the rest is for activations."""
 
@@ -35,44 +27,7 @@ def load_config(path: ModelPath) -> Any:
     Raises:
         LanguageModelError: there is none, or it cannot be read.
     """
-    return _attempt(path, AutoConfig.from_pretrained)
-
-
-def load_tokenizer(path: ModelPath, *, needed: bool = True) -> Any:
-    """Return the tokenizer of a model; without one, None where it is not needed.
-
-    Raises:
-        LanguageModelError: there is none, and one is needed.
-    """
-    try:
-        tokenizer = _attempt(path, AutoTokenizer.from_pretrained, what="the tokenizer of ")
-        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-            # transformers makes an empty one where there are no files
-            raise LanguageModelError(f"model {path.id} has no tokenizer; add its tokenizer.json")
-    except LanguageModelError:
-        if needed:
-            raise
-        return None
-    return tokenizer
-
-
-def has_tokenizer(path: ModelPath) -> bool:
-    """Return whether a model has a tokenizer; a folder may hold nothing but config.json."""
-    if path.gguf_file is not None or not Path(path.name).is_dir():
-        return True
-    return any((Path(path.name) / name).is_file() for name in TOKENIZER_FILES)
-
-
-def has_weights(path: ModelPath) -> bool:
-    """Return whether a model's weights are on this machine."""
-    if path.gguf_file is not None:
-        return True
-    if Path(path.name).is_dir():
-        return any((Path(path.name) / name).is_file() for name in MODEL_WEIGHT_FILES)
-    cached = (
-        try_to_load_from_cache(path.name, f, revision=path.revision) for f in MODEL_WEIGHT_FILES
-    )
-    return any(isinstance(found, str) for found in cached)
+    return attempt(path, AutoConfig.from_pretrained)
 
 
 def load_model(
@@ -83,21 +38,9 @@ def load_model(
     devices: Sequence[str],
     n_layers: int | None = None,
 ) -> Any:
-    """Load a model for inference.
+    """Load a model for inference, as `Subject.load` does.
 
-    Args:
-        path: from `aliases.resolve`.
-        config: from `load_config`.
-        dtype: of weights and arithmetic; "auto" is the model's own on a GPU and float32 on a CPU,
-            where half precision is hundreds of times slower.
-        devices: where it runs: "cpu", or GPUs, of which it takes as many as it needs.
-        n_layers: how many of the first layers to load; None loads all.
-
-    Returns:
-        transformers' model, in eval mode.
-
-    Raises:
-        LanguageModelError: it cannot be loaded, its files lack weights, or the GPUs do not hold it.
+    On a CPU "auto" is float32, as half precision is hundreds of times slower there.
     """
     chosen = "float32" if dtype == "auto" and devices[0] == "cpu" else dtype
     wanted = _shortened(config, n_layers)
@@ -107,7 +50,7 @@ def load_model(
         where = {}  # read as a whole before it is placed
     elif devices[0] != "cpu":
         where = _placed(path, wanted, chosen, devices)
-    model, info = _attempt(
+    model, info = attempt(
         path,
         AutoModelForCausalLM.from_pretrained,
         config=wanted,
@@ -178,7 +121,7 @@ def _key(mismatch: Any) -> str:
     return mismatch if isinstance(mismatch, str) else str(mismatch[0])
 
 
-def _attempt(path: ModelPath, load: Callable[..., Any], *, what: str = "", **settings: Any) -> Any:
+def attempt(path: ModelPath, load: Callable[..., Any], *, what: str = "", **settings: Any) -> Any:
     """Call a from_pretrained of transformers and turn its failures into one line."""
     talk = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it lists the layers that are not to be loaded

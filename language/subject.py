@@ -3,24 +3,26 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import transformers
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoTokenizer
 
 from ..errors import LanguageModelError
 from .aliases import ModelPath, resolve
 from .device import DEVICES, choose_device
 from .families import attention_names
-from .load import (
-    MODEL_DTYPES,
-    has_tokenizer,
-    has_weights,
-    load_config,
-    load_model,
-    load_tokenizer,
-)
+from .load import MODEL_DTYPES, attempt, load_config, load_model
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+MODEL_WEIGHT_FILES = tuple(
+    name + index
+    for name in ("model.safetensors", "pytorch_model.bin")
+    for index in ("", ".index.json")
+)
 NO_REVISIONS: Mapping[str | None, str | None] = MappingProxyType({})
 
 
@@ -88,12 +90,20 @@ class Subject:
     @property
     def has_tokenizer(self) -> bool:
         """Return whether there is a tokenizer; a folder may hold nothing but config.json."""
-        return has_tokenizer(self.path)
+        if self.path.gguf_file is not None or not Path(self.path.name).is_dir():
+            return True
+        return any((Path(self.path.name) / name).is_file() for name in TOKENIZER_FILES)
 
     @property
     def has_weights(self) -> bool:
         """Return whether the weights are on this machine."""
-        return has_weights(self.path)
+        name, gguf_file, revision, _offline = self.path
+        if gguf_file is not None:
+            return True
+        if Path(name).is_dir():
+            return any((Path(name) / file).is_file() for file in MODEL_WEIGHT_FILES)
+        cached = (try_to_load_from_cache(name, f, revision=revision) for f in MODEL_WEIGHT_FILES)
+        return any(isinstance(found, str) for found in cached)
 
     def tokenizer(self, *, needed: bool = True) -> Any:
         """Return transformers' tokenizer; without one, None where it is not needed.
@@ -101,7 +111,19 @@ class Subject:
         Raises:
             LanguageModelError: it has none, and one is needed.
         """
-        return load_tokenizer(self.path, needed=needed)
+        load = AutoTokenizer.from_pretrained
+        try:
+            tokenizer = attempt(self.path, load, what="the tokenizer of ")
+            if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+                # transformers makes an empty one where there are no files
+                raise LanguageModelError(
+                    f"model {self.id} has no tokenizer; add its tokenizer.json"
+                )
+        except LanguageModelError:
+            if needed:
+                raise
+            return None
+        return tokenizer
 
     def load(
         self, *, devices: Sequence[str], dtype: str = "auto", n_layers: int | None = None

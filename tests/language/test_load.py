@@ -12,7 +12,7 @@ from lorsa.language import load as models
 from lorsa.language.aliases import resolve
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
-from lorsa.language.load import load_config, load_tokenizer
+from lorsa.language.load import load_config
 from lorsa.language.subject import Subject
 from lorsa.store.read.reader import ActivationStore
 from safetensors.torch import load_file, save_file
@@ -124,7 +124,7 @@ def test_a_model_without_tokenizer_is_named(folder: Path) -> None:
     for file in folder.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(LanguageModelError, match="tokenizer"):
-        load_tokenizer(resolve(str(folder)))
+        Subject.find(str(folder)).tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_a_gguf_file_is_the_model_that_it_was_made_of(gguf_file: Path) -> None:
     loaded, original = _load(gguf_file), make_model("llama-gqa")
     with torch.no_grad():
         assert torch.allclose(loaded(tokens).logits, original(tokens).logits, atol=1e-4)
-    tokenizer = load_tokenizer(resolve(str(gguf_file)))
+    tokenizer = Subject.find(str(gguf_file)).tokenizer()
     found = tokenizer(TEXT, add_special_tokens=NEW)  # for transformers 4 the file has a BOS
     assert found["input_ids"] == make_tokenizer()(TEXT)["input_ids"]
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from lorsa.errors import LanguageModelError
 from lorsa.language import subject
-from lorsa.language.aliases import ModelPath, resolve
-from lorsa.language.load import load_tokenizer
+from lorsa.language.aliases import ModelPath
 from lorsa.language.subject import Subject, load_language_model
 from tiny import make_model, make_tokenizer
 
@@ -57,7 +56,7 @@ def test_a_model_is_loaded_by_what_its_option_takes(
     model, tokenizer = load_language_model(str(folder), device="cpu")
     assert (model.training, model.dtype) == (False, torch.float32)
     assert (
-        tokenizer("A store").input_ids == load_tokenizer(resolve(str(folder)))("A store").input_ids
+        tokenizer("A store").input_ids == Subject.find(str(folder)).tokenizer()("A store").input_ids
     )
     assert load_language_model(str(folder), dtype="bfloat16").model.dtype == torch.bfloat16
     for name in ("tokenizer.json", "tokenizer_config.json"):
