@@ -9,8 +9,18 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """Pattern of a repository: owner/name."""
 
-
 MESSAGE_CHARACTERS = 300
+HUB_TIMEOUT_S = 10
+"""Seconds to wait for the Hub's first answer, instead of transformers' many retries."""
+
+
+def gated(what: str) -> str:
+    """Return in one line what to do about a repository whose terms were not accepted.
+
+    Args:
+        what: the repository, or "model" or "data" and its name.
+    """
+    return f"{what} is gated; accept its terms on the Hub and run: hf auth login"
 
 
 def hub_problem(repo: str, error: BaseException, revision: str | None = None) -> str:
@@ -36,7 +46,7 @@ def hub_problem(repo: str, error: BaseException, revision: str | None = None) ->
         return any(issubclass(each, kind) for each in kinds)
 
     if is_a(GatedRepoError):  # a kind of the one after the next
-        return f"{repo} is gated; accept its terms on the Hub and run: hf auth login"
+        return gated(repo)
     if is_a(RevisionNotFoundError):
         return f"{repo} has no revision {revision or 'main'}; give a branch, tag or commit of it"
     if is_a(RepositoryNotFoundError):

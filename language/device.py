@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""Devices to compute on."""
 
 import torch
 

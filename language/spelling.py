@@ -5,7 +5,7 @@ from itertools import chain
 from typing import Any
 
 _SPACE = "\u2581"
-"""What stands for a space in a SentencePiece vocabulary."""
+"""Character that stands for a space in a SentencePiece vocabulary."""
 
 
 MOST_NUMBERS = 1_000_000
@@ -13,9 +13,9 @@ MOST_NUMBERS = 1_000_000
 
 
 def token_text(tokenizer: Any, token: int) -> str:
-    """Return a token as text; of one that is a part of a character, its bytes as <0xE2>.
+    """Return a token as text; a token that is part of a character, as its bytes: <0xE2>.
 
-    A space that it begins with is kept, though decoders of SentencePiece vocabularies strip it.
+    A space at its beginning is kept, though decoders of SentencePiece vocabularies strip it.
     """
     text: str = tokenizer.decode([token], clean_up_tokenization_spaces=False)
     piece: str | None = tokenizer.convert_ids_to_tokens(token)
@@ -27,12 +27,12 @@ def token_text(tokenizer: Any, token: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text of a corpus as it may be printed: line ends as ↵, no controls of terminals."""
+    """Return a text of a corpus fit to print: line ends as ↵, no terminal's control characters."""
     return "".join(c if c.isprintable() else f"<{ord(c):02X}>" for c in text.replace("\n", "↵"))
 
 
 def _bytes_of(piece: str) -> str | None:
-    """Return the bytes that an entry of a vocabulary stands for, None if it is not of bytes."""
+    """Return the bytes that an entry of a vocabulary stands for; None if it stands for none."""
     if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
         return piece
     to_byte = {char: byte for byte, char in _byte_level().items()}

@@ -271,7 +271,7 @@ def test_a_lorsa_that_never_fires(request_: AnalyzeConfig, tmp_path: Path) -> No
 def test_a_store_without_a_tokenizer_shows_ids(
     request_: AnalyzeConfig, store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorsa.evaluate.opened.load_tokenizer", lambda path, needed: None)
+    monkeypatch.setattr("lorsa.language.subject.Subject.tokenizer", lambda subject, needed: None)
     told: list[Any] = []
     asked = replace(request_, model=None, out=tmp_path / "a", tokens=8 * N_CTX)
     analyze_run(asked, report=told.append)

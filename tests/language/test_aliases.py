@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from lorsa.errors import HarvestError
+from lorsa.errors import LanguageModelError
 from lorsa.language.aliases import ALIASES, ModelPath, resolve
 from lorsa.language.load import load_config
 
@@ -44,17 +44,19 @@ def test_a_gguf_file_is_split(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_none_of_these_is_named(given: str, message: str) -> None:
-    with pytest.raises(HarvestError, match=message):
+    with pytest.raises(LanguageModelError, match=message):
         resolve(given)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(HarvestError, match=r"no config.json"):
+    with pytest.raises(LanguageModelError, match=r"no config.json"):
         resolve(str(tmp_path))
 
 
 def test_no_network_is_one_line() -> None:
-    with pytest.raises(HarvestError, match="not on this machine, and the Hub cannot be reached"):
+    with pytest.raises(
+        LanguageModelError, match="not on this machine, and the Hub cannot be reached"
+    ):
         load_config(resolve("qwen2-7b"))
 
 
@@ -66,7 +68,7 @@ def test_a_model_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) 
             raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    with pytest.raises(HarvestError, match="some/thing is not on the Hub, or is private"):
+    with pytest.raises(LanguageModelError, match="some/thing is not on the Hub, or is private"):
         resolve("some/thing")
 
 
@@ -91,10 +93,10 @@ def test_a_gated_model_is_one_line_wherever_the_hub_says_so(
     message = "^model some/thing is gated; accept its terms on the Hub and run: hf auth login$"
     with monkeypatch.context() as patch:
         patch.setattr("huggingface_hub.HfApi", Hub)
-        with pytest.raises(HarvestError, match=message):
+        with pytest.raises(LanguageModelError, match=message):
             resolve("some/thing")
     monkeypatch.setattr(models.AutoConfig, "from_pretrained", files)
-    with pytest.raises(HarvestError, match=message):
+    with pytest.raises(LanguageModelError, match=message):
         load_config(ModelPath("some/thing", revision="abc"))
 
 
