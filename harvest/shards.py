@@ -56,9 +56,9 @@ class _Meter:
         """Tokens per second of this process."""
         return self._n_done / max(time.perf_counter() - self._started, 1e-9)
 
-    def stored(self, missing: Collection[int]) -> None:
-        """Take note of the shards that are missing, and tell."""
-        self._n_stored = self._n_tokens - n_tokens_of(self._manifest, missing)
+    def stored(self, n_missing_seqs: int) -> None:
+        """Take note of how many sequences are missing, and tell."""
+        self._n_stored = self._n_tokens - n_missing_seqs * self._manifest.n_ctx
         self._tell(self._n_stored)
 
     def done(self, n_seqs: int, n_of_shard: int) -> None:
@@ -96,12 +96,11 @@ def write_shards(writer: StoreWriter, run: Run) -> float:
         n_awaited = n_shards
 
     with stop_when_whole(tell=tell) as stop:
-        meter.stored(missing)
+        meter.stored(writer.standing.n_missing_seqs())
         for shard in writer.claimed_shards(waiting=wait):
             _write(writer, shard, run, meter)
             # as of the last claim: to look at every file after every shard takes its time
-            missing = writer.standing.lacking(writer.manifest.layers)
-            meter.stored(set(missing) - set(writer.unsettled))
+            meter.stored(writer.standing.n_missing_seqs(but=writer.unsettled))
             if stop.asked:
                 writer.settle()
                 raise KeyboardInterrupt

@@ -9,8 +9,8 @@ from torch import Tensor
 from .behind import WriteBehind
 from .bucket import BucketPath
 from .encode import EncodedLayer, Sums, encode_layer
+from .entries import Entry
 from .errors import StoreError
-from .journal import Entry
 from .layout import layer_arrays
 from .manifest import Manifest
 from .places import Place

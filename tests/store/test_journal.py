@@ -11,14 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lorsa.store import ActivationStore, StoreError, StoreWriter
-from lorsa.store.journal import (
-    Entry,
-    JournalWriter,
-    read_journal,
-    read_table,
-    salvage_journal,
-    write_table,
-)
+from lorsa.store.entries import Entries, Entry, read_table, write_table
+from lorsa.store.journal import Journal, JournalWriter, read_journal
 from small import create, fill, make_manifest
 
 SUMS = st.floats(0, 1e30, allow_nan=False)
@@ -56,9 +50,9 @@ def test_what_is_committed_is_read(
     for entries in lines:
         writer.commit(entries)
         known |= {(entry.shard, entry.array): entry for entry in entries}
-    assert sorted(read_journal(root)) == sorted(known.values())
-    write_table(root, known.values())
-    assert read_table(root) == sorted(known.values())
+    assert list(read_journal(root).in_order()) == sorted(known.values())
+    write_table(root, Entries(known.values()))
+    assert list(read_table(root).in_order()) == sorted(known.values())
 
 
 def test_the_last_writer_is_believed(tmp_path: Path) -> None:
@@ -67,23 +61,26 @@ def test_the_last_writer_is_believed(tmp_path: Path) -> None:
     for n in range(12):
         JournalWriter(tmp_path).commit([_entry(0, crc32c=n)])
     assert len(list((tmp_path / "journal").iterdir())) == 12
-    assert [entry.crc32c for entry in read_journal(tmp_path)] == [11]
+    assert [entry.crc32c for entry in read_journal(tmp_path).in_order()] == [11]
 
 
 def test_a_journal_of_an_earlier_version_is_read_before_ours(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     JournalWriter(tmp_path, "fedcba987654").commit([_entry(0, crc32c=1)])
     JournalWriter(tmp_path).commit([_entry(0, crc32c=2)])
-    assert [entry.crc32c for entry in read_journal(tmp_path)] == [2]
+    assert [entry.crc32c for entry in read_journal(tmp_path).in_order()] == [2]
 
 
 def test_what_is_dropped_is_gone_until_it_is_committed_again(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     JournalWriter(tmp_path).commit([_entry(0), _entry(1)])
     JournalWriter(tmp_path).drop([(0, "layers/0/attn_in"), (5, "layers/0/attn_in")])
-    assert [entry.shard for entry in read_journal(tmp_path)] == [1]
+    assert [entry.shard for entry in read_journal(tmp_path).in_order()] == [1]
     JournalWriter(tmp_path).commit([_entry(0, crc32c=9)])
-    assert sorted((e.shard, e.crc32c) for e in read_journal(tmp_path)) == [(0, 9), (1, 7)]
+    assert sorted((e.shard, e.crc32c) for e in read_journal(tmp_path).in_order()) == [
+        (0, 9),
+        (1, 7),
+    ]
 
 
 def test_a_shard_written_anew_is_forgotten_first(tmp_path: Path) -> None:
@@ -95,7 +92,7 @@ def test_a_shard_written_anew_is_forgotten_first(tmp_path: Path) -> None:
     with StoreWriter.resume(root) as writer, pytest.raises(KeyboardInterrupt):
         with writer.shard(1):
             raise KeyboardInterrupt
-    told = {(entry.shard, entry.array) for entry in read_journal(root)}
+    told = set(read_journal(root))
     assert not {(1, "layers/3/attn_in"), (1, "layers/3/norms")} & told
     assert {(1, "tokens"), (0, "layers/3/attn_in"), (1, "layers/0/attn_in")} <= told
 
@@ -169,7 +166,7 @@ def test_a_line_torn_in_the_middle_of_the_journal_is_named(tmp_path: Path) -> No
     path.write_bytes(lines[0] + lines[1][:40] + lines[2])
     with pytest.raises(StoreError, match=f"damaged line; lorsa store verify {root} --repair"):
         StoreWriter.resume(root)
-    assert {shard for shard, array in salvage_journal(root) if array == "layers/0/norms"} == {0}
+    assert {shard for shard, array in Journal(root).entries if array == "layers/0/norms"} == {0}
 
 
 @pytest.mark.parametrize("separator", [b"\r", b"\x0b", b"\x1c", b"\x85"])
@@ -184,7 +181,7 @@ def test_a_byte_that_ends_lines_elsewhere_is_damage(tmp_path: Path, separator: b
     path.write_bytes(content[:at] + separator + content[at + 1 :])
     with pytest.raises(StoreError, match="w000001.jsonl has a damaged line"):
         read_journal(tmp_path)
-    assert sorted(shard for shard, _ in salvage_journal(tmp_path)) == [0, 2]
+    assert sorted(shard for shard, _ in Journal(tmp_path).entries) == [0, 2]
 
 
 def test_a_journal_that_could_not_be_written_has_no_torn_line(
@@ -199,7 +196,7 @@ def test_a_journal_that_could_not_be_written_has_no_torn_line(
         with pytest.raises(StoreError, match="No space left on device.*what was committed is safe"):
             journal.commit([_entry(1)])
     journal.commit([_entry(2)])
-    assert [entry.shard for entry in read_journal(tmp_path)] == [0, 2]
+    assert [entry.shard for entry in read_journal(tmp_path).in_order()] == [0, 2]
 
 
 def _full(*_: Any) -> None:
