@@ -57,7 +57,9 @@ _KINDS: dict[str, tuple[Any, pa.DataType]] = {
     "n_nonfinite": (np.int64, pa.int64()),
     "max_scale": (np.float64, pa.float64()),
 }
+_INTEGERS = ("shard", "n_seq", "n_bytes", "crc32c", "n_nonfinite")
 _SCHEMA = pa.schema([(name, kind) for name, (_, kind) in _KINDS.items()])
+_LARGEST = {n: int(np.iinfo(kind).max) for n, (kind, _) in _KINDS.items() if n in _INTEGERS}
 _FACTS = [name for name in _KINDS if name not in ("shard", "array")]
 _CELL = np.dtype([("state", "u1"), ("rank", "i4"), *((name, _KINDS[name][0]) for name in _FACTS)])
 _DROPPED, _COMMITTED = 1, 2
@@ -69,12 +71,12 @@ def entry_of(fields: dict[str, Any]) -> Entry:
     """Return an entry read from a disk; ValueError or TypeError if it cannot be one."""
     entry = Entry(**fields)
     _require_array(entry.array)
-    for name in _KINDS:
-        value, kind = getattr(entry, name), _KINDS[name][0]
-        if kind is np.float64:
-            _require_float(name, value)
-        elif kind is not None and (type(value) is not int or not 0 <= value <= np.iinfo(kind).max):
+    for name, largest in _LARGEST.items():
+        value = getattr(entry, name)
+        if type(value) is not int or not 0 <= value <= largest:
             raise ValueError(f"{name} is {value!r}")
+    for name in ("norm_sum", "square_sum", "max_scale"):
+        _require_float(name, getattr(entry, name))
     return entry
 
 

@@ -30,8 +30,9 @@ TEXT = "text"
 """Name of the journal file that tells of tokens and documents."""
 OBJECT_BYTES = 1 << 20
 """Of a journal file in a bucket, which is put anew for every line: then another is begun."""
-TAIL_BYTES = 64
-"""Of what was read of a file, compared before reading on: it could be another file by now."""
+TAIL_BYTES = 256
+"""Of what was read of a file, compared before reading on: an entry with its shard and checksum. If
+they are others, a line was taken back or the file is another by now."""
 
 
 class JournalWriter:
