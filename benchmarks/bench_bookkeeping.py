@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -187,6 +188,7 @@ class Loop:
         self.entry = entry_kind()
         self.ends = time.perf_counter() + limit
         self.starts: list[float] = []
+        self.cpu: list[float] = []
         self.mb: list[float] = []
         self.finishing = self.finished = 0.0
 
@@ -198,6 +200,7 @@ class Loop:
 
         def timed() -> None:
             self.finishing = time.perf_counter()
+            self.cpu.append(time.process_time())
             finish()
             self.finished = time.perf_counter()
 
@@ -212,6 +215,7 @@ class Loop:
     def write(self, shard: int) -> None:
         """Commit a shard whose files are holes."""
         self.starts.append(time.perf_counter())
+        self.cpu.append(time.process_time())
         self.mb.append(rss_mb())
         if self.starts[-1] > self.ends:
             raise TimeIsUpError
@@ -237,14 +241,17 @@ class Loop:
     def facts(self) -> dict[str, Any]:
         """Return seconds and memory; where the time was not enough, a line through the seconds."""
         n_shards = self.writer.manifest.n_shards
-        ends = [*self.starts, self.finishing][1 : len(self.starts) + bool(self.finishing)]
-        seconds = [end - start for start, end in zip(self.starts, ends, strict=False)]
+        starts = self.starts + ([self.finishing] if self.finishing else [])
+        seconds = [end - start for start, end in pairwise(starts)]
+        cpu = [end - start for start, end in pairwise(self.cpu)]
         tenth = max(1, len(seconds) // 10)
         found: dict[str, Any] = {
             "n_done": len(seconds),
             "seconds_shards": sum(seconds),
             "seconds_per_shard_first_tenth": statistics.mean(seconds[:tenth]),
             "seconds_per_shard_last_tenth": statistics.mean(seconds[-tenth:]),
+            "cpu_per_shard_first_tenth": statistics.mean(cpu[:tenth]),
+            "cpu_per_shard_last_tenth": statistics.mean(cpu[-tenth:]),
             "mb_first_tenth": max(self.mb[:tenth]),
             "mb_last_tenth": max(self.mb[-tenth:]),
         }
@@ -288,8 +295,8 @@ def rows_of(result: dict[str, Any], args: argparse.Namespace) -> list[list[str]]
                 f"{found['n_shards']:,}",
                 f"{found['seconds_begin']:.0f}",
                 all_shards,
-                f"{1e3 * found['seconds_per_shard_first_tenth']:,.1f}",
-                f"{1e3 * found['seconds_per_shard_last_tenth']:,.1f}",
+                ms_of(found, "first_tenth"),
+                ms_of(found, "last_tenth"),
                 f"{found['mb_first_tenth']:,.0f}",
                 f"{found['mb_last_tenth']:,.0f}",
                 "-" if found["seconds"] is None else f"{found['seconds_finish']:.1f}",
@@ -300,9 +307,14 @@ def rows_of(result: dict[str, Any], args: argparse.Namespace) -> list[list[str]]
     return rows
 
 
+def ms_of(found: dict[str, Any], tenth: str) -> str:
+    wall, cpu = found[f"seconds_per_shard_{tenth}"], found[f"cpu_per_shard_{tenth}"]
+    return f"{1e3 * wall:,.1f} ({1e3 * cpu:,.1f})"
+
+
 HEAD = [
     "| date | code | tokens | arrays | sequences a shard | shards | s to begin | s, all shards "
-    "| ms a shard, first tenth | last tenth | MB, first tenth | last tenth | s to finish "
+    "| ms (CPU) a shard, first tenth | last tenth | MB, first tenth | last tenth | s to finish "
     "| s to open | s in all |",
     "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 ]
