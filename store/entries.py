@@ -71,13 +71,23 @@ def entry_of(fields: dict[str, Any]) -> Entry:
     """Return an entry read from a disk; ValueError or TypeError if it cannot be one."""
     entry = Entry(**fields)
     _require_array(entry.array)
-    for name, largest in _LARGEST.items():
-        value = getattr(entry, name)
-        if type(value) is not int or not 0 <= value <= largest:
-            raise ValueError(f"{name} is {value!r}")
+    for name in _LARGEST:
+        _require_integer(name, getattr(entry, name))
     for name in ("norm_sum", "square_sum", "max_scale"):
         _require_float(name, getattr(entry, name))
     return entry
+
+
+def key_of(shard: Any, array: Any) -> Key:
+    """Return a key read from a disk; ValueError or TypeError if it cannot be one."""
+    _require_integer("shard", shard)
+    _require_array(array)
+    return shard, array
+
+
+def _require_integer(name: str, value: Any) -> None:
+    if type(value) is not int or not 0 <= value <= _LARGEST[name]:
+        raise ValueError(f"{name} is {value!r}")
 
 
 def _require_array(name: str) -> None:
@@ -156,11 +166,6 @@ class Entries(Mapping[Key, Entry]):
             for name, (state, _, *facts) in zip(names, cells, strict=True):
                 if state == _COMMITTED:
                     yield Entry(shard, name, *facts)
-
-    @property
-    def arrays(self) -> list[str]:
-        """The arrays that were spoken of, sorted."""
-        return sorted(self._columns)
 
     @property
     def shards(self) -> set[int]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .bucket import BucketPath
-from .entries import TABLE, Entries, Entry, Key, entry_of
+from .entries import TABLE, Entries, Entry, Key, entry_of, key_of
 from .errors import StoreError
 from .manifest import JOURNAL
 from .places import Place, files_in, read_from, sync, write_atomically
@@ -125,7 +125,7 @@ def _parse(text: bytes) -> _Line | None:
         content = json.loads(text)
         if isinstance(content, list):
             return _Line([entry_of(fields) for fields in content], [])
-        return _Line([], [(int(shard), str(array)) for shard, array in content["dropped"]])
+        return _Line([], [key_of(*key) for key in content["dropped"]])
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 

@@ -138,6 +138,14 @@ def test_a_line_that_cannot_be_one_is_damage(tmp_path: Path, fields: dict[str, A
         StoreWriter.resume(root)
 
 
+@pytest.mark.parametrize("key", [[-1, "tokens"], [2**31, "tokens"], ["0", "tokens"], [0, "../x"]])
+def test_no_word_is_taken_of_a_file_that_cannot_be_one(tmp_path: Path, key: list[Any]) -> None:
+    (tmp_path / "journal").mkdir()
+    path = tmp_path / "journal" / "w000001.jsonl"
+    path.write_text(json.dumps({"dropped": [[0, "tokens"], key]}) + "\n")
+    assert Journal(tmp_path).damaged == [path]
+
+
 @pytest.mark.parametrize("array", ["../../x", "/x", "layers/../../x/y", "layers/3/../../y"])
 def test_no_row_of_the_table_leads_out_of_the_store(
     make_store: Callable[..., Path], array: str
