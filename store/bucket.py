@@ -123,13 +123,14 @@ class BucketPath:
 
     def sizes(self) -> dict["BucketPath", int]:
         """Return every object below with its bytes; a thousand of them take one request."""
+        return {self / name: size for name, size in self.sizes_by_name().items()}
+
+    def sizes_by_name(self) -> dict[str, int]:
+        """Return the same by name from here."""
+        skip = len(self.key) + 1
         with self._talk():
             pages = _obstore().list(self.client(), self.key, chunk_size=1000)
-            return {
-                BucketPath(self.bucket, str(found["path"])): int(found["size"])
-                for page in pages
-                for found in page
-            }
+            return {str(each["path"])[skip:]: int(each["size"]) for page in pages for each in page}
 
     def iterdir(self) -> Iterator["BucketPath"]:
         """Yield objects and folders right below."""
@@ -137,6 +138,12 @@ class BucketPath:
             found = _obstore().list_with_delimiter(self.client(), self.key)
         for key in [*found["common_prefixes"], *(each["path"] for each in found["objects"])]:
             yield BucketPath(self.bucket, str(key))
+
+    def files(self) -> dict["BucketPath", int]:
+        """Return the objects right below with their bytes; a thousand of them take one request."""
+        with self._talk():
+            found = _obstore().list_with_delimiter(self.client(), self.key)
+        return {BucketPath(self.bucket, str(o["path"])): int(o["size"]) for o in found["objects"]}
 
     def glob(self, pattern: str) -> Iterator["BucketPath"]:
         """Yield what lies right below and has such a name."""
@@ -156,6 +163,15 @@ class BucketPath:
         options = {"range": {"suffix": n_bytes}}
         try:
             with self._talk():
+                return bytes(_obstore().get(self.client(), self.key, options=options).bytes())
+        except EOFError:
+            return b""
+
+    def read_from(self, start: int) -> bytes:
+        """Return the bytes of an object from one on; none if it has no more."""
+        try:
+            with self._talk():
+                options = {"range": {"offset": start}} if start else {}
                 return bytes(_obstore().get(self.client(), self.key, options=options).bytes())
         except EOFError:
             return b""

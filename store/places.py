@@ -6,7 +6,9 @@ disk a file is made whole by flush and rename, in a bucket every object is whole
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +108,27 @@ def file_size(path: Place) -> int | None:
         return None
 
 
-def file_sizes(root: Place) -> Callable[[Any], int | None]:
-    """Return `file_size` for many files of a store: in a bucket, they are listed once."""
-    return root.sizes().get if isinstance(root, BucketPath) else file_size
+def file_sizes(root: Place) -> Callable[[str], int | None]:
+    """Return `file_size` for many files of a store by name: in a bucket, they are listed once."""
+    if isinstance(root, BucketPath):
+        return root.sizes_by_name().get
+    folder = str(root)
+
+    def size(name: str) -> int | None:
+        try:
+            found = os.stat(f"{folder}/{name}")
+        except OSError:
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    return size
+
+
+def files_in(folder: Place, pattern: str) -> dict[Place, int | None]:
+    """Return the files of a folder that have such a name; in a bucket, with their bytes."""
+    if isinstance(folder, BucketPath):
+        return {path: n for path, n in folder.files().items() if fnmatch(path.name, pattern)}
+    return dict.fromkeys(folder.glob(pattern))
 
 
 def read_tail(path: Place, n_bytes: int) -> bytes:
@@ -118,6 +138,17 @@ def read_tail(path: Place, n_bytes: int) -> bytes:
     with path.open("rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - n_bytes, 0))
         return file.read()
+
+
+def read_from(path: Place, start: int) -> Iterator[bytes]:
+    """Yield the bytes of a file from one on, block by block."""
+    if isinstance(path, BucketPath):
+        yield path.read_from(start)
+        return
+    with path.open("rb") as file:  # over NFS, opening a file shows what others have written
+        file.seek(start)
+        while block := file.read(BLOCK_BYTES):
+            yield block
 
 
 def read_blocks(path: Place) -> Iterator[Any]:
