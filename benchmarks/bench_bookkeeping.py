@@ -239,7 +239,7 @@ class Loop:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return seconds and memory; a line through those of the CPU if there was no time for all."""
+        """Return seconds and memory; where the time was up, what all shards would have taken."""
         n_shards = self.writer.manifest.n_shards
         starts = self.starts + ([self.finishing] if self.finishing else [])
         seconds = [end - start for start, end in pairwise(starts)]
