@@ -251,7 +251,7 @@ class Loop:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return seconds and memory; where the time was not enough, a line through the seconds."""
+        """Return seconds and memory; where the time was up, what all shards would have taken."""
         n_shards = self.writer.manifest.n_shards
         starts = self.starts + ([self.finishing] if self.finishing else [])
         seconds = [end - start for start, end in pairwise(starts)]
@@ -269,9 +269,11 @@ class Loop:
         }
         if self.finished:
             return found | {"seconds_finish": self.finished - self.finishing}
-        slope, first = statistics.linear_regression(range(len(seconds)), seconds)
+        first, last = found["cpu_per_shard_first_tenth"], found["cpu_per_shard_last_tenth"]
+        slope = (last - first) / (len(cpu) - tenth)
+        first -= slope * (tenth - 1) / 2
         return found | {
-            "seconds_shards_extrapolated": n_shards * first + slope * n_shards * (n_shards - 1) / 2
+            "cpu_shards_extrapolated": n_shards * first + slope * n_shards * (n_shards - 1) / 2
         }
 
 
@@ -295,8 +297,8 @@ def rows_of(result: dict[str, Any], args: argparse.Namespace) -> list[list[str]]
     for name, found in ways:
         all_shards = f"{found['seconds_shards']:,.0f}"
         if found["seconds"] is None:
-            hours = found["seconds_shards_extrapolated"] / 3600
-            all_shards = f"{found['n_done']:,} shards in {all_shards}; all: {hours:,.1f} h (a line)"
+            hours = found["cpu_shards_extrapolated"] / 3600
+            all_shards = f"{found['n_done']:,} shards in {all_shards}; all: {hours:,.1f} h of CPU"
         rows.append(
             [
                 f"{datetime.now(UTC):%Y-%m-%d}",
