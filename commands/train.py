@@ -124,14 +124,14 @@ def train(
         from ..display.train import TrainDisplay
         from ..display.watch import SweepDisplay
         from ..train.config import TrainConfig
-        from ..train.train import check, train_many
+        from ..train.train import require_trainable, train_many
 
         all_settings = [
             make_config(TrainConfig, {**given, "layer": n, "out": out / f"layer-{n}"}, config)
             for n in chosen_layers(store, layers)
         ]
         for settings in all_settings:  # what is wrong with the last is said before the first
-            check(settings)
+            require_trainable(settings)
         if len(all_settings) == 1:
             with TrainDisplay(all_settings[0].layer) as one:
                 outcomes = train_many(all_settings, report=lambda told: one(told.event))

@@ -16,9 +16,8 @@ import torch
 from lorsa.errors import TrainError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
-from lorsa.train.extent import extent
-from lorsa.train.memory import run_bytes
-from lorsa.train.start import lorsa_config
+from lorsa.train.extent import extent, run_bytes
+from lorsa.train.request import lorsa_config
 from lorsa.train.team import Launch, make_accelerator
 from lorsa.train.train import train, train_many
 from runs import STEP, config

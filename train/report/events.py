@@ -1,4 +1,4 @@
-"""What a training run tells while it runs, and what it returns."""
+"""Events that a training run reports while it runs, and the result that it returns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from ...dictionaries.metrics import Quality
 
 
 class StepReport(NamedTuple):
-    """Where a run stands."""
+    """Progress of a run after a step."""
 
     step: int
     """Steps done"""
@@ -19,7 +19,7 @@ class StepReport(NamedTuple):
     loss: float
     """mean (y_hat - y)^2 of the last step, over all processes, scaled activations"""
     grad_norm: float
-    """Of the last step, before clipping"""
+    """Norm of the last step's gradient, before clipping"""
     lr: float
     """Learning rate of the last step"""
     top_k: int
@@ -27,13 +27,13 @@ class StepReport(NamedTuple):
     dead_fraction: float
     """Share of heads that did not fire in the window of dead heads"""
     tokens_per_second: float
-    """Of the training steps so far"""
+    """Speed of the training steps so far"""
     data_wait_fraction: float
-    """Share of that time spent waiting for the store"""
+    """Share of their time spent waiting for the store"""
 
 
-class Look(NamedTuple):
-    """The held-out quality at some step."""
+class EvalReport(NamedTuple):
+    """Quality on held-out tokens after some step."""
 
     step: int
     """Steps done"""
@@ -44,10 +44,10 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """What a run made."""
+    """Result of a run."""
 
     run: str
-    """Its folder."""
+    """Run folder."""
     layer: int
     """Layer of the language model."""
     fvu: float | None
@@ -74,31 +74,34 @@ class TrainResult:
     held_out_tokens: int
     """Tokens that fvu and l0 were measured on."""
     tokens_per_second: float
-    """Of the training steps."""
+    """Speed of the training steps."""
     data_wait_fraction: float
-    """Share of that time spent waiting for the store."""
+    """Share of their time spent waiting for the store."""
     seconds: float
-    """Of this call, before the final measurement."""
+    """Time of this call, before the final measurement."""
 
 
 class Ended(NamedTuple):
-    """A run of a group has come to its end."""
+    """The end of a run, finished or failed."""
 
     result: TrainResult | None
-    """None of a run that failed"""
+    """None if it failed"""
     error: str | None = None
     """Why it failed"""
     before: bool = False
     """Whether it was finished before this call"""
 
 
-Event = str | StepReport | Look | Ended
-Report = Callable[[Event], None]
+TrainEvent = str | StepReport | EvalReport | Ended
+ReportEvent = Callable[[TrainEvent], None]
 
 
 class RunEvent(NamedTuple):
     """An event of one run of a group."""
 
     run: str
-    """Its folder"""
-    event: Event
+    """Run folder"""
+    event: TrainEvent
+
+
+ReportRun = Callable[[RunEvent], None]
