@@ -22,7 +22,7 @@ from .config import TrainConfig
 from .report.curves import draw_pareto
 from .report.events import ReportRun
 from .run_folder import json_data
-from .team import Launch
+from .team import all_processes
 from .train import RunOutcome, train_many
 
 MEASURES = ("fvu", "l0", "dead_fraction", "n_ov_heads", "train_tokens", "tokens_per_second")
@@ -165,7 +165,7 @@ def sweep_grid(
     runs = points(base, grid(values), Path(out))
     result = sweep(runs, Path(out), apart=apart, report=report)
     config = next(point.config for point in runs if point.config is not None)
-    if Launch(config).is_main:
+    if all_processes(config).is_main:
         write_sweep(result)
     return result
 

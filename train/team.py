@@ -32,12 +32,16 @@ class Team:
     """Processes that share each step; all do the same things in the same order."""
 
     def __init__(self, accelerator: Accelerator, alarm: Alarm, *, alone: bool = False) -> None:
-        """Make a team of all processes, or of this one alone beside others at other runs."""
+        """Make a team of all processes, or of this one alone; `all_processes` makes the first."""
         self._accelerator = accelerator
-        self._alarm = alarm
+        self.alarm = alarm
         self.device: torch.device = accelerator.device
         self.rank = 0 if alone else accelerator.process_index
         self.world = 1 if alone else accelerator.num_processes
+
+    def alone(self) -> "Team":
+        """Return this process as a team, beside others at other runs."""
+        return Team(self._accelerator, self.alarm, alone=True)
 
     @property
     def is_main(self) -> bool:
@@ -46,11 +50,11 @@ class Team:
 
     def agreed(self, error: _Error) -> _Error:
         """Note that the whole team raises an error at the same place, and return it."""
-        return self._alarm.agreed(error)
+        return self.alarm.agreed(error)
 
     def is_agreed(self, error: BaseException) -> bool:
         """Return whether the whole team raises an error at the same place."""
-        return self.world == 1 or self._alarm.is_agreed(error)
+        return self.world == 1 or self.alarm.is_agreed(error)
 
     def copies(self, module: nn.Module) -> nn.Module:
         """Give every process the main one's module; backward averages gradients over the team."""
@@ -138,7 +142,7 @@ class Team:
         outcome: list[Any] = [None, None]
         if self.is_main:
             try:
-                with self._alarm.writing:
+                with self.alarm.writing:
                     outcome[0] = work()
             except FAILURES as error:
                 outcome[1] = portable(error)
@@ -150,14 +154,33 @@ class Team:
 
     def together(self, work: Callable[[], _Result]) -> _Result:
         """Do some work on every process; what goes wrong on one is raised on all."""
-        return work() if self.world == 1 else _together(work, self._alarm)
+        mine: list[_Result] = []
+        self.each(lambda: mine.append(work()))
+        return mine[0]
 
     def each(self, work: Callable[[], _Result]) -> list[_Result]:
         """Do some work on every process and return all results, in the processes' order.
 
         What goes wrong on one is raised on all.
         """
-        return [work()] if self.world == 1 else _each(work, self._alarm)
+        if self.world == 1:
+            return [work()]
+        result: _Result | None = None
+        failure: Exception | None = None
+        try:
+            result = work()
+        except FAILURES as error:
+            failure = portable(error)
+        everywhere: list[tuple[_Result, Exception | None]] = gather_object([(result, failure)])
+        failures = [
+            (rank, error) for rank, (_, error) in enumerate(everywhere) if error is not None
+        ]
+        if not failures:
+            return [each for each, _ in everywhere]
+        rank, first = failures[0]
+        if len(failures) < self.world:  # it is not the same everywhere
+            first = type(first)(f"process {rank} of {self.world}: {first}")
+        raise self.agreed(first)
 
     def gather(self, mine: list[Any]) -> list[Any]:
         """Return what all processes have, in their order."""
@@ -174,60 +197,15 @@ class Team:
             self._accelerator.free_memory()
 
 
-class Launch:
-    """Processes of one command, as accelerate launch or torchrun began them."""
+def all_processes(config: TrainConfig) -> Team:
+    """Return the processes of this command, as accelerate launch or torchrun began them.
 
-    def __init__(self, config: TrainConfig) -> None:
-        """Find the processes and this one's device.
-
-        Raises:
-            TrainError: the device is not there, or an earlier call here chose another one.
-        """
-        self._accelerator = make_accelerator(config)
-        self.rank: int = self._accelerator.process_index
-        self.world: int = self._accelerator.num_processes
-        self.device: torch.device = self._accelerator.device
-        self.alarm = Alarm(self.rank, self.world)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process prints."""
-        return self.rank == 0
-
-    def team(self, *, alone: bool = False) -> Team:
-        """Return all processes as a team, or this one alone."""
-        return Team(self._accelerator, self.alarm, alone=alone)
-
-    def gather(self, mine: list[Any]) -> list[Any]:
-        """Return what all processes have, in their order."""
-        return mine if self.world == 1 else cast(list[Any], gather_object(mine))
-
-    def together(self, work: Callable[[], _Result]) -> _Result:
-        """Do some work on every process; what goes wrong on one is raised on all."""
-        return work() if self.world == 1 else _together(work, self.alarm)
-
-
-def _together(work: Callable[[], _Result], alarm: Alarm) -> _Result:
-    result: list[_Result] = []
-    _each(lambda: result.append(work()), alarm)
-    return result[0]
-
-
-def _each(work: Callable[[], _Result], alarm: Alarm) -> list[_Result]:
-    result: _Result | None = None
-    failure: Exception | None = None
-    try:
-        result = work()
-    except FAILURES as error:
-        failure = portable(error)
-    all_results: list[tuple[_Result, Exception | None]] = gather_object([(result, failure)])
-    failures = {rank: failed for rank, (_, failed) in enumerate(all_results) if failed is not None}
-    if not failures:
-        return [each for each, _ in all_results]
-    rank, first = next(iter(failures.items()))
-    if len(failures) < alarm.world:  # it is not the same everywhere
-        first = type(first)(f"process {rank} of {alarm.world}: {first}")
-    raise alarm.agreed(first)
+    Raises:
+        TrainError: the device is not there, or an earlier call here chose another one.
+    """
+    accelerator = make_accelerator(config)
+    alarm = Alarm(accelerator.process_index, accelerator.num_processes)
+    return Team(accelerator, alarm)
 
 
 def portable(error: Exception) -> Exception:

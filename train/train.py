@@ -18,7 +18,7 @@ from .report.events import Ended, ReportEvent, ReportRun, RunEvent, TrainEvent, 
 from .request import Request, make_request
 from .run import Run
 from .run_folder import RunFolder
-from .team import FAILURES, Launch, Team, portable
+from .team import FAILURES, Team, all_processes, portable
 
 
 class RunOutcome(NamedTuple):
@@ -86,33 +86,32 @@ def train_many(
         TrainError: the device is not there, or sharded runs are to be trained apart.
         KeyboardInterrupt: the process was asked to stop; checkpoints were written.
     """
-    launch = Launch(configs[0])
-    if apart and launch.world > 1 and any(config.shard for config in configs):
+    everyone = all_processes(configs[0])
+    if apart and everyone.world > 1 and any(config.shard for config in configs):
         raise TrainError(
             "a run cannot be sharded here: each process takes whole runs; leave out --shard, or "
             "train one run at a time with lorsa train --shard"
         )
-    team = launch.team(alone=apart)
+    team = everyone.alone() if apart else everyone
     outcomes: dict[int, RunOutcome] = {}
-    with launch.alarm.listening():
-        requests = _requests(configs, launch, team, outcomes, report)
+    with everyone.alarm.listening():
+        requests = _requests(configs, everyone, team, outcomes, report)
         free = team.least(free_memory_bytes(team.device))
-        groups = _groups(requests, free, at_least=launch.world if apart else 1)
-        mine = _share(groups, launch.rank, launch.world) if apart else groups
-        launch.alarm.apart = apart
+        groups = _groups(requests, free, at_least=everyone.world if apart else 1)
+        mine = _share(groups, everyone.rank, everyone.world) if apart else groups
+        everyone.alarm.apart = apart
         for group in mine:
             outcomes |= _train_group(group, report)
-        launch.alarm.apart = False
+        everyone.alarm.apart = False
         if apart:
-            outcomes |= dict(launch.gather([(n, _portable(o)) for n, o in outcomes.items()]))
+            outcomes |= dict(everyone.gather([(n, _portable(o)) for n, o in outcomes.items()]))
     return [outcomes[number] for number in range(len(configs))]
 
 
 def require_trainable(config: TrainConfig) -> None:
     """Raise what `train` would raise before its first step; nothing is written."""
-    launch = Launch(config)
-    team = launch.team()
-    with launch.alarm.listening():
+    team = all_processes(config)
+    with team.alarm.listening():
         store = team.together(lambda: ActivationStore.open(config.store))
         request = team.together(lambda: make_request(config, store, team))
         # the main process alone reads the folder: it may begin while others still check
@@ -121,7 +120,7 @@ def require_trainable(config: TrainConfig) -> None:
 
 def _requests(
     configs: Sequence[TrainConfig],
-    launch: Launch,
+    everyone: Team,
     team: Team,
     outcomes: dict[int, RunOutcome],
     report: ReportRun,
@@ -142,7 +141,7 @@ def _requests(
 
     for number, config in enumerate(configs):
         try:
-            requests.append(launch.together(partial(request, number, config)))
+            requests.append(everyone.together(partial(request, number, config)))
         except RUN_ERRORS as error:
             outcomes[number] = _failed(config, error, team, report)
     return requests

@@ -19,7 +19,7 @@ from lorsa.train.report.events import StepReport
 from lorsa.train.request import Request, make_request
 from lorsa.train.run import Run
 from lorsa.train.sweep import grid, points, run_name, sweep, sweep_grid, write_sweep
-from lorsa.train.team import Launch
+from lorsa.train.team import all_processes
 from lorsa.train.train import _groups, train, train_many
 from runs import STEP, settings
 from safetensors.torch import load_file
@@ -131,8 +131,7 @@ def test_groups_are_cut_until_each_process_has_one(
     """A dear run alone beside a cheap pair was put back and taken again without end."""
     dear = TrainConfig(**settings(store_folder, layer=2, expansion=64.0), out=tmp_path / "dear")
     pair = [TrainConfig(**settings(store_folder), out=tmp_path / name) for name in "ab"]
-    launch = Launch(dear)
-    store, team = ActivationStore.open(store_folder), launch.team()
+    store, team = ActivationStore.open(store_folder), all_processes(dear)
     asked = [make_request(c, store, team, number=i) for i, c in enumerate([dear, *pair])]
     groups = _groups(asked, 1 << 40, at_least=at_least)
     assert len(groups) == (2 if at_least == 1 else 3)
