@@ -130,7 +130,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def load_newest_checkpoint(run: Path, report: Callable[[str], None]) -> Restored | None:
-    """Read the newest good checkpoint of a run; None if it has none at all.
+    """Read the newest good checkpoint of a run; None if there is no checkpoint.
 
     Newer ones, which are damaged, are removed.
 

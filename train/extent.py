@@ -15,7 +15,7 @@ from .config import TrainConfig
 STEP_SEQS = 4
 """Sequences in a step, where batch_tokens is not given."""
 LEAST_STEP_TOKENS = 1024
-"""Tokens in a step at least, where batch_tokens is not given."""
+"""Fewest tokens in a step, where batch_tokens is not given."""
 MAX_DEAD_WINDOW_TOKENS = 10_000_000
 STEPS_UNTIL_KNOWN = 1000
 """Steps of a run by the minute, until its speed is known."""
@@ -44,7 +44,7 @@ class Extent(NamedTuple):
     """Bytes of a parameter on one process, with gradient and moments"""
 
     def lasting(self, n_steps: int, config: TrainConfig) -> "Extent":
-        """Return the same run with another number of steps."""
+        """Return the size of the same run with another number of steps."""
         tokens = n_steps * self.step_tokens
         window = config.dead_window_tokens or min(MAX_DEAD_WINDOW_TOKENS, max(1, tokens // 4))
         eval_tokens = config.eval_every_tokens or -(-tokens // 4)

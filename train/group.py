@@ -39,20 +39,20 @@ class _Read(NamedTuple):
     """Data of a step, read before the step: it fails where it can be reported to all processes."""
 
     batch: Batch | None
-    """None at the end, or if it cannot be read"""
+    """Batch; None at the end, or if it cannot be read"""
     failure: Exception | None
-    """Why it cannot be read"""
+    """Why the batch cannot be read"""
     failures: dict[Run, Exception]
-    """Why single runs cannot read which of its tokens count"""
+    """Why single runs cannot read which tokens of the batch count"""
 
 
 class _Exchanged(NamedTuple):
-    """Facts of a step that all processes know after their exchange."""
+    """Facts that all processes share after a step."""
 
     stop: bool
-    """Whether any of them was asked to stop"""
+    """Whether any process was asked to stop"""
     unread: bool
-    """Whether any of them could not read something of the next step"""
+    """Whether any process could not read something of the next step"""
     late: bool
     """Whether it is time for a checkpoint, by the main process"""
     clock: Clock
@@ -62,7 +62,7 @@ class _Exchanged(NamedTuple):
 
 
 class Group:
-    """Some runs and the data that they share."""
+    """Runs and the data that they share."""
 
     def __init__(self, runs: list[Run], store: ActivationStore) -> None:
         """Choose runs of one layer, order and step; `train` does the work."""

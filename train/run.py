@@ -43,7 +43,7 @@ class Clock(NamedTuple):
     step_s: float
     """Mean seconds of a step, without evals and checkpoints"""
     wait_fraction: float
-    """Share of them spent waiting for the store"""
+    """Share of the steps' time spent waiting for the store"""
 
 
 class StepOutcome(NamedTuple):
@@ -58,7 +58,7 @@ class StepOutcome(NamedTuple):
 
 
 class Run:
-    """State of one run, beside what its group shares."""
+    """One run: all that it does not share with its group."""
 
     def __init__(self, request: Request, report: ReportEvent) -> None:
         """Bring the parts of a run together; `begin` and `start` make it ready."""

@@ -33,9 +33,9 @@ class Point(NamedTuple):
     """A run of a sweep."""
 
     changes: dict[str, Any]
-    """Settings in which it differs from the others"""
+    """Settings in which the run differs from the others"""
     config: TrainConfig | None
-    """None if a setting is refused"""
+    """Settings of the run; None if one is refused"""
     error: str | None
 
 
@@ -54,7 +54,7 @@ class SweepResult:
     bytes_read: int
     """Bytes that all groups read from the store, in this call."""
     seconds: float
-    """Time of this call."""
+    """Seconds of this call."""
     ok: bool
     """Whether every run has a result."""
 
@@ -105,7 +105,7 @@ def sweep(
     apart: bool = True,
     report: ReportRun = lambda event: None,
 ) -> SweepResult:
-    """Train all runs of a sweep, those that can share a read together, and write the table.
+    """Train all runs of a sweep; those that can share a read are trained together.
 
     The same call resumes a sweep that was stopped, and passes over runs that are finished.
 

@@ -26,12 +26,12 @@ class RunOutcome(NamedTuple):
 
     config: TrainConfig
     result: TrainResult | None
-    """None if it failed"""
+    """Result; None if the run failed"""
     failure: Exception | None
     group: str | None = None
-    """Name of the group that it was trained in; None if it did not begin, or was finished"""
+    """Name of the run's group; None if the run did not begin, or was finished before"""
     bytes_read: int = 0
-    """Bytes that this group read from the store, in this call"""
+    """Bytes that the group read from the store, in this call"""
 
 
 def train(config: TrainConfig, *, report: ReportEvent = lambda event: None) -> TrainResult:
@@ -209,7 +209,7 @@ def _cost(group: list[Request]) -> int:
 
 
 def _share(groups: list[list[Request]], rank: int, world: int) -> list[list[Request]]:
-    """Return this process's groups; the dearest are given out first, to those with the least."""
+    """Return this process's groups: each goes, the dearest first, to the process with the least."""
     load = [0] * world
     mine = []
     for group in sorted(groups, key=_cost, reverse=True):

@@ -27,9 +27,9 @@ class StepReport(NamedTuple):
     dead_fraction: float
     """Share of heads that did not fire in the window of dead heads"""
     tokens_per_second: float
-    """Speed of the training steps so far"""
+    """Tokens per second of the training steps so far"""
     data_wait_fraction: float
-    """Share of their time spent waiting for the store"""
+    """Share of the steps' time spent waiting for the store"""
 
 
 class EvalReport(NamedTuple):
@@ -54,7 +54,7 @@ class TrainResult:
     """Fraction of variance unexplained on the held-out tokens that count; None where y does not
     vary."""
     fvu_all: float | None = None
-    """The same over all held-out tokens, those that the loss mask leaves out too."""
+    """Fraction of variance unexplained on all held-out tokens, with those that do not count."""
     masked_fraction: float = 0.0
     """Share of the held-out tokens that do not count."""
     l0: float
@@ -62,7 +62,7 @@ class TrainResult:
     dead_fraction: float
     """Share of heads that did not fire on the last `dead_window_tokens` training tokens."""
     dead_window_tokens: int
-    """See dead_fraction."""
+    """Tokens of the window of `dead_fraction`."""
     n_ov_heads: int
     """OV heads."""
     n_qk_heads: int
@@ -74,22 +74,22 @@ class TrainResult:
     held_out_tokens: int
     """Tokens that fvu and l0 were measured on."""
     tokens_per_second: float
-    """Speed of the training steps."""
+    """Tokens per second of the training steps."""
     data_wait_fraction: float
-    """Share of their time spent waiting for the store."""
+    """Share of the steps' time spent waiting for the store."""
     seconds: float
-    """Time of this call, before the final measurement."""
+    """Seconds of this call, before the final eval."""
 
 
 class Ended(NamedTuple):
     """The end of a run, finished or failed."""
 
     result: TrainResult | None
-    """None if it failed"""
+    """Result; None if the run failed"""
     error: str | None = None
-    """Why it failed"""
+    """Why the run failed"""
     before: bool = False
-    """Whether it was finished before this call"""
+    """Whether the run was finished before this call"""
 
 
 TrainEvent = str | StepReport | EvalReport | Ended
