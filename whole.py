@@ -7,6 +7,7 @@ there before, also after a crash.
 
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -55,8 +56,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON by `whole`, indented by one space."""
-    write_whole(path, json.dumps(content, indent=1) + "\n")
+    """Write JSON by `whole`, indented by one space; see `finite`."""
+    write_whole(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def finite(content: Any) -> Any:
+    """Return content with None for numbers that are not finite: JSON has no NaN and no infinity."""
+    if isinstance(content, dict):
+        return {name: finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def sync(path: Path) -> None:

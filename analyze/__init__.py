@@ -1,1 +1,1 @@
-"""What a trained Lorsa does, and how well it stands in for its layer."""
+"""Analyses: when features of a dictionary fire, what they read and what they write."""

@@ -1,7 +1,6 @@
-"""What heads do to the next token, and which tokens they read, by the language model's own maps."""
+"""Effects of features on the next token, and the tokens they read, by the model's own maps."""
 
-from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,21 +9,21 @@ from ..dictionaries.lorsa.module import Lorsa
 from ..language.norms import Language, in_chunks
 
 N_TOKENS = 10
-"""Tokens listed of a head."""
+"""Tokens that are listed of a feature."""
 
 Listed = tuple[Tensor, Tensor]
-"""Ids, int64, and values, both [n_ov_heads, n]; the most extreme first"""
+"""Ids, int64, and values, both [n_features, n]; the most extreme first."""
 
 
 class Effects(NamedTuple):
-    """What the language model says of each head."""
+    """Tokens that each feature affects most, and that it reads most."""
 
     promoted: Listed
-    """Tokens whose logits rise most when it fires with its mean activation"""
+    """Tokens whose logits rise most when it fires with its mean activation, in logits"""
     suppressed: Listed
-    """Those whose logits fall most"""
+    """Tokens whose logits fall most, in logits"""
     reads_embedding: Listed
-    """Tokens of whose embedding its value reads most, in units of v"""
+    """Tokens whose embedding its value reads most, in units of v"""
 
 
 @torch.no_grad()
@@ -33,7 +32,7 @@ def effects(lorsa: Lorsa, language: Language, mean_acts: Tensor, n_vocab: int) -
 
     Args:
         lorsa: on the model's device.
-        language: what is around its layer.
+        language: norms and embeddings around its layer.
         mean_acts: mean z of each head where it fires; NaN of those that never did, [n_ov_heads].
         n_vocab: tokens that the tokenizer knows; rows of the embedding beyond are padding.
     """
@@ -49,82 +48,3 @@ def effects(lorsa: Lorsa, language: Language, mean_acts: Tensor, n_vocab: int) -
         values, ids = (lorsa.W_V[rows] @ embedded.T).topk(n, dim=1)
         lists[2].append((ids.cpu(), values.cpu()))
     return Effects(*((torch.cat([i for i, _ in f]), torch.cat([v for _, v in f])) for f in lists))
-
-
-WORDS = (
-    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
-    "January February March April May June July August September October November December",
-    "one two three four five six seven eight nine ten eleven twelve",
-    "first second third fourth fifth sixth seventh eighth ninth tenth",
-    "A B C D E F G H I J K L M N O P Q R S T U V W X Y Z",
-    "0 1 2 3 4 5 6 7 8 9",
-)
-"""Words in an order that a language model knows; Gould et al. 2023 (arXiv:2312.09230) test such."""
-
-
-def ordinal_tokens(tokenizer: Any) -> list[list[int]]:
-    """Return the classes of WORDS as token ids, all with a space before or all without.
-
-    A class is cut at the first word that is no single token, and left out below three.
-    """
-    both = [
-        [
-            _single_tokens(tokenizer, [before + word for word in words.split()])
-            for before in (" ", "")
-        ]
-        for words in WORDS
-    ]
-    longest = [max(ways, key=len) for ways in both]
-    return [ids for ids in longest if len(ids) >= 3]
-
-
-def _single_tokens(tokenizer: Any, words: list[str]) -> list[int]:
-    """Return the ids of words up to the first that is more than one token."""
-    encoded = (_encoded(tokenizer, word) for word in words)
-    return [ids[0] for ids in takewhile(lambda ids: len(ids) == 1, encoded)]
-
-
-def _encoded(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-@torch.no_grad()
-def successor_scores(
-    lorsa: Lorsa,
-    language: Language,
-    classes: list[list[int]],
-    xs: list[Tensor],
-    mean_acts: Tensor,
-) -> Tensor:
-    """Return how far each head turns ordinal words into the next one.
-
-    Of what its value reads of the words of a class, the share read of words a where, of all words
-    of the class, it raises that after a most. A head that writes one direction can serve one word.
-    A word is read if its value, were all attention on it, would make the head fire as it does on
-    average: less is noise, of which some heads have 1.00 by chance.
-
-    Args:
-        classes: token ids in order.
-        xs: the layer's input at each word of a class, [n_words, d_model] each.
-        mean_acts: of each head where it fires on text, NaN where it does not, [n_ov_heads].
-
-    Returns:
-        0..1, [n_ov_heads]; NaN of heads that read none of the words.
-    """
-    hit = torch.zeros(lorsa.config.n_ov_heads, device=lorsa.W_V.device)
-    read = torch.zeros_like(hit)
-    least = mean_acts.to(hit)
-    for ids, x in zip(classes, xs, strict=True):
-        best = torch.cat(
-            [
-                language.to_logits(lorsa.W_O[rows])[:, ids].argmax(dim=1)
-                for rows in in_chunks(len(hit), len(language.unembedding))
-            ]
-        )  # [n_ov_heads]
-        values = (x @ lorsa.W_V.T + lorsa.b_V).relu()  # [n_words, n_ov_heads]
-        values = torch.where(values >= least, values, 0.0)
-        word = torch.arange(len(ids) - 1, device=best.device)[:, None]
-        hit += (values[:-1] * (best[None] == word + 1)).sum(dim=0)
-        read += values[:-1].sum(dim=0)
-    return (hit / read).cpu()

@@ -1,12 +1,12 @@
-"""RUN/analysis/explanations.jsonl: what was said of heads, a line for each answer, as it came.
+"""Explanations of heads in RUN/analysis/explanations.jsonl, a line for each answer.
 
     {"head": 17, "text": "...", "model": "..."}                            an explanation
     {"head": 17, "score": 0.85, "n_scored": 20, "scorer": "..."}           its score
     {"head": 17, "score": null, "n_scored": 0, "scorer": null}             too little was held out
-    {"head": 17, "error": "..."}                                           asked for in vain
+    {"head": 17, "error": "..."}                                           request failed
 
-The last line of a kind counts. Lines are flushed to the disk one by one and never changed; one that
-is torn, or is none of these, is passed over.
+The last line of a kind counts. Lines are flushed to the disk one by one and never changed. A line
+that is torn, or is none of these, is skipped.
 """
 
 import fcntl
@@ -22,12 +22,12 @@ EXPLANATIONS = "explanations.jsonl"
 
 
 def read_explanations(path: Path) -> dict[int, dict[str, Any]]:
-    """Return what was said of each head that has an explanation.
+    """Return the explanations, by head.
 
     Returns:
-        By head: "text", one line; "model" that wrote it; "score", balanced accuracy in 0..1, or
-        None; "n_scored", contexts of the score, 0 if too few were held out, None if it is not
-        scored yet; "scorer", the model that was tried, or None.
+        "text", one line; "model" that wrote it; "score", balanced accuracy in 0..1, or None;
+        "n_scored", contexts of the score, 0 if too few were held out, None if it is not scored
+        yet; "scorer", the model that was tried, or None.
 
     Raises:
         AnalyzeError: the file is there and cannot be read.
@@ -37,39 +37,39 @@ def read_explanations(path: Path) -> dict[int, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise AnalyzeError(f"{path} cannot be read ({error.strerror}); mend or move it") from None
+        raise AnalyzeError(f"{path} cannot be read ({error.strerror}); repair or move it") from None
     found: dict[int, dict[str, Any]] = {}
     for line in lines:
-        said = _parsed(line)
-        head = said.get("head")
+        entry = _parsed(line)
+        head = entry.get("head")
         if not isinstance(head, int):
             continue
-        if isinstance(said.get("text"), str):
+        if isinstance(entry.get("text"), str):
             found[head] = {
-                "text": said["text"],
-                "model": said.get("model"),
+                "text": entry["text"],
+                "model": entry.get("model"),
                 "score": None,
                 "n_scored": None,
                 "scorer": None,
             }
-        elif head in found and isinstance(said.get("n_scored"), int):
-            found[head] |= {name: said.get(name) for name in ("score", "n_scored", "scorer")}
+        elif head in found and isinstance(entry.get("n_scored"), int):
+            found[head] |= {name: entry.get(name) for name in ("score", "n_scored", "scorer")}
     return found
 
 
 def _parsed(line: str) -> dict[str, Any]:
     try:
-        said = json.loads(line, parse_constant=lambda name: None)  # no NaN
+        entry = json.loads(line, parse_constant=lambda name: None)  # no NaN
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return entry if isinstance(entry, dict) else {}
 
 
 class Record:
-    """The file open for more lines, by one process at a time."""
+    """File of explanations, open for more lines by one process at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Take it, and leave a torn last line alone in its line.
+        """Open and lock the file; a torn last line is ended.
 
         Raises:
             AnalyzeError: it cannot be written, or another process writes it.

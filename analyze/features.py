@@ -1,4 +1,4 @@
-"""`lorsa analyze`: from a run and its store to an analysis folder."""
+"""Analysis of a run: from a Lorsa and its store to a folder of tables."""
 
 import json
 import time
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from torch import Tensor
 
 from ..dictionaries.checkpoint import weights_path
@@ -15,7 +16,7 @@ from ..evaluate.opened import (
     LanguageModel,
     Opened,
     device_for,
-    load_language_model,
+    load_store_model,
     load_store_tokenizer,
     open_run,
 )
@@ -25,31 +26,31 @@ from ..progress import Measured, Report
 from ..stop import Stop, stop_when_whole
 from ..store.read.reader import ActivationStore
 from . import tables
-from .attention.columns import at_words, parents_of, where_from
-from .attention.kinds import Reading
-from .attention.probes import probe, probe_tokens
-from .collect import BATCH_TOKENS, Collected, choose
+from .attention.columns import AttentionColumns
+from .collect import READ_TOKENS, Chosen, Firings, choose_examples
 from .config import N_SAMPLE, AnalyzeConfig
-from .effects import Effects, effects, ordinal_tokens, successor_scores
-from .folder import earlier_facts, keep, locked, put_away_explanations, taken_up
+from .effects import effects
+from .folder import archive_explanations, earlier_facts, load_partial, locked, save_partial
 from .result import write_analysis
-from .schema import FACTS, PARTIAL, TYPES, VERSION
+from .schema import FACTS_FILE, PARTIAL_FILE, TYPES, VERSION
 
 DEFAULT_TOKENS = 1_000_000
+"""Stored tokens that are read at most, unless more are asked for."""
 SAVE_EVERY_S = 60.0
+"""Seconds between files of what is collected."""
 
 
 def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -> dict[str, Any]:
     """Analyse a trained Lorsa: what fires each of its heads, what it reads, what it writes.
 
-    A stopped analysis goes on where it was; a finished one of the same request is returned.
+    A stopped analysis is resumed; of a finished one of the same request the facts are returned.
 
     Args:
         config: the request.
-        report: is told, in words, what is being done, and how far it is.
+        report: called with a line of text, or with `Measured`.
 
     Returns:
-        What is in analysis.json, and heads of each type.
+        Facts that are in analysis.json, the number of heads of each type among them.
 
     Raises:
         CheckpointError: the run holds no Lorsa.
@@ -61,50 +62,52 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
     started = time.perf_counter()
     device = device_for(config.device)
     opened = open_run(config.run, ActivationStore.open(config.store), device)
-    seqs = _sequences(opened.store, config.tokens)
-    request = _request(config, opened, len(seqs))
+    n_seqs = _n_sequences(opened.store, config.tokens)
+    request = _request(config, opened, n_seqs)
     facts = earlier_facts(config.folder)
     if facts.get("request") == request:
         report(f"{config.folder} is finished already")
         return facts
-    if (config.folder / FACTS).exists():
+    if (config.folder / FACTS_FILE).exists():
         report(f"{config.folder} holds another analysis, which is replaced when this one is done")
     with locked(config.folder):
-        made = _made(config, opened, seqs, request, report)
-        facts = {**_facts(config, opened, len(seqs)), "request": request}
-        facts |= {"types": made.pop("types"), "seconds": time.perf_counter() - started}
-        put_away_explanations(config.folder, request)
+        made = _make_tables(config, opened, n_seqs, request, report)
+        types = Counter(made["heads"]["type"].to_pylist())
+        facts = {**_facts(config, opened, n_seqs), "request": request}
+        facts["types"] = {name: types[name] for name in TYPES if name in types}
+        facts["seconds"] = time.perf_counter() - started
+        archive_explanations(config.folder, request)
         write_analysis(config.folder, facts, made)
-        (config.folder / PARTIAL).unlink(missing_ok=True)
+        (config.folder / PARTIAL_FILE).unlink(missing_ok=True)
     return facts
 
 
-def _made(
-    config: AnalyzeConfig, opened: Opened, seqs: list[int], request: dict[str, Any], report: Report
-) -> dict[str, Any]:
-    """Collect what there is to know and return it as tables."""
+def _make_tables(
+    config: AnalyzeConfig, opened: Opened, n_seqs: int, request: dict[str, Any], report: Report
+) -> dict[str, pa.Table]:
+    """Go through the store and return the tables, by name."""
     subject = None
     if config.model is not None:
-        subject = load_language_model(
+        subject = load_store_model(
             opened.store, config.model, [opened.layer], opened.lorsa.W_V.device.type, report
         )
     with stop_when_whole(on_first=lambda: report("stopping")) as stop:
-        found = _collect(config, opened, seqs, request, stop, report)
-        keep(config.folder / PARTIAL, found, len(seqs), request)
+        by_kind = AttentionColumns(opened)
+        found = _collect(config, opened, by_kind, n_seqs, request, stop, report)
 
-        def told(step: str | Measured) -> None:
+        def report_step(step: str | Measured) -> None:
             if stop.asked:
                 raise KeyboardInterrupt
             report(step)
 
-        return _write_up(config, opened, subject, seqs, found, told)
+        return _tables(config, opened, subject, by_kind, found, n_seqs, report_step)
 
 
-def _sequences(store: ActivationStore, tokens: int | None) -> list[int]:
-    """Return the first sequences of the store; a harvest has shuffled them."""
+def _n_sequences(store: ActivationStore, tokens: int | None) -> int:
+    """Return how many sequences to read: the first of the store, which a harvest has shuffled."""
     n_ctx = store.manifest.n_ctx
     asked = min(tokens or DEFAULT_TOKENS, store.manifest.n_seq * n_ctx)
-    return list(range(max(1, asked // n_ctx)))
+    return max(1, asked // n_ctx)
 
 
 def _request(config: AnalyzeConfig, opened: Opened, n_seqs: int) -> dict[str, Any]:
@@ -162,102 +165,100 @@ def _run_result(run: Path) -> dict[str, Any]:
 def _collect(
     config: AnalyzeConfig,
     opened: Opened,
-    seqs: list[int],
+    by_kind: AttentionColumns,
+    n_seqs: int,
     request: dict[str, Any],
     stop: Stop,
     report: Report,
-) -> Collected:
-    """Go through the store once, or from where an earlier call was stopped."""
+) -> Firings:
+    """Go through the store once, or from where an earlier call was stopped; add to `by_kind`."""
     lorsa, store = opened.lorsa, opened.store
     n_ctx = store.manifest.n_ctx
-    partial = config.folder / PARTIAL
-    found, done = taken_up(partial, request)
-    if found is None:
-        found = Collected.nothing(lorsa.config.n_ov_heads, n_top=config.n_top, n_sample=N_SAMPLE)
-    else:
+    partial = config.folder / PARTIAL_FILE
+    found = Firings.none(lorsa.config.n_ov_heads, n_top=config.n_top, n_sample=N_SAMPLE)
+    tensors = found.tensors() | by_kind.tensors()
+    saved, done = load_partial(partial, request)
+    if saved.keys() == tensors.keys():
+        for name, tensor in tensors.items():
+            tensor.copy_(saved[name])
         report(f"going on after {done * n_ctx:,} tokens")
-    step = max(1, BATCH_TOKENS // n_ctx)
-    began, before, saved = time.perf_counter(), done, time.perf_counter()
-    while done < len(seqs):
-        batch = seqs[done : done + step]
+    else:
+        done = 0
+    step = max(1, READ_TOKENS // n_ctx)
+    began, before, saved_at = time.perf_counter(), done, time.perf_counter()
+    while done < n_seqs:
+        batch = list(range(done, min(done + step, n_seqs)))
         x = store.inputs(opened.layer, batch).to(lorsa.W_V.device).float()
-        found.add(lorsa, x, store.tokens(batch).long(), done * n_ctx)
+        found.add(by_kind.add(x, store.tokens(batch).long()), done * n_ctx)
         done += len(batch)
         rate = (done - before) * n_ctx / (time.perf_counter() - began)
-        report(Measured(done * n_ctx, len(seqs) * n_ctx, "reading heads", rate))
-        if stop.asked or time.perf_counter() - saved > SAVE_EVERY_S:
-            keep(partial, found, done, request)
-            saved = time.perf_counter()
+        report(Measured(done * n_ctx, n_seqs * n_ctx, "reading heads", rate))
+        if stop.asked or time.perf_counter() - saved_at > SAVE_EVERY_S:
+            save_partial(partial, tensors, done, request)
+            saved_at = time.perf_counter()
         if stop.asked:
             raise KeyboardInterrupt
+    save_partial(partial, tensors, done, request)
     return found
 
 
-def _write_up(
+def _tables(
     config: AnalyzeConfig,
     opened: Opened,
     subject: LanguageModel | None,
-    seqs: list[int],
-    found: Collected,
+    by_kind: AttentionColumns,
+    found: Firings,
+    n_seqs: int,
     report: Report,
-) -> dict[str, Any]:
-    """Return the tables, and how many heads are of each type."""
-    lorsa, store = opened.lorsa, opened.store
-    n_ctx = store.manifest.n_ctx
-    chosen, ascending = choose(found, config.n_samples)
-    sources, shown, tokens, documents = where_from(opened, seqs, chosen, report)
-    parents = parents_of(opened, seqs, report)
+) -> dict[str, pa.Table]:
+    """Return the tables, by name."""
+    store = opened.store
+    chosen, ascending = choose_examples(found, config.n_samples)
+    shown = _shown(store, chosen)
+    columns, example_columns = by_kind.finish(chosen, shown, n_seqs, report)
     tokenizer = load_store_tokenizer(store, subject, report)
-    on_probe, written, successor = None, None, None
     if subject is not None:
-        mean_acts = found.sum_act / found.reading.n_fired
-        on_probe, written, successor = _in_the_model(opened, subject, tokenizer, mean_acts, report)
+        columns |= _in_the_model(opened, subject, by_kind, tokenizer, found.mean_acts, report)
     report("writing")
-    heads = tables.heads_table(
-        lorsa,
-        found,
-        tables.quantiles_of(ascending),
-        len(seqs) * n_ctx,
-        reads=tables.source_tokens(chosen, sources, shown, tokens, lorsa.config.n_ov_heads),
-        parents=parents,
-        probe=on_probe,
-        effects=written,
-        successor=successor,
-    )
-    sequences = tables.sequences_table(shown, tokens)
-    types = Counter(heads["type"].to_pylist())
+    quantile_acts = tables.quantiles_of(ascending)
+    columns |= tables.firing_columns(found, quantile_acts, n_seqs * store.manifest.n_ctx)
+    columns |= tables.direction_columns(opened.lorsa)
+    heads, sequences = tables.heads_table(columns), tables.sequences_table(shown)
+    names = store.document_names()
     return {
         "heads": heads,
-        "examples": tables.examples_table(
-            chosen, sources, shown, tokens, documents, store.document_names()
-        ),
+        "examples": tables.examples_table(chosen, shown, names, example_columns),
         "sequences": sequences,
         "tokens": tables.tokens_table([heads, sequences], tokenizer),
-        "types": {name: types[name] for name in TYPES if name in types},
     }
 
 
+def _shown(store: ActivationStore, chosen: Chosen) -> tables.Shown:
+    """Return the sequences that the chosen firings lie in."""
+    seqs = np.unique(chosen.places.numpy() // store.manifest.n_ctx)
+    if len(seqs) == 0:  # no feature fires: one sequence, so that the tables have their shape
+        seqs = np.zeros(1, np.int64)
+    which = seqs.tolist()
+    return tables.Shown(seqs, store.tokens(which).numpy(), store.documents(which).numpy())
+
+
 def _in_the_model(
-    opened: Opened, subject: LanguageModel, tokenizer: Any, mean_acts: Tensor, report: Report
-) -> tuple[Reading, Effects | None, Tensor | None]:
-    """Return what needs the language model: probes, effects on logits, successor scores."""
-    lorsa, store, site = opened.lorsa, opened.store, subject.sites[opened.layer]
-    manifest = store.manifest
-    report("probing with repeated random tokens")
-    some = store.tokens(np.arange(min(256, manifest.n_seq))).numpy()
-    usable = np.setdiff1d(some, manifest.tokenizer.get("special_token_ids") or [])
-    bos = manifest.tokenizer.get("bos_token_id") if manifest.corpus.get("bos") else None
-    text = probe_tokens(usable.astype(np.int64), n_ctx=manifest.n_ctx, bos=bos)
-    on_probe = probe(lorsa, subject.model, site, text)
-    around = surroundings(subject.model, site, store.tokens(np.arange(min(4, manifest.n_seq))))
+    opened: Opened,
+    subject: LanguageModel,
+    by_kind: AttentionColumns,
+    tokenizer: Any,
+    mean_acts: Tensor,
+    report: Report,
+) -> dict[str, Any]:
+    """Return the columns of heads.parquet that take the language model."""
+    store, site = opened.store, subject.sites[opened.layer]
+    some = store.tokens(np.arange(min(4, store.manifest.n_seq)))
+    around = surroundings(subject.model, site, some)
+    columns = by_kind.in_model(subject, around, tokenizer, mean_acts, report)
     if around is None:
         report("the model's last norm cannot be read: no effects on logits")
-        return on_probe, None, None
+        return columns
     report("effects on the logits")
     n_vocab = len(around.unembedding) if tokenizer is None else len(tokenizer)
     n_vocab = min(n_vocab, len(around.unembedding), len(around.embedding))
-    written = effects(lorsa, around, mean_acts, n_vocab)
-    if tokenizer is None or not (classes := ordinal_tokens(tokenizer)):
-        return on_probe, written, None
-    xs = [at_words(subject.model, site, ids, bos) for ids in classes]
-    return on_probe, written, successor_scores(lorsa, around, classes, xs, mean_acts)
+    return columns | tables.effect_columns(effects(opened.lorsa, around, mean_acts, n_vocab))

@@ -1,9 +1,9 @@
-"""`lorsa find`: the heads that are most of a type, with evidence.
+"""Search for the heads that are most of a type, with evidence.
 
-Of analysed Lorsas the scores are those of heads.parquet: on probes where the language model was
-given, for there nothing matches by chance, else on text. Of a store alone, the heads are those of
-the language model's own layers, scored on stored text in the same way: their weights are in the
-store, so that a layer can be chosen before anything is trained.
+Scores of analysed Lorsas are those of heads.parquet: on probes where the language model was given,
+for there nothing matches by chance, else on text. Without runs, the heads are those of the language
+model's own layers, scored on stored text in the same way. Their weights are in the store, so a
+layer can be chosen before anything is trained.
 """
 
 from dataclasses import dataclass
@@ -25,12 +25,14 @@ from ..store.places import Place, place
 from ..store.read.reader import ActivationStore
 from .attention.kinds import LEAST_FIRED, N_KINDS, kinds
 from .attention.parents import layer_queries_keys
+from .choices import STORE_SCORES
 from .result import Analysis
-from .schema import STORE_SCORES
 
 SCORES = (*STORE_SCORES, "successor")
+"""Types that can be searched for."""
 DEFAULT_STORE = "acts"
 SCAN_TOKENS = 8192
+"""Stored tokens on which the language model's own heads are scored."""
 WINDOW = 6
 """Tokens shown before and after a source or a firing token."""
 
@@ -40,20 +42,20 @@ class FoundHead:
     """One head that is much of a type."""
 
     run: str | None
-    """Run of the Lorsa; None of a head of the language model itself."""
+    """Run of the Lorsa; None for a head of the language model itself."""
     layer: int
     head: int
-    """OV head; of the language model, attention head."""
+    """OV head of the Lorsa, or attention head of the language model."""
     score: float
     """Share of its reading that is of the type, 0..1."""
     measured_on: str
     """"probe" or "text"."""
     score_on_text: float | None
-    """The same on stored text."""
+    """Score on stored text."""
     frequency: float | None = None
-    """Share of tokens on which it fires; None of the language model's heads, which always do."""
+    """Share of tokens on which it fires; None for the language model's heads, which always do."""
     evidence: list[str] | None = None
-    """Its top examples: source tokens in [], the firing token in <>."""
+    """Top examples: source tokens in [], the firing token in <>."""
 
 
 def find_heads(
@@ -69,17 +71,16 @@ def find_heads(
 
     Args:
         kind: one of SCORES.
-        store: whose layers are scanned; of runs, checked to be what they were analysed with. None
-            is the folder "acts", and of runs checks nothing.
+        store: store whose layers are scanned; with runs, it must be the one they were analysed
+            with. None scans the folder "acts", and with runs checks nothing.
         runs: analysed runs; None or none scans the language model's own heads.
-        layers: layers to look at; None takes all.
+        layers: layers to search; None takes all.
         n: heads to return at most.
         device: where to compute.
 
     Raises:
         ValueError: no such type.
-        AnalyzeError: a run that is not analysed or is of another store, no head
-            with a score.
+        AnalyzeError: a run is not analysed or is of another store, or no head has a score.
         StoreError: the store cannot be read.
     """
     if kind not in SCORES:
@@ -125,14 +126,14 @@ def _of_run(kind: str, run: Path, store: ActivationStore | None, n: int) -> list
             measured_on="probe" if on_probe else "text",
             score_on_text=row[kind],
             frequency=row["frequency"],
-            evidence=[in_words(analysis, each) for each in _telling(analysis, row["head"])],
+            evidence=[in_words(analysis, each) for each in _shown(analysis, row["head"])],
         )
         for row in rows
     ]
 
 
-def _telling(analysis: Analysis, head: int) -> list[dict[str, Any]]:
-    """Return three examples of a head; those at position 0, which can only read itself, last."""
+def _shown(analysis: Analysis, head: int) -> list[dict[str, Any]]:
+    """Return three examples of a head; position 0, which can only read itself, comes last."""
     return sorted(analysis.examples(head), key=lambda example: example["position"] == 0)[:3]
 
 
@@ -142,7 +143,7 @@ def in_words(analysis: Analysis, example: dict[str, Any], n_sources: int = 2) ->
     Args:
         analysis: that the example is of.
         example: row of examples.parquet.
-        n_sources: of the sources with the largest contributions, how many to mark.
+        n_sources: number of sources to mark, those with the largest contributions.
     """
     ids = analysis.tokens(example["seq"])
     at = example["position"]

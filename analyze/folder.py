@@ -1,4 +1,4 @@
-"""The folder of an analysis while one is made: locked, with what is collected so far."""
+"""Folder of an analysis while one is made: locked, with what is collected so far."""
 
 import json
 import os
@@ -12,15 +12,15 @@ from safetensors.torch import save_file
 
 from ..errors import AnalyzeError
 from ..whole import lock_folder, whole
-from .collect import Collected
+from .collect import Tensors
 from .explanations import EXPLANATIONS
 from .result import Analysis
-from .schema import FACTS
+from .schema import FACTS_FILE
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other processes out while the block lasts.
+    """Create and lock the folder while the block lasts.
 
     Raises:
         AnalyzeError: it cannot be written, or another process analyses into it.
@@ -43,17 +43,17 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def earlier_facts(folder: Path) -> dict[str, Any]:
-    """Return the facts of the analysis in a folder; nothing of one that cannot be read."""
+    """Return the facts of the analysis in a folder; none if it cannot be read."""
     try:
         return Analysis.open(folder).facts
     except AnalyzeError:
         return {}
 
 
-def put_away_explanations(folder: Path, request: dict[str, Any]) -> None:
-    """Rename what was said of the heads of another Lorsa, whose analysis is about to go."""
+def archive_explanations(folder: Path, request: dict[str, Any]) -> None:
+    """Rename the explanations of other weights, whose analysis is about to be replaced."""
     try:
-        before = json.loads((folder / FACTS).read_text("utf-8"))
+        before = json.loads((folder / FACTS_FILE).read_text("utf-8"))
         weights = int(before["request"]["weights_crc32"])  # it becomes part of a name
     except (OSError, ValueError, LookupError, TypeError):
         return
@@ -62,25 +62,29 @@ def put_away_explanations(folder: Path, request: dict[str, Any]) -> None:
         path.rename(path.with_name(f"{path.stem}-{weights}{path.suffix}"))
 
 
-def keep(path: Path, found: Collected, done: int, request: dict[str, Any]) -> None:
-    """Keep what is collected, whole or not at all."""
+def save_partial(path: Path, tensors: Tensors, done: int, request: dict[str, Any]) -> None:
+    """Write what was collected of `done` sequences, whole or not at all.
+
+    Raises:
+        AnalyzeError: the disk does not take it.
+    """
     about = {"request": json.dumps(request), "done": str(done)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as partial:
-            save_file(found.tensors(), partial, metadata=about)
+            save_file(tensors, partial, metadata=about)
     except (OSError, SafetensorError) as error:
         raise AnalyzeError(f"{path} cannot be written ({error}); make room") from None
 
 
-def taken_up(path: Path, request: dict[str, Any]) -> tuple[Collected | None, int]:
+def load_partial(path: Path, request: dict[str, Any]) -> tuple[Tensors, int]:
     """Return what an earlier call of the same request collected, and of how many sequences."""
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             if json.loads(about.get("request", "null")) != request:
-                return None, 0
+                return {}, 0
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, int(about["done"])
     except (OSError, SafetensorError, ValueError):
-        return None, 0
-    return Collected.of_tensors(tensors), int(about["done"])
+        return {}, 0

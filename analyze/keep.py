@@ -1,52 +1,54 @@
-"""Which firings are kept of each head: the largest, and an even sample of all.
+"""Which firings are kept of each feature: the largest, and an even sample of all.
 
-Both keep the n entries of each head with the largest key; a sample's key is a number drawn by the
-entry itself, so that neither depends on batches, on the order of tokens or on a stop between.
+Both keep the n entries of each feature with the largest keys. The key of a sample is a number drawn
+by the entry itself, so neither depends on batches, on the order of tokens or on a stop between.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 NOWHERE = -1
-"""Place of a slot that holds nothing yet."""
+"""Place of a slot that holds nothing."""
 
 
 @dataclass(slots=True)
-class Kept:
-    """The entries of each head with the largest keys so far, the largest first."""
+class Largest:
+    """Entries of each feature with the largest keys so far, the largest first."""
 
     keys: Tensor
-    """float64, [n_ov_heads, n]; -inf where there is none"""
+    """float64, [n_features, n]; -inf where there is none"""
     acts: Tensor
-    """z of the entry, float32, [n_ov_heads, n]"""
+    """Activation of the entry, float32, [n_features, n]"""
     places: Tensor
-    """Number of its token, counted through all sequences, int64, [n_ov_heads, n]"""
+    """Number of its token, counted through all sequences, int64, [n_features, n]"""
 
     @classmethod
-    def none(cls, n_ov_heads: int, n: int) -> "Kept":
-        """Return room for n entries of each head."""
-        shape = (n_ov_heads, n)
+    def none(cls, n_features: int, n: int) -> Self:
+        """Return room for n entries of each feature."""
+        shape = (n_features, n)
         return cls(
             torch.full(shape, -torch.inf, dtype=torch.float64),
             torch.zeros(shape),
             torch.full(shape, NOWHERE),
         )
 
-    def add(self, heads: Tensor, keys: Tensor, acts: Tensor, places: Tensor) -> None:
+    def add(self, features: Tensor, keys: Tensor, acts: Tensor, places: Tensor) -> None:
         """Take entries in; among equal keys the earlier place wins.
 
         Args:
-            heads, keys, acts, places: of each entry, [n_entries]; int64, float64, float32, int64.
+            features, places: of each entry, int64, [n_entries].
+            keys, acts: of each entry, float64 and float32, [n_entries].
         """
         n = self.keys.shape[1]
-        better = keys > self.keys[heads, -1]
-        heads, keys, acts, places = (each[better] for each in (heads, keys, acts, places))
-        if len(heads) == 0:
+        better = keys > self.keys[features, -1]
+        features, keys, acts, places = (each[better] for each in (features, keys, acts, places))
+        if len(features) == 0:
             return
-        touched, rows = heads.unique(return_inverse=True)
+        touched, rows = features.unique(return_inverse=True)
         old = (self.keys[touched], self.acts[touched], self.places[touched])
         own = torch.arange(len(touched)).repeat_interleave(n)
         rows = torch.cat([own, rows])
@@ -69,21 +71,21 @@ def _sorted(rows: Tensor, keys: Tensor, places: Tensor) -> Tensor:
     return torch.from_numpy(np.lexsort((places.numpy(), -keys.numpy(), rows.numpy())))
 
 
-def largest_of_sequences(
-    heads: Tensor, acts: Tensor, places: Tensor, n_ov_heads: int, n_ctx: int
+def largest_by_sequence(
+    features: Tensor, acts: Tensor, places: Tensor, n_features: int, n_ctx: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each head's largest |act| in each sequence, the earliest of equals.
+    """Return each feature's largest |act| in each sequence, the earliest of equals.
 
     Args:
-        heads, acts, places: of each entry, [n_entries].
-        n_ov_heads, n_ctx: heads, and tokens of a sequence.
+        features, acts, places: of each entry, [n_entries].
+        n_features, n_ctx: features of the dictionary, and tokens of a sequence.
 
     Returns:
-        heads, acts, places, of one entry for every head and sequence, in any order.
+        features, acts, places, of one entry for every feature and sequence, in any order.
     """
     seqs = places // n_ctx
     first = int(seqs.min()) if len(seqs) else 0
-    cell = (seqs - first) * n_ov_heads + heads
+    cell = (seqs - first) * n_features + features
     n_cells = int(cell.max()) + 1 if len(cell) else 0
     size = acts.abs()
     largest = torch.zeros(n_cells).scatter_reduce_(0, cell, size, "amax")
@@ -92,15 +94,15 @@ def largest_of_sequences(
     earliest = torch.full((n_cells,), nowhere)
     earliest.scatter_reduce_(0, cell[is_largest], places[is_largest], "amin")
     chosen = is_largest[places[is_largest] == earliest[cell[is_largest]]]
-    return heads[chosen], acts[chosen], places[chosen]
+    return features[chosen], acts[chosen], places[chosen]
 
 
-def draw(heads: Tensor, places: Tensor) -> Tensor:
-    """Return a number for each entry, even in [0, 1), by its head and place alone.
+def draw(features: Tensor, places: Tensor) -> Tensor:
+    """Return a number for each entry, even in [0, 1), by its feature and place alone.
 
     Source of the mixing: Steele et al. 2014, Fast splittable pseudorandom number generators.
     """
-    x = (places * 0x9E3779B1 + heads) * 0x1E3779B97F4A7C15
+    x = (places * 0x9E3779B1 + features) * 0x1E3779B97F4A7C15
     x = (x ^ _shifted(x, 30)) * -0x40A7B892E31B1A47
     x = (x ^ _shifted(x, 27)) * -0x6B2FB644ECCEEE15
     x = x ^ _shifted(x, 31)

@@ -19,24 +19,24 @@ import pyarrow.parquet as pq
 
 from ..errors import AnalyzeError
 from ..whole import whole, write_json
+from .config import ANALYSIS_FOLDER
 from .explanations import EXPLANATIONS, read_explanations
-from .schema import FACTS, PARTIAL, TABLES, VERSION
+from .schema import FACTS_FILE, PARTIAL_FILE, TABLES, VERSION
 
-FOLDER = "analysis"
 NEEDED = ("run", "layer", "model", "store_uuid", "with_model", "n_tokens", "n_ctx")
-"""Facts that are read of an analysis."""
+"""Facts that every analysis must have."""
 EXAMPLES_PER_GROUP = 8192
 """Rows of examples.parquet that are read at once for a head."""
 
 
 class Analysis:
-    """What `lorsa analyze` found, open for reading."""
+    """Result of `lorsa analyze`, open for reading."""
 
     def __init__(self, root: Path, facts: dict[str, Any]) -> None:
-        """Use `open`."""
+        """Take a folder that was checked; use `open`."""
         self.root = root
         self.facts = facts
-        """analysis.json: version, run, layer, model, store, n_tokens, n_ctx, n_ov_heads, ..."""
+        """Content of analysis.json: version, run, layer, model, store, n_tokens, n_ctx, ..."""
 
     @classmethod
     def open(cls, where: str | Path) -> "Analysis":
@@ -49,17 +49,17 @@ class Analysis:
             AnalyzeError: there is none, it is unfinished, or of another version.
         """
         where = Path(where)
-        itself = (where / FACTS).exists() or (where / PARTIAL).exists()
-        root = where if itself else where / FOLDER
-        if not (root / FACTS).exists():
+        itself = (where / FACTS_FILE).exists() or (where / PARTIAL_FILE).exists()
+        root = where if itself else where / ANALYSIS_FOLDER
+        if not (root / FACTS_FILE).exists():
             state = "is unfinished; the same command goes on" if root.is_dir() else "is not there"
             raise AnalyzeError(f"{root} {state}: lorsa analyze {where} --store STORE")
         try:
-            facts = json.loads((root / FACTS).read_text("utf-8"))
+            facts = json.loads((root / FACTS_FILE).read_text("utf-8"))
             version = facts["version"]
             _ = [facts[name] for name in NEEDED]
         except (ValueError, KeyError, TypeError, OSError):
-            raise AnalyzeError(f"{root / FACTS} cannot be read; analyze again") from None
+            raise AnalyzeError(f"{root / FACTS_FILE} cannot be read; analyze again") from None
         if version != VERSION:
             raise AnalyzeError(
                 f"{root} is of version {version}; this lorsa reads {VERSION}: analyze again"
@@ -71,7 +71,7 @@ class Analysis:
 
     @cached_property
     def heads(self) -> pa.Table:
-        """heads.parquet; row i is head i."""
+        """Table of heads.parquet; row i is head i."""
         return self._read("heads")
 
     def head(self, head: int) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Analysis:
         return any(self._texts.values())
 
     def explanations(self) -> dict[int, dict[str, Any]]:
-        """Return what a language model said of heads, by head; see `read_explanations`."""
+        """Return the explanations of heads, by head; see `read_explanations`."""
         return read_explanations(self.root / EXPLANATIONS)
 
     @property
@@ -145,7 +145,7 @@ def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table
     """Write an analysis; analysis.json last.
 
     Args:
-        root: its folder, made if need be.
+        root: its folder, created if it is not there.
         facts: for analysis.json; the version is added.
         tables: by the names of TABLES and in their schemas; examples sorted by head.
 
@@ -154,7 +154,7 @@ def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        (root / FACTS).unlink(missing_ok=True)
+        (root / FACTS_FILE).unlink(missing_ok=True)
         for name, table in tables.items():
             with whole(root / f"{name}.parquet") as partial:
                 pq.write_table(
@@ -163,6 +163,6 @@ def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table
                     compression="zstd",
                     row_group_size=EXAMPLES_PER_GROUP,
                 )
-        write_json(root / FACTS, {"version": VERSION, **facts})
+        write_json(root / FACTS_FILE, {"version": VERSION, **facts})
     except OSError as error:
         raise AnalyzeError(f"{root} cannot be written ({error}); make room") from None

@@ -1,34 +1,24 @@
-"""What an analysis leaves on disk: four Parquet tables and a page of facts.
+"""Files of an analysis: four Parquet tables and a page of facts.
 
     analysis/
       heads.parquet       a row per OV head, those that never fired included
       examples.parquet    where heads fired, and from where they read; sorted by head
       sequences.parquet   the token ids of the sequences that examples lie in
       tokens.parquet      the text of every token id that any of the others names
-      analysis.json       what was analysed and how; written last, so a folder with it is whole
+      analysis.json       facts of the analysis; written last, so a folder with it is whole
 
-Where the language model is needed for a column and was not given, the column is null.
+A column that takes the language model is null if that was not given.
 """
 
 import pyarrow as pa
 
-VERSION = 1
-FACTS = "analysis.json"
-PARTIAL = "partial.safetensors"
-"""What is collected while the analysis is not finished."""
+from .choices import PROBE_SCORES, STORE_SCORES
 
-STORE_SCORES = (
-    "previous_token",
-    "same_token",
-    "duplicate_token",
-    "induction",
-    "first_token",
-    "local",
-    "long_range",
-)
-"""Columns of heads.parquet: what share of its reading is of a type, in the stored text."""
-PROBE_SCORES = tuple(f"probe_{name}" for name in STORE_SCORES)
-"""The same on random tokens that are repeated once, where no match is by chance."""
+VERSION = 1
+FACTS_FILE = "analysis.json"
+PARTIAL_FILE = "partial.safetensors"
+"""File of what was collected while the analysis is not finished."""
+
 TYPES = ("previous_token", "induction", "duplicate_token", "first_token", "same_token", "local",
          "long_range", "mixed", "silent")  # fmt: skip
 """Values of heads.parquet's `type`."""

@@ -1,1 +1,1 @@
-"""Changes of features in the live model."""
+"""Interventions on features in the live language model."""

@@ -1,7 +1,7 @@
-"""What a prompt's predictions become when single Lorsa heads are ablated, scaled or set.
+"""Predictions for a prompt before and after single Lorsa heads are ablated, scaled or set.
 
-With error "keep" the change is from the model as it is; with "drop" from the model with the
-unchanged Lorsa in place, so that either way it is the heads' alone.
+With error "keep" the comparison is with the model as it is. With "drop" it is with the model with
+the unchanged Lorsa in place. Either way the difference is the heads' alone.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from ..dictionaries.lorsa.module import Lorsa
 from ..errors import AnalyzeError
 from ..evaluate.in_model import logits_of, token_figures
 from ..evaluate.opened import device_for, layer_of
-from ..language.aliases import resolve
 from ..language.blocks import attention_sites
 from ..language.capture import Capture
-from ..language.load import load_config, load_model, load_tokenizer
 from ..language.spelling import numbers, token_text
+from ..language.subject import Subject
 from ..language.tokenizer import starts_with_bos
 from .config import AblateConfig
 from .intervene import activations_of, intervene, require_heads
 
 BEFORE = {"keep": "the model as it is", "drop": "the model with the unchanged Lorsa in place"}
-
+"""What predictions before the change are of, by `error`."""
 N_STRONGEST = 10
+"""Heads at the last token that are listed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,12 +39,13 @@ class PromptToken:
     position: int
     id: int
     text: str | None
-    """None without a tokenizer."""
+    """Text of the token; None without a tokenizer."""
     acts: dict[int, float]
     """Activations of the chosen heads that fire here, before the change."""
     loss_before: float | None
-    """Of the prompt's next token, nats; None at the last."""
+    """Loss of the prompt's next token, nats; None at the last."""
     loss_after: float | None
+    """The same after the change."""
     kl: float
     """KL(before || after) of the next token's distribution, nats."""
 
@@ -55,29 +56,31 @@ class NextToken:
 
     id: int
     text: str | None
+    """Text of the token; None without a tokenizer."""
     before: float
-    """Probability."""
+    """Probability before the change."""
     after: float
+    """Probability after the change."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ablation:
-    """What `ablate` finds."""
+    """Predictions before and after a change of heads, from `ablate`."""
 
     run: str
     model: str
     layer: int
     heads: list[int]
     change: str
-    """In words: "scaled by 0", "set to 2.5"."""
+    """Change of the heads, in words: "scaled by 0", "set to 2.5"."""
     error: str
     """"keep" or "drop"."""
     before: str
-    """What the predictions before the change are of."""
+    """Model that the predictions before the change are of, in words."""
     silent: list[int]
     """Chosen heads that fire on no token of the prompt."""
     strongest: dict[int, float]
-    """Of all heads, those that write most at the prompt's last token, |z| ||w_O||, with their z."""
+    """Activations of the heads that write most, |z| ||w_O||, at the prompt's last token."""
     prompt_nmse: float
     """Mean over the prompt's tokens of ||y - y_hat||^2 / ||y||^2, of the unchanged Lorsa."""
     kl: float
@@ -86,15 +89,15 @@ class Ablation:
     likeliest_before: list[NextToken]
     likeliest_after: list[NextToken]
     most_changed: list[NextToken]
-    """By the difference of the probabilities, whichever sign."""
+    """Tokens whose probability changes most, in either direction."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able data."""
         return asdict(self)
 
 
-class _Subject(NamedTuple):
-    """What is run."""
+class _Prompted(NamedTuple):
+    """A Lorsa, its language model and a prompt, ready to run."""
 
     lorsa: Lorsa
     layer: int
@@ -103,14 +106,14 @@ class _Subject(NamedTuple):
     model: Any
     tokenizer: Any
     ids: list[int]
-    """Of the prompt"""
+    """Token ids of the prompt"""
 
 
-class _Seen(NamedTuple):
-    """The chosen heads on the prompt."""
+class _Unchanged(NamedTuple):
+    """Activations and quality of the unchanged Lorsa on the prompt."""
 
     z: Tensor
-    """[seq, n_heads]"""
+    """Activations of the chosen heads, [seq, n_heads]"""
     strongest: dict[int, float]
     nmse: float
 
@@ -120,19 +123,22 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
 
     Args:
         config: the request.
-        report: is told, in a line of text, what is being done.
+        report: called with lines of text.
 
     Raises:
         CheckpointError: the run holds no Lorsa.
         AnalyzeError: a head or token is out of range, the model takes no such prompt, or the
             figures are not finite.
         AttachError: the model is of another width, or has no such layer.
-        HarvestError: the language model or the tokenizer that a prompt needs cannot be had.
+        LanguageModelError: the language model, or the tokenizer that a prompt needs, cannot be
+            loaded.
     """
     subject = _load(config, report)
-    before, after, seen = _run(subject, config)
+    tokens = torch.tensor([subject.ids], device=subject.lorsa.W_O.device)
+    unchanged = _measure(subject, tokens)
+    before, after = _predictions(subject, config, tokens)
     spell = _speller(subject.tokenizer)
-    prompt = _prompt_tokens(subject.ids, before, after, subject.heads, seen.z, spell)
+    prompt = _prompt_tokens(subject.ids, before, after, subject.heads, unchanged.z, spell)
     return Ablation(
         run=str(config.run),
         model=subject.model_id,
@@ -143,45 +149,42 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
         else f"set to {config.value:g}",
         error=config.error,
         before=BEFORE[config.error],
-        silent=[head for i, head in enumerate(subject.heads) if not seen.z[:, i].any()],
-        strongest=seen.strongest,
-        prompt_nmse=seen.nmse,
+        silent=[head for i, head in enumerate(subject.heads) if not unchanged.z[:, i].any()],
+        strongest=unchanged.strongest,
+        prompt_nmse=unchanged.nmse,
         kl=prompt[-1].kl,
         tokens=prompt,
         **_next_tokens(before[0, -1], after[0, -1], config.top, spell),
     )
 
 
-def _load(config: AblateConfig, report: Callable[[str], None]) -> _Subject:
+def _load(config: AblateConfig, report: Callable[[str], None]) -> _Prompted:
     """Load Lorsa, tokenizer and model, what is quick to refuse first."""
     lorsa = Lorsa.from_pretrained(config.run)
     layer = layer_of(lorsa, config.run)
     heads = list(dict.fromkeys(numbers("heads", config.heads)))
     require_heads(lorsa, heads)
     device = device_for(config.device)
-    path = resolve(config.model)
-    if path.name == lorsa.config.base_model:
-        path = path._replace(revision=lorsa.config.base_revision)
-    elif lorsa.config.base_model not in (None, path.id):
-        report(f"the run is of {lorsa.config.base_model}; taking {path.id} for the same model")
-    tokenizer = load_tokenizer(path, needed=config.prompt is not None)
+    base, revision = lorsa.config.base_model, lorsa.config.base_revision
+    subject = Subject.find(config.model, revisions={base: revision})
+    if base not in (None, subject.path.name, subject.id):
+        report(f"the run is of {base}; taking {subject.id} for the same model")
+    tokenizer = subject.tokenizer(needed=config.prompt is not None)
     ids = _ids(config, tokenizer)
-    report(f"loading {path.id} on {device}")
-    model = load_model(path, load_config(path), dtype="auto", devices=[device]).model
+    report(f"loading {subject.id} on {device}")
+    model = subject.load(devices=[device])
     require_stand_in(lorsa.config, model)
     _require_readable(ids, model)
-    return _Subject(lorsa.to(device), layer, heads, path.id, model, tokenizer, ids)
+    return _Prompted(lorsa.to(device), layer, heads, subject.id, model, tokenizer, ids)
 
 
-def _run(subject: _Subject, config: AblateConfig) -> tuple[Tensor, Tensor, _Seen]:
-    """Return the logits before and after the change, [1, seq, n_vocab], and what was seen.
+def _predictions(subject: _Prompted, config: AblateConfig, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits before and after the change, [1, seq, n_vocab].
 
     Raises:
-        AnalyzeError: they are not finite.
+        AnalyzeError: a prediction is no distribution.
     """
     lorsa, layer, model = subject.lorsa, subject.layer, subject.model
-    tokens = torch.tensor([subject.ids], device=lorsa.W_O.device)
-    seen = _look(model, lorsa, layer, subject.heads, tokens)
     same: AbstractContextManager[None] = nullcontext()
     if config.error == "drop":
         same = intervene(model, lorsa, layer, {}, error="drop")
@@ -189,11 +192,12 @@ def _run(subject: _Subject, config: AblateConfig) -> tuple[Tensor, Tensor, _Seen
     changes = dict.fromkeys(subject.heads, number)
     changed = intervene(model, lorsa, layer, changes, how=how, error=config.error)
     before, after = _logits(model, tokens, same), _logits(model, tokens, changed)
-    if not (before.isfinite().all() and after.isfinite().all()):
+    best = torch.cat([before, after]).amax(dim=2)  # a token may be ruled out by -inf, but not all
+    if not best.isfinite().all():
         raise AnalyzeError(
             f"{subject.model_id} predicts NaN or Inf for this prompt; check the model and the run"
         )
-    return before, after, seen
+    return before, after
 
 
 def _ids(config: AblateConfig, tokenizer: Any) -> list[int]:
@@ -219,23 +223,24 @@ def _require_readable(ids: list[int], model: Any) -> None:
 
 
 @torch.inference_mode()
-def _look(model: Any, lorsa: Lorsa, layer: int, heads: list[int], tokens: Tensor) -> _Seen:
-    """Return what the chosen heads do in the unchanged model, and how well the Lorsa fits."""
+def _measure(subject: _Prompted, tokens: Tensor) -> _Unchanged:
+    """Return what the unchanged Lorsa does on the prompt; AnalyzeError if that is not finite."""
+    lorsa, layer, model = subject.lorsa, subject.layer, subject.model
     with Capture(model, attention_sites(model, [layer])) as capture:
         x, y = capture.run(tokens)[layer]
-    encoding = lorsa.encode(x.float())
-    wanted = torch.tensor(heads, device=x.device)
-    z = activations_of(encoding, wanted, lorsa.config.n_ov_heads)[0]
-    y, y_hat = y.double(), lorsa.decode(*encoding).double()
+    code = lorsa.encode(x.float())
+    wanted = torch.tensor(subject.heads, device=x.device)
+    z = activations_of(code, wanted, lorsa.config.n_ov_heads)[0]
+    y, y_hat = y.double(), lorsa.decode(*code).double()
     nmse = ((y - y_hat).square().sum(dim=2) / y.square().sum(dim=2)).mean()
     if not nmse.isfinite():
         raise AnalyzeError("the Lorsa gives NaN or Inf for this prompt; check the run")
-    return _Seen(z, _strongest(lorsa, encoding), float(nmse))
+    return _Unchanged(z, _strongest(lorsa, code), float(nmse))
 
 
-def _strongest(lorsa: Lorsa, encoding: Code) -> dict[int, float]:
+def _strongest(lorsa: Lorsa, code: Code) -> dict[int, float]:
     """Return the heads that write most at the last token, and their activations."""
-    acts, ids = encoding.acts[0, -1], encoding.ids[0, -1].long()
+    acts, ids = code.acts[0, -1], code.ids[0, -1].long()
     written = acts.abs() * lorsa.W_O[ids].norm(dim=1)
     best = [i for i in written.argsort(descending=True)[:N_STRONGEST].tolist() if written[i] > 0]
     return {int(ids[i]): float(acts[i]) for i in best}
@@ -248,7 +253,7 @@ def _logits(model: Any, tokens: Tensor, changed: AbstractContextManager[None]) -
 
 
 def _speller(tokenizer: Any) -> Callable[[int], str | None]:
-    """Return what spells a token."""
+    """Return a function from token ids to texts."""
     if tokenizer is None:
         return lambda i: None
     return lambda i: token_text(tokenizer, i)
@@ -262,13 +267,13 @@ def _prompt_tokens(
     z: Tensor,
     spell: Callable[[int], str | None],
 ) -> list[PromptToken]:
-    """Return what happens at each token of the prompt.
+    """Return the heads and the predictions at each token of the prompt.
 
     Args:
-        ids: of the prompt.
+        ids: token ids of the prompt.
         before, after: logits, [1, seq, n_vocab].
         heads, z: chosen heads and their activations, [seq, n_heads].
-        spell: spells a token.
+        spell: from a token's id to its text.
     """
     targets = torch.tensor([ids], device=before.device).roll(-1, dims=1)  # the last has none
     first = token_figures(before, before, targets)
@@ -295,8 +300,8 @@ def _next_tokens(
 
     Args:
         before, after: logits after the prompt, [n_vocab].
-        top: tokens of each.
-        spell: spells a token.
+        top: number of tokens of each.
+        spell: from a token's id to its text.
     """
     p, q = before.float().softmax(dim=0), after.float().softmax(dim=0)
 

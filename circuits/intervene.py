@@ -2,9 +2,9 @@
 
     y_new = base + sum_i (z'_i - z_i) w_O[i]        over the heads that are changed
 
-z_i is the activation of head i, 0 where it does not fire, and z'_i what it becomes: a factor times
-z_i, or one value at every token. With error "keep" the base is the layer's own output y, so that
-what the Lorsa misses of it stays; with "drop" it is the Lorsa's y_hat.
+z_i is the activation of head i, 0 where it does not fire. It becomes z'_i: a factor times z_i, or
+one value at every token. With error "keep" the base is the layer's own output y, and what the Lorsa
+misses of it stays. With "drop" the base is the Lorsa's y_hat.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,9 +20,10 @@ from ..dictionaries.lorsa.module import Lorsa
 from ..errors import AnalyzeError
 from ..language.blocks import attention_sites
 from ..language.edit import edited
+from .config import ERRORS
 
-ERRORS = ("keep", "drop")
 HOWS = ("scale", "set")
+"""Whether an activation is multiplied or replaced."""
 
 
 @contextmanager
@@ -44,12 +45,12 @@ def intervene(
 
     Args:
         model: causal language model of transformers.
-        lorsa: of its layer, on the model's device.
+        lorsa: a Lorsa of that layer, on the model's device.
         layer: counted from 0.
-        changes: by head, the factor of its activation (0 ablates, 1 leaves), or its value.
-        how: whether they are factors, "scale", or values at every token, "set".
-        error: whether what the Lorsa misses stays, "keep", or not, "drop": then, without changes,
-            the Lorsa alone stands in for the layer.
+        changes: factors of activations by head (0 ablates, 1 changes nothing), or their values.
+        how: "scale" for factors, "set" for values at every token.
+        error: "keep" what the Lorsa misses, or "drop" it: then, without changes, the Lorsa alone
+            stands in for the layer.
 
     Raises:
         ValueError: how or error is none of these.
@@ -69,28 +70,28 @@ def intervene(
     numbers = torch.tensor(list(changes.values()), dtype=torch.float32, device=device)
 
     def edit(x: Tensor, y: Tensor) -> Tensor:
-        encoding = lorsa.encode(x.float())
-        z = activations_of(encoding, heads, lorsa.config.n_ov_heads)
+        code = lorsa.encode(x.float())
+        z = activations_of(code, heads, lorsa.config.n_ov_heads)
         target = z * numbers if how == "scale" else numbers.expand_as(z)
-        base = y.float() if error == "keep" else lorsa.decode(*encoding)
+        base = y.float() if error == "keep" else lorsa.decode(*code)
         return base + (target - z) @ lorsa.W_O[heads]
 
     with edited(site, edit):
         yield
 
 
-def activations_of(encoding: Code, heads: Tensor, n_ov_heads: int) -> Tensor:
+def activations_of(code: Code, heads: Tensor, n_ov_heads: int) -> Tensor:
     """Return the activations of some heads, 0 where they do not fire.
 
     Args:
-        encoding: acts and ids, each [batch, seq, slots].
+        code: acts and ids, each [batch, seq, slots].
         heads: distinct ids, int64, [n].
         n_ov_heads: heads of the Lorsa.
 
     Returns:
         [batch, seq, n], in the order of `heads`.
     """
-    acts, ids = encoding
+    acts, ids = code
     batch, seq, _slots = acts.shape
     column = torch.full((n_ov_heads,), len(heads), device=heads.device)  # the last: all others
     column[heads] = torch.arange(len(heads), device=heads.device)

@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import LorsaError, UsageError
+from ..whole import finite
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 ConfigFile = Annotated[
@@ -21,31 +22,37 @@ ConfigFile = Annotated[
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")]
 
 IS_MAIN = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
-"""Of several processes of one run, one prints."""
+"""Whether this process is the one of a run's that prints."""
 STDOUT, STDERR = 1, 2
 GOES_ON = ("harvest", "train", "sweep", "analyze", "explain", "demo", "rm", "merge")
 
 
-def given_options(options: dict[str, Any], besides: set[str] | None = None) -> dict[str, Any]:
-    """Return the options that were given and belong in a config."""
-    left_out = {"config", "as_json"} | (besides or set())
-    return {k: v for k, v in options.items() if v is not None and k not in left_out}
-
-
-def chosen_layers(store: str, layers: str | None) -> list[int]:
+def layers_of_store(store: str, layers: str | None) -> list[int]:
     """Return the layers of a store that are meant; all without a choice."""
-    from ..errors import TrainError
-    from ..store.layers import choose_layers
     from ..store.read.reader import ActivationStore
 
+    return chosen_layers(layers or "all", ActivationStore.open(store).layers, where=store)
+
+
+def chosen_layers(layers: str, have: Sequence[int], *, where: str) -> list[int]:
+    """Return which of some layers are meant.
+
+    Raises:
+        LorsaError: one is not there, or the text is no choice of layers.
+    """
+    from ..store.layers import choose_layers
+
     try:
-        return choose_layers(layers or "all", ActivationStore.open(store).layers, where=store)
+        return choose_layers(layers, have, where=where)
     except ValueError as error:
-        raise TrainError(str(error)) from None
+        raise LorsaError(str(error)) from None
 
 
 def perform(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> None:
-    """Do a command's work and print its result; a known failure is a line and an exit code."""
+    """Do a command's work and print its result; a known failure is a line and an exit code.
+
+    In JSON, numbers that are not finite are null.
+    """
     try:
         with _stdout_kept():
             result = work()
@@ -66,7 +73,7 @@ def perform(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> 
     if not IS_MAIN:
         return
     if as_json:
-        print(json.dumps(result, allow_nan=False))
+        print(json.dumps(finite(result), allow_nan=False))
     else:
         from ..display.show import show
 

@@ -1,1 +1,1 @@
-"""The Lorsa module and the attention layer that it replaces."""
+"""Dictionaries: activations as features of which few fire, their measures and checkpoints."""

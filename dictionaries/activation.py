@@ -1,9 +1,11 @@
-"""Which candidates of a token fire, where top_k is a mean over tokens instead of every token's.
+"""The rules by which candidates fire where top_k is a mean over tokens: batchtopk, jumprelu.
 
 The kernels give the max_l0 best candidates of a token; here some of them are chosen by
 
-    batchtopk   s = z ||w_O||                 s > threshold, one for all heads
+    batchtopk   s = z ||w_O||                 s > threshold, one for all features
     jumprelu    s = z ||w_O|| / threshold_i   s > 1,  threshold_i = threshold exp(log_threshold_i)
+
+where z is a feature's activation and w_O what it writes.
 
 To train batchtopk, the n top_k largest s of every sequence of n tokens fire instead, and threshold
 follows the smallest of them. The batch is the sequence so that a step may be cut into any number
@@ -25,9 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ACTIVATIONS = ("topk", "batchtopk", "jumprelu")
 MAX_L0_FACTOR = 4
-"""Heads that may fire on a token at most, as a multiple of their mean, unless told."""
+"""Features that may fire on a token at most, as a multiple of their mean, by default."""
 
 
 def above(scores: Tensor, threshold: Tensor | float) -> Tensor:
@@ -35,24 +36,24 @@ def above(scores: Tensor, threshold: Tensor | float) -> Tensor:
     return ~(scores <= threshold)
 
 
-class Kept(NamedTuple):
-    """What fires of sequences of candidates."""
+class BatchTopK(NamedTuple):
+    """Which candidates of some sequences fire."""
 
-    kept: Tensor
-    """bool, [batch, seq, max_l0]"""
+    fires: Tensor
+    """Whether a candidate fires, bool, [batch, seq, max_l0]"""
     edge: Tensor
-    """The smallest score that was to be kept, [batch]; inf where no token counts"""
+    """Smallest score that was to fire, [batch]; inf where no token counts"""
 
 
-def largest_of_sequences(scores: Tensor, top_k: int, counted: Tensor | None = None) -> Kept:
-    """Keep the n * top_k largest scores of every sequence of n tokens that count.
+def batch_top_k(scores: Tensor, top_k: int, counted: Tensor | None = None) -> BatchTopK:
+    """Let the n * top_k largest scores of every sequence of n tokens that count fire.
 
-    Of equal scores the lowest token's and id's are kept. On the tokens that do not count, those
-    that are above the smallest kept fire.
+    Of equal scores the lowest token's and id's fire. On the tokens that do not count, those above
+    the edge fire.
 
     Args:
-        scores: of candidates, ids ascending, [batch, seq, max_l0].
-        top_k: kept per token on average.
+        scores: candidates' scores, ids ascending, [batch, seq, max_l0].
+        top_k: features that fire per token on average.
         counted: which tokens count, bool, [batch, seq]; None counts all.
     """
     batch, seq, max_l0 = scores.shape
@@ -71,30 +72,30 @@ def largest_of_sequences(scores: Tensor, top_k: int, counted: Tensor | None = No
     over = above(flat, edge[:, None])
     tied = mine & (flat == edge[:, None])
     room = room - (over & mine).sum(dim=1, keepdim=True)
-    return Kept((over | (tied & (tied.cumsum(dim=1) <= room))).view_as(scores), edge)
+    return BatchTopK((over | (tied & (tied.cumsum(dim=1) <= room))).view_as(scores), edge)
 
 
 class Jumped(NamedTuple):
-    """What is above its threshold, with a gradient for the thresholds."""
+    """The candidates above their threshold, with a gradient for the thresholds."""
 
     acts: Tensor
-    """z where a head fires, else 0, [batch, seq, max_l0]"""
+    """z where a feature fires, else 0, [batch, seq, max_l0]"""
     fires: Tensor
-    """1 where it fires, else 0, fp32, alike"""
+    """1 where it fires, else 0, fp32, [batch, seq, max_l0]"""
 
 
 def jump(
-    acts: Tensor, ids: Tensor, log_threshold: Tensor, per_threshold: Tensor, *, bandwidth: float
+    acts: Tensor, ids: Tensor, log_threshold: Tensor, factors: Tensor, *, bandwidth: float
 ) -> Jumped:
     """Let the candidates above their threshold fire, so that the thresholds can be trained.
 
     Args:
         acts, ids: candidates, [batch, seq, max_l0].
-        log_threshold: gets the gradient, [n_ov_heads].
-        per_threshold: ||w_O|| / threshold_i, [n_ov_heads]; without one.
+        log_threshold: gets the gradient, [n_features].
+        factors: ||w_O|| / threshold_i, [n_features]; gets none.
         bandwidth: width of the rectangle as a share of the threshold, above 0 and below 2.
     """
-    return Jumped(*_Jump.apply(acts, ids, log_threshold, per_threshold.detach(), bandwidth))
+    return Jumped(*_Jump.apply(acts, ids, log_threshold, factors.detach(), bandwidth))
 
 
 class _Jump(torch.autograd.Function):
@@ -104,31 +105,31 @@ class _Jump(torch.autograd.Function):
         acts: Tensor,
         ids: Tensor,
         log_threshold: Tensor,
-        per_threshold: Tensor,
+        factors: Tensor,
         bandwidth: float,
     ) -> tuple[Tensor, Tensor]:
-        fires = above(acts.float() * per_threshold[ids.long()], 1.0)
-        ctx.save_for_backward(acts, ids, per_threshold)
+        fires = above(acts.float() * factors[ids.long()], 1.0)
+        ctx.save_for_backward(acts, ids, factors)
         ctx.bandwidth = bandwidth
         return torch.where(fires, acts, 0), fires.float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        acts, ids, per_threshold = ctx.saved_tensors
+        acts, ids, factors = ctx.saved_tensors
         d_acts, d_fires = grads
-        scale = per_threshold[ids.long()]
+        scale = factors[ids.long()]
         scores = acts.float() * scale
         near = (scores - 1).abs() < ctx.bandwidth / 2  # scale > 0 there
         slope = d_acts.float()[near] / scale[near] + d_fires.float()[near]
-        d_log = sum_by_head(ids[near], slope, len(per_threshold)) / -ctx.bandwidth
+        d_log = sum_by_feature(ids[near], slope, len(factors)) / -ctx.bandwidth
         return torch.where(above(scores, 1.0), d_acts, 0), None, d_log, None, None
 
 
-def sum_by_head(ids: Tensor, values: Tensor, n_ov_heads: int) -> Tensor:
-    """Return the sum of values [n] by their heads [n], [n_ov_heads]; in a fixed order."""
+def sum_by_feature(ids: Tensor, values: Tensor, n_features: int) -> Tensor:
+    """Return the sum of values [n] by their features' ids [n], [n_features]; in a fixed order."""
     if ids.device.type == "cpu":
-        return ids.bincount(values, minlength=n_ov_heads).to(values.dtype)  # a GPU's order varies
+        return ids.bincount(values, minlength=n_features).to(values.dtype)  # a GPU's order varies
     order = ids.argsort(stable=True)
-    count = ids.long().bincount(minlength=n_ov_heads)
+    count = ids.long().bincount(minlength=n_features)
     return F.embedding_bag(order, values[:, None], count.cumsum(0) - count, mode="sum")[:, 0]

@@ -1,7 +1,7 @@
-"""Something else in place of an attention layer's output, in a language model that runs.
+"""Lorsas in place of attention layers, in a language model that runs.
 
-The layer is computed as ever; what it gives is changed before the model goes on with it. Lorsas in
-several layers are blocks within blocks:
+The layer is computed as ever, and its output is replaced before the model goes on with it. Lorsas
+in several layers are blocks within blocks:
 
     with lorsa_3.attach(model), lorsa_12.attach(model):
         logits = model(input_ids=ids, use_cache=False).logits
@@ -9,11 +9,12 @@ several layers are blocks within blocks:
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..errors import AttachError
+from ..errors import AttachError, LorsaError
 from ..language.blocks import attention_sites, text_config
 from ..language.edit import replaced
 from .dictionary import Dictionary
@@ -21,10 +22,9 @@ from .lorsa.config import LorsaConfig
 
 
 @contextmanager
-def attached(
-    lorsa: Dictionary, config: LorsaConfig, model: Any, layer: int | None = None
-) -> Iterator[None]:
+def attached(lorsa: Dictionary, model: Any, layer: int | None = None) -> Iterator[None]:
     """Run a language model with a Lorsa in place of a layer's attention; see `Lorsa.attach`."""
+    config: LorsaConfig = lorsa.config
     at = config.layer if layer is None else layer
     if at is None:
         raise AttachError("the Lorsa does not say which layer it replaces; give layer=")
@@ -43,13 +43,9 @@ def attached(
 def require_stand_in(config: LorsaConfig, model: Any) -> None:
     """Raise AttachError if a Lorsa can stand in for no layer of a model.
 
-    Either their widths differ, or the Lorsa reads something else than a layer's input.
+    Either their widths differ, or the Lorsa does not read a layer's input.
     """
-    if config.hook_in is not None:
-        raise AttachError(
-            f"the Lorsa reads {config.hook_in}, not its layer's input after the norm's "
-            "weight; type: lorsa convert LORSA FOLDER --model MODEL"
-        )
+    require_layer_input(config)
     width = text_config(model).hidden_size
     if width != config.d_model:
         raise AttachError(
@@ -58,8 +54,25 @@ def require_stand_in(config: LorsaConfig, model: Any) -> None:
         )
 
 
+def require_layer_input(
+    config: LorsaConfig, run: Path | None = None, error: type[LorsaError] = AttachError
+) -> None:
+    """Raise an error if a Lorsa reads something else than its layer's input after the norm.
+
+    Args:
+        config: of the Lorsa.
+        run: where it lies, for the message.
+        error: kind to raise.
+    """
+    if config.hook_in is not None:
+        raise error(
+            f"{run or 'the Lorsa'} reads {config.hook_in}, not the layer's input after the norm's "
+            f"weight; type: lorsa convert {run or 'LORSA'} FOLDER --model MODEL"
+        )
+
+
 def _require_device(lorsa: Dictionary, x: Tensor) -> None:
-    """Raise AttachError if a Lorsa lies elsewhere than what it is to read."""
+    """Raise AttachError if a Lorsa is on another device than the activations that it reads."""
     device, wanted = str(lorsa.W_O.device), str(x.device)
     if device != wanted:
         raise AttachError(

@@ -1,11 +1,10 @@
-"""A Lorsa on disk: config.json and lorsa.safetensors, usable on raw activations as they are.
+"""Checkpoints: a dictionary on disk, saved in our format and loaded from any.
 
     config.json        {"format": "lorsa", "schema_version": 1, "config": {...LorsaConfig}}
-    lorsa.safetensors  the parameters by name, and the threshold of activations that have one
+    lorsa.safetensors  the parameters by name, and the threshold if there is one
 
-Weights are written first and config.json last, each by a temporary file, a flush to the disk and a
-rename, so a folder with a config.json is whole. Folders of other tools are read as well: what
-their config.json says decides which tool's they are.
+The weights are for raw activations. Folders of other tools are loaded as well; config.json tells
+whose they are.
 """
 
 import json
@@ -15,36 +14,48 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
-from .disk import CONFIG, Saved, check_shapes, listing, require_floats, shown, write_folder
+from .checkpoint_files import (
+    CONFIG,
+    Saved,
+    check_shapes,
+    listing,
+    require_floats,
+    shown,
+    write_folder,
+)
 from .formats import llamascopium, openmoss
 from .lorsa.config import LorsaConfig, tensor_shapes
 
-SCHEMA_VERSION = 1
+CHECKPOINT_VERSION = 1
 WEIGHTS = "lorsa.safetensors"
-WEIGHT_FILES = {
+WEIGHTS_BY_FORMAT = {
     "lorsa": (WEIGHTS,),
     "llamascopium": (llamascopium.WEIGHTS, *llamascopium.OTHER_WEIGHTS),
     "openmoss": (openmoss.WEIGHTS,),
 }
-"""Where a folder may have its weights, by its format."""
+"""Names that a folder's weights may have, by its format; the first that is there is read."""
 
 
 def save(saved: Saved, folder: str | Path) -> None:
-    """Write config and weights into a folder, which is made if need be.
+    """Write config and weights into a folder, which is created if need be.
 
     Raises:
         CheckpointError: the disk does not take it.
     """
     content = {
         "format": saved.kind,
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": CHECKPOINT_VERSION,
         "config": saved.config.to_dict(),
     }
     write_folder(Path(folder), WEIGHTS, saved.tensors, content, {"format": "pt"})
 
 
 def load(folder: str | Path) -> Saved:
-    """Read a folder of any format, for raw activations; see `Lorsa.from_pretrained`."""
+    """Read a folder of any format, for raw activations; see `Lorsa.from_pretrained`.
+
+    Raises:
+        CheckpointError: no checkpoint, one of another version, or what it holds does not fit.
+    """
     folder = Path(folder)
     content = read_config(folder)
     kind = format_of(content)
@@ -62,12 +73,12 @@ def weights_path(folder: Path) -> Path:
         CheckpointError: the folder holds no Lorsa.
     """
     kind = format_of(read_config(folder))
-    paths = [folder / name for name in WEIGHT_FILES[kind or "lorsa"]]
+    paths = [folder / name for name in WEIGHTS_BY_FORMAT[kind or "lorsa"]]
     return next((path for path in paths if path.is_file()), paths[0])
 
 
 def format_of(content: dict[str, Any]) -> str | None:
-    """Return whose config.json this is, a key of `WEIGHT_FILES`; None if nobody's."""
+    """Return the format of a config.json, a key of `WEIGHTS_BY_FORMAT`; None if it has none."""
     if content.get("format") == "lorsa":
         return "lorsa"
     if llamascopium.is_one(content):
@@ -79,7 +90,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read the config.json of a Lorsa of any format.
 
     Raises:
-        CheckpointError: there is none, it cannot be read, or it is not of a Lorsa.
+        CheckpointError: there is none, it cannot be read, or it is not a Lorsa's.
     """
     path = folder / CONFIG
     try:
@@ -120,10 +131,10 @@ def _load_ours(folder: Path, content: dict[str, Any]) -> Saved:
 
 
 def _config_of(path: Path, content: dict[str, Any]) -> LorsaConfig:
-    if content.get("schema_version") != SCHEMA_VERSION:
+    if content.get("schema_version") != CHECKPOINT_VERSION:
         raise CheckpointError(
             f"{path} has schema version {shown(content.get('schema_version'))}; this version of "
-            f"lorsa reads {SCHEMA_VERSION}: install the version that wrote it"
+            f"lorsa reads {CHECKPOINT_VERSION}: install the version that wrote it"
         )
     try:
         return LorsaConfig.from_dict(content["config"])
@@ -132,7 +143,7 @@ def _config_of(path: Path, content: dict[str, Any]) -> LorsaConfig:
 
 
 def _advice(folder: Path) -> str:
-    """Return what to give in place of a folder without a Lorsa."""
+    """Return a folder to give in place of one without a Lorsa, in words."""
     inner = sorted(path.parent for path in folder.glob(f"*/*/{CONFIG}"))
     inner = [path for path in inner if path.suffix != ".partial"]
     if inner:

@@ -1,4 +1,4 @@
-"""How well a Lorsa stands in for its layer: FVU, L0 and dead heads.
+"""Measures of a dictionary: fraction of variance unexplained (FVU), L0 and dead features.
 
     FVU = sum ||y - y_hat||^2 / sum ||y - mean(y)||^2
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .lorsa.module import Lorsa
+from .dictionary import Dictionary
 
 
 @dataclass(slots=True)
@@ -23,11 +23,11 @@ class FVU:
 
     n_tokens: int = 0
     residual: float = 0.0
-    """sum ||y - y_hat||^2 so far"""
+    """Sum of ||y - y_hat||^2 so far"""
     variance: float = 0.0
-    """sum ||y - mean(y)||^2 so far"""
+    """Sum of ||y - mean(y)||^2 so far"""
     mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    """mean(y) so far, [d_model]"""
+    """Mean of y so far, [d_model]"""
 
     def update(self, y: Tensor, y_hat: Tensor) -> None:
         """Add tokens.
@@ -49,7 +49,7 @@ class FVU:
         self.add(FVU(n_new, residual, float((y - mean).square().sum()), mean))
 
     def add(self, other: "FVU") -> None:
-        """Add the tokens of another count."""
+        """Add the tokens of another FVU."""
         n_all = self.n_tokens + other.n_tokens
         if other.n_tokens == 0:
             return
@@ -69,16 +69,16 @@ class FVU:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quality:
-    """What `evaluate` measures."""
+    """The measures of one dictionary on some tokens."""
 
     fvu: float
     """Fraction of the output's variance that is not explained, over the tokens that count."""
     l0: float
-    """Mean number of heads with a nonzero activation per token."""
+    """Mean number of features that fire on a token, with a nonzero activation."""
     dead_fraction: float
-    """Share of heads that fired on none of these tokens; the fewer tokens, the larger it reads."""
+    """Share of features that fire on none of these tokens: the fewer tokens, the larger."""
     n_tokens: int
-    """Tokens that count; the loss mask leaves the others out of all of the above."""
+    """Tokens that count; the loss mask leaves the others out of the three measures above."""
     fvu_all: float
     """Fraction of variance unexplained over all tokens, counted or not."""
     masked_fraction: float
@@ -86,41 +86,38 @@ class Quality:
 
 
 @torch.no_grad()
-def evaluate(lorsa: Lorsa, batches: Iterable[Sequence[Tensor]]) -> Quality:
-    """Measure a Lorsa on batches of its layer's input and output.
+def evaluate(dictionary: Dictionary, batches: Iterable[Sequence[Tensor]]) -> Quality:
+    """Measure a dictionary on batches of what it reads and what it should write.
 
     Args:
-        lorsa: on the device of the batches.
+        dictionary: on the device of the batches.
         batches: x, y and, if not all tokens count, which do: each [batch, seq, d_model], and bool,
             [batch, seq].
-
-    Returns:
-        FVU, L0 and dead heads over the tokens that count, and FVU over all.
     """
-    tally = Tally(lorsa)
+    tally = Tally(dictionary)
     for x, y, *counted in batches:
         tally.update(x, y, *counted)
     return tally.quality()
 
 
-class Sums(NamedTuple):
-    """What a tally has added up."""
+class TallySums(NamedTuple):
+    """The sums of a tally, or of one process's share of it."""
 
     kept: FVU
-    """Tokens that count"""
+    """FVU of the tokens that count"""
     left_out: FVU
-    """The others"""
+    """FVU of the others"""
     firing: Tensor
-    """Tokens that count on which each head fired, int64, [n_ov_heads]"""
+    """Tokens that count on which each feature fires, int64, [n_features]"""
 
 
 class Tally:
-    """What `evaluate` measures of one Lorsa, added up batch by batch."""
+    """The sums from which the quality of one dictionary is computed, batch by batch."""
 
-    def __init__(self, lorsa: Lorsa) -> None:
-        self.lorsa = lorsa
+    def __init__(self, dictionary: Dictionary) -> None:
+        self.dictionary = dictionary
         self.kept, self.left_out = FVU(), FVU()
-        self.firing = torch.zeros(lorsa.config.n_ov_heads, dtype=torch.int64)
+        self.firing = torch.zeros(len(dictionary.W_O), dtype=torch.int64)
 
     @torch.no_grad()
     def update(self, x: Tensor, y: Tensor, counted: Tensor | None = None) -> None:
@@ -130,8 +127,8 @@ class Tally:
             x, y: [batch, seq, d_model].
             counted: which tokens count, bool, [batch, seq]; None counts all.
         """
-        acts, ids = self.lorsa.encode(x)
-        y_hat = self.lorsa.decode(acts, ids)
+        acts, ids = self.dictionary.encode(x)
+        y_hat = self.dictionary.decode(acts, ids)
         if counted is not None:
             counted = counted.to(y.device)
             self.left_out.update(y[~counted], y_hat[~counted])
@@ -139,13 +136,13 @@ class Tally:
         self.kept.update(y, y_hat)
         self.firing += firing_counts(acts, ids, len(self.firing)).cpu()
 
-    def sums(self) -> Sums:
-        """Return what was added up, on the CPU."""
+    def sums(self) -> TallySums:
+        """Return the sums so far, on the CPU."""
         kept, left_out = (replace(f, mean=f.mean.cpu()) for f in (self.kept, self.left_out))
-        return Sums(kept, left_out, self.firing)
+        return TallySums(kept, left_out, self.firing)
 
-    def become(self, parts: Iterable[Sums]) -> None:
-        """Take the place of several tallies, this one's own sums included."""
+    def become(self, parts: Iterable[TallySums]) -> None:
+        """Replace the sums by those of several tallies, this one among them."""
         self.kept, self.left_out = FVU(), FVU()
         self.firing = torch.zeros_like(self.firing)
         for kept, left_out, firing in parts:
@@ -154,7 +151,7 @@ class Tally:
             self.firing += firing
 
     def quality(self) -> Quality:
-        """Return the measures."""
+        """Return the measures of all tokens so far."""
         both = replace(self.kept)
         both.add(self.left_out)
         return Quality(
@@ -167,10 +164,11 @@ class Tally:
         )
 
 
-def firing_counts(acts: Tensor, ids: Tensor, n_ov_heads: int) -> Tensor:
-    """Return how many tokens each head fired on, int64, [n_ov_heads].
+def firing_counts(acts: Tensor, ids: Tensor, n_features: int) -> Tensor:
+    """Return how many tokens each feature fires on, int64, [n_features].
 
     Args:
-        acts, ids: [..., top_k]; a head fires where its activation is not 0.
+        acts, ids: [..., slots]; a feature fires where its activation is not 0.
+        n_features: of the dictionary.
     """
-    return ids[acts != 0].long().bincount(minlength=n_ov_heads)
+    return ids[acts != 0].long().bincount(minlength=n_features)

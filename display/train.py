@@ -6,7 +6,6 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ..store.care.info import format_bytes
 from .bars import Bar, say
 from .words import number, spell_time
 
@@ -75,39 +74,3 @@ def train_table(result: dict[str, Any]) -> Table:
     table.caption = f"dead: did not fire on the last {' or '.join(sorted(windows))} tokens"
     table.caption_justify = "left"
     return table
-
-
-def sweep_table(result: dict[str, Any]) -> Table:
-    """Show the rows of a sweep: the settings that differ, then what came out, the best in bold."""
-    rows = result["rows"]
-    table = Table(title="swept", title_justify="left", box=SIMPLE_HEAD)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    settings = names[: names.index("fvu")] if "fvu" in names else names
-    for name in (*settings, "FVU", "L0", "dead", "tokens/s"):
-        table.add_column(escape(name), justify="right", no_wrap=True)
-    table.add_column("run", overflow="fold")
-    fvus = [row["fvu"] for row in rows if row.get("fvu") is not None]
-    for row in rows:
-        values = [escape(_setting(row.get(name))) for name in settings]
-        if row.get("error"):
-            failed = f"[red]failed: {escape(row['error'])}[/]"
-            table.add_row(*values, "-", "-", "-", "-", failed)
-            continue
-        best = row["fvu"] is not None and row["fvu"] == min(fvus)
-        table.add_row(
-            *values,
-            number(row["fvu"]),
-            f"{row['l0']:.1f}",
-            f"{row['dead_fraction']:.1%}",
-            f"{row['tokens_per_second']:,.0f}",
-            escape(row["run"]),
-            style="bold" if best else None,
-        )
-    size = format_bytes(result["bytes_read"])
-    table.caption = escape(f"sweep.csv and pareto.png in {result['out']}; {size} read")
-    table.caption_justify = "left"
-    return table
-
-
-def _setting(value: Any) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

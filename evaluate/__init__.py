@@ -1,1 +1,1 @@
-"""How well dictionaries stand in for what they replace."""
+"""Quality of dictionaries: on stored activations, and inside the language model."""

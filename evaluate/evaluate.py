@@ -1,10 +1,10 @@
-"""How well Lorsas stand in for their layers: on stored activations, and inside the language model.
+"""Evaluation of Lorsas: on stored activations, and inside the language model.
 
     loss recovered = (CE_ablated - CE_lorsa) / (CE_ablated - CE_original)
 
-where CE is the mean cross-entropy of the next token, in nats, and ablated means that the attention
-layer's output is zero, or its mean. 1 is as good as the layer, 0 as bad as having none. Of several
-runs each is measured alone, and then all their layers together.
+CE is the mean cross-entropy of the next token, in nats. Ablated means that the attention layer's
+output is zero, or its mean. 1 is as good as the layer, 0 as bad as having none. Several runs are
+measured one by one, and then with all their layers replaced at once.
 """
 
 from collections.abc import Sequence
@@ -14,44 +14,45 @@ from typing import Any
 
 import torch
 
-from ..dictionaries.where import local_folder
-from ..language.aliases import resolve
+from ..dictionaries.fetch import local_folder
 from ..language.edit import Replacement
-from ..language.load import load_config
-from ..language.stored import stored_attention
+from ..language.stored import deriver
+from ..language.subject import Subject
 from ..progress import Measured, Report
 from ..stop import stop_at_once
 from ..store.read.loader import held_out_batches
-from ..store.read.reader import ActivationStore, Derive
+from ..store.read.reader import ActivationStore
 from .config import EvalConfig
 from .in_model import Variant, batch_seqs, run_variants
 from .kept import keep_evaluation
 from .losses import CrossEntropy, cross_entropy
 from .on_store import StoreQuality, measure
-from .opened import Opened, device_for, load_language_model, open_run
+from .opened import Opened, device_for, load_store_model, open_run
 
 MEAN_SEQS = 64
 """Training sequences that the mean of y is taken over."""
 TOGETHER = "all runs together"
+"""Name of the losses with all layers replaced at once, among those of single runs."""
 VARIANTS = ("lorsa", "zero_ablated", "mean_ablated")
+"""Names of what takes the place of a layer's output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fidelity:
-    """What `evaluate_run` measures."""
+    """Quality of one run, from `evaluate_run`."""
 
     run: str
     """Folder of the Lorsa."""
     layer: int
     """Layer of the language model."""
     quality: StoreQuality
-    """On held-out tokens of the store."""
+    """Measures on held-out tokens of the store."""
     cross_entropy: CrossEntropy | None
-    """In the language model, if one was given."""
+    """Losses in the language model; None if none was given."""
 
     @property
     def fvu(self) -> float:
-        """Fraction of variance unexplained on held-out tokens."""
+        """Fraction of variance unexplained, on held-out tokens."""
         return self.quality.fvu
 
     @property
@@ -61,14 +62,14 @@ class Fidelity:
 
     @property
     def n_tokens(self) -> int:
-        """Held-out tokens of all that is measured on the store."""
+        """Held-out tokens that were measured on the store."""
         return self.quality.n_tokens
 
     def to_dict(self) -> dict[str, Any]:
         """Return the measures as JSON-able data, the shares recovered among them.
 
-        `dead_fraction` is the share of heads that did not fire on `dead_window_tokens` tokens:
-        here, those held out. The fewer the tokens, the larger it reads; training counts over a
+        `dead_fraction` is the share of heads that did not fire on `dead_window_tokens` tokens,
+        which are those held out. The fewer the tokens, the larger it is. Training counts over a
         longer window.
         """
         ce = self.cross_entropy
@@ -83,13 +84,13 @@ class Fidelity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fidelities:
-    """What `evaluate_runs` measures."""
+    """Quality of several runs, from `evaluate_runs`."""
 
     runs: list[Fidelity]
     """Each run alone."""
     together: CrossEntropy | None
-    """With the layers of all runs replaced, or ablated, at once; None without a model, of a single
-    run, and where two runs are of one layer."""
+    """Losses with the layers of all runs replaced, or ablated, at once; None without a model, for a
+    single run, and where two runs are of one layer."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the measures as JSON-able data."""
@@ -105,7 +106,7 @@ def evaluate_run(config: EvalConfig, *, report: Report = lambda event: None) -> 
 
     Args:
         config: the request.
-        report: is told, in a line of text or as `Measured`, what is being done.
+        report: called with a line of text, or with `Measured`.
 
     Raises:
         CheckpointError: the run holds no Lorsa.
@@ -120,15 +121,15 @@ def evaluate_run(config: EvalConfig, *, report: Report = lambda event: None) -> 
 def evaluate_runs(
     configs: Sequence[EvalConfig], *, report: Report = lambda event: None
 ) -> Fidelities:
-    """Measure several Lorsas of one store, each alone and then all together; as `evaluate_run`.
+    """Measure several Lorsas of one store, each alone and then all together; see `evaluate_run`.
 
     Args:
         configs: requests that differ in their run alone.
-        report: as in `evaluate_run`.
+        report: called with a line of text, or with `Measured`.
 
     Raises:
         ValueError: the configs differ in more, or there are none.
-        CheckpointError, StoreError, AnalyzeError, HarvestError, KeyboardInterrupt: as in
+        CheckpointError, StoreError, AnalyzeError, HarvestError, KeyboardInterrupt: see
             `evaluate_run`.
     """
     if not configs or any(replace(c, run=configs[0].run) != configs[0] for c in configs):
@@ -139,7 +140,7 @@ def evaluate_runs(
         device = device_for(config.device)
         subjects = [open_run(c.run, store, device) for c in configs]
         if config.model is not None:
-            load_config(resolve(config.model))  # a model that is not there is said at once
+            Subject.find(config.model)  # refuse a missing model at once
         qualities = [_on_the_store(subject, store, config, device, report) for subject in subjects]
         losses = {}
         if config.model is not None:
@@ -154,12 +155,12 @@ def evaluate_runs(
         for subject, quality in zip(subjects, qualities, strict=True)
     ]
     for found in runs:
-        _keep(found, report)
+        _write(found, report)
     return Fidelities(runs=runs, together=losses.get(TOGETHER))
 
 
-def _keep(found: Fidelity, report: Report) -> None:
-    """Keep the figures of a run beside it; a run that cannot be written is no failure."""
+def _write(found: Fidelity, report: Report) -> None:
+    """Write the measures of a run beside it; a run that cannot be written is no failure."""
     try:
         keep_evaluation(local_folder(Path(found.run)), found.to_dict())
     except OSError as error:
@@ -179,21 +180,13 @@ def _on_the_store(
         batch_seqs=batch_seqs(n_ctx),
         n_tokens=config.tokens,
         device=device,
-        derive=_deriver(store, subject.layer, device),
+        derive=deriver(subject.layer, store, device),
     )
 
-    def tell(n_tokens: int) -> None:
+    def report_tokens(n_tokens: int) -> None:
         report(Measured(n_tokens, total, f"layer {subject.layer} on the store"))
 
-    return measure(subject.lorsa, batches, n_ctx, tell)
-
-
-def _deriver(store: ActivationStore, layer: int, device: str) -> Derive | None:
-    """Return what makes y of x where the store says that y is to be derived, otherwise None."""
-    if store.manifest.outputs == "store":
-        return None
-    geometry = store.manifest.layers[layer]["geometry"]
-    return stored_attention(store.weights(layer), geometry, device)
+    return measure(subject.lorsa, batches, n_ctx, report_tokens)
 
 
 def _in_the_model(
@@ -203,14 +196,13 @@ def _in_the_model(
     device: str,
     report: Report,
 ) -> dict[str, CrossEntropy]:
-    """Run the language model with layers as they are, replaced and ablated: each, then all.
+    """Return the losses of the language model by run, and those of all layers at once as TOGETHER.
 
-    Returns:
-        Losses by run, and those of all layers at once as TOGETHER.
+    It runs as it is, with each layer replaced and ablated, and with all of them.
     """
     assert config.model is not None
     layers = sorted({subject.layer for subject in subjects})
-    model, sites, _name = load_language_model(store, config.model, layers, device, report)
+    model, sites, _subject = load_store_model(store, config.model, layers, device, report)
     n_seqs = max(1, config.ce_tokens // store.manifest.n_ctx)
     tokens = store.tokens(store.held_out_seqs[:n_seqs])
     stand_ins = [_stand_ins(subject, store, device) for subject in subjects]
@@ -228,10 +220,10 @@ def _in_the_model(
                 for subject, some in zip(subjects, stand_ins, strict=True)
             ]
 
-    def tell(n_tokens: int) -> None:
+    def report_tokens(n_tokens: int) -> None:
         report(Measured(n_tokens, tokens.numel(), f"in the model, {len(variants) + 1} times"))
 
-    original, found = run_variants(model, tokens, variants, tell)
+    original, found = run_variants(model, tokens, variants, report_tokens)
     return {
         run: cross_entropy(
             {"original": original, **{name: found[run, name] for name in VARIANTS}}, run
@@ -241,8 +233,8 @@ def _in_the_model(
 
 
 def _stand_ins(subject: Opened, store: ActivationStore, device: str) -> dict[str, Replacement]:
-    """Return what takes the place of a layer's output, by name."""
-    seqs, derive = store.train_seqs[:MEAN_SEQS], _deriver(store, subject.layer, device)
+    """Return replacements of a layer's output, by VARIANTS."""
+    seqs, derive = store.train_seqs[:MEAN_SEQS], deriver(subject.layer, store, device)
     total = torch.zeros(store.manifest.d_model, dtype=torch.float64, device=device)
     for seq in seqs.tolist():
         total += store.stored(subject.layer, [seq]).on(device, derive).y.double().sum(dim=(0, 1))

@@ -1,9 +1,9 @@
-"""The language model with attention layers replaced: losses, KL and agreement, token by token.
+"""Losses, KL and agreement of a language model with layers replaced, token by token.
 
     KL = sum over tokens v of p(v) (log p(v) - log q(v))      p: the model as it is, q: replaced
 
-Batches go one by one: first the model as it is, then every replacement on the same tokens, so that
-no more than two batches of logits are in memory.
+A token that p rules out, p(v) = 0, adds nothing. Batches go one by one: first the model as it is,
+then every replacement on the same tokens. No more than two batches of logits are in memory.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,30 +16,30 @@ from torch import Tensor
 from ..language.blocks import AttentionSite
 from ..language.edit import Replacement, replaced
 
-BATCH_TOKENS = 2048
+FORWARD_TOKENS = 2048
 """Tokens of a forward: logits of a large vocabulary take much memory."""
 ROWS = 256
-"""Tokens whose logits are turned into float32 probabilities at once."""
+"""Tokens whose logits become float32 probabilities at once."""
 
 Variant = Sequence[tuple[AttentionSite, Replacement]]
-"""Layers that are replaced at once, and by what."""
+"""Layers that are replaced at once, each with its replacement."""
 Name = TypeVar("Name")
 
 
 class TokenFigures(NamedTuple):
-    """What a model predicts at each token; float64 and bool, each [n, seq]."""
+    """Predictions of a model at each token, in figures, each [n, seq]."""
 
     loss: Tensor
-    """Cross-entropy of the next token, nats"""
+    """Cross-entropy of the next token, nats, float64"""
     kl: Tensor
-    """Of its prediction from the original's, nats"""
+    """KL divergence of its prediction from the original's, nats, float64"""
     agrees: Tensor
-    """Whether the likeliest next token is the original's"""
+    """Whether the likeliest next token is the original's, bool"""
 
 
 def batch_seqs(n_ctx: int) -> int:
     """Return how many sequences of n_ctx tokens a forward takes."""
-    return max(1, BATCH_TOKENS // n_ctx)
+    return max(1, FORWARD_TOKENS // n_ctx)
 
 
 @torch.inference_mode()
@@ -47,7 +47,7 @@ def run_variants(
     model: Any,
     tokens: Tensor,
     variants: Mapping[Name, Variant],
-    tell: Callable[[int], None] = lambda n_tokens: None,
+    report: Callable[[int], None] = lambda n_tokens: None,
 ) -> tuple[TokenFigures, dict[Name, TokenFigures]]:
     """Run a language model as it is and with layers replaced.
 
@@ -55,10 +55,10 @@ def run_variants(
         model: causal language model of transformers.
         tokens: [n, n_ctx]; the first of a sequence is not predicted.
         variants: replacements by any name.
-        tell: is called with the number of tokens that are done.
+        report: called with the number of tokens that are done.
 
     Returns:
-        Figures of [n, n_ctx - 1] tokens: of the model as it is, and of the variants by name.
+        Figures of [n, n_ctx - 1] tokens, of the model as it is and of the variants by name.
     """
     originals: list[TokenFigures] = []
     found: dict[Name, list[TokenFigures]] = {name: [] for name in variants}
@@ -75,7 +75,7 @@ def run_variants(
             found[name].append(token_figures(logits, original, ids[:, 1:]))
             del logits  # or the next are made beside them
         n_done += batch.numel()
-        tell(n_done)
+        report(n_done)
     return _joined(originals), {name: _joined(parts) for name, parts in found.items()}
 
 
@@ -110,6 +110,8 @@ def _figures_of_rows(logits: Tensor, original: Tensor, targets: Tensor) -> Token
     log_q = logits.float().log_softmax(dim=1)  # [rows, n_vocab]
     log_p = original.float().log_softmax(dim=1)
     loss = -log_q.gather(1, targets[:, None])[:, 0]
-    kl = (log_p.exp() * (log_p - log_q)).sum(dim=1).clamp(min=0)  # but for rounding it is
+    terms = log_p.exp() * (log_p - log_q)
+    terms = terms.masked_fill_(log_p == -torch.inf, 0.0)  # 0 log 0 = 0
+    kl = terms.sum(dim=1).clamp(min=0)  # but for rounding it is
     agrees = log_q.argmax(dim=1) == log_p.argmax(dim=1)
     return TokenFigures(loss.double().cpu(), kl.double().cpu(), agrees.cpu())

@@ -1,7 +1,7 @@
-"""The last evaluation of a Lorsa, kept beside it for those who ask later how good it is.
+"""The last evaluation of a Lorsa, in a file beside its weights.
 
-eval.json  {"format": "lorsa-eval", "schema_version": 1, "lorsa_version", "weights_sha256", and what
-           `Fidelity.to_dict` has, without the run's name and what is by position or decade}
+eval.json  {"format": "lorsa-eval", "schema_version": 1, "lorsa_version", "weights_sha256", and
+           `Fidelity.to_dict` without the run's name and the measures by position or decade}
 """
 
 import hashlib
@@ -11,18 +11,19 @@ from typing import Any
 
 from ..dictionaries.checkpoint import weights_path
 from ..version import __version__
-from ..whole import write_json
+from ..whole import finite, write_json
 
 EVAL = "eval.json"
-SCHEMA_VERSION = 1
+EVAL_VERSION = 1
 LEFT_OUT = ("run", "frequency_histogram", "by_position")
+"""Measures that are not written."""
 
 
 def keep_evaluation(folder: Path, measured: dict[str, Any]) -> None:
-    """Write eval.json; without new cross-entropies those of an earlier evaluation stay.
+    """Write eval.json; without new cross-entropies, those of an earlier evaluation stay.
 
     Args:
-        folder: of the Lorsa.
+        folder: the Lorsa's.
         measured: from `Fidelity.to_dict`.
 
     Raises:
@@ -34,7 +35,7 @@ def keep_evaluation(folder: Path, measured: dict[str, Any]) -> None:
         losses = {name: value for name, value in losses.items() if name != "by_position"}
     content = {
         "format": "lorsa-eval",
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": EVAL_VERSION,
         "lorsa_version": __version__,
         "weights_sha256": weights_sha256(folder),
         **{name: value for name, value in measured.items() if name not in LEFT_OUT},
@@ -44,14 +45,14 @@ def keep_evaluation(folder: Path, measured: dict[str, Any]) -> None:
 
 
 def kept_evaluation(folder: Path) -> dict[str, Any] | None:
-    """Return what eval.json says of the weights beside it; None if it says nothing of these."""
+    """Return the content of eval.json; None if there is none, or it is of other weights."""
     try:
-        content = json.loads((folder / EVAL).read_text("utf-8"))
-        is_known = content["format"] == "lorsa-eval" and content["schema_version"] == SCHEMA_VERSION
+        content = finite(json.loads((folder / EVAL).read_text("utf-8")))
+        is_known = content["format"] == "lorsa-eval" and content["schema_version"] == EVAL_VERSION
         if is_known and content["weights_sha256"] == weights_sha256(folder):
             return dict(content)
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # it is a convenience: what cannot be read is measured again
+        pass  # a convenience: what cannot be read is measured again
     return None
 
 

@@ -1,4 +1,4 @@
-"""The figures of a language model with a layer replaced, ablated and as it is."""
+"""Figures of a language model with a layer replaced, ablated and as it is."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from .in_model import TokenFigures
 
 
 class Replacements(NamedTuple):
-    """One figure of each thing that stands in for the layer."""
+    """One figure for each replacement of the layer."""
 
     lorsa: float
     zero_ablated: float
@@ -20,25 +20,25 @@ class Replacements(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrossEntropy:
-    """Next-token losses of the language model, nats per token, and how near its predictions are."""
+    """Next-token losses of the language model, nats per token, and the likeness of predictions."""
 
     original: float
-    """Of the model as it is."""
+    """Loss of the model as it is."""
     lorsa: float
-    """With the attention layer's output replaced by the Lorsa's."""
+    """Loss with the attention layer's output replaced by the Lorsa's."""
     zero_ablated: float
-    """With it replaced by zero."""
+    """Loss with it replaced by zero."""
     mean_ablated: float
-    """With it replaced by its mean over training tokens."""
+    """Loss with it replaced by its mean over training tokens."""
     increase_se: float | None
-    """Standard error of lorsa - original, over sequences; None of a single one."""
+    """Standard error of lorsa - original, over sequences; None for a single one."""
     kl: Replacements
     """Mean KL(original || replaced) of the next token's distribution, nats."""
     top1_agreement: Replacements
     """Share of tokens whose likeliest next token is the original's."""
     by_position: dict[str, list[float]]
-    """Of original, lorsa, zero_ablated, mean_ablated: the loss of what follows each position,
-    [n_ctx - 1]."""
+    """Loss of the token after each position, [n_ctx - 1], by original, lorsa, zero_ablated and
+    mean_ablated."""
     n_tokens: int
     """Predicted tokens."""
 
@@ -71,7 +71,7 @@ def cross_entropy(figures: Mapping[str, TokenFigures], of: str) -> CrossEntropy:
 
     Args:
         figures: of original, lorsa, zero_ablated and mean_ablated, each of [n, n_ctx - 1] tokens.
-        of: whose they are, for messages.
+        of: the run or runs, for messages.
 
     Raises:
         AnalyzeError: a loss is not finite.

@@ -1,12 +1,12 @@
-"""How well a Lorsa gives back stored outputs: over all tokens, by position, and head by head.
+"""Quality of a Lorsa on stored outputs: over all tokens, by position and by head.
 
     FVU    = sum ||y - y_hat||^2 / sum ||y - mean(y)||^2       one mean over all tokens
     NMSE   = mean over tokens of ||y - y_hat||^2 / ||y||^2     every token counts alike
     cosine = mean over tokens of <y, y_hat> / (||y|| ||y_hat||)
     L0     = mean over tokens of the number of heads that fire
 
-By position the sums and means run over the tokens of one position, with the same mean(y): the FVU
-of all tokens is the mean of the positions' weighted by `variance`. Tokens with y = 0 count in
+By position, the sums and means run over the tokens of one position, with the same mean(y). The FVU
+of all tokens is the mean of the positions', weighted by `variance`. Tokens with y = 0 count in
 neither NMSE nor cosine.
 
 Source of NMSE: Gao et al. 2024, arXiv:2406.04093, code (normalized_mean_squared_error).
@@ -24,6 +24,7 @@ from torch import Tensor
 from ..dictionaries.lorsa.module import Lorsa
 from ..dictionaries.metrics import FVU, firing_counts
 from ..store.read.reader import Activations
+from ..whole import finite
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +45,7 @@ class ByPosition:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrequencyHistogram:
-    """How often heads fire, in decades of the share of tokens that they fire on."""
+    """Numbers of heads by how often they fire, in decades of the share of tokens."""
 
     log10_from: list[int]
     """Lower edge of each decade, -1 for 0.1 up to all tokens, ascending."""
@@ -56,12 +57,16 @@ class FrequencyHistogram:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreQuality:
-    """What `measure` finds."""
+    """Measures over all tokens, NaN where undefined, from `measure`."""
 
     fvu: float
+    """Fraction of variance unexplained."""
     nmse: float
+    """Normalised mean squared error."""
     cosine: float
+    """Mean cosine of y and y_hat."""
     l0: float
+    """Heads that fire per token."""
     dead_fraction: float
     """Share of heads that fire on none of these tokens."""
     n_tokens: int
@@ -69,9 +74,9 @@ class StoreQuality:
     by_position: ByPosition
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the measures as JSON-able data, None for those that are undefined."""
-        data = asdict(self)
-        return data | {name: finite(data[name]) for name in ("fvu", "nmse", "cosine")}
+        """Return the measures as JSON-able data, None where undefined."""
+        found: dict[str, Any] = finite(asdict(self))
+        return found
 
 
 class PositionSums:
@@ -104,13 +109,14 @@ class PositionSums:
         """Return the measures of every position."""
         mean = self.y.mean(dim=0) / max(self.n_seqs, 1)
         variance = self.square - 2 * self.y @ mean + self.n_seqs * mean.square().sum()
-        return ByPosition(
-            fvu=_finite_list(torch.where(variance > 0, self.residual / variance, torch.nan)),
-            nmse=_finite_list(self.nmse / self.n_nonzero),
-            cosine=_finite_list(self.cosine / self.n_nonzero),
-            l0=_finite_list(self.fired / self.n_seqs),
-            variance=_finite_list(variance.clamp(min=0) / self.n_seqs),
-        )
+        found = {
+            "fvu": torch.where(variance > 0, self.residual / variance, torch.nan),
+            "nmse": self.nmse / self.n_nonzero,
+            "cosine": self.cosine / self.n_nonzero,
+            "l0": self.fired / self.n_seqs,
+            "variance": variance.clamp(min=0) / self.n_seqs,
+        }
+        return ByPosition(**finite({name: values.tolist() for name, values in found.items()}))
 
 
 @torch.no_grad()
@@ -118,7 +124,7 @@ def measure(
     lorsa: Lorsa,
     batches: Iterable[Activations],
     n_ctx: int,
-    tell: Callable[[int], None] = lambda n_tokens: None,
+    report: Callable[[int], None] = lambda n_tokens: None,
 ) -> StoreQuality:
     """Measure a Lorsa on batches of its layer's input and output.
 
@@ -126,7 +132,7 @@ def measure(
         lorsa: on the device of the batches.
         batches: x and y, each [batch, n_ctx, d_model].
         n_ctx: tokens of a sequence.
-        tell: is called with the number of tokens that are done.
+        report: called with the number of tokens that are done.
     """
     n_ov_heads = lorsa.config.n_ov_heads
     fvu = FVU()
@@ -138,7 +144,7 @@ def measure(
         fvu.update(y, y_hat)
         sums.update(y, y_hat, acts)
         firing += firing_counts(acts, ids, n_ov_heads).cpu()
-        tell(fvu.n_tokens)
+        report(fvu.n_tokens)
     n_nonzero = float(sums.n_nonzero.sum())
     return StoreQuality(
         fvu=fvu.value,
@@ -168,12 +174,3 @@ def frequency_histogram(firing: Tensor, n_tokens: int) -> FrequencyHistogram:
     return FrequencyHistogram(
         log10_from=list(decades), n_heads=bins[1:].tolist(), n_silent=int(bins[0])
     )
-
-
-def finite(value: float) -> float | None:
-    """Return a figure for JSON, which knows no NaN."""
-    return value if math.isfinite(value) else None
-
-
-def _finite_list(values: Tensor) -> list[float | None]:
-    return [finite(value) for value in values.tolist()]

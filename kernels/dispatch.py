@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from . import reference, torch_path
+from .choices import BACKENDS, SELECTIONS
+from .reference import Score
 from .selfcheck import AttentionKind, DecodeKind, why_not_triton
 
-BACKENDS = ("auto", "torch", "triton", "reference")
-SELECTIONS = ("relu", "abs")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 logger = logging.getLogger(__name__)
@@ -59,30 +59,23 @@ def _why_no_triton(device: str) -> str | None:
     return None
 
 
-def _path_for(backend: str, like: Tensor) -> ModuleType:
-    """Return the path for tensors like this; of `auto` on a GPU, the one to be checked.
+@cache
+def _path_for(backend: str, kind: AttentionKind | DecodeKind) -> ModuleType:
+    """Return the path for an operator's tensors; why `auto` leaves Triton is logged once.
 
     Raises:
         ValueError: the backend asked for cannot run, or does not take the dtype.
     """
-    path = choose_path(backend, like.device.type)
-    if _is_triton(path) and like.dtype not in TRITON_DTYPES:
+    path = choose_path(backend, kind.device.type)
+    if not path.__name__.endswith(".triton_path"):
+        return path
+    if kind.dtype not in TRITON_DTYPES:
         if backend == "auto":
             return torch_path
-        raise ValueError(f"backend 'triton' takes float32, bfloat16 and float16, not {like.dtype}")
-    return path
-
-
-def _is_triton(path: ModuleType) -> bool:
-    return path.__name__.endswith(".triton_path")
-
-
-@cache
-def _checked(kind: AttentionKind | DecodeKind) -> ModuleType:
-    """Return the path that `auto` takes on a GPU; which one, and why not Triton, is logged once."""
-    reason = why_not_triton(kind)
+        raise ValueError(f"backend 'triton' takes float32, bfloat16 and float16, not {kind.dtype}")
+    reason = why_not_triton(path, kind) if backend == "auto" else None
     if reason is None:
-        return choose_path("triton", kind.device.type)
+        return path
     logger.warning(
         "Triton's sparse %s is not used on %s, %s: %s; the torch path takes its place",
         kind.operator,
@@ -180,23 +173,12 @@ def sparse_topk_attention(
         raise ValueError(f"window is {window}; allowed: 1 or more, or None")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap is {softcap}; allowed: above 0, or None")
-    path = _path_for(backend, q)
-    if backend == "auto" and _is_triton(path):
-        group = n_ov_heads // q.shape[2]
-        options = (select, window is not None, softcap is not None)
-        path = _checked(AttentionKind(q.device, q.dtype, q.shape[3], group, n_ov_heads, *options))
+    _batch, _seq, n_qk_heads, width = q.shape
+    options = (select, window is not None, softcap is not None)
+    kind = AttentionKind(q.device, q.dtype, width, n_ov_heads // n_qk_heads, n_ov_heads, *options)
+    path, norm, score = _path_for(backend, kind), w_o_norm.detach(), Score(scale, window, softcap)
     with torch.cuda.device_of(q), torch.autocast(q.device.type, enabled=False):
-        acts, ids = path.sparse_topk_attention(
-            q,
-            k,
-            v,
-            w_o_norm,
-            top_k=top_k,
-            scale=scale,
-            select=select,
-            window=window,
-            softcap=softcap,
-        )
+        acts, ids = path.sparse_topk_attention(q, k, v, norm, top_k, select, score)
     return acts, ids
 
 
@@ -233,9 +215,7 @@ def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor, *, backend: str = "aut
             f"acts and W_O must share dtype and device; acts is {acts.dtype} on {acts.device}, "
             f"W_O is {W_O.dtype} on {W_O.device}, ids are on {ids.device}"
         )
-    path = _path_for(backend, acts)
-    if backend == "auto" and _is_triton(path):
-        path = _checked(DecodeKind(acts.device, acts.dtype))
+    path = _path_for(backend, DecodeKind(acts.device, acts.dtype))
     with torch.cuda.device_of(acts), torch.autocast(acts.device.type, enabled=False):
         y_hat: Tensor = path.sparse_decode(acts, ids, W_O)
     return y_hat

@@ -12,8 +12,18 @@ Source: He et al. 2025, arXiv:2504.20938, section 3. Their head's q, k, v, z are
 is our row W_O[i].
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Score(NamedTuple):
+    """The options by which a score is made of a dot product; see `attention_pattern`."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
 
 
 def attention_pattern(
@@ -104,24 +114,15 @@ def select_top_k(
 
 
 def sparse_topk_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    w_o_norm: Tensor,
-    *,
-    top_k: int,
-    scale: float,
-    select: str = "relu",
-    window: int | None = None,
-    softcap: float | None = None,
+    q: Tensor, k: Tensor, v: Tensor, w_o_norm: Tensor, top_k: int, select: str, score: Score
 ) -> tuple[Tensor, Tensor]:
-    """Attend, then keep the top_k heads of every token; see `kernels.sparse_topk_attention`."""
-    z_pre = lorsa_attention(q, k, v, scale=scale, window=window, softcap=softcap)
+    """Attend, then keep the top_k heads of every token; see `dispatch.sparse_topk_attention`."""
+    z_pre = lorsa_attention(q, k, v, **score._asdict())
     return select_top_k(z_pre, w_o_norm, top_k=top_k, select=select)
 
 
 def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor) -> Tensor:
-    """Sum the firing heads' output directions; see `kernels.sparse_decode`."""
+    """Sum the firing heads' output directions; see `dispatch.sparse_decode`."""
     batch, seq, _top_k = ids.shape
     n_ov_heads, _d_model = W_O.shape
     z = acts.new_zeros(batch, seq, n_ov_heads)

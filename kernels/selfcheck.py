@@ -1,11 +1,10 @@
-"""Does the Triton path agree with the definition here? Asked once for every kind of Lorsa.
+"""The check, once for every kind of Lorsa, that the Triton path agrees with the definition.
 
 Before `backend="auto"` takes Triton it runs the kernels that it is about to use, for the same
 dtype, widths and options, on a small example and compares them with reference.py in float64. A GPU,
-a driver or a Triton release that gets them wrong costs speed then, not a training run.
+a driver or a Triton release that gets them wrong then costs speed, not a training run.
 """
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 
 from . import reference, torch_path
+from .reference import Score
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-"""Relative, of the norm of a result; half precision rounds the tiles that are multiplied."""
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""Relative errors allowed, of the norm of a result; half precision rounds the tiles."""
 SEQ = 144
 """Positions of the example: more than a tile, and no whole number of them."""
 N_QK_HEADS = 2
@@ -24,19 +24,19 @@ TOP_K = 32
 
 
 class AttentionKind(NamedTuple):
-    """What the attention kernels are compiled for."""
+    """The properties of tensors that the attention kernels are compiled for."""
 
     device: torch.device
     dtype: torch.dtype
     d_qk_head: int
     group: int
-    """OV heads of a QK head"""
+    """OV heads per QK head"""
     n_ov_heads: int
     select: str
     window: bool
-    """Whether there is one"""
+    """Whether there is a window"""
     softcap: bool
-    """Whether there is one"""
+    """Whether there is a softcap"""
 
     @property
     def operator(self) -> str:
@@ -45,7 +45,7 @@ class AttentionKind(NamedTuple):
 
 
 class DecodeKind(NamedTuple):
-    """What the decode kernels are compiled for."""
+    """The properties of tensors that the decode kernels are compiled for."""
 
     device: torch.device
     dtype: torch.dtype
@@ -56,13 +56,13 @@ class DecodeKind(NamedTuple):
         return "decode"
 
 
-def why_not_triton(kind: AttentionKind | DecodeKind) -> str | None:
-    """Return what is wrong with an operator by Triton; None if nothing is."""
+def why_not_triton(path: Any, kind: AttentionKind | DecodeKind) -> str | None:
+    """Return what is wrong with an operator of a path, the Triton one; None if nothing is."""
     try:
         with _plain_arithmetic(kind.device):
             if isinstance(kind, DecodeKind):
-                return _compare_decode(kind)
-            return _compare_attention(kind) or _compare_selection(kind)
+                return _compare_decode(path, kind)
+            return _compare_attention(path, kind) or _compare_selection(path, kind)
     except torch.OutOfMemoryError:  # says nothing of the kernels
         raise
     except Exception as error:  # whatever the compiler or the driver raises
@@ -78,7 +78,7 @@ def _plain_arithmetic(device: torch.device) -> Iterator[None]:
             yield
 
 
-def _compare_attention(kind: AttentionKind) -> str | None:
+def _compare_attention(path: Any, kind: AttentionKind) -> str | None:
     """Compare acts and gradients with all heads kept, so that no choice hangs on rounding."""
     generator = torch.Generator().manual_seed(0)
     n_ov_heads = N_QK_HEADS * kind.group
@@ -86,40 +86,35 @@ def _compare_attention(kind: AttentionKind) -> str | None:
     q, k, v = (torch.randn(shape, generator=generator).to(kind.dtype) for shape in shapes)
     weight = torch.randn(1, SEQ, n_ov_heads, generator=generator)
 
-    def run(path: Any, *given: Tensor) -> dict[str, Any]:
+    norm = torch.ones(n_ov_heads, device=kind.device)
+    window, softcap = SEQ // 2 if kind.window else None, 2.0 if kind.softcap else None
+    score = Score(kind.d_qk_head**-0.5, window, softcap)
+
+    def run(by: Any, *given: Tensor) -> dict[str, Any]:
         leaves = [t.to(kind.device, copy=True).requires_grad_() for t in given]
-        acts, _ids = path.sparse_topk_attention(
-            *leaves,
-            torch.ones(n_ov_heads, device=kind.device),
-            top_k=n_ov_heads,
-            scale=kind.d_qk_head**-0.5,
-            select="abs",
-            window=SEQ // 2 if kind.window else None,
-            softcap=2.0 if kind.softcap else None,
-        )
+        acts, _ids = by.sparse_topk_attention(*leaves, norm, n_ov_heads, "abs", score)
         (acts.double() * weight.to(kind.device)).sum().backward()
         grads: dict[str, Any] = {f"d{name}": t.grad for name, t in zip("qkv", leaves, strict=True)}
         return {"acts": acts.detach(), **grads}
 
-    found = run(_triton_path(), q, k, v)
+    found = run(path, q, k, v)
     return _worst(found, run(reference, q.double(), k.double(), v.double()), kind.dtype)
 
 
-def _compare_selection(kind: AttentionKind) -> str | None:
+def _compare_selection(path: Any, kind: AttentionKind) -> str | None:
     """Compare which heads are kept of given z, ties included: exactly."""
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(4, kind.n_ov_heads, generator=generator).round(decimals=2).to(kind.device)
     norm = torch.rand(kind.n_ov_heads, generator=generator).round(decimals=1).to(kind.device)
     top_k = min(TOP_K, kind.n_ov_heads)
     found, expected = (
-        path.select_top_k(z, norm, top_k=top_k, select=kind.select)
-        for path in (_triton_path(), torch_path)
+        by.select_top_k(z, norm, top_k=top_k, select=kind.select) for by in (path, torch_path)
     )
     same = torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
     return None if same else "it keeps other heads than the definition"
 
 
-def _compare_decode(kind: DecodeKind) -> str | None:
+def _compare_decode(path: Any, kind: DecodeKind) -> str | None:
     """Compare y_hat and gradients, with widths off the tiles."""
     device, dtype = kind
     generator = torch.Generator().manual_seed(2)
@@ -128,13 +123,13 @@ def _compare_decode(kind: DecodeKind) -> str | None:
     W_O = torch.randn(90, 300, generator=generator).to(dtype)
     weight = torch.randn(1, SEQ, 300, generator=generator).to(device)
 
-    def run(path: Any, *given: Tensor) -> dict[str, Any]:
+    def run(by: Any, *given: Tensor) -> dict[str, Any]:
         leaves = [t.to(device, copy=True).requires_grad_() for t in given]
-        y_hat = path.sparse_decode(leaves[0], ids, leaves[1])
+        y_hat = by.sparse_decode(leaves[0], ids, leaves[1])
         (y_hat.double() * weight).sum().backward()
         return {"y_hat": y_hat.detach(), "d_acts": leaves[0].grad, "dW_O": leaves[1].grad}
 
-    found = run(_triton_path(), acts, W_O)
+    found = run(path, acts, W_O)
     return _worst(found, run(reference, acts.double(), W_O.double()), dtype)
 
 
@@ -142,10 +137,6 @@ def _worst(found: dict[str, Any], expected: dict[str, Any], dtype: torch.dtype) 
     """Return the first result that is too far from the expected one, in words."""
     for name, value in found.items():
         error = (value.double() - expected[name]).norm() / expected[name].norm().clamp_min(1e-12)
-        if not error <= TOLERANCE[dtype]:  # NaN is wrong too
+        if not error <= TOLERANCES[dtype]:  # NaN is wrong too
             return f"its {name} is {float(error):.1e} off, relative to the definition"
     return None
-
-
-def _triton_path() -> Any:
-    return importlib.import_module(".triton_path", __package__)

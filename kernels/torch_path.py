@@ -1,4 +1,4 @@
-"""The torch path: the operators of reference.py, in blocks, without a dense z and its gradients.
+"""The torch path: the operators of reference.py in blocks, without a dense z.
 
 Legend: B batch, T query positions of a block, S key positions a block can see, H QK heads of a
 chunk, G OV heads per QK head, K width of a QK head, N = n_ov_heads.
@@ -28,17 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import reference
+from .reference import Score
+
 QUERY_BLOCK = 128
-BLOCK_ELEMENTS = 1 << 22
-"""Scores held at once: 16 MB in fp32, about what the last cache of a CPU holds."""
-
-
-class _Score(NamedTuple):
-    """How a score is made of a dot product."""
-
-    scale: float
-    window: int | None
-    softcap: float | None
+SCORES_AT_ONCE = 1 << 22
+"""Scores of a block: 16 MB in fp32, about what the last cache of a CPU holds."""
 
 
 class _Block(NamedTuple):
@@ -62,9 +57,9 @@ def _blocks(seq: int, window: int | None) -> Iterator[_Block]:
 
 
 def _head_chunks(n_qk_heads: int, block: _Block) -> Iterator[slice]:
-    """Yield runs of QK heads whose scores fit BLOCK_ELEMENTS."""
+    """Yield runs of QK heads whose scores fit SCORES_AT_ONCE."""
     per_head = (block.q1 - block.q0) * (block.k1 - block.k0)
-    step = max(1, BLOCK_ELEMENTS // per_head)
+    step = max(1, SCORES_AT_ONCE // per_head)
     for h0 in range(0, n_qk_heads, step):
         yield slice(h0, min(h0 + step, n_qk_heads))
 
@@ -97,7 +92,7 @@ def _hide(scores: Tensor, block: _Block, window: int | None) -> None:
 
 
 def _pattern(
-    q: Tensor, k: Tensor, block: _Block, score: _Score, scratch: _Scratch
+    q: Tensor, k: Tensor, block: _Block, score: Score, scratch: _Scratch
 ) -> tuple[Tensor, Tensor | None]:
     """Return P [H, T, S] and, with a softcap, the slope d(capped score)/d(score) alike."""
     scores = scratch.take("pattern", q.shape[0], q.shape[1], k.shape[1])
@@ -113,22 +108,16 @@ def _pattern(
 
 
 def select_top_k(
-    z_pre: Tensor, w_o_norm: Tensor, *, top_k: int, select: str
+    z_pre: Tensor, w_o_norm: Tensor, *, top_k: int, select: str, scratch: _Scratch | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Do as `reference.select_top_k`, for z_pre [rows, n_ov_heads]."""
-    return _select(z_pre, w_o_norm, top_k, select, _Scratch(z_pre))
-
-
-def _select(
-    z_pre: Tensor, w_o_norm: Tensor, top_k: int, select: str, scratch: _Scratch
-) -> tuple[Tensor, Tensor]:
-    """Keep the top_k of every row.
+    """Do what `reference.select_top_k` does, for z_pre [rows, n_ov_heads].
 
     A row is cut into columns of a few entries each. Its top_k lie in the top_k columns by maximum,
     so only the entries of these are ranked. torch.topk breaks ties as it likes; a row where that
-    could matter, or with NaN among what is kept, is ranked again by a stable sort.
+    could matter, or with NaN among what is kept, is ranked again by the definition.
     """
     n_rows, n_entries = z_pre.shape
+    scratch = _Scratch(z_pre) if scratch is None else scratch
     depth = max(1, round(math.sqrt(n_entries / top_k)))  # leaves the fewest to rank
     n_columns = -(-n_entries // depth)
     padded = scratch.take("score", n_rows, depth * n_columns)
@@ -138,8 +127,8 @@ def _select(
     padded[:, n_entries:] = -1  # below every score
     ids, tied = _largest(padded.view(n_rows, depth, n_columns), top_k)
     if tied.any():
-        ranked = torch.sort(score[tied], dim=1, descending=True, stable=True).indices
-        ids[tied] = ranked[:, :top_k]
+        ranked = reference.select_top_k(z_pre[tied], w_o_norm, top_k=top_k, select=select)
+        ids[tied] = ranked[1].long()
     ids = ids.sort(dim=1).values
     acts = z_pre.gather(1, ids)
     return (acts.relu_() if select == "relu" else acts), ids.int()
@@ -183,7 +172,7 @@ class _SparseTopkAttention(torch.autograd.Function):
         w_o_norm: Tensor,
         top_k: int,
         select: str,
-        score: _Score,
+        score: Score,
     ) -> tuple[Tensor, Tensor]:
         batch, seq, n_qk_heads, _width = q.shape
         n_ov_heads = v.shape[-1]
@@ -201,7 +190,8 @@ class _SparseTopkAttention(torch.autograd.Function):
                     pattern, _ = _pattern(qh[h, q0:q1], kh[h, k0:k1], block, score, scratch)
                     part = scratch.take("part", len(pattern), q1 - q0, z.shape[2])
                     z[:, h] = torch.bmm(pattern, vh[h, k0:k1], out=part).transpose(0, 1)
-                kept = _select(z.view(q1 - q0, n_ov_heads), norm, top_k, select, scratch)
+                rows = z.view(q1 - q0, n_ov_heads)
+                kept = select_top_k(rows, norm, top_k=top_k, select=select, scratch=scratch)
                 acts[b, q0:q1], ids[b, q0:q1] = kept
         # not rounded: an error of D does not average out in dq and dk
         ctx.save_for_backward(q, k, v, acts, ids)
@@ -221,7 +211,7 @@ class _SparseTopkAttention(torch.autograd.Function):
 
 
 def _attention_gradients(
-    q: Tensor, k: Tensor, v: Tensor, acts: Tensor, ids: Tensor, d_acts: Tensor, score: _Score
+    q: Tensor, k: Tensor, v: Tensor, acts: Tensor, ids: Tensor, d_acts: Tensor, score: Score
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dq, dk and dv, given the gradient of the kept z, [batch, seq, top_k]."""
     batch, seq, n_qk_heads, _width = q.shape
@@ -260,7 +250,7 @@ def _block_gradients(
     outputs: _Sequence,
     dz: Tensor,
     minus_d: Tensor,
-    score: _Score,
+    score: Score,
     scratch: _Scratch,
 ) -> None:
     """Write dq of a block of queries, and write or add what it gives to dk and dv.
@@ -368,25 +358,5 @@ def _segmented_sum(ids: Tensor, acts: Tensor, dy: Tensor, n_ov_heads: int) -> Te
     )
 
 
-def sparse_topk_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    w_o_norm: Tensor,
-    *,
-    top_k: int,
-    scale: float,
-    select: str = "relu",
-    window: int | None = None,
-    softcap: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Attend, then keep the top_k heads of every token; see `kernels.sparse_topk_attention`."""
-    score = _Score(scale, window, softcap)
-    acts, ids = _SparseTopkAttention.apply(q, k, v, w_o_norm.detach(), top_k, select, score)
-    return acts, ids
-
-
-def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor) -> Tensor:
-    """Sum the firing heads' output directions; see `kernels.sparse_decode`."""
-    y_hat: Tensor = _SparseDecode.apply(acts, ids, W_O)
-    return y_hat
+sparse_topk_attention = _SparseTopkAttention.apply
+sparse_decode = _SparseDecode.apply

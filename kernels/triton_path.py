@@ -27,13 +27,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import torch_path, triton_kernels
+from .reference import Score
 
 SCRATCH_BYTES = 512 << 20
-"""Of z in the forward and of dz in the backward; one sequence at least."""
+"""Bytes of z in the forward, and of dz in the backward, held at once; one sequence at least."""
 SELECT_TILE = 8192
 """Entries of a row that one program ranks."""
 ROWS_TILE = 2048
-"""Of shorter rows a program ranks several, up to so many entries."""
+"""Entries that one program ranks at most where rows are shorter: several rows of them."""
 SELECT_MERGED = 16384
 """Candidates of a row that the second round ranks at most."""
 ROW_SUMS_BLOCK = 64
@@ -46,7 +47,7 @@ class Tiles(NamedTuple):
     """Tile shape of an attention kernel."""
 
     rows: int
-    """Positions; of a backward kernel, firing rows"""
+    """Positions; firing rows in a backward kernel"""
     keys: int
     warps: int
 
@@ -60,16 +61,8 @@ TILES = {
     (SINGLE, 128): {"attend": (32, 32, 8), "dq": (32, 32, 8), "dkv": (16, 64, 8)},
     (SINGLE, 256): {"attend": (32, 16, 8), "dq": (16, 16, 8), "dkv": (16, 32, 8)},
 }
-"""By bytes of an element and the larger of d_qk_head and the OV heads of a QK head: the tiles that,
-compiled for compute capability 9.0, fit its shared memory and spill the fewest registers."""
-
-
-class _Score(NamedTuple):
-    """How a score is made of a dot product."""
-
-    scale: float
-    window: int | None
-    softcap: float | None
+"""Tiles by bytes of an element and the larger of d_qk_head and the OV heads of a QK head. Compiled
+for compute capability 9.0, they fit its shared memory and spill the fewest registers."""
 
 
 def tiles(kernel: str, dtype: torch.dtype, widest: int, n_rows: float) -> Tiles:
@@ -95,7 +88,7 @@ def _dot_width(width: int) -> int:
 def select_top_k(
     z_pre: Tensor, w_o_norm: Tensor, *, top_k: int, select: str
 ) -> tuple[Tensor, Tensor]:
-    """Do as `reference.select_top_k` for z_pre [rows, n_ov_heads] in fp32, read once.
+    """Do what `reference.select_top_k` does, for z_pre [rows, n_ov_heads] in fp32, read once.
 
     Long rows are ranked in tiles, then the tiles' candidates among each other. Where those are too
     many, which takes an unusually large top_k, torch ranks.
@@ -167,11 +160,11 @@ class _FiringRows(NamedTuple):
     """Firing rows of a few sequences, sorted by (sequence, QK head, position)."""
 
     pairs: Tensor
-    """For every row the first of its kept heads, as an index into acts; int64"""
+    """First of every row's kept heads, as an index into acts; int64"""
     starts: Tensor
-    """Where the rows at or after each block of keys begin, [n_heads, n_blocks + 1]; then the end"""
+    """First row at or after each block of keys, [n_heads, n_blocks + 1]; then the end"""
     ends: Tensor
-    """Where those that see it end, alike"""
+    """End of the rows that see each block, alike"""
 
 
 def _firing_rows(
@@ -206,7 +199,7 @@ def _firing_rows(
 
 
 def _any_in_run(fired: Tensor, first: Tensor) -> Tensor:
-    """Tell at the first kept head of a row whether any of the row's fired."""
+    """Return, at the first kept head of a row, whether any of the row's fired."""
     run = first.int().cumsum(dim=-1) - 1
     count = torch.zeros_like(run).scatter_add_(-1, run, fired.long())
     return count.gather(-1, run) > 0
@@ -222,7 +215,7 @@ class _SparseTopkAttention(torch.autograd.Function):
         w_o_norm: Tensor,
         top_k: int,
         select: str,
-        score: _Score,
+        score: Score,
     ) -> tuple[Tensor, Tensor]:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         batch, seq, n_qk_heads, width = q.shape
@@ -256,7 +249,7 @@ class _SparseTopkAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, lse, acts, ids = ctx.saved_tensors
-        score: _Score = ctx.score
+        score: Score = ctx.score
         batch, seq, n_qk_heads, width = q.shape
         n_ov_heads, top_k = v.shape[-1], ids.shape[-1]
         group = n_ov_heads // n_qk_heads
@@ -308,7 +301,7 @@ class _SparseTopkAttention(torch.autograd.Function):
         return dq, dk, dv, None, None, None, None
 
 
-def _spell(score: _Score) -> tuple[float, float | None, int | None]:
+def _spell(score: Score) -> tuple[float, float | None, int | None]:
     """Return a score's numbers in the order of the kernels."""
     return score.scale, score.softcap, score.window
 
@@ -370,25 +363,5 @@ class _SparseDecode(torch.autograd.Function):
         return d_acts, None, dW_O
 
 
-def sparse_topk_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    w_o_norm: Tensor,
-    *,
-    top_k: int,
-    scale: float,
-    select: str = "relu",
-    window: int | None = None,
-    softcap: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Attend, then keep the top_k heads of every token; see `kernels.sparse_topk_attention`."""
-    score = _Score(scale, window, softcap)
-    acts, ids = _SparseTopkAttention.apply(q, k, v, w_o_norm.detach(), top_k, select, score)
-    return acts, ids
-
-
-def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor) -> Tensor:
-    """Sum the firing heads' output directions; see `kernels.sparse_decode`."""
-    y_hat: Tensor = _SparseDecode.apply(acts, ids, W_O)
-    return y_hat
+sparse_topk_attention = _SparseTopkAttention.apply
+sparse_decode = _SparseDecode.apply

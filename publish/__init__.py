@@ -1,1 +1,1 @@
-"""Lorsas shared with others: on the Hugging Face Hub, or in a folder laid out like there."""
+"""Lorsas shared with others: on the Hugging Face Hub, or in a folder with the same files."""

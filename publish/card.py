@@ -1,4 +1,4 @@
-"""The model card of a repository of Lorsas: README.md, with the front matter that the Hub reads."""
+"""The model card of a repository of Lorsas: README.md, with front matter for the Hub."""
 
 from typing import Any
 
@@ -38,10 +38,10 @@ def card(
     """Return the model card.
 
     Args:
-        repo: what `Lorsa.from_pretrained` is given: owner/name, or a folder's name.
+        repo: argument of `Lorsa.from_pretrained`: owner/name, or a folder's name.
         layers: training.json of every Lorsa there, by layer.
-        revision: branch that it is of; None is the main one.
-        license_id: as the Hub has it, if one is known.
+        revision: branch of the repository; None is the main one.
+        license_id: the Hub's identifier, if a license is known.
     """
     parts = [
         _front_matter(layers, license_id),
@@ -146,12 +146,12 @@ def _loading(repo: str, layers: list[dict[str, Any]], revision: str | None) -> s
 
 
 def _training(layers: list[dict[str, Any]]) -> list[str]:
-    """Return the section of commands; none if no run is known."""
+    """Return the section of training commands; nothing if no run is known."""
     commands = [facts["command"] for facts in layers if facts["command"] is not None]
     if not commands:
         return []
-    told = (
+    note = (
         "`--store` is the folder of the model's activations, made by `lorsa harvest`; all settings "
         "and figures are in each `training.json`."
     )
-    return ["## Training", told, "```sh\n" + "\n".join(commands) + "\n```"]
+    return ["## Training", note, "```sh\n" + "\n".join(commands) + "\n```"]

@@ -1,11 +1,11 @@
-"""What is told of a Lorsa that is shared: training.json, from its run.
+"""The facts that are shared with a Lorsa: training.json, made from its run.
 
     {"format": "lorsa-training", "schema_version": 1, "layer", "model", "x", "y", "shape", "corpus",
      "trained", "evaluated", "settings", "command", "weights_sha256", "versions"}
 
-`trained` is what training measured at its end, `evaluated` what `lorsa eval` kept; either is null
-where it was not done. Of a path only the last part is told: nothing here names a folder of the
-machine that it comes from.
+`trained` holds the measures at the end of training, `evaluated` those that `lorsa eval` kept;
+either is null where it was not done. Of a path only the last part is written, so that nothing names
+a folder of the machine that it comes from.
 """
 
 import json
@@ -23,7 +23,7 @@ from ..store.read.reader import ActivationStore
 from ..train.config import TrainConfig
 from ..train.run_folder import RUN, RUN_VERSION
 
-SCHEMA_VERSION = 1
+FACTS_VERSION = 1
 FORMAT = "lorsa-training"
 HOOKS = {
     "x": "input of the attention layer, after the norm before it",
@@ -60,16 +60,16 @@ OPTIONS = (
     "loss_mask",
     "precision",
 )
-"""Settings that decide the weights and are options of `lorsa train`; others are in a file."""
+"""Settings that decide the weights and are options of `lorsa train`; others go into a file."""
 
 
 def training_facts(folder: Path, config: LorsaConfig) -> dict[str, Any]:
     """Return the content of training.json.
 
     Args:
-        folder: of a finished run, or with a saved Lorsa alone: then only its shape is known, and
-            what `lorsa eval` kept.
-        config: of the Lorsa.
+        folder: a finished run; or one with a saved Lorsa alone, of which only its shape is known
+            and the measures that `lorsa eval` kept.
+        config: the Lorsa's.
 
     Raises:
         PublishError: the run is not finished, or of another version.
@@ -78,7 +78,7 @@ def training_facts(folder: Path, config: LorsaConfig) -> dict[str, Any]:
     evaluated = kept_evaluation(folder)
     return {
         "format": FORMAT,
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": FACTS_VERSION,
         "layer": config.layer,
         "model": {"id": public_model(config), "revision": config.base_revision},
         **HOOKS,
@@ -94,7 +94,7 @@ def training_facts(folder: Path, config: LorsaConfig) -> dict[str, Any]:
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """Return run.json of a finished run; None of a folder without one.
+    """Return the run.json of a finished run; None if a folder has none.
 
     Raises:
         PublishError: the run is not finished, or of another version.
@@ -126,7 +126,7 @@ def public_model(config: LorsaConfig) -> str | None:
 
 
 def public_name(name: str, *, is_hub: bool) -> str:
-    """Return an id of the Hub as it is, and of a path its last part alone."""
+    """Return an id of the Hub as it is, or the last part of a path alone."""
     if is_hub and HUB_ID.fullmatch(name):
         return name
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
@@ -137,7 +137,7 @@ def _some(data: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _corpus(run: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what the text was: as the run has it, or older ones' store, if that is at hand."""
+    """Return the corpus: from the run, or, of older runs, from their store if it is there."""
     corpus = run.get("corpus")
     if corpus is None:
         try:
@@ -160,7 +160,7 @@ def _settings(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _command(run: dict[str, Any]) -> str:
-    """Return the command that asks for the same weights, with the store's name for its place."""
+    """Return the command that trains the same weights, with the store's name for its path."""
     defaults = {field.name: field.default for field in fields(TrainConfig)}
     changed = {
         name: value

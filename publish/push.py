@@ -1,11 +1,11 @@
-"""Push Lorsas: what is sent, and the one commit that brings it to the Hub.
+"""Pushing Lorsas: the files that are sent, and the one commit that takes them to the Hub.
 
     README.md                   the model card, of all layers there, written anew by each push
     layer-12/config.json        what the Lorsa computes
     layer-12/lorsa.safetensors  its weights
     layer-12/training.json      where it comes from and how good it is
 
-Nothing else of a run is ever sent.
+No other file of a run is ever sent.
 """
 
 import json
@@ -16,10 +16,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..dictionaries.attach import require_layer_input
 from ..dictionaries.checkpoint import WEIGHTS
-from ..dictionaries.disk import CONFIG
+from ..dictionaries.checkpoint_files import CONFIG
+from ..dictionaries.fetch import local_folder
 from ..dictionaries.lorsa.module import Lorsa
-from ..dictionaries.where import local_folder
 from ..errors import PublishError
 from ..whole import whole
 from .card import card
@@ -27,49 +28,49 @@ from .config import PushConfig
 from .facts import public_model, read_run, training_facts
 from .repository import README, TRAINING, File, Present, Repository, read_present
 
-Report = Callable[[str], None]
-
 
 class Shared(NamedTuple):
     """A Lorsa to share."""
 
     run: Path
+    """Folder of the run"""
     facts: dict[str, Any]
-    """Of training.json"""
+    """Content of training.json"""
     files: list[File]
+    """Files to send"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pushed:
-    """What a push sent, or would send."""
+    """The result of a push, or of a dry run."""
 
     repo: str
-    """As it was given."""
+    """Repository or folder, as given."""
     sent: bool
-    """False of a dry run."""
+    """Whether files were sent; false for a dry run."""
     pushed: list[int]
     """Layers of this push."""
     layers: list[int]
-    """Layers that are there with it."""
+    """Layers that are there after it."""
     files: dict[str, int]
     """Size in bytes of every file, by its path in the repository."""
     url: str | None
-    """Where it is on the Hub; None of a folder."""
+    """Address on the Hub; None for a folder."""
     commit: str | None
-    """Of the push on the Hub."""
+    """Commit of the push on the Hub; None for a folder or a dry run."""
     card: str
     """The model card."""
 
 
 def push(
-    config: PushConfig, *, dry_run: bool = False, report: Report = lambda text: None
+    config: PushConfig, *, dry_run: bool = False, report: Callable[[str], None] = lambda text: None
 ) -> Pushed:
     """Share Lorsas on the Hub, in one commit, or in a folder.
 
     Args:
         config: the request.
-        dry_run: whether to change nothing, there or here; the Hub is asked what it has.
-        report: is told, in a line of text, what is being done.
+        dry_run: whether to change nothing, there or here; the Hub is only read.
+        report: is called with a line of text for each thing that is done.
 
     Raises:
         CheckpointError: a run holds no Lorsa, or a damaged one.
@@ -103,17 +104,13 @@ def push(
 
 
 def _share(run: Path) -> Shared:
-    """Return what is shared of a run, after reading all of it."""
-    read_run(run)  # one that is not finished has no Lorsa: this is said, and not that
+    """Return the files and facts of a run, after reading all of it."""
+    read_run(run)  # an unfinished run has no Lorsa: the error says which of the two it is
     folder = local_folder(run)
-    config = Lorsa.from_pretrained(folder).config  # what is damaged is said here, not by others
+    config = Lorsa.from_pretrained(folder).config  # fails here if it is damaged
     if config.layer is None:
         raise PublishError(f"{run} does not say which layer it replaces")
-    if config.hook_in is not None:
-        raise PublishError(
-            f"{run} reads {config.hook_in}, not the layer's input after the norm's weight; "
-            f"type: lorsa convert {run} FOLDER --model MODEL"
-        )
+    require_layer_input(config, run, PublishError)
     if not (folder / WEIGHTS).is_file():
         raise PublishError(
             f"{run} is in another tool's format; type: lorsa convert {run} FOLDER, and push that"
@@ -151,9 +148,9 @@ def _contents(
     known = present.layers | {each.facts["layer"]: each.facts for each in shared}
     models = {facts["model"]["id"]: layer for layer, facts in known.items()}
     if len(models) > 1:
-        told = ", ".join(f"layer {layer} is of {model}" for model, layer in models.items())
+        each = ", ".join(f"layer {layer} is of {model}" for model, layer in models.items())
         raise PublishError(
-            f"{config.repo} would hold Lorsas of several language models ({told}); give each its "
+            f"{config.repo} would hold Lorsas of several language models ({each}); give each its "
             "own --repo"
         )
     layers = sorted(known)

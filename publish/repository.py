@@ -1,4 +1,4 @@
-"""What is there before a push, in a repository or a folder, and a commit to the Hub."""
+"""A repository on the Hub, or a folder: its content before a push, and a commit to it."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,40 +19,40 @@ from ..hub import hub_problem
 from ..store.care.info import format_bytes
 from ..version import __version__
 from .config import PushConfig
-from .facts import FORMAT, SCHEMA_VERSION
+from .facts import FACTS_VERSION, FORMAT
 
 README = "README.md"
 TRAINING = "training.json"
 READ = (README, f"layer-*/{TRAINING}")
-"""Files that a push reads of what is there."""
+"""Patterns of the files that a push reads before it writes."""
 
 
 class File(NamedTuple):
     """A file to share."""
 
     path: str
-    """In the repository"""
+    """Path in the repository"""
     content: bytes | Path
-    """Or a file that holds it"""
+    """Content, or a file that holds it"""
 
     @property
     def n_bytes(self) -> int:
-        """Its size."""
+        """Size in bytes."""
         content = self.content
         return content.stat().st_size if isinstance(content, Path) else len(content)
 
 
 class Present(NamedTuple):
-    """What is there before a push."""
+    """The content of a repository or folder before a push."""
 
     layers: dict[int, dict[str, Any]]
     """training.json of each Lorsa, by layer"""
     license_id: str | None
-    """Of the card"""
+    """License in the card's front matter"""
 
 
 def read_present(folder: Path) -> Present:
-    """Return what is there in a folder that is laid out like a repository.
+    """Return the content of a folder with a repository's files.
 
     Raises:
         PublishError: its card is of another library, or a file cannot be read.
@@ -64,7 +64,7 @@ def read_present(folder: Path) -> Present:
             metadata = metadata_load(folder / README) or {}
         except Exception as error:  # of YAML's parser
             reason = " ".join(str(error).split())
-            raise PublishError(f"the {README} there cannot be read ({reason}); mend it") from None
+            raise PublishError(f"the {README} there cannot be read ({reason}); repair it") from None
     if (library := metadata.get("library_name", "lorsa")) != "lorsa":
         raise PublishError(
             f"the {README} there is of the library {library}; give Lorsas a --repo of their own"
@@ -79,7 +79,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
     name = f"{path.parent.name}/{path.name}"
     try:
         facts = json.loads(path.read_text("utf-8"))
-        known = facts["format"] == FORMAT and facts["schema_version"] == SCHEMA_VERSION
+        known = facts["format"] == FORMAT and facts["schema_version"] == FACTS_VERSION
         is_whole = path.parent.name == f"layer-{facts['layer']}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PublishError(
@@ -97,7 +97,7 @@ class Repository:
     """A repository on the Hub that is pushed to."""
 
     def __init__(self, config: PushConfig, report: Callable[[str], None]) -> None:
-        """Ask the Hub what is there.
+        """Find the commit on the Hub to go on from.
 
         Raises:
             PublishError: it cannot be reached, or does not accept the token.
@@ -107,20 +107,20 @@ class Repository:
         self._head: str | None
         """Commit that the push goes on from; None if there is no repository."""
         self._has_branch = True
-        with self._told():
-            self._look()
+        with self._errors_in_a_line():
+            self._find_head()
 
     @property
     def url(self) -> str:
-        """Return where people find it."""
+        """Address of the branch on the Hub."""
         branch = "" if self._config.revision is None else f"/tree/{self._config.revision}"
         return f"{self._api.endpoint}/{self._config.repo}{branch}"
 
     def prepare(self) -> None:
-        """Make the repository and the branch, if they are not there.
+        """Create the repository and the branch, if they are not there.
 
         Raises:
-            PublishError: there is no token, or it may not.
+            PublishError: there is no token, or it may not write.
         """
         repo, revision = self._config.repo, self._config.revision
         if get_token() is None:
@@ -128,7 +128,7 @@ class Repository:
                 "there is no token of the Hub; run: hf auth login, or set HF_TOKEN to one that may "
                 "write"
             )
-        with self._told():
+        with self._errors_in_a_line():
             if self._head is None:
                 self._api.create_repo(repo, private=self._config.private)
                 self._report(f"made {repo}{', private' * self._config.private}")
@@ -136,18 +136,18 @@ class Repository:
                 self._report(f"{repo} is there already and stays as public or private as it is")
             if revision is not None and not self._has_branch:
                 self._api.create_branch(repo, branch=revision, exist_ok=True)
-            self._look()
+            self._find_head()
 
     def present(self) -> Present:
-        """Return what is there.
+        """Return the content of the branch.
 
         Raises:
-            PublishError: as `read_present`, or the Hub does not give it.
+            PublishError: a file cannot be read, see `read_present`, or the Hub does not give it.
         """
         repo = self._config.repo
         if self._head is None:
             return Present({}, None)
-        with self._told():
+        with self._errors_in_a_line():
             names = self._api.list_repo_files(repo, revision=self._head)
             if not any(fnmatch(name, pattern) for name in names for pattern in READ):
                 return Present({}, None)
@@ -158,12 +158,11 @@ class Repository:
         """Send files in one commit; return it.
 
         Raises:
-            PublishError: the Hub does not take them, or the repository was changed since it was
-                looked at.
+            PublishError: the Hub does not take them, or the repository has changed meanwhile.
         """
         n_bytes = sum(file.n_bytes for file in files)
         self._report(f"sending {len(files)} files, {format_bytes(n_bytes)}")
-        with self._told():
+        with self._errors_in_a_line():
             info = self._api.create_commit(
                 self._config.repo,
                 [CommitOperationAdd(file.path, file.content) for file in files],
@@ -173,7 +172,7 @@ class Repository:
             )
         return str(info.oid)
 
-    def _look(self) -> None:
+    def _find_head(self) -> None:
         """Find the commit to go on from."""
         repo, revision = self._config.repo, self._config.revision
         try:
@@ -187,8 +186,8 @@ class Repository:
             self._head, self._has_branch = None, False
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn whatever huggingface_hub raises into one line."""
+    def _errors_in_a_line(self) -> Iterator[None]:
+        """Raise whatever huggingface_hub raises as a PublishError of one line."""
         try:
             yield
         except Exception as error:  # the HTTP library, and so its errors, change with its version

@@ -23,8 +23,6 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from ..errors import StoreError, UnreachableError
 
 if TYPE_CHECKING:
@@ -125,13 +123,14 @@ class BucketPath:
 
     def sizes(self) -> dict["BucketPath", int]:
         """Return every object below with its bytes; a thousand of them take one request."""
+        return {self / name: size for name, size in self.sizes_by_name().items()}
+
+    def sizes_by_name(self) -> dict[str, int]:
+        """Return the same by name from here."""
+        skip = len(self.key) + 1
         with self._talk():
             pages = _obstore().list(self.client(), self.key, chunk_size=1000)
-            return {
-                BucketPath(self.bucket, str(found["path"])): int(found["size"])
-                for page in pages
-                for found in page
-            }
+            return {str(each["path"])[skip:]: int(each["size"]) for page in pages for each in page}
 
     def iterdir(self) -> Iterator["BucketPath"]:
         """Yield objects and folders right below."""
@@ -139,6 +138,12 @@ class BucketPath:
             found = _obstore().list_with_delimiter(self.client(), self.key)
         for key in [*found["common_prefixes"], *(each["path"] for each in found["objects"])]:
             yield BucketPath(self.bucket, str(key))
+
+    def files(self) -> dict["BucketPath", int]:
+        """Return the objects right below with their bytes; a thousand of them take one request."""
+        with self._talk():
+            found = _obstore().list_with_delimiter(self.client(), self.key)
+        return {BucketPath(self.bucket, str(o["path"])): int(o["size"]) for o in found["objects"]}
 
     def glob(self, pattern: str) -> Iterator["BucketPath"]:
         """Yield what lies right below and has such a name."""
@@ -162,8 +167,19 @@ class BucketPath:
         except EOFError:
             return b""
 
+    def read_from(self, start: int) -> bytes:
+        """Return the bytes of an object from one on; none if it has no more."""
+        try:
+            with self._talk():
+                options = {"range": {"offset": start}} if start else {}
+                return bytes(_obstore().get(self.client(), self.key, options=options).bytes())
+        except EOFError:
+            return b""
+
     def read_blocks(self) -> Iterator[Any]:
         """Yield the content of an object block by block."""
+        import numpy as np  # here, so that a config with a place imports none
+
         with self._talk():
             blocks = iter(_obstore().get(self.client(), self.key).stream(PART_BYTES))
         while True:
@@ -179,6 +195,8 @@ class BucketPath:
         Returns:
             How many bytes were read: 0 at the end, fewer than asked for where it comes before.
         """
+        import numpy as np
+
         wanted = sum(len(buffer) for buffer in buffers)
         try:
             with self._talk():

@@ -20,10 +20,10 @@ import torch
 from numcodecs import Blosc
 from torch import Tensor
 
+from .choices import COMPRESSION_LEVELS
+
 Array = npt.NDArray[Any]
 
-COMPRESSION_LEVELS = {"lz4": 5, "zstd": 1}
-COMPRESSIONS = ("none", *COMPRESSION_LEVELS)
 INT8_LARGEST = 127
 QUIETEST = 1 / 64
 """Of the median channel's scale: the least scale of a channel."""
@@ -49,7 +49,6 @@ DTYPES = {
     "int8": DType(torch.int8, "int8"),
     "int32": DType(torch.int32, "int32"),
 }
-ACTIVATION_DTYPES = ("bfloat16", "float16", "float32", "int8")
 
 
 class Encoded(NamedTuple):

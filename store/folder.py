@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from ..errors import StoreError, UnreachableError
 from .bucket import BucketPath
-from .journal import TABLE, Entry, Key, read_journal, read_table
+from .entries import TABLE, Entries, Key, read_table
+from .journal import read_journal
 from .layers import spell_layers
 from .layout import DOCUMENTS, ArraySpec, all_arrays, layer_arrays, text_arrays
 from .locks.bucket_lock import LOCK
@@ -106,7 +107,7 @@ class Folder(NamedTuple):
     """What it will be when all is written: with the layers that are being added"""
     complete: bool
     """Whether manifest.json is there"""
-    entries: dict[Key, Entry]
+    entries: Entries
     """Its committed files: of shards.parquet and, for layers that are being added, the journal; of
     the journal alone where the store is unfinished"""
 
@@ -149,17 +150,15 @@ def look(root: Place) -> Folder:
         if not is_begun(root):
             raise StoreError(why_not_a_store(root))
         plan = read_manifest(root / PLAN)
-        return Folder(
-            root, plan, plan, complete, {(e.shard, e.array): e for e in read_journal(root)}
-        )
+        return Folder(root, plan, plan, complete, read_journal(root))
     manifest = read_manifest(root / MANIFEST)
     plan = _plan_beside(root, manifest)
-    entries = {(e.shard, e.array): e for e in read_table(root)}
+    entries = read_table(root)
     adding = [n for n in plan.layers if n not in manifest.layers]
     new = {spec.name for layer in adding for spec in layer_arrays(plan, layer)}
     if new:
-        entries = {key: entry for key, entry in entries.items() if key[1] not in new}
-        entries |= {(e.shard, e.array): e for e in read_journal(root) if e.array in new}
+        entries = entries.only(lambda array: array not in new)
+        entries.put(read_journal(root).only(new.__contains__).in_order())
     return Folder(root, manifest, plan, complete, entries)
 
 
@@ -191,36 +190,33 @@ def rooms(root: Place, layers: Iterable[int]) -> list[Place]:
     return [room for room in found if room.exists() or room.is_symlink()]
 
 
-def lost_files(
-    root: Place, arrays: Mapping[str, ArraySpec], entries: Mapping[Key, Entry]
-) -> set[Key]:
+def lost_files(root: Place, arrays: Mapping[str, ArraySpec], entries: Entries) -> set[Key]:
     """Return the committed files of these arrays that are not there, or not with their size."""
     size = file_sizes(root)
-    return {
-        (shard, name)
-        for (shard, name), entry in entries.items()
-        if name in arrays and size(arrays[name].shard_path(root, shard)) != entry.n_bytes
-    }
+    lost = set()
+    for name, spec in arrays.items():
+        shards, facts = entries.of(name)
+        for shard, n_bytes in zip(shards.tolist(), facts["n_bytes"].tolist(), strict=True):
+            if size(spec.shard_name(shard)) != n_bytes:
+                lost.add((shard, name))
+    return lost
 
 
 def missing_shards(
-    root: Place, manifest: Manifest, entries: Mapping[Key, Entry], arrays: Iterable[ArraySpec]
+    root: Place, manifest: Manifest, entries: Entries, arrays: Iterable[ArraySpec]
 ) -> list[int]:
     """Return the shards of which a file of some arrays is not committed or not there."""
     specs = {spec.name: spec for spec in arrays}
-    lost = lost_files(root, specs, entries)
-    return [
-        shard
-        for shard in range(manifest.n_shards)
-        if any((shard, name) not in entries or (shard, name) in lost for name in specs)
-    ]
+    lost = {shard for shard, _ in lost_files(root, specs, entries)}
+    whole = entries.whole(manifest.n_shards, specs)
+    return [shard for shard, found in enumerate(whole.tolist()) if not found or shard in lost]
 
 
-def require_covered(root: Place, manifest: Manifest, committed: dict[Key, Entry]) -> None:
+def require_covered(root: Place, manifest: Manifest, committed: Entries) -> None:
     """Raise StoreError unless the journal tells of the token ids and what a table counts on."""
     names = all_arrays(manifest)
-    told = read_table(root) if is_complete(root) else []
-    if any((e.shard, e.array) not in committed for e in told if e.array in names):
+    told = read_table(root) if is_complete(root) else Entries()
+    if any(key not in committed for key in told.only(names.__contains__)):
         raise StoreError(
             f"{root} has a journal that lacks files of {TABLE}; write it anew with: {mending(root)}"
         )

@@ -31,7 +31,8 @@ from zarr.storage import MemoryStore
 
 from ..errors import StoreError
 from .bucket import BucketPath
-from .encoding import COMPRESSION_LEVELS, DTYPES, blosc, from_disk, to_disk
+from .choices import COMPRESSION_LEVELS
+from .encoding import DTYPES, blosc, from_disk, to_disk
 from .manifest import Manifest
 from .places import Place, zarr_store
 
@@ -65,9 +66,13 @@ class ArraySpec(NamedTuple):
         """Codec of a chunk's bytes."""
         return blosc(self.compression, DTYPES[self.dtype].itemsize)
 
+    def shard_name(self, shard: int) -> str:
+        """Return the name in the store of one shard's file, by Zarr's default chunk keys."""
+        return f"{self.name}/c/{shard}{'/0' * len(self.row_shape)}"
+
     def shard_path(self, root: Place, shard: int) -> Place:
-        """Return the file of one shard, as Zarr's default chunk keys name it."""
-        return root.joinpath(self.name, "c", str(shard), *["0"] * len(self.row_shape))
+        """Return the place of that file."""
+        return root / self.shard_name(shard)
 
 
 def attn_in(layer: int) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import FormatVersionError, StoreError
-from .encoding import ACTIVATION_DTYPES, COMPRESSIONS
+from .choices import ACTIVATION_DTYPES, COMPRESSIONS, OUTPUTS
 from .places import Place
 
 FORMAT_VERSION = 1
@@ -19,7 +19,6 @@ MANIFEST = "manifest.json"
 JOURNAL = "journal"
 PLAN = "journal/plan.json"
 HELD_OUT_FRACTION = 0.05
-OUTPUTS = ("store", "derive")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,11 +6,11 @@ disk a file is made whole by flush and rename, in a bucket every object is whole
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .. import whole
 from ..errors import StoreError
@@ -108,9 +108,27 @@ def file_size(path: Place) -> int | None:
         return None
 
 
-def file_sizes(root: Place) -> Callable[[Any], int | None]:
-    """Return `file_size` for many files of a store: in a bucket, they are listed once."""
-    return root.sizes().get if isinstance(root, BucketPath) else file_size
+def file_sizes(root: Place) -> Callable[[str], int | None]:
+    """Return `file_size` for many files of a store by name: in a bucket, they are listed once."""
+    if isinstance(root, BucketPath):
+        return root.sizes_by_name().get
+    folder = str(root)
+
+    def size(name: str) -> int | None:
+        try:
+            found = os.stat(f"{folder}/{name}")
+        except OSError:
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    return size
+
+
+def files_in(folder: Place, pattern: str) -> dict[Place, int | None]:
+    """Return the files of a folder that have such a name; in a bucket, with their bytes."""
+    if isinstance(folder, BucketPath):
+        return {path: n for path, n in folder.files().items() if fnmatch(path.name, pattern)}
+    return dict.fromkeys(folder.glob(pattern))
 
 
 def read_tail(path: Place, n_bytes: int) -> bytes:
@@ -122,11 +140,24 @@ def read_tail(path: Place, n_bytes: int) -> bytes:
         return file.read()
 
 
+def read_from(path: Place, start: int) -> Iterator[bytes]:
+    """Yield the bytes of a file from one on, block by block."""
+    if isinstance(path, BucketPath):
+        yield path.read_from(start)
+        return
+    with path.open("rb") as file:  # over NFS, opening a file shows what others have written
+        file.seek(start)
+        while block := file.read(BLOCK_BYTES):
+            yield block
+
+
 def read_blocks(path: Place) -> Iterator[Any]:
     """Yield the bytes of a file block by block; a block is good until the next is asked for."""
     if isinstance(path, BucketPath):
         yield from path.read_blocks()
         return
+    import numpy as np  # here, so that a config with a place imports none
+
     block = np.empty(BLOCK_BYTES, dtype=np.uint8)
     with path.open("rb", buffering=0) as file:
         while n_read := file.readinto(block.data):

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 import transformers
+from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
+from lorsa.language.geometry import AttentionGeometry
 from lorsa.language.readings import Reading
 from lorsa.language.selfcheck import understand
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -250,6 +252,14 @@ def read_layer(
     reading = understand(model, site, call).reading
     assert reading is not None
     return reading, call.x.clone(), call.y.clone()
+
+
+def config_like(geometry: AttentionGeometry, **settings: Any) -> LorsaConfig:
+    """Return the config of a Lorsa whose heads attend as a layer's; unless set, as many of them."""
+    alike = ("scale", "rope", "qk_norm", "softcap", "window", "d_model")
+    fields = {name: getattr(geometry, name) for name in alike}
+    fields |= {"n_qk_heads": geometry.n_heads, "d_qk_head": geometry.d_head}
+    return LorsaConfig(**{**fields, **settings})
 
 
 def make_tokenizer() -> Any:

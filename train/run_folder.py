@@ -7,7 +7,6 @@ checkpoints/                    checkpoints of a run that is not finished
 """
 
 import json
-import math
 import os
 import shutil
 from dataclasses import fields
@@ -18,7 +17,7 @@ import torch
 
 from ..errors import TrainError
 from ..version import __version__
-from ..whole import lock_folder, write_json, write_whole
+from ..whole import finite, lock_folder, write_json, write_whole
 from .checkpoint import CHECKPOINTS, checkpoints
 from .config import TrainConfig
 
@@ -113,7 +112,7 @@ class RunFolder:
         path = self.root / METRICS
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(json_data(line)) + "\n")
+                file.write(json.dumps(finite(line)) + "\n")
         except OSError as error:
             raise TrainError(
                 f"{path} cannot be written ({error.strerror or error}); put it right and run the "
@@ -134,7 +133,7 @@ class RunFolder:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result into run.json and remove the checkpoints."""
-        self._write({**self._read(), "result": json_data(result)})
+        self._write({**self._read(), "result": result})
         shutil.rmtree(self.root / CHECKPOINTS, ignore_errors=True)
 
     def _header(self, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
@@ -160,15 +159,6 @@ class RunFolder:
 
     def _write(self, content: dict[str, Any]) -> None:
         write_json(self.root / RUN, content)
-
-
-def json_data(data: Any) -> Any:
-    """Return data that JSON can hold: numbers that are not finite become None."""
-    if isinstance(data, dict):
-        return {name: json_data(value) for name, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [json_data(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _step_of(line: str) -> float:

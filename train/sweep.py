@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import TrainError
-from ..whole import whole, write_json
+from ..whole import finite, whole, write_json
 from .config import TrainConfig
 from .report.curves import draw_pareto
 from .report.events import ReportRun
-from .run_folder import json_data
 from .team import all_processes
 from .train import RunOutcome, train_many
 
@@ -178,7 +177,7 @@ def write_sweep(result: SweepResult) -> None:
     """
     out = Path(result.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "sweep.json", json_data(asdict(result)))
+    write_json(out / "sweep.json", asdict(result))
     write_csv(result.rows, out / "sweep.csv")
     draw_pareto(result.rows, out / "pareto.png")
 
@@ -194,7 +193,7 @@ def _row(settings: Sequence[str], point: Point, outcome: RunOutcome | None) -> d
     row["run"] = None if point.config is None else str(point.config.out)
     failure = None if outcome is None or outcome.failure is None else str(outcome.failure)
     row["error"] = point.error or failure
-    return json_data(row)  # type: ignore[no-any-return]
+    return finite(row)  # type: ignore[no-any-return]
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

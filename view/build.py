@@ -1,4 +1,4 @@
-"""From an analysis to its page.
+"""Building the page of an analysis.
 
 page = build_page("runs/layer-12")
 page.file       # runs/layer-12/page/index.html
@@ -8,28 +8,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..analyze.choices import PROBE_SCORES, STORE_SCORES
 from ..analyze.result import Analysis
-from ..analyze.schema import DISTANCES, PROBE_SCORES, QUANTILES, STORE_SCORES, TYPES
+from ..analyze.schema import DISTANCES, QUANTILES, TYPES
 from .columns import details, index_columns, named_tokens, searched_tokens
 from .contexts import contexts
 from .files import INDEX, data_file, new_page, require_ours
 
 HEADS_PER_FILE = 48
-FACTS = ("layer", "model", "n_tokens", "n_ctx", "n_qk_heads", "top_k", "fvu", "l0", "with_model")
-"""Of the analysis, what a page shows: no paths, for it may be given away."""
 """Heads whose contexts share a file: about 250 kB, read in a few hundredths of a second."""
-FOLDER = "page"
+SHOWN = ("layer", "model", "n_tokens", "n_ctx", "n_qk_heads", "top_k", "fvu", "l0", "with_model")
+"""Facts of the analysis that a page shows: no paths, for it may be given away."""
+PAGE = "page"
+"""Folder of the page inside a run's."""
 
 
 class Page(NamedTuple):
     """A page that was built."""
 
     file: Path
-    """The file to open."""
+    """File to open."""
     n_heads: int
+    """Heads on the page."""
     n_files: int
+    """Files of the page."""
     n_bytes: int
-    """Of all its files."""
+    """Size of all its files."""
 
 
 def build_page(
@@ -45,13 +49,13 @@ def build_page(
     Args:
         run: the run's folder, or the folder of its analysis.
         out: the page's folder; RUN/page by default.
-        report: called with the number of heads written, and of all.
+        report: is called with the number of heads written, and of all heads.
 
     Raises:
         AnalyzeError: there is no whole analysis, or `out` holds another page.
     """
     analysis = Analysis.open(run)
-    out = Path(run) / FOLDER if out is None else Path(out)
+    out = Path(run) / PAGE if out is None else Path(out)
     require_ours(out)
     with new_page(out) as folder:
         _write_data(analysis, folder, report)
@@ -69,7 +73,7 @@ def _write_data(analysis: Analysis, folder: Path, report: Callable[[int, int], N
     n_heads = analysis.heads.num_rows
     firing: list[list[int]] = []
     fires: list[list[int]] = []
-    explained = analysis.explanations()
+    explanations = analysis.explanations()
 
     def write(name: str, content: Any) -> None:
         (folder / f"data-{name}.js").write_bytes(data_file(name, content))
@@ -78,8 +82,8 @@ def _write_data(analysis: Analysis, folder: Path, report: Callable[[int, int], N
         heads = range(start, min(n_heads, start + HEADS_PER_FILE))
         found = contexts(analysis, heads)
         facts = details(analysis.heads.slice(start, len(heads)))
-        said = [{"explained": explained.get(head)} for head in heads]
-        parts = zip(facts, found, said, strict=True)
+        explained = [{"explained": explanations.get(head)} for head in heads]
+        parts = zip(facts, found, explained, strict=True)
         write(f"heads-{number}", [{**a, **b, **c} for a, b, c in parts])
         firing += [[context["token"] for context in head["top"]] for head in found]
         fires += [named_tokens(head["top"]) for head in found]
@@ -104,8 +108,8 @@ def _index(analysis: Analysis, fires: list[list[int]]) -> dict[str, Any]:
 
 
 def _facts(analysis: Analysis) -> dict[str, Any]:
-    """Return what the page says of the whole; of a model on this disk, its name alone."""
-    facts = {name: analysis.facts.get(name) for name in FACTS}
+    """Return the facts that the page shows; a model on this disk by its name alone."""
+    facts = {name: analysis.facts.get(name) for name in SHOWN}
     model = str(facts["model"])
     return {**facts, "model": Path(model).name if Path(model).is_absolute() else model}
 

@@ -1,6 +1,6 @@
-"""From heads.parquet to what the page holds of each head.
+"""The page's data of each head, made from heads.parquet.
 
-The index has a list for every number of a head, and is loaded at once; the rest of a head is loaded
+The index has a list for every number of a head, and is loaded at once. The rest of a head is loaded
 with its contexts when it is opened.
 """
 
@@ -16,7 +16,7 @@ from ..analyze.schema import HEADS
 DIGITS = 4
 """Significant digits of the numbers on a page."""
 N_NAMED = 3
-"""Tokens that a head is named by in the table."""
+"""Tokens that the table shows of a head."""
 
 _NUMBERS = [field.name for field in HEADS if pa.types.is_primitive(field.type)][1:]  # not `head`
 _PARENT = ("head", "ov", "qk", "pattern")
@@ -31,7 +31,7 @@ _PAIRS = {
 
 
 def rounded(values: Iterable[float | None]) -> list[float | int | None]:
-    """Return numbers with few digits; None for what is no number."""
+    """Return numbers with few digits; None in place of None, NaN and infinity."""
     return [_rounded(value) for value in values]
 
 
@@ -61,7 +61,7 @@ def index_columns(heads: pa.Table) -> dict[str, list[Any]]:
 
 
 def details(heads: pa.Table) -> list[dict[str, Any]]:
-    """Return what is shown of each head besides the index and its contexts."""
+    """Return the rest of each head, which is neither in the index nor in its contexts."""
     return [_detail(row) for row in heads.to_pylist()]
 
 
@@ -99,7 +99,7 @@ def searched_tokens(heads: pa.Table, firing: list[list[int]]) -> dict[str, dict[
         firing: the tokens of each head's top examples.
 
     Returns:
-        By relation, `counts` [n_heads] and `tokens`, one head's after the other's.
+        For each relation `counts`, [n_heads], and `tokens`, one head's after the other's.
     """
     promoted, reads, embeddings = (
         [[pair["token"] for pair in rows or []] for rows in heads[name].to_pylist()]

@@ -1,4 +1,4 @@
-"""Where heads fired, with the text around: from examples.parquet to what the page shows.
+"""The contexts on a page, from examples.parquet: where heads fired, with the text around.
 
 A context has the tokens around the one on which the head fired, in one stretch or, where the head
 read from far away, in several.
@@ -18,9 +18,9 @@ BEFORE, AFTER = 32, 8
 BESIDE = 2
 """Tokens shown on each side of a source that lies outside."""
 MAX_FAR = 6
-"""Sources outside of the stretch that are shown, the largest first."""
+"""Sources outside of the stretch that are shown at most, the largest first."""
 JOIN = 3
-"""Stretches with at most so many tokens between them become one."""
+"""Tokens between two stretches at most for them to become one."""
 
 
 def stretches(position: int, sources: list[int], n_ctx: int) -> list[range]:
@@ -49,7 +49,7 @@ def contexts(analysis: Analysis, heads: range) -> list[dict[str, list[dict[str, 
     """Return the contexts of consecutive heads, `top` and `sample` of each.
 
     Raises:
-        AnalyzeError: a sequence that an example lies in is not there.
+        AnalyzeError: the sequence of an example is missing.
     """
     found: list[dict[str, list[dict[str, Any]]]] = [{"top": [], "sample": []} for _ in heads]
     for row in _in_order(analysis.examples_of(heads)).to_pylist():

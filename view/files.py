@@ -38,7 +38,7 @@ def data_file(name: str, content: Any) -> bytes:
 
 
 def require_ours(out: Path) -> None:
-    """Refuse a folder with an index.html of somebody else.
+    """Refuse a folder with an index.html of another program.
 
     Raises:
         AnalyzeError: it has one, or is a file.
@@ -54,7 +54,7 @@ def require_ours(out: Path) -> None:
 def new_page(out: Path) -> Iterator[Path]:
     """Yield a folder for a page's data, which then takes an earlier page's place.
 
-    A reader sees the old page or the new one. Files of others in `out` stay as they are.
+    A reader sees the old page or the new one. Other files in `out` stay as they are.
     """
     out.mkdir(parents=True, exist_ok=True)
     earlier = [path for path in out.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()]
@@ -71,7 +71,7 @@ def new_page(out: Path) -> Iterator[Path]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of ours, unless somebody else put files into it."""
+    """Remove the files of an earlier page, and their folder unless it holds others."""
     if not folder.is_dir():
         return
     for path in folder.iterdir():

@@ -1,7 +1,7 @@
 """A page over HTTP, to this machine alone.
 
-Only files inside the page's folder are given out, links that lead outside not among them, and only
-to requests that name this machine, so that no other site in the same browser can read them.
+Only files inside the page's folder are served, without links that lead outside. Only requests that
+name this machine are answered, so that no other site in the same browser can read the page.
 """
 
 import errno
@@ -20,17 +20,17 @@ PORT = 8321
 
 
 class PageServer:
-    """Gives a folder out at http://127.0.0.1:PORT/ from when it is made."""
+    """A server of one folder at http://127.0.0.1:PORT/."""
 
     def __init__(self, folder: Path, port: int = PORT) -> None:
-        """Take the port.
+        """Bind the port.
 
         Args:
-            folder: all that is given out.
+            folder: served, with all inside.
             port: 0 takes any that is free.
 
         Raises:
-            AnalyzeError: the port is not to be had.
+            AnalyzeError: the port cannot be bound.
         """
         self._folder = folder.resolve()
         try:
@@ -61,7 +61,7 @@ class PageServer:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a browser that leaves in the middle of an answer."""
+        """Report no error of a browser that leaves in the middle of an answer."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -71,7 +71,7 @@ class _Handler(SimpleHTTPRequestHandler):
     sys_version = ""
 
     def send_head(self) -> Any:
-        """Open the file that is asked for, or tell in a line why not."""
+        """Open the requested file, or answer with a line why not."""
         port = self.connection.getsockname()[1]
         if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
             return self.send_error(HTTPStatus.FORBIDDEN, "this page is for this machine alone")
@@ -84,7 +84,7 @@ class _Handler(SimpleHTTPRequestHandler):
         return self.send_error(HTTPStatus.NOT_FOUND, "no such file")
 
     def end_headers(self) -> None:
-        """Let the browser guess nothing and keep no old page."""
+        """Keep the browser from guessing types and from caching."""
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-cache")
         super().end_headers()
@@ -102,7 +102,7 @@ class _Handler(SimpleHTTPRequestHandler):
             self.wfile.write(text)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing of each request."""
+        """Log no requests."""
 
     def _is_inside(self) -> bool:
         asked = unquote(urlsplit(self.path).path)

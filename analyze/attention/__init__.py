@@ -1,1 +1,1 @@
-"""Attention of Lorsa heads: types, probes, parents."""
+"""Attention of Lorsa heads: sources, types, probes, parents, successors."""

@@ -1,79 +1,146 @@
-"""Columns of the table of features that Lorsas alone have: sources, types, parents."""
+"""Columns that the tables of Lorsas have besides firings: sources, types, parents, probes."""
 
-import time
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...evaluate.opened import Opened
+from ...dictionaries.dictionary import Code
+from ...evaluate.opened import LanguageModel, Opened
 from ...language.attention import LayerWeights
-from ...language.blocks import AttentionSite
-from ...language.capture import Capture
 from ...language.geometry import AttentionGeometry
-from ...progress import Measured, Report
-from ..collect import BATCH_TOKENS, Chosen, sources_of
+from ...language.norms import Language
+from ...progress import Report
+from ..choices import PROBE_SCORES, STORE_SCORES
+from ..collect import Chosen, Tensors, tensors_of
+from ..tables import Shown, lists, nullable, structs
+from .kinds import LEAST_FIRED, Attended, label
 from .parents import Parents, find_parents
-
-N_SOURCES = 16
-"""Sources of a firing that are listed at most."""
-
+from .probes import probe, probe_tokens
+from .sources import find_sources, source_columns, source_tokens
+from .successors import inputs_at, ordinal_tokens, successor_scores
 
 PARENT_TOKENS = 4096
 """Tokens on which attention patterns are compared."""
 
 
-def where_from(
-    opened: Opened, seqs: list[int], chosen: Chosen, report: Report
-) -> tuple[tuple[Tensor, Tensor, Tensor], Any, Any, Any]:
-    """Return the sources of the chosen firings; their sequences, with tokens and documents."""
-    lorsa, store = opened.lorsa, opened.store
-    n_ctx = store.manifest.n_ctx
-    began = time.perf_counter()
+class AttentionColumns:
+    """Columns of a Lorsa's heads and of their examples."""
 
-    def read(rows: list[int]) -> Tensor:
-        which = [seqs[row] for row in rows]
-        return store.inputs(opened.layer, which).to(lorsa.W_V.device).float()
+    def __init__(self, opened: Opened) -> None:
+        """Start with no token."""
+        self._opened = opened
+        self._lorsa, self._store, self._layer = opened.lorsa, opened.store, opened.layer
+        self._attended = Attended.none(opened.lorsa.config.n_ov_heads)
 
-    def told(done: int, n: int) -> None:
-        rate = done * n_ctx / (time.perf_counter() - began)
-        report(Measured(done * n_ctx, n * n_ctx, "sources of examples", rate))
+    def add(self, x: Tensor, tokens: Tensor) -> Code:
+        """Add sequences of the pass over the store, and return what fires in them.
 
-    sources = sources_of(
-        lorsa,
-        chosen,
-        read,
-        n_ctx=n_ctx,
-        n_sources=N_SOURCES,
-        batch_seqs=max(1, BATCH_TOKENS // n_ctx),
-        report=told,
-    )
-    shown = np.unique(chosen.places.numpy() // n_ctx)
-    if len(shown) == 0:  # no head fires: one sequence, so that the tables have their shape
-        shown = np.zeros(1, np.int64)
-    which = [seqs[i] for i in shown]
-    return sources, shown, store.tokens(which).numpy(), store.documents(which).numpy()
+        Args:
+            x: the layer's input, on the Lorsa's device, [batch, seq, d_model].
+            tokens: ids, [batch, seq].
+        """
+        return self._attended.add(self._lorsa, x, tokens)
+
+    def tensors(self) -> Tensors:
+        """Return the tensors themselves, by name: a copy into them restores a pass."""
+        return tensors_of(reading=self._attended)
+
+    def finish(
+        self, chosen: Chosen, shown: Shown, n_seqs: int, report: Report
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return columns of heads.parquet, and of examples.parquet.
+
+        Args:
+            chosen: the firings that are shown.
+            shown: their sequences.
+            n_seqs: sequences of the pass.
+            report: called with a line of text, or with `Measured`.
+        """
+        c = self._lorsa.config
+        sources = find_sources(self._opened, chosen, report)
+        heads: dict[str, Any] = {
+            "qk_head": np.arange(c.n_ov_heads) // (c.n_ov_heads // c.n_qk_heads),
+            "reads": source_tokens(chosen, sources, shown, c.n_ov_heads),
+            **_attended_columns(self._attended),
+        }
+        if (parents := self._parents(n_seqs, report)) is not None:
+            heads["parents"] = structs(**parents._asdict())
+        return heads, source_columns(chosen, sources)
+
+    def in_model(
+        self,
+        subject: LanguageModel,
+        language: Language | None,
+        tokenizer: Any,
+        mean_acts: Tensor,
+        report: Report,
+    ) -> dict[str, Any]:
+        """Return the columns of heads.parquet that take the language model.
+
+        Args:
+            subject: the language model.
+            language: what is around the layer in it, if that is known.
+            tokenizer: its tokenizer, if that is at hand.
+            mean_acts: of each head where it fires on text, NaN where it does not, [n_ov_heads].
+            report: called with lines of text.
+        """
+        lorsa, store, site = self._lorsa, self._store, subject.sites[self._layer]
+        manifest = store.manifest
+        report("probing with repeated random tokens")
+        some = store.tokens(np.arange(min(256, manifest.n_seq))).numpy()
+        usable = np.setdiff1d(some, manifest.tokenizer.get("special_token_ids") or [])
+        bos = manifest.tokenizer.get("bos_token_id") if manifest.corpus.get("bos") else None
+        text = probe_tokens(usable.astype(np.int64), n_ctx=manifest.n_ctx, bos=bos)
+        columns = _probe_columns(probe(lorsa, subject.model, site, text))
+        classes = [] if language is None or tokenizer is None else ordinal_tokens(tokenizer)
+        if language is not None and classes:
+            xs = [inputs_at(subject.model, site, ids, bos) for ids in classes]
+            scores = successor_scores(lorsa, language, classes, xs, mean_acts)
+            columns["successor"] = nullable(scores)
+        return columns
+
+    def _parents(self, n_seqs: int, report: Report) -> Parents | None:
+        """Return the parents of all heads; None of a layer whose weights are not known."""
+        lorsa, store, layer = self._lorsa, self._store, self._layer
+        facts = store.manifest.layers[layer].get("geometry")
+        weights = store.weights(layer)
+        if not facts or not {"W_Q", "W_K", "W_V", "W_O"} <= weights.keys():
+            return None
+        report("comparing with the layer's own heads")
+        device = lorsa.W_V.device
+        n_read = min(n_seqs, max(1, PARENT_TOKENS // store.manifest.n_ctx))
+        xs = (store.inputs(layer, [seq]).to(device) for seq in range(n_read))
+        own = LayerWeights(**weights).to(device, torch.float32)
+        return find_parents(lorsa, own, AttentionGeometry.from_dict(facts), xs)
 
 
-def parents_of(opened: Opened, seqs: list[int], report: Report) -> Parents | None:
-    """Return the parents of all heads; None of a layer whose weights are not known."""
-    lorsa, store, layer = opened.lorsa, opened.store, opened.layer
-    facts = store.manifest.layers[layer].get("geometry")
-    weights = store.weights(layer)
-    if not facts or not {"W_Q", "W_K", "W_V", "W_O"} <= weights.keys():
-        return None
-    report("comparing with the layer's own heads")
-    device = lorsa.W_V.device
-    some = seqs[: max(1, PARENT_TOKENS // store.manifest.n_ctx)]
-    xs = (store.inputs(layer, [seq]).to(device) for seq in some)
-    own = LayerWeights(**weights).to(device, torch.float32)
-    return find_parents(lorsa, own, AttentionGeometry.from_dict(facts), xs)
+def _attended_columns(attended: Attended) -> dict[str, Any]:
+    """Return the columns of heads.parquet that are of reading in the stored text."""
+    shares, amount = attended.shares(), attended.amount
+    return {
+        "type": _labels(shares, attended.n_fired),
+        "distance": nullable(attended.distance / amount),
+        "entropy": nullable(attended.entropy / amount),
+        "by_distance": lists((attended.by_distance / amount[:, None]).numpy()),
+        **{name: nullable(shares[name]) for name in STORE_SCORES},
+    }
 
 
-def at_words(model: Any, site: AttentionSite, ids: list[int], bos: int | None) -> Tensor:
-    """Return the layer's input at each word, after BOS or another word, [n_words, d_model]."""
-    rows = [[ids[i - 1] if bos is None else bos, word] for i, word in enumerate(ids)]
-    with Capture(model, [site]) as capture:
-        x, _y = capture.run(torch.tensor(rows))[site.layer]
-    return x[:, 1].float()
+def _probe_columns(attended: Attended) -> dict[str, Any]:
+    """Return the columns of heads.parquet that are of reading in probe sequences."""
+    shares, often = attended.shares(), attended.n_fired >= LEAST_FIRED
+    columns: dict[str, Any] = {"probe_fired": attended.n_fired.long().numpy()}
+    for name, share in zip(PROBE_SCORES, STORE_SCORES, strict=True):
+        columns[name] = nullable(torch.where(often, shares[share], torch.nan))
+    return columns
+
+
+def _labels(shares: dict[str, Tensor], n_fired: Tensor) -> list[str]:
+    """Return each head's type."""
+    columns = [shares[name].nan_to_num().tolist() for name in STORE_SCORES]
+    return [
+        label(dict(zip(STORE_SCORES, row, strict=True)), silent=n == 0)
+        for *row, n in zip(*columns, n_fired.tolist(), strict=True)
+    ]

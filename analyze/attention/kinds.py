@@ -1,15 +1,15 @@
-"""Types of attention: what share of its reading a head takes from tokens of a kind.
+"""Types of attention: the share of its reading that a head takes from tokens of a kind.
 
     share = sum |P[t, s] v[s]| over sources s of the kind  /  the same over all sources
 
-both over the tokens t > 0 on which the head fires and which see a source of the kind, so a head is
-not blamed for what a text does not offer, or a window hides. With m[s] the token at s:
+Both sums run over the tokens t > 0 on which the head fires and which see a source of the kind: a
+head is not blamed for what a text does not offer, or a window hides. m[s] is the token at s:
 
     previous_token    s = t - 1
     same_token        s = t
     duplicate_token   s < t and m[s] = m[t]
     induction         0 < s <= t and m[s - 1] = m[t]
-    first_token       s = 0 < t - 1; at t = 1 it is the previous token, which says nothing of a sink
+    first_token       s = 0 < t - 1; at t = 1 it is the previous token, no sign of a sink
     local             t - 8 <= s < t
     long_range        s <= t - 64
 
@@ -20,24 +20,28 @@ Learning and Induction Heads).
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from ...dictionaries.lorsa.contributions import Block
-from ..schema import DISTANCES, STORE_SCORES
+from ...dictionaries.dictionary import Code
+from ...dictionaries.lorsa.contributions import Block, blocks
+from ...dictionaries.lorsa.module import Lorsa
+from ..choices import STORE_SCORES
+from ..schema import DISTANCES
 
 LOCAL = 8
-"""Tokens before the firing one that are near."""
+"""Distance up to which tokens are near."""
 LONG = 64
-"""Tokens before it from which on they are far."""
+"""Distance from which on tokens are far."""
 LEAST_FIRED = 20
-"""Firings below which a share says little."""
+"""Firings below which a share means little."""
 LABEL_FROM = 0.5
-"""The share from which on a head is called by a type."""
+"""Share from which on a head is called by a type."""
 
 N_SINGLE = 5
-"""The first of STORE_SCORES, of which none holds another."""
+"""Number of STORE_SCORES, from the first, that do not hold another."""
 N_KINDS, N_BUCKETS = len(STORE_SCORES), len(DISTANCES)
 
 
@@ -91,8 +95,8 @@ def _of_distance(rows: slice, seq: int, kind: Tensor) -> Tensor:
 
 
 @dataclass(slots=True)
-class Reading:
-    """What each head reads, added up over the tokens on which it fires; all float64."""
+class Attended:
+    """Sums of what each head reads, over the tokens on which it fires; all float64."""
 
     n_fired: Tensor
     """Tokens on which it fired, [n_ov_heads]"""
@@ -110,8 +114,8 @@ class Reading:
     """sum |P v| over tokens that have a source of the kind, [n_ov_heads, kinds]"""
 
     @classmethod
-    def zeros(cls, n_ov_heads: int) -> "Reading":
-        """Return the reading of no token."""
+    def none(cls, n_ov_heads: int) -> Self:
+        """Return the sums over no token."""
         widths = {"by_distance": N_BUCKETS, "by_kind": N_KINDS, "offered": N_KINDS}
         return cls(
             **{
@@ -122,14 +126,24 @@ class Reading:
             }
         )
 
-    def add(self, block: Block, acts: Tensor, ids: Tensor, tokens: Tensor) -> None:
-        """Add some queries.
+    @torch.no_grad()
+    def add(self, lorsa: Lorsa, x: Tensor, tokens: Tensor) -> Code:
+        """Add sequences, and return what fires in them.
 
         Args:
-            block: their contributions, which are overwritten.
-            acts, ids: what fires, of all queries, [batch, seq, slots].
-            tokens: ids, [batch, seq].
+            lorsa: whose heads they are, on x's device.
+            x: the layer's input, [batch, seq, d_model].
+            tokens: ids, on any device, [batch, seq].
         """
+        projected = lorsa.project(x)
+        code = lorsa.encode(projected)
+        tokens = tokens.to(x.device)
+        for block in blocks(lorsa, projected, code.ids):
+            self._add(block, code, tokens)
+        return code
+
+    def _add(self, block: Block, code: Code, tokens: Tensor) -> None:
+        """Add some queries; their contributions, made for this alone, are overwritten."""
         rows, parts = block.rows, block.parts.abs_()
         _batch, _n_rows, _slots, seq = parts.shape
         tokens = tokens[:, : rows.stop]
@@ -140,10 +154,10 @@ class Reading:
         # sum c log (amount / c), c = |P v|
         entropy = torch.special.entr(parts).sum(dim=-1, keepdim=True) + torch.xlogy(amount, amount)
         offered = kind.any(dim=2)[:, :, None] * amount  # [batch, rows, slots, kinds]
-        fires = acts[:, rows] != 0
+        fires = code.acts[:, rows] != 0
         found = torch.cat([sums, entropy, offered, torch.ones_like(amount)], dim=-1)
         total = torch.zeros(len(self.amount), found.shape[-1], dtype=torch.float64)
-        heads = ids[:, rows][fires].long().cpu()
+        heads = code.ids[:, rows][fires].long().cpu()
         total.index_add_(0, heads, found[fires].double().cpu())
         widths = [N_KINDS, N_BUCKETS, 1, 1, 1, N_KINDS, 1]
         names = ["by_kind", "by_distance", "distance", "amount", "entropy", "offered", "n_fired"]
@@ -160,8 +174,8 @@ class Reading:
 def label(shares: dict[str, float], *, silent: bool) -> str:
     """Return the type that a head is called by.
 
-    The largest of its shares that is at least half; local and long_range, which hold others, only
-    where none of those is.
+    It is the largest of its shares that is at least half. local and long_range, which hold others,
+    count only where none of those is.
     """
     if silent:
         return "silent"

@@ -1,4 +1,4 @@
-"""Which heads of the original layer a Lorsa's heads come from.
+"""Parents of a Lorsa's heads: the heads of the original layer that they come from.
 
 Three likenesses, each 0 to 1 (the second can be negative):
 
@@ -21,19 +21,20 @@ from ...language.geometry import AttentionGeometry
 from ...language.norms import in_chunks
 
 N_PARENTS = 3
+"""Parents of a head that are listed."""
 
 
 class Parents(NamedTuple):
-    """The likeliest heads of the layer for each OV head, the likeliest (by ov) first."""
+    """Likeliest heads of the layer for each OV head, the likeliest (by ov) first."""
 
     heads: Tensor
-    """int64, [n_ov_heads, n]"""
+    """Heads of the layer, int64, [n_ov_heads, n]"""
     ov: Tensor
-    """[n_ov_heads, n]"""
+    """Likeness of values and outputs, [n_ov_heads, n]"""
     qk: Tensor
-    """[n_ov_heads, n]"""
+    """Likeness of queries and keys, [n_ov_heads, n]"""
     pattern: Tensor
-    """[n_ov_heads, n]"""
+    """Likeness of patterns, [n_ov_heads, n]"""
 
 
 @torch.no_grad()
@@ -44,7 +45,7 @@ def find_parents(
 
     Args:
         lorsa: on the device of the rest.
-        weights, geometry: the original layer, in float32.
+        weights, geometry: of the original layer, in float32.
         xs: some of its inputs, [batch, seq, d_model] each.
     """
     c = lorsa.config

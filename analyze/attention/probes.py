@@ -1,10 +1,10 @@
-"""Random tokens that are repeated once: text in which nothing but the repetition can be matched.
+"""Random tokens that are repeated once: nothing but the repetition can be matched.
 
     [BOS] a b c d ... a b c d ...
 
-In the second half the token before, the earlier copy and the one after that copy are single, known
-places, so a head's share of each is no accident (Olsson et al. 2022, In-context Learning and
-Induction Heads, use such text for their prefix-matching score).
+In the second half, the token before, the earlier copy and the token after that copy are single,
+known places, so a head's share of each is no accident. Source: Olsson et al. 2022, In-context
+Learning and Induction Heads, whose prefix-matching score uses such text.
 """
 
 from typing import Any
@@ -14,15 +14,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...dictionaries.lorsa.contributions import blocks
 from ...dictionaries.lorsa.module import Lorsa
 from ...language.blocks import AttentionSite
 from ...language.capture import Capture
-from .kinds import Reading
+from .kinds import Attended
 
-N_SEQS = 24
-LONGEST = 256
-BATCH_SEQS = 8
+N_SEQS, LONGEST = 24, 256
+"""Probe sequences, and tokens of one at most."""
+PROBE_SEQS = 8
+"""Probe sequences of a forward."""
 
 
 def probe_tokens(
@@ -47,21 +47,17 @@ def probe_tokens(
 
 
 @torch.no_grad()
-def probe(lorsa: Lorsa, model: Any, site: AttentionSite, tokens: Tensor) -> Reading:
-    """Return what heads read on probe sequences.
+def probe(lorsa: Lorsa, model: Any, site: AttentionSite, tokens: Tensor) -> Attended:
+    """Return what heads read in probe sequences.
 
     Args:
         lorsa: on the model's device.
         model, site: language model and the layer in it.
         tokens: [n, seq].
     """
-    reading = Reading.zeros(lorsa.config.n_ov_heads)
+    attended = Attended.none(lorsa.config.n_ov_heads)
     with Capture(model, [site]) as capture:
-        for batch in tokens.split(BATCH_SEQS):
+        for batch in tokens.split(PROBE_SEQS):
             x, _y = capture.run(batch)[site.layer]
-            x, batch = x.float(), batch.to(x.device)
-            projected = lorsa.project(x)
-            acts, ids = lorsa.encode(projected)
-            for block in blocks(lorsa, projected, ids):
-                reading.add(block, acts, ids, batch)
-    return reading
+            attended.add(lorsa, x.float(), batch)
+    return attended

@@ -1,9 +1,9 @@
-"""What is asked about one head, and several heads at once."""
+"""Questions about one head, and about several heads at once."""
 
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from .chat import Chat, ReplyError, StoppedError
 from .endpoint import one_line
@@ -17,7 +17,7 @@ def answers(chat: Chat, prompts: Prompts, head: int, text: str | None) -> Iterat
     """Ask for a head's explanation and its score.
 
     Args:
-        chat: whom to ask.
+        chat: the model to ask.
         prompts: of the head's analysis.
         head: its number.
         text: its explanation, if it has one already.
@@ -58,12 +58,6 @@ def _ask(chat: Chat, prompt: str, read: Callable[[str], T]) -> T:
     raise ReplyError(reason)
 
 
-class _Failure(NamedTuple):
-    """What went wrong in a thread."""
-
-    error: BaseException
-
-
 def in_threads(
     items: Iterable[T],
     work: Callable[[T], Iterator[U]],
@@ -73,19 +67,19 @@ def in_threads(
 ) -> Iterator[U]:
     """Yield what work(item) yields of every item, as it comes from several threads.
 
-    An error ends all threads and is raised when they have ended; a StoppedError ends its own. What
-    is under way is waited for, unless the caller itself leaves.
+    An error ends all threads and is raised when they have ended. A StoppedError ends its thread.
+    Items under way are waited for, unless the caller itself leaves.
 
     Args:
         items: taken one by one.
         work: on one of them.
         n_threads: at most.
-        stopped: no more items are taken once it is set, which it is at the end.
+        stopped: no more items are taken once it is set. It is set at the end.
     """
     todo: queue.SimpleQueue[T] = queue.SimpleQueue()
     for item in items:
         todo.put(item)
-    done: queue.SimpleQueue[U | _Failure | None] = queue.SimpleQueue()
+    done: queue.SimpleQueue[U | BaseException | None] = queue.SimpleQueue()
     n_alive = min(n_threads, todo.qsize())
     for _ in range(n_alive):
         threading.Thread(target=_run, args=(todo, work, done, stopped), daemon=True).start()
@@ -95,8 +89,8 @@ def in_threads(
             found = done.get()
             if found is None:
                 n_alive -= 1
-            elif isinstance(found, _Failure):
-                failure = failure or found.error
+            elif isinstance(found, BaseException):
+                failure = failure or found
             else:
                 yield found
     finally:
@@ -108,10 +102,10 @@ def in_threads(
 def _run(
     todo: "queue.SimpleQueue[T]",
     work: Callable[[T], Iterator[U]],
-    done: "queue.SimpleQueue[U | _Failure | None]",
+    done: "queue.SimpleQueue[U | BaseException | None]",
     stopped: threading.Event,
 ) -> None:
-    """Work until nothing is left to do; put None last."""
+    """Work until nothing is left to do; put an error if there is one, and None last."""
     try:
         while not stopped.is_set():
             try:
@@ -123,6 +117,6 @@ def _run(
     except StoppedError:
         pass
     except BaseException as error:
-        done.put(_Failure(error))
+        done.put(error)
         stopped.set()
     done.put(None)

@@ -3,9 +3,9 @@
     POST ENDPOINT/chat/completions   {"model": ..., "messages": [{"role": "user", "content": ...}]}
     -> {"choices": [{"message": {"content": ...}}], "usage": {"prompt_tokens": ..., ...}}
 
-The key is read from the environment and goes into the header Authorization, nowhere else. What a
-server is busy with (429, 5xx) is asked again, later; redirects are not followed, as they would take
-the key elsewhere.
+The key is read from the environment and goes into the header Authorization, nowhere else. A request
+that a busy server turns down (429, 5xx) is retried later. Redirects are not followed, as they would
+take the key elsewhere.
 """
 
 import http.client
@@ -32,7 +32,7 @@ from .endpoint import (
 
 CHARS_PER_TOKEN = 4
 BUSY_TRIES = 6
-"""Requests that 429 or 5xx answer before the endpoint is given up."""
+"""Attempts of a request that 429 or 5xx answers."""
 LONGEST_BACKOFF_S = 60.0
 LONGEST_RETRY_AFTER_S = 300.0
 LARGEST_BODY = 4 * 2**20
@@ -40,24 +40,23 @@ KEPT = "what was answered is kept, the same command goes on"
 
 
 class ReplyError(AnalyzeError):
-    """One request got no reply that can be used; others may."""
+    """One request got no usable reply; others may."""
 
 
 class StoppedError(Exception):
-    """Asked to stop while waiting for a turn."""
+    """Stop was asked for while waiting for a turn."""
 
 
 class Reply(NamedTuple):
-    """What a model said."""
+    """Reply of a model."""
 
     text: str
-    """Its words"""
     cut: bool
-    """Whether they were cut at max_tokens"""
+    """Whether it was cut at max_tokens"""
 
 
-class _AgainError(Exception):
-    """To be asked again."""
+class _RetryError(Exception):
+    """Request that may be retried."""
 
     def __init__(self, reason: str, *, tries: int, wait_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -67,11 +66,11 @@ class _AgainError(Exception):
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """Leave a redirect as it is: an answer that is no success."""
+        """Return no request: a redirect is an answer without success."""
 
 
 def n_tokens(text: str) -> int:
-    """Return about how many tokens a text is: a fourth of its characters."""
+    """Return the approximate number of tokens of a text, a fourth of its characters."""
     return math.ceil(len(text) / CHARS_PER_TOKEN)
 
 
@@ -89,19 +88,19 @@ class Chat:
         stopped: threading.Event | None = None,
         backoff_s: float = 1.0,
     ) -> None:
-        """Send nothing yet.
+        """Prepare requests; nothing is sent.
 
         Args:
             endpoint: URL to which /chat/completions is added.
             model: its name there.
-            max_tokens: of a reply.
-            timeout_s: seconds without a byte after which a request is given up.
-            requests_per_minute: at most; None sets no limit.
+            max_tokens: tokens of a reply, at most.
+            timeout_s: seconds without a byte after which a request fails.
+            requests_per_minute: limit of requests; None sets none.
             stopped: ends the waiting.
-            backoff_s: seconds before a busy server is asked again; doubled each time.
+            backoff_s: seconds before the first retry; doubled each time.
 
         Raises:
-            ValueError: endpoint is none.
+            ValueError: endpoint is no URL of a server.
             EndpointError: the key cannot be one.
         """
         self.name = endpoint_name(endpoint)
@@ -124,7 +123,7 @@ class Chat:
         self.tokens_out = 0
 
     def ask(self, prompt: str) -> Reply:
-        """Return what the model says to a prompt.
+        """Return the model's reply to a prompt.
 
         Raises:
             ReplyError: the server refuses this prompt.
@@ -136,12 +135,12 @@ class Chat:
             self._wait_turn()
             try:
                 return self._reply(prompt, self._send(prompt))
-            except _AgainError as again:
+            except _RetryError as retry:
                 tries += 1
-                if tries >= again.tries:
+                if tries >= retry.tries:
                     times = f", {tries} times" if tries > 1 else ""
-                    raise EndpointError(f"{self.name} {again}{times}; {KEPT}") from None
-                self._pause(again.wait_s, tries)
+                    raise EndpointError(f"{self.name} {retry}{times}; {KEPT}") from None
+                self._pause(retry.wait_s, tries)
 
     def _wait_turn(self) -> None:
         while True:
@@ -156,7 +155,7 @@ class Chat:
                 raise StoppedError
 
     def _pause(self, wait_s: float, tries: int) -> None:
-        """Let all wait: as long as the server says, and longer each time."""
+        """Delay all requests: as long as the server asks for, and longer each time."""
         wait_s = max(wait_s, min(self._backoff_s * 2 ** (tries - 1), LONGEST_BACKOFF_S))
         if wait_s > LONGEST_RETRY_AFTER_S:
             raise EndpointError(f"{self.name} asks to wait {wait_s:,.0f} s; {KEPT} then")
@@ -179,7 +178,7 @@ class Chat:
             self._answered = True
             self._refused(error, extra)
         except (OSError, http.client.HTTPException) as error:
-            raise _AgainError(self._unreached(error), tries=3 if self._answered else 1) from None
+            raise _RetryError(self._unreached(error), tries=3 if self._answered else 1) from None
         self._answered = True
         return body
 
@@ -195,7 +194,7 @@ class Chat:
         return f"cannot be reached ({one_line(str(words), 120)}); is it running, is the URL right?"
 
     def _refused(self, error: urllib.error.HTTPError, extra: dict[str, Any]) -> NoReturn:
-        """Raise what an answer other than success means."""
+        """Raise the error that an answer other than success means."""
         try:
             with error:
                 said = _message(self._text(error.read(LARGEST_BODY)))
@@ -204,11 +203,11 @@ class Chat:
         status, reason = error.code, f"answers {error.code} ({said})"
         if status in (408, 429) or status >= 500:
             wait_s = _retry_after(error.headers.get("Retry-After"))
-            raise _AgainError(reason, tries=BUSY_TRIES, wait_s=wait_s)
+            raise _RetryError(reason, tries=BUSY_TRIES, wait_s=wait_s)
         if status == 400 and (names := [name for name in extra if name in said]):
             for name in names:  # some models know it under another name, or not at all
                 self._extra.pop(name, None)
-            raise _AgainError(reason, tries=2 + len(extra))
+            raise _RetryError(reason, tries=2 + len(extra))
         if status in (400, 413, 422):
             raise ReplyError(reason)
         raise EndpointError(f"{self.name} {reason}; {self._advice(status)}; {KEPT}")
@@ -233,7 +232,7 @@ class Chat:
         except (ValueError, LookupError, TypeError, AttributeError):
             what = _message(body)
             reason = f"is no OpenAI-compatible server: it answers {what}"
-            raise _AgainError(reason, tries=2) from None
+            raise _RetryError(reason, tries=2) from None
         usage = content.get("usage")
         self._count(usage if isinstance(usage, dict) else {}, prompt, reply.text)
         return reply
@@ -246,7 +245,7 @@ class Chat:
 
 
 def _message(body: str) -> str:
-    """Return in a line what a body that is no reply says."""
+    """Return the message in a body that is no reply, in a line."""
     try:
         found = json.loads(body)
     except ValueError:

@@ -1,4 +1,4 @@
-"""An endpoint as it was given, and the key for it."""
+"""Endpoint of a language model's server, and the key for it."""
 
 import ipaddress
 import os
@@ -7,15 +7,15 @@ from urllib.parse import SplitResult, urlsplit
 from ...errors import AnalyzeError
 
 KEYS = ("LORSA_API_KEY", "OPENAI_API_KEY")
-"""Environment variables that may hold the key; the first that is set counts, if only as empty."""
+"""Environment variables that may hold the key; the first that is set counts, even if empty."""
 
 
 class EndpointError(AnalyzeError):
-    """The endpoint does not work as it was given: no request would come to anything."""
+    """The endpoint does not work: no request would succeed."""
 
 
 def endpoint_url(endpoint: str) -> SplitResult:
-    """Take an endpoint apart.
+    """Return the parts of an endpoint.
 
     Raises:
         ValueError: it is no URL of a server, or has a password in it.
@@ -51,7 +51,7 @@ def request_url(endpoint: str) -> str:
 
 
 def is_loopback(endpoint: str) -> bool:
-    """Tell whether an endpoint is on this machine."""
+    """Return whether an endpoint is on this machine."""
     host = endpoint_url(endpoint).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -1,8 +1,8 @@
 """Explanations: a language model writes a line about each head, and is then tried on it.
 
-One request shows a head's top examples and asks for a line. A second shows that line alone, and
-contexts held out from the first, in half of which the head fires, and asks in which: the score is
-the balanced accuracy.
+One request shows a head's top examples and asks for a line. A second shows that line alone and
+contexts held out from the first. The head fires in half of them, and the model is asked in which.
+The score is the balanced accuracy.
 
 Source: detection scoring, Paulo et al. 2024, arXiv:2410.13928. Here a context ends at the token in
 question, since a head knows nothing of what follows.
@@ -25,24 +25,24 @@ from .endpoint import EndpointError, endpoint_name, find_key, is_loopback
 from .prompts import Prompts
 
 MOST_FAILURES = 10
-"""Heads in a row that fail before it is given up."""
-N_ESTIMATED = 100
-"""Heads whose prompts are counted for an estimate; more are assumed to be like them."""
-N_TOLD = 10
+"""Heads in a row that may fail before explaining stops."""
+N_QUOTED = 100
+"""Heads whose prompts are counted for a quote; more are assumed to be like them."""
+N_NAMED = 10
 """Heads that a result names."""
 DEFAULT_TOP = 100
 TYPICAL_TEXT = "x" * 150
+"""Stand-in for an explanation that is not written yet."""
 TOKENS_OUT = (50, 30)
-"""Of an explanation and of a list of passages, about."""
+"""Approximate tokens of an explanation, and of a list of passages."""
 
 
-class Said(NamedTuple):
-    """A head is done."""
+class HeadDone(NamedTuple):
+    """Event: a head is done."""
 
     head: int
-    """Its number"""
     words: str
-    """Its explanation, or why there is none"""
+    """Explanation, or why there is none"""
     score: float | None
     """Balanced accuracy, if it was scored"""
     n_done: int
@@ -52,59 +52,59 @@ class Said(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """What would be sent."""
+class Quote:
+    """Requests and cost that explanations would take."""
 
     endpoint: str
-    """Without its query."""
+    """Endpoint without its query."""
     model: str
     """The model's name there."""
     key: str | None
-    """The variable that the key is from; None sends none."""
+    """Environment variable that holds the key; None sends none."""
     n_heads: int
     """Heads chosen."""
     n_before: int
-    """Of these, explained and scored already."""
+    """Heads chosen that are explained and scored already."""
     requests: int
-    """Two a head, where enough is held out."""
+    """Requests: two a head, where enough is held out."""
     tokens_in: int
-    """Sent, a token for every 4 characters."""
+    """Tokens sent, one for every 4 characters."""
     tokens_out: int
-    """Received; what a model thinks aloud is not in it."""
+    """Tokens received; what a model thinks aloud is not counted."""
     cost_usd: float | None
-    """By the prices given."""
+    """Cost at the prices given; None without prices."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explained:
-    """What a call came to."""
+    """Result of a call."""
 
     endpoint: str
-    """Without its query."""
+    """Endpoint without its query."""
     model: str
     """The model's name there."""
     n_heads: int
     """Heads chosen."""
     n_explained: int
-    """Of these, those that have an explanation now."""
+    """Heads chosen that have an explanation now."""
     n_before: int
-    """Of these, explained and scored by earlier calls."""
+    """Heads chosen that earlier calls explained and scored."""
     n_failed: int
     """Heads that got no explanation, or no score, in this call."""
     n_scored: int
     """Heads chosen that have a score."""
     mean_score: float | None
-    """Their mean balanced accuracy."""
+    """Mean balanced accuracy of heads chosen."""
     requests: int
-    """Sent by this call, those sent again included."""
+    """Requests of this call, retries included."""
     tokens_in: int
-    """As the server counts; a token for every 4 characters where it does not."""
+    """Tokens sent, by the server's count, or one for every 4 characters."""
     tokens_out: int
-    """The same of the replies."""
+    """Tokens received, counted in the same way."""
     cost_usd: float | None
-    """By the prices given."""
+    """Cost at the prices given; None without prices."""
     file: str
-    """Where the explanations are."""
+    """File of the explanations."""
     first: list[dict[str, Any]]
     """The first ten heads chosen that have one: head, text, score, n_scored."""
     failed: list[dict[str, Any]]
@@ -112,7 +112,7 @@ class Explained:
 
 
 class _Work:
-    """An analysis, the heads chosen, what was said of them."""
+    """An analysis, the heads chosen and their explanations so far."""
 
     def __init__(self, config: ExplainConfig) -> None:
         analysis = Analysis.open(config.run)
@@ -126,43 +126,44 @@ class _Work:
         self.heads = _chosen(analysis, config)
         self.prompts = Prompts(analysis, seed=config.seed)
         self.path = analysis.root / EXPLANATIONS
-        self.said = analysis.explanations()
+        self.explained = analysis.explanations()
         self.todo = [head for head in self.heads if not self.is_done(head)]
 
     def is_done(self, head: int) -> bool:
-        return head in self.said and self.said[head]["n_scored"] is not None
+        return head in self.explained and self.explained[head]["n_scored"] is not None
 
 
-Report = Callable[[str | Estimate | Said], None]
+ExplainReport = Callable[[str | Quote | HeadDone], None]
+"""Function that takes a line of text, the quote, or a head that is done."""
 
 
-def estimate(config: ExplainConfig) -> Estimate:
-    """Say what explanations would cost; nothing is sent.
+def estimate(config: ExplainConfig) -> Quote:
+    """Return what explanations would take; nothing is sent.
 
     Raises:
         AnalyzeError: there is no analysis that can be explained, or no such head.
     """
-    return _estimate(_Work(config))
+    return _quote(_Work(config))
 
 
 def explain(
-    config: ExplainConfig, *, report: Report = lambda said: None, backoff_s: float = 1.0
+    config: ExplainConfig, *, report: ExplainReport = lambda event: None, backoff_s: float = 1.0
 ) -> Explained:
-    """Let a language model explain heads; what it says is appended to explanations.jsonl.
+    """Let a language model explain heads; answers are appended to explanations.jsonl.
 
-    The same call goes on where an earlier one was stopped. Heads that failed are asked for again.
+    The same call resumes one that was stopped. Heads that failed are tried again.
 
     Args:
         config: the request.
-        report: is told the estimate, warnings, and every head that is done.
-        backoff_s: seconds before a busy server is asked again; doubled each time.
+        report: called with the quote, warnings, and every head that is done.
+        backoff_s: seconds before the first retry of a busy server; doubled each time.
 
     Raises:
         AnalyzeError: nothing can be explained, or the endpoint does not work.
         KeyboardInterrupt: the process was asked to stop; what was answered is kept.
     """
     work = _Work(config)
-    report(_estimate(work))
+    report(_quote(work))
     if config.endpoint.lower().startswith("http:") and not is_loopback(config.endpoint):
         report("the endpoint is no https: text, and the key if there is one, are sent in clear")
     stopped = threading.Event()
@@ -176,11 +177,11 @@ def explain(
         backoff_s=backoff_s,
     )
 
-    def tell() -> None:
+    def stop_asking() -> None:
         stopped.set()
         report("stopping: the answers under way are waited for")
 
-    with Record(work.path) as record, stop_when_whole(on_first=tell) as stop:
+    with Record(work.path) as record, stop_when_whole(on_first=stop_asking) as stop:
         failed = _ask_all(work, chat, record, stopped=stopped, report=report)
     if stop.asked:
         raise KeyboardInterrupt
@@ -188,11 +189,11 @@ def explain(
 
 
 def _ask_all(
-    work: _Work, chat: Chat, record: Record, *, stopped: threading.Event, report: Report
+    work: _Work, chat: Chat, record: Record, *, stopped: threading.Event, report: ExplainReport
 ) -> dict[int, str]:
     """Ask about all heads, several at once, and write down every answer; return what failed."""
     failed: dict[int, str] = {}
-    texts = {head: said["text"] for head, said in work.said.items()}
+    texts = {head: found["text"] for head, found in work.explained.items()}
     in_a_row = n_done = 0
     for line in in_threads(
         work.todo,
@@ -210,7 +211,7 @@ def _ask_all(
         words = texts.get(head, "")
         if "error" in line:
             words = failed[head] = line["error"]
-        report(Said(head, words, line.get("score"), n_done, len(work.todo)))
+        report(HeadDone(head, words, line.get("score"), n_done, len(work.todo)))
         if in_a_row == MOST_FAILURES:
             raise EndpointError(
                 f"{chat.name}: {in_a_row} heads in a row failed, the last: {words}; {KEPT}"
@@ -238,12 +239,12 @@ def _chosen(analysis: Analysis, config: ExplainConfig) -> list[int]:
     return chosen if config.heads is not None else chosen[: config.top or DEFAULT_TOP]
 
 
-def _estimate(work: _Work) -> Estimate:
-    some = work.todo[:: max(1, len(work.todo) // N_ESTIMATED)]
+def _quote(work: _Work) -> Quote:
+    some = work.todo[:: max(1, len(work.todo) // N_QUOTED)]
     requests = tokens_in = tokens_out = 0
     for head in some:
         trial = work.prompts.trial(head)
-        prompts = [] if head in work.said else [work.prompts.explain(head)]
+        prompts = [] if head in work.explained else [work.prompts.explain(head)]
         tokens_out += TOKENS_OUT[0] * len(prompts)
         if trial is not None:
             prompts.append(trial.prompt(TYPICAL_TEXT))
@@ -252,7 +253,7 @@ def _estimate(work: _Work) -> Estimate:
         tokens_in += sum(n_tokens(prompt) for prompt in prompts)
     scale = len(work.todo) / max(1, len(some))
     _, key = find_key()
-    return Estimate(
+    return Quote(
         endpoint=endpoint_name(work.config.endpoint),
         model=work.config.model,
         key=key,
@@ -266,9 +267,9 @@ def _estimate(work: _Work) -> Estimate:
 
 
 def _explained(work: _Work, chat: Chat, failed: dict[int, str]) -> Explained:
-    said = work.analysis.explanations()
-    have = [head for head in work.heads if head in said]
-    scores = [said[head]["score"] for head in have if said[head]["score"] is not None]
+    found = work.analysis.explanations()
+    have = [head for head in work.heads if head in found]
+    scores = [found[head]["score"] for head in have if found[head]["score"] is not None]
     return Explained(
         endpoint=chat.name,
         model=work.config.model,
@@ -283,6 +284,6 @@ def _explained(work: _Work, chat: Chat, failed: dict[int, str]) -> Explained:
         tokens_out=chat.tokens_out,
         cost_usd=work.config.cost(chat.tokens_in, chat.tokens_out),
         file=str(work.path),
-        first=[{"head": head, **said[head]} for head in have[:N_TOLD]],
-        failed=[{"head": head, "error": error} for head, error in list(failed.items())[:N_TOLD]],
+        first=[{"head": head, **found[head]} for head in have[:N_NAMED]],
+        failed=[{"head": head, "error": error} for head, error in list(failed.items())[:N_NAMED]],
     )

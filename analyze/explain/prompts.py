@@ -1,6 +1,6 @@
-"""What a language model is told and asked about a head, and how its replies are read.
+"""Prompts about a head for a language model, and the reading of its replies.
 
-docs/explain.md shows both prompts. All that is sent is made here, of an analysis alone.
+docs/explain.md shows both prompts. All that is sent is made here, from an analysis alone.
 """
 
 import json
@@ -13,22 +13,23 @@ from ..result import Analysis
 from .endpoint import one_line
 
 N_SHOWN = 10
-"""Top examples that an explanation is made from, at most; half of a head's, but no fewer than 3."""
+"""Top examples that are shown, at most; half of a head's, but no fewer than 3."""
 N_HELD_OUT = 10
-"""Firing contexts that it is scored on, at most, and as many others."""
+"""Firing contexts that an explanation is scored on, at most, and as many others."""
 FEWEST_HELD_OUT = 3
 """Firing contexts below which a score would mean nothing."""
 TOKENS_BEFORE, TOKENS_AFTER = 20, 4
-"""Shown around the firing token to explain."""
+"""Tokens shown around the firing one, to explain."""
 TOKENS_TRIED = 64
-"""Shown up to the token in question to score."""
-N_SOURCES = 5
-"""Sources marked in a passage."""
+"""Tokens shown up to the one in question, to score."""
+N_MARKED = 5
+"""Sources that are marked in a passage."""
 SMALLEST_SHARE = 0.05
-"""Of the activation, of a source that is marked."""
+"""Share of the activation from which on a source is marked."""
 POOL_HEADS = 64
-"""Heads whose examples are the contexts in which another is not known to fire."""
+"""Heads whose examples are contexts in which another head is not known to fire."""
 LONGEST_TEXT = 300
+"""Characters of an explanation, at most."""
 
 EXPLAIN = """\
 A head of an attention layer of a language model fires on few tokens. Where it fires, it reads \
@@ -72,7 +73,7 @@ class Trial(NamedTuple):
     """Whether the head fires on that token"""
 
     def prompt(self, text: str) -> str:
-        """Ask in which of them the head fires, by its explanation alone."""
+        """Return the question in which of them the head fires, by its explanation alone."""
         return DETECT.format(text=text, n=len(self.passages), passages=_numbered(self.passages))
 
     def score(self, chosen: set[int]) -> float:
@@ -90,19 +91,19 @@ class Prompts:
     """The prompts of the heads of an analysis."""
 
     def __init__(self, analysis: Analysis, *, seed: int) -> None:
-        """Choose by a seed what heads are scored on."""
+        """Choose by a seed the contexts that heads are scored on."""
         self._analysis = analysis
         self._seed = seed
 
     def explain(self, head: int) -> str:
-        """Ask what a head does."""
+        """Return the question what a head does."""
         shown, _ = self._split(head)
         passages = [self._marked(example) for example in shown]
         facts = self._facts(self._analysis.head(head))
         return EXPLAIN.format(facts=facts, passages=_numbered(passages))
 
     def trial(self, head: int) -> Trial | None:
-        """Return what a head's explanation is tried on; None if too little was held out."""
+        """Return the contexts of a head's score; None if too few were held out."""
         rng = random.Random(f"{self._seed}:{head}")
         shown, held_out = self._split(head)
         fired = {_place(example) for example in shown + held_out}
@@ -117,14 +118,14 @@ class Prompts:
         return Trial(list(passages), list(fires))
 
     def _split(self, head: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Return the examples shown and those held out; none is in both, or there twice."""
+        """Return the examples shown and those held out; all are distinct."""
         examples = _distinct(self._analysis.examples(head))
         n = min(N_SHOWN, max(3, len(examples) // 2))
         return examples[:n], examples[n:]
 
     @cached_property
     def _pool(self) -> list[dict[str, Any]]:
-        """Examples of some heads, each place once."""
+        """Distinct examples of some heads."""
         column = self._analysis.heads["n_fired"].to_pylist()
         fired = [head for head, n in enumerate(column) if n]
         some = random.Random(self._seed).sample(fired, min(POOL_HEADS, len(fired)))
@@ -149,7 +150,7 @@ class Prompts:
             for source, value in zip(example["sources"], example["source_acts"], strict=True)
             if act and abs(value / act) >= SMALLEST_SHARE
         }
-        marked = dict(list(shares.items())[:N_SOURCES])
+        marked = dict(list(shares.items())[:N_MARKED])
         shown = set(range(at - TOKENS_BEFORE, at + TOKENS_AFTER + 1))
         for source in marked:
             shown |= set(range(source - 2, source + 2))

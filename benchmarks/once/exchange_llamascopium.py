@@ -75,7 +75,7 @@ def inputs(seed: int = 0) -> Tensor:
 def ours(args: argparse.Namespace) -> None:
     """Write Lorsas in their format, and what we compute."""
     from lorsa import ActivationStore, Lorsa
-    from lorsa.dictionaries.formats.llamascopium import write as write_llamascopium
+    from lorsa.dictionaries.formats.llamascopium_write import write as write_llamascopium
 
     for case in CASES:
         save(args.folder / "ours" / name_of(case), random_lorsa(case), inputs(), write_llamascopium)

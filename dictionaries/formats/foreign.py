@@ -1,4 +1,4 @@
-"""What reading other tools' checkpoints has in common: settings by name, tensors, no code.
+"""Reading other tools' checkpoints: settings by name and tensors, and no code of theirs.
 
 Only a folder's own files are opened, under fixed names: nothing that a config says is taken for a
 path. Pickled files are read as tensors alone; one that would run code is refused.
@@ -16,16 +16,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ..disk import MOST_NAMED, require_floats, shown, shown_name
+from ..checkpoint_files import MOST_NAMED, require_floats, shown, shown_name
 from ..lorsa.config import LorsaConfig
 
 LARGEST = 2**24
-"""Of a width or number of heads: far above any there is, and small enough to reckon with."""
+"""Largest width or number of heads: far above any there is, and small enough to compute with."""
+BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
+"""Tensors in their files that follow from the settings."""
 _REQUIRED: Any = object()
 
 
 class Settings:
-    """Settings of a foreign config.json, which are taken out one by one."""
+    """Settings of another tool's config.json, which are taken out one by one."""
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         self.path = path
@@ -53,7 +55,7 @@ class Settings:
         return value
 
     def size(self, name: str) -> int:
-        """Return a width or a number of things; CheckpointError if there can be no such one."""
+        """Return a width, length or number of heads; CheckpointError if it is out of range."""
         value: int = self.take(name, int)
         if not 1 <= value <= LARGEST:
             raise self.refuse(name, value, f"allowed: 1..{LARGEST}")
@@ -86,7 +88,7 @@ class Settings:
             self._left.pop(name, None)
 
     def finish(self) -> None:
-        """Raise CheckpointError if a setting is left that is on: what it does is not known here."""
+        """Raise CheckpointError if a setting is left that is on: its effect is not known here."""
         left = [f"{shown_name(n)} = {shown(value)}" for n, value in self._left.items() if value]
         if left:
             more = ", ..." if len(left) > MOST_NAMED else ""
@@ -132,7 +134,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Return whether a tensor is an array in memory: .pt can hold what is less, or is none."""
+    """Return whether a tensor is a full array in memory; .pt files can hold others."""
     if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
         return False
     held = tensor.untyped_storage().nbytes() if tensor.device.type == "cpu" else 0
@@ -147,8 +149,8 @@ def require_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise CheckpointError(f"{path}: {name} holds NaN; there is nothing to compute with it")
 
 
-def config_of(settings: Settings, **fields: Any) -> LorsaConfig:
-    """Return a config of ours; CheckpointError names the file and what is wrong in it."""
+def lorsa_config(settings: Settings, **fields: Any) -> LorsaConfig:
+    """Return a LorsaConfig; CheckpointError names the file and what is wrong in it."""
     try:
         return LorsaConfig(**fields)
     except ValueError as error:
@@ -156,10 +158,10 @@ def config_of(settings: Settings, **fields: Any) -> LorsaConfig:
 
 
 def norm_scale(settings: Settings, name: str, norm: float, d_model: int) -> float:
-    """Return what activations of a mean norm are multiplied by, so that it becomes sqrt(d_model).
+    """Return the factor that brings activations of a mean norm to one of sqrt(d_model).
 
     Raises:
-        CheckpointError: the norm is no positive number, as one that was never measured.
+        CheckpointError: the norm is no positive number, as where it was never measured.
     """
     if not (math.isfinite(norm) and norm > 0):
         raise CheckpointError(

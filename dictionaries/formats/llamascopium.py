@@ -1,4 +1,4 @@
-"""Checkpoints of Llamascopium (Language-Model-SAEs before), read and written.
+"""Checkpoints of Llamascopium (Language-Model-SAEs before): their format, and reading it.
 
     config.json              settings, sae_type "lorsa"
     sae_weights.safetensors  W_Q W_K [n_qk_heads, d_model, d_qk_head], b_Q b_K [n_qk_heads,
@@ -26,11 +26,19 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...language.geometry import QKNorm, read_rope
-from ..disk import Saved, check_shapes, listing, write_folder
+from ..checkpoint_files import Saved, check_shapes, listing
 from ..lorsa.config import LorsaConfig, parameter_shapes
 from ..lorsa.units import rescale_
-from .foreign import LARGEST, Settings, config_of, norm_scale, read_tensors, require_numbers
-from .rotary_settings import same, spell_rope, take_rope
+from .foreign import (
+    BUFFERS,
+    LARGEST,
+    Settings,
+    lorsa_config,
+    norm_scale,
+    read_tensors,
+    require_numbers,
+)
+from .rotary_settings import same, take_rope
 
 WEIGHTS = "sae_weights.safetensors"
 OTHER_WEIGHTS = (
@@ -40,16 +48,13 @@ OTHER_WEIGHTS = (
     "checkpoints/final.safetensors",
     "checkpoints/final.pt",
 )
-"""Read where there is no `WEIGHTS`, the first that is there."""
+"""Names of the weights where there is no `WEIGHTS`; the first that is there is read."""
 WEIGHTED_INPUT = "attn_input_weighted"
-"""In place of a hook of theirs for our x, which none of them gives where a norm has a weight."""
-MOST_CTX = 8192
-"""Longest sequence that is written as theirs: their files hold a mask of its square."""
+"""Stands for a hook of theirs at our x, of which they have none where a norm has a weight."""
 PARTS = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V")
-NORMS = {"ln_q.w": "q_norm", "ln_k.w": "k_norm"}
+QK_NORMS = {"ln_q.w": "q_norm", "ln_k.w": "k_norm"}
 THRESHOLD = "activation_function.log_jumprelu_threshold"
 MEAN_NORM = "dataset_average_activation_norm."
-BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
 OURS = "lorsa"
 """Key of config.json for what their settings cannot say; they pass over it."""
 UNUSED = (
@@ -125,7 +130,7 @@ def _config(
     if d_model * factor > LARGEST:
         raise settings.refuse("expansion_factor", factor, f"allowed: {LARGEST} heads at most")
     n_ov_heads, d_qk_head = int(d_model * factor), settings.size("d_qk_head")
-    config = config_of(
+    config = lorsa_config(
         settings,
         d_model=d_model,
         n_qk_heads=settings.size("n_qk_heads"),
@@ -152,7 +157,7 @@ def _layer(hook_in: str, hook_out: str) -> int | None:
 
 
 def _activation(settings: Settings, n_ov_heads: int) -> dict[str, Any]:
-    """Return the rule by which heads fire. As many may as there are, for that is their rule."""
+    """Return the rule by which heads fire. Their rules have no max_l0: all heads may fire."""
     rule = settings.take("act_fn", str, "relu").lower()
     top_k = min(settings.take("top_k", int, 50), n_ov_heads)
     if rule == "topk":
@@ -175,7 +180,7 @@ def _qk_norm(settings: Settings, tensors: dict[str, Tensor]) -> QKNorm | None:
         raise settings.refuse("normalization_type", kind, "allowed with use_post_qk_ln: RMS")
     if eps < 0:
         raise settings.refuse("eps", eps, "allowed: 0 or more")
-    kept = [tensors[name] for name in NORMS if name in tensors and tensors[name].ndim]
+    kept = [tensors[name] for name in QK_NORMS if name in tensors and tensors[name].ndim]
     alike = all(bool((weight == weight[:1]).all()) for weight in kept)
     return QKNorm(eps=float(eps), kind="rms" if alike else "rms_by_head")
 
@@ -228,7 +233,7 @@ def _checked(
     if with_bias:
         shapes["b_D"] = ours["b_O"]
     if c.qk_norm is not None:
-        shapes |= dict.fromkeys(NORMS, (c.n_qk_heads, c.d_qk_head))
+        shapes |= dict.fromkeys(QK_NORMS, (c.n_qk_heads, c.d_qk_head))
     if c.activation == "jumprelu":
         shapes[THRESHOLD] = (c.n_ov_heads,)
     check_shapes(path, {name: tuple(tensor.shape) for name, tensor in found.items()}, shapes)
@@ -242,7 +247,7 @@ def _filled(c: LorsaConfig, found: dict[str, Tensor], threshold: float) -> dict[
     ours["b_O"] = found.get("b_D", torch.zeros(c.d_model))
     if c.qk_norm is not None:
         by_head = c.qk_norm.by_head
-        ours |= {ours_: found[n] if by_head else found[n][0] for n, ours_ in NORMS.items()}
+        ours |= {ours_: found[n] if by_head else found[n][0] for n, ours_ in QK_NORMS.items()}
     if c.activation != "topk":
         ours["threshold"] = torch.tensor(threshold)
         if c.activation == "jumprelu":
@@ -252,7 +257,7 @@ def _filled(c: LorsaConfig, found: dict[str, Tensor], threshold: float) -> dict[
 
 def _repeat(tensors: dict[str, Tensor], n_qk_heads: int) -> None:
     """Repeat the QK heads of a file that has fewer than its config, as they do."""
-    for name in ("W_Q", "W_K", "b_Q", "b_K", *NORMS):
+    for name in ("W_Q", "W_K", "b_Q", "b_K", *QK_NORMS):
         tensor = tensors.get(name)
         n_heads = len(tensor) if tensor is not None and tensor.ndim else 0
         if tensor is not None and 0 < n_heads < n_qk_heads and n_qk_heads % n_heads == 0:
@@ -263,108 +268,3 @@ def _number(norm: Tensor | None) -> float:
     if norm is None or norm.numel() != 1 or norm.is_complex():
         return float("nan")
     return float(norm)
-
-
-def write(saved: Saved, folder: Path, hook_in: str | None = None) -> None:
-    """Write a Lorsa into a folder as Llamascopium reads it, on raw activations.
-
-    Args:
-        saved: the Lorsa, for raw activations.
-        folder: is made if need be.
-        hook_in: name of the hook that gives its x; None is its own or, of our x, one that they do
-            not have.
-
-    Raises:
-        CheckpointError: a setting has no like in theirs, or the disk does not take it.
-    """
-    c, found = saved.config, saved.tensors
-    settings = _settings(c, folder)
-    layer = 0 if c.layer is None else c.layer
-    settings["hook_point_in"] = hook_in or c.hook_in or f"blocks.{layer}.{WEIGHTED_INPUT}"
-    settings["hook_point_out"] = f"blocks.{layer}.hook_attn_out"
-    entry = c.to_dict()
-    tensors: dict[str, Tensor] = {name: found[name] for name in PARTS}
-    tensors["b_D"] = found["b_O"]
-    for theirs, ours in NORMS.items():
-        if ours in found:
-            tensors[theirs] = found[ours].expand(c.n_qk_heads, c.d_qk_head)
-    if "threshold" in found:
-        entry["threshold"] = float(found["threshold"])
-    if "log_threshold" in found:  # in float64, so that it comes back to the bit
-        level = math.log(entry["threshold"])
-        tensors[THRESHOLD] = found["log_threshold"].detach().double() + level
-    tensors |= _buffers(settings)
-    write_folder(folder, WEIGHTS, tensors, {**settings, OURS: entry}, {"version": "2.0.0b34"})
-
-
-def _settings(c: LorsaConfig, folder: Path) -> dict[str, Any]:
-    """Return their settings but for the hooks; CheckpointError if one of ours has no like."""
-    for name, value, allowed in (
-        ("select", c.select, "relu"),
-        ("softcap", c.softcap, None),
-        ("window", c.window, None),
-    ):
-        if value != allowed:
-            raise CheckpointError(
-                f"{folder}: Llamascopium has no {name} (here {value!r}); it cannot be expressed"
-            )
-    settings: dict[str, Any] = {
-        "sae_type": "lorsa",
-        "d_model": c.d_model,
-        "expansion_factor": _factor(c.n_ov_heads, c.d_model),
-        "use_decoder_bias": True,
-        "act_fn": c.activation,
-        "norm_activation": "inference",
-        "sparsity_include_decoder_norm": c.score_by_norm,
-        "top_k": c.top_k,
-        "n_qk_heads": c.n_qk_heads,
-        "d_qk_head": c.d_qk_head,
-        "n_ctx": min(c.n_ctx or 2048, MOST_CTX),
-        "attn_scale": 1 / c.scale,
-        "positional_embedding_type": "none",
-        "rotary_dim": c.d_qk_head,
-        "use_post_qk_ln": c.qk_norm is not None,
-    }
-    if c.qk_norm is not None:
-        if c.qk_norm.kind not in ("rms", "rms_by_head"):
-            raise CheckpointError(
-                f"{folder}: Llamascopium has no qk_norm of kind {c.qk_norm.kind!r}; "
-                "it cannot be expressed"
-            )
-        settings |= {"normalization_type": "RMS", "eps": c.qk_norm.eps}
-    if c.rope is not None:
-        rope = spell_rope(c.rope)
-        partial = 2 * len(c.rope.inv_freq) < c.d_qk_head
-        if rope is None or (partial and c.rope.attention_scaling != 1):
-            raise CheckpointError(
-                f"{folder}: the rope has no rotary_base and NTK_by_parts settings that give its "
-                "frequencies; it cannot be expressed"
-            )
-        settings |= rope
-        settings["attn_scale"] /= c.rope.attention_scaling**2  # q and k carry it once each
-    return settings
-
-
-def _factor(n_ov_heads: int, d_model: int) -> float:
-    """Return an expansion factor that gives back the number of heads when cut to a whole number."""
-    factor = n_ov_heads / d_model
-    return factor if int(d_model * factor) == n_ov_heads else math.nextafter(factor, math.inf)
-
-
-def _buffers(settings: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the buffers that their strict loading asks for."""
-    n_ctx = settings["n_ctx"]
-    buffers = {
-        "mask": torch.ones(n_ctx, n_ctx, dtype=torch.bool).tril(),
-        "IGNORE": torch.tensor(-torch.inf),
-    }
-    if settings["positional_embedding_type"] == "none":
-        return buffers
-    taken = take_rope(Settings(Path(), settings), d_qk_head=settings["d_qk_head"], adjacent=True)
-    assert taken is not None
-    angles = torch.arange(n_ctx)[:, None] * torch.tensor(taken.inv_freq)
-    if taken.interleaved:
-        angles = angles.repeat_interleave(2, dim=1)
-    else:
-        angles = torch.cat([angles, angles], dim=1)
-    return {**buffers, "rotary_sin": angles.sin(), "rotary_cos": angles.cos()}

@@ -1,4 +1,4 @@
-"""Checkpoints of the first Lorsa code, OpenMOSS/Lorsa, read.
+"""Checkpoints of the first Lorsa code, OpenMOSS/Lorsa: their format, and reading it.
 
     config.json  settings, with n_ov_heads and d_ov_head 1
     final.pth    W_Q W_K [n_qk_heads, d_model, d_qk_head], b_Q b_K [n_qk_heads, d_qk_head],
@@ -20,14 +20,20 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ..disk import Saved, check_shapes, listing
+from ..checkpoint_files import Saved, check_shapes, listing
 from ..lorsa.config import parameter_shapes
 from ..lorsa.units import rescale_
-from .foreign import Settings, config_of, norm_scale, read_tensors, require_numbers
+from .foreign import (
+    BUFFERS,
+    Settings,
+    lorsa_config,
+    norm_scale,
+    read_tensors,
+    require_numbers,
+)
 from .rotary_settings import take_rope
 
 WEIGHTS = "final.pth"
-BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
 HOOK = "blocks.{layer}.ln1.hook_normalized"
 
 
@@ -53,7 +59,7 @@ def read(folder: Path, content: dict[str, Any]) -> Saved:
     if settings.take("mode", str, "default") != "top_k":  # all heads contribute, of either sign
         relu, top_k = False, n_ov_heads
     means = settings.take("avg_norm", dict, {})
-    config = config_of(
+    config = lorsa_config(
         settings,
         d_model=d_model,
         n_qk_heads=settings.size("n_qk_heads"),
@@ -80,7 +86,7 @@ def read(folder: Path, content: dict[str, Any]) -> Saved:
 
 
 def _tensors(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return the parameters, their heads' width of 1 taken off."""
+    """Return the parameters, without the axis of the heads' width of 1."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; the folder has {listing(folder)}")

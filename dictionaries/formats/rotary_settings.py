@@ -1,4 +1,4 @@
-"""RoPE as TransformerLens' settings spell it: a base and a width instead of frequencies.
+"""RoPE by TransformerLens' settings: a base and a width instead of frequencies.
 
     inv_freq_i = rotary_base ** (-2 i / rotary_dim)
 
@@ -30,7 +30,7 @@ def take_rope(settings: Settings, *, d_qk_head: int, adjacent: bool) -> Rope | N
     """Return the rotation that settings describe; None if there is none.
 
     Args:
-        settings: these are taken out of them.
+        settings: the rotation's are taken out of them.
         d_qk_head: width of a query.
         adjacent: what the tool takes `rotary_adjacent_pairs` for where it is not set.
 

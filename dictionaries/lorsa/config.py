@@ -5,17 +5,18 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 from unicodedata import category
 
-from ...kernels.dispatch import SELECTIONS
+from ...kernels.choices import SELECTIONS
 from ...language.geometry import QKNorm, Rope, read_qk_norm, read_rope
-from ..activation import ACTIVATIONS, MAX_L0_FACTOR
+from ..activation import MAX_L0_FACTOR
+from ..choices import ACTIVATIONS
 
 BREAKS = ("Cc", "Zl", "Zp")
-"""Unicode's categories of what ends a line, or moves a terminal."""
+"""Unicode's categories of characters that end a line, or move a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LorsaConfig:
-    """What a Lorsa computes, apart from its weights, and where it came from."""
+    """All that decides what a Lorsa computes but its weights, and where it came from."""
 
     d_model: int
     """Width of the attention input and output."""
@@ -35,11 +36,11 @@ class LorsaConfig:
     activation: str = "topk"
     """Rule by which heads fire: "topk", "batchtopk" or "jumprelu" (dictionaries/activation.py)."""
     score_by_norm: bool = True
-    """Whether ||w_O|| is a factor of the score; without it the choice is by select(z) alone, as in
+    """Whether ||w_O|| is a factor of the score. Without it the choice is by select(z) alone, as in
     some Lorsas of other tools."""
     has_threshold: bool = True
-    """Of "batchtopk": whether the threshold is known. Where it is not, as in Lorsas of other tools,
-    the n * top_k largest scores of the n tokens given fire, until `set_threshold` ends that."""
+    """Whether the threshold is known; false with "batchtopk" only, as in Lorsas of other tools.
+    Then the n * top_k largest scores of the n tokens given fire, until `set_threshold` sets it."""
     max_l0: int | None = None
     """Heads that may fire on a token at most, where top_k is a mean. None becomes 4 * top_k, or
     n_ov_heads if that is less; with "topk" it stays None."""
@@ -94,7 +95,7 @@ class LorsaConfig:
             )
 
     def _check_kinds(self) -> None:
-        """Raise ValueError if a value is not of its field's kind, as a stranger's may be."""
+        """Raise ValueError if a value is not of its field's type; files of others may hold any."""
         for field in fields(self):
             value = getattr(self, field.name)
             kind: Any = field.type
@@ -110,7 +111,7 @@ class LorsaConfig:
                 raise ValueError(f"{field.name} is {value!r:.80}; a line of text is meant")
 
     def _check_activation(self) -> None:
-        """Raise ValueError if the rule does not fit the rest; put a number in place of its None."""
+        """Raise ValueError if the activation does not fit the rest; fill in max_l0."""
         if self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation is {self.activation!r}; allowed: {', '.join(ACTIVATIONS)}"
@@ -138,7 +139,7 @@ class LorsaConfig:
 
     @property
     def n_slots(self) -> int:
-        """Width of acts and ids: as many heads as may fire on a token."""
+        """Width of acts and ids: the heads that may fire on a token."""
         return self.top_k if self.max_l0 is None else self.max_l0
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,6 +177,6 @@ def parameter_shapes(config: LorsaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_shapes(config: LorsaConfig) -> dict[str, tuple[int, ...]]:
-    """Return the name and shape of everything that a checkpoint holds."""
+    """Return the name and shape of every tensor in a checkpoint."""
     shapes = parameter_shapes(config)
     return shapes if config.activation == "topk" else shapes | {"threshold": ()}

@@ -1,4 +1,4 @@
-"""From where heads read: the parts that their activations are sums of.
+"""Contributions of source tokens to heads' activations: where heads read.
 
     z[t, i] = sum_s P[t, s] v[s, i]          P the pattern of i's QK head, v its values
 
@@ -21,34 +21,34 @@ from .config import LorsaConfig
 BLOCK_ELEMENTS = 8 << 20
 """Contributions, or entries of patterns, that are in memory at once."""
 MOST_ROWS = 64
-"""Queries of a block: what lies behind the last of them is left out."""
+"""Queries of a block at most; sources after the last of them are left out."""
 
 
 class Projected(NamedTuple):
-    """What attention is made of."""
+    """The queries, keys and values of a Lorsa."""
 
     q: Tensor
     """Rotated queries, [batch, seq, n_qk_heads, d_qk_head]"""
     k: Tensor
-    """Rotated keys, as q"""
+    """Rotated keys, [batch, seq, n_qk_heads, d_qk_head]"""
     v: Tensor
     """Values, [batch, seq, n_ov_heads]"""
 
 
-class Heads(Protocol):
-    """What is needed of a Lorsa."""
+class LorsaLike(Protocol):
+    """The parts of a Lorsa that are used here: its module imports this one."""
 
     @property
     def config(self) -> LorsaConfig:
-        """Return its shape."""
+        """Return the shape."""
 
     @property
     def W_V(self) -> Tensor:
-        """Return what its values read, [n_ov_heads, d_model]."""
+        """Return the directions that values read, [n_ov_heads, d_model]."""
 
     @property
     def b_V(self) -> Tensor:
-        """Return what is added to its values, [n_ov_heads]."""
+        """Return the biases of values, [n_ov_heads]."""
 
     def queries_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return rotated queries and keys, [batch, seq, n_qk_heads, d_qk_head]."""
@@ -61,16 +61,16 @@ class Block(NamedTuple):
     """The contributions to some queries' activations."""
 
     rows: slice
-    """The queries' positions"""
+    """Positions of the queries"""
     parts: Tensor
-    """P[t, s] v[s] of the heads in every slot, [batch, rows, slots, rows.stop]: later sources have
-    none"""
+    """P[t, s] v[s] of the heads in every slot, [batch, rows, slots, rows.stop]: later sources
+    contribute nothing"""
     window: int | None
     """A query sees itself and the window - 1 positions before it; None sees all before"""
 
 
 @torch.no_grad()
-def blocks(lorsa: Heads, projected: Projected, ids: Tensor) -> Iterator[Block]:
+def blocks(lorsa: LorsaLike, projected: Projected, ids: Tensor) -> Iterator[Block]:
     """Yield the contributions to heads' activations, queries in order.
 
     Args:
@@ -101,7 +101,7 @@ def patterns_of(
 
     Args:
         shape: how scores are made of q and k.
-        q, k: of whole sequences, [batch, seq, n_heads, width].
+        q, k: queries and keys of whole sequences, [batch, seq, n_heads, width].
         rows: positions of the queries.
     """
     return attention_pattern(
@@ -116,7 +116,7 @@ def patterns_of(
 
 @torch.no_grad()
 def contributions_at(
-    lorsa: Heads, x: Tensor, which: Tensor, positions: Tensor, heads: Tensor
+    lorsa: LorsaLike, x: Tensor, which: Tensor, positions: Tensor, heads: Tensor
 ) -> Tensor:
     """Return the contributions to single activations.
 
@@ -149,7 +149,7 @@ def contributions_at(
     return parts
 
 
-def contributions(lorsa: Heads, x: Tensor, ids: Tensor) -> Tensor:
+def contributions(lorsa: LorsaLike, x: Tensor, ids: Tensor) -> Tensor:
     """Return what each source adds to the activations of heads; see `Lorsa.contributions`."""
     batch, seq, _d_model = x.shape
     if ids.ndim == 0 or ids.shape[:-1] not in ((), (batch, seq)):

@@ -25,9 +25,9 @@ from ...language.attention import project
 from ...language.qk import norm_and_rotate
 from ..attach import attached
 from ..checkpoint import load, save
+from ..checkpoint_files import Saved
 from ..dictionary import Code, Dictionary, Input
-from ..disk import Saved
-from ..where import local_folder
+from ..fetch import local_folder
 from .config import LorsaConfig, parameter_shapes
 from .contributions import Projected, contributions
 from .units import rescale_
@@ -42,11 +42,11 @@ class Lorsa(Dictionary):
         W_V, W_O: [n_ov_heads, d_model]; b_V: [n_ov_heads]; b_O: [d_model]
         q_norm, k_norm: [d_qk_head], or [n_qk_heads, d_qk_head] of a norm `by_head`; q_norm_bias,
             k_norm_bias: the same, of a "layer" norm; all with a qk-norm only
-        log_threshold: [n_ov_heads], with "jumprelu" only: of a head's threshold over `threshold`
+        log_threshold: [n_ov_heads], log of a head's threshold over `threshold`; "jumprelu" only
 
     Saved with them, but no parameter:
 
-        threshold: of the scores, in units of y, []; with "batchtopk" and "jumprelu" only
+        threshold: threshold of the scores, in units of y, []; "batchtopk" and "jumprelu" only
     """
 
     config: LorsaConfig
@@ -63,7 +63,7 @@ class Lorsa(Dictionary):
     k_norm_bias: nn.Parameter | None
 
     def __init__(self, config: LorsaConfig, *, backend: str = "auto") -> None:
-        """Make a Lorsa of zeros (norm weights of ones); `lorsa.start` or a checkpoint fills it.
+        """Make a Lorsa of zeros (norm weights of ones); `start` or a checkpoint fills it.
 
         Args:
             config: its shape.
@@ -102,7 +102,7 @@ class Lorsa(Dictionary):
         return F.linear(x, self.W_V, self.b_V)
 
     def project(self, x: Tensor) -> Projected:
-        """Return queries, keys and values.
+        """Return rotated queries, keys and values, which `encode` and `fire` take in x's place.
 
         Args:
             x: attention input after the norm, [batch, seq, d_model], of any floating dtype.
@@ -113,19 +113,15 @@ class Lorsa(Dictionary):
         x = self._as_input(x)
         return Projected(*self.queries_keys(x), self.values(x))
 
-    def _candidates(self, x: Input, top_k: int | None) -> Code:
-        """Return the heads with the largest scores: top_k of a token, or the max_l0 that may fire.
-
-        Raises:
-            ValueError: x has another shape.
-        """
+    def candidates(self, x: Input, top_k: int | None) -> Code:
+        """Return the heads with the largest scores; see `Dictionary.candidates`."""
         c = self.config
         q, k, v = self.project(x) if isinstance(x, Tensor) else x
         acts, ids = sparse_topk_attention(
             q,
             k,
             v,
-            self._score_factors(),
+            self.score_factors(),
             top_k=c.n_slots if top_k is None or c.max_l0 is not None else top_k,
             scale=c.scale,
             select=c.select,
@@ -182,7 +178,7 @@ class Lorsa(Dictionary):
         return attention_pattern(q, k, scale=c.scale, window=c.window, softcap=c.softcap)
 
     def contributions(self, x: Tensor, ids: Sequence[int] | Tensor) -> Tensor:
-        """Return what every source token adds to the activations of heads, without a gradient.
+        """Return the contribution of every source token to heads' activations; no gradient.
 
         contributions[b, t, j, s] = pattern[b, h, t, s] v[b, s, i],  i = ids[b, t, j], h its QK head
 
@@ -237,7 +233,7 @@ class Lorsa(Dictionary):
                 transformers; the Lorsa reads something else (config.hook_in); in the model's call:
                 it goes on from a cache, or lies on another device.
         """
-        return attached(self, self.config, model, layer)
+        return attached(self, model, layer)
 
     def _as_input(self, x: Tensor) -> Tensor:
         """Return x in the weights' dtype (stores hold bfloat16); ValueError if it is misshapen."""
@@ -295,10 +291,10 @@ class Lorsa(Dictionary):
             where: a folder; or, as a text and where there is no such folder, owner/name on the
                 Hugging Face Hub.
             revision: branch, tag or commit of a repository on the Hub; None is its main branch.
-            subfolder: of the folder or repository, as layer-12; None takes the Lorsa in it or in
-                its only subfolder with one.
-            token: of the Hub; None is the one that `hf auth login` or HF_TOKEN left, if any.
-            backend: as of `Lorsa`.
+            subfolder: folder inside, as layer-12; None takes the Lorsa in `where` itself, or in its
+                only subfolder with one.
+            token: access token of the Hub; None is the one that `hf auth login` or HF_TOKEN left.
+            backend: see `Lorsa`.
 
         Raises:
             CheckpointError: no such checkpoint, a schema that this version cannot read, a setting

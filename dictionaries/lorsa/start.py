@@ -1,4 +1,4 @@
-"""Where a Lorsa starts: from the layer that it replaces, or at random.
+"""Initialisation of a Lorsa: from the layer that it replaces, or at random.
 
 From the layer: QK head j is the layer's head p = j // (n_qk_heads / n_heads), as it is. Its OV
 heads read and write the directions that head p really attends to, found by clustering a
@@ -36,28 +36,28 @@ from .module import Lorsa
 EIGENVALUE_FLOOR = 1e-6
 """Directions of o_p with less variance than this share of the largest are left out."""
 NOISE_FLOOR = 1e-12
-"""Nor are those with less than this share of ||mean||^2: rounding, where o_p does not vary."""
+"""Directions with less than this share of ||mean||^2 are rounding, and left out as well."""
 KMEANS_ROUNDS = 8
 FIT_TOKENS = 8192
-"""Of the sample, for the scale of W_O: one number."""
+"""Tokens of the sample that the scale of W_O, one number, is fitted on."""
 
 
 class _Directions(NamedTuple):
-    """What the OV heads of one head read and write, in its value space."""
+    """The directions that the OV heads of one head read and write, in its value space."""
 
     mean: Tensor
-    """Of the head's outputs, [d_head]"""
+    """Mean of the head's outputs, [d_head]"""
     read: Tensor
-    """u, [n_directions, d_head]"""
+    """Directions u, [n_directions, d_head]"""
     write: Tensor
-    """d, [n_directions, d_head]"""
+    """Directions d, [n_directions, d_head]"""
 
 
 class _Whitening(NamedTuple):
     """Second-order statistics of one head's attended values."""
 
     mean: Tensor
-    """[d_head]"""
+    """Mean, [d_head]"""
     directions: Tensor
     """Eigenvectors that carry variance, [d_head, rank]"""
     deviation: Tensor
@@ -171,7 +171,7 @@ def _copy_queries_keys(lorsa: Lorsa, weights: LayerWeights, copies: Tensor) -> N
 
 
 def _directions(outputs: Tensor, n_directions: int, generator: torch.Generator) -> _Directions:
-    """Return what n_directions OV heads read and write of one head's outputs, [tokens, d_head]."""
+    """Return the directions of n_directions OV heads for one head's outputs, [tokens, d_head]."""
     white = _whiten(outputs)
     half = white.deviation.sqrt()
     half_whitened = (outputs - white.mean) @ white.directions / half

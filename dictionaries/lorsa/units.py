@@ -1,4 +1,4 @@
-"""Units of the activations: a Lorsa's weights for x and y that were multiplied by something."""
+"""Change of units: a Lorsa's weights for inputs and outputs that are scaled."""
 
 from collections.abc import Mapping
 
@@ -17,8 +17,8 @@ def rescale_(
     Exact to the bit for powers of two.
 
     Args:
-        tensors: a Lorsa's, by name.
-        config: of that Lorsa.
+        tensors: the parameters of a Lorsa, and its threshold, by name.
+        config: the Lorsa's.
         x_scale, y_scale: factors of input and output.
     """
     for name in ("W_Q", "W_K", "W_V"):

@@ -4,8 +4,9 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from ...errors import FormatVersionError, StoreError, UnreachableError
+from ..entries import TABLE, Entries, read_table
 from ..folder import why_not_a_store
-from ..journal import TABLE, Entry, Key, damaged_files, read_table, tell
+from ..journal import Journal
 from ..layers import spell_layers
 from ..layout import all_arrays
 from ..manifest import JOURNAL, MANIFEST, PLAN, Manifest, read_manifest
@@ -78,20 +79,21 @@ def _disagreement(root: Place, manifest: Manifest, plan: Manifest) -> Damage:
 
 def index(
     root: Place, manifest: Manifest, complete: bool, damages: list[Damage], new: set[str]
-) -> dict[Key, Entry]:
+) -> Entries:
     """Return the committed files, of shards.parquet or else, and of new arrays, of the journal."""
-    torn = damaged_files(root)
-    for path in torn:
+    journal = Journal(root)
+    told = journal.entries
+    for path in journal.damaged:
         damages.append(Damage(name_of(root, path), "has a line that cannot be read", "rewrite"))
-    told = tell(root).entries
     if complete:
         try:
-            table = {(entry.shard, entry.array): entry for entry in read_table(root)}
-            if not torn and not _covers(told, table, manifest):
+            table = read_table(root)
+            if not journal.damaged and not _covers(told, table, manifest):
                 text = f"does not tell of every file of {TABLE}"
                 damages.append(Damage(JOURNAL, text, "rewrite"))
-            table = {key: entry for key, entry in table.items() if key[1] not in new}
-            return table | {key: entry for key, entry in told.items() if key[1] in new}
+            found = table.only(lambda array: array not in new)
+            found.put(told.only(new.__contains__).in_order())
+            return found
         except UnreachableError:
             raise
         except StoreError:
@@ -100,16 +102,16 @@ def index(
     return told
 
 
-def _covers(told: dict[Key, Entry], table: dict[Key, Entry], manifest: Manifest) -> bool:
+def _covers(told: Entries, table: Entries, manifest: Manifest) -> bool:
     """Tell whether the journal knows the files of the table, those of layers that are gone aside.
 
     A harvest that has to write a shard again goes by the journal.
     """
     arrays = all_arrays(manifest)
+    rows = table.only(arrays.__contains__).in_order()
     return all(
-        key in told and told[key].crc32c == entry.crc32c
-        for key, entry in table.items()
-        if entry.array in arrays
+        (known := told.get((row.shard, row.array))) is not None and known.crc32c == row.crc32c
+        for row in rows
     )
 
 

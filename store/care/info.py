@@ -16,7 +16,7 @@ def store_info(root: str | Place) -> dict[str, Any]:
     """
     folder = look(root := place(root))
     manifest = folder.manifest
-    store = ActivationStore(root, manifest, list(folder.entries.values()))
+    store = ActivationStore(root, manifest, folder.entries)
     missing = folder.missing_shards()
     complete = folder.complete and not missing and not folder.adding
     held_out = len(store.held_out_seqs)
@@ -43,7 +43,7 @@ def store_info(root: str | Place) -> dict[str, Any]:
             "dtype": manifest.dtype,
             "compression": manifest.compression,
             "outputs": manifest.outputs,
-            "n_bytes": sum(entry.n_bytes for entry in store.entries),
+            "n_bytes": store.total_bytes,
             "layers": {str(layer): _layer_info(store, layer) for layer in store.layers},
             "next": None if complete else going_on(root, manifest, folder.adding),
         }

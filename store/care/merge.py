@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ...errors import StoreError
 from ..encoding import to_disk
+from ..entries import Entry
 from ..folder import is_begun, is_complete, require_free
-from ..journal import Entry
 from ..layout import ArraySpec, layer_arrays, norms, scale_of, sites, summed
 from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..places import Place, free_bytes, place
@@ -168,7 +168,7 @@ def _require_same_merge(out: Place, name: str, manifest: Manifest) -> None:
 
 
 def _require_room(stores: list[ActivationStore], out: Place) -> None:
-    needed = sum(entry.n_bytes for store in stores for entry in store.entries)
+    needed = sum(store.total_bytes for store in stores)
     free = free_bytes(out)
     if free is not None and needed > free:
         raise StoreError(
@@ -203,7 +203,7 @@ def _gather(parts: list[Tensor], rows: _Row) -> Tensor:
 def _write(stores: list[ActivationStore], rows: _Row, writer: StoreWriter, report: Report) -> None:
     """Write the missing shards and finish the store."""
     manifest = writer.manifest
-    total = sum(entry.n_bytes for store in stores for entry in store.entries)
+    total = sum(store.total_bytes for store in stores)
     first = manifest.n_shards - len(writer.missing_shards())
     for n_done, shard in enumerate(writer.claimed_shards(), start=first):
         report(Checked(total * n_done // manifest.n_shards, total))
@@ -267,5 +267,5 @@ def _result(stores: list[ActivationStore], merged: ActivationStore) -> dict[str,
         "n_tokens": manifest.n_seq * manifest.n_ctx,
         "n_held_out_tokens": len(merged.held_out_seqs) * manifest.n_ctx,
         "n_shards": manifest.n_shards,
-        "n_bytes": sum(entry.n_bytes for entry in merged.entries),
+        "n_bytes": merged.total_bytes,
     }

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ...errors import StoreError
+from ..entries import write_table
 from ..folder import Folder, is_begun, leftovers, look, rooms
-from ..journal import JournalWriter, write_table
+from ..journal import JournalWriter
 from ..layers import choose_layers, spell_layers
 from ..locks.lock import take_lock
 from ..manifest import MANIFEST, PLAN
@@ -102,9 +103,9 @@ def _forget(folder: Folder, layers: Iterable[int]) -> None:
     if dropped:
         JournalWriter(root).drop(dropped)
         if folder.complete:
-            kept = {key: e for key, e in folder.entries.items() if key not in dropped}
-            new = tuple(f"layers/{layer}/" for layer in folder.adding)
-            write_table(root, [e for key, e in kept.items() if not key[1].startswith(new)])
+            gone |= {f"layers/{layer}" for layer in folder.adding}
+            kept = folder.entries.only(lambda array: os.path.dirname(array) not in gone)
+            write_table(root, kept)
 
 
 def _delete(root: Place, layers: Iterable[int]) -> None:

@@ -9,16 +9,9 @@ any moment, the same command mends what is left.
 from typing import Any
 
 from ...errors import StoreError
+from ..entries import Entries, write_table
 from ..folder import going_on, is_begun, is_complete, layers_being_added, why_not_a_store
-from ..journal import (
-    Entry,
-    JournalWriter,
-    Key,
-    damaged_files,
-    rewrite_journal,
-    salvage_journal,
-    write_table,
-)
+from ..journal import Journal, JournalWriter, rewrite_journal
 from ..locks.lock import Lock, take_lock
 from ..manifest import MANIFEST, PLAN, read_manifest
 from ..places import Place, place, sync, write_atomically
@@ -78,8 +71,7 @@ def _mend(root: Place, found: Verification, lock: Lock) -> None:
         writer.finish()
     elif found.complete:
         new = tuple(f"layers/{layer}/" for layer in found.adding)
-        keep = [e for e in _kept(found).values() if not e.array.startswith(new)]
-        write_table(root, keep)
+        write_table(root, _kept(found).only(lambda array: not array.startswith(new)))
         if writer.standing.lacking(set(manifest.layers) - set(found.adding)):
             (root / MANIFEST).unlink()
             sync(root)
@@ -92,14 +84,14 @@ def _says(path: Place, found: Verification) -> bool:
         return False
 
 
-def _kept(found: Verification) -> dict[Key, Entry]:
+def _kept(found: Verification) -> Entries:
     """Return the files that are still counted on: all but those of layers in damaged shards."""
     dropped = {(d.shard, "/".join(d.path.split("/")[:2])) for d in found.damages if d.is_dropped}
-    return {
-        key: entry
-        for key, entry in found.entries.items()
+    return Entries(
+        entry
+        for entry in found.entries.in_order()
         if (entry.shard, entry.array.rpartition("/")[0]) not in dropped
-    }
+    )
 
 
 def _mend_metadata(root: Place, found: Verification) -> None:
@@ -113,14 +105,14 @@ def _mend_metadata(root: Place, found: Verification) -> None:
 
 def _mend_journal(root: Place, found: Verification) -> None:
     """Make the journal tell of the files that are whole, and of no others."""
-    for path in damaged_files(root):
+    known = Journal(root)
+    for path in known.damaged:
         rewrite_journal(path)
-    keep = _kept(found)
-    told = salvage_journal(root)
+    keep, told = _kept(found), known.entries
     journal = JournalWriter(root)
     if gone := set(told) - set(keep):
         journal.drop(gone)
-    if new := [entry for key, entry in keep.items() if told.get(key) != entry]:
+    if new := [e for e in keep.in_order() if told.get((e.shard, e.array)) != e]:
         journal.commit(new)
 
 
@@ -135,7 +127,7 @@ def _result(root: Place, found: Verification, *, mended: bool) -> dict[str, Any]
         "n_shards": found.manifest.n_shards,
         "n_missing_shards": len(found.missing),
         "n_files": len(found.entries),
-        "n_bytes": sum(entry.n_bytes for entry in found.entries.values()),
+        "n_bytes": found.entries.n_bytes,
         "damages": [damage._asdict() for damage in found.damages],
         "dropped_shards": found.damaged_shards if mended else [],
         "repaired": mended and bool(found.damages),

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...errors import DamageError, StoreError, UnreachableError
+from ..entries import TABLE, Entries, Entry, Key
 from ..folder import is_complete, leftovers, text_names
-from ..journal import TABLE, Entry, Key
 from ..layout import DOCUMENTS, all_arrays, layer_arrays, read_documents, read_whole, whole_arrays
 from ..manifest import Manifest
 from ..places import Place, file_sizes
@@ -46,7 +46,7 @@ class Verification:
     """Whether manifest.json is there."""
     full: bool
     """Whether every byte was read."""
-    entries: dict[Key, Entry]
+    entries: Entries
     """The files that were committed."""
     missing: list[int]
     """Shards that are not all committed, or damaged."""
@@ -142,7 +142,7 @@ def _whole_damage(root: Place, name: str) -> str | None:
 
 
 def _file_damages(
-    root: Place, manifest: Manifest, entries: dict[Key, Entry], unfinished: set[str]
+    root: Place, manifest: Manifest, entries: Entries, unfinished: set[str]
 ) -> Iterator[tuple[Key, Damage | None]]:
     """Yield every file that should be there, with what is wrong with it.
 
@@ -156,7 +156,7 @@ def _file_damages(
             path = spec.shard_path(root, shard)
             if entry is None and name in unfinished and name not in given:
                 continue  # not harvested yet
-            problem = _problem(size(path), entry, n_seq)
+            problem = _problem(size(spec.shard_name(shard)), entry, n_seq)
             if problem is None:
                 yield (shard, name), None
             else:

@@ -9,7 +9,7 @@ chunk's checksum is compared when it is read.
 Safe to use from many threads and, read-only, from many processes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +20,12 @@ from torch import Tensor
 from ...errors import StoreError
 from .. import layout
 from ..encoding import Encoded
-from ..folder import is_complete, why_not_a_store, written_again
-from ..journal import Entry, read_table
+from ..entries import Cells, Entries, Entry, read_table
+from ..folder import is_complete, lost_files, why_not_a_store, written_again
 from ..layers import spell_layers
 from ..layout import all_arrays
 from ..manifest import MANIFEST, Manifest, read_manifest
-from ..places import Place, file_sizes, place
+from ..places import Place, file_size, place
 from ..schema import require_shapes
 from .rows import OpenFiles, RowReader, Seqs
 
@@ -92,14 +92,14 @@ class ActivationStore:
         self,
         root: Place,
         manifest: Manifest,
-        entries: list[Entry],
+        entries: Entries,
         files: OpenFiles | None = None,
     ) -> None:
         """Use `open`."""
         self.root = root
         self.manifest = manifest
         self._arrays = all_arrays(manifest)
-        self.entries = [e for e in entries if e.array in self._arrays]
+        self._entries = entries.only(self._arrays.__contains__)
         """Without those of layers that are being added or removed."""
         n_seq, shard_seqs = manifest.n_seq, manifest.shard_seqs
         self._files = files = files or OpenFiles()
@@ -215,16 +215,13 @@ class ActivationStore:
             return {}
         found = {}
         for site in layout.sites(self.manifest, layer):
-            rows = [e for e in self.entries if e.array == layout.scale_of(site)]
-            n_tokens = sum(e.n_seq for e in rows) * self.manifest.n_ctx
-            mean = sum(e.norm_sum for e in rows) / max(n_tokens, 1)
-            found[site] = TokenScales(mean, max((e.max_scale for e in rows), default=0.0))
+            _, rows = self._entries.of(layout.scale_of(site))
+            found[site] = TokenScales(self._mean(rows), float(rows["max_scale"].max(initial=0.0)))
         return found
 
     def n_nonfinite(self, layer: int) -> int:
         """Return how many tokens of a layer's x or y have NaN or Inf."""
-        prefix = f"layers/{layer}/"
-        return sum(e.n_nonfinite for e in self.entries if e.array.startswith(prefix))
+        return self._total(layer, "n_nonfinite")
 
     def _encoded(self, site: str, seqs: Seqs) -> Encoded:
         values, channel = self.read(site, seqs), self.channel(site)
@@ -245,12 +242,11 @@ class ActivationStore:
     def mean_norms(self, layer: int) -> LayerNorms:
         """Return the mean of ||x|| and of ||y|| over the tokens of the training shards."""
         self.require_layer(layer)
-        held_out = set(self.manifest.held_out_shards)
+        held_out = self.manifest.held_out_shards
 
         def mean(name: str) -> float:
-            rows = [e for e in self.entries if e.array == name and e.shard not in held_out]
-            n_tokens = sum(e.n_seq for e in rows) * self.manifest.n_ctx
-            return sum(e.norm_sum for e in rows) / max(n_tokens, 1)
+            shards, rows = self._entries.of(name)
+            return self._mean(rows[~np.isin(shards, held_out)])
 
         return LayerNorms(*map(mean, layout.summed(self.manifest, layer)))
 
@@ -278,8 +274,27 @@ class ActivationStore:
 
     def n_bytes(self, layer: int) -> int:
         """Return how many bytes a layer takes on disk."""
-        prefix = f"layers/{layer}/"
-        return sum(e.n_bytes for e in self.entries if e.array.startswith(prefix))
+        return self._total(layer, "n_bytes")
+
+    @property
+    def entries(self) -> Collection[Entry]:
+        """The committed files, by shard and array."""
+        return self._entries.values()
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all of them."""
+        return self._entries.n_bytes
+
+    def _total(self, layer: int, fact: str) -> int:
+        arrays = [name for name in self._arrays if name.startswith(f"layers/{layer}/")]
+        return sum(int(self._entries.of(name)[1][fact].sum()) for name in arrays)
+
+    def _mean(self, rows: Cells) -> float:
+        """Return the mean over the tokens of some files of one array."""
+        n_tokens = sum(rows["n_seq"].tolist()) * self.manifest.n_ctx
+        total = float(sum(rows["norm_sum"].tolist()))  # in order: the same to the last bit
+        return total / float(max(n_tokens, 1))
 
     def _seqs(self, *, held_out: bool) -> npt.NDArray[np.int64]:
         seqs = np.arange(self.manifest.n_seq)
@@ -288,18 +303,21 @@ class ActivationStore:
         return chosen
 
     def _check_files(self) -> None:
-        known = {(e.shard, e.array): e for e in self.entries}
-        size = file_sizes(self.root)
-        for shard in range(self.manifest.n_shards):
-            for name, spec in self._arrays.items():
-                path = spec.shard_path(self.root, shard)
-                if (shard, name) not in known:
-                    raise StoreError(f"{path} is in no row of shards.parquet; harvest again")
-                self._check_size(path, size(path), known[shard, name])
-
-    def _check_size(self, path: Place, size: int | None, entry: Entry) -> None:
-        if size == entry.n_bytes:
+        """Raise StoreError unless every file is in the table, and there with its size."""
+        whole = self._entries.whole(self.manifest.n_shards, self._arrays)
+        lost = lost_files(self.root, self._arrays, self._entries)
+        bad = {*np.flatnonzero(~whole).tolist()[:1], *(shard for shard, _ in lost)}
+        if not bad:
             return
+        first = min(bad)
+        for name, spec in self._arrays.items():
+            path = spec.shard_path(self.root, first)
+            if (first, name) not in self._entries:
+                raise StoreError(f"{path} is in no row of shards.parquet; harvest again")
+            if (first, name) in lost:
+                self._refuse(path, file_size(path), self._entries[first, name])
+
+    def _refuse(self, path: Place, size: int | None, entry: Entry) -> None:
         found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.n_bytes:,}"
         remedy = written_again(self.root, self.manifest, entry.array)
         raise StoreError(f"{path} {found}; {remedy}, or restore a copy")

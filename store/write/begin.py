@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ...errors import BegunError, StoreError
 from ..encoding import channel_scale, to_disk
+from ..entries import Entry
 from ..folder import clear, is_begun, look, require_free, rooms
-from ..journal import TEXT, Entry, JournalWriter, read_journal
+from ..journal import TEXT, JournalWriter, read_journal
 from ..layers import spell_layers
 from ..layout import (
     ArraySpec,
@@ -127,7 +128,7 @@ def add(
 def _forget_earlier(root: Place, layers: Mapping[int, Any]) -> None:
     """Remove what an addition or removal of these layers that was cut short has left."""
     gone = tuple(f"layers/{layer}/" for layer in layers)
-    if dropped := [(e.shard, e.array) for e in read_journal(root) if e.array.startswith(gone)]:
+    if dropped := list(read_journal(root).only(lambda array: array.startswith(gone))):
         JournalWriter(root).drop(dropped)
     for room in rooms(root, layers):
         remove_tree(room)

@@ -5,7 +5,8 @@ for what others have: one that dies frees its claim, and those that wait take th
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from ...errors import BusyError
@@ -31,17 +32,29 @@ def claim_shards(
         waiting: told, again and again, for how many shards of others this waits.
     """
     standing.look()
+    standing.take_changed()
+    todo = OrderedDict.fromkeys(standing.lacking(layers))
     given: set[int] = set()
+
+    def read() -> None:
+        standing.read()
+        for shard in standing.take_changed() - given:
+            if standing.lacks(shard, layers):
+                todo.setdefault(shard)
+            else:
+                todo.pop(shard, None)
+
     pause_s = POLL_S
-    while todo := [shard for shard in standing.lacking(layers) if shard not in given]:
+    while todo:
         shard, claim = _claim_one(lock, todo)
         if claim is None:
             waiting(len(todo))
             time.sleep(pause_s)
             pause_s = min(1.5 * pause_s, LOOK_S)
-            standing.read()
+            read()
             continue
-        standing.read()  # another may have written it before the claim
+        read()  # another may have written it before the claim
+        todo.pop(shard, None)
         if standing.lacks(shard, layers):
             given.add(shard)
             yield shard, claim
@@ -49,16 +62,22 @@ def claim_shards(
             claim.release()
 
 
-def _claim_one(lock: Lock, shards: Sequence[int]) -> tuple[int, Claim | None]:
+def _claim_one(lock: Lock, shards: Collection[int]) -> tuple[int, Claim | None]:
     """Claim one of some shards; None, with any of them, if others hold them all.
 
     What seems to be held, by the living or the dead, is tried after the rest.
     """
     held = lock.claimed()
-    for shard in sorted(shards, key=lambda shard: str(shard) in held):
+    seems_held = []
+    for shard in shards:
+        if str(shard) in held:
+            seems_held.append(shard)
+        elif (claim := lock.claim(str(shard))) is not None:
+            return shard, claim
+    for shard in seems_held:
         if (claim := lock.claim(str(shard))) is not None:
             return shard, claim
-    return shards[0], None
+    return next(iter(shards)), None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...errors import StoreError
 from ..bucket import BucketPath
-from ..journal import Entry
+from ..entries import Entry
 from ..layout import layer_arrays
 from ..manifest import Manifest
 from ..places import Place

@@ -7,8 +7,9 @@ under the claim of a shard, another look tells all there is of that shard.
 from collections.abc import Iterable
 
 from ...errors import StoreError
+from ..entries import Entries, Entry, Key, read_table
 from ..folder import lost_files
-from ..journal import Entry, Key, read_table, tell
+from ..journal import Journal
 from ..layout import all_arrays, layer_arrays
 from ..manifest import MANIFEST, Manifest, read_manifest
 from ..places import Place, file_size
@@ -22,42 +23,74 @@ class Standing:
         self._root = root
         self._manifest = manifest
         self._arrays = all_arrays(manifest)
+        self._of_layer = {layer: layer_arrays(manifest, layer) for layer in manifest.layers}
+        self._journal = Journal(root)
+        self._missing: set[int] = set()
+        self._changed: set[int] = set()
         self.look()
 
     def look(self) -> None:
         """Read the journal, and see which of the files are not there."""
-        self.read()
-        self._lost = lost_files(self._root, self._arrays, self._told.entries)
+        self._journal.read()
+        self._lost = lost_files(self._root, self._arrays, self.entries)
+        before, self._missing = self._missing, set(self.lacking(self._manifest.layers))
+        self._n_missing_seqs = sum(map(self._n_seqs, self._missing))
+        self._changed |= before ^ self._missing
 
     def read(self) -> None:
-        """Read the journal alone."""
-        self._told = tell(self._root)
+        """Read what was added to the journal alone."""
+        self._notice(self._journal.read())
+
+    def take_changed(self) -> set[int]:
+        """Return the shards of which more is known than when this was last asked."""
+        found, self._changed = self._changed, set()
+        return found
 
     def add(self, entries: list[Entry]) -> None:
         """Count on files that this process has just committed."""
-        self._told.entries.update({(e.shard, e.array): e for e in entries})
+        self.entries.put(entries)
+        self._notice({entry.shard for entry in entries})
 
     @property
-    def entries(self) -> dict[Key, Entry]:
+    def entries(self) -> Entries:
         """The committed files."""
-        return self._told.entries
+        return self._journal.entries
 
-    def rows(self) -> list[Entry]:
+    def rows(self) -> Entries:
         """Return those of the store's arrays: the rows of its table."""
-        return sorted(e for e in self.entries.values() if e.array in self._arrays)
+        return self.entries.only(self._arrays.__contains__)
 
-    def spoken_of(self, keys: Iterable[Key]) -> bool:
-        """Tell whether the journal has a word on some files, though it be that they are dropped."""
-        return not self._told.spoken_of.isdisjoint(keys)
+    def last_word(self, keys: Iterable[Key]) -> str | None:
+        """Return the name of the last journal file with a word on some files, None without one.
+
+        It may say that they are dropped.
+        """
+        return self._journal.last_word(keys)
+
+    def require_readable(self) -> None:
+        """Raise StoreError, with what to type, if a line of the journal is damaged."""
+        self._journal.require_readable()
 
     def lacks(self, shard: int, layers: Iterable[int]) -> list[int]:
         """Return those of some layers of which a file of this shard is missing."""
         return [layer for layer in layers if not self._has(shard, layer)]
 
     def lacking(self, layers: Iterable[int]) -> list[int]:
-        """Return the shards that lack some of these layers."""
+        """Return the shards that lack some of these layers; it goes through all of them."""
         each = list(layers)
-        return [shard for shard in range(self._manifest.n_shards) if self.lacks(shard, each)]
+        names = [spec.name for layer in each for spec in self._of_layer[layer]]
+        whole = self.entries.whole(self._manifest.n_shards, names)
+        lost = {shard for shard, _ in self._lost}
+        return [
+            shard
+            for shard, is_whole in enumerate(whole.tolist())
+            if not is_whole or (shard in lost and self.lacks(shard, each))
+        ]
+
+    def n_missing_seqs(self, but: Iterable[int] = ()) -> int:
+        """Return how many sequences the shards hold that lack some layer, but for these shards."""
+        own = self._missing.intersection(but)
+        return self._n_missing_seqs - sum(map(self._n_seqs, own))
 
     def is_finished(self) -> bool:
         """Tell whether table and manifest say all there is."""
@@ -65,15 +98,32 @@ class Standing:
             manifest, rows = read_manifest(self._root / MANIFEST), read_table(self._root)
         except StoreError:
             return False
-        return (manifest, sorted(rows)) == (self._manifest, self.rows())
+        return manifest == self._manifest and rows.to_arrow() == self.rows().to_arrow()
+
+    def _notice(self, shards: Iterable[int]) -> None:
+        """Bring what is missing up to date on some shards."""
+        for shard in shards:
+            if shard < self._manifest.n_shards:
+                self._changed.add(shard)
+                self._set_missing(shard, bool(self.lacks(shard, self._of_layer)))
+
+    def _set_missing(self, shard: int, is_missing: bool) -> None:
+        if is_missing and shard not in self._missing:
+            self._missing.add(shard)
+            self._n_missing_seqs += self._n_seqs(shard)
+        elif not is_missing and shard in self._missing:
+            self._missing.remove(shard)
+            self._n_missing_seqs -= self._n_seqs(shard)
+
+    def _n_seqs(self, shard: int) -> int:
+        return len(self._manifest.shard_rows(shard))
 
     def _has(self, shard: int, layer: int) -> bool:
-        for spec in layer_arrays(self._manifest, layer):
+        for spec in self._of_layer[layer]:
             key = shard, spec.name
-            entry = self.entries.get(key)
-            if entry is None:
+            if key not in self.entries:
                 return False
-            if key in self._lost and entry.n_bytes != file_size(
+            if key in self._lost and self.entries[key].n_bytes != file_size(
                 spec.shard_path(self._root, shard)  # which another may have written since
             ):
                 return False

@@ -20,8 +20,9 @@ from typing import Any, Self
 from torch import Tensor
 
 from ...errors import BusyError, StoreError
+from ..entries import Entry, write_table
 from ..folder import is_begun, is_complete, mending, require_covered, why_not_a_store
-from ..journal import Entry, JournalWriter, require_readable, write_table
+from ..journal import JournalWriter
 from ..layout import layer_arrays, read_channel, sites, text_arrays
 from ..locks.lock import WAIT_S, Claim, Lock, take_lock
 from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
@@ -56,7 +57,6 @@ class StoreWriter:
         self._lock = lock
         tokens, _ = text_arrays(manifest)
         self._tokens = RowReader(root, tokens, n_seq=manifest.n_seq, shard_seqs=manifest.shard_seqs)
-        require_readable(root)
         self._journal = JournalWriter(root)
         self._turn = threading.Lock()
         """Of those that write to the journal."""
@@ -69,6 +69,7 @@ class StoreWriter:
         self._unsettled: list[ShardSession] = []
         self.standing = Standing(root, manifest)
         """What is there and what is not, as of the last look."""
+        self.standing.require_readable()
         self.layers_to_write = [n for n in manifest.layers if self.standing.lacking([n])]
         """The layers that some shard lacked when this process joined: those of a batch."""
 
@@ -304,9 +305,9 @@ class StoreWriter:
         self.standing.read()
         layers = self.standing.lacks(shard, self.layers_to_write)
         keys = {(shard, s.name) for layer in layers for s in layer_arrays(self.manifest, layer)}
-        if self.standing.spoken_of(keys):
+        if (last := self.standing.last_word(keys)) is not None:
             with self._turn:
-                self._journal.begin_anew()
+                self._journal.come_after(last)
         if stale := keys & self.standing.entries.keys():
             with self._finishing():
                 self._lock.require_held()

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from lorsa.analyze.choices import STORE_SCORES
 from lorsa.analyze.config import AnalyzeConfig
 from lorsa.analyze.features import analyze_run
 from lorsa.analyze.result import Analysis
-from lorsa.analyze.schema import DISTANCES, STORE_SCORES
+from lorsa.analyze.schema import DISTANCES
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import AnalyzeError, HarvestError
 from lorsa.progress import Measured
@@ -185,7 +186,7 @@ def test_without_a_model_its_columns_are_null(request_: AnalyzeConfig, tmp_path:
 def test_a_stopped_analysis_goes_on_to_the_same(
     request_: AnalyzeConfig, analysis: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorsa.analyze.features.BATCH_TOKENS", 10 * N_CTX)
+    monkeypatch.setattr("lorsa.analyze.features.READ_TOKENS", 10 * N_CTX)
     asked = replace(request_, out=tmp_path / "a")
 
     def ask_to_stop(told: str | Measured) -> None:
@@ -206,6 +207,21 @@ def test_a_stopped_analysis_goes_on_to_the_same(
         mine, theirs = again.examples(head), analysis.examples(head)
         places = [[(r["kind"], r["seq"], r["position"]) for r in rows] for rows in (mine, theirs)]
         assert places[0] == places[1]
+
+
+def test_what_another_version_collected_is_not_resumed(
+    request_: AnalyzeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a stopped analysis whose file holds other tensors, nothing can be taken."""
+
+    def load(path: Path, request: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
+        return {"reading.n_fired": torch.zeros(3)}, 1
+
+    monkeypatch.setattr("lorsa.analyze.features.load_partial", load)
+    told: list[Any] = []
+    asked = replace(request_, model=None, out=tmp_path / "a", tokens=2 * N_CTX)
+    assert analyze_run(asked, report=told.append)["n_tokens"] == 2 * N_CTX
+    assert not [each for each in told if "going on" in str(each)]
 
 
 def test_a_finished_analysis_is_not_made_again(request_: AnalyzeConfig, analysis: Analysis) -> None:
@@ -255,7 +271,7 @@ def test_a_lorsa_that_never_fires(request_: AnalyzeConfig, tmp_path: Path) -> No
 def test_a_store_without_a_tokenizer_shows_ids(
     request_: AnalyzeConfig, store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorsa.evaluate.opened.load_tokenizer", lambda path, needed: None)
+    monkeypatch.setattr("lorsa.language.subject.Subject.tokenizer", lambda subject, needed: None)
     told: list[Any] = []
     asked = replace(request_, model=None, out=tmp_path / "a", tokens=8 * N_CTX)
     analyze_run(asked, report=told.append)
@@ -283,7 +299,9 @@ def test_a_run_of_another_model_is_refused(request_: AnalyzeConfig, tmp_path: Pa
         analyze_run(replace(request_, run=tmp_path / "run"))
 
 
-def test_what_was_said_of_other_heads_is_put_away(request_: AnalyzeConfig, tmp_path: Path) -> None:
+def test_explanations_of_other_weights_are_archived(
+    request_: AnalyzeConfig, tmp_path: Path
+) -> None:
     asked = replace(request_, model=None, run=tmp_path / "run", out=tmp_path / "a", tokens=N_CTX)
     lorsa = Lorsa.from_pretrained(request_.run)
     lorsa.save_pretrained(tmp_path / "run")

@@ -1,16 +1,16 @@
-"""What is kept of each head, however the tokens come."""
+"""Entries that are kept of each feature, however the tokens come."""
 
 import pytest
 import torch
-from lorsa.analyze.keep import Kept, draw, largest_of_sequences
+from lorsa.analyze.keep import Largest, draw, largest_by_sequence
 
-N_HEADS, N_CTX, N_KEPT = 9, 16, 4
+N_FEATURES, N_CTX, N_KEPT = 9, 16, 4
 
 
 def entries(n: int = 3000) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Heads, activations with ties, places in order."""
     generator = torch.Generator().manual_seed(0)
-    heads = torch.randint(0, N_HEADS, (n,), generator=generator)
+    heads = torch.randint(0, N_FEATURES, (n,), generator=generator)
     acts = torch.randint(-50, 50, (n,), generator=generator).float() / 8
     return heads, acts, torch.arange(n) // 4
 
@@ -18,11 +18,11 @@ def entries(n: int = 3000) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("step", [1, 64, 1000, 3000])
 def test_the_largest_are_kept(step: int) -> None:
     heads, acts, places = entries()
-    kept = Kept.none(N_HEADS, N_KEPT)
+    kept = Largest.none(N_FEATURES, N_KEPT)
     for start in range(0, len(heads), step):
         part = slice(start, start + step)
         kept.add(heads[part], acts[part].abs().double(), acts[part], places[part])
-    for head in range(N_HEADS):
+    for head in range(N_FEATURES):
         mine = [
             (-abs(float(a)), int(p))
             for a, p, h in zip(acts, places, heads, strict=True)
@@ -39,7 +39,9 @@ def test_one_of_each_sequence() -> None:
     heads, acts, places = entries()
     found = {
         (int(h), int(p) // N_CTX): (abs(float(a)), int(p))
-        for h, a, p in zip(*largest_of_sequences(heads, acts, places, N_HEADS, N_CTX), strict=True)
+        for h, a, p in zip(
+            *largest_by_sequence(heads, acts, places, N_FEATURES, N_CTX), strict=True
+        )
     }
     expected: dict[tuple[int, int], tuple[float, int]] = {}
     for h, a, p in zip(heads.tolist(), acts.abs().tolist(), places.tolist(), strict=True):
@@ -61,7 +63,7 @@ def test_draws_are_even_and_depend_on_head_and_place() -> None:
 
 
 def test_few_entries_leave_room() -> None:
-    kept = Kept.none(2, 3)
+    kept = Largest.none(2, 3)
     kept.add(
         torch.tensor([1]), torch.tensor([2.0]).double(), torch.tensor([2.0]), torch.tensor([5])
     )

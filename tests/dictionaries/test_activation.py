@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.dictionaries.activation import jump, largest_of_sequences, sum_by_head
+from lorsa.dictionaries.activation import batch_top_k, jump, sum_by_feature
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.language.geometry import Rope
@@ -188,29 +188,27 @@ def test_a_sequence_fires_alike_in_any_company() -> None:
 
 def test_of_equal_scores_the_lowest_token_and_id_are_kept() -> None:
     scores = torch.tensor([[[3.0, 1, 1], [1, 2, 1]], [[0, 0, 0], [0, 0, 5.0]]])
-    kept, edge = largest_of_sequences(scores, 2)
+    kept, edge = batch_top_k(scores, 2)
     assert kept.int().tolist() == [[[1, 1, 1], [0, 1, 0]], [[1, 1, 1], [0, 0, 1]]]
     assert edge.tolist() == [1, 0]
     counted = torch.tensor([[False, True], [False, False]])
-    kept, edge = largest_of_sequences(scores, 2, counted)
+    kept, edge = batch_top_k(scores, 2, counted)
     assert kept.int().tolist() == [[[1, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
     assert edge.tolist() == [1, float("inf")]
     all_counted = torch.ones(2, 2, dtype=torch.bool)
-    for a, b in zip(
-        largest_of_sequences(scores, 2, all_counted), largest_of_sequences(scores, 2), strict=True
-    ):
+    for a, b in zip(batch_top_k(scores, 2, all_counted), batch_top_k(scores, 2), strict=True):
         assert torch.equal(a, b)
 
 
 def test_more_than_there_are_is_all() -> None:
-    kept, edge = largest_of_sequences(torch.tensor([[[3.0, 1], [1, 2]]]), 5)
+    kept, edge = batch_top_k(torch.tensor([[[3.0, 1], [1, 2]]]), 5)
     assert kept.all()
     assert edge == 1
 
 
 def test_a_score_that_is_nan_is_not_hidden() -> None:
     scores = torch.tensor([[[3.0, float("nan")], [1, 2]]])
-    assert largest_of_sequences(scores, 1).kept[0, 0, 1]
+    assert batch_top_k(scores, 1).fires[0, 0, 1]
     for activation in ("batchtopk", "jumprelu"):
         lorsa = _random(activation)
         with torch.no_grad():
@@ -219,13 +217,13 @@ def test_a_score_that_is_nan_is_not_hidden() -> None:
         assert lorsa.decode(*lorsa.fire(_x(), top_k=TOP_K)[:2]).isnan().any()
 
 
-def test_a_sum_by_head_is_that_of_a_dense_count() -> None:
+def test_a_sum_by_feature_is_that_of_a_dense_count() -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 7, (500,), generator=generator, dtype=torch.int32)
     values = torch.randn(500, generator=generator)
     expected = torch.zeros(9).index_add(0, ids.long(), values)
-    torch.testing.assert_close(sum_by_head(ids, values, 9), expected)
-    assert not sum_by_head(ids[:0], values[:0], 9).any()
+    torch.testing.assert_close(sum_by_feature(ids, values, 9), expected)
+    assert not sum_by_feature(ids[:0], values[:0], 9).any()
 
 
 def test_no_score_near_its_threshold_moves_none() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lorsa.dictionaries import disk
+from lorsa.dictionaries import checkpoint_files
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import CheckpointError
@@ -131,7 +131,7 @@ def test_a_disk_that_is_full_is_named_and_nothing_is_left(
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(disk, "save_file", full)
+    monkeypatch.setattr(checkpoint_files, "save_file", full)
     with pytest.raises(CheckpointError, match="cannot be written .*No space left.*; make room"):
         Lorsa(CONFIG).save_pretrained(tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []

@@ -36,7 +36,7 @@ def test_the_loss_is_torchs_whatever_the_batches(monkeypatch: pytest.MonkeyPatch
     with torch.no_grad():
         logits = model(input_ids=tokens).logits[:, :-1]
     expected = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
-    monkeypatch.setattr(in_model, "BATCH_TOKENS", 25)
+    monkeypatch.setattr(in_model, "FORWARD_TOKENS", 25)
     told: list[int] = []
     found, _none = run_variants(model, tokens, {}, told.append)
     assert found.loss.shape == (9, 11)

@@ -61,6 +61,18 @@ def test_losses_stay_where_none_are_measured_anew(tmp_path: Path) -> None:
     assert not kept.keys() & {"run", "by_position", "frequency_histogram"}
 
 
+def test_a_number_that_is_not_finite_is_none(tmp_path: Path) -> None:
+    """Earlier versions wrote NaN, which is no JSON, and `lorsa push` passed it on."""
+    _save(tmp_path)
+    keep_evaluation(tmp_path, {**MEASURED, "fvu": float("nan")})
+    text = (tmp_path / EVAL).read_text("utf-8")
+    assert "NaN" not in text
+    (tmp_path / EVAL).write_text(text.replace('"fvu": null', '"fvu": NaN'), "utf-8")
+    kept = kept_evaluation(tmp_path)
+    assert kept is not None
+    assert kept["fvu"] is None
+
+
 def test_figures_of_other_weights_are_not_told(tmp_path: Path) -> None:
     _save(tmp_path)
     keep_evaluation(tmp_path, MEASURED)

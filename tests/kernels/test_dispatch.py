@@ -122,9 +122,9 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     triton_path = choose_path("triton", DEVICE)
     by_name = {"auto": triton_path, "triton": triton_path, "torch": torch_path}
     monkeypatch.setattr(dispatch, "choose_path", lambda backend, _device: by_name[backend])
-    dispatch._checked.cache_clear()
+    dispatch._path_for.cache_clear()
     yield triton_path
-    dispatch._checked.cache_clear()
+    dispatch._path_for.cache_clear()
 
 
 @pytest.mark.triton
@@ -133,11 +133,13 @@ def test_auto_checks_triton_once_for_every_kind(
 ) -> None:
     asked = []
 
-    def fine(kind: Any) -> None:
+    def fine(path: Any, kind: Any) -> None:
+        assert path is as_on_a_gpu
         asked.append(kind)
 
     monkeypatch.setattr(dispatch, "why_not_triton", fine)
-    assert dispatch._checked(DecodeKind(torch.device(DEVICE), torch.float32)) is as_on_a_gpu
+    decode = DecodeKind(torch.device(DEVICE), torch.float32)
+    assert dispatch._path_for("auto", decode) is as_on_a_gpu
     for _ in range(2):
         acts, ids = _call()
         sparse_decode(acts, ids, torch.randn(6, 4))
@@ -153,7 +155,7 @@ def test_auto_leaves_triton_where_it_is_wrong(
     as_on_a_gpu: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = _call(backend="torch")
-    monkeypatch.setattr(dispatch, "why_not_triton", lambda kind: "its dq is 0.3 off")
+    monkeypatch.setattr(dispatch, "why_not_triton", lambda path, kind: "its dq is 0.3 off")
     for _ in range(2):
         assert torch.equal(_call()[0], expected[0])
     assert caplog.text.count("top-k attention is not used on") == 1

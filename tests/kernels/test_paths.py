@@ -196,7 +196,7 @@ def _triton_path() -> Any:
 def test_torch_path_in_small_chunks_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = _inputs(1, 140, 5, 8, 3)
     whole = _run(inputs, "torch", 4, {})
-    monkeypatch.setattr(torch_path, "BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(torch_path, "SCORES_AT_ONCE", 1)
     chunked = _run(inputs, "torch", 4, {})
     errors = {name: _relative(chunked[name], whole[name]) for name in NAMES}
     assert max(errors.values()) < RTOL, errors

@@ -38,24 +38,24 @@ def path() -> Any:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", [{}, {"window": True, "softcap": True, "group": 1}])
-def test_attention_agrees_here(dtype: torch.dtype, options: dict[str, Any]) -> None:
-    assert why_not_triton(_attention(dtype, **options)) is None
+def test_attention_agrees_here(path: Any, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    assert why_not_triton(path, _attention(dtype, **options)) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_decode_agrees_here(dtype: torch.dtype) -> None:
-    assert why_not_triton(DecodeKind(DEVICE, dtype)) is None
+def test_decode_agrees_here(path: Any, dtype: torch.dtype) -> None:
+    assert why_not_triton(path, DecodeKind(DEVICE, dtype)) is None
 
 
-def test_it_works_in_inference_mode_and_autocast() -> None:
+def test_it_works_in_inference_mode_and_autocast(path: Any) -> None:
     with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):
-        assert why_not_triton(_attention()) is None
+        assert why_not_triton(path, _attention()) is None
 
 
 def test_a_wrong_gradient_is_named(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     right = path._spell
     monkeypatch.setattr(path, "_spell", lambda score: (2 * right(score)[0], *right(score)[1:]))
-    reason = why_not_triton(_attention())
+    reason = why_not_triton(path, _attention())
     assert reason is not None
     assert reason.startswith("its dq is ")
 
@@ -65,7 +65,7 @@ def test_nan_is_wrong(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         return acts.sum() * W_O[:1].expand(acts.shape[1], -1)[None] * float("nan")
 
     monkeypatch.setattr(path, "sparse_decode", nothing)
-    assert why_not_triton(DecodeKind(DEVICE, torch.float32)) == (
+    assert why_not_triton(path, DecodeKind(DEVICE, torch.float32)) == (
         "its y_hat is nan off, relative to the definition"
     )
 
@@ -79,7 +79,7 @@ def test_another_choice_of_heads_is_wrong(path: Any, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(path, "select_top_k", last_ties)
     kind = _attention(n_ov_heads=3000)
-    assert why_not_triton(kind) == "it keeps other heads than the definition"
+    assert why_not_triton(path, kind) == "it keeps other heads than the definition"
 
 
 def test_an_error_of_the_compiler_is_a_reason(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +87,6 @@ def test_an_error_of_the_compiler_is_a_reason(path: Any, monkeypatch: pytest.Mon
         raise RuntimeError("out of resource: shared memory\nand more")
 
     monkeypatch.setattr(path, "sparse_decode", fail)
-    assert why_not_triton(DecodeKind(DEVICE, torch.float32)) == (
+    assert why_not_triton(path, DecodeKind(DEVICE, torch.float32)) == (
         "it raised RuntimeError: out of resource: shared memory"
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hub_stub import READER, Hub, do
 from lorsa import cli
-from lorsa.dictionaries.formats.llamascopium import write as write_llamascopium
+from lorsa.dictionaries.formats.llamascopium_write import write as write_llamascopium
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import PublishError
@@ -214,7 +214,7 @@ def test_a_folder_gets_the_same_layout(
     assert names["y_hat"].shape == (1, 4, d_model)
 
 
-def test_no_path_of_this_machine_is_told(
+def test_no_path_of_this_machine_is_reported(
     runs: Path, store_folder: Path, model_folder: Path, text_folder: Path, tmp_path: Path
 ) -> None:
     """Of the store, the model and the text are folders here; only their names are told."""
@@ -306,7 +306,7 @@ def test_a_lorsa_in_another_format_is_refused(tmp_path: Path) -> None:
     ("path", "content", "message"),
     [
         ("README.md", "---\nlibrary_name: transformers\n---\n", "of the library transformers"),
-        ("README.md", "---\na: [\n---\n", "README.md there cannot be read .*; mend it"),
+        ("README.md", "---\na: [\n---\n", "README.md there cannot be read .*; repair it"),
         ("layer-3/training.json", "{", "layer-3/training.json there cannot be read"),
         ("layer-3/training.json", '{"format": 1, "schema_version": 1, "layer": 3}', "of another"),
     ],

@@ -99,6 +99,19 @@ def _a_point(page: Page) -> tuple[float, float]:
     return found[0], found[1]
 
 
+def test_scatter_draws_every_head_once(page: Page, run: Path) -> None:
+    """Mixed and silent heads were drawn twice, and so less translucent than the others."""
+    _go(page, run)
+    drawn = page.evaluate(
+        """() => { let n = 0;
+        const pen = { beginPath() {}, moveTo() {}, fill() {}, arc() { n++; } };
+        const heads = [...Array(index.n_heads).keys()];
+        drawPoints(pen, heads.map((head) => ({ head, x: 0, y: 0 })));
+        return n; }"""
+    )
+    assert drawn == N_HEADS
+
+
 def test_table_sorts_by_every_column(page: Page, run: Path) -> None:
     _go(page, run, "#/heads")
     known = Analysis.open(run).heads

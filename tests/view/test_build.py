@@ -80,7 +80,7 @@ def test_search_finds_what_a_head_promotes(run: Path) -> None:
     assert tokens == sorted({row["token"] for row in analysis.head(7)["promoted"]})
 
 
-def test_size_and_number_of_files_are_told(run: Path) -> None:
+def test_size_and_number_of_files_are_reported(run: Path) -> None:
     page = build_page(run)
     files = [path for path in (run / "page").rglob("*") if path.is_file()]
     assert page.n_files == len(files)
@@ -173,7 +173,7 @@ def test_page_of_somebody_else_is_not_touched(run: Path, tmp_path: Path) -> None
         build_page(run, tmp_path / "site/index.html")
 
 
-def test_missing_and_unfinished_analyses_are_told(tmp_path: Path, run: Path) -> None:
+def test_missing_and_unfinished_analyses_are_reported(tmp_path: Path, run: Path) -> None:
     with pytest.raises(AnalyzeError, match="is not there: lorsa analyze"):
         build_page(tmp_path / "nothing")
     (run / "analysis/analysis.json").unlink()
@@ -183,7 +183,7 @@ def test_missing_and_unfinished_analyses_are_told(tmp_path: Path, run: Path) -> 
     assert not (tmp_path / "nothing").exists()
 
 
-def test_example_of_a_lost_sequence_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_of_a_lost_sequence_is_reported(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(*_: Any) -> Any:
         raise KeyError
 

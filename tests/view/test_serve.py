@@ -104,7 +104,7 @@ def test_other_methods_and_other_hosts_are_refused(server: PageServer) -> None:
     assert " 403 " in _ask(server, "/", host="evil.example").splitlines()[0]
 
 
-def test_taken_port_is_told(server: PageServer, tmp_path: Path) -> None:
+def test_taken_port_is_reported(server: PageServer, tmp_path: Path) -> None:
     port = int(server.url.rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(AnalyzeError, match=f"port {port} is taken; choose another --port"):
         PageServer(tmp_path, port)

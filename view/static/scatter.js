@@ -3,7 +3,7 @@
 
 const MARGIN = { left: 52, right: 12, top: 10, bottom: 36 };
 
-/** Make the scatter; `state` is {x, y, hidden: Set of types}, `onOpen` is told the head clicked. */
+/** Make the scatter; `state` is {x, y, hidden: Set of types}, `onOpen` is called with the head clicked. */
 function makeScatter(state, onOpen) {
   const canvas = el("canvas", { role: "img", tabindex: "-1" });
   const frame = el("div", { class: "scatter" }, canvas);
@@ -118,12 +118,12 @@ function placePoints(x, y, hidden) {
   return found;
 }
 
-/** Draw points type by type, small and translucent where there are many. */
+/** Draw points type by type, the last types below; small and translucent where there are many. */
 function drawPoints(pen, points) {
   const style = getComputedStyle(document.documentElement);
   const radius = points.length > 8000 ? 1.4 : points.length > 1500 ? 1.9 : 2.8;
   pen.globalAlpha = points.length > 8000 ? 0.45 : points.length > 1500 ? 0.6 : 0.8;
-  for (const type of ["silent", "mixed", ...index.types]) {
+  for (const type of [...index.types].reverse()) {
     pen.fillStyle = style.getPropertyValue(`--type-${type}`);
     pen.beginPath();
     for (const { head, x, y } of points) {

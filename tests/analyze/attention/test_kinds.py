@@ -5,11 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lorsa.analyze.attention.kinds import Reading, kinds, label
+from lorsa.analyze.attention.kinds import Attended, kinds, label
 from lorsa.analyze.attention.probes import probe_tokens
-from lorsa.analyze.schema import STORE_SCORES
+from lorsa.analyze.choices import STORE_SCORES
 from lorsa.dictionaries.lorsa.config import LorsaConfig
-from lorsa.dictionaries.lorsa.contributions import blocks
 from lorsa.dictionaries.lorsa.module import Lorsa
 from torch import Tensor
 
@@ -68,13 +67,9 @@ def perfect(kind: str) -> Lorsa:
     return lorsa
 
 
-def reading(lorsa: Lorsa, tokens: Tensor) -> Reading:
-    x = one_hot_inputs(tokens)
-    projected = lorsa.project(x)
-    acts, ids = lorsa.encode(projected)
-    found = Reading.zeros(lorsa.config.n_ov_heads)
-    for block in blocks(lorsa, projected, ids):
-        found.add(block, acts, ids, tokens)
+def attended(lorsa: Lorsa, tokens: Tensor) -> Attended:
+    found = Attended.none(lorsa.config.n_ov_heads)
+    found.add(lorsa, one_hot_inputs(tokens), tokens)
     return found
 
 
@@ -88,14 +83,14 @@ TEXTS = {
 @pytest.mark.parametrize("kind", [kind for kind in HEADS if kind != "duplicate_token"])
 def test_a_perfect_head_is_all_of_its_type(kind: str, text: str) -> None:
     tokens = TEXTS[text]
-    shares = reading(perfect(kind), tokens).shares()
+    shares = attended(perfect(kind), tokens).shares()
     assert float(shares[kind]) == pytest.approx(1.0, abs=1e-6)
     assert label({name: float(s) for name, s in shares.items()}, silent=False) == kind
 
 
 def test_a_head_of_one_token_reads_as_a_duplicate_head_does() -> None:
     """It attends to all copies alike, itself included: half its reading where there is one."""
-    shares = reading(perfect("duplicate_token"), TEXTS["probe"]).shares()
+    shares = attended(perfect("duplicate_token"), TEXTS["probe"]).shares()
     assert float(shares["duplicate_token"]) == pytest.approx(0.5, abs=1e-6)
     assert float(shares["same_token"]) == pytest.approx(0.75, abs=0.02)
 
@@ -126,7 +121,7 @@ def test_a_head_is_not_blamed_for_what_its_window_hides() -> None:
     torch.manual_seed(0)
     lorsa = perfect("first_token")
     lorsa.config = replace(lorsa.config, window=8)
-    found = reading(lorsa, TEXTS["random"])
+    found = attended(lorsa, TEXTS["random"])
     column = STORE_SCORES.index("first_token")
     assert 0 < float(found.by_kind[0, column]) <= float(found.offered[0, column])
     assert float(found.offered[0, column]) < 0.5 * float(found.amount[0])
@@ -134,12 +129,12 @@ def test_a_head_is_not_blamed_for_what_its_window_hides() -> None:
 
 def test_blocks_do_not_change_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, lorsa = TEXTS["random"], perfect("induction")
-    whole = reading(lorsa, tokens)
+    whole = attended(lorsa, tokens)
     monkeypatch.setattr(
         "lorsa.dictionaries.lorsa.contributions.BLOCK_ELEMENTS", 3 * SEQ * len(tokens)
     )
-    cut = reading(lorsa, tokens)
-    for name in Reading.__slots__:
+    cut = attended(lorsa, tokens)
+    for name in Attended.__slots__:
         assert torch.allclose(getattr(cut, name), getattr(whole, name)), name
 
 

@@ -10,7 +10,7 @@ from lorsa.dictionaries.lorsa.contributions import patterns_of
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.dictionaries.lorsa.start import init_from_layer
 from lorsa.language.attention import layer_attention
-from tiny import make_model, read_layer
+from tiny import config_like, make_model, read_layer
 
 GROUP = 3
 """OV heads of a QK head."""
@@ -47,20 +47,8 @@ def test_patterns_are_compared_some_queries_at_a_time(monkeypatch: pytest.Monkey
 def test_the_heads_that_a_lorsa_starts_from_are_its_parents(family: str) -> None:
     reading, x, _y = read_layer(make_model(family), 1)
     weights, geometry = reading.weights, reading.geometry
-    d_head, n_heads = weights.W_Q.shape[2], geometry.n_heads
-    config = LorsaConfig(
-        d_model=x.shape[2],
-        n_qk_heads=n_heads,
-        d_qk_head=d_head,
-        n_ov_heads=GROUP * n_heads,
-        top_k=4,
-        scale=geometry.scale,
-        rope=geometry.rope,
-        qk_norm=geometry.qk_norm,
-        softcap=geometry.softcap,
-        window=geometry.window,
-    )
-    lorsa = Lorsa(config)
+    n_heads = geometry.n_heads
+    lorsa = Lorsa(config_like(geometry, n_ov_heads=GROUP * n_heads, top_k=4))
     init_from_layer(lorsa, weights, geometry, x, seed=0)
     found = find_parents(lorsa, weights, geometry, [x])
     own = torch.arange(GROUP * n_heads) // GROUP

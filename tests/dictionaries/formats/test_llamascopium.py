@@ -9,7 +9,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import foreign
 import pytest
 import torch
-from lorsa.dictionaries.formats import llamascopium
+from lorsa.dictionaries.formats import llamascopium_write
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import CheckpointError
@@ -88,7 +88,7 @@ def test_what_was_read_and_written_says_the_same(name: str, tmp_path: Path) -> N
     config = foreign.settings(**VARIANTS[name])
     weights = foreign.tensors(config)
     lorsa = Lorsa.from_pretrained(foreign.write(tmp_path / "theirs", config, weights))
-    llamascopium.write(lorsa.saved(), tmp_path / "again")
+    llamascopium_write.write(lorsa.saved(), tmp_path / "again")
     again = Lorsa.from_pretrained(tmp_path / "again")
     assert again.config == lorsa.config
     _require_equal(again, lorsa)
@@ -133,7 +133,7 @@ def test_what_was_written_is_read_to_the_bit(
         rope=Rope(inv_freq=OURS.rope.inv_freq, interleaved=interleaved),
         n_qk_heads=n_qk_heads,
     )
-    llamascopium.write(lorsa.saved(), tmp_path)
+    llamascopium_write.write(lorsa.saved(), tmp_path)
     again = Lorsa.from_pretrained(tmp_path)
     assert again.config == lorsa.config
     _require_equal(again, lorsa)
@@ -177,7 +177,7 @@ def test_what_they_cannot_express_is_named(
 ) -> None:
     lorsa = Lorsa(LorsaConfig(**{**_fields(OURS), **changes}))
     with pytest.raises(CheckpointError, match=named):
-        llamascopium.write(lorsa.saved(), tmp_path / "out")
+        llamascopium_write.write(lorsa.saved(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -185,9 +185,9 @@ def test_what_they_cannot_express_is_named(
 def test_a_long_context_is_cut_in_their_file_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llamascopium, "MOST_CTX", 24)
+    monkeypatch.setattr(llamascopium_write, "MOST_CTX", 24)
     lorsa = _random(n_ctx=1_000_000)
-    llamascopium.write(lorsa.saved(), tmp_path)
+    llamascopium_write.write(lorsa.saved(), tmp_path)
     assert load_file(tmp_path / "sae_weights.safetensors")["mask"].shape == (24, 24)
     assert json.loads((tmp_path / "config.json").read_text())["n_ctx"] == 24
     assert Lorsa.from_pretrained(tmp_path).config == lorsa.config
@@ -198,7 +198,7 @@ def test_scaled_rotations_become_part_of_the_attention_scale(tmp_path: Path) -> 
     assert OURS.rope is not None
     rope = Rope(inv_freq=OURS.rope.inv_freq, attention_scaling=1.2)
     lorsa = _random(rope=rope)
-    llamascopium.write(lorsa.saved(), tmp_path)
+    llamascopium_write.write(lorsa.saved(), tmp_path)
     x = torch.randn(2, 9, 12)
     torch.testing.assert_close(Lorsa.from_pretrained(tmp_path)(x), lorsa(x))
 

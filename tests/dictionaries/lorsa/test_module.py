@@ -9,7 +9,7 @@ from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.kernels.reference import attention_pattern
 from lorsa.language.attention import LayerWeights
 from lorsa.language.geometry import AttentionGeometry, QKNorm, Rope
-from tiny import FAMILIES, make_model, read_layer
+from tiny import FAMILIES, config_like, make_model, read_layer
 
 
 def _lorsa_of(weights: LayerWeights, geometry: AttentionGeometry) -> Lorsa:
@@ -17,20 +17,7 @@ def _lorsa_of(weights: LayerWeights, geometry: AttentionGeometry) -> Lorsa:
     g = geometry
     share = g.n_heads // g.n_kv_heads
     n_ov_heads = g.n_heads * g.d_head
-    config = LorsaConfig(
-        d_model=g.d_model,
-        n_qk_heads=g.n_heads,
-        d_qk_head=g.d_head,
-        n_ov_heads=n_ov_heads,
-        top_k=n_ov_heads,
-        select="abs",
-        scale=g.scale,
-        rope=g.rope,
-        qk_norm=g.qk_norm,
-        softcap=g.softcap,
-        window=g.window,
-    )
-    lorsa = Lorsa(config)
+    lorsa = Lorsa(config_like(g, n_ov_heads=n_ov_heads, top_k=n_ov_heads, select="abs"))
     values: dict[str, Any] = {
         "W_Q": weights.W_Q,
         "W_K": weights.W_K,

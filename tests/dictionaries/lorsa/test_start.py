@@ -1,4 +1,4 @@
-"""Where a Lorsa starts."""
+"""Initialisation of a Lorsa, from a layer and at random."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from lorsa.dictionaries.lorsa.start import (
     require_fit,
 )
 from lorsa.dictionaries.metrics import FVU
-from tiny import FAMILIES, make_model, read_layer, some_tokens
+from tiny import FAMILIES, config_like, make_model, read_layer, some_tokens
 from torch import Tensor
 
 
@@ -30,18 +30,12 @@ def _start(
 ) -> tuple[Lorsa, Tensor, Tensor]:
     model = make_model(family, eager=eager)
     (geometry, weights), x, y = read_layer(model, 1, some_tokens(16, seed=2))
-    config = LorsaConfig(
-        d_model=geometry.d_model,
+    config = config_like(
+        geometry,
         n_qk_heads=2 * geometry.n_heads,
-        d_qk_head=geometry.d_head,
         n_ov_heads=n_ov_heads,
         top_k=top_k,
         select="abs" if top_k == n_ov_heads else "relu",
-        scale=geometry.scale,
-        rope=geometry.rope,
-        qk_norm=geometry.qk_norm,
-        softcap=geometry.softcap,
-        window=geometry.window,
     )
     lorsa = Lorsa(config)
     init_from_layer(lorsa, weights, geometry, x, seed=0)

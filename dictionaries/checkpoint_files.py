@@ -1,4 +1,4 @@
-"""Checkpoints' files: written whole or not at all, and checked against what they should hold."""
+"""The files of a checkpoint, written whole or not at all, and checks of what is read."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ CONFIG = "config.json"
 
 SHOWN_CHARACTERS = 80
 MOST_NAMED = 12
-"""Tensors that a message names."""
+"""Tensors, or settings, that a message names at most."""
 
 Shape = tuple[int, ...]
 
@@ -25,11 +25,11 @@ class Saved(NamedTuple):
     """A dictionary as plain data: what a checkpoint holds."""
 
     kind: str
-    """"lorsa" """
+    """Kind of dictionary: "lorsa" """
     config: LorsaConfig
-    """Its shape"""
+    """Shape and origin of the dictionary"""
     tensors: Mapping[str, Tensor]
-    """Parameters, and the threshold of activations that have one, by name; for raw activations"""
+    """Parameters, and the threshold if there is one, by name; for raw activations"""
 
 
 def write_folder(
@@ -39,17 +39,17 @@ def write_folder(
     content: Mapping[str, Any],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write tensors and config.json into a folder, which is made if need be.
+    """Write tensors and config.json into a folder.
 
     The weights come first and config.json last, each by a temporary file, a flush to the disk and a
     rename, so a folder with a config.json is whole.
 
     Args:
-        folder: is made if need be.
+        folder: created if need be.
         weights: name of the safetensors file.
         tensors: by name.
-        content: of config.json.
-        metadata: of the safetensors file.
+        content: what config.json holds.
+        metadata: entries in the safetensors file's header.
 
     Raises:
         CheckpointError: the disk does not take it.
@@ -84,7 +84,7 @@ def check_shapes(path: Path, found: Mapping[str, Shape], expected: Mapping[str, 
 
 
 def require_floats(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError if a weight is of no floating dtype, or of one of 8 bits."""
+    """Raise CheckpointError if a weight's dtype is not floating, or has 8 bits."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.element_size() > 1:
             continue
@@ -97,19 +97,19 @@ def require_floats(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return what a stranger's file says, fit for one line of a message."""
+    """Return a value from a file of unknown origin, shortened for one line of a message."""
     text = repr(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def shown_name(name: str) -> str:
-    """Return a stranger's name, fit for one line of a message; as it is if it is a plain one."""
+    """Return a name from a file of unknown origin for one line of a message; quoted if odd."""
     is_plain = name.isprintable() and len(name) <= SHOWN_CHARACTERS
     return name if is_plain else shown(name)
 
 
 def listing(folder: Path) -> str:
-    """Return what a folder holds, for a message."""
+    """Return the names of a folder's first files, for a message."""
     if not folder.is_dir():
         return "no such folder"
     names = sorted(p.name for p in folder.iterdir())

@@ -1,7 +1,8 @@
-"""Where a Lorsa lies: a folder, or a repository of the Hugging Face Hub, fetched to its cache.
+"""The folder of a Lorsa on this machine: as given, or fetched from the Hugging Face Hub.
 
-Either holds one Lorsa, or one in each of several subfolders, as layer-12. Of a repository nothing
-but config.json and the weights of the chosen Lorsa is fetched.
+A folder or repository holds one Lorsa, or one in each of several subfolders, as layer-12. Nothing
+of a repository but config.json and the weights of the chosen Lorsa is fetched, into the Hub's
+cache.
 """
 
 import re
@@ -11,8 +12,8 @@ from huggingface_hub import snapshot_download
 
 from ..errors import CheckpointError
 from ..hub import HUB_ID, hub_problem
-from .checkpoint import WEIGHT_FILES, format_of, read_config
-from .disk import CONFIG
+from .checkpoint import WEIGHTS_BY_FORMAT, format_of, read_config
+from .checkpoint_files import CONFIG
 
 
 def local_folder(
@@ -27,9 +28,9 @@ def local_folder(
     Args:
         where: a folder; or, as a text and where there is no such folder, owner/name on the Hub.
         revision: branch, tag or commit of a repository; None is its main branch.
-        subfolder: of the folder or repository; None takes the Lorsa in it or in its only subfolder
-            with one.
-        token: of the Hub; None is the one that `hf auth login` or HF_TOKEN left, if any.
+        subfolder: folder inside, as layer-12; None takes the Lorsa in `where` itself, or in its
+            only subfolder with one.
+        token: access token of the Hub; None is the one that `hf auth login` or HF_TOKEN left.
 
     Raises:
         CheckpointError: the Hub cannot be reached, has no such repository or revision, or not for
@@ -61,12 +62,12 @@ def local_folder(
 
 
 def _is_inside(subfolder: str) -> bool:
-    """Tell whether a subfolder is one, and no pattern that others match."""
+    """Return whether a text names a subfolder, and is no pattern that others match."""
     return re.fullmatch(r"[\w-][\w .-]*(/[\w-][\w .-]*)*", subfolder) is not None
 
 
 def _only_one(folder: Path, advice: str, subfolder: str | None) -> str:
-    """Return in which subfolder the Lorsa of a folder is, "" for the folder itself."""
+    """Return the subfolder that holds a folder's Lorsa, "" for the folder itself."""
     if subfolder is not None:
         return subfolder
     if (folder / CONFIG).exists():
@@ -107,6 +108,6 @@ def _fetch(
         repo,
         revision=root.name,  # its commit, so that both are of one
         token=token,
-        allow_patterns=[where + name for name in WEIGHT_FILES[kind]],
+        allow_patterns=[where + name for name in WEIGHTS_BY_FORMAT[kind]],
     )
     return root / inside

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from lorsa.dictionaries.metrics import Quality
-from lorsa.display import bars, watch
+from lorsa.display import bars, sweep
 from lorsa.display.show import show
-from lorsa.display.watch import SweepDisplay
+from lorsa.display.sweep import SweepDisplay
 from lorsa.train.report.events import Ended, EvalReport, RunEvent, StepReport, TrainResult
 from rich.console import Console
 
@@ -60,7 +60,7 @@ def consoles(monkeypatch: pytest.MonkeyPatch) -> Any:
         console = Console(
             file=file, force_terminal=terminal, width=width, height=height, highlight=False
         )
-        for module in (bars, watch):
+        for module in (bars, sweep):
             monkeypatch.setattr(module, "err", console)
         return file
 
@@ -81,7 +81,7 @@ def _feed(shown: SweepDisplay, names: list[str]) -> None:
 
 def _text(shown: SweepDisplay, rows: int) -> list[str]:
     file = io.StringIO()
-    Console(file=file, width=watch.err.width).print(shown.table(rows))
+    Console(file=file, width=sweep.err.width).print(shown.table(rows))
     return file.getvalue().rstrip().splitlines()
 
 
@@ -113,7 +113,7 @@ def test_the_summary_counts_states_and_tells_what_is_left(
 ) -> None:
     consoles(terminal=False)
     now = [100.0]
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: now[0])
     shown = SweepDisplay(["a", "b", "c", "d"])
     shown(RunEvent("a", _step(10_000)))
     shown(RunEvent("b", _step(10_000)))
@@ -134,7 +134,7 @@ def test_a_log_file_gets_lines_now_and_then_and_one_for_every_end(
 ) -> None:
     file = consoles(terminal=False)
     now = [0.0]
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: now[0])
     with SweepDisplay(["a", "b"]) as shown:
         shown("layer 3, 2 runs")
         for tokens in range(1000, 50_000, 1000):

@@ -1,0 +1,101 @@
+"""Successor heads: those that read an ordinal word and make the next one likelier.
+
+Source: Gould et al. 2023, arXiv:2312.09230.
+"""
+
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...dictionaries.lorsa.module import Lorsa
+from ...language.blocks import AttentionSite
+from ...language.capture import Capture
+from ...language.norms import Language, in_chunks
+
+ORDINALS = (
+    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
+    "January February March April May June July August September October November December",
+    "one two three four five six seven eight nine ten eleven twelve",
+    "first second third fourth fifth sixth seventh eighth ninth tenth",
+    "A B C D E F G H I J K L M N O P Q R S T U V W X Y Z",
+    "0 1 2 3 4 5 6 7 8 9",
+)
+"""Words in an order that a language model knows."""
+
+
+def ordinal_tokens(tokenizer: Any) -> list[list[int]]:
+    """Return the classes of ORDINALS as token ids, all with a space before or all without.
+
+    A class ends before the first word that is no single token, and is left out below three words.
+    """
+    both = [
+        [
+            _single_tokens(tokenizer, [before + word for word in words.split()])
+            for before in (" ", "")
+        ]
+        for words in ORDINALS
+    ]
+    longest = [max(ways, key=len) for ways in both]
+    return [ids for ids in longest if len(ids) >= 3]
+
+
+def _single_tokens(tokenizer: Any, words: list[str]) -> list[int]:
+    """Return the ids of words up to the first that is more than one token."""
+    encoded = (_encoded(tokenizer, word) for word in words)
+    return [ids[0] for ids in takewhile(lambda ids: len(ids) == 1, encoded)]
+
+
+def _encoded(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def inputs_at(model: Any, site: AttentionSite, words: list[int], bos: int | None) -> Tensor:
+    """Return a layer's input at each word, after BOS or else another word, [n_words, d_model]."""
+    rows = [[words[i - 1] if bos is None else bos, word] for i, word in enumerate(words)]
+    with Capture(model, [site]) as capture:
+        x, _y = capture.run(torch.tensor(rows))[site.layer]
+    return x[:, 1].float()
+
+
+@torch.no_grad()
+def successor_scores(
+    lorsa: Lorsa,
+    language: Language,
+    classes: list[list[int]],
+    xs: list[Tensor],
+    mean_acts: Tensor,
+) -> Tensor:
+    """Return how far each head turns ordinal words into the next one.
+
+    The score is a share of what its value reads of the words of a class: that of the words a for
+    which it raises, of all words of the class, the one after a most. A head that writes one
+    direction can serve one word. A word is read if its value, were all attention on it, would make
+    the head fire as it does on average. Less is noise, by which some heads have 1.00 by chance.
+
+    Args:
+        classes: token ids in order.
+        xs: the layer's input at each word of a class, [n_words, d_model] each.
+        mean_acts: of each head where it fires on text, NaN where it does not, [n_ov_heads].
+
+    Returns:
+        0..1, [n_ov_heads]; NaN of heads that read none of the words.
+    """
+    hit = torch.zeros(lorsa.config.n_ov_heads, device=lorsa.W_V.device)
+    read = torch.zeros_like(hit)
+    least = mean_acts.to(hit)
+    for ids, x in zip(classes, xs, strict=True):
+        best = torch.cat(
+            [
+                language.to_logits(lorsa.W_O[rows])[:, ids].argmax(dim=1)
+                for rows in in_chunks(len(hit), len(language.unembedding))
+            ]
+        )  # [n_ov_heads]
+        values = (x @ lorsa.W_V.T + lorsa.b_V).relu()  # [n_words, n_ov_heads]
+        values = torch.where(values >= least, values, 0.0)
+        word = torch.arange(len(ids) - 1, device=best.device)[:, None]
+        hit += (values[:-1] * (best[None] == word + 1)).sum(dim=0)
+        read += values[:-1].sum(dim=0)
+    return (hit / read).cpu()
