@@ -276,7 +276,7 @@ def test_metrics_that_cannot_be_written_fail_their_run_alone(
 def test_a_run_that_cannot_be_built_or_measured_fails_alone(
     store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One run without room for its Lorsa, or for a look at it, ended all runs."""
+    """One run without room for its Lorsa, or for its measurement, ended all runs."""
     build, update = Run.__init__, Tally.update
 
     def no_room(run: Run, request: Request, *args: Any) -> None:
@@ -284,13 +284,13 @@ def test_a_run_that_cannot_be_built_or_measured_fails_alone(
             raise torch.OutOfMemoryError("none left")
         build(run, request, *args)
 
-    def no_look(tally: Tally, *args: Any) -> None:
-        if tally.lorsa.config.top_k == 5:
+    def no_eval(tally: Tally, *args: Any) -> None:
+        if tally.dictionary.config.top_k == 5:
             raise torch.OutOfMemoryError("none left")
         update(tally, *args)
 
     monkeypatch.setattr(Run, "__init__", no_room)
-    monkeypatch.setattr(Tally, "update", no_look)
+    monkeypatch.setattr(Tally, "update", no_eval)
     base = settings(store_folder, train_tokens=4 * STEP)
     result = sweep(points(base, [{"top_k": k} for k in (4, 5, 8)], tmp_path), tmp_path)
     errors = [row["error"] for row in result.rows]

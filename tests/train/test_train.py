@@ -69,7 +69,7 @@ def test_training_improves_on_the_start(store_folder: Path, tmp_path: Path) -> N
     events: list[Any] = []
     result = train(_config(store_folder, tmp_path / "run"), report=events.append)
     evals = [event for event in events if isinstance(event, EvalReport)]
-    assert [look.step for look in evals] == [0, 10, 20, 30, 40]
+    assert [each.step for each in evals] == [0, 10, 20, 30, 40]
     assert result.fvu == evals[-1].held_out.fvu < evals[0].held_out.fvu < 1
     assert 0 < result.l0 <= 8
     assert result.train_tokens == 40 * 4 * N_CTX
