@@ -79,10 +79,10 @@ def _train(configs: Sequence["TrainConfig"], *, apart: bool) -> "list[RunOutcome
     """Train runs and show how far they are; raise the failure of one that is alone."""
     from ..display.sweep import SweepDisplay
     from ..display.train import TrainDisplay
-    from ..train.train import check, train_many
+    from ..train.train import require_trainable, train_many
 
     for config in configs:  # what is wrong with the last is said before the first
-        check(config)
+        require_trainable(config)
     if len(configs) == 1:
         with TrainDisplay(configs[0].layer) as one:
             outcomes = train_many(configs, report=lambda told: one(told.event))

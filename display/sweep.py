@@ -21,7 +21,7 @@ from .bars import PLAIN_EVERY_S, err, say
 from .words import number, spell_time
 
 if TYPE_CHECKING:
-    from ..train.report.events import Ended, Event, RunEvent
+    from ..train.report.events import Ended, RunEvent, TrainEvent
 
 WAITING, RUNNING, FINISHED, FAILED, BEFORE = (
     "waiting",
@@ -92,8 +92,8 @@ class SweepDisplay:
             self._said_at = now
             say(self.summary())
 
-    def _take(self, name: str, run: _Run, event: "Event") -> None:
-        from ..train.report.events import Ended, Look, StepReport
+    def _take(self, name: str, run: _Run, event: "TrainEvent") -> None:
+        from ..train.report.events import Ended, EvalReport, StepReport
 
         match event:
             case str():
@@ -105,7 +105,7 @@ class SweepDisplay:
                 run.tokens, run.train_tokens = event.tokens, event.train_tokens
                 run.loss, run.dead = event.loss, event.dead_fraction
                 run.data_wait = event.data_wait_fraction
-            case Look():
+            case EvalReport():
                 run.state = RUNNING
                 run.fvu = event.held_out.fvu
             case Ended():

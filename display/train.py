@@ -10,7 +10,7 @@ from .bars import Bar, say
 from .words import number, spell_time
 
 if TYPE_CHECKING:
-    from ..train.report.events import Event, Look
+    from ..train.report.events import EvalReport, TrainEvent
 
 
 class TrainDisplay(Bar):
@@ -20,16 +20,16 @@ class TrainDisplay(Bar):
         super().__init__(f"layer {layer}")
         self._fvu = "-"
 
-    def __call__(self, event: "Event") -> None:
+    def __call__(self, event: "TrainEvent") -> None:
         """Show an event."""
-        from ..train.report.events import Look, StepReport
+        from ..train.report.events import EvalReport, StepReport
 
         match event:
             case str():
                 say(event)
-            case Look():
+            case EvalReport():
                 self._fvu = f"{event.held_out.fvu:.3f}"
-                say(f"{self._label}: {look_line(event)}")
+                say(f"{self._label}: {eval_line(event)}")
             case StepReport():
                 note = (
                     f"{event.tokens_per_second:,.0f} tok/s  FVU {self._fvu}  "
@@ -39,14 +39,14 @@ class TrainDisplay(Bar):
                 self.update(event.tokens, event.train_tokens, note, left)
 
 
-def look_line(look: "Look") -> str:
-    """Return in words what a look found."""
-    found = look.held_out
+def eval_line(event: "EvalReport") -> str:
+    """Return in words the quality that an eval measured."""
+    found = event.held_out
     masked = ""
     if found.masked_fraction:
         masked = f" ({found.fvu_all:.4f} with the {found.masked_fraction:.1%} that do not count)"
     return (
-        f"FVU {found.fvu:.4f}{masked} on {found.n_tokens:,} held-out tokens, after {look.tokens:,}"
+        f"FVU {found.fvu:.4f}{masked} on {found.n_tokens:,} held-out tokens, after {event.tokens:,}"
     )
 
 

@@ -475,16 +475,16 @@ def test_layers_that_fail_do_not_stop_the_others(
     lorsa: Lorsa, store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lorsa.errors import TrainError
-    from lorsa.train.run import Member
+    from lorsa.train.run import Run
 
-    begin = Member.begin
+    begin = Run.begin
 
-    def fail_of_layer_1(member: Member) -> None:
-        if member.config.layer == 1:
+    def fail_of_layer_1(run: Run) -> None:
+        if run.config.layer == 1:
             raise TrainError("no luck")
-        begin(member)
+        begin(run)
 
-    monkeypatch.setattr(Member, "begin", fail_of_layer_1)
+    monkeypatch.setattr(Run, "begin", fail_of_layer_1)
     args = ["--tokens", 8 * N_CTX, "--batch-tokens", 4 * N_CTX, "--device", "cpu", "--top-k", 4]
     done = lorsa("train", "--store", store_folder, *args, "--json")
     assert done.exit_code == 1

@@ -8,7 +8,7 @@ from lorsa.dictionaries.metrics import Quality
 from lorsa.display import bars, sweep
 from lorsa.display.show import show
 from lorsa.display.sweep import SweepDisplay
-from lorsa.train.report.events import Ended, Look, RunEvent, StepReport, TrainResult
+from lorsa.train.report.events import Ended, EvalReport, RunEvent, StepReport, TrainResult
 from rich.console import Console
 
 TOTAL = 100_000
@@ -72,7 +72,7 @@ def _feed(shown: SweepDisplay, names: list[str]) -> None:
     shown(RunEvent(names[0], Ended(_result(0.1), before=True)))
     shown(RunEvent(names[1], Ended(None, "n_ov_heads is 7; n_qk_heads 4 does not divide it")))
     for name in names[2:5]:
-        shown(RunEvent(name, Look(0, 0, QUALITY)))
+        shown(RunEvent(name, EvalReport(0, 0, QUALITY)))
         shown(RunEvent(name, _step(20_000)))
         shown(RunEvent(name, _step(40_000)))
     if len(names) > 2:
@@ -120,7 +120,7 @@ def test_the_summary_counts_states_and_tells_what_is_left(
     now[0] += 10
     shown(RunEvent("a", _step(60_000)))
     shown(RunEvent("b", _step(60_000)))
-    shown(RunEvent("a", Look(60, 60_000, QUALITY)))
+    shown(RunEvent("a", EvalReport(60, 60_000, QUALITY)))
     shown(RunEvent("c", Ended(None, "no room")))
     # 40,000 + 40,000 + 100,000 tokens are left of 400,000, at 100,000 in 10 s
     assert shown.summary() == (
