@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .choices import COMPRESSION_LEVELS
 
-Array = npt.NDArray[Any]
+DiskArray = npt.NDArray[Any]
 
 INT8_LARGEST = 127
 QUIETEST = 1 / 64
@@ -115,19 +115,21 @@ def channel_scale(sample: Tensor) -> Tensor:
     return largest.clamp_min((heard.median() * QUIETEST).clamp_min(tiny))
 
 
-def to_disk(values: Tensor, dtype: str) -> Array:
+def to_disk(values: Tensor, dtype: str) -> DiskArray:
     """Round a tensor to the logical dtype and return a copy of it as it lies on disk."""
     cast = values.detach().to("cpu", DTYPES[dtype].torch, copy=True).contiguous()
     return disk_view(cast)
 
 
-def disk_view(values: Tensor) -> Array:
+def disk_view(values: Tensor) -> DiskArray:
     """Return a tensor as it lies on disk, sharing its memory."""
-    array: Array = (values.view(torch.uint16) if values.dtype is torch.bfloat16 else values).numpy()
+    array: DiskArray = (
+        values.view(torch.uint16) if values.dtype is torch.bfloat16 else values
+    ).numpy()
     return array
 
 
-def from_disk(values: Array, dtype: str) -> Tensor:
+def from_disk(values: DiskArray, dtype: str) -> Tensor:
     """Return the tensor that an array from the disk stands for, sharing its memory."""
     tensor = torch.from_numpy(values)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor

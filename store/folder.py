@@ -128,7 +128,7 @@ class Folder(NamedTuple):
         if self.adding:
             raise StoreError(
                 f"{self.root} is being given layers {spell_layers(self.adding)}; first end that "
-                f"with: {going_on(self.root, self.plan, self.adding)}"
+                f"with: {resume_command(self.root, self.plan, self.adding)}"
             )
         if going := sorted(set(self.manifest.layers) - set(self.plan.layers)):
             raise StoreError(
@@ -136,10 +136,10 @@ class Folder(NamedTuple):
                 f"lorsa store rm {self.root} --layers {spell_layers(going)}"
             )
         if self.missing_shards():
-            raise StoreError(f"{self.root} lacks files; first: {mending(self.root)}")
+            raise StoreError(f"{self.root} lacks files; first: {repair_command(self.root)}")
 
 
-def look(root: Place) -> Folder:
+def read_folder(root: Place) -> Folder:
     """Return what a store's folder tells of itself.
 
     Raises:
@@ -184,7 +184,7 @@ def layers_being_added(root: Place) -> list[int]:
     return sorted(set(_plan_beside(root, manifest).layers) - set(manifest.layers))
 
 
-def rooms(root: Place, layers: Iterable[int]) -> list[Place]:
+def layer_folders(root: Place, layers: Iterable[int]) -> list[Place]:
     """Return the folders of layers that are there, the ones that tell of a removal last."""
     found = [root / kind / str(layer) for layer in layers for kind in ("weights", "layers")]
     return [room for room in found if room.exists() or room.is_symlink()]
@@ -218,14 +218,15 @@ def require_covered(root: Place, manifest: Manifest, committed: Entries) -> None
     told = read_table(root) if is_complete(root) else Entries()
     if any(key not in committed for key in told.only(names.__contains__)):
         raise StoreError(
-            f"{root} has a journal that lacks files of {TABLE}; write it anew with: {mending(root)}"
+            f"{root} has a journal that lacks files of {TABLE}; write it anew with: "
+            f"{repair_command(root)}"
         )
     if missing_shards(root, manifest, committed, text_arrays(manifest)):
-        remedy = f"see {mending(root)}" if told else "delete it and harvest again"
+        remedy = f"see {repair_command(root)}" if told else "delete it and harvest again"
         raise StoreError(f"{root} lacks token ids; {remedy}")
 
 
-def mending(root: Place) -> str:
+def repair_command(root: Place) -> str:
     """Return the command that mends what can be mended of a store."""
     return shlex.join(["lorsa", "store", "verify", str(root), "--repair"])
 
@@ -235,7 +236,7 @@ def text_names(manifest: Manifest) -> set[str]:
     return {spec.name for spec in text_arrays(manifest)}
 
 
-def leftovers(root: Place, manifest: Manifest) -> list[str]:
+def orphaned_folders(root: Place, manifest: Manifest) -> list[str]:
     """Return folders of layers that are not, or no longer, in the store."""
     known = {str(layer) for layer in manifest.layers}
     return [
@@ -247,7 +248,7 @@ def leftovers(root: Place, manifest: Manifest) -> list[str]:
     ]
 
 
-def going_on(root: Place, manifest: Manifest, layers: Sequence[int] = ()) -> str:
+def resume_command(root: Place, manifest: Manifest, layers: Sequence[int] = ()) -> str:
     """Return the command that finishes a store, or with these layers alone, if any are given."""
     request = manifest.request
     if not layers and isinstance(merged := request.get("merged"), list):
@@ -273,6 +274,6 @@ def written_again(root: Place, manifest: Manifest, array: str) -> str:
     if not array.startswith("layers/"):  # what the model reads cannot be made again
         return f"delete the store and {'merge' if merged else 'harvest'} again"
     if merged:
-        again = going_on(root, manifest)
+        again = resume_command(root, manifest)
         return f"lorsa store verify {root} --repair, then {again} writes it again"
     return "the same lorsa harvest command writes it again"

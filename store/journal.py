@@ -205,7 +205,7 @@ class Journal:
         self.entries.drop(line.dropped, rank)
         return {e.shard for e in line.committed} | {shard for shard, _ in line.dropped}
 
-    def last_word(self, keys: Iterable[Key]) -> str | None:
+    def last_mention(self, keys: Iterable[Key]) -> str | None:
         """Return the name of the journal file with the last word on some files, None if none has.
 
         That word may be that they are dropped.

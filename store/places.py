@@ -90,7 +90,7 @@ def tree_bytes(folder: Place) -> int:
     return sum(file_size(path) or 0 for path in folder.rglob("*"))
 
 
-def free_bytes(folder: Place) -> int | None:
+def free_disk_bytes(folder: Place) -> int | None:
     """Return what the disk of a folder, which may not be there yet, has free; None for a bucket."""
     if isinstance(folder, BucketPath):
         return None

@@ -28,7 +28,7 @@ import numpy as np
 
 from ..errors import DamageError, StoreError
 from .bucket import BucketPath
-from .encoding import Array
+from .encoding import DiskArray
 from .places import Place, read_blocks, read_tail, sync
 
 NO_CHUNK = np.uint64(2**64 - 1)
@@ -77,7 +77,7 @@ class ShardWriter:
         except OSError as error:
             raise _cannot_write(path, error) from None
 
-    def append(self, chunks: Array) -> None:
+    def append(self, chunks: DiskArray) -> None:
         """Write the next chunks, [n, ...]; raises StoreError if the disk does not take them."""
         for data, crc in self._each(self._encode, chunks):
             start = self._offset
@@ -88,7 +88,7 @@ class ShardWriter:
             self._n_written += 1
         self._flush_now_and_then()
 
-    def _encode(self, chunk: Array) -> tuple[Any, bytes]:
+    def _encode(self, chunk: DiskArray) -> tuple[Any, bytes]:
         """Return a chunk's bytes and their checksum."""
         chunk = np.ascontiguousarray(chunk)
         data = chunk if self._codec is None else self._codec.encode(chunk)
@@ -166,7 +166,7 @@ def _cannot_write(path: Place, error: OSError) -> StoreError:
     )
 
 
-def read_index(path: Place, n_chunks: int) -> Array:
+def read_index(path: Place, n_chunks: int) -> DiskArray:
     """Return offset and length of every chunk, uint64 [n_chunks, 2].
 
     Raises:
@@ -181,7 +181,7 @@ def read_index(path: Place, n_chunks: int) -> Array:
 
 
 def read_chunk(
-    handle: int | BucketPath, path: Place, entry: Array, out: Array, codec: Any = None
+    handle: int | BucketPath, path: Place, entry: DiskArray, out: DiskArray, codec: Any = None
 ) -> None:
     """Read one chunk and its checksum into an array, by one positioned read, and compare them.
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ...errors import StoreError
-from ..folder import going_on, look
+from ..folder import read_folder, resume_command
 from ..places import Place, place
 from ..read.reader import ActivationStore
 
@@ -14,7 +14,7 @@ def store_info(root: str | Place) -> dict[str, Any]:
     Raises:
         StoreError: no store, another format version, or facts that cannot be read.
     """
-    folder = look(root := place(root))
+    folder = read_folder(root := place(root))
     manifest = folder.manifest
     store = ActivationStore(root, manifest, folder.entries)
     missing = folder.missing_shards()
@@ -45,7 +45,7 @@ def store_info(root: str | Place) -> dict[str, Any]:
             "outputs": manifest.outputs,
             "n_bytes": store.total_bytes,
             "layers": {str(layer): _layer_info(store, layer) for layer in store.layers},
-            "next": None if complete else going_on(root, manifest, folder.adding),
+            "next": None if complete else resume_command(root, manifest, folder.adding),
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{root} lacks facts of its model, text or layers: {error}") from None

@@ -24,13 +24,13 @@ from ..entries import Entry
 from ..folder import is_begun, is_complete, require_free
 from ..layout import ArraySpec, layer_arrays, norms, scale_of, sites, summed
 from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
-from ..places import Place, free_bytes, place
+from ..places import Place, free_disk_bytes, place
 from ..read.reader import ActivationStore
 from ..read.rows import OpenFiles
 from ..shard import ShardWriter
-from ..write.encode import Sums
+from ..write.encode import ShardSums
 from ..write.writer import StoreWriter
-from .alike import channels_of, require_same
+from .mergeable import channels_of, require_mergeable
 from .verify import Checked, Report
 
 READ_BYTES = 64 << 20
@@ -71,7 +71,7 @@ def merge_stores(
     files = OpenFiles()
     stores = [ActivationStore.open(root, files) for root in roots]
     for other in stores[1:]:
-        require_same(stores[0], other)
+        require_mergeable(stores[0], other)
     rows, n_train = _order(stores)
     manifest = _manifest(stores, n_train)
     if is_complete(out):
@@ -169,7 +169,7 @@ def _require_same_merge(out: Place, name: str, manifest: Manifest) -> None:
 
 def _require_room(stores: list[ActivationStore], out: Place) -> None:
     needed = sum(store.total_bytes for store in stores)
-    free = free_bytes(out)
+    free = free_disk_bytes(out)
     if free is not None and needed > free:
         raise StoreError(
             f"the merged store takes {needed:,} bytes and {free:,} are free at {out}; make "
@@ -245,10 +245,10 @@ def _read(stores: list[ActivationStore], rows: _Row, name: str, part: slice) -> 
     return torch.cat([stores[of[0]].read(name, run) for of, run in runs])
 
 
-def _sums(stores: list[ActivationStore], rows: _Row, name: str, part: slice) -> Sums:
+def _sums(stores: list[ActivationStore], rows: _Row, name: str, part: slice) -> ShardSums:
     """Return what a harvest would have added up over a run of an array."""
     manifest, layer = stores[0].manifest, int(name.split("/")[1])
-    sums, of_norms = Sums(), summed(manifest, layer)
+    sums, of_norms = ShardSums(), summed(manifest, layer)
     if name in of_norms:
         sizes = _read(stores, rows, norms(layer), part)[..., of_norms.index(name)]
         sums.add(sizes.numpy())

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import StoreError
 from ..entries import write_table
-from ..folder import Folder, is_begun, leftovers, look, rooms
+from ..folder import Folder, is_begun, layer_folders, orphaned_folders, read_folder
 from ..journal import JournalWriter
 from ..layers import choose_layers, spell_layers
 from ..locks.lock import take_lock
@@ -38,12 +38,12 @@ def remove_layers(root: str | Place, layers: str) -> dict[str, Any]:
             being written or cannot be.
     """
     root = place(root)
-    look(root)
+    read_folder(root)
     lock = take_lock(root)
     try:
-        folder = look(root)  # another process may have been quicker
+        folder = read_folder(root)  # another process may have been quicker
         chosen = _choose(folder, layers)
-        n_bytes = sum(tree_bytes(room) for room in rooms(root, chosen))
+        n_bytes = sum(tree_bytes(room) for room in layer_folders(root, chosen))
         try:
             _forget(folder, chosen)
         except (OSError, StoreError) as error:
@@ -67,7 +67,7 @@ def remove_layers(root: str | Place, layers: str) -> dict[str, Any]:
 def _choose(folder: Folder, layers: str) -> list[int]:
     """Return the layers to remove: of the store, or what an earlier removal has left."""
     root, manifest = folder.root, folder.manifest
-    have = {int(name.split("/")[1]) for name in leftovers(root, folder.plan)}
+    have = {int(name.split("/")[1]) for name in orphaned_folders(root, folder.plan)}
     have |= set(manifest.layers) | set(folder.plan.layers)
     try:
         chosen = choose_layers(layers, sorted(have), where=str(root))
@@ -78,7 +78,7 @@ def _choose(folder: Folder, layers: str) -> list[int]:
             f"{root} has no layers but {spell_layers(chosen)}; to remove the whole store, delete "
             "its folder"
         )
-    for room in rooms(root, chosen):
+    for room in layer_folders(root, chosen):
         if (out := leads_out(room, root)) or room.is_symlink():
             where = "leads out of the store" if out else "points into the store"
             raise StoreError(
@@ -109,5 +109,5 @@ def _forget(folder: Folder, layers: Iterable[int]) -> None:
 
 
 def _delete(root: Place, layers: Iterable[int]) -> None:
-    for room in rooms(root, layers):
+    for room in layer_folders(root, layers):
         remove_tree(room)

@@ -10,14 +10,14 @@ from typing import Any
 
 from ...errors import StoreError
 from ..entries import Entries, write_table
-from ..folder import going_on, is_begun, is_complete, layers_being_added, why_not_a_store
+from ..folder import is_begun, is_complete, layers_being_added, resume_command, why_not_a_store
 from ..journal import Journal, JournalWriter, rewrite_journal
 from ..locks.lock import Lock, take_lock
 from ..manifest import MANIFEST, PLAN, read_manifest
 from ..places import Place, place, sync, write_atomically
 from ..schema import metadata
 from ..write.writer import StoreWriter
-from .verify import Report, Verification, check
+from .verify import Report, Verification, find_damages
 
 
 def verify_store(
@@ -42,10 +42,10 @@ def verify_store(
     if not is_complete(root) and not is_begun(root):
         raise StoreError(why_not_a_store(root))
     if not repair:
-        return _result(root, check(root, full=full, report=report), mended=False)
+        return _result(root, find_damages(root, full=full, report=report), mended=False)
     lock = take_lock(root)
     try:
-        found = check(root, full=full, report=report)
+        found = find_damages(root, full=full, report=report)
         mended = all(damage.fix != "none" for damage in found.damages)
         if mended and (found.damages or found.adding or not found.complete):
             _mend(root, found, lock)
@@ -72,7 +72,7 @@ def _mend(root: Place, found: Verification, lock: Lock) -> None:
     elif found.complete:
         new = tuple(f"layers/{layer}/" for layer in found.adding)
         write_table(root, _kept(found).only(lambda array: not array.startswith(new)))
-        if writer.standing.lacking(set(manifest.layers) - set(found.adding)):
+        if writer.status.missing_shards(set(manifest.layers) - set(found.adding)):
             (root / MANIFEST).unlink()
             sync(root)
 
@@ -131,7 +131,7 @@ def _result(root: Place, found: Verification, *, mended: bool) -> dict[str, Any]
         "damages": [damage._asdict() for damage in found.damages],
         "dropped_shards": found.damaged_shards if mended else [],
         "repaired": mended and bool(found.damages),
-        "leftovers": found.leftovers,
+        "leftovers": found.orphaned_folders,
         "adding": adding,
         "next": _next(root, found, adding, complete=complete, mended=mended),
     }
@@ -145,4 +145,4 @@ def _next(
         return None
     if found.damages and not mended:
         return f"lorsa store verify {root}{' --full' if found.full else ''} --repair"
-    return None if complete else going_on(root, found.manifest, adding)
+    return None if complete else resume_command(root, found.manifest, adding)

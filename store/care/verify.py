@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from ...errors import DamageError, StoreError, UnreachableError
 from ..entries import TABLE, Entries, Entry, Key
-from ..folder import is_complete, leftovers, text_names
+from ..folder import is_complete, orphaned_folders, text_names
 from ..layout import DOCUMENTS, all_arrays, layer_arrays, read_documents, read_whole, whole_arrays
 from ..manifest import Manifest
 from ..places import Place, file_sizes
 from ..schema import difference, metadata, whole_problem
 from ..shard import read_checksum
-from .index import Damage, Fix, facts, index, name_of
+from .records import Damage, Fix, committed_files, name_of, read_manifests
 
 N_THREADS = min(8, os.cpu_count() or 1)
 
@@ -51,7 +51,7 @@ class Verification:
     missing: list[int]
     """Shards that are not all committed, or damaged."""
     damages: list[Damage]
-    leftovers: list[str]
+    orphaned_folders: list[str]
     """Folders of layers that a removal cut short has left."""
 
     @property
@@ -60,7 +60,7 @@ class Verification:
         return sorted({d.shard for d in self.damages if d.shard is not None and d.is_dropped})
 
 
-def check(root: Place, *, full: bool, report: Report = lambda event: None) -> Verification:
+def find_damages(root: Place, *, full: bool, report: Report = lambda event: None) -> Verification:
     """Look for everything that is wrong with a store.
 
     Args:
@@ -72,10 +72,10 @@ def check(root: Place, *, full: bool, report: Report = lambda event: None) -> Ve
         StoreError: no store, one of another format version, or one that says nothing of itself.
     """
     damages: list[Damage] = []
-    manifest, adding = facts(root, damages)
+    manifest, adding = read_manifests(root, damages)
     complete = is_complete(root)
     new = {spec.name for layer in adding for spec in layer_arrays(manifest, layer)}
-    entries = index(root, manifest, complete, damages, new)
+    entries = committed_files(root, manifest, complete, damages, new)
     damages += _metadata_damages(root, manifest)
     damages += _given_damages(root, manifest, full=full)
     whole: dict[Key, Entry] = {}
@@ -103,7 +103,7 @@ def check(root: Place, *, full: bool, report: Report = lambda event: None) -> Ve
         entries=entries,
         missing=missing,
         damages=damages,
-        leftovers=leftovers(root, manifest),
+        orphaned_folders=orphaned_folders(root, manifest),
     )
 
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from ...errors import StoreError
 from ..bucket import BucketPath
 from ..manifest import JOURNAL
-from .lease import Lease, bury, lives, read_facts, refusal, who
+from .lease import Lease, expire, lives, read_facts, refusal, who
 
 LOCK = "lock"
 CLAIM = ".claim"
@@ -68,7 +68,7 @@ class BucketLock:
         for path in (self._journal / WRITERS).iterdir():
             with suppress(FileNotFoundError):
                 found = path.read_version()
-                if lives(found) or not bury(path, found):
+                if lives(found) or not expire(path, found):
                     raise refusal(self._store, who(found))
 
     def _require_unchanged(self) -> None:
@@ -77,7 +77,7 @@ class BucketLock:
             path = self._journal / LOCK
             found = path.read_version()
             is_free = not read_facts(found.content).get("held")
-            if not is_free and (lives(found) or not bury(path, found)):
+            if not is_free and (lives(found) or not expire(path, found)):
                 raise refusal(self._store, who(found))
 
     def require_held(self) -> None:
@@ -120,7 +120,7 @@ class BucketLock:
             return False
         if read_facts(found.content).get("owner") != facts.get("owner"):
             return False
-        return lives(found) or not bury(path, found)
+        return lives(found) or not expire(path, found)
 
     def holds(self, name: str) -> bool:
         """Tell whether this process has claimed it."""

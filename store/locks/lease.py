@@ -140,7 +140,7 @@ def who(found: Version) -> str:
     return f"process {facts.get('pid')} on {facts.get('host')}, last heard of {age_s:.0f} s ago"
 
 
-def bury(path: BucketPath, found: Version) -> bool:
+def expire(path: BucketPath, found: Version) -> bool:
     """Take a lease from a dead holder for good; False if it was renewed just now."""
     with suppress(FileExistsError):
         path.write_version(json.dumps({"held": False, "time": time.time_ns()}).encode(), found.etag)

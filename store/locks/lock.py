@@ -22,8 +22,8 @@ from ..manifest import JOURNAL
 from ..places import Place
 from .bucket_lock import CLAIM, LOCK, BucketLock
 
-POLL_S = 0.1
-WAIT_S = 60.0
+LOCK_POLL_S = 0.1
+LOCK_WAIT_S = 60.0
 """How long what takes a moment is waited for: another that begins or finishes the same store."""
 
 
@@ -188,4 +188,4 @@ def take_lock(
         except BusyError:
             if time.monotonic() >= ends:
                 raise
-        time.sleep(POLL_S)
+        time.sleep(LOCK_POLL_S)

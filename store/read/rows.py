@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...errors import DamageError, StoreError
 from ..bucket import BucketPath
-from ..encoding import DTYPES, Array, from_disk
+from ..encoding import DTYPES, DiskArray, from_disk
 from ..layout import ArraySpec
 from ..places import Place
 from ..shard import read_chunk, read_index
@@ -111,11 +111,11 @@ class RowReader:
             StoreError: a chunk is missing or damaged.
             IndexError: a sequence number is out of range.
         """
-        out: Array = np.empty((len(seqs), *self.spec.row_shape), DTYPES[self.spec.dtype].disk)
+        out: DiskArray = np.empty((len(seqs), *self.spec.row_shape), DTYPES[self.spec.dtype].disk)
         self.read_into(seqs, out)
         return from_disk(out, self.spec.dtype)
 
-    def read_into(self, seqs: Seqs, out: Array) -> None:
+    def read_into(self, seqs: Seqs, out: DiskArray) -> None:
         """Fill an array, [n, *shape of a sequence] as it lies on disk; raises as `read` does."""
         if isinstance(self._root, BucketPath):  # most of the time is waiting for an answer
             list(_REQUESTS.map(self._read_one, seqs, out))
@@ -123,7 +123,7 @@ class RowReader:
         for i, seq in enumerate(seqs):
             self._read_one(seq, out[i])
 
-    def _read_one(self, seq: int, out: Array) -> None:
+    def _read_one(self, seq: int, out: DiskArray) -> None:
         if not 0 <= seq < self._n_seq:
             raise IndexError(f"sequence {seq}; the store has 0..{self._n_seq - 1}")
         shard, row = divmod(int(seq), self._shard_seqs)

@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 WINDOW_SEQS = 8192
 
-Ids = npt.NDArray[np.int64]
+SeqIds = npt.NDArray[np.int64]
 
 
-def _shuffle(n: int, seed: int, epoch: int, stage: int) -> Ids:
+def _shuffle(n: int, seed: int, epoch: int, stage: int) -> SeqIds:
     """Return 0..n - 1 in a random order fixed by the three numbers."""
     counter = np.array([0, stage, epoch, 0], dtype=np.uint64)
     generator = np.random.Philox(key=seed, counter=counter)
@@ -28,8 +28,8 @@ def _shuffle(n: int, seed: int, epoch: int, stage: int) -> Ids:
 
 
 def sequence_order(
-    seqs: Ids, shard_seqs: int, *, seed: int, epoch: int, window_seqs: int = WINDOW_SEQS
-) -> Ids:
+    seqs: SeqIds, shard_seqs: int, *, seed: int, epoch: int, window_seqs: int = WINDOW_SEQS
+) -> SeqIds:
     """Return the order in which an epoch visits the sequences.
 
     Args:
@@ -48,7 +48,7 @@ def sequence_order(
     place[_shuffle(len(shards), seed, epoch, 0)] = np.arange(len(shards))
     window = (place * n_windows // len(shards))[shard_index]  # [n_seqs]
     mixed = _shuffle(len(seqs), seed, epoch, 1)
-    order: Ids = seqs[mixed[np.argsort(window[mixed], kind="stable")]]
+    order: SeqIds = seqs[mixed[np.argsort(window[mixed], kind="stable")]]
     return order
 
 
@@ -60,7 +60,7 @@ class Sampler:
 
     def __init__(
         self,
-        seqs: Ids,
+        seqs: SeqIds,
         shard_seqs: int,
         *,
         batch_seqs: int,
@@ -93,7 +93,7 @@ class Sampler:
         self._rank = rank
         self._world = world
 
-        def order(epoch: int) -> Ids:
+        def order(epoch: int) -> SeqIds:
             return sequence_order(seqs, shard_seqs, seed=seed, epoch=epoch)
 
         self._order = lru_cache(2)(order)
@@ -107,16 +107,16 @@ class Sampler:
         """Return the epoch in which a step begins, and how many of its sequences were seen."""
         return divmod(step * self._batch_seqs, len(self._seqs))
 
-    def batch(self, step: int) -> Ids:
+    def batch(self, step: int) -> SeqIds:
         """Return this rank's sequences of a step, counted from the start of training."""
         first = self._rank * self._batch_seqs // self._world
         return self._part(step, first, (self._rank + 1) * self._batch_seqs // self._world)
 
-    def whole_batch(self, step: int) -> Ids:
+    def whole_batch(self, step: int) -> SeqIds:
         """Return all ranks' sequences of a step."""
         return self._part(step, 0, self._batch_seqs)
 
-    def _part(self, step: int, first: int, last: int) -> Ids:
+    def _part(self, step: int, first: int, last: int) -> SeqIds:
         wanted = last - first
         epoch, position = divmod(step * self._batch_seqs + first, len(self._seqs))
         here = self._order(epoch)[position : position + wanted]

@@ -10,16 +10,16 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from ...errors import BusyError
-from ..locks.lock import POLL_S, Claim, Lock
-from .standing import Standing
+from ..locks.lock import LOCK_POLL_S, Claim, Lock
+from .status import ShardStatus
 
-LOOK_S = 5.0
+REFRESH_S = 5.0
 """At most, between two looks at what others have claimed."""
 
 
 def claim_shards(
     lock: Lock,
-    standing: Standing,
+    status: ShardStatus,
     layers: Sequence[int],
     waiting: Callable[[int], None] = lambda n_shards: None,
 ) -> Iterator[tuple[int, Claim]]:
@@ -27,35 +27,35 @@ def claim_shards(
 
     Args:
         lock: held.
-        standing: what is known of the store; kept up to date.
+        status: what is known of the store; kept up to date.
         layers: to be written.
         waiting: told, again and again, for how many shards of others this waits.
     """
-    standing.look()
-    standing.take_changed()
-    todo = OrderedDict.fromkeys(standing.lacking(layers))
+    status.refresh()
+    status.take_changed()
+    todo = OrderedDict.fromkeys(status.missing_shards(layers))
     given: set[int] = set()
 
     def read() -> None:
-        standing.read()
-        for shard in standing.take_changed() - given:
-            if standing.lacks(shard, layers):
+        status.read()
+        for shard in status.take_changed() - given:
+            if status.missing_layers(shard, layers):
                 todo.setdefault(shard)
             else:
                 todo.pop(shard, None)
 
-    pause_s = POLL_S
+    pause_s = LOCK_POLL_S
     while todo:
         shard, claim = _claim_one(lock, todo)
         if claim is None:
             waiting(len(todo))
             time.sleep(pause_s)
-            pause_s = min(1.5 * pause_s, LOOK_S)
+            pause_s = min(1.5 * pause_s, REFRESH_S)
             read()
             continue
         read()  # another may have written it before the claim
         todo.pop(shard, None)
-        if standing.lacks(shard, layers):
+        if status.missing_layers(shard, layers):
             given.add(shard)
             yield shard, claim
         else:
@@ -87,7 +87,7 @@ def claimed(lock: Lock, name: str, wait_s: float, *, busy: str) -> Iterator[None
     while (claim := lock.claim(name)) is None:
         if time.monotonic() >= ends:
             raise BusyError(busy)
-        time.sleep(POLL_S)
+        time.sleep(LOCK_POLL_S)
     try:
         yield
     finally:

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encoding import Array, disk_view, encode
+from ..encoding import DiskArray, disk_view, encode
 from ..layout import attn_in, attn_out, norms, scale_of, summed
 from ..manifest import Manifest
 
 
 @dataclass(slots=True)
-class Sums:
+class ShardSums:
     """What is added up over a shard of an array; the fields are those of a journal entry."""
 
     norm_sum: float = 0.0
@@ -26,7 +26,7 @@ class Sums:
     n_nonfinite: int = 0
     max_scale: float = 0.0
 
-    def add(self, sizes: Array) -> int:
+    def add(self, sizes: DiskArray) -> int:
         """Add norms or scales of tokens, [n, n_ctx]; return how many are not finite."""
         good = np.isfinite(sizes)
         wide = sizes[good].astype(np.float64)
@@ -36,7 +36,7 @@ class Sums:
         self.n_nonfinite += n_bad
         return n_bad
 
-    def add_scales(self, scales: Array) -> None:
+    def add_scales(self, scales: DiskArray) -> None:
         """Add scales of int8 tokens; those that are not finite are counted elsewhere."""
         self.add(scales)
         self.n_nonfinite = 0
@@ -66,7 +66,7 @@ class EncodedLayer(NamedTuple):
         """Sequences of the batch."""
         return len(self.arrays[self.norms_name])
 
-    def arrived(self) -> dict[str, Array]:
+    def arrived(self) -> dict[str, DiskArray]:
         """Wait for the copy and return the arrays as they lie on disk."""
         if self.event is not None:
             self.event.synchronize()
@@ -81,7 +81,7 @@ class EncodedLayer(NamedTuple):
         bad = ~np.isfinite(self.arrays[self.norms_name].numpy()).all(axis=(1, 2))
         return int(bad.argmax())
 
-    def add_up(self, arrays: dict[str, Array], sums: dict[str, Sums]) -> dict[str, int]:
+    def add_up(self, arrays: dict[str, DiskArray], sums: dict[str, ShardSums]) -> dict[str, int]:
         """Add the batch to the sums; return the tokens of each array that are not finite."""
         n_bad = {}
         for name, sizes in zip(

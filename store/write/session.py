@@ -13,8 +13,8 @@ from ..layout import layer_arrays
 from ..manifest import Manifest
 from ..places import Place
 from ..shard import ShardWriter
-from .behind import WriteBehind
-from .encode import EncodedLayer, Sums, encode_layer
+from .encode import EncodedLayer, ShardSums, encode_layer
+from .write_queue import WriteQueue
 
 
 class ShardSession:
@@ -28,7 +28,7 @@ class ShardSession:
         *,
         given: Iterable[int],
         layers: Iterable[int],
-        behind: WriteBehind,
+        queue: WriteQueue,
         channels: dict[str, Tensor],
         keep_nonfinite: bool,
         record: Callable[[list[Entry]], None],
@@ -43,12 +43,12 @@ class ShardSession:
             spec.name: spec for layer in self._layers for spec in layer_arrays(manifest, layer)
         }
         self._root = root
-        self._behind = behind
+        self._queue = queue
         self._channels = channels
         self._keep_nonfinite = keep_nonfinite
         self._record = record
         self._files: dict[str, ShardWriter] = {}
-        self._sums = {name: Sums() for name in self._specs}
+        self._sums = {name: ShardSums() for name in self._specs}
         self._n_appended = 0
         self._committed: Future[list[Entry] | None] = Future()
 
@@ -70,9 +70,9 @@ class ShardSession:
                 continue
             n_bytes = n_seqs * sum(s.row_bytes for s in layer_arrays(self._manifest, layer))
             held = n_bytes * (1 if self._manifest.compression == "none" else 2)
-            self._behind.make_room(held)
+            self._queue.reserve(held)
             encoded = encode_layer(self._manifest, layer, x, y, self._channels)
-            self._behind.submit(partial(self._write, encoded, first), held)
+            self._queue.submit(partial(self._write, encoded, first), held)
         self._n_appended += n_seqs
 
     def finish(self) -> None:
@@ -82,7 +82,7 @@ class ShardSession:
             raise ValueError(
                 f"shard {self.shard} has {n_seqs} sequences; {self._n_appended} were appended"
             )
-        self._committed = self._behind.submit(self._commit, 0)
+        self._committed = self._queue.submit(self._commit, 0)
 
     @property
     def is_done(self) -> bool:
@@ -94,7 +94,7 @@ class ShardSession:
         try:
             entries = self._committed.result()
             if entries is None:
-                self._behind.raise_failure()
+                self._queue.raise_failure()
                 raise StoreError(f"shard {self.shard} of {self._root} was not written")
         except BaseException:
             self.discard()
@@ -104,7 +104,7 @@ class ShardSession:
     def _commit(self) -> list[Entry]:
         """Put the files in their place and record them in the journal, in the thread."""
         # a disk takes one file after the other; uploads wait for the network, all at once
-        each = self._behind.helpers.map if isinstance(self._root, BucketPath) else map
+        each = self._queue.pool.map if isinstance(self._root, BucketPath) else map
         files = each(ShardWriter.commit, self._files.values())
         entries = []
         for name, done in zip(self._files, files, strict=True):
@@ -118,7 +118,7 @@ class ShardSession:
 
     def discard(self) -> None:
         """Drop what was written."""
-        self._behind.forget()
+        self._queue.reset()
         for file in self._files.values():
             file.discard()
 
@@ -152,7 +152,7 @@ class ShardSession:
                     path,
                     n_chunks=self._manifest.shard_seqs,
                     codec=spec.codec,
-                    each=self._behind.helpers.map,
+                    each=self._queue.pool.map,
                 )
             self._files[name].append(values)
 

@@ -21,18 +21,18 @@ from torch import Tensor
 
 from ...errors import BusyError, StoreError
 from ..entries import Entry, write_table
-from ..folder import is_begun, is_complete, mending, require_covered, why_not_a_store
+from ..folder import is_begun, is_complete, repair_command, require_covered, why_not_a_store
 from ..journal import JournalWriter
 from ..layout import layer_arrays, read_channel, sites, text_arrays
-from ..locks.lock import WAIT_S, Claim, Lock, take_lock
+from ..locks.lock import LOCK_WAIT_S, Claim, Lock, take_lock
 from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..places import Place, sync, write_atomically
 from ..read.rows import RowReader
-from .begin import add, begin
-from .behind import WriteBehind
 from .claims import claim_shards, claimed
+from .create import create_layers, create_store
 from .session import ShardSession
-from .standing import Standing
+from .status import ShardStatus
+from .write_queue import WriteQueue
 
 BUFFER_BYTES = 4 << 30
 """Most bytes of activations that may wait for the disk before the model has to."""
@@ -60,17 +60,17 @@ class StoreWriter:
         self._journal = JournalWriter(root)
         self._turn = threading.Lock()
         """Of those that write to the journal."""
-        self._behind = WriteBehind(buffer_bytes)
+        self._queue = WriteQueue(buffer_bytes)
         self._channels: dict[str, Tensor] = {}
         self._claims: dict[int, Claim] = {}
         self._lent: int | None = None
         """The shard that `claimed_shards` has given out."""
         self._open: ShardSession | None = None
         self._unsettled: list[ShardSession] = []
-        self.standing = Standing(root, manifest)
+        self.status = ShardStatus(root, manifest)
         """What is there and what is not, as of the last look."""
-        self.standing.require_readable()
-        self.layers_to_write = [n for n in manifest.layers if self.standing.lacking([n])]
+        self.status.require_readable()
+        self.layers_to_write = [n for n in manifest.layers if self.status.missing_shards([n])]
         """The layers that some shard lacked when this process joined: those of a batch."""
 
     @classmethod
@@ -104,7 +104,7 @@ class StoreWriter:
             StoreError: the folder holds something else, or the disk is full.
             ValueError: tokens, documents or weights are not those of the manifest.
         """
-        begin(
+        create_store(
             root,
             manifest,
             tokens=tokens,
@@ -138,7 +138,7 @@ class StoreWriter:
             StoreError: the store is unfinished, given other layers or being written.
             ValueError: weights or sample are not those of the layers.
         """
-        add(root, layers, weights=weights, sample=sample or {})
+        create_layers(root, layers, weights=weights, sample=sample or {})
         return cls.resume(root, buffer_bytes=buffer_bytes)
 
     @classmethod
@@ -154,12 +154,12 @@ class StoreWriter:
             StoreError: there is none, or journal or token ids are damaged.
         """
         if not is_begun(root):
-            gone = f"{root} has no {PLAN} any more; write it anew with: {mending(root)}"
+            gone = f"{root} has no {PLAN} any more; write it anew with: {repair_command(root)}"
             raise StoreError(gone if is_complete(root) else why_not_a_store(root))
-        lock = take_lock(root, exclusive=False, wait_s=WAIT_S)
+        lock = take_lock(root, exclusive=False, wait_s=LOCK_WAIT_S)
         try:
             writer = cls(root, read_manifest(root / PLAN), lock, buffer_bytes=buffer_bytes)
-            require_covered(root, writer.manifest, writer.standing.entries)
+            require_covered(root, writer.manifest, writer.status.entries)
         except BaseException:
             lock.release()
             raise
@@ -177,8 +177,8 @@ class StoreWriter:
 
     def missing_shards(self) -> list[int]:
         """Return the shards of which some file is not committed, or no longer there, by now."""
-        self.standing.look()
-        return self.standing.lacking(self.manifest.layers)
+        self.status.refresh()
+        return self.status.missing_shards(self.manifest.layers)
 
     def claimed_shards(
         self, waiting: Callable[[int], None] = lambda n_shards: None
@@ -195,7 +195,7 @@ class StoreWriter:
             self.settle()  # which others may be waiting for
             waiting(n_shards)
 
-        for shard, claim in claim_shards(self._lock, self.standing, self.layers_to_write, wait):
+        for shard, claim in claim_shards(self._lock, self.status, self.layers_to_write, wait):
             self._claims[shard], self._lent = claim, shard
             try:
                 yield shard
@@ -232,7 +232,7 @@ class StoreWriter:
                 shard,
                 given=self.layers_to_write,
                 layers=self.begin_shard(shard),
-                behind=self._behind,
+                queue=self._queue,
                 channels=self._all_channels(),
                 keep_nonfinite=keep_nonfinite,
                 record=self._record,
@@ -262,7 +262,7 @@ class StoreWriter:
         while self._unsettled and (wait or self._unsettled[0].is_done):
             session = self._unsettled.pop(0)
             try:
-                self.standing.add(session.entries())
+                self.status.record(session.entries())
             finally:
                 self._let_go(session.shard)
 
@@ -275,7 +275,7 @@ class StoreWriter:
         Raises:
             BaseException: what went wrong with one before, if it is not the error at hand.
         """
-        failure = self._behind.forget()
+        failure = self._queue.reset()
         if self._open is not None:
             self._open.discard()
             self._open = None
@@ -302,13 +302,13 @@ class StoreWriter:
         A kill may leave new files with old checksums. A finished store that had such a layer is
         unfinished from here on: its table has the old ones too.
         """
-        self.standing.read()
-        layers = self.standing.lacks(shard, self.layers_to_write)
+        self.status.read()
+        layers = self.status.missing_layers(shard, self.layers_to_write)
         keys = {(shard, s.name) for layer in layers for s in layer_arrays(self.manifest, layer)}
-        if (last := self.standing.last_word(keys)) is not None:
+        if (last := self.status.last_mention(keys)) is not None:
             with self._turn:
                 self._journal.come_after(last)
-        if stale := keys & self.standing.entries.keys():
+        if stale := keys & self.status.entries.keys():
             with self._finishing():
                 self._lock.require_held()
                 if is_complete(self.root) and (
@@ -324,7 +324,7 @@ class StoreWriter:
         """Commit files of a shard that were written and put in their place otherwise."""
         if entries:
             self._record(entries)
-            self.standing.add(entries)
+            self.status.record(entries)
 
     def _record(self, entries: list[Entry]) -> None:
         """Write the journal's line of a shard; in the thread that wrote its files, as a rule."""
@@ -345,8 +345,8 @@ class StoreWriter:
                 raise StoreError(f"{self.root} lacks {len(missing)} shards; run the harvest again")
             try:
                 self._lock.require_held()
-                if not self.standing.is_finished():
-                    write_table(self.root, self.standing.rows())
+                if not self.status.is_finished():
+                    write_table(self.root, self.status.rows())
                     write_atomically(self.root / MANIFEST, self.manifest.to_json())
                 self._lock.sweep()
             except OSError as error:
@@ -361,7 +361,7 @@ class StoreWriter:
             if self._open is not None or self._unsettled:
                 self._abandon(None)
         finally:
-            self._behind.close()
+            self._queue.close()
             for shard in list(self._claims):
                 self._let_go(shard)
             self._lock.release()
@@ -369,11 +369,11 @@ class StoreWriter:
     @property
     def peak_buffer_bytes(self) -> int:
         """The most bytes of activations that waited for the disk at a time."""
-        return self._behind.peak_bytes
+        return self._queue.peak_bytes
 
     def _finishing(self) -> AbstractContextManager[None]:
         busy = f"{self.root} is being finished by another process; run the same command again"
-        return claimed(self._lock, FINISH, WAIT_S, busy=busy)
+        return claimed(self._lock, FINISH, LOCK_WAIT_S, busy=busy)
 
     def _all_channels(self) -> dict[str, Tensor]:
         """Return the scales of int8's channels by array, read once."""

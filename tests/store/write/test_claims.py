@@ -109,11 +109,11 @@ def test_what_changes_the_store_is_refused_beside_writers_and_the_other_way_roun
                 change()
         with pytest.raises(BegunError, match="was begun by another process; go on with it"):
             create(root, make_manifest())
-    monkeypatch.setattr(writer_module, "WAIT_S", 0.2)
+    monkeypatch.setattr(writer_module, "LOCK_WAIT_S", 0.2)
     lock = take_lock(root)
     with pytest.raises(BusyError, match="is being changed by another process; wait"):
         StoreWriter.resume(root)
-    monkeypatch.setattr(writer_module, "WAIT_S", 10)
+    monkeypatch.setattr(writer_module, "LOCK_WAIT_S", 10)
     threading.Timer(0.3, lock.release).start()
     StoreWriter.resume(root).close()
 
@@ -172,7 +172,7 @@ time.sleep(60)
 
 
 def test_a_dead_process_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "WAIT_S", 0.0)
+    monkeypatch.setattr(writer_module, "LOCK_WAIT_S", 0.0)
     root = tmp_path / "acts"
     create(root, make_manifest()).close()
     child = subprocess.Popen([sys.executable, "-c", HOLD, root], stdout=subprocess.PIPE)

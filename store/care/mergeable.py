@@ -14,7 +14,7 @@ SAME_MODEL = ("id", "revision", "dtype")
 SAME_CORPUS = ("packing", "bos")
 
 
-def require_same(a: ActivationStore, b: ActivationStore) -> None:
+def require_mergeable(a: ActivationStore, b: ActivationStore) -> None:
     """Raise StoreError, naming the field, unless two stores can be one."""
     first, second = a.manifest, b.manifest
     facts = [(name, getattr(first, name), getattr(second, name)) for name in SAME]

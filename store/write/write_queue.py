@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from ...errors import StoreError
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
-class WriteBehind:
+class WriteQueue:
     """One thread that does jobs, and a bound on what they hold meanwhile."""
 
     def __init__(self, buffer_bytes: int) -> None:
@@ -25,7 +25,7 @@ class WriteBehind:
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lorsa-writer")
-        self.helpers = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="lorsa-encoder")
+        self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="lorsa-encoder")
         """For what a job wants done in parallel."""
 
     @property
@@ -33,7 +33,7 @@ class WriteBehind:
         """The most bytes that were held at a time."""
         return self._peak
 
-    def make_room(self, n_bytes: int) -> None:
+    def reserve(self, n_bytes: int) -> None:
         """Wait until so many bytes more may be held, and count them as held.
 
         Raises:
@@ -53,14 +53,14 @@ class WriteBehind:
             self._held += n_bytes
             self._peak = max(self._peak, self._held)
 
-    def submit(self, job: Callable[[], Result], n_bytes: int) -> "Future[Result | None]":
+    def submit(self, job: Callable[[], T], n_bytes: int) -> "Future[T | None]":
         """Have a job done after all earlier ones; then the bytes are no longer held.
 
         Returns:
             What it gives; None if it, or an earlier one, has failed.
         """
 
-        def work() -> Result | None:
+        def work() -> T | None:
             try:
                 return None if self._failure is not None else job()
             except BaseException as error:  # raised where the next batch comes from
@@ -78,7 +78,7 @@ class WriteBehind:
         self._wait()
         self.raise_failure()
 
-    def forget(self) -> BaseException | None:
+    def reset(self) -> BaseException | None:
         """Wait for all jobs, and forget and return what they raised: what they wrote is dropped."""
         self._wait()
         failure, self._failure = self._failure, None
@@ -88,7 +88,7 @@ class WriteBehind:
     def close(self) -> None:
         """End the threads."""
         self._thread.shutdown()
-        self.helpers.shutdown()
+        self.pool.shutdown()
 
     def _wait(self) -> None:
         self._thread.submit(lambda: None).result()

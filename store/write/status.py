@@ -15,7 +15,7 @@ from ..manifest import MANIFEST, Manifest, read_manifest
 from ..places import Place, file_size
 
 
-class Standing:
+class ShardStatus:
     """What is committed of a store and what it lacks."""
 
     def __init__(self, root: Place, manifest: Manifest) -> None:
@@ -27,13 +27,13 @@ class Standing:
         self._journal = Journal(root)
         self._missing: set[int] = set()
         self._changed: set[int] = set()
-        self.look()
+        self.refresh()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Read the journal, and see which of the files are not there."""
         self._journal.read()
         self._lost = lost_files(self._root, self._arrays, self.entries)
-        before, self._missing = self._missing, set(self.lacking(self._manifest.layers))
+        before, self._missing = self._missing, set(self.missing_shards(self._manifest.layers))
         self._n_missing_seqs = sum(map(self._n_seqs, self._missing))
         self._changed |= before ^ self._missing
 
@@ -46,7 +46,7 @@ class Standing:
         found, self._changed = self._changed, set()
         return found
 
-    def add(self, entries: list[Entry]) -> None:
+    def record(self, entries: list[Entry]) -> None:
         """Count on files that this process has just committed."""
         self.entries.put(entries)
         self._notice({entry.shard for entry in entries})
@@ -60,22 +60,22 @@ class Standing:
         """Return those of the store's arrays: the rows of its table."""
         return self.entries.only(self._arrays.__contains__)
 
-    def last_word(self, keys: Iterable[Key]) -> str | None:
+    def last_mention(self, keys: Iterable[Key]) -> str | None:
         """Return the name of the last journal file with a word on some files, None without one.
 
         It may say that they are dropped.
         """
-        return self._journal.last_word(keys)
+        return self._journal.last_mention(keys)
 
     def require_readable(self) -> None:
         """Raise StoreError, with what to type, if a line of the journal is damaged."""
         self._journal.require_readable()
 
-    def lacks(self, shard: int, layers: Iterable[int]) -> list[int]:
+    def missing_layers(self, shard: int, layers: Iterable[int]) -> list[int]:
         """Return those of some layers of which a file of this shard is missing."""
         return [layer for layer in layers if not self._has(shard, layer)]
 
-    def lacking(self, layers: Iterable[int]) -> list[int]:
+    def missing_shards(self, layers: Iterable[int]) -> list[int]:
         """Return the shards that lack some of these layers; it goes through all of them."""
         each = list(layers)
         names = [spec.name for layer in each for spec in self._of_layer[layer]]
@@ -84,7 +84,7 @@ class Standing:
         return [
             shard
             for shard, is_whole in enumerate(whole.tolist())
-            if not is_whole or (shard in lost and self.lacks(shard, each))
+            if not is_whole or (shard in lost and self.missing_layers(shard, each))
         ]
 
     def n_missing_seqs(self, but: Iterable[int] = ()) -> int:
@@ -105,7 +105,7 @@ class Standing:
         for shard in shards:
             if shard < self._manifest.n_shards:
                 self._changed.add(shard)
-                self._set_missing(shard, bool(self.lacks(shard, self._of_layer)))
+                self._set_missing(shard, bool(self.missing_layers(shard, self._of_layer)))
 
     def _set_missing(self, shard: int, is_missing: bool) -> None:
         if is_missing and shard not in self._missing:

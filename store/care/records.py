@@ -32,7 +32,7 @@ class Damage(NamedTuple):
         return self.fix == "harvest" and self.shard is not None
 
 
-def facts(root: Place, damages: list[Damage]) -> tuple[Manifest, list[int]]:
+def read_manifests(root: Place, damages: list[Damage]) -> tuple[Manifest, list[int]]:
     """Return the manifest, or the plan, which says the same or adds layers; and these layers."""
     found: dict[str, Manifest] = {}
     errors: list[StoreError] = []
@@ -77,7 +77,7 @@ def _disagreement(root: Place, manifest: Manifest, plan: Manifest) -> Damage:
     return Damage(MANIFEST, text, "none")
 
 
-def index(
+def committed_files(
     root: Place, manifest: Manifest, complete: bool, damages: list[Damage], new: set[str]
 ) -> Entries:
     """Return the committed files, of shards.parquet or else, and of new arrays, of the journal."""

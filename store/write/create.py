@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import BegunError, StoreError
 from ..encoding import channel_scale, to_disk
 from ..entries import Entry
-from ..folder import clear, is_begun, look, require_free, rooms
+from ..folder import clear, is_begun, layer_folders, read_folder, require_free
 from ..journal import TEXT, JournalWriter, read_journal
 from ..layers import spell_layers
 from ..layout import (
@@ -32,14 +32,14 @@ from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..places import Place, remove_tree, sync, sync_tree, unmade_folders, write_atomically
 from ..shard import ShardWriter
 
-WAIT_S = 600.0
+CREATE_WAIT_S = 600.0
 """How long to wait for another process that lays down the same."""
 
 Weights = Mapping[int, dict[str, Tensor]]
 Sample = Mapping[int, Sequence[Tensor]]
 
 
-def begin(
+def create_store(
     root: Place,
     manifest: Manifest,
     *,
@@ -68,7 +68,7 @@ def begin(
 
     require_nothing()
     unmade = unmade_folders(root)
-    lock = take_lock(root, wait_s=WAIT_S, unless=require_nothing)
+    lock = take_lock(root, wait_s=CREATE_WAIT_S, unless=require_nothing)
     try:
         require_nothing()  # another writer may have been quicker
         clear(root)
@@ -88,7 +88,7 @@ def begin(
         lock.release()
 
 
-def add(
+def create_layers(
     root: Place,
     layers: Mapping[int, dict[str, Any]],
     *,
@@ -98,7 +98,7 @@ def add(
     """Lay down new layers of a finished store; see `StoreWriter.add_layers`."""
 
     def require_new() -> None:
-        folder = look(root)
+        folder = read_folder(root)
         if there := sorted(set(layers) & set(folder.manifest.layers)):
             raise BegunError(f"{root} has layers {spell_layers(there)} already")
         if set(layers) <= set(folder.plan.layers):
@@ -106,7 +106,7 @@ def add(
         folder.require_finished()
 
     require_new()
-    lock = take_lock(root, wait_s=WAIT_S, unless=require_new)
+    lock = take_lock(root, wait_s=CREATE_WAIT_S, unless=require_new)
     try:
         require_new()
         manifest = read_manifest(root / MANIFEST)
@@ -115,7 +115,7 @@ def add(
         _forget_earlier(root, layers)
         create_arrays(root, plan, layers)
         _write_given(root, plan, weights, sample)
-        for room in rooms(root, layers):
+        for room in layer_folders(root, layers):
             sync_tree(room)
             sync(room.parent)
         write_atomically(root / PLAN, plan.to_json())
@@ -130,7 +130,7 @@ def _forget_earlier(root: Place, layers: Mapping[int, Any]) -> None:
     gone = tuple(f"layers/{layer}/" for layer in layers)
     if dropped := list(read_journal(root).only(lambda array: array.startswith(gone))):
         JournalWriter(root).drop(dropped)
-    for room in rooms(root, layers):
+    for room in layer_folders(root, layers):
         remove_tree(room)
 
 
