@@ -1,13 +1,13 @@
-"""Which sequences make up which batch: a pure function of (seed, epoch), for any number of ranks.
+"""Order of sequences in training: a function of (seed, epoch), for any number of ranks.
 
 The shards are permuted, taken in windows of some thousand sequences, and the sequences permuted
-within each window: a small store is shuffled whole, a large one is read in regions. All randomness
-is sorting by a hash of (seed, epoch, stage), so it does not change with the version of any
-library's shuffle.
+within each window. A small store is shuffled whole; a large one is read in regions. All randomness
+is sorting by a hash of (seed, epoch, stage), so it does not depend on the shuffle of any library's
+version.
 
-Epochs follow each other without a seam: a batch that an epoch does not fill takes its last
-sequences from the next. So every epoch visits every sequence once, step s begins at sequence
-s * batch_seqs of the run, whoever asks, and a run goes on there with any number of ranks.
+Epochs follow each other without a gap: a batch that an epoch does not fill takes its last sequences
+from the next. So every epoch visits every sequence once, and step s begins at sequence
+s * batch_seqs of the run, from which any number of ranks can resume.
 """
 
 from functools import lru_cache
@@ -35,9 +35,8 @@ def sequence_order(
     Args:
         seqs: sequence numbers to visit.
         shard_seqs: sequences in a shard of the store.
-        seed, epoch: of the order.
-        window_seqs: sequences that are mixed with each other, at least, if there are so many;
-            whole shards are taken.
+        seed, epoch: numbers that fix the order.
+        window_seqs: fewest sequences in a window, if there are so many; windows are whole shards.
 
     Returns:
         `seqs`, each once.
@@ -53,9 +52,9 @@ def sequence_order(
 
 
 class Sampler:
-    """The batches of one rank; every rank has as many, together they are the global batches.
+    """Batches of one rank: its part of every global batch.
 
-    Where a batch cannot be split evenly, the ranks' parts differ by one sequence.
+    If a batch cannot be split evenly, the parts differ by one sequence.
     """
 
     def __init__(
@@ -68,14 +67,14 @@ class Sampler:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Set what is drawn and by whom.
+        """Set the sequences and this rank's part of them.
 
         Args:
             seqs: sequences to draw from.
             shard_seqs: sequences in a shard of the store.
             batch_seqs: sequences in a global batch, over all ranks.
-            seed: of the order.
-            rank, world: which of how many processes this is.
+            seed: number that fixes the order.
+            rank, world: number of this process and of all processes.
 
         Raises:
             ValueError: a batch cannot be filled, or leaves a rank with nothing.
@@ -100,11 +99,11 @@ class Sampler:
 
     @property
     def n_batches(self) -> int:
-        """Batches that lie in the first epoch whole."""
+        """Number of batches that lie wholly in the first epoch."""
         return len(self._seqs) // self._batch_seqs
 
     def position(self, step: int) -> tuple[int, int]:
-        """Return the epoch in which a step begins, and how many of its sequences were seen."""
+        """Return the epoch in which a step begins, and the sequences of it that were seen."""
         return divmod(step * self._batch_seqs, len(self._seqs))
 
     def batch(self, step: int) -> SeqIds:

@@ -1,4 +1,4 @@
-"""One shard while it is written: batches in, committed files out."""
+"""A session writes one shard: batches in, committed files out."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -18,7 +18,7 @@ from .write_queue import WriteQueue
 
 
 class ShardSession:
-    """Takes the sequences of one shard; a thread writes them behind the model's back."""
+    """Takes the sequences of one shard; a thread writes them while the model computes."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class ShardSession:
         keep_nonfinite: bool,
         record: Callable[[list[Entry]], None],
     ) -> None:
-        """Use `StoreWriter.shard`; of the layers that are given, some are written."""
+        """Use `StoreWriter.shard`; batches have layers `given`, of which `layers` are written."""
         self.shard = shard
         self._manifest = manifest
         self._rows = manifest.shard_rows(shard)
@@ -56,8 +56,8 @@ class ShardSession:
         """Take the next sequences.
 
         Args:
-            batch: for each of the writer's `layers_to_write` x and y, [n, n_ctx, d_model]; those
-                of which this shard has the files already are passed over.
+            batch: x and y of each of the writer's `layers_to_write`, [n, n_ctx, d_model]; layers
+                that this shard has already are skipped.
 
         Raises:
             ValueError: the layers are others, or the shapes not those of the store.
@@ -76,7 +76,7 @@ class ShardSession:
         self._n_appended += n_seqs
 
     def finish(self) -> None:
-        """Have the shard committed behind everything that was appended."""
+        """Queue the commit of the shard after all that was appended."""
         n_seqs = len(self._rows)
         if self._n_appended != n_seqs:
             raise ValueError(
@@ -90,7 +90,7 @@ class ShardSession:
         return self._committed.done() and self._committed.result() is not None
 
     def entries(self) -> list[Entry]:
-        """Wait for the commit and return its journal entries; raises what went wrong."""
+        """Wait for the commit and return its journal entries; raises the error of a failed one."""
         try:
             entries = self._committed.result()
             if entries is None:
@@ -102,7 +102,7 @@ class ShardSession:
         return entries
 
     def _commit(self) -> list[Entry]:
-        """Put the files in their place and record them in the journal, in the thread."""
+        """Rename the files to their places and record them in the journal; in the thread."""
         # a disk takes one file after the other; uploads wait for the network, all at once
         each = self._queue.pool.map if isinstance(self._root, BucketPath) else map
         files = each(ShardWriter.commit, self._files.values())
@@ -117,7 +117,7 @@ class ShardSession:
         return entries
 
     def discard(self) -> None:
-        """Drop what was written."""
+        """Remove the files that were begun."""
         self._queue.reset()
         for file in self._files.values():
             file.discard()
@@ -139,7 +139,7 @@ class ShardSession:
         return n_seqs
 
     def _write(self, encoded: EncodedLayer, first_seq: int) -> None:
-        """Write in the thread, which moves bytes only; see `loader` for why."""
+        """Write a layer of a batch in the thread, which only moves bytes; see `loader` for why."""
         arrays = encoded.arrived()
         for name, n_bad in encoded.add_up(arrays, self._sums).items():
             if n_bad and not self._keep_nonfinite:

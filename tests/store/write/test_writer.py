@@ -19,6 +19,7 @@ from lorsa.store.read.reader import ActivationStore
 from lorsa.store.shard import ShardWriter
 from lorsa.store.write import create as create_module
 from lorsa.store.write import writer as writer_module
+from lorsa.store.write.commit_log import CommitLog
 from lorsa.store.write.writer import StoreWriter
 from power import PowerCutError
 from small import (
@@ -363,7 +364,7 @@ def test_a_complete_store_is_unfinished_while_a_shard_is_written_anew(
     whole = digests(root)
     (root / "layers/3/attn_in/c/1/0/0").unlink()
     with StoreWriter.resume(root) as writer, monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "_record", killed)
+        patch.setattr(CommitLog, "commit", killed)
         with pytest.raises(PowerCutError), writer.shard(1) as session:
             part = -values(0, 0)[4:8]  # not the old bytes
             session.append({3: (part, part)})
