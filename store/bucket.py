@@ -72,22 +72,22 @@ class BucketPath:
         return self.joinpath(name)
 
     def joinpath(self, *names: str) -> "BucketPath":
-        """Return a place below."""
+        """Return a place below this one."""
         return BucketPath(self.bucket, "/".join([self.key, *names]))
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """Last part of the key."""
         return PurePosixPath(self.key).name
 
     @property
     def stem(self) -> str:
-        """The last part without its suffix."""
+        """Last part of the key without its suffix."""
         return PurePosixPath(self.key).stem
 
     @property
     def parent(self) -> "BucketPath":
-        """The place above."""
+        """Place above this one."""
         return BucketPath(self.bucket, self.key.rpartition("/")[0])
 
     def relative_to(self, other: "BucketPath") -> PurePosixPath:

@@ -23,7 +23,7 @@ from torch import Tensor
 from .choices import COMPRESSION_LEVELS
 
 DiskArray = npt.NDArray[Any]
-"""Values as they lie on disk"""
+"""Array of values as they lie on disk"""
 
 INT8_LARGEST = 127
 QUIETEST = 1 / 64

@@ -1,4 +1,4 @@
-"""Jobs behind the model's back: in order, bounded, and never failing in silence."""
+"""Queued jobs: in order, bounded, and never failing in silence."""
 
 import threading
 import time
