@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import BegunError, HarvestError, StoreError
-from ..store.folder import is_begun, is_complete, mending, require_free
+from ..store.folder import is_begun, is_complete, repair_command, require_free
 from ..store.layers import spell_layers
 from ..store.manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..store.places import Place
@@ -177,7 +177,7 @@ def _is_whole(store: Place, report: Report) -> bool:
     except StoreError as error:
         if not is_begun(store):
             raise StoreError(
-                f"{error}; but its plan is gone too, so first: {mending(store)}"
+                f"{error}; but its plan is gone too, so first: {repair_command(store)}"
             ) from None
         report(str(error))
         return False

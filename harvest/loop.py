@@ -99,11 +99,11 @@ def write_shards(writer: StoreWriter, run: Pass) -> float:
         n_awaited = n_shards
 
     with stop_when_whole(on_first=report_stop) as stop:
-        meter.stored(writer.standing.n_missing_seqs())
+        meter.stored(writer.status.n_missing_seqs())
         for shard in writer.claimed_shards(waiting=wait):
             _write(writer, shard, run, meter)
             # as of the last claim: reading every file after every shard would take long
-            meter.stored(writer.standing.n_missing_seqs(but=writer.unsettled))
+            meter.stored(writer.status.n_missing_seqs(but=writer.unsettled))
             if stop.asked:
                 writer.settle()
                 raise KeyboardInterrupt

@@ -8,7 +8,7 @@ from ..errors import HarvestError
 from ..store.care.info import format_bytes
 from ..store.encoding import DTYPES
 from ..store.layers import spell_layers
-from ..store.places import Place, free_bytes, tree_bytes
+from ..store.places import Place, free_disk_bytes, tree_bytes
 from .config import HarvestConfig
 
 DEFAULT_MAX_TOKENS = 10_000_000
@@ -132,7 +132,7 @@ class Sizes:
         self._layers = layers
         self._d_model = d_model
         self.cost = self._cost()
-        free = free_bytes(config.store)
+        free = free_disk_bytes(config.store)
         rooms = [config.store]
         if there is not None:
             rooms = [config.store / room / str(n) for room in ("layers", "weights") for n in there]

@@ -1,7 +1,7 @@
-"""The committed files of a store: what is known of each, and shards.parquet.
+"""The committed files of a store, with the facts of each, and shards.parquet.
 
-A large store has a million of them. They are held in a table of bytes, a row for every shard and a
-column for every array, and become objects one by one, when they are asked for.
+A large store has a million of them. They are held in one array of records, a row for every shard
+and a column for every array. An `Entry` is made when it is asked for.
 """
 
 import math
@@ -26,26 +26,26 @@ class Entry(NamedTuple):
 
     shard: int
     array: str
-    """Its path in the store, such as layers/12/attn_in."""
+    """Path of the array in the store, such as layers/12/attn_in."""
     n_seq: int
     n_bytes: int
     crc32c: int
-    """Of the file."""
+    """Checksum of the file, see `shard`."""
     norm_sum: float
-    """sum ||x|| over the finite tokens; of `norms` where y is derived, sum ||y||; of int8's scales,
-    their sum; else 0."""
+    """Sum over the finite tokens of ||x|| or ||y||, or of int8's scales; 0 for other arrays. Where
+    y is derived, the array `norms` has the sum of ||y||."""
     square_sum: float
-    """The sum of the squares of the same."""
+    """Sum of the squares of these norms or scales."""
     n_nonfinite: int = 0
     """Tokens with NaN or Inf."""
     max_scale: float = 0.0
-    """Largest of int8's scales; 0 for all other arrays."""
+    """Largest scale of int8; 0 for all other arrays."""
 
 
 Key = tuple[int, str]
 """Shard and array of an entry."""
 _ARRAY = re.compile(r"(layers/(0|[1-9][0-9]{0,8})/)?[a-z][a-z0-9_]*")
-"""What an array can be called: nothing that could lead out of the store."""
+"""Allowed names of arrays: none of them leads out of the store."""
 _KINDS: dict[str, tuple[Any, pa.DataType]] = {
     "shard": (np.int32, pa.int32()),
     "array": (None, pa.string()),
@@ -63,7 +63,7 @@ _LARGEST = {n: int(np.iinfo(kind).max) for n, (kind, _) in _KINDS.items() if n i
 _FACTS = [name for name in _KINDS if name not in ("shard", "array")]
 _CELL = np.dtype([("state", "u1"), ("rank", "i4"), *((name, _KINDS[name][0]) for name in _FACTS)])
 _DROPPED, _COMMITTED = 1, 2
-"""States of a cell; 0 where nothing was ever said of the file."""
+"""States of a cell; 0 where the file was never mentioned."""
 Cells = npt.NDArray[np.void]
 
 
@@ -104,12 +104,12 @@ def _require_float(name: str, value: float) -> None:
 class Entries(Mapping[Key, Entry]):
     """Committed files by shard and array, in the order of both.
 
-    It also knows of files that were once spoken of and are dropped, and how late in the journal the
-    last word on each stands, its rank: an earlier word does not change what a later one said.
+    Files that were dropped are remembered too. Each file has a rank: the number of the journal file
+    that mentioned it last. A mention of lower rank does not change what one of higher rank says.
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        """Begin with some."""
+        """Begin with some entries."""
         self._rows: dict[int, int] = {}
         self._columns: dict[str, int] = {}
         self._cells: Cells = np.zeros((0, 0), _CELL)
@@ -117,24 +117,24 @@ class Entries(Mapping[Key, Entry]):
         self.put(entries)
 
     def put(self, entries: Iterable[Entry], rank: int | None = None) -> None:
-        """Take in committed files; without a rank, whatever was said of them before."""
+        """Add or replace committed files; without a rank, whatever the rank of earlier mentions."""
         each = list(entries)
-        self._make_room((e.shard for e in each), (e.array for e in each))
+        self._grow((e.shard for e in each), (e.array for e in each))
         for shard, array, *facts in each:
             at = self._rows[shard], self._columns[array]
-            state, said, *_ = self._cells[at].item()
-            if rank is None or rank >= said:
-                self._cells[at] = (_COMMITTED, said if rank is None else rank, *facts)
+            state, known, *_ = self._cells[at].item()
+            if rank is None or rank >= known:
+                self._cells[at] = (_COMMITTED, known if rank is None else rank, *facts)
                 self._n_committed += state != _COMMITTED
 
     def drop(self, keys: Iterable[Key], rank: int) -> None:
-        """Take note that files are no longer to be counted on."""
+        """Mark files as no longer committed."""
         each = list(keys)
-        self._make_room((shard for shard, _ in each), (array for _, array in each))
+        self._grow((shard for shard, _ in each), (array for _, array in each))
         for shard, array in each:
             at = self._rows[shard], self._columns[array]
-            state, said, *_ = self._cells[at].item()
-            if rank >= said:
+            state, known, *_ = self._cells[at].item()
+            if rank >= known:
                 self._cells[at] = (_DROPPED, rank, *[0] * len(_FACTS))
                 self._n_committed -= state == _COMMITTED
 
@@ -158,7 +158,7 @@ class Entries(Mapping[Key, Entry]):
         return self._n_committed
 
     def in_order(self) -> Iterator[Entry]:
-        """Yield the entries by shard, then array; quicker than one by one."""
+        """Yield the entries by shard, then array; faster than looking up one by one."""
         names = sorted(self._columns)
         columns = [self._columns[name] for name in names]
         for shard in sorted(self._rows):
@@ -169,12 +169,12 @@ class Entries(Mapping[Key, Entry]):
 
     @property
     def shards(self) -> set[int]:
-        """The shards that were spoken of."""
+        """The shards with a file that was committed or dropped."""
         return set(self._rows)
 
     @property
     def n_bytes(self) -> int:
-        """The bytes of all the files."""
+        """Bytes of all committed files."""
         return int(self._cells["n_bytes"].sum())  # 0 where nothing is committed
 
     def of(self, array: str) -> tuple[npt.NDArray[np.int64], Cells]:
@@ -192,7 +192,7 @@ class Entries(Mapping[Key, Entry]):
         return shards[there], cells[there]
 
     def whole(self, n_shards: int, arrays: Iterable[str]) -> npt.NDArray[np.bool_]:
-        """Tell of each of the first shards whether these arrays of it are all committed."""
+        """Return whether these arrays of each shard are all committed, [n_shards]."""
         names = list(arrays)
         found = np.full(n_shards, not names)
         if names and all(name in self._columns for name in names):
@@ -205,7 +205,7 @@ class Entries(Mapping[Key, Entry]):
         return found
 
     def last_rank(self, keys: Iterable[Key]) -> int | None:
-        """Return the rank of the last word on some files, None if there is none."""
+        """Return the highest rank of some files; None if none of them was ever mentioned."""
         found = []
         for shard, array in keys:
             row, column = self._rows.get(shard), self._columns.get(array)
@@ -215,7 +215,7 @@ class Entries(Mapping[Key, Entry]):
         return max(found, default=None)
 
     def only(self, keep: Callable[[str], bool]) -> "Entries":
-        """Return those of some arrays: these very ones if that is all."""
+        """Return the entries of some arrays; this object itself if that is all of them."""
         names = [name for name in self._columns if keep(name)]
         if len(names) == len(self._columns):
             return self
@@ -226,8 +226,8 @@ class Entries(Mapping[Key, Entry]):
         found._n_committed = int((found._cells["state"] == _COMMITTED).sum())
         return found
 
-    def _make_room(self, shards: Iterable[int], arrays: Iterable[str]) -> None:
-        """Give shards a row and arrays a column, and twice as many as there were if it is full."""
+    def _grow(self, shards: Iterable[int], arrays: Iterable[str]) -> None:
+        """Give shards a row and arrays a column; a full dimension doubles."""
         for shard in shards:
             self._rows.setdefault(shard, len(self._rows))
         for array in arrays:
@@ -244,7 +244,7 @@ class Entries(Mapping[Key, Entry]):
             self._cells = cells
 
     def to_arrow(self) -> pa.Table:
-        """Return the rows of shards.parquet."""
+        """Return the table of shards.parquet."""
         shards, names = sorted(self._rows), sorted(self._columns)
         rows = np.array([self._rows[shard] for shard in shards], dtype=np.int64)
         columns = np.array([self._columns[name] for name in names], dtype=np.int64)
@@ -260,7 +260,7 @@ class Entries(Mapping[Key, Entry]):
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> "Entries":
-        """Take over the rows of shards.parquet; ValueError if one cannot be one."""
+        """Read the table of shards.parquet; ValueError if a row cannot be an entry."""
         values = {name: _column(table, name) for name in _KINDS if name != "array"}
         if table.column("array").null_count:
             raise ValueError("array is missing")
@@ -269,7 +269,7 @@ class Entries(Mapping[Key, Entry]):
             _require_array(name)
         shards, row = np.unique(values.pop("shard"), return_inverse=True)
         found = cls()
-        found._make_room(shards.tolist(), arrays)
+        found._grow(shards.tolist(), arrays)
         column = names.indices.to_numpy(zero_copy_only=False)
         for name, facts in values.items():
             found._cells[name][row, column] = facts
@@ -279,7 +279,7 @@ class Entries(Mapping[Key, Entry]):
 
 
 def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    """Return a column of numbers; one that an older version did not write is null."""
+    """Return a column of numbers; where an older version wrote none, the field's default."""
     column = table.column(name)
     if column.null_count:
         if name not in Entry._field_defaults:
@@ -305,7 +305,7 @@ def read_table(store: Place) -> Entries:
     """Read shards.parquet.
 
     Raises:
-        StoreError: missing, damaged, of another schema, or with a row that cannot be one.
+        StoreError: missing, damaged, of another schema, or with a row that cannot be an entry.
     """
     path = store / TABLE
     try:

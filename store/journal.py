@@ -1,15 +1,15 @@
-"""Which files of a store are committed, as its writers tell it one after the other.
+"""The journal of a store: which files are committed, as its writers recorded them.
 
-The journal is a folder with files of JSON lines, each of one process, read in the order of their
-names, which is the order in which they were begun. A line is written, and forced to the disk, after
-the shard's files are: a line that is there tells of files that are whole. A line torn by a crash is
-the last of its file and is passed over; its shard is written again. What is said of a file that was
-spoken of before goes to a journal file that comes after whatever was said.
+It is a folder of files of JSON lines. Each file is one process's; they are read in the order of
+their names, which is the order in which they were created. A line is written and flushed after the
+files of its shard, so a line lists files that are whole. A line torn by a crash is the last of its
+file and is skipped; its shard is written again. A new mention of a file goes to a journal file that
+sorts after all earlier mentions of it.
 
     [{"shard": 0, "array": "layers/12/attn_in", "n_seq": 64, ...}, ...]     committed
-    {"dropped": [[0, "layers/12/attn_in"], ...]}                            no longer
+    {"dropped": [[0, "layers/12/attn_in"], ...]}                            no longer committed
 
-A journal is read again and again while it grows, each time from where it was left.
+A journal is read while it grows; each read continues where the one before ended.
 """
 
 import json
@@ -27,52 +27,52 @@ from .manifest import JOURNAL
 from .places import Place, files_in, read_from, sync, write_atomically
 
 TEXT = "text"
-"""Name of the journal file that tells of tokens and documents."""
+"""Name of the journal file that lists the files of tokens and documents."""
 OBJECT_BYTES = 1 << 20
-"""Of a journal file in a bucket, which is put anew for every line: then another is begun."""
+"""Largest size of a journal file in a bucket, which is put again for every line."""
 TAIL_BYTES = 256
-"""Of what was read of a file, compared before reading on: an entry with its shard and checksum. If
-they are others, a line was taken back or the file is another by now."""
+"""Bytes before the end of the last read that are compared before the next: an entry with its shard
+and checksum. If they differ, a line was taken back or the file is another one."""
 
 
 class JournalWriter:
-    """Appends this process's commits to a file of its own."""
+    """Appends the commits of this process to a journal file of its own."""
 
     def __init__(self, store: Place, name: str | None = None) -> None:
-        """Choose a file; without a name, a new one, after all that are there when it is begun."""
+        """Choose a file; without a name, a new one, created to sort last with its first line."""
         self._journal = store / JOURNAL
         self._is_named = name is not None
         self._path: Place | None = None if name is None else self._journal / f"{name}.jsonl"
-        self._told = b""
-        """In a bucket, the whole file."""
+        self._content = b""
+        """Content of the whole file, in a bucket; empty on a disk."""
         if isinstance(self._path, BucketPath) and self._path.is_file():
-            self._told = self._path.read_bytes()
+            self._content = self._path.read_bytes()
 
     def commit(self, entries: Iterable[Entry]) -> None:
         """Record files that are on the disk, all of them in one line."""
         self._append([entry._asdict() for entry in entries])
 
     def drop(self, keys: Iterable[Key]) -> None:
-        """Record that files are no longer to be counted on, all of them in one line."""
+        """Record that files are no longer committed, all of them in one line."""
         self._append({"dropped": sorted(keys)})
 
     def come_after(self, name: str) -> None:
-        """Write what follows to a new file, unless ours comes after one that has a word on it."""
+        """Begin a new file for what follows, unless the current one sorts after the named one."""
         if self._path is not None and self._path.name < name:
-            self._begin_anew()
+            self._begin_another()
 
-    def _begin_anew(self) -> None:
-        self._path, self._told = None, b""
+    def _begin_another(self) -> None:
+        self._path, self._content = None, b""
 
     def _append(self, content: Any) -> None:
         line = (json.dumps(content) + "\n").encode()
         try:
-            if self._told and not self._is_named and len(self._told + line) > OBJECT_BYTES:
-                self._begin_anew()
+            if self._content and not self._is_named and len(self._content + line) > OBJECT_BYTES:
+                self._begin_another()
             self._path = self._path or _new_file(self._journal)
             if isinstance(self._path, BucketPath):  # nothing is appended to an object
-                self._path.write_bytes(self._told + line)
-                self._told += line
+                self._path.write_bytes(self._content + line)
+                self._content += line
                 return
             _append(self._path, line)
         except OSError as error:
@@ -83,7 +83,7 @@ class JournalWriter:
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Append a line to a file, whole or not at all, and force it to the disk."""
+    """Append a line to a file, whole or not at all, and flush it to the disk."""
     size = path.stat().st_size if path.is_file() else 0
     try:
         with path.open("ab") as file:
@@ -99,7 +99,7 @@ def _append(path: Path, line: bytes) -> None:
 
 
 def _new_file(journal: Place) -> Place:
-    """Make a file after all others; of two processes at once, each gets its own."""
+    """Create a file that sorts after all others; two processes at once get two files."""
     while True:
         taken = [path.stem[1:] for path in journal.glob("w*.jsonl")]
         last = max((int(number) for number in taken if number.isdecimal()), default=0)
@@ -113,14 +113,14 @@ def _new_file(journal: Place) -> Place:
 
 
 class _Line(NamedTuple):
-    """What a whole line says."""
+    """Content of a line that is whole."""
 
     committed: list[Entry]
     dropped: list[Key]
 
 
 def _parse(text: bytes) -> _Line | None:
-    """Return what a line says, None if it is damaged."""
+    """Return the content of a line, None if it is damaged."""
     try:
         content = json.loads(text)
         if isinstance(content, list):
@@ -130,37 +130,37 @@ def _parse(text: bytes) -> _Line | None:
         return None
 
 
-class _Left(NamedTuple):
-    """Where the reading of a file was left."""
+class _Position(NamedTuple):
+    """End of what was read of a file."""
 
     n_bytes: int = 0
-    """Of whole lines."""
+    """Bytes of the whole lines that were read"""
     tail: bytes = b""
-    """The last of these bytes."""
+    """Last of these bytes, at most TAIL_BYTES"""
 
-    def after(self, line: bytes) -> "_Left":
-        """Return the same behind one more line."""
-        return _Left(self.n_bytes + len(line), (self.tail + line)[-TAIL_BYTES:])
+    def after(self, line: bytes) -> "_Position":
+        """Return the position after one more line."""
+        return _Position(self.n_bytes + len(line), (self.tail + line)[-TAIL_BYTES:])
 
 
 class Journal:
-    """What the journal of a store tells, as far as it was read."""
+    """Committed files of a store by its journal, as far as it was read."""
 
     def __init__(self, store: Place) -> None:
-        """Read it."""
+        """Read the journal of a store."""
         self._store = store
-        self._forget()
+        self._reset()
         self.read()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self.entries = Entries()
-        """The committed files."""
+        """Files that are committed, and those that were dropped."""
         self.damaged: list[Place] = []
-        """Journal files in which a line cannot be read; such lines are passed over."""
-        self._left: dict[Place, _Left] = {}
+        """Journal files with a line that cannot be read; such lines are skipped."""
+        self._positions: dict[Place, _Position] = {}
 
     def read(self) -> set[int]:
-        """Read on from where it was left; return the shards of which more is known now.
+        """Read the lines that were added; return the shards that they mention.
 
         Raises:
             StoreError: a file cannot be read.
@@ -170,7 +170,7 @@ class Journal:
             if found is not None:
                 return found
             before = self.entries.shards
-            self._forget()
+            self._reset()
             return before | (self._read_on() or set())
         except OSError as error:
             raise StoreError(
@@ -178,25 +178,25 @@ class Journal:
             ) from None
 
     def _read_on(self) -> set[int] | None:
-        """Read what was added; None if what was read is no longer there as it was."""
+        """Read the lines that were added; None if what was read before has changed."""
         files = _files(self._store)
-        if list(files)[: len(self._left)] != list(self._left):
+        if list(files)[: len(self._positions)] != list(self._positions):
             return None
         found: set[int] = set()
         for rank, (path, size) in enumerate(files.items()):
-            left = self._left.setdefault(path, _Left())
-            if size is not None and size == left.n_bytes:
+            position = self._positions.setdefault(path, _Position())
+            if size is not None and size == position.n_bytes:
                 continue
-            blocks = read_from(path, left.n_bytes - len(left.tail))
+            blocks = read_from(path, position.n_bytes - len(position.tail))
             first = next(blocks, b"")
-            if not first.startswith(left.tail):
+            if not first.startswith(position.tail):
                 return None
-            for line in _whole_lines(chain([first[len(left.tail) :]], blocks)):
-                found |= self._take_in(line, path, rank)
-                self._left[path] = left = left.after(line)
+            for line in _whole_lines(chain([first[len(position.tail) :]], blocks)):
+                found |= self._apply(line, path, rank)
+                self._positions[path] = position = position.after(line)
         return found
 
-    def _take_in(self, text: bytes, path: Place, rank: int) -> set[int]:
+    def _apply(self, text: bytes, path: Place, rank: int) -> set[int]:
         line = _parse(text)
         if line is None:
             self.damaged += [path] if path not in self.damaged else []
@@ -205,13 +205,13 @@ class Journal:
         self.entries.drop(line.dropped, rank)
         return {e.shard for e in line.committed} | {shard for shard, _ in line.dropped}
 
-    def last_word(self, keys: Iterable[Key]) -> str | None:
-        """Return the name of the journal file with the last word on some files, None if none has.
+    def last_mention(self, keys: Iterable[Key]) -> str | None:
+        """Return the name of the last journal file that mentions some files, None if none does.
 
-        That word may be that they are dropped.
+        They may be mentioned as dropped.
         """
         rank = self.entries.last_rank(keys)
-        return None if rank is None else list(self._left)[rank].name
+        return None if rank is None else list(self._positions)[rank].name
 
     def require_readable(self) -> None:
         """Raise StoreError, with what to type, if a line is damaged."""
@@ -220,17 +220,17 @@ class Journal:
                 raise StoreError(f"{path} has a damaged line; delete the store and harvest again")
             raise StoreError(
                 f"{path} has a damaged line; lorsa store verify {self._store} --repair drops it, "
-                "and the same lorsa harvest command redoes the shards that it told of"
+                "and the same lorsa harvest command writes the shards that it listed again"
             )
 
 
 def _files(store: Place) -> dict[Place, int | None]:
-    """Return the journal files in order, with their bytes where listing them tells that."""
+    """Return the journal files in order, with their bytes where a listing includes them."""
     return dict(sorted(files_in(store / JOURNAL, "*.jsonl").items()))
 
 
 def _whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield lines with their ends; what follows the last one was torn by a crash."""
+    """Yield lines with their ends; bytes after the last one were torn by a crash."""
     rest = b""
     for block in blocks:
         *lines, rest = (rest + block).split(b"\n")
@@ -239,7 +239,7 @@ def _whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def read_journal(store: Place) -> Entries:
-    """Return every file that any writer committed; of one written twice, the last.
+    """Return the committed files of all writers; for a file written twice, the last entry.
 
     Raises:
         StoreError: a line is damaged.
@@ -250,6 +250,6 @@ def read_journal(store: Place) -> Entries:
 
 
 def rewrite_journal(path: Place) -> None:
-    """Keep the lines of a journal file that can be read."""
+    """Rewrite a journal file without the lines that cannot be read."""
     lines = _whole_lines(read_from(path, 0))
     write_atomically(path, b"".join(line for line in lines if _parse(line) is not None))

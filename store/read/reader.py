@@ -1,12 +1,11 @@
-"""Read a store: open it once, then any sequences of any array, each checked.
+"""Reading of a finished store: any sequences of any array, each checked.
 
     store = ActivationStore.open("acts")
     x = store.activations(12, store.train_seqs[:8]).x     # [8, n_ctx, d_model]
 
-Opening checks the format version, that the arrays are those of the manifest, and that every file
-of shards.parquet is there with its size, so a damaged copy is found before the first step; each
-chunk's checksum is compared when it is read.
-Safe to use from many threads and, read-only, from many processes.
+Opening checks the format version, the arrays' shapes, and that every file of shards.parquet exists
+with its size, so that a damaged copy is found before the first step. Each chunk's checksum is
+compared when it is read. A store may be read by many threads and many processes.
 """
 
 from collections.abc import Callable, Collection
@@ -31,7 +30,7 @@ from .rows import OpenFiles, RowReader, Seqs
 
 
 class Activations(NamedTuple):
-    """A layer's input and output of some sequences."""
+    """Input and output of a layer on some sequences."""
 
     x: Tensor
     """[n, n_ctx, d_model]"""
@@ -40,27 +39,27 @@ class Activations(NamedTuple):
 
 
 Derive = Callable[[Tensor], Tensor]
-"""A layer's attention, from x to y, as `lorsa.model.stored_attention` makes it."""
+"""Function from a layer's x to its y; `lorsa.language.stored.stored_attention` makes one."""
 
 
 class Stored(NamedTuple):
-    """A layer's input and output of some sequences as they lie in the store."""
+    """Input and output of a layer on some sequences, encoded as in the store."""
 
     x: Encoded
     y: Encoded | None
     """None where y is derived"""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Stored":
-        """Return the same on a device."""
+        """Return a copy on a device."""
         y = None if self.y is None else self.y.to(device, non_blocking=non_blocking)
         return Stored(self.x.to(device, non_blocking=non_blocking), y)
 
     def on(self, device: torch.device | str, derive: Derive | None = None) -> Activations:
-        """Return both on a device, float32; what is not stored is derived there.
+        """Return x and y on a device, float32; y is derived there if it is not stored.
 
         Args:
-            device: where to compute.
-            derive: makes y of x; needed if y is not stored.
+            device: device of the result.
+            derive: function from x to y; needed if y is not stored.
         """
         stored = self.to(device)
         x = stored.x.decode().float()
@@ -79,7 +78,7 @@ class LayerNorms(NamedTuple):
 
 
 class TokenScales(NamedTuple):
-    """Of what size the scales of int8 tokens are; a token with a huge outlier has a huge scale."""
+    """Sizes of the scales of int8 tokens; a token with a huge outlier has a huge scale."""
 
     mean: float
     largest: float
@@ -100,7 +99,7 @@ class ActivationStore:
         self.manifest = manifest
         self._arrays = all_arrays(manifest)
         self._entries = entries.only(self._arrays.__contains__)
-        """Without those of layers that are being added or removed."""
+        """Committed files, but for those of layers that are being added or removed"""
         n_seq, shard_seqs = manifest.n_seq, manifest.shard_seqs
         self._files = files = files or OpenFiles()
         self._readers = {
@@ -114,8 +113,8 @@ class ActivationStore:
         """Open a store: its folder, or s3://bucket/folder.
 
         Args:
-            root: where it lies.
-            files: shared with other stores that are open, or None.
+            root: place of the store.
+            files: open files, shared with other open stores, or None.
 
         Raises:
             StoreError: no store, an unfinished one, another format version, files missing or cut.
@@ -136,7 +135,7 @@ class ActivationStore:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of chunks that were read so far through this store's files."""
+        """Bytes of chunks that were read so far through the open files of this store."""
         return self._files.bytes_read
 
     @property
@@ -154,7 +153,7 @@ class ActivationStore:
         return self.read("tokens", seqs)
 
     def documents(self, seqs: Seqs) -> Tensor:
-        """Return which document of the corpus each token comes from, int32, [n, n_ctx]."""
+        """Return the number of the document that each token comes from, int32, [n, n_ctx]."""
         return self.read("documents", seqs)
 
     def document_names(self) -> list[str]:
@@ -165,8 +164,8 @@ class ActivationStore:
         """Return a layer's x and y of some sequences, in the store's dtype; float32 for int8.
 
         Args:
-            layer, seqs: what to read.
-            derive: makes y of x, on the CPU in float32; for stores without y alone.
+            layer, seqs: layer and sequences to read.
+            derive: function from x to y, on the CPU in float32; needed if y is not stored.
 
         Raises:
             StoreError: the layer is not stored, a file is damaged, or y can only be derived.
@@ -177,7 +176,8 @@ class ActivationStore:
         if derive is None:
             raise StoreError(
                 f"{self.root} has no y (outputs: derive); give activations(layer, seqs, derive) "
-                "what lorsa.model.stored_attention makes of the layer, or take x by inputs()"
+                "what lorsa.language.stored.stored_attention makes of the layer, or take x by "
+                "inputs()"
             )
         return stored.on("cpu", derive)
 
@@ -187,7 +187,7 @@ class ActivationStore:
         return self._encoded(layout.attn_in(layer), seqs).decode()
 
     def stored(self, layer: int, seqs: Seqs) -> Stored:
-        """Return a layer's x and y of some sequences as they lie in the store."""
+        """Return a layer's x and y of some sequences, encoded as in the store."""
         self.require_layer(layer)
         x, *y = (self._encoded(site, seqs) for site in layout.sites(self.manifest, layer))
         return Stored(x, *y) if y else Stored(x, None)
@@ -209,7 +209,7 @@ class ActivationStore:
         return self._channels[site]
 
     def scales(self, layer: int) -> dict[str, TokenScales]:
-        """Return of what size int8's scales are, by array; nothing for other dtypes."""
+        """Return the sizes of int8's token scales, by array; empty for other dtypes."""
         self.require_layer(layer)
         if self.manifest.dtype != "int8":
             return {}
@@ -220,7 +220,7 @@ class ActivationStore:
         return found
 
     def n_nonfinite(self, layer: int) -> int:
-        """Return how many tokens of a layer's x or y have NaN or Inf."""
+        """Return the number of tokens of a layer's x or y with NaN or Inf."""
         return self._total(layer, "n_nonfinite")
 
     def _encoded(self, site: str, seqs: Seqs) -> Encoded:
@@ -273,17 +273,17 @@ class ActivationStore:
         return self._readers[name].read(seqs)
 
     def n_bytes(self, layer: int) -> int:
-        """Return how many bytes a layer takes on disk."""
+        """Return the bytes of a layer's arrays on disk."""
         return self._total(layer, "n_bytes")
 
     @property
     def entries(self) -> Collection[Entry]:
-        """The committed files, by shard and array."""
+        """Committed files, ordered by shard and array."""
         return self._entries.values()
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all of them."""
+        """Bytes of all committed files."""
         return self._entries.n_bytes
 
     def _total(self, layer: int, fact: str) -> int:
@@ -291,7 +291,7 @@ class ActivationStore:
         return sum(int(self._entries.of(name)[1][fact].sum()) for name in arrays)
 
     def _mean(self, rows: Cells) -> float:
-        """Return the mean over the tokens of some files of one array."""
+        """Return the mean norm or scale over the tokens of some files of one array."""
         n_tokens = sum(rows["n_seq"].tolist()) * self.manifest.n_ctx
         total = float(sum(rows["norm_sum"].tolist()))  # in order: the same to the last bit
         return total / float(max(n_tokens, 1))
@@ -303,7 +303,7 @@ class ActivationStore:
         return chosen
 
     def _check_files(self) -> None:
-        """Raise StoreError unless every file is in the table, and there with its size."""
+        """Raise StoreError unless every file is in the table and exists with its size."""
         whole = self._entries.whole(self.manifest.n_shards, self._arrays)
         lost = lost_files(self.root, self._arrays, self._entries)
         bad = {*np.flatnonzero(~whole).tolist()[:1], *(shard for shard, _ in lost)}

@@ -87,7 +87,7 @@ def test_what_changes_a_bucket_is_refused_beside_writers_and_the_other_way_round
             with pytest.raises(BusyError, match=r"is being written by process \d+ on .*; wait"):
                 change()
         fill(writer)
-    monkeypatch.setattr(writer_module, "WAIT_S", 0.1)
+    monkeypatch.setattr(writer_module, "LOCK_WAIT_S", 0.1)
     lock = take_lock(root)
     with pytest.raises(BusyError, match=r"is being written by process \d+ on .*; wait"):
         StoreWriter.resume(root)
@@ -161,9 +161,9 @@ def test_a_claim_that_makes_no_sense_is_nobodys(root: BucketPath, claim: bytes) 
 
 def test_a_lease_that_is_buried_does_not_rise(root: BucketPath) -> None:
     lease = Lease(root, root / "journal/writers/1")
-    assert lease_module.bury(lease.path, lease.path.read_version())
+    assert lease_module.expire(lease.path, lease.path.read_version())
     assert lease._put(lease._version) is None
-    assert not lease_module.bury(lease.path, lease.path.read_version()._replace(etag='"old"'))
+    assert not lease_module.expire(lease.path, lease.path.read_version()._replace(etag='"old"'))
     lease._lost = True
     lease.release()
 
