@@ -1,4 +1,4 @@
-"""Low-Rank Sparse Attention: harvest a model's attention, train Lorsas on it, read their heads.
+"""Low-Rank Sparse Attention: activations stored once, Lorsas trained, their heads read.
 
 Names are loaded when they are first used, so `import lorsa` and `lorsa --help` load no torch. None
 is that of a folder: `lorsa.harvest` and `lorsa.train` are packages, and what their commands do is

@@ -9,7 +9,7 @@ from ..dictionaries.lorsa.module import Lorsa
 from ..errors import AnalyzeError, LanguageModelError
 from ..language.blocks import AttentionSite, attention_sites
 from ..language.device import choose_device
-from ..language.stored import require_same_weights
+from ..language.selfcheck import require_same_weights
 from ..language.subject import Subject
 from ..language.tokenizer import tokenizer_facts
 from ..store.read.reader import ActivationStore

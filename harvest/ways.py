@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import HarvestError
 from ..language.blocks import attention_sites
 from ..language.capture import Capture
-from ..language.stored import require_same_weights
+from ..language.selfcheck import require_same_weights
 from ..store.layers import spell_layers
 from ..store.manifest import Manifest
 from ..store.read.reader import ActivationStore

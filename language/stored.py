@@ -6,43 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import LanguageModelError
-from ..store.layout import read_weights as stored_weights
-from ..store.manifest import Manifest
-from ..store.places import Place
 from ..store.read.reader import ActivationStore, Derive
 from .attention import LayerWeights, layer_attention
-from .blocks import AttentionSite
 from .geometry import AttentionGeometry
-from .readings import Unreadable, weight_readings
-
-
-def require_same_weights(
-    model: Any, sites: list[AttentionSite], root: Place, manifest: Manifest
-) -> None:
-    """Raise LanguageModelError unless a model's attention weights are those of a store."""
-    for site in sites:
-        theirs = stored_weights(root, manifest, site.layer)
-        if not theirs:
-            continue  # its geometry is unknown, so there are none to compare
-        try:
-            others = [_unlike(mine, theirs) for mine in weight_readings(model, site)]
-        except Unreadable:
-            others = ["kind of attention"]
-        if all(others):
-            raise LanguageModelError(
-                f"{root} was made with another model: layer {site.layer} has another {others[0]}; "
-                "give the model that `lorsa store info` names"
-            )
-
-
-def _unlike(mine: LayerWeights, theirs: dict[str, Tensor]) -> str | None:
-    """Return the name of the first weight that differs, None if none does."""
-    for name, their in theirs.items():
-        our = mine.present().get(name)
-        if our is None or not torch.equal(our.cpu().to(their.dtype), their):
-            return name
-    return None
 
 
 def stored_attention(
