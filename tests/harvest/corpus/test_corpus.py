@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lorsa.errors import HarvestError
@@ -26,9 +27,14 @@ def test_a_folder_gives_its_text_files(tmp_path: Path) -> None:
     assert {d.name: d.text for d in found.documents()} == {
         n: n for n in ("a.txt", "sub/b.md", "c.rst", "d.py")
     }
-    assert found.counts.to_dict() == {"empty_documents": 1, "other_files": 1}
+    assert found.counts.to_dict() == {
+        "empty_documents": 1,
+        "hidden_files": 3,
+        "other_files": 1,
+    }
     assert str(found.counts) == (
-        "passed over: 1 empty document (empty.txt), 1 file of another kind (image.png)"
+        "passed over: 1 empty document (empty.txt), 1 file of another kind (image.png), "
+        "3 hidden files or folders (such as .cache)"
     )
 
 
@@ -101,14 +107,14 @@ def test_an_unreadable_folder_within_does_not_stop(
     (tmp_path / "b.txt").write_text("secret")
     from lorsa.harvest.corpus import files
 
-    opened = files._open
+    opened = files.open_text
 
-    def refuse(file: Path) -> object:
+    def refuse(file: Path, *others: Any) -> object:
         if file.name == "b.txt":
             raise PermissionError(13, "Permission denied", str(file))
-        return opened(file)
+        return opened(file, *others)
 
-    monkeypatch.setattr(files, "_open", refuse)
+    monkeypatch.setattr(files, "open_text", refuse)
     found = open_corpus(str(tmp_path))
     assert [d.text for d in found.documents()] == ["good"]
     assert found.counts["unreadable_files"] == 1

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 from lorsa.errors import HarvestError
-from lorsa.harvest.corpus.document import CHANGED, PASSED_OVER, Column, Counts, documents_of_rows
+from lorsa.harvest.corpus.counts import CHANGED, PASSED_OVER, Counts
+from lorsa.harvest.corpus.document import Column, documents_of_rows
 
 
 def test_counts_are_told_in_one_line_with_an_example() -> None:
