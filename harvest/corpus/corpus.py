@@ -82,18 +82,17 @@ class Corpus:
 
     def _whole(self, docs: Iterator[Document]) -> Iterator[Document]:
         """Skip empty documents and repair or skip what is not UTF-8."""
-        n_kept = 0
+        last: int | None = PROVING_ROWS  # text that may be garbled, if all before it were
         for doc in docs:
             if doc.text.isspace() or not _length(doc):
                 self.counts.add("empty_documents", doc.name)
                 continue
             found = doc if doc.text.isascii() else self._repaired(doc)
             if found is not None:
-                n_kept += 1
+                last = None
                 self.counts.keep("texts")
                 yield found._replace(name=_printed(doc.name))
-            elif not n_kept and self.counts["garbled_documents"] == PROVING_ROWS:
-                assert self._garbled is not None
+            elif self._garbled is not None and self.counts["garbled_documents"] == last:
                 raise self._garbled
 
     def _repaired(self, doc: Document) -> Document | None:
@@ -112,20 +111,20 @@ class Corpus:
 
     def _refuse(self, doc: Document) -> None:
         """Count a text as not UTF-8; keep the first one's error, with its encoding guessed."""
-        self.counts.add("garbled_documents", doc.name)
-        if self._garbled is None:
-            raw = doc.text.encode("utf-8", "backslashreplace")
-            with suppress(UnicodeEncodeError):
-                raw = doc.text.encode("utf-8", "surrogateescape")
-            guess = guess_encoding(raw)
-            then = (
-                f"it looks like {guess}: iconv -f {guess} -t UTF-8 FILE > NEW"
-                if guess is not None
-                else "convert it, or give another by --data"
-            )
-            self._garbled = HarvestError(
-                f"data {self._data}: {doc.name} is no text in UTF-8; {then}"
-            )
+        if self._garbled is not None:
+            self.counts.add("garbled_documents", doc.name)
+            return
+        raw = doc.text.encode("utf-8", "backslashreplace")
+        with suppress(UnicodeEncodeError):  # surrogates of JSON stand for no bytes
+            raw = doc.text.encode("utf-8", "surrogateescape")
+        guess = guess_encoding(raw)
+        looks, then = "", "convert it, or give another by --data"
+        if guess is not None:
+            looks, then = f", looks like {guess}", f"iconv -f {guess} -t UTF-8 FILE > NEW"
+        self.counts.add("garbled_documents", f"{doc.name}{looks}")
+        self._garbled = HarvestError(
+            f"data {self._data}: {doc.name} is no text in UTF-8{looks}: {then}"
+        )
 
 
 def open_corpus(

@@ -1,6 +1,7 @@
 """Encodings that a text has or seems to have, told by its bytes."""
 
 import re
+from contextlib import suppress
 from functools import cache
 
 SAMPLE_BYTES = 1 << 16
@@ -61,7 +62,13 @@ def wide_encoding(head: bytes) -> str | None:
 
 
 def guess_encoding(raw: bytes) -> str | None:
-    """Return the encoding that a text seems to have, by a name that iconv knows; None if none."""
+    """Return the encoding that a text seems to have, by a name that iconv knows.
+
+    None if it is UTF-8, or looks like none.
+    """
+    with suppress(UnicodeDecodeError):
+        raw.decode()
+        return None
     sample = raw[:SAMPLE_BYTES]
     n_beyond = len(sample) - len(sample.translate(None, bytes(range(0x80, 0x100))))
     in_latin = 2 * len(_IN_LATIN_WORDS.findall(sample)) > n_beyond

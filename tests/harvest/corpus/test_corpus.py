@@ -1,6 +1,7 @@
 """What --data takes, and in which order."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,20 @@ def test_no_text_in_a_file_is_told_in_one_line(tmp_path: Path, name: str) -> Non
     with pytest.raises(HarvestError, match=message) as error:
         _texts(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_paths_that_are_no_files_are_told(tmp_path: Path) -> None:
+    """A pipe had 'no such file', and a name that is too long, or has a NUL, was a traceback."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "link.txt").symlink_to("/nowhere/key")
+    for name, message in {
+        "pipe.txt": "a pipe, socket or device cannot be read twice: write it to a file",
+        "link.txt": "link.txt: a link to nothing; give one",
+        f"{'a' * 5000}.txt": r"cannot be found \(File name too long\)",
+        "a\0b.txt": "cannot be found .*null byte",
+    }.items():
+        with pytest.raises(HarvestError, match=message):
+            open_corpus(str(tmp_path / name))
 
 
 def test_no_text_in_a_folder_is_told_in_one_line(tmp_path: Path) -> None:
