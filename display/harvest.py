@@ -104,6 +104,8 @@ def _plan_rows(plan: "Plan") -> dict[str, str]:
     }
     if plan.first_tokens:
         rows["begins"] = plan.first_tokens
+    if plan.warning:
+        rows["warning"] = plan.warning
     return rows
 
 

@@ -69,6 +69,8 @@ class Plan:
     """Free bytes of the disk, with what is there of these layers; None for a bucket."""
     first_tokens: str
     """Beginning of the first sequence, as text; empty when no text was read."""
+    warning: str = ""
+    """Share of the corpus that was passed over, if it is more than a tenth; empty if it is not."""
     estimate: Estimate | None = None
     """Time of the harvest, in a dry run with the model's weights on this machine."""
 
@@ -249,6 +251,7 @@ class Sizes:
         device: str,
         first_tokens: str = "",
         n_documents: int | None = None,
+        warning: str = "",
     ) -> Plan:
         """Return the plan for n_tokens tokens."""
         return Plan(
@@ -262,6 +265,7 @@ class Sizes:
             total_bytes=self.cost.total(n_tokens),
             free_bytes=self.free_bytes,
             first_tokens=first_tokens,
+            warning=warning,
         )
 
 

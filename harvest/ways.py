@@ -125,6 +125,7 @@ def _read(
         device=target.devices[0],
         first_tokens=text.first_tokens,
         n_documents=len(text.packed.names),
+        warning=text.packed.counts.warning(),
     )
     report(plan)
     return text, plan

@@ -14,8 +14,10 @@ TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".py")
 LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
 CSV_SUFFIXES = (".csv", ".tsv")
 ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
-KNOWN_SUFFIXES = (*TEXT_SUFFIXES, *LINE_SUFFIXES, *CSV_SUFFIXES, ".parquet", *ARROW_SUFFIXES)
-PACKED_SUFFIXES = (".gz", ".zst", ".bz2")
+TABLE_SUFFIXES = (".parquet", *ARROW_SUFFIXES)
+KNOWN_SUFFIXES = (*TEXT_SUFFIXES, *LINE_SUFFIXES, *CSV_SUFFIXES, *TABLE_SUFFIXES)
+PACKED_SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz", ".lz4": "lz4"}
+"""Compression of a file by its last suffix."""
 
 
 def is_hub_id(data: str) -> bool:

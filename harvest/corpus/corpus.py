@@ -4,19 +4,28 @@ Files are read in a random order and documents pass through a shuffle buffer. A 
 than memory; one smaller than the buffer is shuffled whole.
 """
 
+import os
 import random
+import stat
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import HarvestError
 from .choices import STDLIB, config_of, is_hub_id
-from .document import Column, Counts, Document
+from .counts import Counts
+from .document import PROVING_ROWS, Column, Document
+from .encodings import guess_encoding
 from .files import LocalFiles
 from .hub_data import HubDataset
 
 BUFFER_CHARACTERS = 64_000_000
+GARBLED_SHARE = 0.1
+"""Share of U+FFFD in a text above which it is refused."""
+GARBLED_CHARACTERS = 2
+"""U+FFFD that are taken in a text of any length."""
 ID_CHARACTERS = 8
 """Share of the buffer that a token id, an int64, takes."""
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -43,12 +52,14 @@ class Corpus:
         self.counts = Counts()
         """Counts of what was passed over or changed so far."""
         self._data, self._source, self._seed = data, source, seed
+        self._garbled: HarvestError | None = None
+        """Error of the first text that is not UTF-8."""
 
     def documents(self) -> Iterator[Document]:
         """Yield the documents that are not empty, in the order of the seed.
 
         Raises:
-            HarvestError: there is none, or the source fails.
+            HarvestError: there is none, the first ones are all not UTF-8, or the source fails.
         """
         rng = random.Random(self._seed)
         n_documents = 0
@@ -57,28 +68,57 @@ class Corpus:
             yield doc
         if not n_documents:
             counts = f" ({self.counts})" if str(self.counts) else ""
-            raise self._source.problem or HarvestError(
-                f"data {self._data} holds no text{counts}; give another by --data"
+            raise (
+                self._source.problem
+                or self._garbled
+                or HarvestError(f"data {self._data} holds no text{counts}; give another by --data")
             )
 
     def _whole(self, docs: Iterator[Document]) -> Iterator[Document]:
-        """Skip empty documents and repair what is not UTF-8."""
+        """Skip empty documents and repair or skip what is not UTF-8."""
+        last: int | None = PROVING_ROWS  # text that may be garbled, if all before it were
         for doc in docs:
             if doc.text.isspace() or not _length(doc):
                 self.counts.add("empty_documents", doc.name)
                 continue
-            if not doc.text.isascii():
-                doc = self._repaired(doc)
-            yield doc
+            found = doc if doc.text.isascii() else self._repaired(doc)
+            if found is not None:
+                last = None
+                self.counts.keep("texts")
+                yield found._replace(name=_printed(doc.name))
+            elif self._garbled is not None and self.counts["garbled_documents"] == last:
+                raise self._garbled
 
-    def _repaired(self, doc: Document) -> Document:
+    def _repaired(self, doc: Document) -> Document | None:
+        """Return a document with U+FFFD for what is not UTF-8; None if that is much of it."""
+        text = doc.text
         try:
-            doc.text.encode()
+            text.encode()
         except UnicodeEncodeError:  # surrogates, of invalid bytes or of JSON
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if text.count("\ufffd") > GARBLED_CHARACTERS + GARBLED_SHARE * len(text):
+            self._refuse(doc)
+            return None
+        if text is not doc.text:
             self.counts.add("repaired_documents", doc.name)
-            text = doc.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return doc._replace(text=text)
-        return doc
+        return doc._replace(text=text)
+
+    def _refuse(self, doc: Document) -> None:
+        """Count a text as not UTF-8; keep the first one's error, with its encoding guessed."""
+        if self._garbled is not None:
+            self.counts.add("garbled_documents", doc.name)
+            return
+        raw = doc.text.encode("utf-8", "backslashreplace")
+        with suppress(UnicodeEncodeError):  # surrogates of JSON stand for no bytes
+            raw = doc.text.encode("utf-8", "surrogateescape")
+        guess = guess_encoding(raw)
+        looks, then = "", "convert it, or give another by --data"
+        if guess is not None:
+            looks, then = f", looks like {guess}", f"iconv -f {guess} -t UTF-8 FILE > NEW"
+        self.counts.add("garbled_documents", f"{doc.name}{looks}")
+        self._garbled = HarvestError(
+            f"data {self._data}: {doc.name} is no text in UTF-8{looks}: {then}"
+        )
 
 
 def open_corpus(
@@ -118,12 +158,27 @@ def open_corpus(
             raise HarvestError("data stdlib is text: leave out --tokens-column")
         return Corpus(data, _Stdlib(), seed=seed)
     root = Path(data).expanduser()
-    if not root.is_file() and not root.is_dir():
-        raise HarvestError(
-            f"data {root}: no such file or folder; give one, the id of a Hub dataset (owner/name), "
-            f"or {STDLIB} for Python's own texts"
-        )
+    _require_path(root)
     return Corpus(data, LocalFiles(root, column), seed=seed)
+
+
+def _require_path(root: Path) -> None:
+    """Raise HarvestError unless a path is a file or a folder."""
+    try:
+        mode = root.stat().st_mode
+    except FileNotFoundError:
+        what = "a link to nothing" if os.path.islink(root) else "no such file or folder"
+        raise HarvestError(
+            f"data {root}: {what}; give one, the id of a Hub dataset (owner/name), or {STDLIB} for "
+            "Python's own texts"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise HarvestError(f"data {root}: cannot be found ({reason})") from None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise HarvestError(
+            f"data {root}: a pipe, socket or device cannot be read twice: write it to a file"
+        )
 
 
 class _Stdlib:
@@ -143,6 +198,11 @@ class _Stdlib:
             if not _NOT_STDLIB & set(file.relative_to(root).parts):
                 name = f"Lib/{file.relative_to(root)}"
                 yield Document(name, file.read_text("utf-8", errors="replace"))
+
+
+def _printed(name: str) -> str:
+    """Return a name as text: bytes of a file's name that are not UTF-8 are spelt out."""
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 def _length(doc: Document) -> int:

@@ -1,42 +1,13 @@
-"""Documents of a corpus, the column that holds them, and counts of what is passed over."""
+"""Documents of a corpus, and the column that holds them."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import HarvestError
+from .counts import Counts
 
-PASSED_OVER = {
-    "empty_documents": ("empty document", "empty documents"),
-    "null_rows": ("row without a value", "rows without a value"),
-    "other_rows": ("row with a value of another type", "rows with a value of another type"),
-    "bad_lines": ("line that is no JSON object", "lines that are no JSON objects"),
-    "bad_rows": ("row with a wrong number of fields", "rows with a wrong number of fields"),
-    "no_text_files": ("file that is no text", "files that are no text"),
-    "no_lines_files": ("file that is no JSON lines", "files that are no JSON lines"),
-    "no_column_files": ("file without the column", "files without the column"),
-    "unreadable_files": ("file not read to its end", "files not read to their end"),
-    "unreadable_folders": ("folder that cannot be read", "folders that cannot be read"),
-    "other_files": ("file of another kind", "files of other kinds"),
-    "foreign_documents": (
-        "document with token ids that the model does not have",
-        "documents with token ids that the model does not have",
-    ),
-    "foreign_tokens": (
-        "token that the model does not have",
-        "tokens that the model does not have",
-    ),
-    "short_documents": ("document shorter than n_ctx", "documents shorter than n_ctx"),
-}
-"""Kinds of what is left out, each as one and as several are called."""
-CHANGED = {
-    "repaired_documents": ("document with invalid UTF-8", "documents with invalid UTF-8"),
-    "parted_files": ("file read in parts", "files read in parts"),
-    "cut_documents": ("document cut to n_ctx", "documents cut to n_ctx"),
-}
-"""Kinds of what is stored in another form, each as one and as several are called."""
 SHOWN_COLUMNS = 20
 """Most names in the message about a missing column."""
 PROVING_ROWS = 256
@@ -44,44 +15,6 @@ PROVING_ROWS = 256
 
 TokenIds = np.ndarray[Any, Any]
 """Token ids, integers, [n]."""
-
-
-class Counts:
-    """Numbers of what was passed over or changed, by kind, and the first example of each."""
-
-    def __init__(self) -> None:
-        self._numbers: Counter[str] = Counter()
-        self._examples: dict[str, str] = {}
-
-    def add(self, kind: str, example: str, n: int = 1) -> None:
-        """Add n to the count of a kind of PASSED_OVER or CHANGED."""
-        self._numbers[kind] += n
-        self._examples.setdefault(kind, example if example.isprintable() else repr(example))
-
-    def __getitem__(self, kind: str) -> int:
-        return self._numbers[kind]
-
-    def merge(self, other: "Counts") -> None:
-        """Add the counts of another."""
-        for kind, n in other._numbers.items():
-            self.add(kind, other._examples[kind], n)
-
-    def to_dict(self) -> dict[str, int]:
-        """Return the counts above zero, by kind, for the store's manifest."""
-        return {kind: n for kind, n in sorted(self._numbers.items()) if n}
-
-    def __str__(self) -> str:
-        """Return "passed over: 3 empty documents (a.txt), ...; changed: ..."; "" if nothing was."""
-        found = {"passed over": self._listed(PASSED_OVER), "changed": self._listed(CHANGED)}
-        return "; ".join(f"{what}: {text}" for what, text in found.items() if text)
-
-    def _listed(self, kinds: Mapping[str, tuple[str, str]]) -> str:
-        found = []
-        for kind, (one, several) in kinds.items():
-            if n := self._numbers[kind]:
-                example = f"{'' if n == 1 else 'such as '}{self._examples[kind]}"
-                found.append(f"{n:,} {one if n == 1 else several} ({example})")
-        return ", ".join(found)
 
 
 class Document(NamedTuple):
@@ -114,6 +47,16 @@ class Column(NamedTuple):
         if isinstance(value, bytes):
             return Document(name, value.decode("utf-8", errors="surrogateescape"))
         return Document(name, value) if isinstance(value, str) else None
+
+    def require_once(self, where: str, names: Sequence[str]) -> None:
+        """Raise ColumnError unless the column is among a table's names, and only once."""
+        if self.name not in names:
+            raise self.missing(where, names)
+        if (n := names.count(self.name)) > 1:
+            raise ColumnError(
+                f"data {where}: {n} columns are called {self.name!r}: rename all but one, or "
+                f"choose another by {self._option}"
+            )
 
     def missing(self, where: str, names: Iterable[str]) -> "ColumnError":
         """Return the error for a table that has other columns."""

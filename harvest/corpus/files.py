@@ -4,22 +4,19 @@
     .jsonl .ndjson .json                         a document a line
     .csv .tsv .parquet .arrow .feather .ipc      a document a row
 
-Text, lines and .csv may be compressed: .gz .zst .bz2. A file of another kind that is given by its
-name is read as text.
+Text, lines and .csv may be compressed: .gz .zst .bz2 .xz .lz4. A file of another kind that is given
+by its name is read as text.
 """
 
 import csv
-import io
 import json
-import os
+import lzma
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ...errors import HarvestError
 from .choices import (
@@ -29,21 +26,13 @@ from .choices import (
     LINE_SUFFIXES,
     suffix_of,
 )
-from .document import Column, ColumnError, Counts, Document, documents_of_rows
+from .counts import Counts
+from .document import Column, ColumnError, Document, documents_of_rows
+from .folder import files_below
+from .forms import FileError, open_text, require_data
+from .tables import arrow_documents, csv_documents, parquet_documents
 
 PART_CHARACTERS = 16_000_000
-ROWS_AT_ONCE = 256
-CSV_FIELD_CHARACTERS = 1 << 28
-"""Longest field of a .csv file: a quote that is not closed would run on to the file's end."""
-
-
-class FileError(HarvestError):
-    """File that has no documents, or cannot be read to its end."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        """Take the kind that `Counts` counts the file as."""
-        super().__init__(message)
-        self.kind = kind
 
 
 class LocalFiles:
@@ -53,31 +42,14 @@ class LocalFiles:
         """Find the files.
 
         Raises:
-            HarvestError: there is no such path, or no file of a known kind.
+            HarvestError: there is no file of a known kind.
         """
         self._root = root
         self._column = column
-        self._found = Counts()
-        self._files = [root] if root.is_file() else self._of_folder()
+        self._files, self._found = ([root], Counts()) if root.is_file() else files_below(root)
         self.facts: dict[str, Any] = {}
         self.problem: HarvestError | None = None
         """Error that says better than counts why nothing was read."""
-
-    def _of_folder(self) -> list[Path]:
-        root, files = self._root, []
-        for folder, inner, names in os.walk(root, onerror=self._unreadable):
-            inner[:] = [name for name in inner if not name.startswith(".")]
-            for path in (Path(folder, name) for name in names if not name.startswith(".")):
-                if path.is_file() and suffix_of(path) in KNOWN_SUFFIXES:
-                    files.append(path)
-                elif path.is_file():
-                    self._found.add("other_files", str(path.relative_to(root)))
-        if not files:
-            raise HarvestError(f"data {root}: the folder has no {', '.join(KNOWN_SUFFIXES)} file")
-        return sorted(files)
-
-    def _unreadable(self, error: OSError) -> None:
-        self._found.add("unreadable_folders", str(error.filename))
 
     def read(self, rng: Any, counts: Counts) -> Iterator[Document]:
         """Yield the documents of all files, the files in an order drawn from rng."""
@@ -88,6 +60,7 @@ class LocalFiles:
             name = file.name if file == self._root else str(file.relative_to(self._root))
             try:
                 yield from read_file(file, name, self._column, counts)
+                counts.keep("files")
             except FileError as error:
                 counts.add(error.kind, name)
                 self._keep(error, file)
@@ -96,8 +69,9 @@ class LocalFiles:
                 self._keep(error, file)
 
     def _keep(self, error: HarvestError, file: Path) -> None:
-        """Keep the first error that says most: of a file given by name, or of a column."""
-        if self.problem is None and (file == self._root or isinstance(error, ColumnError)):
+        """Keep the first error that says most: of a file given by name, of a column, a pointer."""
+        is_told = isinstance(error, ColumnError) or getattr(error, "kind", "") == "pointer_files"
+        if self.problem is None and (file == self._root or is_told):
             self.problem = error
 
 
@@ -110,32 +84,27 @@ def read_file(file: Path, name: str, column: Column, counts: Counts) -> Iterator
     """
     suffix = suffix_of(file)
     try:
+        require_data(file)
         if suffix in LINE_SUFFIXES:
             yield from _lines(file, name, column, counts)
         elif suffix in CSV_SUFFIXES:
-            yield from _csv(file, name, column, counts)
+            yield from csv_documents(file, name, column, counts)
         elif suffix == ".parquet":
-            yield from _of_batches(_parquet(file, column), name, column, counts)
+            yield from parquet_documents(file, name, column, counts)
         elif suffix in ARROW_SUFFIXES:
-            yield from _of_batches(_arrow(file, column), name, column, counts)
+            yield from arrow_documents(file, name, column, counts)
         elif column.is_ids:
             raise column.missing(str(file), ())
         else:
             yield from _text(file, name, counts)
-    except (OSError, pa.ArrowException, csv.Error) as error:
+    except (OSError, EOFError, lzma.LZMAError, pa.ArrowException, csv.Error) as error:
         reason = " ".join(str(error).split())[:300]
         raise FileError("unreadable_files", f"data {file}: cannot be read ({reason})") from None
 
 
-def _open(file: Path, newline: str | None = None) -> io.TextIOWrapper:
-    """Open text, compressed or not; invalid UTF-8 becomes surrogates."""
-    stream = pa.input_stream(str(file), compression="detect", buffer_size=1 << 20)
-    return io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline=newline)
-
-
 def _text(file: Path, name: str, counts: Counts) -> Iterator[Document]:
     held, n_parts = "", 0
-    with _open(file) as stream:
+    with open_text(file, name, counts) as stream:
         while True:
             held += stream.read(PART_CHARACTERS - len(held))
             if "\0" in held:
@@ -156,13 +125,13 @@ def _text(file: Path, name: str, counts: Counts) -> Iterator[Document]:
 
 
 def _lines(file: Path, name: str, column: Column, counts: Counts) -> Iterator[Document]:
-    with _open(file) as stream:
+    with open_text(file, name, counts) as stream:
         rows = _json_objects(stream, file, name, counts)
         yield from documents_of_rows(rows, column, where=str(file), counts=counts)
 
 
 def _json_objects(
-    stream: io.TextIOWrapper, file: Path, name: str, counts: Counts
+    stream: Any, file: Path, name: str, counts: Counts
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     first_error, n_objects = None, 0
     for number, line in enumerate(stream):
@@ -184,114 +153,3 @@ def _json_objects(
         counts.add("bad_lines", f"{name}:{number}")
     if first_error and not n_objects:
         raise FileError("no_lines_files", first_error)
-
-
-def _csv(file: Path, name: str, column: Column, counts: Counts) -> Iterator[Document]:
-    """Yield a column of a .csv table; pyarrow's reader would hold many blocks, each above a row."""
-    csv.field_size_limit(CSV_FIELD_CHARACTERS)
-    with _open(file, newline="") as stream:
-        rows = csv.reader(stream, delimiter="\t" if suffix_of(file) == ".tsv" else ",")
-        names = next(rows, [])
-        if any("\0" in one for one in names):
-            raise FileError("no_text_files", f"data {file}: is no text")
-        if column.name not in names:
-            raise column.missing(str(file), names)
-        place = names.index(column.name)
-        first = list(islice(rows, ROWS_AT_ONCE))
-        values = [row[place] for row in first if len(row) == len(names)]
-        if column.is_ids or (values and all(map(_is_number, values))):
-            raise column.unfit(str(file), "text" if column.is_ids else "numbers")
-        for number, row in enumerate(chain(first, rows)):
-            if len(row) == len(names):
-                yield Document(f"{name}:{number}", row[place])
-            elif row:
-                counts.add("bad_rows", f"{name}:{number}")
-
-
-def _is_number(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _parquet(file: Path, column: Column) -> Iterator[Any]:
-    # without buffer_size and pre_buffer a whole row group is read at once
-    with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as table:
-        _require_column(file, table.schema_arrow, column)
-        for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=[column.name]):
-            yield batch.column(0)
-
-
-def _arrow(file: Path, column: Column) -> Iterator[Any]:
-    """Yield a column of an Arrow IPC file or of a stream, which is what `datasets` writes."""
-    with pa.memory_map(str(file)) as source:
-        try:
-            table = pa.ipc.open_file(source)
-            batches = (table.get_batch(i) for i in range(table.num_record_batches))
-        except pa.ArrowInvalid:
-            source.seek(0)
-            table = batches = pa.ipc.open_stream(source)
-        _require_column(file, table.schema, column)
-        for batch in batches:
-            whole = batch.column(column.name)
-            for first in range(0, len(whole), ROWS_AT_ONCE):
-                yield whole.slice(first, ROWS_AT_ONCE)
-
-
-def _require_column(file: Path, schema: Any, column: Column) -> None:
-    """Raise ColumnError unless a table has the column, of a type that fits."""
-    if column.name not in schema.names:
-        raise column.missing(str(file), schema.names)
-    kind = schema.field(column.name).type
-    inner = kind.value_type if pa.types.is_dictionary(kind) or _is_list(kind) else kind
-    fits = (
-        _is_list(kind) and pa.types.is_integer(inner)
-        if column.is_ids
-        else not _is_list(kind) and _is_text(inner)
-    )
-    if not fits:
-        raise column.unfit(str(file), str(kind))
-
-
-def _is_list(kind: Any) -> bool:
-    return isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
-
-
-def _is_text(kind: Any) -> bool:
-    of = pa.types
-    return bool(
-        of.is_string(kind)
-        or of.is_large_string(kind)
-        or of.is_string_view(kind)
-        or of.is_null(kind)
-    )
-
-
-def _of_batches(
-    batches: Iterator[Any], name: str, column: Column, counts: Counts
-) -> Iterator[Document]:
-    """Yield the documents of a column's arrays."""
-    number = 0
-    for batch in batches:
-        for value in _values(batch, column):
-            where = f"{name}:{number}"
-            doc = None if value is None else column.document(where, value)
-            if doc is not None:
-                yield doc
-            else:
-                counts.add("null_rows" if value is None else "other_rows", where)
-            number += 1
-
-
-def _values(batch: Any, column: Column) -> Iterator[Any]:
-    """Yield text as bytes, which may be invalid UTF-8, and token ids as an array; None for null."""
-    if column.is_ids:
-        for row in batch:
-            # nulls among the ids make them floats, which `Column.document` does not take
-            yield row.values if row.values is None else row.values.to_numpy(zero_copy_only=False)
-    else:
-        if pa.types.is_dictionary(batch.type):
-            batch = batch.dictionary_decode()
-        yield from batch.cast(pa.large_binary()).to_pylist()

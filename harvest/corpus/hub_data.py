@@ -18,7 +18,8 @@ from huggingface_hub.errors import (
 
 from ...errors import HarvestError
 from ...hub import HUB_TIMEOUT_S, errors_behind, gated
-from .document import Column, Counts, Document, documents_of_rows
+from .counts import Counts
+from .document import Column, Document, documents_of_rows
 
 ELSE = "or give --data FILE-OR-FOLDER, or --data stdlib (Python's own texts)"
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ...errors import HarvestError
 from ...language.tokenizer import starts_with_bos
-from .document import Counts, Document, TokenIds
+from .counts import Counts
+from .document import Document, TokenIds
 from .tokenise import ids_of_texts
 
 N_FIRST = 20
@@ -87,6 +88,7 @@ def pack(
         lengths.append(len(ids))
         begins.add(int(ids[0]))
         names.append(name)
+        counts.keep("documents")
         if len(stream) >= max_tokens:
             break
     n_seq = min(len(stream), max_tokens) // n_ctx
@@ -128,6 +130,7 @@ def _tokenised(
     head = [token for token in head if token < limit]
     for name, ids in ids_of_texts(docs, tokenizer):
         fits = ids < limit
+        counts.keep("tokens", int(fits.sum()))
         if not fits.all():
             counts.add("foreign_tokens", f"{ids[~fits][0]} in {name}", int((~fits).sum()))
             ids = ids[fits]

@@ -282,6 +282,24 @@ def test_what_a_harvest_would_take_is_told_without_a_store(config: HarvestConfig
         plan_harvest(dataclasses.replace(config, layers="0-2", seed=7))
 
 
+def test_a_corpus_that_is_passed_over_is_a_warning_in_the_plan(
+    config: HarvestConfig, tmp_path: Path
+) -> None:
+    """Documents of a file with a bad name were a traceback, and of links there was no word."""
+    assert plan_harvest(config).warning == ""
+    shutil.copytree(config.data, tmp_path / "data")
+    first, *_others = sorted((tmp_path / "data").iterdir())
+    first.rename(first.with_name("caf\udce9.txt"))
+    for i in range(3):
+        (tmp_path / f"data/{i}.jsonl").symlink_to("/nowhere/annex/key")
+    changed = dataclasses.replace(config, data=str(tmp_path / "data"))
+    assert plan_harvest(changed).warning == "passed over: 3 of 15 files and folders"
+    harvest(changed)
+    store = ActivationStore.open(config.store)
+    assert r"caf\udce9.txt" in store.document_names()
+    assert store.manifest.corpus["counts"] == {"dangling_links": 3}
+
+
 def test_what_float16_does_not_hold_is_refused_before_anything_is_made(
     config: HarvestConfig, tmp_path: Path
 ) -> None:

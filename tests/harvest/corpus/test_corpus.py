@@ -1,7 +1,9 @@
 """What --data takes, and in which order."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lorsa.errors import HarvestError
@@ -27,9 +29,14 @@ def test_a_folder_gives_its_text_files(tmp_path: Path) -> None:
     assert {d.name: d.text for d in found.documents()} == {
         n: n for n in ("a.txt", "sub/b.md", "c.rst", "d.py")
     }
-    assert found.counts.to_dict() == {"empty_documents": 1, "other_files": 1}
+    assert found.counts.to_dict() == {
+        "empty_documents": 1,
+        "hidden_files": 3,
+        "other_files": 1,
+    }
     assert str(found.counts) == (
-        "passed over: 1 empty document (empty.txt), 1 file of another kind (image.png)"
+        "passed over: 1 empty document (empty.txt), 1 file of another kind (image.png), "
+        "3 hidden files or folders (such as .cache)"
     )
 
 
@@ -102,14 +109,14 @@ def test_an_unreadable_folder_within_does_not_stop(
     (tmp_path / "b.txt").write_text("secret")
     from lorsa.harvest.corpus import files
 
-    opened = files._open
+    opened = files.open_text
 
-    def refuse(file: Path) -> object:
+    def refuse(file: Path, *others: Any) -> object:
         if file.name == "b.txt":
             raise PermissionError(13, "Permission denied", str(file))
-        return opened(file)
+        return opened(file, *others)
 
-    monkeypatch.setattr(files, "_open", refuse)
+    monkeypatch.setattr(files, "open_text", refuse)
     found = open_corpus(str(tmp_path))
     assert [d.text for d in found.documents()] == ["good"]
     assert found.counts["unreadable_files"] == 1
@@ -142,6 +149,20 @@ def test_no_text_in_a_file_is_told_in_one_line(tmp_path: Path, name: str) -> Non
     with pytest.raises(HarvestError, match=message) as error:
         _texts(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_paths_that_are_no_files_are_told(tmp_path: Path) -> None:
+    """A pipe had 'no such file', and a name that is too long, or has a NUL, was a traceback."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "link.txt").symlink_to("/nowhere/key")
+    for name, message in {
+        "pipe.txt": "a pipe, socket or device cannot be read twice: write it to a file",
+        "link.txt": "link.txt: a link to nothing; give one",
+        f"{'a' * 5000}.txt": r"cannot be found \(File name too long\)",
+        "a\0b.txt": "cannot be found .*null byte",
+    }.items():
+        with pytest.raises(HarvestError, match=message):
+            open_corpus(str(tmp_path / name))
 
 
 def test_no_text_in_a_folder_is_told_in_one_line(tmp_path: Path) -> None:

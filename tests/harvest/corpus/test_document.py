@@ -1,28 +1,12 @@
-"""Counts, and the column that a row's document stands in."""
+"""Column that a row's document stands in."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 from lorsa.errors import HarvestError
-from lorsa.harvest.corpus.document import CHANGED, PASSED_OVER, Column, Counts, documents_of_rows
-
-
-def test_counts_are_told_in_one_line_with_an_example() -> None:
-    counts, more = Counts(), Counts()
-    assert str(counts) == ""
-    counts.add("empty_documents", "a.txt")
-    counts.add("empty_documents", "b.txt", 1234)
-    more.add("bad_rows", "two\nlines")
-    more.add("repaired_documents", "c.txt")
-    counts.merge(more)
-    assert str(counts) == (
-        "passed over: 1,235 empty documents (such as a.txt), "
-        r"1 row with a wrong number of fields ('two\nlines'); "
-        "changed: 1 document with invalid UTF-8 (c.txt)"
-    )
-    assert counts.to_dict() == {"bad_rows": 1, "empty_documents": 1235, "repaired_documents": 1}
-    assert not PASSED_OVER.keys() & CHANGED.keys()
+from lorsa.harvest.corpus.counts import Counts
+from lorsa.harvest.corpus.document import Column, documents_of_rows
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Documents of local files of every kind."""
 
+import bz2
 import gzip
 import json
+import lzma
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +111,95 @@ def test_text_of_every_arrow_type_is_text(tmp_path: Path, kind: Any) -> None:
         out.write_table(table)
     texts = [doc.text for doc in open_corpus(str(tmp_path / "a.arrow")).documents()]
     assert sorted(texts) == ["one", "two"]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), "dictionary"])
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_bytes_without_the_mark_of_utf8_are_text(tmp_path: Path, name: str, kind: Any) -> None:
+    """Text that old Spark, Hive and Impala write as bytes was refused as binary."""
+    column = pa.array(["caf\u00e9".encode(), None, b"bad \xff byte"], pa.binary())
+    column = column.dictionary_encode() if kind == "dictionary" else column.cast(kind)
+    table = pa.table({"text": column})
+    if name == "a.parquet":
+        pq.write_table(table, tmp_path / name)
+    else:
+        with pa.ipc.new_file(tmp_path / name, table.schema) as out:
+            out.write_table(table)
+    found = open_corpus(str(tmp_path / name))
+    assert sorted(doc.text for doc in found.documents()) == ["bad \ufffd byte", "caf\u00e9"]
+    assert found.counts.to_dict() == {"null_rows": 1, "repaired_documents": 1}
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    column = pa.array([rng.bytes(2000) for _ in range(300)], pa.binary())
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    with pytest.raises(HarvestError, match=r"a\.parquet:0 is no text in UTF-8: convert it, or"):
+        list(open_corpus(str(tmp_path / "a.parquet"), text_column="image").documents())
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.csv"])
+@pytest.mark.parametrize("column", ["text", "ids"])
+def test_two_columns_of_a_name_are_refused(tmp_path: Path, name: str, column: str) -> None:
+    """Two columns 'text', as joins make them, were a KeyError, and in .csv the first was taken."""
+    ids = pa.array([[1, 2]]) if name != "a.csv" else pa.array(["1"])
+    arrays = [pa.array(["one"]), ids, pa.array(["two"]), ids]
+    table = pa.Table.from_arrays(arrays, names=["text", "ids", "text", "ids"])
+    if name == "a.csv":
+        pa_csv.write_csv(table, tmp_path / name)
+    elif name == "a.parquet":
+        pq.write_table(table, tmp_path / name)
+    else:
+        with pa.ipc.new_stream(tmp_path / name, table.schema) as out:
+            out.write_table(table)
+    found = open_corpus(
+        str(tmp_path / name), **{"tokens_column" if column == "ids" else "text_column": column}
+    )
+    with pytest.raises(HarvestError, match=f"2 columns are called '{column}': rename all but one"):
+        list(found.documents())
+
+
+def _packed(name: str, content: bytes) -> bytes:
+    match name.rsplit(".", 1)[1]:
+        case "gz":
+            return gzip.compress(content)
+        case "xz":
+            return lzma.compress(content)
+        case "bz2":
+            return bz2.compress(content)
+        case "lz4" | "zst" as kind:
+            codec = pa.Codec({"lz4": "lz4", "zst": "zstd"}[kind])
+            return bytes(codec.compress(content, asbytes=True))
+    return content
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".lz4", ".zst"])
+def test_compressed_text_is_read_whole_whatever_its_name(tmp_path: Path, suffix: str) -> None:
+    """Files of .xz and .lz4 were of another kind, and those without the suffix were no text."""
+    packed = [_packed(suffix, f"part {i}\n".encode()) for i in range(2)]
+    (tmp_path / f"a.txt{suffix}").write_bytes(b"".join(packed))
+    (tmp_path / "b.txt").write_bytes(b"".join(packed))
+    texts = [doc.text for doc in open_corpus(str(tmp_path)).documents()]
+    assert texts == ["part 0\npart 1\n"] * 2
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".lz4", ".zst"])
+def test_a_compressed_file_that_is_cut_is_told(tmp_path: Path, suffix: str) -> None:
+    content = np.random.default_rng(0).bytes(100_000).hex().encode()
+    packed = _packed(suffix, content)
+    (tmp_path / f"a.txt{suffix}").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(HarvestError, match=r"a\.txt\.\w+: cannot be read"):
+        list(open_corpus(str(tmp_path / f"a.txt{suffix}")).documents())
+
+
+def test_a_table_compressed_as_a_whole_says_so(tmp_path: Path) -> None:
+    """A .parquet.gz was told to lack magic bytes."""
+    pq.write_table(pa.table({"text": ["one"]}), tmp_path / "a.parquet")
+    packed = gzip.compress((tmp_path / "a.parquet").read_bytes())
+    for name in ("a.parquet.gz", "b.arrow"):
+        (tmp_path / name).write_bytes(packed)
+        with pytest.raises(HarvestError, match="is compressed by gzip: unpack it"):
+            list(open_corpus(str(tmp_path / name)).documents())
 
 
 def test_rows_of_another_type_are_passed_over_once_some_fit(tmp_path: Path) -> None:

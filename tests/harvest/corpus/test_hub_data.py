@@ -13,7 +13,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from lorsa.errors import HarvestError
 from lorsa.harvest.corpus import hub_data
-from lorsa.harvest.corpus.document import Column, Counts
+from lorsa.harvest.corpus.counts import Counts
+from lorsa.harvest.corpus.document import Column
 from lorsa.harvest.corpus.hub_data import HubDataset
 
 SHA = "0123456789abcdef0123456789abcdef01234567"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from lorsa.errors import HarvestError
-from lorsa.harvest.corpus.document import Counts, Document
+from lorsa.harvest.corpus.counts import Counts
+from lorsa.harvest.corpus.document import Document
 from lorsa.harvest.corpus.packing import first_text, pack
 from lorsa.language.tokenizer import starts_with_bos
 from tiny import make_tokenizer
