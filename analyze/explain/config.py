@@ -38,7 +38,7 @@ class ExplainConfig:
     requests_per_minute: float | None = None
     """At most; None sets no limit."""
     timeout: float = 120.0
-    """Seconds without a byte after which a request is given up."""
+    """Seconds after which a request without a whole reply is given up."""
     max_tokens: int = 1000
     """Of a reply: models that think aloud need more."""
     seed: int = 0
