@@ -18,6 +18,7 @@ from .errors import AttachError
 from .errors import CheckpointError
 from .errors import ExchangeError
 from .errors import HarvestError
+from .errors import LanguageModelError
 from .errors import LorsaError
 from .errors import PublishError
 from .errors import StoreError
@@ -30,7 +31,7 @@ from .exchange.convert import convert as convert_lorsa
 from .harvest.config import HarvestConfig
 from .harvest.harvest import harvest as harvest_activations
 from .harvest.harvest import plan_harvest
-from .language.load import load_by_name as load_language_model
+from .language.subject import load_language_model
 from .publish.config import PushConfig
 from .publish.push import push as push_lorsas
 from .store.care.info import store_info
@@ -47,6 +48,7 @@ from .view.serve import PageServer
 from .version import __version__
 
 PUBLIC: dict[str, str]
+
 __all__ = [
     "__version__",
     "AblateConfig",
@@ -62,6 +64,7 @@ __all__ = [
     "ExplainConfig",
     "HarvestConfig",
     "HarvestError",
+    "LanguageModelError",
     "Lorsa",
     "LorsaConfig",
     "LorsaError",

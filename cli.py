@@ -16,10 +16,11 @@ import typer
 from .commands import circuits, evaluate, features, harvest, share, store, train
 from .commands.common import IS_MAIN
 from .commands.demo import demo
+from .commands.options import add_command
 from .version import __version__
 
 _ParserError: Any = typer.BadParameter.__base__
-"""Of the option parser: its UsageError, wherever this version of typer keeps it."""
+"""The option parser's UsageError, wherever this version of typer keeps it."""
 
 app = typer.Typer(
     name="lorsa",
@@ -53,9 +54,9 @@ STORE_COMMANDS: dict[str, Callable[..., None]] = {
     "merge": store.merge,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    add_command(app, name, command)
 for name, command in STORE_COMMANDS.items():
-    store_app.command(name)(command)
+    add_command(store_app, name, command)
 
 
 def _show_version(asked: bool) -> None:

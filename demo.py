@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .display.features import AnalyzeDisplay
+from .display.bars import MeasureBar
 from .display.harvest import HarvestDisplay
 from .display.train import TrainDisplay
 from .errors import HarvestError
@@ -55,7 +55,7 @@ def run_demo(folder: Path, tokens: int) -> dict[str, Any]:
         )
     with TrainDisplay(LAYER) as train_display:
         trained = train(TrainConfig(store=store, layer=LAYER, out=out), report=train_display)
-    with AnalyzeDisplay("eval") as eval_display:
+    with MeasureBar("eval") as eval_display:
         measured = evaluate_run(
             EvalConfig(run=out, store=store, model=model, ce_tokens=CE_TOKENS), report=eval_display
         )

@@ -26,6 +26,10 @@ class HarvestError(LorsaError):
     """Model, corpus or request that cannot be harvested; the message says what to type."""
 
 
+class LanguageModelError(HarvestError):
+    """A language model that cannot be found, loaded or understood; the message says what to do."""
+
+
 class CheckpointError(LorsaError):
     """Checkpoint that cannot be read or written; the message names the path and the next step."""
 

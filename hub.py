@@ -1,20 +1,26 @@
 """The Hugging Face Hub: names of repositories, and its failures in one line."""
 
 import re
+from typing import TYPE_CHECKING
 
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """Pattern of a repository: owner/name."""
 
-
 MESSAGE_CHARACTERS = 300
+HUB_TIMEOUT_S = 10
+"""Seconds to wait for the Hub's first answer, instead of transformers' many retries."""
+
+
+def gated(what: str) -> str:
+    """Return in one line what to do about a repository whose terms were not accepted.
+
+    Args:
+        what: the repository, or "model" or "data" and its name.
+    """
+    return f"{what} is gated; accept its terms on the Hub and run: hf auth login"
 
 
 def hub_problem(repo: str, error: BaseException, revision: str | None = None) -> str:
@@ -25,6 +31,14 @@ def hub_problem(repo: str, error: BaseException, revision: str | None = None) ->
         error: error that huggingface_hub raised.
         revision: revision that was asked for.
     """
+    from huggingface_hub.errors import (  # here, so that a config with a name imports none
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
     errors = errors_behind(error)
     kinds = tuple(type(each) for each in errors)
 
@@ -32,7 +46,7 @@ def hub_problem(repo: str, error: BaseException, revision: str | None = None) ->
         return any(issubclass(each, kind) for each in kinds)
 
     if is_a(GatedRepoError):  # a kind of the one after the next
-        return f"{repo} is gated; accept its terms on the Hub and run: hf auth login"
+        return gated(repo)
     if is_a(RevisionNotFoundError):
         return f"{repo} has no revision {revision or 'main'}; give a branch, tag or commit of it"
     if is_a(RepositoryNotFoundError):
@@ -47,7 +61,7 @@ def hub_problem(repo: str, error: BaseException, revision: str | None = None) ->
     return f"{repo}: {_one_line(error)}"
 
 
-def _answer(repo: str, error: HfHubHTTPError) -> str:
+def _answer(repo: str, error: "HfHubHTTPError") -> str:
     """Return one line that says what an answer of the Hub means, and what to do."""
     status = error.response.status_code
     if status == 401:

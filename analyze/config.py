@@ -1,11 +1,14 @@
-"""What analyses are asked for."""
+"""Settings of an analysis."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..language.device import DEVICES
+from ..checks import require_at_least, require_one_of
+from ..language.choices import DEVICES
 from ..store.places import Place, place
-from .result import ANALYSIS_FOLDER
+
+ANALYSIS_FOLDER = "analysis"
+"""Folder of an analysis in its run."""
 
 N_SAMPLE = 64
 """Firings of a head that its quantiles are estimated from."""
@@ -16,35 +19,33 @@ class AnalyzeConfig:
     """What an analysis is asked for."""
 
     run: Path
-    """Run folder, or any folder with a saved Lorsa."""
+    """Run folder, such as runs/layer-12, or any folder with a saved Lorsa."""
     store: Place
     """Store with its layer."""
     model: str | None = None
-    """Language model, for effects on the logits and for probes; None leaves them out."""
+    """Language model for effects on the logits and for probes, as for harvest. None leaves them
+    out."""
     out: Path | None = None
-    """Folder of the analysis; None is `analysis` in the run."""
+    """Folder to write. None takes RUN/analysis."""
     tokens: int | None = None
-    """Stored tokens to look at; None takes all, at most a million."""
+    """Stored tokens to look at. None takes all, at most a million."""
     n_top: int = 16
-    """Examples of a head with the largest activations, at most one of a sequence."""
+    """Examples of each head with the largest activations. At most one is of a sequence."""
     n_samples: int = 8
     """Examples besides, evenly from the head's largest activation to its smallest."""
     device: str = "auto"
-    """"auto", "cpu" or "cuda"."""
+    """Device to compute on: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run", Path(self.run))
         object.__setattr__(self, "store", place(self.store))
         if self.out is not None:
             object.__setattr__(self, "out", Path(self.out))
-        for name, least in (("tokens", 1), ("n_top", 1), ("n_samples", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; allowed: {least} or more")
+        require_at_least(self, 1, "tokens", "n_top")
+        require_at_least(self, 0, "n_samples")
         if self.n_samples > N_SAMPLE:
             raise ValueError(f"n_samples is {self.n_samples}; allowed: 0..{N_SAMPLE}")
-        if self.device not in DEVICES:
-            raise ValueError(f"device is {self.device!r}; allowed: {', '.join(DEVICES)}")
+        require_one_of(self, device=DEVICES)
 
     @property
     def folder(self) -> Path:

@@ -16,7 +16,7 @@ from ..evaluate.opened import (
     LanguageModel,
     Opened,
     device_for,
-    load_language_model,
+    load_store_model,
     load_store_tokenizer,
     open_run,
 )
@@ -88,7 +88,7 @@ def _make_tables(
     """Go through the store and return the tables, by name."""
     subject = None
     if config.model is not None:
-        subject = load_language_model(
+        subject = load_store_model(
             opened.store, config.model, [opened.layer], opened.lorsa.W_V.device.type, report
         )
     with stop_when_whole(on_first=lambda: report("stopping")) as stop:

@@ -25,8 +25,8 @@ from ..store.places import Place, place
 from ..store.read.reader import ActivationStore
 from .attention.kinds import LEAST_FIRED, N_KINDS, kinds
 from .attention.parents import layer_queries_keys
+from .choices import STORE_SCORES
 from .result import Analysis
-from .schema import STORE_SCORES
 
 SCORES = (*STORE_SCORES, "successor")
 """Types that can be searched for."""

@@ -20,11 +20,10 @@ import pyarrow.parquet as pq
 from ..errors import AnalyzeError
 from ..language.spelling import is_piece, whole_characters
 from ..whole import whole, write_json
+from .config import ANALYSIS_FOLDER
 from .explanations import EXPLANATIONS, read_explanations
 from .schema import FACTS_FILE, PARTIAL_FILE, TABLES, VERSION
 
-ANALYSIS_FOLDER = "analysis"
-"""Folder of an analysis in its run."""
 NEEDED = ("run", "layer", "model", "store_uuid", "with_model", "n_tokens", "n_ctx")
 """Facts that every analysis must have."""
 EXAMPLES_PER_GROUP = 8192

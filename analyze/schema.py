@@ -12,23 +12,13 @@ A column that takes the language model is null if that was not given.
 
 import pyarrow as pa
 
+from .choices import PROBE_SCORES, STORE_SCORES
+
 VERSION = 1
 FACTS_FILE = "analysis.json"
 PARTIAL_FILE = "partial.safetensors"
 """File of what was collected while the analysis is not finished."""
 
-STORE_SCORES = (
-    "previous_token",
-    "same_token",
-    "duplicate_token",
-    "induction",
-    "first_token",
-    "local",
-    "long_range",
-)
-"""Columns of heads.parquet: the share of its reading that is of a type, in the stored text."""
-PROBE_SCORES = tuple(f"probe_{name}" for name in STORE_SCORES)
-"""Columns of the same on random tokens that are repeated once, where no match is by chance."""
 TYPES = ("previous_token", "induction", "duplicate_token", "first_token", "same_token", "local",
          "long_range", "mixed", "silent")  # fmt: skip
 """Values of heads.parquet's `type`."""

@@ -30,8 +30,7 @@ from lorsa.harvest.corpus.corpus import open_corpus
 from lorsa.harvest.corpus.document import Document
 from lorsa.harvest.corpus.packing import pack
 from lorsa.harvest.corpus.tokenise import ids_of_texts
-from lorsa.language.aliases import resolve
-from lorsa.language.load import load_tokenizer
+from lorsa.language.subject import Subject
 from measure import append_row, machine
 
 RESULTS = Path(__file__).parent / "results" / "bench_corpus.md"
@@ -47,7 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "tokenizer"
-        load_tokenizer(resolve(str(smollm2()))).save_pretrained(tokenizer)
+        Subject.find(str(smollm2())).tokenizer().save_pretrained(tokenizer)
         write_corpus(Path(folder), args.tokens * 4)
         result = {
             name: alone(job, folder, args)

@@ -26,7 +26,8 @@ import torch
 from dense_baseline import dense_forward, tuned_forward
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
-from lorsa.kernels.dispatch import BACKENDS, choose_path
+from lorsa.kernels.choices import BACKENDS
+from lorsa.kernels.dispatch import choose_path
 from lorsa.language.geometry import Rope
 from measure import append_row, machine
 from rooflines import Case, Preset, arithmetic, milliseconds, operators

@@ -95,7 +95,8 @@ def export(args: argparse.Namespace) -> None:
     from lorsa.language.stored import layer_geometry
     from lorsa.store.read.reader import ActivationStore
     from lorsa.store.read.sampler import Sampler
-    from lorsa.train.start import Initialiser, lorsa_config
+    from lorsa.train.request import lorsa_config
+    from lorsa.train.start import Initialiser
 
     store = ActivationStore.open(args.store)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +126,7 @@ def export(args: argparse.Namespace) -> None:
 
 def ours(args: argparse.Namespace) -> None:
     """Train ours on the same batches: today's defaults but for steps of 2,048 tokens."""
-    from lorsa.train.report.events import Look, StepReport
+    from lorsa.train.report.events import EvalReport, StepReport
     from lorsa.train.train import train
 
     curve: list[tuple[int, float, float]] = []
@@ -135,7 +136,7 @@ def ours(args: argparse.Namespace) -> None:
         nonlocal busy_s
         if isinstance(event, StepReport):
             busy_s = event.tokens / event.tokens_per_second
-        elif isinstance(event, Look):
+        elif isinstance(event, EvalReport):
             curve.append((event.step, busy_s, event.held_out.fvu))
         times.setdefault(str(event) if isinstance(event, str) else "numbers", time.perf_counter())
 
@@ -157,8 +158,8 @@ def our_config(args: argparse.Namespace, **settings: Any) -> Any:
     sizes = {"n_ov_heads": N_OV_HEADS, "n_qk_heads": N_QK_HEADS, "top_k": TOP_K}
     out = args.folder / f"run-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     span = {"train_tokens": N_STEPS * STEP_TOKENS, "batch_tokens": STEP_TOKENS}
-    looks = {"eval_every_tokens": LOOK_EVERY * STEP_TOKENS, "lr": LR}
-    wanted = {**sizes, **span, **looks, "device": "cpu", **settings}
+    evals = {"eval_every_tokens": LOOK_EVERY * STEP_TOKENS, "lr": LR}
+    wanted = {**sizes, **span, **evals, "device": "cpu", **settings}
     return TrainConfig(store=args.store, layer=args.layer, out=out, **wanted)
 
 
@@ -386,7 +387,7 @@ def table(args: argparse.Namespace) -> None:
 
 
 def rate(curve: list[tuple[int, float, float]]) -> float:
-    """Return tokens per second, the median over the stretches between looks."""
+    """Return tokens per second, the median over the stretches between evals."""
     places = [(0, 0.0), *((step, seconds) for step, seconds, _ in curve if step)]
     stretches = pairwise(places)
     return statistics.median((b[0] - a[0]) * STEP_TOKENS / (b[1] - a[1]) for a, b in stretches)

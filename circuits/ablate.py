@@ -18,11 +18,10 @@ from ..dictionaries.lorsa.module import Lorsa
 from ..errors import AnalyzeError
 from ..evaluate.in_model import logits_of, token_figures
 from ..evaluate.opened import device_for, layer_of
-from ..language.aliases import resolve
 from ..language.blocks import attention_sites
 from ..language.capture import Capture
-from ..language.load import load_config, load_model, load_tokenizer
 from ..language.spelling import numbers, token_text, whole_characters
+from ..language.subject import Subject
 from ..language.tokenizer import starts_with_bos
 from .config import AblateConfig
 from .intervene import activations_of, intervene, require_heads
@@ -97,8 +96,8 @@ class Ablation:
         return asdict(self)
 
 
-class _Subject(NamedTuple):
-    """A Lorsa, its language model and a prompt."""
+class _Prompted(NamedTuple):
+    """A Lorsa, its language model and a prompt, ready to run."""
 
     lorsa: Lorsa
     layer: int
@@ -131,7 +130,8 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
         AnalyzeError: a head or token is out of range, the model takes no such prompt, or the
             figures are not finite.
         AttachError: the model is of another width, or has no such layer.
-        HarvestError: the language model or the tokenizer that a prompt needs cannot be had.
+        LanguageModelError: the language model, or the tokenizer that a prompt needs, cannot be
+            loaded.
     """
     subject = _load(config, report)
     tokens = torch.tensor([subject.ids], device=subject.lorsa.W_O.device)
@@ -158,28 +158,27 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
     )
 
 
-def _load(config: AblateConfig, report: Callable[[str], None]) -> _Subject:
+def _load(config: AblateConfig, report: Callable[[str], None]) -> _Prompted:
     """Load Lorsa, tokenizer and model, what is quick to refuse first."""
     lorsa = Lorsa.from_pretrained(config.run)
     layer = layer_of(lorsa, config.run)
     heads = list(dict.fromkeys(numbers("heads", config.heads)))
     require_heads(lorsa, heads)
     device = device_for(config.device)
-    path = resolve(config.model)
-    if path.name == lorsa.config.base_model:
-        path = path._replace(revision=lorsa.config.base_revision)
-    elif lorsa.config.base_model not in (None, path.id):
-        report(f"the run is of {lorsa.config.base_model}; taking {path.id} for the same model")
-    tokenizer = load_tokenizer(path, needed=config.prompt is not None)
+    base, revision = lorsa.config.base_model, lorsa.config.base_revision
+    subject = Subject.find(config.model, revisions={base: revision})
+    if base not in (None, subject.path.name, subject.id):
+        report(f"the run is of {base}; taking {subject.id} for the same model")
+    tokenizer = subject.tokenizer(needed=config.prompt is not None)
     ids = _ids(config, tokenizer)
-    report(f"loading {path.id} on {device}")
-    model = load_model(path, load_config(path), dtype="auto", devices=[device]).model
+    report(f"loading {subject.id} on {device}")
+    model = subject.load(devices=[device])
     require_stand_in(lorsa.config, model)
     _require_readable(ids, model)
-    return _Subject(lorsa.to(device), layer, heads, path.id, model, tokenizer, ids)
+    return _Prompted(lorsa.to(device), layer, heads, subject.id, model, tokenizer, ids)
 
 
-def _predictions(subject: _Subject, config: AblateConfig, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _predictions(subject: _Prompted, config: AblateConfig, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits before and after the change, [1, seq, n_vocab].
 
     Raises:
@@ -224,7 +223,7 @@ def _require_readable(ids: list[int], model: Any) -> None:
 
 
 @torch.inference_mode()
-def _measure(subject: _Subject, tokens: Tensor) -> _Unchanged:
+def _measure(subject: _Prompted, tokens: Tensor) -> _Unchanged:
     """Return what the unchanged Lorsa does on the prompt; AnalyzeError if that is not finite."""
     lorsa, layer, model = subject.lorsa, subject.layer, subject.model
     with Capture(model, attention_sites(model, [layer])) as capture:

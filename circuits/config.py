@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..language.device import DEVICES
+from ..checks import require_at_least, require_one_of
+from ..language.choices import DEVICES
 from ..language.spelling import numbers
-from .intervene import ERRORS
+
+ERRORS = ("keep", "drop")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,25 +16,26 @@ class AblateConfig:
     """What an intervention on a prompt is asked for."""
 
     run: Path
-    """Run folder, or any folder with a saved Lorsa."""
+    """Run folder, such as runs/layer-12, or any folder with a saved Lorsa."""
     model: str
-    """Language model, as for a harvest."""
+    """Language model, as for harvest."""
     heads: str
-    """Heads that are changed: 17,301 or 0-7."""
+    """Heads to change: 17,301 or 0-7."""
     prompt: str | None = None
     """Text that the model reads, after its BOS if it has one."""
     tokens: str | None = None
     """Token ids in place of a prompt, as they are: 5,17,301."""
     scale: float | None = None
-    """Factor of the heads' activations; None with `value` None is 0, which ablates them."""
+    """Factor of the heads' activations. None takes 0, which ablates them, unless `value` is
+    given."""
     value: float | None = None
-    """Activation that they get at every token, in place of a factor."""
+    """Activation of the heads at every token, in place of a factor."""
     error: str = "keep"
-    """Whether what the Lorsa misses of the layer's output stays ("keep") or not ("drop")."""
+    """What the Lorsa misses of the layer's output: keep or drop it."""
     top: int = 10
     """Next tokens that are shown."""
     device: str = "auto"
-    """"auto", "cpu" or "cuda"."""
+    """Device to compute on: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run", Path(self.run))
@@ -49,9 +52,5 @@ class AblateConfig:
             given = getattr(self, name)
             if given is not None and not math.isfinite(given):
                 raise ValueError(f"{name} is {given}; allowed: a finite number")
-        if self.error not in ERRORS:
-            raise ValueError(f"error is {self.error!r}; allowed: {', '.join(ERRORS)}")
-        if self.top < 1:
-            raise ValueError(f"top is {self.top}; allowed: 1 or more")
-        if self.device not in DEVICES:
-            raise ValueError(f"device is {self.device!r}; allowed: {', '.join(DEVICES)}")
+        require_at_least(self, 1, "top")
+        require_one_of(self, error=ERRORS, device=DEVICES)

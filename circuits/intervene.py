@@ -20,9 +20,8 @@ from ..dictionaries.lorsa.module import Lorsa
 from ..errors import AnalyzeError
 from ..language.blocks import attention_sites
 from ..language.edit import edited
+from .config import ERRORS
 
-ERRORS = ("keep", "drop")
-"""Whether what the Lorsa misses of the layer's output stays."""
 HOWS = ("scale", "set")
 """Whether an activation is multiplied or replaced."""
 

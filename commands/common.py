@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,27 +22,30 @@ ConfigFile = Annotated[
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")]
 
 IS_MAIN = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
-"""Of several processes of one run, one prints."""
+"""Whether this process is the one of a run's that prints."""
 STDOUT, STDERR = 1, 2
 GOES_ON = ("harvest", "train", "sweep", "analyze", "explain", "demo", "rm", "merge")
 
 
-def given_options(options: dict[str, Any], besides: set[str] | None = None) -> dict[str, Any]:
-    """Return the options that were given and belong in a config."""
-    left_out = {"config", "as_json"} | (besides or set())
-    return {k: v for k, v in options.items() if v is not None and k not in left_out}
-
-
-def chosen_layers(store: str, layers: str | None) -> list[int]:
+def layers_of_store(store: str, layers: str | None) -> list[int]:
     """Return the layers of a store that are meant; all without a choice."""
-    from ..errors import TrainError
-    from ..store.layers import choose_layers
     from ..store.read.reader import ActivationStore
 
+    return chosen_layers(layers or "all", ActivationStore.open(store).layers, where=store)
+
+
+def chosen_layers(layers: str, have: Sequence[int], *, where: str) -> list[int]:
+    """Return which of some layers are meant.
+
+    Raises:
+        LorsaError: one is not there, or the text is no choice of layers.
+    """
+    from ..store.layers import choose_layers
+
     try:
-        return choose_layers(layers or "all", ActivationStore.open(store).layers, where=store)
+        return choose_layers(layers, have, where=where)
     except ValueError as error:
-        raise TrainError(str(error)) from None
+        raise LorsaError(str(error)) from None
 
 
 def perform(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> None:

@@ -8,34 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .common import Device, Json, chosen_layers, given_options, perform
+from .common import Device, Json, chosen_layers, layers_of_store, perform
+from .options import FromConfig, Given
 from .settings import make_config
+
+EXAMPLES = {"n_top": ("--top",), "n_samples": ("--samples",)}
 
 
 def analyze(
-    run: Annotated[Path, typer.Argument(help="Run folder, such as runs/layer-12.")],
-    store: Annotated[str, typer.Option(help="Store with its layer.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Language model, for effects on the logits and for probes; as for harvest."
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write.", show_default="RUN/analysis")
-    ] = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option(help="Stored tokens to look at.", show_default="all, at most a million"),
-    ] = None,
-    n_top: Annotated[
-        int | None, typer.Option("--top", help="Examples of each head.", show_default="16")
-    ] = None,
-    n_samples: Annotated[
-        int | None,
-        typer.Option("--samples", help="Examples of its lower activations.", show_default="8"),
-    ] = None,
-    device: Device = None,
+    given: Annotated[
+        Given,
+        FromConfig("analyze.config.AnalyzeConfig", arguments=("run",), names=EXAMPLES),
+    ],
     as_json: Json = False,
 ) -> None:
     """Find out what each head does: where it fires, what it reads there, what it writes.
@@ -44,14 +28,13 @@ def analyze(
 
     Example: lorsa analyze runs/layer-12 --store ./acts --model smollm2-135m
     """
-    given = given_options(locals())
 
     def work() -> dict[str, Any]:
         from ..analyze.config import AnalyzeConfig
         from ..analyze.features import analyze_run
-        from ..display.features import AnalyzeDisplay
+        from ..display.bars import MeasureBar
 
-        with AnalyzeDisplay("analyze") as display:
+        with MeasureBar("analyze") as display:
             return analyze_run(make_config(AnalyzeConfig, given), report=display)
 
     perform("analyze", work, as_json)
@@ -90,66 +73,32 @@ def find(
     """
 
     def work() -> dict[str, Any]:
-        from ..analyze.find import SCORES, find_heads
+        from ..analyze.find import DEFAULT_STORE, SCORES, find_heads
 
         name = kind.replace("-", "_")
         if name not in SCORES:
             raise UsageError(f"type is {kind!r}; allowed: {', '.join(SCORES)}")
-        chosen = None if layers is None else chosen_layers(store or "acts", layers)
+        chosen = None if layers is None else _layers(runs, store or DEFAULT_STORE, layers)
         heads = find_heads(
-            name,
-            store=store,
-            runs=runs,
-            layers=chosen,
-            n=n,
-            device=device or "auto",
+            name, store=store, runs=runs, layers=chosen, n=n, device=device or "auto"
         )
         return {"type": kind, "heads": [asdict(head) for head in heads]}
 
     perform("find", work, as_json)
 
 
+def _layers(runs: list[Path] | None, store: str, layers: str) -> list[int]:
+    """Return the layers that are meant: of runs those that were analysed, else of a store."""
+    if not runs:
+        return layers_of_store(store, layers)
+    from ..analyze.result import Analysis
+
+    have = [Analysis.open(run).facts["layer"] for run in runs]
+    return chosen_layers(layers, have, where="the runs")
+
+
 def explain(
-    run: Annotated[Path, typer.Argument(help="Run folder with an analysis.")],
-    endpoint: Annotated[
-        str, typer.Option(help="URL of an OpenAI-compatible server: http://127.0.0.1:8080/v1.")
-    ],
-    model: Annotated[str, typer.Option(help="The model's name there.")],
-    heads: Annotated[
-        str | None,
-        typer.Option(help="Heads to explain: 17,301 or 0-99.", show_default="the --top ones"),
-    ] = None,
-    top: Annotated[
-        int | None, typer.Option(help="How many of the heads that fire.", show_default="100")
-    ] = None,
-    sort: Annotated[
-        str | None,
-        typer.Option(
-            help="Number of the head table that --top goes by, the largest first.",
-            show_default="frequency",
-        ),
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(help="Requests under way at once.", show_default="4")
-    ] = None,
-    requests_per_minute: Annotated[
-        float | None, typer.Option(help="At most.", show_default="no limit")
-    ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(help="Seconds that a request may wait for an answer.", show_default="120"),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(help="Of a reply; models that think need more.", show_default="1000"),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of the contexts to score on.", show_default="0")
-    ] = None,
-    price_in: Annotated[float | None, typer.Option(help="USD per million tokens sent.")] = None,
-    price_out: Annotated[
-        float | None, typer.Option(help="USD per million tokens received.")
-    ] = None,
+    given: Annotated[Given, FromConfig("analyze.explain.config.ExplainConfig", arguments=("run",))],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only estimate, even with --yes.")
     ] = False,
@@ -165,13 +114,12 @@ def explain(
 
     Example: lorsa explain runs/layer-12 --endpoint http://127.0.0.1:8080/v1 --model qwen3-8b
     """
-    given = given_options(locals(), besides={"dry_run", "yes"})
 
     def work() -> dict[str, Any]:
         from ..analyze.explain.config import ExplainConfig
         from ..analyze.explain.explain import estimate
         from ..analyze.explain.explain import explain as ask
-        from ..display.features import ExplainDisplay
+        from ..display.explain import ExplainDisplay
 
         settings = make_config(ExplainConfig, given)
         if dry_run or not yes:
@@ -207,7 +155,7 @@ def view(
     def work() -> dict[str, Any]:
         import webbrowser
 
-        from ..display.features import PageDisplay
+        from ..display.view import PageDisplay
         from ..view.build import build_page
         from ..view.serve import PORT, PageServer
 

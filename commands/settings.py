@@ -1,4 +1,4 @@
-"""From options and TOML files to configs, one or a grid of them."""
+"""Configs made from options and TOML files, one or a grid of them."""
 
 import itertools
 import tomllib
@@ -21,7 +21,7 @@ OPTIONS_ONLY = {
 }
 """Settings that a TOML file may not have, and the options in their place."""
 RUNS = "run"
-"""Of a sweep's TOML file: [[run]] tables, a run each."""
+"""Name of the tables of a sweep's TOML file that are a run each."""
 
 
 class Grid(NamedTuple):

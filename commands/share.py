@@ -1,51 +1,19 @@
 """lorsa convert and push: Lorsas for others, and from them."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .common import Json, given_options, perform
+from .common import Json, perform
+from .options import FromConfig, Given
 from .settings import make_config
 
 
 def exchange(
-    source: Annotated[
-        str,
-        typer.Argument(help="Lorsa of any format: a run folder, one of another tool, a Hub id."),
+    given: Annotated[
+        Given, FromConfig("exchange.config.ConvertConfig", arguments=("source", "out"))
     ],
-    out: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
-    subfolder: Annotated[
-        str | None,
-        typer.Option(help="Which Lorsa of several: layer-12.", show_default="the only one"),
-    ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Branch, tag or commit on the Hub.", show_default="main"),
-    ] = None,
-    to: Annotated[
-        str | None, typer.Option(help="lorsa or llamascopium.", show_default="lorsa")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Language model whose norm is folded in or out; as for harvest."),
-    ] = None,
-    weighted: Annotated[
-        bool | None,
-        typer.Option(
-            "--weighted",
-            help="The other tool loaded the model without processing: a LayerNorm's hook is after "
-            "its weight.",
-        ),
-    ] = None,
-    max_l0: Annotated[
-        int | None,
-        typer.Option(
-            help="Heads that may fire on a token at most, of batchtopk and jumprelu.",
-            show_default="as it was",
-        ),
-    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a Lorsa in another tool's format, or one of another tool in ours.
@@ -57,7 +25,6 @@ def exchange(
 
     Example: lorsa convert owner/lorsas-smollm2 runs/layer-12 --subfolder layer-12
     """
-    given = given_options(locals())
 
     def work() -> dict[str, Any]:
         from ..display.bars import say
@@ -70,23 +37,7 @@ def exchange(
 
 
 def push(
-    runs: Annotated[list[Path], typer.Argument(help="Finished runs, such as runs/layer-12.")],
-    repo: Annotated[
-        str, typer.Option(help="Repository on the Hugging Face Hub, owner/name, or a ./folder.")
-    ],
-    private: Annotated[
-        bool | None, typer.Option("--private", help="If the repository is made, make it private.")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, made if need be.", show_default="main")
-    ] = None,
-    message: Annotated[
-        str | None, typer.Option(help="Of the commit.", show_default="the layers")
-    ] = None,
-    license: Annotated[  # noqa: A002
-        str | None,
-        typer.Option(help="Identifier of a license: mit.", show_default="as it is, or none"),
-    ] = None,
+    given: Annotated[Given, FromConfig("publish.config.PushConfig", arguments=("runs",))],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show the model card and the files.")
     ] = False,
@@ -99,7 +50,6 @@ def push(
 
     Example: lorsa push runs/layer-12 --repo me/lorsas-smollm2
     """
-    given = given_options(locals(), besides={"dry_run"})
 
     def work() -> dict[str, Any]:
         from ..display.bars import say

@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ACTIVATIONS = ("topk", "batchtopk", "jumprelu")
 MAX_L0_FACTOR = 4
 """Features that may fire on a token at most, as a multiple of their mean, by default."""
 

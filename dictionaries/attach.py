@@ -9,11 +9,12 @@ in several layers are blocks within blocks:
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..errors import AttachError
+from ..errors import AttachError, LorsaError
 from ..language.blocks import attention_sites, text_config
 from ..language.edit import replaced
 from .dictionary import Dictionary
@@ -44,16 +45,29 @@ def require_stand_in(config: LorsaConfig, model: Any) -> None:
 
     Either their widths differ, or the Lorsa does not read a layer's input.
     """
-    if config.hook_in is not None:
-        raise AttachError(
-            f"the Lorsa reads {config.hook_in}, not its layer's input after the norm's "
-            "weight; type: lorsa convert LORSA FOLDER --model MODEL"
-        )
+    require_layer_input(config)
     width = text_config(model).hidden_size
     if width != config.d_model:
         raise AttachError(
             f"the Lorsa is of {config.base_model} (d_model {config.d_model}); the "
             f"model given has d_model {width}"
+        )
+
+
+def require_layer_input(
+    config: LorsaConfig, run: Path | None = None, error: type[LorsaError] = AttachError
+) -> None:
+    """Raise an error if a Lorsa reads something else than its layer's input after the norm.
+
+    Args:
+        config: of the Lorsa.
+        run: where it lies, for the message.
+        error: kind to raise.
+    """
+    if config.hook_in is not None:
+        raise error(
+            f"{run or 'the Lorsa'} reads {config.hook_in}, not the layer's input after the norm's "
+            f"weight; type: lorsa convert {run or 'LORSA'} FOLDER --model MODEL"
         )
 
 

@@ -1,13 +1,16 @@
-"""What people see: progress on stderr, results on stdout."""
+"""Progress on stderr: a bar on a terminal, else a line now and then."""
 
 import time
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .words import spell_time
+
+if TYPE_CHECKING:
+    from ..progress import Measured
 
 PLAIN_EVERY_S = 15.0
 """Seconds between lines of progress where stderr is no terminal."""
@@ -16,7 +19,7 @@ err = Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """Tell what is being done."""
+    """Print what is being done."""
     err.print(f"[dim]·[/] {escape(text)}", soft_wrap=True)
 
 
@@ -57,3 +60,18 @@ class Bar:
             self._said_at, self._said = now, (done, total)
             left = "" if left_s is None else f"  {spell_time(left_s)} left"
             say(f"{self._label} {done:,} of {total:,}  {note}{left}")
+
+
+class MeasureBar(Bar):
+    """Shows how far an evaluation or an analysis is."""
+
+    def __call__(self, event: "str | Measured") -> None:
+        """Show an event."""
+        if isinstance(event, str):
+            say(event)
+            return
+        note, left = event.what, None
+        if event.tokens_per_second is not None:
+            note += f"  {event.tokens_per_second:,.0f} tokens/s"
+            left = (event.total - event.done) / max(event.tokens_per_second, 1e-9)
+        self.update(event.done, event.total, note, left)

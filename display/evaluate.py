@@ -8,11 +8,9 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from .words import fact_table, number, share
+from .words import fact_table, number, share, short
 
 RECOVERED = ("recovered_from_zero", "recovered_from_mean")
-
-
 SHOWN_LOSSES = ("original", "lorsa")
 
 
@@ -28,7 +26,7 @@ def quality_rows(result: dict[str, Any]) -> dict[str, str]:
     """Return the measures of one run in words."""
     rows = {
         "FVU": number(result["fvu"]),
-        "NMSE, cosine": f"{_short(result['nmse'])}, {_short(result['cosine'])}",
+        "NMSE, cosine": f"{short(result['nmse'])}, {short(result['cosine'])}",
         "L0": f"{result['l0']:.1f}",
         "silent heads": f"{result['dead_fraction']:.1%} did not fire on the held-out tokens",
         "firing heads": _frequencies(result["frequency_histogram"]),
@@ -74,13 +72,13 @@ def _positions_table(result: dict[str, Any]) -> Table:
         last = some.stop - 1
         row = [
             f"{some.start}" if len(some) == 1 else f"{some.start}-{last}",
-            _short(_mean(part["fvu"], part["variance"])),
-            *(_short(_mean(part[name])) for name in ("nmse", "cosine")),
-            _short(_mean(part["l0"]), 1),
+            short(_mean(part["fvu"], part["variance"])),
+            *(short(_mean(part[name])) for name in ("nmse", "cosine")),
+            short(_mean(part["l0"]), 1),
         ]
         if ce is not None:
             losses = [ce["by_position"][name][some.start : some.stop] for name in SHOWN_LOSSES]
-            row += [_short(_mean(values)) for values in losses]
+            row += [short(_mean(values)) for values in losses]
         table.add_row(*row)
     return table
 
@@ -102,10 +100,6 @@ def _mean(values: list[float | None], weights: list[float | None] | None = None)
     return sum(value * weight for value, weight in there) / total if there else None
 
 
-def _short(value: float | None, places: int = 4) -> str:
-    return "-" if value is None else f"{value:.{places}f}"
-
-
 def _runs_table(result: dict[str, Any]) -> RenderableType:
     """Show a row for each run, and one for all together."""
     table = Table(title="measured", title_justify="left", box=SIMPLE_HEAD)
@@ -118,7 +112,7 @@ def _runs_table(result: dict[str, Any]) -> RenderableType:
     for run in result["runs"]:
         cells = [
             str(run["layer"]),
-            *(_short(run[name]) for name in ("fvu", "nmse", "cosine")),
+            *(short(run[name]) for name in ("fvu", "nmse", "cosine")),
             f"{run['l0']:.1f}",
             f"{run['dead_fraction']:.1%}",
         ]

@@ -6,13 +6,19 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
-from .circuits import ablate_tables
+from .ablate import ablate_tables
+from .analyze import analyze_table
+from .convert import convert_table
+from .demo import demo_table
 from .evaluate import eval_tables
-from .features import analyze_table, explain_table, find_table, view_table
+from .explain import explain_table
+from .find import find_table
 from .harvest import harvest_table, plan_table
-from .share import convert_table, demo_table, push_lines
+from .push import push_lines
 from .store import info_table, merge_table, rm_table, verify_lines
-from .train import sweep_table, train_table
+from .sweep import sweep_table
+from .train import train_table
+from .view import view_table
 
 
 def show(command: str, result: dict[str, Any]) -> None:

@@ -6,12 +6,11 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ..store.care.info import format_bytes
 from .bars import Bar, say
 from .words import number, spell_time
 
 if TYPE_CHECKING:
-    from ..train.report.events import Event, Look
+    from ..train.report.events import EvalReport, TrainEvent
 
 
 class TrainDisplay(Bar):
@@ -21,16 +20,16 @@ class TrainDisplay(Bar):
         super().__init__(f"layer {layer}")
         self._fvu = "-"
 
-    def __call__(self, event: "Event") -> None:
+    def __call__(self, event: "TrainEvent") -> None:
         """Show an event."""
-        from ..train.report.events import Look, StepReport
+        from ..train.report.events import EvalReport, StepReport
 
         match event:
             case str():
                 say(event)
-            case Look():
+            case EvalReport():
                 self._fvu = f"{event.held_out.fvu:.3f}"
-                say(f"{self._label}: {look_line(event)}")
+                say(f"{self._label}: {eval_line(event)}")
             case StepReport():
                 note = (
                     f"{event.tokens_per_second:,.0f} tok/s  FVU {self._fvu}  "
@@ -40,14 +39,14 @@ class TrainDisplay(Bar):
                 self.update(event.tokens, event.train_tokens, note, left)
 
 
-def look_line(look: "Look") -> str:
-    """Return in words what a look found."""
-    found = look.held_out
+def eval_line(event: "EvalReport") -> str:
+    """Return in words the quality that an eval measured."""
+    found = event.held_out
     masked = ""
     if found.masked_fraction:
         masked = f" ({found.fvu_all:.4f} with the {found.masked_fraction:.1%} that do not count)"
     return (
-        f"FVU {found.fvu:.4f}{masked} on {found.n_tokens:,} held-out tokens, after {look.tokens:,}"
+        f"FVU {found.fvu:.4f}{masked} on {found.n_tokens:,} held-out tokens, after {event.tokens:,}"
     )
 
 
@@ -75,39 +74,3 @@ def train_table(result: dict[str, Any]) -> Table:
     table.caption = f"dead: did not fire on the last {' or '.join(sorted(windows))} tokens"
     table.caption_justify = "left"
     return table
-
-
-def sweep_table(result: dict[str, Any]) -> Table:
-    """Show the rows of a sweep: the settings that differ, then what came out, the best in bold."""
-    rows = result["rows"]
-    table = Table(title="swept", title_justify="left", box=SIMPLE_HEAD)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    settings = names[: names.index("fvu")] if "fvu" in names else names
-    for name in (*settings, "FVU", "L0", "dead", "tokens/s"):
-        table.add_column(escape(name), justify="right", no_wrap=True)
-    table.add_column("run", overflow="fold")
-    fvus = [row["fvu"] for row in rows if row.get("fvu") is not None]
-    for row in rows:
-        values = [escape(_setting(row.get(name))) for name in settings]
-        if row.get("error"):
-            failed = f"[red]failed: {escape(row['error'])}[/]"
-            table.add_row(*values, "-", "-", "-", "-", failed)
-            continue
-        best = row["fvu"] is not None and row["fvu"] == min(fvus)
-        table.add_row(
-            *values,
-            number(row["fvu"]),
-            f"{row['l0']:.1f}",
-            f"{row['dead_fraction']:.1%}",
-            f"{row['tokens_per_second']:,.0f}",
-            escape(row["run"]),
-            style="bold" if best else None,
-        )
-    size = format_bytes(result["bytes_read"])
-    table.caption = escape(f"sweep.csv and pareto.png in {result['out']}; {size} read")
-    table.caption_justify = "left"
-    return table
-
-
-def _setting(value: Any) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Tables of what is known of Lorsas and their heads, and what all tables share."""
+"""Numbers, times and facts as every table of results spells them."""
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -23,6 +23,11 @@ def fact_table(title: str, rows: dict[str, str]) -> Table:
 def number(value: float | None) -> str:
     """Spell a measure of y."""
     return "undefined: y does not vary" if value is None else f"{value:.4f}"
+
+
+def short(value: float | None, places: int = 4) -> str:
+    """Spell a number with some decimal places, or - for none."""
+    return "-" if value is None else f"{value:.{places}f}"
 
 
 def share(value: float | None) -> str:

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from ..dictionaries.fetch import local_folder
-from ..language.aliases import resolve
 from ..language.edit import Replacement
-from ..language.load import load_config
 from ..language.stored import deriver
+from ..language.subject import Subject
 from ..progress import Measured, Report
 from ..stop import stop_at_once
 from ..store.read.loader import held_out_batches
@@ -28,7 +27,7 @@ from .in_model import Variant, batch_seqs, run_variants
 from .kept import keep_evaluation
 from .losses import CrossEntropy, cross_entropy
 from .on_store import StoreQuality, measure
-from .opened import Opened, device_for, load_language_model, open_run
+from .opened import Opened, device_for, load_store_model, open_run
 
 MEAN_SEQS = 64
 """Training sequences that the mean of y is taken over."""
@@ -141,7 +140,7 @@ def evaluate_runs(
         device = device_for(config.device)
         subjects = [open_run(c.run, store, device) for c in configs]
         if config.model is not None:
-            load_config(resolve(config.model))  # refuse a missing model at once
+            Subject.find(config.model)  # refuse a missing model at once
         qualities = [_on_the_store(subject, store, config, device, report) for subject in subjects]
         losses = {}
         if config.model is not None:
@@ -203,7 +202,7 @@ def _in_the_model(
     """
     assert config.model is not None
     layers = sorted({subject.layer for subject in subjects})
-    model, sites, _name = load_language_model(store, config.model, layers, device, report)
+    model, sites, _subject = load_store_model(store, config.model, layers, device, report)
     n_seqs = max(1, config.ce_tokens // store.manifest.n_ctx)
     tokens = store.tokens(store.held_out_seqs[:n_seqs])
     stand_ins = [_stand_ins(subject, store, device) for subject in subjects]

@@ -4,17 +4,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..dictionaries.attach import require_layer_input
 from ..dictionaries.lorsa.module import Lorsa
-from ..errors import AnalyzeError, HarvestError
-from ..language.aliases import resolve
+from ..errors import AnalyzeError, LanguageModelError
 from ..language.blocks import AttentionSite, attention_sites
 from ..language.device import choose_device
-from ..language.load import load_config, load_model, load_tokenizer
 from ..language.stored import require_same_weights
+from ..language.subject import Subject
 from ..language.tokenizer import tokenizer_facts
 from ..store.read.reader import ActivationStore
-
-Report = Callable[[str], None]
 
 
 class Opened(NamedTuple):
@@ -27,18 +25,22 @@ class Opened(NamedTuple):
 
 
 class LanguageModel(NamedTuple):
-    """The language model that a store is of."""
+    """The language model that a store is of, loaded."""
 
     model: Any
     """transformers' model"""
     sites: dict[int, AttentionSite]
-    """Layers in it, by number"""
-    name: str
-    """What was given as --model"""
+    """Attention layers by number"""
+    subject: Subject
+    """Configuration and tokenizer of the model"""
 
 
 def device_for(name: str) -> str:
-    """Return the device that is meant; AnalyzeError if it is not there."""
+    """Return the device that is meant.
+
+    Raises:
+        AnalyzeError: it is not there.
+    """
     try:
         return choose_device(name)
     except ValueError as error:
@@ -53,11 +55,7 @@ def layer_of(lorsa: Lorsa, run: Path) -> int:
     """
     if lorsa.config.layer is None:
         raise AnalyzeError(f"{run} does not say which layer it replaces")
-    if lorsa.config.hook_in is not None:
-        raise AnalyzeError(
-            f"{run} reads {lorsa.config.hook_in}, not the layer's input after the norm's weight; "
-            f"type: lorsa convert {run} FOLDER --model MODEL"
-        )
+    require_layer_input(lorsa.config, run, AnalyzeError)
     return lorsa.config.layer
 
 
@@ -67,55 +65,85 @@ def open_run(run: Path, store: ActivationStore, device: str) -> Opened:
     Raises:
         CheckpointError: the run holds no Lorsa.
         StoreError: the store lacks the layer.
-        AnalyzeError: the Lorsa is of another model, or says of no layer.
+        AnalyzeError: the Lorsa is of another model, of another revision of it, or says of no layer.
     """
     lorsa = Lorsa.from_pretrained(run)
     layer = layer_of(lorsa, run)
     store.require_layer(layer)
+    _require_same_model(lorsa, run, store)
+    return Opened(run, lorsa.to(device), store, layer)
+
+
+def _require_same_model(lorsa: Lorsa, run: Path, store: ActivationStore) -> None:
+    """Raise AnalyzeError unless a Lorsa and a store are of the same model and revision of it."""
     shape, manifest = lorsa.config, store.manifest
-    same_model = shape.store_uuid == manifest.uuid or shape.base_model == manifest.model["id"]
+    same_store = shape.store_uuid == manifest.uuid
+    same_model = same_store or shape.base_model == manifest.model["id"]
     if not same_model or shape.d_model != manifest.d_model:
         raise AnalyzeError(
             f"{run} is a Lorsa of {shape.base_model} (d_model {shape.d_model}); "
             f"{store.root} holds {manifest.model['id']} (d_model {manifest.d_model})"
         )
-    return Opened(run, lorsa.to(device), store, layer)
+    ours, theirs = shape.base_revision, manifest.model.get("revision")
+    if not same_store and None not in (ours, theirs) and ours != theirs:
+        raise AnalyzeError(
+            f"{run} is a Lorsa of revision {ours} of {shape.base_model}; {store.root} holds "
+            f"revision {theirs}: give a store of the Lorsa's revision, or train on this one"
+        )
 
 
-def load_language_model(
-    store: ActivationStore, model: str, layers: Sequence[int], device: str, report: Report
+def load_store_model(
+    store: ActivationStore,
+    model: str,
+    layers: Sequence[int],
+    device: str,
+    report: Callable[[str], None],
 ) -> LanguageModel:
-    """Load the language model that a store is of.
+    """Load the language model that a store is of, at the store's revision.
 
     Raises:
-        HarvestError: it cannot be had, or the layers' weights are not those of the store.
+        LanguageModelError: it cannot be loaded, or the layers' weights are not those of the store.
     """
     manifest = store.manifest
-    path = resolve(model)
-    if path.name == manifest.model["id"]:
-        path = path._replace(revision=manifest.model["revision"])
-    config = load_config(path)
-    report(f"loading {path.id} on {device}")
-    loaded = load_model(path, config, dtype="auto", devices=[device]).model
+    subject = Subject.find(model, revisions=_revisions(store))
+    report(f"loading {subject.id} on {device}")
+    loaded = subject.load(devices=[device])
     sites = attention_sites(loaded, sorted(set(layers)))
     require_same_weights(loaded, sites, store.root, manifest)
-    return LanguageModel(loaded, {site.layer: site for site in sites}, model)
+    return LanguageModel(loaded, {site.layer: site for site in sites}, subject)
 
 
 def load_store_tokenizer(
-    store: ActivationStore, subject: LanguageModel | None, report: Report
+    store: ActivationStore, language: LanguageModel | None, report: Callable[[str], None]
 ) -> Any:
-    """Return the tokenizer of a store's text, or None, said, where it cannot be had."""
+    """Return the tokenizer of a store's text; None, and a report, where there is none to be had.
+
+    Args:
+        store: whose text it is.
+        language: the store's language model, where it is loaded; None finds its tokenizer alone.
+        report: is called with a line of text.
+    """
     manifest = store.manifest
     wanted = manifest.tokenizer.get("vocabulary_sha256")
     if wanted is None:
         return None
-    name = subject.name if subject is not None else manifest.request.get("model", "")
-    try:
-        tokenizer = load_tokenizer(resolve(name), needed=False)
-    except HarvestError:
-        tokenizer = None
+    tokenizer = _tokenizer(store) if language is None else language.subject.tokenizer(needed=False)
     if tokenizer is None or tokenizer_facts(tokenizer)["vocabulary_sha256"] != wanted:
         report(f"the tokenizer of {manifest.model['id']} is not at hand: token ids are shown")
         return None
     return tokenizer
+
+
+def _tokenizer(store: ActivationStore) -> Any:
+    """Return the tokenizer of the model that a store was harvested from, None without one."""
+    try:
+        subject = Subject.find(store.manifest.request.get("model", ""), revisions=_revisions(store))
+    except LanguageModelError:
+        return None
+    return subject.tokenizer(needed=False)
+
+
+def _revisions(store: ActivationStore) -> dict[str | None, str | None]:
+    """Return the commit of the language model that a store was harvested from, by its Hub id."""
+    model = store.manifest.model
+    return {model["id"]: model.get("revision")}

@@ -1,7 +1,9 @@
-"""What a conversion is asked for."""
+"""Settings of a conversion."""
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..checks import require_at_least, require_one_of
 
 TARGETS = ("lorsa", "llamascopium")
 
@@ -11,28 +13,28 @@ class ConvertConfig:
     """What a conversion is asked for."""
 
     source: str
-    """Folder or Hub id of a Lorsa in any format."""
+    """Lorsa of any format: a run folder, one of another tool, or a Hub id."""
     out: Path
-    """Folder to write; must be new or empty."""
+    """Folder to write; new or empty."""
     subfolder: str | None = None
-    """Of the folder or repository, as layer-12; None takes the Lorsa in it or in its only one."""
+    """Subfolder of the folder or repository: layer-12. None takes the only Lorsa there."""
     revision: str | None = None
-    """Branch, tag or commit of a repository on the Hub; None is its main branch."""
+    """Branch, tag or commit of a repository on the Hub. None takes main."""
     to: str = "lorsa"
-    """Format to write: "lorsa" or "llamascopium"."""
+    """Format to write: lorsa or llamascopium."""
     model: str | None = None
-    """Language model whose norm is folded in or out, where the tools read different hooks."""
+    """Language model whose norm is folded in or out, as for harvest. It is needed where the tools
+    read different hooks."""
     weighted: bool = False
-    """Whether a foreign Lorsa reads ln1.hook_normalized of a model loaded without processing, where
-    a LayerNorm's hook is after its weight and bias."""
+    """The other tool loaded the model without processing, so a LayerNorm's hook is after its
+    weight. The Lorsa then reads ln1.hook_normalized after weight and bias."""
     max_l0: int | None = None
-    """Heads that may fire on a token at most, of batchtopk and jumprelu; None leaves it."""
+    """Heads that may fire on a token at most, of batchtopk and jumprelu. None takes it as it
+    was."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
-        if self.to not in TARGETS:
-            raise ValueError(f"to is {self.to!r}; allowed: {', '.join(TARGETS)}")
-        if self.max_l0 is not None and self.max_l0 < 1:
-            raise ValueError(f"max_l0 is {self.max_l0}; allowed: 1 or more")
+        require_one_of(self, to=TARGETS)
+        require_at_least(self, 1, "max_l0")
         if self.weighted and self.model is None:
             raise ValueError("weighted says what a model's norm is; give the model too")

@@ -1,4 +1,4 @@
-"""Lorsas from one tool's format to another's."""
+"""Conversion of Lorsas from one tool's format to another's."""
 
 import shutil
 from collections.abc import Callable
@@ -11,12 +11,11 @@ from ..dictionaries.formats.llamascopium_write import write as write_llamascopiu
 from ..dictionaries.lorsa.config import LorsaConfig
 from ..dictionaries.lorsa.module import Lorsa
 from ..errors import ExchangeError
-from ..language.aliases import resolve
 from ..language.blocks import attention_sites
-from ..language.load import load_config, load_model
-from ..language.norms import Affine, norm_before
+from ..language.norms import Norm
+from ..language.subject import Subject
 from .config import ConvertConfig
-from .norm import read_after, read_before
+from .norm import norm_before, read_after, read_before
 
 NORMALIZED = "blocks.{}.ln1.hook_normalized"
 
@@ -28,7 +27,7 @@ class Converted:
     out: str
     """Folder that was written"""
     to: str
-    """Its format"""
+    """Format of what was written"""
     layer: int | None
     """Layer that the Lorsa replaces"""
     base_model: str | None
@@ -54,7 +53,7 @@ def convert(
 
     Args:
         config: what is asked for.
-        report: is told what happens.
+        report: is called with a line of text on what happens.
 
     Returns:
         What was written.
@@ -64,7 +63,7 @@ def convert(
             expressed in the other format.
         ExchangeError: the folder to write is not empty, the subfolder is not inside, a revision of
             a folder is asked for, or the model's norm cannot be folded.
-        HarvestError: the model cannot be loaded.
+        LanguageModelError: the model cannot be found or loaded.
         AttachError: it has no such layer.
     """
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
@@ -148,24 +147,22 @@ def _fold(lorsa: Lorsa, config: ConvertConfig, report: Callable[[str], None]) ->
 
 def _norm(
     config: ConvertConfig, shape: LorsaConfig, report: Callable[[str], None]
-) -> tuple[Affine, str, str | None]:
+) -> tuple[Norm, str, str | None]:
     """Return the norm before a Lorsa's layer, and which model it is of."""
     assert config.model is not None
     assert shape.layer is not None
-    path = resolve(config.model)
-    if path.name == shape.base_model:
-        path = path._replace(revision=shape.base_revision or path.revision)
-    elif shape.base_model not in (None, path.id):
-        report(f"the Lorsa is of {shape.base_model}; taking {path.id} for the same model")
-    report(f"loading {path.id}")
-    model = load_model(path, load_config(path), dtype="float32", devices=["cpu"]).model
-    width = model.config.get_text_config().hidden_size
-    if width != shape.d_model:
+    subject = Subject.find(config.model, revisions={shape.base_model: shape.base_revision})
+    if shape.base_model not in (None, subject.path.name, subject.id):
+        report(f"the Lorsa is of {shape.base_model}; taking {subject.id} for the same model")
+    if subject.d_model != shape.d_model:
         raise ExchangeError(
-            f"{config.source} has d_model {shape.d_model}; the model given has {width}"
+            f"{config.source} has d_model {shape.d_model}; the model given has {subject.d_model}"
         )
+    report(f"loading {subject.id} as far as layer {shape.layer}")
+    # float32 holds every weight as it is in the file; a CPU is slow in half precision
+    model = subject.load(devices=["cpu"], dtype="float32", n_layers=shape.layer + 1)
     (site,) = attention_sites(model, [shape.layer])
-    return norm_before(model, site), path.id, path.revision
+    return norm_before(model, site), subject.id, subject.path.revision
 
 
 def _notes(shape: LorsaConfig, config: ConvertConfig, hook: str | None) -> list[str]:

@@ -8,17 +8,49 @@ A Lorsa that reads n becomes one that reads x by W / w and, in the biases, -(b /
 by W w and + b W.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..dictionaries.lorsa.module import Lorsa
-from ..errors import ExchangeError
-from ..language.norms import Affine
+from ..errors import ExchangeError, LanguageModelError
+from ..language.blocks import AttentionSite
+from ..language.norms import Norm, norm_modules
+
+
+def norm_before(model: Any, site: AttentionSite) -> Norm:
+    """Return the norm whose output an attention layer reads, exact in float64.
+
+    Args:
+        model: causal language model of transformers, at least as far as the layer.
+        site: the layer.
+
+    Raises:
+        ExchangeError: there is no such norm, one between the attention and the residual stream as
+            well, or it normalises in a way of its own.
+    """
+    modules = norm_modules(model, site)
+    if modules.after is not None:
+        raise ExchangeError(
+            f"layer {site.layer} norms the attention's output once more; hook_attn_out lies after "
+            "that norm, which no weights can take back"
+        )
+    if modules.before is None:
+        raise ExchangeError(f"layer {site.layer} reads no norm's output; leave --model out")
+    try:
+        return Norm.read(modules.before, model.config.get_text_config().hidden_size)
+    except LanguageModelError as error:
+        raise ExchangeError(f"{error}; leave --model out") from None
 
 
 @torch.no_grad()
-def read_after(lorsa: Lorsa, norm: Affine) -> None:
-    """Change a Lorsa of n in place into one of x; ExchangeError if a weight of the norm is 0."""
+def read_after(lorsa: Lorsa, norm: Norm) -> None:
+    """Change a Lorsa of n in place into one of x.
+
+    Raises:
+        ExchangeError: a weight of the norm is 0.
+    """
     if bool((norm.weight == 0).any()):
         channel = int((norm.weight == 0).nonzero()[0])
         raise ExchangeError(
@@ -28,7 +60,7 @@ def read_after(lorsa: Lorsa, norm: Affine) -> None:
 
 
 @torch.no_grad()
-def read_before(lorsa: Lorsa, norm: Affine) -> None:
+def read_before(lorsa: Lorsa, norm: Norm) -> None:
     """Change a Lorsa of x in place into one of n."""
     _change(lorsa, norm.weight, norm.bias)
 

@@ -1,20 +1,16 @@
-"""What a harvest is asked for."""
+"""Settings of a harvest."""
 
-import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checks import require_one_of, require_positive
 from ..language.aliases import canonical
-from ..language.device import DEVICES
-from ..language.load import MODEL_DTYPES
-from ..language.tokenizer import BOS_RULES
-from ..store.encoding import ACTIVATION_DTYPES, COMPRESSIONS
-from ..store.manifest import OUTPUTS
+from ..language.choices import BOS_RULES, DEVICES, MODEL_DTYPES
+from ..store.choices import ACTIVATION_DTYPES, COMPRESSIONS, OUTPUTS
 from ..store.places import Place, place
-from .corpus.corpus import DEFAULT_DATA, STDLIB, config_of, is_hub_id
-from .corpus.packing import PACKINGS
+from .corpus.choices import DEFAULT_DATA, PACKINGS, STDLIB, config_of, is_hub_id
 
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _UNITS |= {f"{unit}i": 1024**i for i, unit in enumerate("kmgt", start=1)}
@@ -31,63 +27,64 @@ class HarvestConfig:
     """Settings of one harvest."""
 
     model: str
-    """Alias (qwen2-7b), Hub id, folder of transformers, or .gguf file."""
+    """Alias (qwen2-7b), Hub id, transformers folder, or .gguf file."""
     layers: str = "all"
-    """Layers counted from 0, ends included: "0-27", "3,7,12" or "all"."""
+    """Layers counted from 0, ends included: 0-27, 3,7,12 or all."""
     store: Place = Path("acts")
-    """Folder to write, or s3://bucket/folder; it must be new, empty, or a harvest of the same
+    """Folder to write, or s3://bucket/folder. It must be new, empty, or a harvest of the same
     request."""
     data: str = DEFAULT_DATA
-    """Text: a file, a folder, the id of a Hub dataset (owner/name), or "stdlib", Python's own
-    documentation and sources, which are on every machine. See docs/corpora.md."""
+    """Text: a file or folder of .txt .md .rst .py .jsonl .csv .parquet .arrow, a Hub dataset
+    (owner/name), or stdlib (Python's own documentation and sources). See docs/corpora.md."""
     text_column: str = "text"
-    """Column of a table, or field of a JSON line, that holds the text."""
+    """Column of a table, or field of a JSON line, with the text."""
     tokens_column: str | None = None
-    """The one that holds token ids, for a corpus that is tokenised already; it is then read instead
-    of text."""
+    """Column with token ids, of a corpus that is tokenised already. It is read in place of text."""
     data_config: str | None = None
-    """Config of a Hub dataset; None is the dataset's own default, of fineweb "sample-10BT"."""
+    """Config of a Hub dataset. None takes its own default, of fineweb sample-10BT."""
     data_split: str = "train"
     """Split of a Hub dataset."""
     tokens: int | None = None
-    """Tokens to harvest; without these and a budget, what fits half of the free disk, at most 10
-    million."""
+    """Tokens to harvest. None takes what fits the budget, at most 10 million."""
     budget: str | None = None
-    """Bytes that the store may take, such as "500GB"; with tokens, whichever is less."""
+    """Bytes that the store may take: 500GB. With tokens, whichever is less. None takes half of the
+    free disk."""
     n_ctx: int = 1024
-    """Tokens in a sequence: the context that the attention sees."""
+    """Tokens in a sequence, the context that the attention sees."""
     batch_size: int | str = "auto"
-    """Sequences in a forward of the model; "auto" begins with what suits the device and halves it
-    when a GPU's memory is full."""
+    """Sequences in a forward pass, or auto: what the GPU's memory holds. "auto" begins with what
+    suits the device and halves it when a GPU's memory is full."""
     dtype: str = "bfloat16"
-    """Of the stored activations: what the models compute in, and half of float32; "int8" is half
-    of that again, see docs/store.md for what it costs."""
+    """Dtype of the stored activations: bfloat16, float16, float32 or int8. bfloat16 is what the
+    models compute in, and half of float32; int8 is half of that again, see docs/store.md for what
+    it costs."""
     outputs: str = "store"
-    """Whether y is stored, "store", or recomputed from x when it is wanted, "derive": half the
-    bytes."""
+    """Whether y is stored, or derived from x when it is wanted: store or derive. "derive" takes
+    half the bytes."""
     compression: str = "none"
-    """Of the stored activations, lossless: "lz4" or "zstd" save about a quarter and read slower; of
-    int8 "zstd" saves a tenth."""
+    """Lossless compression of the stored activations: none, lz4 or zstd. It saves about a quarter
+    and reads slower; of int8 zstd saves a tenth."""
     model_dtype: str = "auto"
-    """Of the model's arithmetic; "auto" is its own on a GPU, float32 on a CPU."""
+    """Dtype that the model computes in: auto, float32, bfloat16 or float16. "auto" is its own on a
+    GPU, float32 on a CPU."""
     device: str = "auto"
-    """Where the model runs: "auto" (a GPU if there is one), "cpu" or "cuda"."""
+    """Device to run the model on: auto, cpu or cuda. "auto" is a GPU if there is one."""
     bos: str = "auto"
-    """Whether documents begin with BOS: "auto" as the model's tokenizer does."""
+    """BOS before documents: auto, always or never. "auto" does as the model's tokenizer does."""
     packing: str = "pack"
-    """Whether sequences run on from document to document, "pack", or each is the beginning of one,
-    "no-pack", and shorter documents are dropped."""
+    """Documents run on from one sequence to the next (pack), or each begins one (no-pack). With
+    "no-pack" a sequence is the beginning of a document, and shorter documents are dropped."""
     seed: int = 0
-    """Of the order of documents."""
+    """Seed of the order of documents."""
     selfcheck: bool = True
-    """Whether to refuse a model whose attention cannot be recomputed from what was read of it."""
+    """Refuse a model whose attention cannot be recomputed from what was read of it."""
     keep_nonfinite: bool = False
-    """Whether to keep activations with NaN or Inf, counted, instead of stopping at them; may be
-    changed when going on."""
+    """Count and keep activations with NaN or Inf instead of stopping at them. It may be changed
+    when a harvest is resumed."""
     buffer_gb: float = 4.0
-    """GB of activations that may wait in memory for the disk before the model has to."""
+    """GB of activations that may wait in memory for the disk. Then the model waits."""
     force: bool = False
-    """Whether to begin although the disk looks too small."""
+    """Begin although the disk looks too small."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "store", place(self.store))
@@ -102,25 +99,21 @@ class HarvestConfig:
                 raise ValueError(f"{name} is {value}; allowed: {least} or more{also}")
         if self.budget is not None and parse_bytes(self.budget) is None:
             raise ValueError(f"budget is {self.budget!r}; give bytes such as 500GB or 1.5TB")
-        for name, allowed in (
-            ("dtype", ACTIVATION_DTYPES),
-            ("compression", COMPRESSIONS),
-            ("outputs", OUTPUTS),
-            ("model_dtype", MODEL_DTYPES),
-            ("bos", BOS_RULES),
-            ("packing", PACKINGS),
-            ("device", DEVICES),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
-                )
+        require_one_of(
+            self,
+            dtype=ACTIVATION_DTYPES,
+            compression=COMPRESSIONS,
+            outputs=OUTPUTS,
+            model_dtype=MODEL_DTYPES,
+            bos=BOS_RULES,
+            packing=PACKINGS,
+            device=DEVICES,
+        )
         if self.tokens_column is not None and self.text_column != "text":
             raise ValueError("text_column and tokens_column are both given; allowed: one of them")
         if self.dtype == "int8" and self.compression == "lz4":
             raise ValueError("compression is 'lz4', which saves nothing on int8: use none or zstd")
-        if not 0 < self.buffer_gb < math.inf:
-            raise ValueError(f"buffer_gb is {self.buffer_gb}; allowed: above 0")
+        require_positive(self, "buffer_gb")
         if self.outputs == "derive" and not self.selfcheck:
             raise ValueError("outputs is 'derive', which needs the self-check: use 'store'")
 

@@ -1,4 +1,4 @@
-"""Lay down a store, or new layers of one: text, weights, geometry and checks, before any shard."""
+"""What a store holds before any shard: text, weights, geometry and checks of layers."""
 
 import uuid
 from datetime import UTC, datetime
@@ -10,7 +10,6 @@ from torch import Tensor
 from ..errors import HarvestError
 from ..language.capture import Call, Capture
 from ..language.families import is_supported
-from ..language.load import LanguageModel, load_tokenizer
 from ..language.selfcheck import SelfCheck, require_derivable, require_understood, understand
 from ..language.tokenizer import tokenizer_facts
 from ..store.encoding import DTYPES
@@ -26,8 +25,8 @@ from .plan import n_sites, shard_seqs
 from .target import Target
 
 SAMPLE_TOKENS = 4096
-"""Tokens that the self-check and the scales of int8's channels are taken from: always the first
-ones, so that a store comes out the same however it is harvested."""
+"""Tokens that the self-check and the scales of int8's channels are taken from. They are always the
+first ones, so that a store comes out the same however it is harvested."""
 
 
 class Text(NamedTuple):
@@ -60,7 +59,7 @@ def read_text(config: HarvestConfig, target: Target, max_tokens: int, report: Re
         data_split=config.data_split,
         seed=config.seed,
     )
-    tokenizer = load_tokenizer(target.path, needed=config.tokens_column is None)
+    tokenizer = target.subject.tokenizer(needed=config.tokens_column is None)
     report(f"{'reading' if config.tokens_column else 'tokenising text of'} {config.data}")
     packed = pack(
         corpus.documents(),
@@ -70,11 +69,11 @@ def read_text(config: HarvestConfig, target: Target, max_tokens: int, report: Re
         bos=config.bos,
         packing=config.packing,
         seed=config.seed,
-        n_vocab=target.model_config.get_text_config().vocab_size,
+        n_vocab=target.subject.n_vocab,
         counts=corpus.counts,
     )
-    if told := str(packed.counts):
-        report(told)
+    if counts := str(packed.counts):
+        report(counts)
     first = first_text(packed, tokenizer)
     return Text(packed, corpus.facts, tokenizer_facts(tokenizer), first)
 
@@ -86,7 +85,7 @@ def sample_seqs(n_ctx: int) -> int:
 
 def look_into(
     config: HarvestConfig,
-    loaded: LanguageModel,
+    model: Any,
     run: Pass,
     *,
     tokens: Tensor,
@@ -95,24 +94,24 @@ def look_into(
 
     Args:
         config: the request.
-        loaded: the model.
-        run: with hooks on those layers; its report is told the `SelfCheck`.
+        model: language model of transformers.
+        run: pass with hooks on those layers; its report is called with the `SelfCheck`.
         tokens: the first sequences, [n, n_ctx].
 
     Raises:
         HarvestError: a layer is not understood and has to be, or its activations are not finite.
     """
     calls, sample = run.batch.fitting(lambda n: _first_look(run.capture, tokens, n), run.report)
-    keep = config.keep_nonfinite and config.outputs == "store"  # y is derived of what was checked
+    keep = config.keep_nonfinite and config.outputs == "store"  # y is derived from checked layers
     found = {
-        site.layer: understand(loaded.model, site, calls[site.layer], keep_nonfinite=keep)
+        site.layer: understand(model, site, calls[site.layer], keep_nonfinite=keep)
         for site in run.capture.sites
     }
     if config.dtype == "float16":
         _require_float16(sample)
     check = SelfCheck({layer: each.check for layer, each in found.items()})
     run.report(check)
-    if config.selfcheck and is_supported(loaded.model.config):
+    if config.selfcheck and is_supported(model.config):
         require_understood(check)
     if config.outputs == "derive":
         require_derivable(check)
@@ -156,14 +155,14 @@ def _require_float16(sample: dict[int, tuple[Tensor, Tensor]]) -> None:
 def create_store(
     config: HarvestConfig,
     target: Target,
-    loaded: LanguageModel,
+    model: Any,
     text: Text,
     foundation: Foundation,
 ) -> StoreWriter:
-    """Lay down a new store."""
+    """Create a store with its text and its first layers."""
     return StoreWriter.create(
         config.store,
-        _manifest(config, target, loaded, text, foundation.facts),
+        _manifest(config, target, model, text, foundation.facts),
         tokens=text.packed.tokens,
         documents=text.packed.documents,
         document_names=text.packed.names,
@@ -174,7 +173,7 @@ def create_store(
 
 
 def add_to_store(config: HarvestConfig, foundation: Foundation) -> StoreWriter:
-    """Lay down new layers of a finished store."""
+    """Create new layers of a finished store."""
     return StoreWriter.add_layers(
         config.store,
         layers=foundation.facts,
@@ -187,19 +186,19 @@ def add_to_store(config: HarvestConfig, foundation: Foundation) -> StoreWriter:
 def _manifest(
     config: HarvestConfig,
     target: Target,
-    loaded: LanguageModel,
+    model: Any,
     text: Text,
     layers: dict[int, dict[str, Any]],
 ) -> Manifest:
     n_seq, n_ctx = text.packed.tokens.shape
-    seq_bytes = n_ctx * target.d_model * DTYPES[config.dtype].itemsize
+    seq_bytes = n_ctx * target.subject.d_model * DTYPES[config.dtype].itemsize
     n_arrays = n_sites(config.outputs) * len(layers)
     n_shard_seqs = shard_seqs(n_seq, seq_bytes=seq_bytes, n_arrays=n_arrays)
     return Manifest(
         uuid=str(uuid.uuid4()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         lorsa_version=__version__,
-        model=loaded.facts | {"attention_layers": sorted(target.names)},
+        model=target.subject.facts(model) | {"attention_layers": sorted(target.subject.attention)},
         tokenizer=text.tokenizer_facts,
         corpus={
             "data": config.data,
@@ -213,7 +212,7 @@ def _manifest(
         request=config.request(),
         n_seq=n_seq,
         n_ctx=n_ctx,
-        d_model=target.d_model,
+        d_model=target.subject.d_model,
         shard_seqs=n_shard_seqs,
         dtype=config.dtype,
         compression=config.compression,

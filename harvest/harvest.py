@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import BegunError, HarvestError, StoreError
-from ..store.folder import is_begun, is_complete, mending, require_free
+from ..store.folder import is_begun, is_complete, repair_command, require_free
 from ..store.layers import spell_layers
 from ..store.manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..store.places import Place
@@ -16,7 +16,7 @@ from .forward import free_memory
 from .plan import Plan, require_same_request
 from .processes import this_process, wait_for_main
 from .target import asked_layers
-from .ways import add, begin, go_on, preview, preview_more
+from .ways import harvest_more, harvest_new, harvest_rest, preview, preview_more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,7 @@ def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Ha
         layers=store.layers,
         n_seq=store.manifest.n_seq,
         n_tokens=store.manifest.n_seq * store.manifest.n_ctx,
-        n_bytes=sum(entry.n_bytes for entry in store.entries),
+        n_bytes=store.total_bytes,
         nonfinite_layers=[layer for layer in store.layers if store.n_nonfinite(layer)],
         seconds=time.perf_counter() - started,
         tokens_per_second=rate,
@@ -131,25 +131,25 @@ def _harvest(config: HarvestConfig, report: Report) -> float:
     """Do what is left to do for a request; return tokens per second."""
     if not is_begun(config.store) and not is_complete(config.store):
         require_free(config.store)
-        return begin(config, report)
+        return harvest_new(config, report)
     plan = _planned(config.store)
     require_same_request(config.store, plan.request, config.request())
     asked = asked_layers(config, plan)
     if not is_complete(config.store):
         _require_same_layers(config, plan, asked)
-        return go_on(config, report)
+        return harvest_rest(config, report)
     finished = _finished_layers(config.store)
     new = [layer for layer in asked if layer not in finished]
     if not _is_whole(config.store, report):
         _require_same_layers(config, plan, asked)
-        return go_on(config, report)
+        return harvest_rest(config, report)
     if not new:
         report(f"{config.store} is already complete")
         return 0.0
     if set(plan.layers) != finished:  # new layers are being added
         _require_same_layers(config, plan, sorted({*asked, *finished}))
-        return go_on(config, report)
-    return add(config, plan, new, report)
+        return harvest_rest(config, report)
+    return harvest_more(config, plan, new, report)
 
 
 def _planned(store: Place) -> Manifest:
@@ -177,7 +177,7 @@ def _is_whole(store: Place, report: Report) -> bool:
     except StoreError as error:
         if not is_begun(store):
             raise StoreError(
-                f"{error}; but its plan is gone too, so first: {mending(store)}"
+                f"{error}; but its plan is gone too, so first: {repair_command(store)}"
             ) from None
         report(str(error))
         return False

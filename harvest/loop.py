@@ -59,9 +59,9 @@ class _Meter:
         """Tokens per second of this process."""
         return self._n_done / max(time.perf_counter() - self._started, 1e-9)
 
-    def stored(self, missing: Collection[int]) -> None:
-        """Count the shards that are not missing, and report."""
-        self._n_stored = self._n_tokens - n_tokens_of(self._manifest, missing)
+    def stored(self, n_missing_seqs: int) -> None:
+        """Take note of how many sequences are missing, and report."""
+        self._n_stored = self._n_tokens - n_missing_seqs * self._manifest.n_ctx
         self._progress(self._n_stored)
 
     def done(self, n_seqs: int, n_of_shard: int) -> None:
@@ -99,12 +99,11 @@ def write_shards(writer: StoreWriter, run: Pass) -> float:
         n_awaited = n_shards
 
     with stop_when_whole(on_first=report_stop) as stop:
-        meter.stored(missing)
+        meter.stored(writer.status.n_missing_seqs())
         for shard in writer.claimed_shards(waiting=wait):
             _write(writer, shard, run, meter)
             # as of the last claim: reading every file after every shard would take long
-            missing = writer.standing.lacking(writer.manifest.layers)
-            meter.stored(set(missing) - set(writer.unsettled))
+            meter.stored(writer.status.n_missing_seqs(but=writer.unsettled))
             if stop.asked:
                 writer.settle()
                 raise KeyboardInterrupt

@@ -8,14 +8,17 @@ from ..errors import HarvestError
 from ..store.care.info import format_bytes
 from ..store.encoding import DTYPES
 from ..store.layers import spell_layers
-from ..store.places import Place, free_bytes, tree_bytes
+from ..store.places import Place, free_disk_bytes, tree_bytes
 from .config import HarvestConfig
 
 DEFAULT_MAX_TOKENS = 10_000_000
 SHARD_FILE_BYTES = 512 << 20
 """Largest file of a shard."""
+MANY_FILE_BYTES = 64 << 20
+"""What a file may have however many arrays share a shard: a store is not a million small files."""
 SHARD_BYTES = 8 << 30
-"""Largest shard over all arrays, which bounds what a killed harvest has to redo."""
+"""Largest shard over all arrays, which bounds what a killed harvest has to redo, unless they are so
+many that its files would be smaller than that."""
 MIN_SHARDS = 20
 """Fewest shards of a store, so that 5 % of them can be held out."""
 TOKEN_BYTES = 8
@@ -129,7 +132,7 @@ class Sizes:
         self._layers = layers
         self._d_model = d_model
         self.cost = self._cost()
-        free = free_bytes(config.store)
+        free = free_disk_bytes(config.store)
         rooms = [config.store]
         if there is not None:
             rooms = [config.store / room / str(n) for room in ("layers", "weights") for n in there]
@@ -270,7 +273,8 @@ def shard_seqs(n_seq: int, *, seq_bytes: int, n_arrays: int) -> int:
         seq_bytes: bytes of one sequence in one array.
         n_arrays: activation arrays of the store.
     """
-    most = min(SHARD_FILE_BYTES, SHARD_BYTES // n_arrays) // seq_bytes
+    file_bytes = max(MANY_FILE_BYTES, SHARD_BYTES // n_arrays)
+    most = min(SHARD_FILE_BYTES, file_bytes) // seq_bytes
     most = max(1, min(most, n_seq // MIN_SHARDS))
     return int(1 << (most.bit_length() - 1))
 

@@ -1,12 +1,12 @@
-"""The ways to a store: begin it, go on with it, add layers to it, or see what it would take."""
+"""The ways to a store: create it, finish it, add layers to it, or see what it would take."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..errors import HarvestError
 from ..language.blocks import attention_sites
 from ..language.capture import Capture
-from ..language.load import LanguageModel, has_tokenizer, has_weights
 from ..language.stored import require_same_weights
 from ..store.layers import spell_layers
 from ..store.manifest import Manifest
@@ -21,40 +21,40 @@ from .plan import TOKEN_BYTES, Plan, Sizes, cost
 from .target import Target, find_target
 
 
-def begin(config: HarvestConfig, report: Report) -> float:
-    """Make a store from nothing; return tokens per second."""
-    target, sizes, max_tokens = _look(config, report)
+def harvest_new(config: HarvestConfig, report: Report) -> float:
+    """Create a store and fill it; return tokens per second."""
+    target, sizes, max_tokens = _find(config, report)
     text, _plan = _read(config, target, sizes, max_tokens, report)
-    loaded = _load(target, target.layers, config.model_dtype, report)
-    with _capture(loaded, target.layers) as capture:
+    model = _load(target, target.layers, config.model_dtype, report)
+    with _capture(model, target.layers) as capture:
         run = _run(config, target, capture, report)
         n_seqs = sample_seqs(config.n_ctx)
-        foundation = look_into(config, loaded, run, tokens=text.packed.tokens[:n_seqs])
-        with create_store(config, target, loaded, text, foundation) as writer:
+        foundation = look_into(config, model, run, tokens=text.packed.tokens[:n_seqs])
+        with create_store(config, target, model, text, foundation) as writer:
             del foundation, text  # the sample, on the model's device, and the token ids
             return write_shards(writer, run)
 
 
-def add(config: HarvestConfig, plan: Manifest, layers: list[int], report: Report) -> float:
+def harvest_more(config: HarvestConfig, plan: Manifest, layers: list[int], report: Report) -> float:
     """Add layers to a finished store; return tokens per second."""
     report(f"adding layers {spell_layers(layers)} to {config.store}, of the tokens that it has")
     target, _plan = _same_target(config, plan, layers, report)
     store = ActivationStore.open(config.store)
     known = store.layers[0]
-    loaded = _load(target, [known, *layers], plan.model["dtype"], report)
-    sites = attention_sites(loaded.model, [known])
-    require_same_weights(loaded.model, sites, config.store, store.manifest)
-    with _capture(loaded, layers) as capture:
+    model = _load(target, [known, *layers], plan.model["dtype"], report)
+    sites = attention_sites(model, [known])
+    require_same_weights(model, sites, config.store, store.manifest)
+    with _capture(model, layers) as capture:
         run = _run(config, target, capture, report)
         tokens = store.tokens(range(min(plan.n_seq, sample_seqs(plan.n_ctx))))
-        foundation = look_into(config, loaded, run, tokens=tokens)
+        foundation = look_into(config, model, run, tokens=tokens)
         with add_to_store(config, foundation) as writer:
             del foundation
             return write_shards(writer, run)
 
 
-def go_on(config: HarvestConfig, report: Report) -> float:
-    """Finish a store that was begun; return tokens per second."""
+def harvest_rest(config: HarvestConfig, report: Report) -> float:
+    """Finish a store that was created earlier; return tokens per second."""
     with StoreWriter.resume(config.store, buffer_bytes=config.buffer_bytes) as writer:
         plan, layers = writer.manifest, writer.layers_to_write
         if not layers:  # others have done it
@@ -63,45 +63,48 @@ def go_on(config: HarvestConfig, report: Report) -> float:
         n_missing = len(writer.missing_shards())
         report(f"going on: {plan.n_shards - n_missing} of {plan.n_shards} shards are there")
         target, _plan = _same_target(config, plan, layers, report)
-        loaded = _load(target, layers, plan.model["dtype"], report)
-        sites = attention_sites(loaded.model, layers)
-        require_same_weights(loaded.model, sites, config.store, plan)
-        with _capture(loaded, layers) as capture:
+        model = _load(target, layers, plan.model["dtype"], report)
+        sites = attention_sites(model, layers)
+        require_same_weights(model, sites, config.store, plan)
+        with _capture(model, layers) as capture:
             return write_shards(writer, _run(config, target, capture, report))
 
 
 def preview(config: HarvestConfig, report: Report) -> Plan:
-    """Return what `begin` would write; text and time as far as the model is on this machine."""
-    target, sizes, max_tokens = _look(config, report)
-    if config.tokens_column is None and not has_tokenizer(target.path):
+    """Return what `harvest_new` would write.
+
+    Its text and time are known as far as tokenizer and weights are on this machine.
+    """
+    target, sizes, max_tokens = _find(config, report)
+    if config.tokens_column is None and not target.subject.has_tokenizer:
         report("the model's tokenizer is not on this machine: no text was read")
-        plan = sizes.plan(target.path.id, max_tokens, device=target.devices[0])
+        plan = sizes.plan(target.subject.id, max_tokens, device=target.devices[0])
         report(plan)
         return plan
     text, plan = _read(config, target, sizes, max_tokens, report)
-    if not has_weights(target.path):
+    if not target.subject.has_weights:
         report("the model's weights are not on this machine: how long it takes is not known")
         return plan
-    loaded = _load(target, target.layers, config.model_dtype, report)
-    with _capture(loaded, target.layers) as capture:
+    model = _load(target, target.layers, config.model_dtype, report)
+    with _capture(model, target.layers) as capture:
         run = _run(config, target, capture, report)
-        look_into(config, loaded, run, tokens=text.packed.tokens[: sample_seqs(config.n_ctx)])
+        look_into(config, model, run, tokens=text.packed.tokens[: sample_seqs(config.n_ctx)])
         return replace(plan, estimate=run.estimate(text.packed.tokens, plan.n_tokens))
 
 
 def preview_more(
     config: HarvestConfig, manifest: Manifest, layers: Sequence[int], report: Report
 ) -> Plan:
-    """Return what `go_on` or `add` would write of some layers, without its time."""
+    """Return what `harvest_rest` or `harvest_more` would write of some layers, without its time."""
     _target, plan = _same_target(config, manifest, layers, report)
     return plan
 
 
-def _look(config: HarvestConfig, report: Report) -> tuple[Target, Sizes, int]:
+def _find(config: HarvestConfig, report: Report) -> tuple[Target, Sizes, int]:
     """Find the model; return it, the sizes of a store of it, and how many tokens to take."""
     report(f"looking at {config.model}")
     target = find_target(config)
-    sizes = Sizes(config, target.named(target.layers), target.d_model)
+    sizes = Sizes(config, target.named(target.layers), target.subject.d_model)
     n_tokens = sizes.max_tokens()
     if (default := sizes.default()) is not None:
         report(default)
@@ -111,13 +114,13 @@ def _look(config: HarvestConfig, report: Report) -> tuple[Target, Sizes, int]:
 def _read(
     config: HarvestConfig, target: Target, sizes: Sizes, max_tokens: int, report: Report
 ) -> tuple[Text, Plan]:
-    """Read the text and tell what will be written of it."""
+    """Read the text and report what will be written of it."""
     text = read_text(config, target, max_tokens, report)
     n_tokens = text.packed.tokens.numel()
     if config.tokens is not None and n_tokens < max_tokens:
         report(f"the text has {n_tokens:,} tokens; {config.tokens:,} were asked for")
     plan = sizes.plan(
-        target.path.id,
+        target.subject.id,
         n_tokens,
         device=target.devices[0],
         first_tokens=text.first_tokens,
@@ -130,31 +133,31 @@ def _read(
 def _same_target(
     config: HarvestConfig, manifest: Manifest, layers: Sequence[int], report: Report
 ) -> tuple[Target, Plan]:
-    """Find the model that a store was begun with, check that the disk takes the layers, and tell.
+    """Find the model that a store was created with, and check that the disk takes the layers.
 
     Args:
         config: the request.
-        manifest: of the store, or its plan.
-        layers: of which something is missing.
-        report: is told the `Plan`.
+        manifest: manifest of the store, or its plan.
+        layers: layers of which something is missing.
+        report: is called with the `Plan`.
     """
     report(f"looking at {config.model}")
-    target = find_target(config, revision=manifest.model["revision"])
-    sizes = Sizes(config, target.named(layers), target.d_model, there=layers)
+    target = find_target(config, store=manifest)
+    sizes = Sizes(config, target.named(layers), target.subject.d_model, there=layers)
     n_tokens = manifest.n_seq * manifest.n_ctx
     sizes.require_room(n_tokens, changeable=False)
-    plan = sizes.plan(target.path.id, n_tokens, device=target.devices[0])
+    plan = sizes.plan(target.subject.id, n_tokens, device=target.devices[0])
     report(plan)
     return target, plan
 
 
-def _load(target: Target, layers: Sequence[int], dtype: str, report: Report) -> LanguageModel:
-    report(f"loading {target.path.id} on {target.devices[0]}")
+def _load(target: Target, layers: Sequence[int], dtype: str, report: Report) -> Any:
+    report(f"loading {target.subject.id} on {target.devices[0]}")
     return target.load(layers, dtype=dtype)
 
 
-def _capture(loaded: LanguageModel, layers: Sequence[int]) -> Capture:
-    return Capture(loaded.model, attention_sites(loaded.model, list(layers)))
+def _capture(model: Any, layers: Sequence[int]) -> Capture:
+    return Capture(model, attention_sites(model, list(layers)))
 
 
 def _run(config: HarvestConfig, target: Target, capture: Capture, report: Report) -> Pass:
@@ -163,7 +166,9 @@ def _run(config: HarvestConfig, target: Target, capture: Capture, report: Report
     Raises:
         HarvestError: a batch is larger than the buffer of the writer.
     """
-    token_bytes = cost(1, target.d_model, dtype=config.dtype, outputs=config.outputs).token_bytes
+    token_bytes = cost(
+        1, target.subject.d_model, dtype=config.dtype, outputs=config.outputs
+    ).token_bytes
     seq_bytes = config.n_ctx * (token_bytes - TOKEN_BYTES)  # of a layer
     most = config.buffer_bytes // (seq_bytes if config.compression == "none" else 2 * seq_bytes)
     if most < (config.batch_seqs or 1):

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from . import reference, torch_path
+from .choices import BACKENDS, SELECTIONS
 from .reference import Score
 from .selfcheck import AttentionKind, DecodeKind, why_not_triton
 
-BACKENDS = ("auto", "torch", "triton", "reference")
-SELECTIONS = ("relu", "abs")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 logger = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""Language models: found, loaded, captured, understood, edited."""
+"""Language models: found, loaded, captured, understood and edited."""

@@ -4,15 +4,8 @@ import difflib
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-)
-
-from ..errors import HarvestError
+from ..errors import LanguageModelError
+from ..hub import HUB_TIMEOUT_S, hub_problem
 
 # An alias and a Hub id with {} for the size, and the sizes as the Hub writes them.
 _SERIES = (
@@ -75,21 +68,19 @@ ALIASES = {
     "stablelm-2-12b": "stabilityai/stablelm-2-12b",
     "stablelm-3b": "stabilityai/stablelm-3b-4e1t",
 }
-"""Short names of models that people use. One without an ending is the pretrained model, where there
-is one: Llama 3.3, Phi 3 and later, and Qwen3-32B exist as instruction-tuned models alone."""
-
-HUB_TIMEOUT_S = 10
+"""Short names of models that people use. A name without an ending is the pretrained model, where
+there is one: Llama 3.3, Phi 3 and later, and Qwen3-32B exist as instruction-tuned models alone."""
 
 
 class ModelPath(NamedTuple):
-    """Where transformers finds a model."""
+    """Place at which transformers finds a model."""
 
     name: str
     """Hub id or folder"""
     gguf_file: str | None = None
-    """File in the folder, for GGUF models"""
+    """File in the folder, for GGUF models; None for others"""
     revision: str | None = None
-    """Commit, for models of the Hub"""
+    """Commit of a model of the Hub; None for others, and where the Hub cannot be asked"""
     offline: bool = False
     """Whether only files that are already on this machine may be used"""
 
@@ -100,35 +91,41 @@ class ModelPath(NamedTuple):
 
 
 def resolve(model: str) -> ModelPath:
-    """Turn what was given as --model into what transformers loads.
+    """Return the place of the model that was given as --model.
 
     Args:
         model: an alias, a Hub id, a folder, or a .gguf file.
 
     Raises:
-        HarvestError: none of these.
+        LanguageModelError: none of these.
     """
     path = Path(model).expanduser()
     if not model.strip():
-        raise HarvestError("model is empty; give an alias, a Hub id, a folder, or a .gguf file")
+        raise LanguageModelError(
+            "model is empty; give an alias, a Hub id, a folder, or a .gguf file"
+        )
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise HarvestError(f"model {model}: no such file")
+            raise LanguageModelError(f"model {model}: no such file")
         return ModelPath(str(path.parent), path.name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise HarvestError(f"model {model}: the folder has no config.json of transformers")
+            raise LanguageModelError(
+                f"model {model}: the folder has no config.json of transformers"
+            )
         return ModelPath(str(path))
     if path.is_file():
-        raise HarvestError(f"model {model} is a file; give a folder of transformers or a .gguf")
+        raise LanguageModelError(
+            f"model {model} is a file; give a folder of transformers or a .gguf"
+        )
     if model.lower() in ALIASES:
         return _pin(ALIASES[model.lower()])
     if model.count("/") == 1 and not model.startswith((".", "/", "~")):
         return _pin(model)
     if "/" in model or path.suffix:
-        raise HarvestError(f"model {model}: no such folder")
+        raise LanguageModelError(f"model {model}: no such folder")
     near = difflib.get_close_matches(model.lower(), ALIASES, n=3, cutoff=0.4) or sorted(ALIASES)[:3]
-    raise HarvestError(
+    raise LanguageModelError(
         f"model {model!r} is no known alias; did you mean {', '.join(near)}? "
         "Give an alias, a Hub id (owner/name), a folder, or a .gguf file"
     )
@@ -140,32 +137,18 @@ def canonical(model: str) -> str:
     return str(path.resolve()) if path.exists() else ALIASES.get(model.lower(), model)
 
 
-def gated(model: str) -> str:
-    """Say what to do about a model whose terms were not accepted."""
-    return f"model {model} is gated; accept its terms on the Hub and run: hf auth login"
-
-
 def _pin(hub_id: str) -> ModelPath:
-    """Return a Hub model at its present commit; without a network, at what is cached here.
+    """Return a Hub model at its present commit; without a network, at the commit in the cache.
 
-    Asked once, so that no network shows at once instead of after transformers' many retries.
+    The Hub is asked once, so that a missing network shows at once instead of after transformers'
+    many retries.
     """
+    from huggingface_hub import HfApi  # here, so that a config with an alias imports none
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     try:
         return ModelPath(hub_id, revision=HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S).sha)
-    except GatedRepoError:  # a kind of the next
-        raise HarvestError(gated(hub_id)) from None
-    except RepositoryNotFoundError:
-        raise HarvestError(
-            f"model {hub_id} is not on the Hub, or is private: check the spelling, "
-            "or run: hf auth login"
-        ) from None
-    except HfHubHTTPError as error:
-        raise HarvestError(f"model {hub_id}: the Hub answered {_first_line(error)}") from None
-    except HFValidationError as error:
-        raise HarvestError(f"model {hub_id}: {_first_line(error)}") from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise LanguageModelError(hub_problem(f"model {hub_id}", error)) from None
     except Exception:  # the HTTP library, and so its errors, change with the version of the Hub's
         return ModelPath(hub_id, offline=True)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

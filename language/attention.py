@@ -19,7 +19,7 @@ from .qk import norm_and_rotate
 
 
 class LayerWeights(NamedTuple):
-    """The parameters of one attention layer; b_* and *_norm are None where the layer has none."""
+    """Parameters of one attention layer; b_* and *_norm* are None where the layer has none."""
 
     W_Q: Tensor
     """[n_heads, d_model, d_head]"""
@@ -38,13 +38,13 @@ class LayerWeights(NamedTuple):
     b_O: Tensor | None = None
     """[d_model]"""
     q_norm: Tensor | None = None
-    """Factor on the normalised queries, [d_head] or, of a norm `by_head`, [n_heads, d_head]"""
+    """Factor on the normalised queries, [d_head]; with a norm `by_head`, [n_heads, d_head]"""
     k_norm: Tensor | None = None
-    """Factor on the normalised keys, [d_head] or [n_kv_heads, d_head]"""
+    """Factor on the normalised keys, [d_head]; with a norm `by_head`, [n_kv_heads, d_head]"""
     q_norm_bias: Tensor | None = None
-    """Added to them, [n_heads, d_head]"""
+    """Added to the normalised queries, [n_heads, d_head]"""
     k_norm_bias: Tensor | None = None
-    """Added to them, [n_kv_heads, d_head]"""
+    """Added to the normalised keys, [n_kv_heads, d_head]"""
 
     def to(self, *args: Any) -> "LayerWeights":
         """Return the weights with every tensor moved or cast as `Tensor.to` does."""
@@ -94,7 +94,7 @@ def queries_keys(
 
 
 def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
-    """Return what each head attends to: its attended value before the output projection.
+    """Return the value that each head attends to, before the output projection.
 
     Args:
         x: attention input, [batch, seq, d_model], dtype and device of the weights.

@@ -1,9 +1,10 @@
-"""Where attention sits in a loaded language model, found by what its modules are.
+"""Attention layers of a loaded language model, found by what its modules are.
 
 The layers of a model are its one list of `num_hidden_layers` blocks; the attention of a block is
 the module in it whose class is called so and that has projections of its own.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ class AttentionSite(NamedTuple):
     name: str
     """Dotted name of the module in the model"""
     module: nn.Module
-    """Takes x (keyword or first argument), gives y (or a tuple that starts with it)"""
+    """Module that takes x, as keyword or first argument, and gives y or a tuple beginning with y"""
 
 
 def attention_sites(model: Any, layers: Sequence[int]) -> list[AttentionSite]:
@@ -79,6 +80,14 @@ def text_config(model: Any) -> Any:
             "AutoModelForCausalLM.from_pretrained makes"
         )
     return config.get_text_config()
+
+
+def float32_copy(module: nn.Module) -> Any:
+    """Return a copy of a module with its parameters in float32 and without its hooks."""
+    module = copy.deepcopy(module).float()
+    module._forward_hooks.clear()
+    module._forward_pre_hooks.clear()
+    return module
 
 
 def _attention(block: nn.Module) -> str | None:

@@ -1,4 +1,4 @@
-"""Run a language model and catch what goes into and comes out of its attention layers."""
+"""Inputs and outputs of attention layers, caught while the language model runs."""
 
 from contextlib import suppress
 from typing import Any, NamedTuple, Self
@@ -10,8 +10,8 @@ from .blocks import AttentionSite
 from .edit import module_input, module_output
 
 
-class _Enough(Exception):  # noqa: N818 - it tells of no error
-    """Raised in the last hooked layer: nothing after it is needed."""
+class Enough(Exception):  # noqa: N818 - no error
+    """Raised in a hook of the last module that is needed, to end a run of the model."""
 
 
 class Call(NamedTuple):
@@ -60,7 +60,7 @@ class Capture:
             ) -> None:
                 self._calls[layer] = Call(args, kwargs, output)
                 if layer == last:
-                    raise _Enough
+                    raise Enough
 
             self._handles.append(site.module.register_forward_hook(hook, with_kwargs=True))
         return self
@@ -80,7 +80,7 @@ class Capture:
         Every token attends to all before it in its sequence; positions count from 0.
         """
         self._calls = {}
-        with suppress(_Enough):
+        with suppress(Enough):
             self._model(input_ids=tokens.long().to(self._model.device), use_cache=False)
         calls, self._calls = self._calls, {}
         return calls

@@ -1,12 +1,10 @@
-"""Where to compute."""
+"""Devices to compute on."""
 
 import torch
 
-DEVICES = ("auto", "cpu", "cuda")
-
 
 def choose_device(name: str) -> str:
-    """Return "cpu" or "cuda" for one of DEVICES; "auto" is a GPU if there is one.
+    """Return "cpu" or "cuda" for one of `choices.DEVICES`; "auto" is a GPU if there is one.
 
     Raises:
         ValueError: "cuda" where torch sees no GPU.

@@ -10,11 +10,11 @@ from ..errors import AttachError
 from .blocks import AttentionSite
 
 Replacement = Callable[[Tensor], Tensor]
-"""From an attention layer's input to what stands in for its output, [batch, seq, d_model]."""
-
+"""Function from an attention layer's input to what stands in for its output, both
+[batch, seq, d_model]."""
 
 Edit = Callable[[Tensor, Tensor], Tensor]
-"""From an attention layer's input and output to what stands in for the output."""
+"""Function from an attention layer's input and output to what stands in for the output."""
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def edited(site: AttentionSite, edit: Edit) -> Iterator[None]:
         edit: makes the new output of its input and output.
 
     Raises:
-        AttachError: in the model's call, which goes on from a cache.
+        AttachError: in the model's call, if it goes on from a cache.
     """
 
     def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
@@ -66,7 +66,7 @@ def module_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def module_output(output: Any) -> Tensor:
-    """Return an attention module's output y, of a tensor, a tuple or a list."""
+    """Return an attention module's output y, which may be the first of a tuple or list."""
     y: Tensor = output[0] if isinstance(output, tuple | list) else output
     return y
 

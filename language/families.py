@@ -1,4 +1,4 @@
-"""Families of language models: which are tested, and where one has attention, by its config alone.
+"""Families of language models: which are tested, and which of their layers have attention.
 
 What an attention module computes is read by `readings.py` and checked by `selfcheck.py`.
 """
@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from ..errors import AttachError, HarvestError
+from ..errors import AttachError, LanguageModelError
 from .blocks import attention_paths
 
 SUPPORTED = (
@@ -46,12 +46,12 @@ SUPPORTED = (
 
 
 def is_supported(config: Any) -> bool:
-    """Tell whether models of a transformers config are tested."""
+    """Return whether models of a transformers config are tested."""
     return config.get_text_config().model_type in SUPPORTED
 
 
 def require_decoder(config: Any) -> None:
-    """Raise HarvestError unless a transformers config is that of a causal language model."""
+    """Raise LanguageModelError unless a transformers config is that of a causal language model."""
     kind = config.model_type
     why = None
     if getattr(config, "is_encoder_decoder", False):
@@ -61,7 +61,7 @@ def require_decoder(config: Any) -> None:
     elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         why = f"are none that transformers {transformers.__version__} has as causal language models"
     if why is not None:
-        raise HarvestError(
+        raise LanguageModelError(
             f"models of type {kind} {why}; give a causal language model, such as qwen2-0.5b"
         )
 
@@ -69,10 +69,10 @@ def require_decoder(config: Any) -> None:
 def attention_names(config: Any) -> dict[int, str]:
     """Return the layers of a model that have attention, with the dotted names of their modules.
 
-    The model is laid out without memory for its weights: its configuration is enough.
+    The model is built without memory for its weights: its configuration is enough.
 
     Raises:
-        HarvestError: it is no causal language model, or has no attention that can be found.
+        LanguageModelError: it is no causal language model, or has no attention that can be found.
     """
     require_decoder(config)
     try:
@@ -80,16 +80,18 @@ def attention_names(config: Any) -> dict[int, str]:
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever a configuration leads to
         reason = " ".join(str(error).split())[:300]
-        raise HarvestError(f"a model of this config.json cannot be made: {reason}") from error
+        raise LanguageModelError(f"a model of this config.json cannot be made: {reason}") from error
     try:
         return attention_paths(model)
     except AttachError as error:
-        raise HarvestError(str(error)) from None
+        raise LanguageModelError(str(error)) from None
 
 
 def require_attention(names: dict[int, str], layers: list[int]) -> None:
-    """Raise HarvestError unless all layers are among those with attention."""
+    """Raise LanguageModelError unless all layers are among those with attention."""
     lacking = [layer for layer in layers if layer not in names]
     if lacking:
         having = ",".join(map(str, sorted(names)))
-        raise HarvestError(f"layer {lacking[0]} has no attention; give --layers out of {having}")
+        raise LanguageModelError(
+            f"layer {lacking[0]} has no attention; give --layers out of {having}"
+        )

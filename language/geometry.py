@@ -1,4 +1,4 @@
-"""What a layer's attention does besides its weights: heads, scale, rotary, norms, mask.
+"""Geometry of an attention layer: heads, scale, rotary, norms and mask, without its weights.
 
 harvest reads these facts off the language model, the store keeps them as JSON, and a Lorsa copies
 them. Nothing here is typed in by a user.

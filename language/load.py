@@ -1,111 +1,32 @@
-"""Load a language model and its tokenizer with transformers."""
+"""Calls of transformers that load a model or its parts, with failures in one line."""
 
 import copy
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
 from accelerate import infer_auto_device_map, init_empty_weights
-from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from ..errors import HarvestError
+from ..errors import LanguageModelError
+from ..hub import gated
 from ..store.care.info import format_bytes
-from .aliases import ModelPath, gated, resolve
-from .device import DEVICES, choose_device
+from .aliases import ModelPath
 
-MODEL_DTYPES = ("auto", "float32", "bfloat16", "float16")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-WEIGHT_FILES = tuple(
-    name + index
-    for name in ("model.safetensors", "pytorch_model.bin")
-    for index in ("", ".index.json")
-)
 WEIGHTS_SHARE = 0.8
-"""Of a GPU's free memory, for weights; the rest is for activations."""
-
-
-class LanguageModel(NamedTuple):
-    """A causal language model, ready to run."""
-
-    model: Any
-    """transformers' model, in eval mode on its device"""
-    facts: dict[str, Any]
-    """What the store's manifest says of it"""
-
-
-class Loaded(NamedTuple):
-    """What `load_by_name` gives."""
-
-    model: Any
-    """transformers' causal language model, in eval mode on its device"""
-    tokenizer: Any
-    """Its tokenizer; None where it has none"""
-
-
-def load_by_name(model: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
-    """Load a language model and its tokenizer, as `--model` of every command does.
-
-    Args:
-        model: an alias (qwen2-7b), a Hub id, a folder, or a .gguf file.
-        device: "auto", "cpu" or "cuda".
-        dtype: as of `load_model`.
-
-    Raises:
-        ValueError: device or dtype is none of these.
-        HarvestError: there is no such model or no GPU, or it cannot be loaded.
-    """
-    for name, value, allowed in (("device", device, DEVICES), ("dtype", dtype, MODEL_DTYPES)):
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-    try:
-        devices = [choose_device(device)]
-    except ValueError as error:
-        raise HarvestError(str(error)) from None
-    path = resolve(model)
-    tokenizer = load_tokenizer(path, needed=False)
-    loaded = load_model(path, load_config(path), dtype=dtype, devices=devices)
-    return Loaded(loaded.model, tokenizer)
+"""Part of a GPU's free memory that weights may take; the rest is for activations."""
 
 
 def load_config(path: ModelPath) -> Any:
-    """Return transformers' config of a model without its weights; HarvestError if there is none."""
-    return _attempt(path, AutoConfig.from_pretrained)
+    """Return transformers' config of a model, without its weights.
 
-
-def load_tokenizer(path: ModelPath, *, needed: bool = True) -> Any:
-    """Return the tokenizer of a model; if there is none, HarvestError, or None if not needed."""
-    try:
-        tokenizer = _attempt(path, AutoTokenizer.from_pretrained, what="the tokenizer of ")
-        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-            # transformers makes an empty one where there are no files
-            raise HarvestError(f"model {path.id} has no tokenizer; add its tokenizer.json")
-    except HarvestError:
-        if needed:
-            raise
-        return None
-    return tokenizer
-
-
-def has_tokenizer(path: ModelPath) -> bool:
-    """Tell whether a model's tokenizer can be had; a folder may hold nothing but config.json."""
-    if path.gguf_file is not None or not Path(path.name).is_dir():
-        return True
-    return any((Path(path.name) / name).is_file() for name in TOKENIZER_FILES)
-
-
-def has_weights(path: ModelPath) -> bool:
-    """Tell whether a model's weights are on this machine."""
-    if path.gguf_file is not None:
-        return True
-    if Path(path.name).is_dir():
-        return any((Path(path.name) / name).is_file() for name in WEIGHT_FILES)
-    cached = (try_to_load_from_cache(path.name, f, revision=path.revision) for f in WEIGHT_FILES)
-    return any(isinstance(found, str) for found in cached)
+    Raises:
+        LanguageModelError: there is none, or it cannot be read.
+    """
+    return attempt(path, AutoConfig.from_pretrained)
 
 
 def load_model(
@@ -115,19 +36,10 @@ def load_model(
     dtype: str,
     devices: Sequence[str],
     n_layers: int | None = None,
-) -> LanguageModel:
-    """Load a model for inference.
+) -> Any:
+    """Load a model for inference, as `Subject.load` does.
 
-    Args:
-        path: from `aliases.resolve`.
-        config: from `load_config`.
-        dtype: of weights and arithmetic; "auto" is the model's own on a GPU and float32 on a CPU,
-            where half precision is hundreds of times slower.
-        devices: where it runs: "cpu", or GPUs, of which it takes as many as it needs.
-        n_layers: load no more than the first so many layers; None for all.
-
-    Raises:
-        HarvestError: it cannot be loaded, its files lack weights, or the GPUs do not hold it.
+    On a CPU "auto" is float32, as half precision is hundreds of times slower there.
     """
     chosen = "float32" if dtype == "auto" and devices[0] == "cpu" else dtype
     wanted = _shortened(config, n_layers)
@@ -137,7 +49,7 @@ def load_model(
         where = {}  # read as a whole before it is placed
     elif devices[0] != "cpu":
         where = _placed(path, wanted, chosen, devices)
-    model, info = _attempt(
+    model, info = attempt(
         path,
         AutoModelForCausalLM.from_pretrained,
         config=wanted,
@@ -147,16 +59,16 @@ def load_model(
         ignore_mismatched_sizes=True,  # or they are not named
         **where,
     )
-    # transformers would go on with random numbers in their place
+    # transformers puts random numbers in their place
     lacking = sorted([*info["missing_keys"], *map(_key, info["mismatched_keys"])])
     if lacking:
-        raise HarvestError(
+        raise LanguageModelError(
             f"model {path.id} lacks weights that its config.json asks for, or has them in another "
             f"shape: {', '.join(lacking[:3])}"
         )
     if not where:
         model = model.to(devices[0])
-    return LanguageModel(model.eval(), _facts(model, config, path))
+    return model.eval()
 
 
 def _shortened(config: Any, n_layers: int | None) -> Any:
@@ -173,7 +85,11 @@ def _shortened(config: Any, n_layers: int | None) -> Any:
 
 
 def _placed(path: ModelPath, config: Any, dtype: str, devices: Sequence[str]) -> dict[str, Any]:
-    """Return how transformers places a model: on the first GPU, or split over all if it must be."""
+    """Return how transformers places a model: on the first GPU, or split over all if need be.
+
+    Raises:
+        LanguageModelError: the GPUs do not hold it.
+    """
     with init_empty_weights():
         empty = AutoModelForCausalLM.from_config(config)
     width = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
@@ -181,7 +97,7 @@ def _placed(path: ModelPath, config: Any, dtype: str, devices: Sequence[str]) ->
     room = [int(torch.cuda.mem_get_info(gpu)[0] * WEIGHTS_SHARE) for gpu in devices]
     if n_bytes <= room[0]:
         return {"device_map": {"": devices[0]}}
-    too_large = HarvestError(
+    too_large = LanguageModelError(
         f"the weights of {path.id} take {format_bytes(n_bytes)}, more than there is room for "
         f"on {', '.join(devices)} ({format_bytes(sum(room))}): give this process more GPUs "
         "(fewer processes on this machine), a smaller --model-dtype, or earlier --layers"
@@ -204,24 +120,7 @@ def _key(mismatch: Any) -> str:
     return mismatch if isinstance(mismatch, str) else str(mismatch[0])
 
 
-def _facts(model: Any, config: Any, path: ModelPath) -> dict[str, Any]:
-    """Return the facts of a model of which only the first layers may be loaded."""
-    config = config.get_text_config()
-    return {
-        "id": path.id,
-        "revision": path.revision,
-        "architecture": type(model).__name__,
-        "model_type": config.model_type,
-        "n_layers": config.num_hidden_layers,
-        "d_model": config.hidden_size,
-        "n_vocab": config.vocab_size,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attn_implementation": model.config.get_text_config()._attn_implementation,
-        "transformers_version": transformers.__version__,
-    }
-
-
-def _attempt(path: ModelPath, load: Callable[..., Any], *, what: str = "", **settings: Any) -> Any:
+def attempt(path: ModelPath, load: Callable[..., Any], *, what: str = "", **settings: Any) -> Any:
     """Call a from_pretrained of transformers and turn its failures into one line."""
     talk = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it lists the layers that are not to be loaded
@@ -234,7 +133,7 @@ def _attempt(path: ModelPath, load: Callable[..., Any], *, what: str = "", **set
             **settings,
         )
     except Exception as error:  # whatever damaged files lead to; LORSA_DEBUG=1 shows it
-        raise HarvestError(_one_line(path, error, what)) from error
+        raise LanguageModelError(_one_line(path, error, what)) from error
     finally:
         transformers.logging.set_verbosity(talk)
 
@@ -247,7 +146,7 @@ def _one_line(path: ModelPath, error: Exception, what: str) -> str:
             "give a local folder or .gguf file, or connect and try again"
         )
     if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError):
-        return gated(path.id)
+        return gated(f"model {path.id}")
     if path.gguf_file is not None and find_spec("gguf") is None:
         return f"model {path.id} needs the package gguf; run: pip install gguf"
     return f"{what}model {path.id} cannot be loaded: {reason[:300]}"

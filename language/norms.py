@@ -1,75 +1,163 @@
-"""The language model around the layer, as far as reading a head needs it.
+"""Norms of the language model around an attention layer, and what they do to a vector.
 
-What lies between a head and the logits is a norm (two, where the attention's output has its own)
-and the unembedding; what lies between an embedding and a head's value is the norm before the
-attention. Norms are found by what goes in and out of them and fitted to that, so no model family
-is spelled out:
+Between a head and the logits lie a norm (two, where the attention's output has its own) and the
+unembedding; between an embedding and a head's value lies the norm before the attention. Which
+module is which shows in what goes in and out of it, so no model family is spelled out:
 
-    RMS     n(h) = h / sqrt(mean(h^2))                         out = gain * n(h) + bias
+    RMS     n(h) = h / sqrt(mean(h^2))                         out = weight * n(h) + bias
     layer   n(h) = (h - mean(h)) / sqrt(mean((h - mean(h))^2))
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Self
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from ..errors import ExchangeError
-from .blocks import AttentionSite
+from ..errors import LanguageModelError
+from .blocks import AttentionSite, float32_copy
+from .capture import Enough
 from .edit import module_input, module_output
 
-FIT_ERROR = 2e-2
-"""Relative error up to which a fitted norm is taken for the model's; bfloat16 has 4e-3."""
+FEW_TOKENS = 8
+"""Tokens that the model runs on to find its norms; only of so few is every norm's output kept."""
+LARGE = 1024.0
+"""Root mean square of what a norm is probed with; a power of two, next to which eps is nothing."""
+PROBE_TOLERANCE = 1e-3
 
 
 class Norm(NamedTuple):
-    """A norm of the model, fitted to what it did."""
+    """Arithmetic of a norm: weight * n(h) + bias."""
 
+    weight: Tensor
+    """[d_model], float64"""
+    bias: Tensor
+    """[d_model], float64"""
     centred: bool
-    """Whether it takes the mean off, as LayerNorm does"""
-    gain: Tensor
-    """[d_model]"""
-    per_length: float
-    """Mean of 1 / sqrt(mean(n^2)) over tokens: what it multiplies by, besides the gain"""
+    """Whether n(h) takes the mean off, as LayerNorm does"""
 
-    def direction(self, vectors: Tensor) -> Tensor:
-        """Return what becomes of vectors added to its input, to first order, [n, d_model]."""
-        return self._centre(vectors) * self.gain * self.per_length
+    @classmethod
+    def read(cls, module: nn.Module, d_model: int) -> "Norm":
+        """Read a norm off its outputs, in float32.
+
+        It is probed with vectors of large, even entries, of which n is +-1 in either kind.
+
+        Raises:
+            LanguageModelError: it normalises in a way of its own, or d_model is odd.
+        """
+        if d_model % 2:
+            raise LanguageModelError(f"a norm of {d_model} channels cannot be probed")
+        module = float32_copy(module)
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        signs = torch.ones(d_model, device=device)
+        signs[1::2] = -1
+        rows = (LARGE * s[None, None] for s in (signs, -signs, signs.abs()))
+        with torch.no_grad():
+            up, down, flat = (module(row)[0, 0].double() for row in rows)
+        weight, bias = signs * (up - down) / 2, (up + down) / 2
+        centred = not torch.allclose(
+            flat, weight + bias, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE
+        )
+        if centred and not torch.allclose(flat, bias, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE):
+            raise LanguageModelError(f"{type(module).__name__} is no norm that is known")
+        return cls(weight, bias, centred)
 
     def apply(self, h: Tensor) -> Tensor:
         """Return its output for inputs [n, d_model], without its bias."""
-        h = self._centre(h)
-        return h / h.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-30) * self.gain
+        h = self.centre(h)
+        return h / rms(h) * self.weight.to(h)
 
-    def _centre(self, h: Tensor) -> Tensor:
+    def centre(self, h: Tensor) -> Tensor:
+        """Return h [..., d_model] without its mean, where the norm takes that off."""
         return h - h.mean(dim=-1, keepdim=True) if self.centred else h
 
-    @classmethod
-    def fit(cls, h: Tensor, out: Tensor) -> "Norm | None":
-        """Return the norm that makes out of h, [tokens, d_model]; None if neither kind does."""
-        for centred in (False, True):
-            shifted = h - h.mean(dim=-1, keepdim=True) if centred else h
-            length = shifted.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-30)
-            n = shifted / length
-            spread = n - n.mean(dim=0)
-            gain = (spread * (out - out.mean(dim=0))).sum(dim=0) / spread.square().sum(dim=0)
-            bias = (out - gain * n).mean(dim=0)
-            error = (gain * n + bias - out).norm() / out.norm()
-            if error < FIT_ERROR:
-                return cls(centred, gain, float((1 / length).mean()))
-        return None
+
+def rms(h: Tensor) -> Tensor:
+    """Return the root mean square of h [..., d_model], [..., 1]."""
+    return h.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-30)
+
+
+class NormModules(NamedTuple):
+    """Modules of a model that norm what goes into and comes out of an attention layer."""
+
+    before: nn.Module | None
+    """Norm whose output the layer reads"""
+    after: nn.Module | None
+    """Norm of the layer's own output, before it is added to the residual stream"""
+    last: nn.Module | None
+    """Norm before the unembedding"""
+
+
+class _Call(NamedTuple):
+    """One call of a norm."""
+
+    module: nn.Module
+    h: Tensor
+    out: Tensor
+
+
+@torch.no_grad()
+def norm_modules(model: Any, site: AttentionSite) -> NormModules:
+    """Return the norms around an attention layer, found by running the model on a few tokens.
+
+    Args:
+        model: causal language model of transformers; layers after the site's are not needed, but
+            for the norm before the unembedding.
+        site: the layer.
+    """
+    calls: list[_Call] = []
+    ends: dict[str, Tensor] = {}
+
+    def norm(module: nn.Module, args: Any, output: Any) -> None:
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            calls.append(_Call(module, args[0], output))
+
+    def layer(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        ends.update(x=module_input(args, kwargs), y=module_output(output))
+
+    def unembedding(module: nn.Module, args: Any) -> None:
+        ends["last"] = args[0]
+        raise Enough
+
+    hooks = [m.register_forward_hook(norm) for m in model.modules() if "Norm" in type(m).__name__]
+    hooks.append(site.module.register_forward_hook(layer, with_kwargs=True))
+    if (head := model.get_output_embeddings()) is not None:
+        hooks.append(head.register_forward_pre_hook(unembedding))
+    _run(model, torch.arange(FEW_TOKENS)[None] % len(model.get_input_embeddings().weight), hooks)
+    return NormModules(
+        before=next((c.module for c in calls if _same(c.out, ends["x"])), None),
+        after=next((c.module for c in calls if _same(c.h, ends["y"])), None),
+        last=next((c.module for c in reversed(calls) if _same(c.out, ends.get("last"))), None),
+    )
+
+
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.shape == other.shape and torch.equal(one, other)
+
+
+class LinearNorm(NamedTuple):
+    """A norm to first order, at the mean length of what it reads in some text."""
+
+    norm: Norm
+    per_length: float
+    """Mean of 1 / rms(h) over the tokens of the text"""
+
+    def direction(self, vectors: Tensor) -> Tensor:
+        """Return what vectors [n, d_model] that are added to its input add to its output."""
+        return self.norm.centre(vectors) * self.norm.weight.to(vectors) * self.per_length
 
 
 class Language(NamedTuple):
-    """What is around one attention layer."""
+    """Embeddings and norms between tokens and an attention layer, and between it and the logits."""
 
     before: Norm | None
-    """The norm whose output the layer reads"""
-    after: Norm | None
-    """Of the layer's own output, where the model has one"""
-    last: Norm
-    """The norm before the unembedding"""
+    """Norm whose output the layer reads"""
+    after: LinearNorm | None
+    """Norm of the layer's own output, where the model has one"""
+    last: LinearNorm
+    """Norm before the unembedding"""
     embedding: Tensor
     """[n_vocab, d_model]"""
     unembedding: Tensor
@@ -78,8 +166,9 @@ class Language(NamedTuple):
     def to_logits(self, vectors: Tensor) -> Tensor:
         """Return what vectors [n, d_model] added to y do to the logits directly, [n, n_vocab].
 
-        Relative to the mean over the vocabulary, which no probability depends on; through the mean
-        length of what the norms see; before a cap of the logits, if the model has one.
+        The change is relative to the mean over the vocabulary, on which no probability depends. It
+        goes through the mean length of what the norms read, and ends before a cap of the logits,
+        if the model has one.
         """
         if self.after is not None:
             vectors = self.after.direction(vectors)
@@ -91,80 +180,69 @@ class Language(NamedTuple):
         return self.embedding if self.before is None else self.before.apply(self.embedding)
 
 
-class Seen(NamedTuple):
-    """What went in and out of a norm."""
-
-    h: Tensor
-    out: Tensor
-
-
-class _Watch:
-    """Hooks on a model's norms, a layer and the unembedding."""
-
-    def __init__(self, model: Any, site: AttentionSite) -> None:
-        self.norms: list[Seen] = []
-        self.x = self.y = self.final = torch.empty(0)
-        self._model, self._site = model, site
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> Self:
-        def norm(module: nn.Module, args: Any, output: Any) -> None:
-            if args and isinstance(output, Tensor) and args[0].shape == output.shape:
-                self.norms.append(Seen(args[0].detach(), output.detach()))
-
-        def layer(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            self.x = module_input(args, kwargs).detach()
-            self.y = module_output(output).detach()
-
-        def head(module: nn.Module, args: Any) -> None:
-            self.final = args[0].detach()
-
-        norms = [m for m in self._model.modules() if "Norm" in type(m).__name__]
-        self._handles = [each.register_forward_hook(norm) for each in norms]
-        self._handles.append(self._site.module.register_forward_hook(layer, with_kwargs=True))
-        unembed = self._model.get_output_embeddings()
-        self._handles.append(unembed.register_forward_pre_hook(head))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
 @torch.no_grad()
 def surroundings(model: Any, site: AttentionSite, tokens: Tensor) -> Language | None:
-    """Return what is around a layer; None of a model whose unembedding or last norm is not found.
+    """Return what is around a layer; None where the unembedding or the last norm is not found.
 
     Args:
         model: causal language model of transformers.
         site: the layer.
-        tokens: some text to run it on, [n, seq].
+        tokens: some text, over which lengths are averaged, [n, seq].
     """
     if model.get_output_embeddings() is None:
         return None
-    with _Watch(model, site) as seen:
-        model(input_ids=tokens.long().to(model.device), use_cache=False)
-    last = _fitted(seen.norms, out=seen.final)
-    if last is None:
+    modules = norm_modules(model, site)
+    norms = {module: norm for module in modules if (norm := _known(module, model)) is not None}
+    if modules.last not in norms:
         return None
+    linear = _at_mean_length(model, norms, tokens)
     return Language(
-        before=_fitted(seen.norms, out=seen.x),
-        after=_fitted(seen.norms, h=seen.y),
-        last=last,
+        before=norms.get(modules.before),
+        after=linear.get(modules.after),
+        last=linear[modules.last],
         embedding=model.get_input_embeddings().weight.detach().float(),
         unembedding=model.get_output_embeddings().weight.detach().float(),
     )
 
 
-def _fitted(
-    norms: list[Seen], *, h: Tensor | None = None, out: Tensor | None = None
-) -> Norm | None:
-    """Return the norm that had this input or output, if there is one."""
-    for seen in reversed(norms):
-        one, wanted = (seen.h, h) if out is None else (seen.out, out)
-        if wanted is not None and one.shape == wanted.shape and torch.equal(one, wanted):
-            return Norm.fit(*(part.float().flatten(0, -2) for part in seen))
-    return None
+def _known(module: nn.Module | None, model: Any) -> Norm | None:
+    """Return the norm that a module computes, None where it is no known one."""
+    if module is None:
+        return None
+    try:
+        return Norm.read(module, model.config.get_text_config().hidden_size)
+    except LanguageModelError:
+        return None
+
+
+def _at_mean_length(
+    model: Any, norms: dict[nn.Module | None, Norm], tokens: Tensor
+) -> dict[nn.Module | None, LinearNorm]:
+    """Run the model on tokens [n, seq]; return norms at the mean length of what they read."""
+    found: dict[nn.Module | None, LinearNorm] = {}
+
+    def measure(module: nn.Module, args: Any) -> None:
+        norm = norms[module]
+        h = args[0].float().flatten(0, -2)
+        found[module] = LinearNorm(norm, float((1 / rms(norm.centre(h))).mean()))
+
+    def unembedding(module: nn.Module, args: Any) -> None:
+        raise Enough  # logits of a whole text may take gigabytes
+
+    hooks = [module.register_forward_pre_hook(measure) for module in norms if module is not None]
+    hooks.append(model.get_output_embeddings().register_forward_pre_hook(unembedding))
+    _run(model, tokens, hooks)
+    return found
+
+
+def _run(model: Any, tokens: Tensor, hooks: list[RemovableHandle]) -> None:
+    """Run a model on tokens [n, seq], as far as the hooks let it, and remove the hooks."""
+    try:
+        with suppress(Enough):
+            model(input_ids=tokens.long().to(model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def in_chunks(n_rows: int, width: int, elements: int = 1 << 26) -> Iterator[slice]:
@@ -172,77 +250,3 @@ def in_chunks(n_rows: int, width: int, elements: int = 1 << 26) -> Iterator[slic
     step = max(1, elements // max(width, 1))
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
-
-
-LARGE = 1024.0
-"""Length of what a norm is probed with, next to which its eps is nothing; a power of two."""
-
-
-class Affine(NamedTuple):
-    """What a norm does after it has normalised."""
-
-    weight: Tensor
-    """[d_model]"""
-    bias: Tensor
-    """[d_model]"""
-    centred: bool
-    """Whether it takes the mean off, as LayerNorm does"""
-
-
-@torch.no_grad()
-def norm_before(model: Any, site: AttentionSite) -> Affine:
-    """Return the norm whose output an attention layer reads.
-
-    Args:
-        model: causal language model of transformers, in float32.
-        site: the layer.
-
-    Raises:
-        ExchangeError: there is no such norm, one between the attention and the residual stream as
-            well, or it normalises in a way of its own.
-    """
-    outputs: list[tuple[nn.Module, Tensor, Tensor]] = []
-    ends: list[Tensor] = []
-
-    def watch(module: nn.Module, args: Any, output: Any) -> None:
-        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            outputs.append((module, args[0], output))
-
-    def attention(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        ends.extend([module_input(args, kwargs), module_output(output)])
-
-    norms = [module for module in model.modules() if "Norm" in type(module).__name__]
-    handles = [module.register_forward_hook(watch) for module in norms]
-    handles.append(site.module.register_forward_hook(attention, with_kwargs=True))
-    try:
-        n_vocab = model.get_input_embeddings().weight.shape[0]
-        tokens = torch.arange(8, device=model.device)[None] % n_vocab
-        model(input_ids=tokens, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    x, y = ends
-    if any(before.shape == y.shape and torch.equal(before, y) for _, before, _ in outputs):
-        raise ExchangeError(
-            f"layer {site.layer} norms the attention's output once more; hook_attn_out lies after "
-            "that norm, which no weights can take back"
-        )
-    for module, _, output in outputs:
-        if output.shape == x.shape and torch.equal(output, x):
-            return _affine(module, x)
-    raise ExchangeError(f"layer {site.layer} reads no norm's output; leave --model out")
-
-
-def _affine(norm: nn.Module, like: Tensor) -> Affine:
-    """Probe a norm with two vectors of large, even entries: n is +-1 there, in either kind."""
-    signs = torch.ones(like.shape[-1], device=like.device, dtype=like.dtype)
-    signs[1::2] = -1
-    if len(signs) % 2:
-        raise ExchangeError(f"a norm of {len(signs)} channels cannot be probed; leave --model out")
-    up, down = (norm(LARGE * s[None, None])[0, 0].double() for s in (signs, -signs))
-    weight, bias = signs * (up - down) / 2, (up + down) / 2
-    flat = norm(torch.full_like(like[:1, :1], LARGE))[0, 0].double()
-    centred = not torch.allclose(flat, weight + bias, rtol=1e-3, atol=1e-3)
-    if centred and not torch.allclose(flat, bias, rtol=1e-3, atol=1e-3):
-        raise ExchangeError(f"{type(norm).__name__} is no norm that is known; leave --model out")
-    return Affine(weight, bias, centred)

@@ -1,4 +1,4 @@
-"""What happens to queries and keys between their projection and the score: qk-norm, then RoPE."""
+"""Queries and keys between projection and score: first the qk-norm, then RoPE."""
 
 from functools import lru_cache
 from typing import Any
@@ -21,9 +21,9 @@ def norm_and_rotate(
 
     Args:
         x: [batch, seq, heads, d_head]; positions are 0..seq - 1.
-        norm: their norm, if any.
-        weight: its factor, [d_head] or, where the norm is `by_head`, [heads, d_head].
-        bias: what it adds, [heads, d_head], for "layer" alone.
+        norm: norm of the queries or keys, if any.
+        weight: factor of the norm, [d_head]; where the norm is `by_head`, [heads, d_head].
+        bias: what the norm adds, [heads, d_head]; only a norm of kind "layer" may have one.
         rope: rotation, if any.
 
     Returns:

@@ -1,11 +1,10 @@
-"""What an attention module computes, read off its attributes and those of its model.
+"""Readings of an attention module: what it computes, by its attributes and its model's.
 
 Names say most of it: projections, norms, scale, heads, window, softcap. Where they leave a choice
 (how a fused projection is cut, which channels a rotation pairs) every reading is offered, the
 likeliest first, and the self-check takes the first that gives the module's output.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any, NamedTuple
@@ -15,14 +14,14 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from .attention import LayerWeights
-from .blocks import AttentionSite
+from .blocks import AttentionSite, float32_copy
 from .geometry import AttentionGeometry, QKNorm
 from .rotary import ropes_of
 
 FUSED = ("query_key_value", "qkv_proj", "c_attn", "Wqkv")
 SEPARATE = ("q_proj", "k_proj", "v_proj")
 OUTPUT = ("o_proj", "out_proj", "dense", "c_proj")
-NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
+QK_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
 SCALES = ("scaling", "softmax_scale", "inv_norm_factor")
 
 
@@ -30,7 +29,7 @@ Cut = Callable[[Tensor, "Heads"], list[Tensor]]
 
 
 class Unreadable(Exception):  # noqa: N818 - it stays within the folder
-    """A module whose attributes do not say what it computes; the message says what is lacking."""
+    """The attributes of a module do not say what it computes; the message says what is lacking."""
 
 
 class Heads(NamedTuple):
@@ -49,7 +48,7 @@ class Reading(NamedTuple):
 
 
 def readings(model: Any, site: AttentionSite) -> Iterator[Reading]:
-    """Give every way in which a layer may be understood, the likeliest first.
+    """Yield every way in which a layer may be understood, the likeliest first.
 
     Call it after a forward at the length that is harvested: some rotary modules fit their
     frequencies to the length. Weights are in the model's dtype, on its device.
@@ -204,7 +203,7 @@ def _as_heads(
 
 def _norms(module: Any) -> dict[str, Any]:
     """Return the norms of queries and keys, by "q" and "k"; nothing if there are none."""
-    for names in NORMS:
+    for names in QK_NORMS:
         if all(getattr(module, name, None) is not None for name in names):
             return dict(zip("qk", (getattr(module, name) for name in names), strict=True))
     return {}
@@ -255,6 +254,6 @@ def _factor(norm: Any) -> Tensor:
         return weight
     with torch.no_grad():
         ones = torch.ones(weight.shape, device=weight.device)
-        found = copy.deepcopy(norm).float()(ones)
+        found = float32_copy(norm)(ones)
         plus = 1 + weight.float()
         return plus if (found - plus).norm() < (found - weight).norm() else weight

@@ -14,10 +14,11 @@ class Rotary(NamedTuple):
 
     module: Any
     layer_type: str | None
-    """What it is told, where layers of different types turn at different frequencies"""
+    """Argument of the module, where layers of different types turn at different frequencies; None
+    where all turn alike"""
 
     def rope(self) -> Rope:
-        """Return its frequencies, as they are after the last forward."""
+        """Return the frequencies of the module, as they are after its last forward."""
         prefix = "" if self.layer_type is None else f"{self.layer_type}_"
         inv_freq = getattr(self.module, f"{prefix}inv_freq")
         scaling = getattr(self.module, f"{prefix}attention_scaling", 1.0)
@@ -26,8 +27,8 @@ class Rotary(NamedTuple):
     def embeddings(self, x: Tensor) -> Any:
         """Return cos and sin for x [n, seq, d_model], in its dtype."""
         position = torch.arange(x.shape[1], device=x.device)[None]
-        told = () if self.layer_type is None else (self.layer_type,)
-        return self.module(x, position, *told)
+        kind = () if self.layer_type is None else (self.layer_type,)
+        return self.module(x, position, *kind)
 
 
 def rotary_of(model: Any, site: AttentionSite) -> Rotary | None:

@@ -1,4 +1,4 @@
-"""Trust nothing that was read off a model: recompute its attention and compare.
+"""Self-check of what was read off a model: its attention is recomputed and compared.
 
 Each attention module is run once more in float32 on the x that was captured, and its output
 compared with the one recomputed from the weights and the geometry that were read:
@@ -11,7 +11,6 @@ module can be read in several ways, the first that passes is taken. If none does
 geometry is unknown: x and y can be harvested all the same, and nothing else is known of it.
 """
 
-import copy
 import inspect
 import math
 from typing import Any, NamedTuple
@@ -19,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import HarvestError
+from ..errors import LanguageModelError
 from .attention import layer_attention
-from .blocks import AttentionSite
+from .blocks import AttentionSite, float32_copy
 from .capture import Call
 from .edit import module_output
 from .readings import Heads, Reading, Unreadable, heads_of, readings
@@ -32,33 +31,33 @@ CHECKED_SEQS = 2
 
 
 class LayerCheck(NamedTuple):
-    """How well one layer is understood."""
+    """Result of the check of one layer."""
 
     error: float
     """Relative difference of the recomputed output from the module's, both float32; NaN where
     nothing could be compared"""
     noise: float
-    """Relative difference of the captured output from it"""
+    """Relative difference of the captured output from the module's in float32"""
     finite: bool = True
-    """Whether its first activations were; if not there was nothing to compare, error is NaN"""
+    """Whether the first activations were finite; if not, nothing was compared and error is NaN"""
     reason: str | None = None
-    """Why it is not understood"""
+    """Reason why the layer is not understood; None where it is"""
 
     @property
     def passed(self) -> bool:
-        """Whether it is."""
+        """Whether the layer is understood."""
         return self.error <= LIMIT
 
 
 class SelfCheck(NamedTuple):
-    """How well all layers are."""
+    """Results of the check of all layers."""
 
     layers: dict[int, LayerCheck]
     limit: float = LIMIT
     """A layer with a larger error is not understood"""
 
     def passed(self, layer: int) -> bool:
-        """Tell whether a layer is understood."""
+        """Return whether a layer is understood."""
         return self.layers[layer].passed
 
 
@@ -66,18 +65,18 @@ class Understood(NamedTuple):
     """What is known of one layer."""
 
     reading: Reading | None
-    """Its geometry and weights; None if they are unknown"""
+    """Geometry and weights of the layer; None if they are unknown"""
     heads: Heads
-    """What the module says of its heads"""
+    """Sizes of the heads, as the module says"""
     check: LayerCheck
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Its weights by name, none if they are unknown."""
+        """Weights of the layer by name; none if they are unknown."""
         return {} if self.reading is None else self.reading.weights.present()
 
     def facts(self) -> dict[str, Any]:
-        """Return what the store's manifest says of it, as JSON-able data."""
+        """Return what the store's manifest says of the layer, as JSON-able data."""
         check = self.check
         return {
             "geometry": None if self.reading is None else self.reading.geometry.to_dict(),
@@ -100,19 +99,19 @@ def understand(
 
     Args:
         model: the language model.
-        site: one of its attention layers.
-        call: what it was called with and returned, from `Capture.calls`.
+        site: attention layer of the model.
+        call: arguments and output of the layer, from `Capture.calls`.
         keep_nonfinite: whether a layer with NaN or Inf counts as unknown instead of raising.
 
     Raises:
-        HarvestError: an activation is not finite.
+        LanguageModelError: an activation is not finite.
     """
     heads = heads_of(model, site)
     device = next(site.module.parameters()).device
     x, y = (t[:CHECKED_SEQS].to(device, torch.float32) for t in (call.x, call.y))
     if not (x.isfinite().all() and y.isfinite().all()):
         if not keep_nonfinite:
-            raise HarvestError(_not_finite(site.layer))
+            raise LanguageModelError(_not_finite(site.layer))
         reason = "its activations are not finite"
         return Understood(None, heads, LayerCheck(math.nan, math.nan, finite=False, reason=reason))
     try:
@@ -153,8 +152,8 @@ def reading_error(reading: Reading, x: Tensor, exact: Tensor) -> float:
     """Return by how much a reading's output differs from the exact one, relative to it.
 
     Args:
-        reading: of the layer.
-        x, exact: input and output of its module in float32, [n, seq, d_model].
+        reading: geometry and weights of the layer.
+        x, exact: input and output of the layer's module in float32, [n, seq, d_model].
     """
     wide = reading.weights.to(torch.float32)
     return _difference(layer_attention(x, wide, reading.geometry), exact)
@@ -166,13 +165,13 @@ def _difference(found: Tensor, exact: Tensor) -> float:
 
 
 def require_understood(check: SelfCheck) -> None:
-    """Raise HarvestError, naming the first that is not, unless all layers are understood.
+    """Raise LanguageModelError, naming the first layer that is not understood, if any.
 
-    Layers that are not finite, and are kept all the same, are passed over.
+    Layers whose activations are not finite, but kept all the same, are passed over.
     """
     for layer, found in check.layers.items():
         if found.finite and not found.passed:
-            raise HarvestError(
+            raise LanguageModelError(
                 f"layer {layer}: {found.reason} (allowed {check.limit:.0e}); lorsa does not "
                 "understand this model. --no-selfcheck harvests it all the same, for "
                 "--init random only"
@@ -180,10 +179,10 @@ def require_understood(check: SelfCheck) -> None:
 
 
 def require_derivable(check: SelfCheck) -> None:
-    """Raise HarvestError, naming the first that is not, unless y of all layers can be derived."""
+    """Raise LanguageModelError, naming the first layer whose y cannot be derived, if any."""
     for layer, found in check.layers.items():
         if not found.passed:
-            raise HarvestError(
+            raise LanguageModelError(
                 f"layer {layer}: its geometry is unknown ({found.reason}), so y cannot be derived; "
                 "give --outputs store"
             )
@@ -197,8 +196,8 @@ def _not_finite(layer: int) -> str:
     )
 
 
-def _no_memory(x: Tensor) -> HarvestError:
-    return HarvestError(
+def _no_memory(x: Tensor) -> LanguageModelError:
+    return LanguageModelError(
         f"the GPU's memory does not take the self-check of {len(x)} sequences of {x.shape[1]} "
         "tokens in float32: use a smaller --n-ctx, or a larger GPU"
     )
@@ -210,8 +209,7 @@ def _one_line(error: Exception) -> str:
 
 def _in_float32(model: Any, site: AttentionSite, call: Call, x: Tensor) -> Tensor:
     """Run a float32 copy of an attention module as it was run before, on x [n, seq, d_model]."""
-    module = copy.deepcopy(site.module).float()
-    module._forward_hooks.clear()
+    module = float32_copy(site.module)
     n_called = len(call.x)
     args = [_first_seqs(value, len(x), n_called) for value in call.args[1:]]
     settings = {name: _first_seqs(v, len(x), n_called) for name, v in call.kwargs.items()}

@@ -10,7 +10,10 @@ _OF_BYTES = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
 """Text of a token that is a part of a character."""
 
 _END_OF_WORD = "</w>"
-"""What ends a word in some BPE vocabularies."""
+"""Mark that ends a word in some BPE vocabularies."""
+
+MOST_NUMBERS = 1_000_000
+"""Numbers that one setting may name; more are a slip, and would fill the memory."""
 
 
 def token_text(tokenizer: Any, token: int) -> str:
@@ -79,12 +82,12 @@ def _characters_from(texts: Sequence[str], start: int) -> tuple[int, str]:
 
 
 def printable(text: str) -> str:
-    """Return a text of a corpus as it may be printed: line ends as ↵, no controls of terminals."""
+    """Return a text of a corpus fit to print: line ends as ↵, no terminal's control characters."""
     return "".join(c if c.isprintable() else f"<{ord(c):02X}>" for c in text.replace("\n", "↵"))
 
 
 def _bytes_of(piece: str) -> str | None:
-    """Return the bytes that an entry of a vocabulary stands for, None if it is not of bytes."""
+    """Return the bytes that an entry of a vocabulary stands for; None if it stands for none."""
     if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
         return piece
     to_byte = {char: byte for byte, char in _byte_level().items()}
@@ -108,14 +111,16 @@ def numbers(name: str, text: str) -> list[int]:
     """Return the numbers in a text such as 17,301 or 0-7, in its order.
 
     Args:
-        name: of the setting, for messages.
+        name: the setting's name, for messages.
         text: numbers and ranges, joined by commas.
 
     Raises:
-        ValueError: it is anything else, or nothing.
+        ValueError: it is anything else, nothing, or more than MOST_NUMBERS numbers.
     """
-    parts = [re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip()) for part in text.split(",")]
+    parts = [re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part.strip()) for part in text.split(",")]
     ranges = [range(int(m[1]), int(m[2] or m[1]) + 1) for m in parts if m is not None]
     if None in parts or not all(ranges):
         raise ValueError(f"{name} is {text!r}; allowed: numbers such as 17,301 or 0-7")
+    if (n := sum(map(len, ranges))) > MOST_NUMBERS:
+        raise ValueError(f"{name} is {text!r}, {n:,} numbers; allowed: at most {MOST_NUMBERS:,}")
     return list(chain.from_iterable(ranges))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import HarvestError
+from ..errors import LanguageModelError
 from ..store.layout import read_weights as stored_weights
 from ..store.manifest import Manifest
 from ..store.places import Place
@@ -20,7 +20,7 @@ from .readings import Unreadable, weight_readings
 def require_same_weights(
     model: Any, sites: list[AttentionSite], root: Place, manifest: Manifest
 ) -> None:
-    """Raise HarvestError unless a model's attention weights are those of a store."""
+    """Raise LanguageModelError unless a model's attention weights are those of a store."""
     for site in sites:
         theirs = stored_weights(root, manifest, site.layer)
         if not theirs:
@@ -30,7 +30,7 @@ def require_same_weights(
         except Unreadable:
             others = ["kind of attention"]
         if all(others):
-            raise HarvestError(
+            raise LanguageModelError(
                 f"{root} was made with another model: layer {site.layer} has another {others[0]}; "
                 "give the model that `lorsa store info` names"
             )
@@ -51,9 +51,9 @@ def stored_attention(
     """Return a stored layer's attention as a function from x to y, in float32 on a device.
 
     Args:
-        weights: the layer's own, from `ActivationStore.weights`.
-        geometry: of the layer, from the store's manifest.
-        device: of x and y.
+        weights: parameters of the layer, from `ActivationStore.weights`.
+        geometry: geometry of the layer, from the store's manifest.
+        device: device of x and y.
     """
     placed = LayerWeights(**weights).to(device, torch.float32)
     shape = AttentionGeometry.from_dict(geometry)
@@ -66,7 +66,7 @@ def stored_attention(
 
 
 def layer_geometry(layer: int, store: ActivationStore) -> AttentionGeometry:
-    """Return the geometry of a stored layer; if it is unknown, plain heads of the layer's sizes."""
+    """Return the geometry of a stored layer; where it is unknown, plain heads of its sizes."""
     facts = store.manifest.layers[layer]
     if facts["geometry"] is not None:
         return AttentionGeometry.from_dict(facts["geometry"])
@@ -81,7 +81,7 @@ def layer_geometry(layer: int, store: ActivationStore) -> AttentionGeometry:
 
 
 def deriver(layer: int, store: ActivationStore, device: torch.device | str) -> Derive | None:
-    """Return what makes y of x where the store says that y is to be derived, otherwise None."""
+    """Return the function from x to y of a store that derives y; None where it keeps y."""
     if store.manifest.outputs == "store":
         return None
     geometry = store.manifest.layers[layer]["geometry"]

@@ -3,13 +3,11 @@
 import hashlib
 from typing import Any
 
-from ..errors import HarvestError
-
-BOS_RULES = ("auto", "always", "never")
+from ..errors import LanguageModelError
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
-    """Return what the store's manifest says of a tokenizer; None is for every fact of none."""
+    """Return what the store's manifest says of a tokenizer; without one, every fact is None."""
     if tokenizer is None:
         return dict.fromkeys(("class", "vocabulary_sha256", "bos_token_id", "eos_token_id")) | {
             "pad_token_id": None,
@@ -27,18 +25,20 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
 
 
 def starts_with_bos(tokenizer: Any, rule: str) -> bool:
-    """Tell whether a document begins with BOS.
+    """Return whether a document begins with BOS.
 
     Args:
-        tokenizer: of the language model; None if it has none.
-        rule: "auto" as the tokenizer itself does, "always" or "never".
+        tokenizer: tokenizer of the language model; None if it has none.
+        rule: "auto" (as the tokenizer itself does), "always" or "never".
 
     Raises:
-        HarvestError: "always" with a tokenizer that has no BOS.
+        LanguageModelError: "always" with a tokenizer that has no BOS.
     """
     bos = None if tokenizer is None else tokenizer.bos_token_id
     if rule == "auto" and bos is not None:
         return bool(tokenizer("a")["input_ids"][:1] == [bos])
     if rule == "always" and bos is None:
-        raise HarvestError("bos is always, but the model's tokenizer has no BOS token; use auto")
+        raise LanguageModelError(
+            "bos is always, but the model's tokenizer has no BOS token; use auto"
+        )
     return rule == "always"

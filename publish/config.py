@@ -1,4 +1,4 @@
-"""What a push is asked for."""
+"""Settings of a push."""
 
 import re
 from dataclasses import dataclass
@@ -12,18 +12,20 @@ class PushConfig:
     """Lorsas to share, and where."""
 
     runs: tuple[Path, ...]
-    """Folders of finished runs, or any folders with a saved Lorsa; one of each layer."""
+    """Finished runs, such as runs/layer-12; one of each layer. Any folders with a saved Lorsa
+    do."""
     repo: str
-    """Repository on the Hugging Face Hub, owner/name; or a folder: ./name, an absolute path, or one
-    that is there."""
+    """Repository on the Hugging Face Hub, owner/name, or a folder as ./name. An absolute path and a
+    folder that is there are folders too."""
     private: bool = False
-    """Whether a repository that is made for the push is private."""
+    """Make the repository private, if it is made."""
     revision: str | None = None
-    """Branch, made from the main one if need be; None is the main branch."""
+    """Branch, made from the main one if need be. None takes main."""
     message: str | None = None
-    """Of the commit; None names the layers."""
+    """Message of the commit. None takes the names of the layers."""
     license: str | None = None
-    """Identifier as the Hub has it, such as mit; None is that of the card that is there, if any."""
+    """Identifier of a license as the Hub has it: mit. None takes that of the card that is there, if
+    any."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "runs", tuple(map(Path, self.runs)))

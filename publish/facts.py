@@ -21,8 +21,7 @@ from ..evaluate.kept import kept_evaluation, weights_sha256
 from ..hub import HUB_ID
 from ..store.read.reader import ActivationStore
 from ..train.config import TrainConfig
-from ..train.run_folder import RUN
-from ..train.run_folder import SCHEMA_VERSION as RUN_VERSION
+from ..train.run_folder import RUN, RUN_VERSION
 
 FACTS_VERSION = 1
 FORMAT = "lorsa-training"

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..dictionaries.attach import require_layer_input
 from ..dictionaries.checkpoint import WEIGHTS
 from ..dictionaries.checkpoint_files import CONFIG
 from ..dictionaries.fetch import local_folder
@@ -109,11 +110,7 @@ def _share(run: Path) -> Shared:
     config = Lorsa.from_pretrained(folder).config  # fails here if it is damaged
     if config.layer is None:
         raise PublishError(f"{run} does not say which layer it replaces")
-    if config.hook_in is not None:
-        raise PublishError(
-            f"{run} reads {config.hook_in}, not the layer's input after the norm's weight; "
-            f"type: lorsa convert {run} FOLDER --model MODEL"
-        )
+    require_layer_input(config, run, PublishError)
     if not (folder / WEIGHTS).is_file():
         raise PublishError(
             f"{run} is in another tool's format; type: lorsa convert {run} FOLDER, and push that"

@@ -1,12 +1,12 @@
-"""A place in an S3 bucket, with the verbs of `pathlib.Path` that a store uses.
+"""A place in an S3 bucket, with the methods of `pathlib.Path` that a store uses.
 
     path = BucketPath.parse("s3://bucket/acts") / "manifest.json"
-    path.write_bytes(b"...")        # whole or not at all, as S3 has it
+    path.write_bytes(b"...")        # atomic, as every PUT of S3
     path.read_bytes()
 
-What is not there raises FileNotFoundError as on a disk; whatever else a server or the way to it
-does is an UnreachableError with the URL, after the retries of obstore. Folders are only names: they
-are there while an object is below them.
+An object that is missing raises FileNotFoundError as on a disk. Every other failure of a server or
+of the network is an UnreachableError with the URL, after the retries of obstore. Folders are only
+prefixes: they exist while an object is below them.
 
 Credentials and endpoint come from the usual AWS_* variables. A process that has used a bucket must
 not be forked: the copy would lack the threads of obstore.
@@ -23,32 +23,30 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from ..errors import StoreError, UnreachableError
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
 
 PART_BYTES = 8 << 20
-"""Of an upload in several parts, and of a download that is not kept."""
+"""Bytes of a part of an upload, and of a block of a download that is not kept."""
 PARTS_AT_ONCE = 4
 _URL = re.compile(r"s3:/+([^/]+)(/.*)?")
 _REMEDY = "check the URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
 
 
 class Version(NamedTuple):
-    """An object as it was at some time."""
+    """One version of an object."""
 
     content: bytes
     etag: str
     modified: float
-    """When it was written, by the server's clock, seconds since 1970"""
+    """Time of its last write, by the server's clock, seconds since 1970"""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class BucketPath:
-    """An object, or a folder of objects, in a bucket."""
+    """Object, or folder of objects, in a bucket."""
 
     bucket: str
     key: str
@@ -74,26 +72,26 @@ class BucketPath:
         return self.joinpath(name)
 
     def joinpath(self, *names: str) -> "BucketPath":
-        """Return a place below."""
+        """Return a place below this one."""
         return BucketPath(self.bucket, "/".join([self.key, *names]))
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """Last part of the key."""
         return PurePosixPath(self.key).name
 
     @property
     def stem(self) -> str:
-        """The last part without its suffix."""
+        """Last part of the key without its suffix."""
         return PurePosixPath(self.key).stem
 
     @property
     def parent(self) -> "BucketPath":
-        """The place above."""
+        """Place above this one."""
         return BucketPath(self.bucket, self.key.rpartition("/")[0])
 
     def relative_to(self, other: "BucketPath") -> PurePosixPath:
-        """Return the way from another place to this one."""
+        """Return the relative path from another place to this one."""
         return PurePosixPath(self.key).relative_to(other.key)
 
     def is_symlink(self) -> bool:
@@ -104,15 +102,15 @@ class BucketPath:
         """Do nothing: a folder is only a name."""
 
     def is_file(self) -> bool:
-        """Tell whether there is an object of this name."""
+        """Return whether there is an object with this key."""
         return self.size() is not None
 
     def is_dir(self) -> bool:
-        """Tell whether there are objects below."""
+        """Return whether there are objects below."""
         return next(self.iterdir(), None) is not None
 
     def exists(self) -> bool:
-        """Tell whether there is an object of this name, or any below."""
+        """Return whether there is an object with this key, or any below."""
         return self.is_file() or self.is_dir()
 
     def size(self) -> int | None:
@@ -124,14 +122,15 @@ class BucketPath:
             return None
 
     def sizes(self) -> dict["BucketPath", int]:
-        """Return every object below with its bytes; a thousand of them take one request."""
+        """Return the bytes of every object below; a thousand objects take one request."""
+        return {self / name: size for name, size in self.sizes_by_name().items()}
+
+    def sizes_by_name(self) -> dict[str, int]:
+        """Return the bytes of every object below, by its path relative to this place."""
+        skip = len(self.key) + 1
         with self._talk():
             pages = _obstore().list(self.client(), self.key, chunk_size=1000)
-            return {
-                BucketPath(self.bucket, str(found["path"])): int(found["size"])
-                for page in pages
-                for found in page
-            }
+            return {str(each["path"])[skip:]: int(each["size"]) for page in pages for each in page}
 
     def iterdir(self) -> Iterator["BucketPath"]:
         """Yield objects and folders right below."""
@@ -140,8 +139,14 @@ class BucketPath:
         for key in [*found["common_prefixes"], *(each["path"] for each in found["objects"])]:
             yield BucketPath(self.bucket, str(key))
 
+    def files(self) -> dict["BucketPath", int]:
+        """Return the objects right below with their bytes; a thousand of them take one request."""
+        with self._talk():
+            found = _obstore().list_with_delimiter(self.client(), self.key)
+        return {BucketPath(self.bucket, str(o["path"])): int(o["size"]) for o in found["objects"]}
+
     def glob(self, pattern: str) -> Iterator["BucketPath"]:
-        """Yield what lies right below and has such a name."""
+        """Yield the objects and folders right below whose names match a pattern."""
         return (path for path in self.iterdir() if fnmatch(path.name, pattern))
 
     def read_bytes(self) -> bytes:
@@ -154,7 +159,7 @@ class BucketPath:
         return self.read_bytes().decode(encoding)
 
     def read_tail(self, n_bytes: int) -> bytes:
-        """Return the last bytes of an object; fewer if it has no more."""
+        """Return the last bytes of an object; all of them if it is shorter."""
         options = {"range": {"suffix": n_bytes}}
         try:
             with self._talk():
@@ -162,8 +167,19 @@ class BucketPath:
         except EOFError:
             return b""
 
+    def read_from(self, start: int) -> bytes:
+        """Return the bytes of an object from an offset on; empty if it has no more."""
+        try:
+            with self._talk():
+                options = {"range": {"offset": start}} if start else {}
+                return bytes(_obstore().get(self.client(), self.key, options=options).bytes())
+        except EOFError:
+            return b""
+
     def read_blocks(self) -> Iterator[Any]:
         """Yield the content of an object block by block."""
+        import numpy as np  # here, so that a config with a place imports none
+
         with self._talk():
             blocks = iter(_obstore().get(self.client(), self.key).stream(PART_BYTES))
         while True:
@@ -174,11 +190,13 @@ class BucketPath:
             yield np.frombuffer(block, dtype=np.uint8)
 
     def preadv(self, buffers: list[memoryview], offset: int) -> int:
-        """Fill buffers from a place in an object, by one request, as `os.preadv` does a file's.
+        """Fill buffers from an offset of an object, by one request, as `os.preadv` of a file.
 
         Returns:
-            How many bytes were read: 0 at the end, fewer than asked for where it comes before.
+            Number of bytes read: 0 at the end of the object, fewer than asked for close to it.
         """
+        import numpy as np
+
         wanted = sum(len(buffer) for buffer in buffers)
         try:
             with self._talk():
@@ -194,12 +212,12 @@ class BucketPath:
         return len(data)
 
     def write_bytes(self, content: bytes) -> None:
-        """Put an object in the place of any that there is."""
+        """Put an object; one that exists is replaced."""
         with self._talk(writing=True):
             _obstore().put(self.client(), self.key, content)
 
     def upload(self, file: IO[bytes]) -> None:
-        """Put an object of a file's content, in parts; nobody sees it before it is whole."""
+        """Put a file's content as an object, in parts; it becomes visible when it is whole."""
         with self._talk(writing=True):
             _obstore().put(
                 self.client(),
@@ -210,7 +228,7 @@ class BucketPath:
             )
 
     def read_version(self) -> Version:
-        """Return what an object is now."""
+        """Return the current version of an object."""
         with self._talk():
             got = _obstore().get(self.client(), self.key)
             meta = got.meta
@@ -219,10 +237,10 @@ class BucketPath:
             )
 
     def write_version(self, content: bytes, over: str | None) -> str:
-        """Put an object only if the one there is still that version, or none for None.
+        """Put an object on condition that the current one is a version; None: that there is none.
 
         Returns:
-            Its own version.
+            The etag of the new version.
 
         Raises:
             FileExistsError: there is another version.
@@ -232,7 +250,7 @@ class BucketPath:
             return str(_obstore().put(self.client(), self.key, content, mode=mode)["e_tag"])
 
     def unlink(self, *, missing_ok: bool = True) -> None:
-        """Delete an object; one that is not there is in nobody's way."""
+        """Delete an object; one that is not there is no error."""
         with self._talk(writing=True):
             _obstore().delete(self.client(), self.key)
 
@@ -243,12 +261,12 @@ class BucketPath:
             _obstore().delete(self.client(), keys)
 
     def client(self) -> "S3Store":
-        """Return the connections to the bucket."""
+        """Return the client of the bucket, with its connections."""
         return _client(self.bucket)
 
     @contextmanager
     def _talk(self, *, writing: bool = False) -> Iterator[None]:
-        """Raise what the store knows instead of what obstore does; EOFError: past the end."""
+        """Turn errors of obstore into ours; EOFError is a read past the end."""
         try:
             yield
         except FileNotFoundError:
@@ -268,7 +286,7 @@ class BucketPath:
 
 
 def _reason(kind: str, text: str) -> str:
-    """Return what is of use to people in the pages that obstore writes."""
+    """Return the part of obstore's long message that is of use to people."""
     if code := re.search(r"<Code>(\w+)</Code>", text):
         return code[1]
     if status := re.search(r"status code: (\d+ [\w ]+)", text):

@@ -1,14 +1,14 @@
-"""How values become bytes: logical dtypes, int8 with its scales, and the codec of a chunk.
+"""Encoding of values as bytes: logical dtypes, int8 with its scales, the codec of a chunk.
 
 bfloat16 is no Zarr data type, so its bits are stored as uint16 and the array's attribute
 `lorsa_dtype` says what they mean. int8 activations have two scales:
 
     x[t, c] = values[t, c] * scale[t] * channel[c],    values in -127..127
 
-`channel` is the largest |x[., c]| in a sample of the layer, once for the whole store, and at least
-1/64 of what is usual, so that a channel quiet in the sample may wake up later: a few
-channels of a language model's activations are tens of times larger than the rest, and without it
-all others would be rounded to what these need. `scale` is a token's largest
+`channel` is the largest |x[., c]| in a sample of the layer, once for the whole store. It is at
+least 1/64 of the median channel's, because a channel that is quiet in the sample may be loud later.
+A few channels of a language model's activations are tens of times larger than the rest; without
+`channel` they would decide how coarsely all others are rounded. `scale` is a token's largest
 |x[t, c] / channel[c]| / 127.
 """
 
@@ -20,17 +20,18 @@ import torch
 from numcodecs import Blosc
 from torch import Tensor
 
-Array = npt.NDArray[Any]
+from .choices import COMPRESSION_LEVELS
 
-COMPRESSION_LEVELS = {"lz4": 5, "zstd": 1}
-COMPRESSIONS = ("none", *COMPRESSION_LEVELS)
+DiskArray = npt.NDArray[Any]
+"""Array of values as they lie on disk"""
+
 INT8_LARGEST = 127
 QUIETEST = 1 / 64
-"""Of the median channel's scale: the least scale of a channel."""
+"""Least scale of a channel, as a fraction of the median channel's."""
 
 
 class DType(NamedTuple):
-    """A logical dtype: as torch computes with it, and as it lies on disk."""
+    """Logical dtype: as torch computes with it, and as it lies on disk."""
 
     torch: torch.dtype
     disk: str
@@ -49,21 +50,20 @@ DTYPES = {
     "int8": DType(torch.int8, "int8"),
     "int32": DType(torch.int32, "int32"),
 }
-ACTIVATION_DTYPES = ("bfloat16", "float16", "float32", "int8")
 
 
 class Encoded(NamedTuple):
-    """Activations in the store's dtype, and what they have to be multiplied by."""
+    """Activations in the store's dtype, with the scales that decode them."""
 
     values: Tensor
     """[n, n_ctx, d_model]"""
     scale: Tensor | None = None
-    """Of every token, float32, [n, n_ctx]; None unless the values are int8."""
+    """Scale of every token, float32, [n, n_ctx]; None unless the values are int8."""
     channel: Tensor | None = None
-    """Of every channel, float32, [d_model]; None unless the values are int8."""
+    """Scale of every channel, float32, [d_model]; None unless the values are int8."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Encoded":
-        """Return the same on a device: int8 travels as int8."""
+        """Return a copy on a device; int8 is copied as int8."""
         parts = (None if p is None else p.to(device, non_blocking=non_blocking) for p in self)
         return Encoded(*parts)  # type: ignore[arg-type]
 
@@ -75,7 +75,7 @@ class Encoded(NamedTuple):
 
 
 def encode(values: Tensor, dtype: str, channel: Tensor | None = None) -> Encoded:
-    """Round activations to a logical dtype, on their device, in memory of their own.
+    """Round activations to a logical dtype, on their device, into new memory.
 
     Args:
         values: [n, n_ctx, d_model].
@@ -83,7 +83,7 @@ def encode(values: Tensor, dtype: str, channel: Tensor | None = None) -> Encoded
         channel: scale of every channel for int8, [d_model], above 0.
 
     Returns:
-        With int8, a token that is not finite has a scale that is not.
+        Values and, for int8, scales; a token that is not finite has a scale that is not.
     """
     values = values.detach()
     if dtype != "int8":
@@ -99,7 +99,7 @@ def encode(values: Tensor, dtype: str, channel: Tensor | None = None) -> Encoded
 def channel_scale(sample: Tensor) -> Tensor:
     """Return int8's scale of every channel: its largest finite absolute value.
 
-    A channel quieter than QUIETEST of the median of those that are not 0 counts as that loud.
+    It is at least QUIETEST of the median scale of the channels that are not 0.
 
     Args:
         sample: activations, [..., d_model].
@@ -116,20 +116,22 @@ def channel_scale(sample: Tensor) -> Tensor:
     return largest.clamp_min((heard.median() * QUIETEST).clamp_min(tiny))
 
 
-def to_disk(values: Tensor, dtype: str) -> Array:
-    """Round a tensor to the logical dtype and return a copy of it as it lies on disk."""
+def to_disk(values: Tensor, dtype: str) -> DiskArray:
+    """Return a copy of a tensor, rounded to the logical dtype, as it lies on disk."""
     cast = values.detach().to("cpu", DTYPES[dtype].torch, copy=True).contiguous()
     return disk_view(cast)
 
 
-def disk_view(values: Tensor) -> Array:
+def disk_view(values: Tensor) -> DiskArray:
     """Return a tensor as it lies on disk, sharing its memory."""
-    array: Array = (values.view(torch.uint16) if values.dtype is torch.bfloat16 else values).numpy()
+    array: DiskArray = (
+        values.view(torch.uint16) if values.dtype is torch.bfloat16 else values
+    ).numpy()
     return array
 
 
-def from_disk(values: Array, dtype: str) -> Tensor:
-    """Return the tensor that an array from the disk stands for, sharing its memory."""
+def from_disk(values: DiskArray, dtype: str) -> Tensor:
+    """Return an array from the disk as a tensor of the logical dtype, sharing its memory."""
     tensor = torch.from_numpy(values)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
 
@@ -137,7 +139,8 @@ def from_disk(values: Array, dtype: str) -> Tensor:
 def blosc(compression: str, itemsize: int) -> Blosc | None:
     """Return the codec of a chunk's bytes, lossless; None for "none".
 
-    Bit-shuffled, but for int8: all its bits are equally random, and only whole values compress.
+    Bits are shuffled, except for int8: all its bits are equally random, and only whole values
+    compress.
     """
     if compression == "none":
         return None

@@ -1,6 +1,7 @@
-"""A store's folder as it lies there: begun or finished or neither, and what is known of its files.
+"""The folder of a store in any state: begun, finished or neither, and its committed files.
 
-`ActivationStore` opens finished stores to read them; this is for looking after them.
+`ActivationStore` opens finished stores to read them; this module serves what creates, checks and
+changes stores.
 """
 
 import os
@@ -10,7 +11,8 @@ from typing import NamedTuple
 
 from ..errors import StoreError, UnreachableError
 from .bucket import BucketPath
-from .journal import TABLE, Entry, Key, read_journal, read_table
+from .entries import TABLE, Entries, Key, read_table
+from .journal import read_journal
 from .layers import spell_layers
 from .layout import DOCUMENTS, ArraySpec, all_arrays, layer_arrays, text_arrays
 from .locks.bucket_lock import LOCK
@@ -18,21 +20,21 @@ from .manifest import JOURNAL, MANIFEST, PLAN, Manifest, read_manifest
 from .places import Place, file_sizes, remove_tree
 
 OUR_NAMES = {JOURNAL, DOCUMENTS, TABLE, "zarr.json", "tokens", "documents", "layers", "weights"}
-"""What an unfinished store may hold."""
+"""Names that an unfinished store may contain."""
 
 
 def is_complete(root: Place) -> bool:
-    """Tell whether a folder holds a finished store."""
+    """Return whether a folder holds a finished store."""
     return (root / MANIFEST).is_file()
 
 
 def is_begun(root: Place) -> bool:
-    """Tell whether a folder holds a store whose harvest can go on."""
+    """Return whether a folder holds a store whose harvest can go on."""
     return (root / PLAN).is_file()
 
 
 def is_hardly_begun(root: Place) -> bool:
-    """Tell whether a folder holds a store whose making was cut short before there was a plan."""
+    """Return whether a folder holds a store whose creation was interrupted before the plan."""
     names = [path.name for path in root.iterdir()] if root.is_dir() else []
     return (
         ((names == [JOURNAL] and _is_empty(root / JOURNAL)) or (root / JOURNAL / LOCK).is_file())
@@ -52,9 +54,9 @@ def _is_ours(name: str) -> bool:
 
 
 def require_free(root: Place) -> None:
-    """Raise StoreError unless a new store may be made here.
+    """Raise StoreError unless a new store may be created here.
 
-    A store whose making was cut short before there was a plan is in nobody's way.
+    A store whose creation was interrupted before the plan does not count.
     """
     if root.is_dir():
         if any(root.iterdir()) and not is_hardly_begun(root):
@@ -69,7 +71,7 @@ def require_free(root: Place) -> None:
 
 
 def clear(root: Place) -> None:
-    """Remove what a store that was hardly begun has left; the lock is held."""
+    """Remove the files of a store that was hardly begun; the lock is held."""
     for path in root.iterdir():
         if path.name == JOURNAL:
             for file in path.glob("*.jsonl"):
@@ -81,7 +83,7 @@ def clear(root: Place) -> None:
 
 
 def why_not_a_store(root: Place) -> str:
-    """Say what a folder without a manifest is, and what to type."""
+    """Return a message: what a folder without a manifest is, and what to type."""
     if is_begun(root):
         return (
             f"{root} is unfinished: run the same lorsa harvest command again, it goes on "
@@ -97,17 +99,17 @@ def why_not_a_store(root: Place) -> str:
 
 
 class Folder(NamedTuple):
-    """A store, finished or not."""
+    """State of a store, finished or not."""
 
     root: Place
     manifest: Manifest
-    """Of manifest.json, or of the plan where there is none yet"""
+    """Facts of manifest.json, or of the plan where there is none yet"""
     plan: Manifest
-    """What it will be when all is written: with the layers that are being added"""
+    """Facts when all is written: with the layers that are being added"""
     complete: bool
     """Whether manifest.json is there"""
-    entries: dict[Key, Entry]
-    """Its committed files: of shards.parquet and, for layers that are being added, the journal; of
+    entries: Entries
+    """Committed files: from shards.parquet and, for layers that are being added, the journal; from
     the journal alone where the store is unfinished"""
 
     @property
@@ -116,18 +118,18 @@ class Folder(NamedTuple):
         return sorted(set(self.plan.layers) - set(self.manifest.layers))
 
     def missing_shards(self) -> list[int]:
-        """Return the shards of which some file is not committed or not there."""
+        """Return the shards with a file that is not committed or not there."""
         arrays = all_arrays(self.plan).values()
         return missing_shards(self.root, self.plan, self.entries, arrays)
 
     def require_finished(self) -> None:
-        """Raise StoreError, with what to type, unless nothing is under way here."""
+        """Raise StoreError, with what to type, unless the store is finished and nothing changes."""
         if not self.complete:
             raise StoreError(why_not_a_store(self.root))
         if self.adding:
             raise StoreError(
                 f"{self.root} is being given layers {spell_layers(self.adding)}; first end that "
-                f"with: {going_on(self.root, self.plan, self.adding)}"
+                f"with: {resume_command(self.root, self.plan, self.adding)}"
             )
         if going := sorted(set(self.manifest.layers) - set(self.plan.layers)):
             raise StoreError(
@@ -135,11 +137,11 @@ class Folder(NamedTuple):
                 f"lorsa store rm {self.root} --layers {spell_layers(going)}"
             )
         if self.missing_shards():
-            raise StoreError(f"{self.root} lacks files; first: {mending(self.root)}")
+            raise StoreError(f"{self.root} lacks files; first: {repair_command(self.root)}")
 
 
-def look(root: Place) -> Folder:
-    """Return what a store's folder tells of itself.
+def read_folder(root: Place) -> Folder:
+    """Read manifest, plan and committed files of a store.
 
     Raises:
         StoreError: no store, another format version, or a damaged manifest, table or journal.
@@ -149,22 +151,20 @@ def look(root: Place) -> Folder:
         if not is_begun(root):
             raise StoreError(why_not_a_store(root))
         plan = read_manifest(root / PLAN)
-        return Folder(
-            root, plan, plan, complete, {(e.shard, e.array): e for e in read_journal(root)}
-        )
+        return Folder(root, plan, plan, complete, read_journal(root))
     manifest = read_manifest(root / MANIFEST)
     plan = _plan_beside(root, manifest)
-    entries = {(e.shard, e.array): e for e in read_table(root)}
+    entries = read_table(root)
     adding = [n for n in plan.layers if n not in manifest.layers]
     new = {spec.name for layer in adding for spec in layer_arrays(plan, layer)}
     if new:
-        entries = {key: entry for key, entry in entries.items() if key[1] not in new}
-        entries |= {(e.shard, e.array): e for e in read_journal(root) if e.array in new}
+        entries = entries.only(lambda array: array not in new)
+        entries.put(read_journal(root).only(new.__contains__).in_order())
     return Folder(root, manifest, plan, complete, entries)
 
 
 def _plan_beside(root: Place, manifest: Manifest) -> Manifest:
-    """Return the plan of a finished store; one that cannot be read plans nothing more."""
+    """Return the plan of a finished store; the manifest itself if the plan cannot be read."""
     try:
         return read_manifest(root / PLAN) if is_begun(root) else manifest
     except UnreachableError:
@@ -174,7 +174,7 @@ def _plan_beside(root: Place, manifest: Manifest) -> Manifest:
 
 
 def layers_being_added(root: Place) -> list[int]:
-    """Return the layers that a finished store is being given, ascending.
+    """Return the layers that are being added to a finished store, ascending.
 
     Raises:
         StoreError: its manifest cannot be read.
@@ -185,74 +185,72 @@ def layers_being_added(root: Place) -> list[int]:
     return sorted(set(_plan_beside(root, manifest).layers) - set(manifest.layers))
 
 
-def rooms(root: Place, layers: Iterable[int]) -> list[Place]:
-    """Return the folders of layers that are there, the ones that tell of a removal last."""
+def layer_folders(root: Place, layers: Iterable[int]) -> list[Place]:
+    """Return the folders of layers that exist; those below layers/ last: `rm` finds them by it."""
     found = [root / kind / str(layer) for layer in layers for kind in ("weights", "layers")]
-    return [room for room in found if room.exists() or room.is_symlink()]
+    return [folder for folder in found if folder.exists() or folder.is_symlink()]
 
 
-def lost_files(
-    root: Place, arrays: Mapping[str, ArraySpec], entries: Mapping[Key, Entry]
-) -> set[Key]:
-    """Return the committed files of these arrays that are not there, or not with their size."""
+def lost_files(root: Place, arrays: Mapping[str, ArraySpec], entries: Entries) -> set[Key]:
+    """Return the committed files of these arrays that are missing or of another size."""
     size = file_sizes(root)
-    return {
-        (shard, name)
-        for (shard, name), entry in entries.items()
-        if name in arrays and size(arrays[name].shard_path(root, shard)) != entry.n_bytes
-    }
+    lost = set()
+    for name, spec in arrays.items():
+        shards, facts = entries.of(name)
+        for shard, n_bytes in zip(shards.tolist(), facts["n_bytes"].tolist(), strict=True):
+            if size(spec.shard_name(shard)) != n_bytes:
+                lost.add((shard, name))
+    return lost
 
 
 def missing_shards(
-    root: Place, manifest: Manifest, entries: Mapping[Key, Entry], arrays: Iterable[ArraySpec]
+    root: Place, manifest: Manifest, entries: Entries, arrays: Iterable[ArraySpec]
 ) -> list[int]:
-    """Return the shards of which a file of some arrays is not committed or not there."""
+    """Return the shards with a file of these arrays that is not committed or not there."""
     specs = {spec.name: spec for spec in arrays}
-    lost = lost_files(root, specs, entries)
-    return [
-        shard
-        for shard in range(manifest.n_shards)
-        if any((shard, name) not in entries or (shard, name) in lost for name in specs)
-    ]
+    lost = {shard for shard, _ in lost_files(root, specs, entries)}
+    whole = entries.whole(manifest.n_shards, specs)
+    return [shard for shard, found in enumerate(whole.tolist()) if not found or shard in lost]
 
 
-def require_covered(root: Place, manifest: Manifest, committed: dict[Key, Entry]) -> None:
-    """Raise StoreError unless the journal tells of the token ids and what a table counts on."""
+def require_covered(root: Place, manifest: Manifest, committed: Entries) -> None:
+    """Raise StoreError unless the journal lists the token ids and all files of the table."""
     names = all_arrays(manifest)
-    told = read_table(root) if is_complete(root) else []
-    if any((e.shard, e.array) not in committed for e in told if e.array in names):
+    table = read_table(root) if is_complete(root) else Entries()
+    if any(key not in committed for key in table.only(names.__contains__)):
         raise StoreError(
-            f"{root} has a journal that lacks files of {TABLE}; write it anew with: {mending(root)}"
+            f"{root} has a journal that lacks files of {TABLE}; write it anew with: "
+            f"{repair_command(root)}"
         )
     if missing_shards(root, manifest, committed, text_arrays(manifest)):
-        remedy = f"see {mending(root)}" if told else "delete it and harvest again"
+        remedy = f"see {repair_command(root)}" if table else "delete it and harvest again"
         raise StoreError(f"{root} lacks token ids; {remedy}")
 
 
-def mending(root: Place) -> str:
-    """Return the command that mends what can be mended of a store."""
+def repair_command(root: Place) -> str:
+    """Return the command that repairs a store as far as it can be."""
     return shlex.join(["lorsa", "store", "verify", str(root), "--repair"])
 
 
 def text_names(manifest: Manifest) -> set[str]:
-    """Return the arrays that no harvest writes again: tokens and their documents."""
+    """Return the arrays that no harvest can write again: tokens and their documents."""
     return {spec.name for spec in text_arrays(manifest)}
 
 
-def leftovers(root: Place, manifest: Manifest) -> list[str]:
-    """Return folders of layers that are not, or no longer, in the store."""
+def orphaned_folders(root: Place, manifest: Manifest) -> list[str]:
+    """Return the folders of layers that are not, or no longer, in the store, by name."""
     known = {str(layer) for layer in manifest.layers}
     return [
-        f"{room}/{name}"
-        for room in ("layers", "weights")
-        if (root / room).is_dir()
-        for name in sorted(path.name for path in (root / room).iterdir())
+        f"{kind}/{name}"
+        for kind in ("layers", "weights")
+        if (root / kind).is_dir()
+        for name in sorted(path.name for path in (root / kind).iterdir())
         if name.isdecimal() and name not in known
     ]
 
 
-def going_on(root: Place, manifest: Manifest, layers: Sequence[int] = ()) -> str:
-    """Return the command that finishes a store, or with these layers alone, if any are given."""
+def resume_command(root: Place, manifest: Manifest, layers: Sequence[int] = ()) -> str:
+    """Return the command that finishes a store, or these layers of it if any are given."""
     request = manifest.request
     if not layers and isinstance(merged := request.get("merged"), list):
         return shlex.join(["lorsa", "store", "merge", *map(str, merged), "--out", str(root)])
@@ -272,11 +270,11 @@ def going_on(root: Place, manifest: Manifest, layers: Sequence[int] = ()) -> str
 
 
 def written_again(root: Place, manifest: Manifest, array: str) -> str:
-    """Say how a finished store gets a file of an array back."""
+    """Return how to have a file of a finished store written again."""
     merged = bool(manifest.request.get("merged"))
-    if not array.startswith("layers/"):  # what the model reads cannot be made again
+    if not array.startswith("layers/"):  # the text cannot be made again
         return f"delete the store and {'merge' if merged else 'harvest'} again"
     if merged:
-        again = going_on(root, manifest)
+        again = resume_command(root, manifest)
         return f"lorsa store verify {root} --repair, then {again} writes it again"
     return "the same lorsa harvest command writes it again"

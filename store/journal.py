@@ -1,138 +1,78 @@
-"""Which files of a store are committed: the journal, and shards.parquet in the end.
+"""The journal of a store: which files are committed, as its writers recorded them.
 
-The journal is a folder with files of JSON lines, each of one process, read in the order of their
-names, which is the order in which they were begun. A line is written, and forced to the disk, after
-the shard's files are: a line that is there tells of files that are whole. A line torn by a crash is
-the last of its file and is passed over; its shard is written again. What is said of a file that was
-spoken of before goes to a new journal file, after whatever other processes said.
+It is a folder of files of JSON lines. Each file is one process's; they are read in the order of
+their names, which is the order in which they were created. A line is written and flushed after the
+files of its shard, so a line lists files that are whole. A line torn by a crash is the last of its
+file and is skipped; its shard is written again. A new mention of a file goes to a journal file that
+sorts after all earlier mentions of it.
 
     [{"shard": 0, "array": "layers/12/attn_in", "n_seq": 64, ...}, ...]     committed
-    {"dropped": [[0, "layers/12/attn_in"], ...]}                            no longer
+    {"dropped": [[0, "layers/12/attn_in"], ...]}                            no longer committed
+
+A journal is read while it grows; each read continues where the one before ended.
 """
 
 import json
-import math
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from ..errors import StoreError
 from .bucket import BucketPath
+from .entries import TABLE, Entries, Entry, Key, entry_of, key_of
 from .manifest import JOURNAL
-from .places import Place, sync, write_atomically
+from .places import Place, files_in, read_from, sync, write_atomically
 
-TABLE = "shards.parquet"
 TEXT = "text"
-"""Name of the journal file that tells of tokens and documents."""
-
-
-class Entry(NamedTuple):
-    """One committed file: one shard of one array."""
-
-    shard: int
-    array: str
-    """Its path in the store, such as layers/12/attn_in."""
-    n_seq: int
-    n_bytes: int
-    crc32c: int
-    """Of the file."""
-    norm_sum: float
-    """sum ||x|| over the finite tokens; of `norms` where y is derived, sum ||y||; of int8's scales,
-    their sum; else 0."""
-    square_sum: float
-    """The sum of the squares of the same."""
-    n_nonfinite: int = 0
-    """Tokens with NaN or Inf."""
-    max_scale: float = 0.0
-    """Largest of int8's scales; 0 for all other arrays."""
-
-
-_SCHEMA = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("array", pa.string()),
-        ("n_seq", pa.int32()),
-        ("n_bytes", pa.int64()),
-        ("crc32c", pa.uint32()),
-        ("norm_sum", pa.float64()),
-        ("square_sum", pa.float64()),
-        ("n_nonfinite", pa.int64()),
-        ("max_scale", pa.float64()),
-    ]
-)
-
-
-Key = tuple[int, str]
-"""Shard and array of an entry."""
-_ARRAY = re.compile(r"(layers/(0|[1-9][0-9]{0,8})/)?[a-z][a-z0-9_]*")
-"""What an array can be called: nothing that could lead out of the store."""
-_LARGEST = {
-    "shard": 2**31 - 1,
-    "n_seq": 2**31 - 1,
-    "n_bytes": 2**63 - 1,
-    "crc32c": 2**32 - 1,
-    "n_nonfinite": 2**63 - 1,
-}
-
-
-def _entry(fields: dict[str, Any]) -> Entry:
-    """Return an entry read from a disk; ValueError or TypeError if it cannot be one."""
-    entry = Entry(**fields)
-    _require_array(entry.array)
-    for name, largest in _LARGEST.items():
-        value = getattr(entry, name)
-        if type(value) is not int or not 0 <= value <= largest:
-            raise ValueError(f"{name} is {value!r}")
-    if not (math.isfinite(entry.norm_sum) and math.isfinite(entry.square_sum)):
-        raise ValueError("a sum is not finite")
-    if not 0 <= entry.max_scale < math.inf:
-        raise ValueError(f"max_scale is {entry.max_scale!r}")
-    return entry
-
-
-def _require_array(name: str) -> None:
-    if not _ARRAY.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of an array")
+"""Name of the journal file that lists the files of tokens and documents."""
+OBJECT_BYTES = 1 << 20
+"""Largest size of a journal file in a bucket, which is put again for every line."""
+TAIL_BYTES = 256
+"""Bytes before the end of the last read that are compared before the next: an entry with its shard
+and checksum. If they differ, a line was taken back or the file is another one."""
 
 
 class JournalWriter:
-    """Appends this process's commits to a file of its own."""
+    """Appends the commits of this process to a journal file of its own."""
 
     def __init__(self, store: Place, name: str | None = None) -> None:
-        """Choose a file; without a name, a new one, after all that are there when it is begun."""
+        """Choose a file; without a name, a new one, created to sort last with its first line."""
         self._journal = store / JOURNAL
+        self._is_named = name is not None
         self._path: Place | None = None if name is None else self._journal / f"{name}.jsonl"
-        self._told = b""
-        """In a bucket, the whole file."""
+        self._content = b""
+        """Content of the whole file, in a bucket; empty on a disk."""
         if isinstance(self._path, BucketPath) and self._path.is_file():
-            self._told = self._path.read_bytes()
+            self._content = self._path.read_bytes()
 
     def commit(self, entries: Iterable[Entry]) -> None:
         """Record files that are on the disk, all of them in one line."""
         self._append([entry._asdict() for entry in entries])
 
     def drop(self, keys: Iterable[Key]) -> None:
-        """Record that files are no longer to be counted on, all of them in one line."""
+        """Record that files are no longer committed, all of them in one line."""
         self._append({"dropped": sorted(keys)})
 
-    def begin_anew(self) -> None:
-        """Write what follows to a new file: it is about files that others have spoken of."""
-        self._path, self._told = None, b""
+    def come_after(self, name: str) -> None:
+        """Begin a new file for what follows, unless the current one sorts after the named one."""
+        if self._path is not None and self._path.name < name:
+            self._begin_another()
+
+    def _begin_another(self) -> None:
+        self._path, self._content = None, b""
 
     def _append(self, content: Any) -> None:
         line = (json.dumps(content) + "\n").encode()
         try:
+            if self._content and not self._is_named and len(self._content + line) > OBJECT_BYTES:
+                self._begin_another()
             self._path = self._path or _new_file(self._journal)
             if isinstance(self._path, BucketPath):  # nothing is appended to an object
-                self._path.write_bytes(self._told + line)
-                self._told += line
+                self._path.write_bytes(self._content + line)
+                self._content += line
                 return
             _append(self._path, line)
         except OSError as error:
@@ -143,7 +83,7 @@ class JournalWriter:
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Append a line to a file, whole or not at all, and force it to the disk."""
+    """Append a line to a file, whole or not at all, and flush it to the disk."""
     size = path.stat().st_size if path.is_file() else 0
     try:
         with path.open("ab") as file:
@@ -159,7 +99,7 @@ def _append(path: Path, line: bytes) -> None:
 
 
 def _new_file(journal: Place) -> Place:
-    """Make a file after all others; of two processes at once, each gets its own."""
+    """Create a file that sorts after all others; two processes at once get two files."""
     while True:
         taken = [path.stem[1:] for path in journal.glob("w*.jsonl")]
         last = max((int(number) for number in taken if number.isdecimal()), default=0)
@@ -173,123 +113,143 @@ def _new_file(journal: Place) -> Place:
 
 
 class _Line(NamedTuple):
-    """A whole line of a journal file."""
+    """Content of a line that is whole."""
 
-    text: bytes
     committed: list[Entry]
     dropped: list[Key]
 
 
-def _lines(path: Place) -> Iterator[_Line | None]:
-    """Yield the whole lines of a journal file, None for a damaged one."""
+def _parse(text: bytes) -> _Line | None:
+    """Return the content of a line, None if it is damaged."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error.strerror})") from None
-    *lines, _ = content.split(b"\n")  # what follows the last one was torn by a crash
-    for text in lines:
+        content = json.loads(text)
+        if isinstance(content, list):
+            return _Line([entry_of(fields) for fields in content], [])
+        return _Line([], [key_of(*key) for key in content["dropped"]])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+
+
+class _Position(NamedTuple):
+    """End of what was read of a file."""
+
+    n_bytes: int = 0
+    """Bytes of the whole lines that were read"""
+    tail: bytes = b""
+    """Last of these bytes, at most TAIL_BYTES"""
+
+    def after(self, line: bytes) -> "_Position":
+        """Return the position after one more line."""
+        return _Position(self.n_bytes + len(line), (self.tail + line)[-TAIL_BYTES:])
+
+
+class Journal:
+    """Committed files of a store by its journal, as far as it was read."""
+
+    def __init__(self, store: Place) -> None:
+        """Read the journal of a store."""
+        self._store = store
+        self._reset()
+        self.read()
+
+    def _reset(self) -> None:
+        self.entries = Entries()
+        """Files that are committed, and those that were dropped."""
+        self.damaged: list[Place] = []
+        """Journal files with a line that cannot be read; such lines are skipped."""
+        self._positions: dict[Place, _Position] = {}
+
+    def read(self) -> set[int]:
+        """Read the lines that were added; return the shards that they mention.
+
+        Raises:
+            StoreError: a file cannot be read.
+        """
         try:
-            yield _parse(text + b"\n")
-        except (ValueError, TypeError, KeyError, RecursionError):
-            yield None
+            found = self._read_on()
+            if found is not None:
+                return found
+            before = self.entries.shards
+            self._reset()
+            return before | (self._read_on() or set())
+        except OSError as error:
+            raise StoreError(
+                f"{error.filename or self._store / JOURNAL} cannot be read ({error.strerror})"
+            ) from None
+
+    def _read_on(self) -> set[int] | None:
+        """Read the lines that were added; None if what was read before has changed."""
+        files = _files(self._store)
+        if list(files)[: len(self._positions)] != list(self._positions):
+            return None
+        found: set[int] = set()
+        for rank, (path, size) in enumerate(files.items()):
+            position = self._positions.setdefault(path, _Position())
+            if size is not None and size == position.n_bytes:
+                continue
+            blocks = read_from(path, position.n_bytes - len(position.tail))
+            first = next(blocks, b"")
+            if not first.startswith(position.tail):
+                return None
+            for line in _whole_lines(chain([first[len(position.tail) :]], blocks)):
+                found |= self._apply(line, path, rank)
+                self._positions[path] = position = position.after(line)
+        return found
+
+    def _apply(self, text: bytes, path: Place, rank: int) -> set[int]:
+        line = _parse(text)
+        if line is None:
+            self.damaged += [path] if path not in self.damaged else []
+            return set()
+        self.entries.put(line.committed, rank)
+        self.entries.drop(line.dropped, rank)
+        return {e.shard for e in line.committed} | {shard for shard, _ in line.dropped}
+
+    def last_mention(self, keys: Iterable[Key]) -> str | None:
+        """Return the name of the last journal file that mentions some files, None if none does.
+
+        They may be mentioned as dropped.
+        """
+        rank = self.entries.last_rank(keys)
+        return None if rank is None else list(self._positions)[rank].name
+
+    def require_readable(self) -> None:
+        """Raise StoreError, with what to type, if a line is damaged."""
+        for path in self.damaged:
+            if path.stem == TEXT and not (self._store / TABLE).exists():
+                raise StoreError(f"{path} has a damaged line; delete the store and harvest again")
+            raise StoreError(
+                f"{path} has a damaged line; lorsa store verify {self._store} --repair drops it, "
+                "and the same lorsa harvest command writes the shards that it listed again"
+            )
 
 
-@lru_cache(4096)  # a journal is read again and again while it grows
-def _parse(text: bytes) -> _Line:
-    content = json.loads(text)
-    if isinstance(content, list):
-        return _Line(text, [_entry(fields) for fields in content], [])
-    dropped = [(int(shard), str(array)) for shard, array in content["dropped"]]
-    return _Line(text, [], dropped)
+def _files(store: Place) -> dict[Place, int | None]:
+    """Return the journal files in order, with their bytes where a listing includes them."""
+    return dict(sorted(files_in(store / JOURNAL, "*.jsonl").items()))
 
 
-def _files(store: Place) -> list[Place]:
-    return sorted((store / JOURNAL).glob("*.jsonl"))
+def _whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield lines with their ends; bytes after the last one were torn by a crash."""
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            yield line + b"\n"
 
 
-def read_journal(store: Place) -> list[Entry]:
-    """Return every file that any writer committed; of one written twice, the last.
+def read_journal(store: Place) -> Entries:
+    """Return the committed files of all writers; for a file written twice, the last entry.
 
     Raises:
         StoreError: a line is damaged.
     """
-    require_readable(store)
-    return list(salvage_journal(store).values())
-
-
-def require_readable(store: Place) -> None:
-    """Raise StoreError, with what to type, if a line of the journal is damaged."""
-    for path in damaged_files(store):
-        if path.stem == TEXT and not (store / TABLE).exists():
-            raise StoreError(f"{path} has a damaged line; delete the store and harvest again")
-        raise StoreError(
-            f"{path} has a damaged line; lorsa store verify {store} --repair drops it, and the "
-            "same lorsa harvest command redoes the shards that it told of"
-        )
-
-
-def damaged_files(store: Place) -> list[Place]:
-    """Return the journal files in which a line cannot be read."""
-    return [path for path in _files(store) if any(line is None for line in _lines(path))]
-
-
-class Told(NamedTuple):
-    """What a journal tells."""
-
-    entries: dict[Key, Entry]
-    """The committed files."""
-    spoken_of: set[Key]
-    """These and all that were once committed or dropped."""
-
-
-def tell(store: Place) -> Told:
-    """Return what the journal tells, passing over lines that cannot be read."""
-    told = Told({}, set())
-    for path in _files(store):
-        for line in _lines(path):
-            if line is not None:
-                told.entries.update({(e.shard, e.array): e for e in line.committed})
-                told.spoken_of.update((e.shard, e.array) for e in line.committed)
-                told.spoken_of.update(line.dropped)
-                for key in line.dropped:
-                    told.entries.pop(key, None)
-    return told
-
-
-def salvage_journal(store: Place) -> dict[Key, Entry]:
-    """Return its committed files alone."""
-    return tell(store).entries
+    journal = Journal(store)
+    journal.require_readable()
+    return journal.entries
 
 
 def rewrite_journal(path: Place) -> None:
-    """Keep the lines of a journal file that can be read."""
-    write_atomically(path, b"".join(line.text for line in _lines(path) if line is not None))
-
-
-def write_table(store: Place, entries: Iterable[Entry]) -> None:
-    """Write shards.parquet, with a checksum in every page."""
-    rows = [entry._asdict() for entry in sorted(entries)]
-    content = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), content, write_page_checksum=True)
-    write_atomically(store / TABLE, content.getvalue().to_pybytes())
-
-
-def read_table(store: Place) -> list[Entry]:
-    """Read shards.parquet.
-
-    Raises:
-        StoreError: missing, damaged, of another schema, or with a row that cannot be one.
-    """
-    path = store / TABLE
-    try:
-        content = pa.BufferReader(path.read_bytes())
-        table = pq.read_table(content, schema=_SCHEMA, page_checksum_verification=True)
-        # a column that an older version did not write is null
-        rows = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
-        return [_entry(row) for row in rows]
-    except (OSError, pa.ArrowException, ValueError, TypeError, MemoryError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StoreError(
-            f"{path} cannot be read ({reason}); lorsa store verify {store} --repair makes it anew "
-            "from the journal, or restore a copy"
-        ) from None
+    """Rewrite a journal file without the lines that cannot be read."""
+    lines = _whole_lines(read_from(path, 0))
+    write_atomically(path, b"".join(line for line in lines if _parse(line) is not None))

@@ -1,4 +1,4 @@
-"""Choices of layers, as users write them."""
+"""Choices of layers in the form that users write: 0-27, 3,7,12 or all."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ def choose_layers(text: str, have: Sequence[int], *, where: str) -> list[int]:
     Args:
         text: the choice.
         have: layers to choose from.
-        where: what has them, for messages.
+        where: name of the store or model that has them, for messages.
 
     Returns:
         The chosen layers, ascending.
 
     Raises:
-        ValueError: not of that form, or a layer that is not there.
+        ValueError: the text has another form, or names a layer that is not there.
     """
     if text == "all":
         return sorted(have)

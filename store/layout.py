@@ -1,4 +1,4 @@
-"""Which arrays a store has, and their Zarr v3 metadata: any Zarr tool can open the folder.
+"""Arrays of a store and their Zarr v3 metadata, by which any Zarr tool opens the folder.
 
     tokens               [n_seq, n_ctx] int32         token ids, as fed to the model
     documents            [n_seq, n_ctx] int32         document that each token comes from
@@ -8,8 +8,8 @@
     layers/<l>/norms     [n_seq, n_ctx, 2] float32    ||x||, ||y|| of every token
     weights/<l>/<name>                                the layer's own parameters
 
-    layers/<l>/attn_in_scale    [n_seq, n_ctx] float32    int8 alone: of every token
-    layers/<l>/attn_in_channel  [d_model] float32         int8 alone: of every channel
+    layers/<l>/attn_in_scale    [n_seq, n_ctx] float32    scale of every token, int8 alone
+    layers/<l>/attn_in_channel  [d_model] float32         scale of every channel, int8 alone
 
 and the same two for attn_out. All arrays but weights and channels are cut alike: a chunk is a
 sequence, a shard is `shard_seqs` of them, one file.
@@ -31,7 +31,8 @@ from zarr.storage import MemoryStore
 
 from ..errors import StoreError
 from .bucket import BucketPath
-from .encoding import COMPRESSION_LEVELS, DTYPES, blosc, from_disk, to_disk
+from .choices import COMPRESSION_LEVELS
+from .encoding import DTYPES, blosc, from_disk, to_disk
 from .manifest import Manifest
 from .places import Place, zarr_store
 
@@ -43,13 +44,13 @@ class ArraySpec(NamedTuple):
     """One sharded array of a store."""
 
     name: str
-    """Path in the store."""
+    """Path of the array in the store"""
     row_shape: tuple[int, ...]
-    """Shape of one sequence."""
+    """Shape of one sequence"""
     dims: tuple[str, ...]
-    """Names of the axes."""
+    """Names of the axes"""
     dtype: str
-    """Logical dtype."""
+    """Logical dtype"""
     compression: str
 
     @property
@@ -62,12 +63,16 @@ class ArraySpec(NamedTuple):
 
     @property
     def codec(self) -> "numcodecs.Blosc | None":
-        """Codec of a chunk's bytes."""
+        """Codec of a chunk's bytes; None if they are not compressed."""
         return blosc(self.compression, DTYPES[self.dtype].itemsize)
 
+    def shard_name(self, shard: int) -> str:
+        """Return the path in the store of one shard's file, by Zarr's default chunk keys."""
+        return f"{self.name}/c/{shard}{'/0' * len(self.row_shape)}"
+
     def shard_path(self, root: Place, shard: int) -> Place:
-        """Return the file of one shard, as Zarr's default chunk keys name it."""
-        return root.joinpath(self.name, "c", str(shard), *["0"] * len(self.row_shape))
+        """Return the place of one shard's file."""
+        return root / self.shard_name(shard)
 
 
 def attn_in(layer: int) -> str:
@@ -81,12 +86,12 @@ def attn_out(layer: int) -> str:
 
 
 def scale_of(site: str) -> str:
-    """Return the name of the scales of every token of an int8 array, given that array's."""
+    """Return the name of the token scales of an int8 array, given that array's name."""
     return f"{site}_scale"
 
 
 def channel_of(site: str) -> str:
-    """Return the name of the scales of its channels."""
+    """Return the name of the channel scales of an int8 array, given that array's name."""
     return f"{site}_channel"
 
 
@@ -106,7 +111,7 @@ def summed(manifest: Manifest, layer: int) -> tuple[str, str]:
 
 
 def whole_arrays(manifest: Manifest) -> Iterator[tuple[str, list[int] | None]]:
-    """Yield the arrays that are one chunk, with their shape where the manifest says it."""
+    """Yield the arrays that are one chunk, with their shape where the manifest gives it."""
     for layer, facts in manifest.layers.items():
         for weight in facts["weights"]:
             yield f"weights/{layer}/{weight}", None
@@ -144,7 +149,7 @@ def all_arrays(manifest: Manifest) -> dict[str, ArraySpec]:
 def create_arrays(
     root: Place | MemoryStore, manifest: Manifest, layers: Iterable[int] | None = None
 ) -> None:
-    """Write the Zarr metadata of the group and of every sharded array, or of those of layers."""
+    """Write the Zarr metadata of the group and of all sharded arrays, or only those of layers."""
     if isinstance(root, BucketPath):
         with _put_later(root) as memory:
             create_arrays(memory, manifest, layers)
@@ -183,7 +188,7 @@ def _blosc_metadata(spec: ArraySpec) -> BloscCodec:
 
 @contextmanager
 def _put_later(root: BucketPath) -> Iterator[MemoryStore]:
-    """Collect what zarr writes and put each object once; zarr would ask for many before it does."""
+    """Collect the files that zarr writes and put each once; zarr alone sends many more requests."""
     files: dict[str, Any] = {}
     yield MemoryStore(files)
     for name, content in files.items():
@@ -209,7 +214,7 @@ def read_weights(root: Place, manifest: Manifest, layer: int) -> dict[str, Tenso
 
 
 def write_whole(root: Place | MemoryStore, name: str, values: Tensor) -> None:
-    """Write a small array in one chunk, in its own dtype."""
+    """Write a small array as one chunk, in its own dtype."""
     if isinstance(root, BucketPath):
         with _put_later(root) as memory:
             write_whole(memory, name, values)

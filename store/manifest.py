@@ -1,9 +1,8 @@
-"""What a store is: the facts in manifest.json, and in journal/plan.json while it is being written.
+"""The facts of a store: manifest.json, and journal/plan.json while it is being written.
 
 Both hold the same fields. The plan is written when a harvest begins, the manifest last of all: a
-folder without manifest.json is not a complete store. The store reads what it needs itself (shapes,
-dtype, layers, held-out shards); model, tokenizer, corpus, request and geometry are facts that it
-carries for others.
+folder without manifest.json is not a complete store. The store itself uses shapes, dtype, layers
+and held-out shards. Model, tokenizer, corpus, request and geometry are there for its readers.
 """
 
 import json
@@ -11,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import FormatVersionError, StoreError
-from .encoding import ACTIVATION_DTYPES, COMPRESSIONS
+from .choices import ACTIVATION_DTYPES, COMPRESSIONS, OUTPUTS
 from .places import Place
 
 FORMAT_VERSION = 1
@@ -19,7 +18,6 @@ MANIFEST = "manifest.json"
 JOURNAL = "journal"
 PLAN = "journal/plan.json"
 HELD_OUT_FRACTION = 0.05
-OUTPUTS = ("store", "derive")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,17 +25,17 @@ class Manifest:
     """The facts of one store."""
 
     uuid: str
-    """Made anew for every store."""
+    """Random identifier of this store."""
     created: str
-    """When its harvest began, UTC."""
+    """Time at which its harvest began, UTC."""
     lorsa_version: str
-    """Version that wrote it."""
+    """Version of lorsa that wrote it."""
     model: dict[str, Any]
     """The language model: id, revision, architecture, dtype, attention implementation, sizes."""
     tokenizer: dict[str, Any]
     """Fingerprint and special tokens."""
     corpus: dict[str, Any]
-    """Where the text came from and how it was packed."""
+    """Source of the text and how it was packed."""
     request: dict[str, Any]
     """The settings as given; a harvest goes on only with the same."""
     n_seq: int
@@ -53,9 +51,9 @@ class Manifest:
     compression: str
     """Codec of the activations: "none", "lz4" or "zstd"."""
     outputs: str = "store"
-    """Whether y is stored, "store", or to be recomputed from x by the layer's weights, "derive"."""
+    """Source of y: "store", an array, or "derive", recomputed from x by the layer's weights."""
     layers: dict[int, dict[str, Any]]
-    """For every layer the names of its "weights", and for others its geometry and self-check."""
+    """Facts of every layer: the names of its "weights", its "geometry" and its "self_check"."""
     held_out_shards: tuple[int, ...]
     """Validation shards, never trained on."""
 
@@ -98,7 +96,7 @@ class Manifest:
 
 
 def held_out_shards(n_seq: int, shard_seqs: int) -> tuple[int, ...]:
-    """Return the last shards, at least one: as many as come nearest to 5 % of the sequences."""
+    """Return the last shards, at least one, whose share of the sequences is closest to 5 %."""
     n_shards = -(-n_seq // shard_seqs)
 
     def miss(first: int) -> float:

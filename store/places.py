@@ -1,16 +1,16 @@
-"""Where a store lies: a folder, or s3://bucket/folder. What the two do differently is here.
+"""Places of stores, a folder or s3://bucket/folder, and all that differs between the two.
 
-A `Place` is a `Path` or a `BucketPath`, which have the same verbs for names and whole files. On a
-disk a file is made whole by flush and rename, in a bucket every object is whole by itself.
+A `Place` is a `Path` or a `BucketPath`, which have the same methods for names and whole files. On a
+disk a file is made atomic by flush and rename; in a bucket every object is.
 """
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .. import whole
 from ..errors import StoreError
@@ -18,11 +18,11 @@ from .bucket import BucketPath
 
 Place = Path | BucketPath
 BLOCK_BYTES = 4 << 20
-"""Read at once of a file that is not kept."""
+"""Bytes of a block of a file that is read through and not kept."""
 
 
 def place(where: str | Place) -> Place:
-    """Return the place that a user names: a folder, or s3://bucket/folder.
+    """Return the place for what a user writes: a folder, or s3://bucket/folder.
 
     Raises:
         StoreError: a URL of another kind, or of no folder; obstore is not installed.
@@ -47,14 +47,14 @@ def write_atomically(path: Place, content: str | bytes) -> None:
 
 
 def sync(path: Place) -> None:
-    """Make a file's content, or the names in a folder, last through a power cut."""
+    """Flush a file's content, or the names in a folder, to the disk."""
     if isinstance(path, BucketPath):
-        return  # what a bucket has taken lasts
+        return  # a bucket has flushed what it has accepted
     whole.sync(path)
 
 
 def unmade_folders(folder: Place) -> list[Path]:
-    """Return a folder and those around it as far as they are not there; a bucket has none."""
+    """Return the folder and its parents that do not exist yet; none for a bucket."""
     if isinstance(folder, BucketPath):
         return []
     path = folder.absolute()
@@ -62,7 +62,7 @@ def unmade_folders(folder: Place) -> list[Path]:
 
 
 def sync_tree(root: Place) -> None:
-    """Make everything below a folder last through a power cut."""
+    """Flush everything below a folder to the disk."""
     if isinstance(root, BucketPath):
         return
     whole.sync_tree(root)
@@ -77,21 +77,21 @@ def remove_tree(folder: Place) -> None:
 
 
 def leads_out(path: Place, root: Place) -> bool:
-    """Tell whether a link makes a path lie outside of a store; a bucket has no links."""
+    """Return whether links lead from a path out of a store; a bucket has no links."""
     if isinstance(path, BucketPath) or isinstance(root, BucketPath):
         return False
     return not path.resolve().is_relative_to(root.resolve())
 
 
 def tree_bytes(folder: Place) -> int:
-    """Return the bytes of all files in a folder, 0 if there is none; others may be changing it."""
+    """Return the bytes of all files below a folder, 0 if there is none; it may be changing."""
     if isinstance(folder, BucketPath):
         return sum(folder.sizes().values())
     return sum(file_size(path) or 0 for path in folder.rglob("*"))
 
 
-def free_bytes(folder: Place) -> int | None:
-    """Return what the disk of a folder, which may not be there yet, has free; None for a bucket."""
+def free_disk_bytes(folder: Place) -> int | None:
+    """Return the free bytes on the disk of a folder, which need not exist; None for a bucket."""
     if isinstance(folder, BucketPath):
         return None
     path = folder.absolute()
@@ -99,7 +99,7 @@ def free_bytes(folder: Place) -> int | None:
 
 
 def file_size(path: Place) -> int | None:
-    """Return the bytes of a file, None if there is none."""
+    """Return the size of a file in bytes, None if there is none."""
     if isinstance(path, BucketPath):
         return path.size()
     try:
@@ -108,13 +108,31 @@ def file_size(path: Place) -> int | None:
         return None
 
 
-def file_sizes(root: Place) -> Callable[[Any], int | None]:
-    """Return `file_size` for many files of a store: in a bucket, they are listed once."""
-    return root.sizes().get if isinstance(root, BucketPath) else file_size
+def file_sizes(root: Place) -> Callable[[str], int | None]:
+    """Return a function from a name in a store to the file's size; a bucket is listed once."""
+    if isinstance(root, BucketPath):
+        return root.sizes_by_name().get
+    folder = str(root)
+
+    def size(name: str) -> int | None:
+        try:
+            found = os.stat(f"{folder}/{name}")
+        except OSError:
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    return size
+
+
+def files_in(folder: Place, pattern: str) -> dict[Place, int | None]:
+    """Return the files of a folder whose names match a pattern; in a bucket, with their bytes."""
+    if isinstance(folder, BucketPath):
+        return {path: n for path, n in folder.files().items() if fnmatch(path.name, pattern)}
+    return dict.fromkeys(folder.glob(pattern))
 
 
 def read_tail(path: Place, n_bytes: int) -> bytes:
-    """Return the last bytes of a file; fewer if it has no more."""
+    """Return the last bytes of a file; all of them if it is shorter."""
     if isinstance(path, BucketPath):
         return path.read_tail(n_bytes)
     with path.open("rb") as file:
@@ -122,11 +140,24 @@ def read_tail(path: Place, n_bytes: int) -> bytes:
         return file.read()
 
 
+def read_from(path: Place, start: int) -> Iterator[bytes]:
+    """Yield the bytes of a file from an offset on, block by block."""
+    if isinstance(path, BucketPath):
+        yield path.read_from(start)
+        return
+    with path.open("rb") as file:  # over NFS, opening a file shows what others have written
+        file.seek(start)
+        while block := file.read(BLOCK_BYTES):
+            yield block
+
+
 def read_blocks(path: Place) -> Iterator[Any]:
-    """Yield the bytes of a file block by block; a block is good until the next is asked for."""
+    """Yield the bytes of a file block by block; a block is valid until the next is asked for."""
     if isinstance(path, BucketPath):
         yield from path.read_blocks()
         return
+    import numpy as np  # here, so that a config with a place imports none
+
     block = np.empty(BLOCK_BYTES, dtype=np.uint8)
     with path.open("rb", buffering=0) as file:
         while n_read := file.readinto(block.data):
@@ -134,7 +165,7 @@ def read_blocks(path: Place) -> Iterator[Any]:
 
 
 def zarr_store(folder: Place) -> Any:
-    """Return what zarr-python opens for a folder."""
+    """Return the argument by which zarr-python opens a folder."""
     if not isinstance(folder, BucketPath):
         return folder
     from obstore.store import S3Store

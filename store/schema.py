@@ -1,4 +1,4 @@
-"""Whether the Zarr metadata of a store says what its manifest says."""
+"""Comparison of a store's Zarr metadata with its manifest."""
 
 import json
 import math
@@ -25,11 +25,11 @@ _MATTERS = (
     "codecs",
     "dimension_names",
 )
-"""Fields without which an array is read wrongly or not found."""
+"""Fields that decide whether an array is found and read correctly."""
 
 
 def metadata(manifest: Manifest) -> dict[str, bytes]:
-    """Return the zarr.json of every group and sharded array, by its path in the store."""
+    """Return the zarr.json that every group and sharded array should have, by its path."""
     files: dict[str, Any] = {}
     create_arrays(MemoryStore(files), manifest)
     contents = {name: buffer.to_bytes() for name, buffer in files.items()}
@@ -41,7 +41,7 @@ def metadata(manifest: Manifest) -> dict[str, bytes]:
 
 
 def difference(path: Place, expected: bytes) -> str | None:
-    """Return in what a zarr.json differs from the one that belongs there, None if it does not."""
+    """Return how a zarr.json differs from what is expected, None if it does not."""
     try:
         found, wanted = json.loads(path.read_bytes()), json.loads(expected)
     except OSError as error:
@@ -65,11 +65,11 @@ def _short(value: Any) -> str:
 
 
 def whole_problem(folder: Place, shape: list[int] | None = None) -> str | None:
-    """Return what is wrong with an array, by its metadata and the size of its one chunk.
+    """Return what is wrong with an array of one chunk, by its metadata and the chunk's size.
 
     Args:
-        folder: of the array.
-        shape: that it should have, if that is known.
+        folder: folder of the array.
+        shape: expected shape, None if it is not known.
     """
     try:
         facts = json.loads((folder / METADATA).read_bytes())
@@ -88,7 +88,7 @@ def whole_problem(folder: Place, shape: list[int] | None = None) -> str | None:
 
 
 def require_shapes(root: Place, manifest: Manifest) -> None:
-    """Raise StoreError unless every array has the shape and data type of the manifest; quick."""
+    """Raise StoreError unless every array has the shape and data type of the manifest."""
     for name, spec in all_arrays(manifest).items():
         path = root / name / METADATA
         try:

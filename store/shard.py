@@ -1,17 +1,17 @@
-"""One shard file of a Zarr v3 array (codec sharding_indexed), a sequence at a time.
+"""Shard files of Zarr v3 arrays (codec sharding_indexed), a sequence at a time.
 
     chunk 0 | crc32c | chunk 1 | crc32c | ... | index | crc32c of the index
 
-A chunk is one sequence, whole, compressed or not. The index holds offset and length of every chunk,
-uint64 little-endian; 2^64 - 1 twice is a chunk beyond the end of the array.
+A chunk is one sequence, compressed or not. The index holds offset and length of every chunk, uint64
+little-endian; 2^64 - 1 twice is a chunk beyond the end of the array.
 
-zarr-python would hold a whole shard in memory to write it and reads chunk by chunk through Python
-objects; here a shard grows on disk as sequences arrive, and a sequence is read by one positioned
+zarr-python holds a whole shard in memory to write it, and reads chunk by chunk through Python
+objects. Here a shard grows on disk as sequences arrive, and a sequence is read by one positioned
 read into the array that the caller gets. Every read is checked: a missing or damaged chunk raises.
 
-The checksum of a whole file, in the journal, is the crc32c of its chunks' checksums and its index.
-That of all its bytes would be the same for any content: data followed by its own crc32c leaves a
-crc in a state that only the length decides.
+The checksum of a file, in the journal, is the crc32c of its chunks' checksums and its index. The
+crc32c of all its bytes would be the same for any content: after data and its own crc32c, the state
+of a crc depends on the length alone.
 
 Source: Zarr v3 specification, codecs sharding_indexed and crc32c.
 """
@@ -28,7 +28,7 @@ import numpy as np
 
 from ..errors import DamageError, StoreError
 from .bucket import BucketPath
-from .encoding import Array
+from .encoding import DiskArray
 from .places import Place, read_blocks, read_tail, sync
 
 NO_CHUNK = np.uint64(2**64 - 1)
@@ -37,21 +37,21 @@ ENTRY_BYTES = 16
 FLUSH_BYTES = 64 << 20
 """Bytes of a growing file that may wait in the page cache."""
 N_FOLDERS = 4
-"""Folders from a shard file up to its array, which may be new."""
+"""Folders from a shard file up to its array, which may be new and are flushed."""
 BLOSC_SIZE = slice(4, 8)
-"""Of a blosc chunk: how many bytes it decodes to, little-endian."""
+"""Bytes of a blosc chunk that hold its decoded size, little-endian."""
 
 
 class ShardFile(NamedTuple):
-    """A committed file, as the journal records it."""
+    """Size and checksum of a file, as the journal records them."""
 
     n_bytes: int
     crc32c: int
-    """Of the chunks' checksums and the index."""
+    """crc32c of the chunks' checksums and the index"""
 
 
 class ShardWriter:
-    """Append sequences to a new shard file; nobody sees the file before `commit`."""
+    """Appends sequences to a new shard file, which becomes visible with `commit`."""
 
     def __init__(
         self, path: Place, *, n_chunks: int, codec: Any = None, each: Callable[..., Any] = map
@@ -59,10 +59,10 @@ class ShardWriter:
         """Start a file.
 
         Args:
-            path: where the shard will lie.
+            path: place of the shard.
             n_chunks: chunks that the index has room for.
             codec: numcodecs codec of a chunk's bytes, or None.
-            each: `map`, or that of a pool of threads, which then encode the chunks.
+            each: `map`, or the `map` of a pool of threads that encode the chunks.
         """
         self.path = path
         self._index = np.full((n_chunks, 2), NO_CHUNK, dtype="<u8")
@@ -77,7 +77,7 @@ class ShardWriter:
         except OSError as error:
             raise _cannot_write(path, error) from None
 
-    def append(self, chunks: Array) -> None:
+    def append(self, chunks: DiskArray) -> None:
         """Write the next chunks, [n, ...]; raises StoreError if the disk does not take them."""
         for data, crc in self._each(self._encode, chunks):
             start = self._offset
@@ -86,16 +86,16 @@ class ShardWriter:
             self._crc = google_crc32c.extend(self._crc, crc)
             self._index[self._n_written] = start, self._offset - start
             self._n_written += 1
-        self._flush_now_and_then()
+        self._flush_in_parts()
 
-    def _encode(self, chunk: Array) -> tuple[Any, bytes]:
+    def _encode(self, chunk: DiskArray) -> tuple[Any, bytes]:
         """Return a chunk's bytes and their checksum."""
         chunk = np.ascontiguousarray(chunk)
         data = chunk if self._codec is None else self._codec.encode(chunk)
         return data, _crc_bytes(data)
 
-    def _flush_now_and_then(self) -> None:
-        """Let the disk work while the model does, not all at once at the end of the shard."""
+    def _flush_in_parts(self) -> None:
+        """Flush every FLUSH_BYTES, so that the disk works while the shard grows."""
         if self._offset - self._flushed < FLUSH_BYTES:
             return
         try:
@@ -106,7 +106,7 @@ class ShardWriter:
         self._flushed = self._offset
 
     def commit(self) -> ShardFile:
-        """Write the index, flush to the disk and put the file in its place."""
+        """Write the index, flush the file to the disk and rename it to its place."""
         index = self._index.tobytes()
         self._write(index)
         self._write(_crc_bytes(index))
@@ -127,7 +127,7 @@ class ShardWriter:
         return ShardFile(self._offset, google_crc32c.extend(self._crc, index))
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove the file that was begun."""
         with suppress(OSError):  # a full disk refuses the last bytes once more
             self._file.close()
         if isinstance(self.path, Path):
@@ -141,13 +141,13 @@ class ShardWriter:
 
 
 def _crc_bytes(data: Any) -> bytes:
-    """Return the crc32c of a buffer's bytes; of wider items the package in pure Python fails."""
+    """Return the crc32c of a buffer, as bytes: the pure Python package fails on wider items."""
     crc: int = google_crc32c.value(np.frombuffer(data, np.uint8))
     return crc.to_bytes(CRC_BYTES, "little")
 
 
 def _open_draft(path: Place) -> IO[bytes]:
-    """Open what a shard grows in: a file beside it, or a nameless one in TMPDIR for a bucket."""
+    """Open the file in which a shard grows: beside it, or in TMPDIR for a bucket."""
     if isinstance(path, BucketPath):
         return tempfile.TemporaryFile()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def _cannot_write(path: Place, error: OSError) -> StoreError:
     )
 
 
-def read_index(path: Place, n_chunks: int) -> Array:
+def read_index(path: Place, n_chunks: int) -> DiskArray:
     """Return offset and length of every chunk, uint64 [n_chunks, 2].
 
     Raises:
@@ -181,16 +181,16 @@ def read_index(path: Place, n_chunks: int) -> Array:
 
 
 def read_chunk(
-    handle: int | BucketPath, path: Place, entry: Array, out: Array, codec: Any = None
+    handle: int | BucketPath, path: Place, entry: DiskArray, out: DiskArray, codec: Any = None
 ) -> None:
     """Read one chunk and its checksum into an array, by one positioned read, and compare them.
 
     Args:
         handle: open file descriptor of the shard, or its place in a bucket.
-        path: of the file, for messages.
+        path: place of the file, for messages.
         entry: offset and length, from `read_index`.
         out: contiguous array of the chunk's shape and disk dtype, filled here.
-        codec: as the chunk was written.
+        codec: numcodecs codec by which the chunk was written, or None.
 
     Raises:
         DamageError: the chunk was never written, is cut short, of another length, or its checksum
@@ -219,7 +219,7 @@ def read_chunk(
 
 
 def read_checksum(path: Place, n_chunks: int) -> int:
-    """Read a whole file, compare every chunk with its checksum, and return that of the file.
+    """Read a whole file, compare every chunk with its checksum, and return the file's checksum.
 
     Raises:
         DamageError: a chunk or the index is damaged, or something lies between them.
@@ -246,7 +246,7 @@ def read_checksum(path: Place, n_chunks: int) -> int:
 
 
 def _crcs(path: Place, blocks: Iterator[Any], lengths: Iterable[int]) -> Iterator[int]:
-    """Yield the crc32c of one run of bytes after the other."""
+    """Yield the crc32c of consecutive runs of bytes, given their lengths."""
     block: Any = b""
     for left in lengths:
         crc = 0

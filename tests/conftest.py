@@ -28,7 +28,7 @@ def quick_ends() -> Iterator[None]:
     """Let runs draw no curves; test_curves.py draws, and so does every command in a process."""
     gc.freeze()  # each run collects garbage at its end, and the modules are none
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lorsa.train.run.draw_curves", no_picture)
+        patch.setattr("lorsa.train.report.reporting.draw_curves", no_picture)
         yield
 
 

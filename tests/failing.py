@@ -22,10 +22,10 @@ from lorsa.commands.common import perform
 from lorsa.errors import StoreError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train import alarm, group
-from lorsa.train import run as member
 from lorsa.train import train as many
 from lorsa.train.learner import Learner
 from lorsa.train.mask import TokenMask
+from lorsa.train.report import reporting
 from lorsa.train.run_folder import RunFolder
 from lorsa.train.train import train_many
 from runs import config, no_picture
@@ -80,26 +80,26 @@ def spoil_metrics() -> None:
 
 def spoil_construction() -> None:
     """Let one run find no room for its Lorsa."""
-    whole = many.Member
+    whole = many.Run
 
     def build(asked: Any, *args: Any) -> Any:
-        if asked.out.name == "spoilt":
+        if asked.config.out.name == "spoilt":
             raise torch.OutOfMemoryError("none left")
         return whole(asked, *args)
 
-    many.Member = build  # type: ignore[assignment,misc]
+    many.Run = build  # type: ignore[assignment,misc]
 
 
 def stay_after_failing() -> None:
     """Fail, and keep the connections open: NCCL's do not tell either that a process is gone."""
     fail_at(Learner, "clip", torch.OutOfMemoryError("none left"))
-    whole = alarm.Alarm._tell
+    whole = alarm.Alarm._report
 
     def tell(*args: Any) -> None:
         whole(*args)
         time.sleep(PATIENCE_S / 4)
 
-    alarm.Alarm._tell = tell  # type: ignore[method-assign]
+    alarm.Alarm._report = tell  # type: ignore[method-assign]
 
 
 FAULTS = {
@@ -111,9 +111,9 @@ FAULTS = {
     "stays": stay_after_failing,
     "read": fail_to_read,
     "first-read": lambda: fail_to_read(0),
-    "look": lambda: fail_at(ActivationStore, "stored", StoreError("acts is damaged"), 2),
+    "eval": lambda: fail_at(ActivationStore, "stored", StoreError("acts is damaged"), 2),
     "mask": lambda: fail_at(TokenMask, "_bits", StoreError("norms are damaged"), 4),
-    "plan": lambda: fail_at(many, "make_plan", ZeroDivisionError("a bug"), 1),
+    "plan": lambda: fail_at(many, "make_request", ZeroDivisionError("a bug"), 1),
     "metrics": spoil_metrics,
     "construction": spoil_construction,
     "none": lambda: None,
@@ -123,7 +123,7 @@ FAULTS = {
 def work(rank: int, store: Path, out: Path, drill: dict[str, Any]) -> int:
     """Do what one process does, and return its exit code."""
     group.LOG_EVERY_STEPS, alarm.GRACE_S = 1, drill.get("grace_s", 30.0)
-    member.draw_curves = no_picture
+    reporting.draw_curves = no_picture
     if rank in (drill["rank"], drill.get("too")):
         FAULTS[drill["fault"]]()
     asked = [config(store, out / name, changes) for name, changes in drill["runs"].items()]

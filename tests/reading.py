@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from lorsa.analyze.choices import PROBE_SCORES, STORE_SCORES
 from lorsa.analyze.result import write_analysis
 from lorsa.analyze.schema import (
     DISTANCES,
     EXAMPLES,
     HEADS,
-    PROBE_SCORES,
     SEQUENCES,
-    STORE_SCORES,
     TOKENS,
     TYPES,
 )

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lorsa.train import group
-from lorsa.train import run as member
 from lorsa.train.config import TrainConfig
+from lorsa.train.report import reporting
 from lorsa.train.train import train
 from tiny import N_CTX
 
@@ -89,7 +89,7 @@ def start(rank: int, port: int) -> int:
 def run() -> None:
     store, out, variants = Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
     group.LOG_EVERY_STEPS = 1  # every loss is compared; of this process alone
-    member.draw_curves = no_picture
+    reporting.draw_curves = no_picture
     for name, changes in variants.items():
         train(config(store, out / name, changes))
 

@@ -33,7 +33,7 @@ def stub() -> str:
     lines = [HEAD]
     for module, found in sorted(by_module.items()):
         lines += [f"from .{module} import {name}" for name in found]
-    lines += ["from .version import __version__", "", "PUBLIC: dict[str, str]", "__all__ = ["]
+    lines += ["from .version import __version__", "", "PUBLIC: dict[str, str]", "", "__all__ = ["]
     lines += [f'    "{name}",' for name in ["__version__", *names]]
     return "\n".join([*lines, "]"]) + "\n"
 

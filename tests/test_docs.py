@@ -60,7 +60,7 @@ def test_commands_in_the_pages_exist(command: str) -> None:
     group: Any = typer.main.get_command(cli.app)
     while words and hasattr(group, "commands"):
         group = group.commands[words.pop(0)]
-    options = {name for parameter in group.params for name in parameter.opts}
+    options = {name for each in group.get_params(typer.Context(group)) for name in each.opts}
     assert {word for word in words if word.startswith("--")} <= options
 
 

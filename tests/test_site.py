@@ -197,7 +197,7 @@ def test_the_command_line_has_every_command_and_option(hook: ModuleType) -> None
     commands |= {f"lorsa store {name}": command for name, command in store.items()}
     assert set(sections) == set(commands)
     for name, command in commands.items():
-        for param in command.params:
+        for param in command.get_params(typer.Context(command)):
             told = param.opts[0] if param.opts[0].startswith("--") else param.help
             assert told in sections[name], f"{name} {told}"
         example = re.search(r"Example: (.+)", command.help)

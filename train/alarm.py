@@ -1,4 +1,4 @@
-"""One process tells the others that it cannot go on, past the collectives in which they may wait.
+"""Alarm by which a process that fails ends the others, past the collectives where they wait.
 
 A collective (a sum over processes) ends when all have come to it. Gloo breaks it when a process is
 gone; NCCL does not, and neither does where a process only left it out. So every process has a
@@ -20,10 +20,10 @@ import torch
 
 from ..errors import LorsaError, TrainError
 
-POLL_S = 0.5
-"""Seconds between two looks at the key store."""
+READ_EVERY_S = 0.5
+"""Seconds between two reads of the key store."""
 HEARING_S = 5.0
-"""Seconds that a process which fails waits for the others to have read why."""
+"""Seconds that a process which fails waits until the others have read why."""
 GRACE_S = 10.0
 """Seconds that a process has to leave a collective, once another has failed, before it is ended."""
 FAILED, HEARD, LEFT, BEAT = "failed", "heard", "left", "beat"
@@ -34,13 +34,13 @@ _numbers = count()
 
 
 class Alarm:
-    """Tells the other processes that this one cannot go on, and hears it from them."""
+    """Reports to the other processes that this one fails, and listens for their reports."""
 
     def __init__(self, rank: int, world: int) -> None:
-        """Choose this process; `listening` turns the alarm on."""
+        """Name this process; `listening` turns the alarm on."""
         self.rank, self.world = rank, world
         self.apart = False
-        """Whether the processes do not wait for each other now, so that one may fail alone"""
+        """Whether the processes train runs of their own now, so that one may fail alone"""
         self.writing = threading.Lock()
         """Held while files are written: a process is not ended by force meanwhile"""
         self._agreed: BaseException | None = None
@@ -53,7 +53,7 @@ class Alarm:
         return error
 
     def is_agreed(self, error: BaseException) -> bool:
-        """Tell whether all processes raise an error at the same place."""
+        """Return whether all processes raise an error at the same place."""
         return self.world == 1 or error is self._agreed
 
     @contextmanager
@@ -78,7 +78,7 @@ class Alarm:
                 raise
             if is_broken_collective(error):
                 raise TrainError(self._why_broken(store)) from None
-            self._tell(store, f"process {self.rank} of {self.world} {_cause(error)}")
+            self._report(store, f"process {self.rank} of {self.world} {_cause(error)}")
             raise
         else:
             self._leave(store, listener)
@@ -96,7 +96,7 @@ class Alarm:
         try:
             while not store.check([FAILED]):
                 store.add(f"{BEAT}-{self.rank}", 1)
-                if self._over.wait(POLL_S):
+                if self._over.wait(READ_EVERY_S):
                     return
             self._cause = store.get(FAILED).decode()
             store.add(HEARD, 1)
@@ -105,15 +105,15 @@ class Alarm:
         self._heard.set()
         waited_s = 0.0
         while waited_s < GRACE_S:
-            if self._over.wait(POLL_S):
+            if self._over.wait(READ_EVERY_S):
                 return
-            waited_s = 0.0 if self.apart else waited_s + POLL_S
+            waited_s = 0.0 if self.apart else waited_s + READ_EVERY_S
         with self.writing:
             print(f"error: {self._cause}", file=sys.stderr, flush=True)
             os._exit(1)
 
     def _leave(self, store: Any, listener: threading.Thread) -> None:
-        """End listening with the others: process 0, which may keep the keys, is the last."""
+        """Stop listening with the others: process 0, which may keep the keys, is the last."""
         self._over.set()
         listener.join(GRACE_S)
         with suppress(RuntimeError):  # process 0 is gone
@@ -122,25 +122,25 @@ class Alarm:
                 self._wait_for(store, LEFT, self.world)
 
     def _wait_for(self, store: Any, key: str, count: int) -> None:
-        """Wait a while for so many processes to have counted themselves."""
+        """Wait a while until so many processes have counted themselves."""
         limit = time.monotonic() + HEARING_S
         while store.add(key, 0) < count and time.monotonic() < limit:
-            time.sleep(POLL_S / 5)
+            time.sleep(READ_EVERY_S / 5)
 
-    def _tell(self, store: Any, cause: str) -> None:
-        """Write down why this process ends, and wait until the others have read it."""
+    def _report(self, store: Any, cause: str) -> None:
+        """Write why this process ends, and wait until the others have read it."""
         with suppress(RuntimeError):  # nobody is left
             if not store.check([FAILED]):
                 store.set(FAILED, f"{cause}; {GOES_ON}")
             self._wait_for(store, HEARD, self.world)
 
     def _why_broken(self, store: Any) -> str:
-        """Return why a collective broke: what another process said, or which one is silent."""
-        if self._heard.wait(2 * POLL_S):
+        """Return why a collective broke: what another process reports, or which is silent."""
+        if self._heard.wait(2 * READ_EVERY_S):
             return str(self._cause)
         try:
             before = self._beats(store)
-            time.sleep(4 * POLL_S)
+            time.sleep(4 * READ_EVERY_S)
             silent = [r for r, beat in enumerate(self._beats(store)) if beat == before[r]]
         except RuntimeError:
             silent = [0]  # it keeps the keys
@@ -148,7 +148,7 @@ class Alarm:
             return self._cause
         which = f"process {', '.join(map(str, silent))}" if silent else "another process"
         cause = f"{which} of {self.world} was lost: killed, or its machine is not reached"
-        self._tell(store, cause)
+        self._report(store, cause)
         return f"{cause}; {GOES_ON}"
 
     def _beats(self, store: Any) -> list[int]:
@@ -156,14 +156,14 @@ class Alarm:
 
 
 def is_broken_collective(error: BaseException) -> bool:
-    """Tell whether an error is that of a collective that another process has left."""
+    """Return whether an error comes from a collective that another process has left."""
     if isinstance(error, torch.distributed.DistError):
         return True
     return isinstance(error, RuntimeError) and "gloo" in str(error)
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says in one line, with its kind where it is no known failure."""
+    """Return the message of an error in one line, with its kind if it is no known failure."""
     text = " ".join(str(error).split())
     if isinstance(error, LorsaError):
         return text

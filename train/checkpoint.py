@@ -1,12 +1,12 @@
-"""Checkpoints of a run in progress: all that the next step depends on, in safetensors and JSON.
+"""Checkpoints of a run: all that its next step depends on, in safetensors and JSON.
 
     checkpoints/step-000000512/
       config.json, lorsa.safetensors   a Lorsa like any other, for raw activations
       optimizer.safetensors            Adam's moments, when each head last fired
       state.json                       steps done, of how many, in what time; checksums
 
-A checkpoint is written into a folder named *.partial and renamed when it is whole; what a disk
-does to it afterwards, the checksums tell. Weights are stored for raw activations; the scales of
+A checkpoint is written into a folder named *.partial and renamed when it is whole; checksums
+detect what a disk does to it afterwards. Weights are stored for raw activations; the scales of
 training are powers of two, so they come back to the bit.
 """
 
@@ -30,13 +30,13 @@ from ..whole import whole
 from .learner import Whole
 from .start import Scales
 
-FOLDER = "checkpoints"
+CHECKPOINTS = "checkpoints"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 
 
 class State(NamedTuple):
-    """Where a run stands between two steps."""
+    """Progress of a run between two steps."""
 
     step: int
     """Steps done"""
@@ -45,16 +45,16 @@ class State(NamedTuple):
     n_steps: int | None = None
     """Steps of the whole run, where its minutes decide them"""
     spent_s: float = 0.0
-    """Time that it took so far"""
+    """Seconds that the run took so far"""
 
 
-class Loaded(NamedTuple):
-    """What a checkpoint holds, on the CPU."""
+class Restored(NamedTuple):
+    """Contents of a checkpoint, on the CPU."""
 
     lorsa: Lorsa
-    """For raw activations"""
+    """Lorsa for raw activations"""
     moments: dict[str, Tensor]
-    """Adam's, by the parameter's name and its own, as W_Q.exp_avg"""
+    """Moments of Adam, by the parameter's name and their own, as W_Q.exp_avg"""
     state: State
 
 
@@ -65,17 +65,17 @@ def save_checkpoint(
 
     Args:
         run: run folder.
-        shape: of the Lorsa.
+        shape: shape of the Lorsa.
         learned: the Lorsa in training, on scaled activations, and its moments.
-        state: where the run stands.
-        scales: of the activations.
-        keep: how many stay.
+        state: progress of the run.
+        scales: scales of the activations.
+        keep: how many checkpoints stay.
 
     Raises:
         CheckpointError: the disk does not take it.
     """
     folder = checkpoint_folder(run, state.step)
-    for stale in (run / FOLDER).glob("*.partial"):
+    for stale in (run / CHECKPOINTS).glob("*.partial"):
         shutil.rmtree(stale)
     try:
         _write(folder, shape, learned, state, scales)
@@ -120,19 +120,23 @@ def _crc32(path: Path) -> int:
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
-    """Return where the checkpoint of a step lies."""
-    return run / FOLDER / f"step-{step:09d}"
+    """Return the folder of the checkpoint of a step."""
+    return run / CHECKPOINTS / f"step-{step:09d}"
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Return the whole checkpoints of a run, oldest first."""
-    return sorted(p for p in (run / FOLDER).glob("step-*") if p.suffix != ".partial")
+    return sorted(p for p in (run / CHECKPOINTS).glob("step-*") if p.suffix != ".partial")
 
 
-def load_newest_checkpoint(run: Path, report: Callable[[str], None]) -> Loaded | None:
-    """Read the newest good checkpoint of a run; None if it has none at all.
+def load_newest_checkpoint(run: Path, report: Callable[[str], None]) -> Restored | None:
+    """Read the newest good checkpoint of a run; None if there is no checkpoint.
 
     Newer ones, which are damaged, are removed.
+
+    Args:
+        run: run folder.
+        report: receives a line for each checkpoint that is passed over or resumed from.
 
     Raises:
         CheckpointError: it has checkpoints, and all are damaged.
@@ -141,7 +145,7 @@ def load_newest_checkpoint(run: Path, report: Callable[[str], None]) -> Loaded |
     damaged: list[Path] = []
     for folder in reversed(found):
         try:
-            loaded = load_checkpoint(folder)
+            restored = load_checkpoint(folder)
         except CheckpointError as error:
             report(f"passed over: {error}")
             damaged.append(folder)
@@ -149,16 +153,20 @@ def load_newest_checkpoint(run: Path, report: Callable[[str], None]) -> Loaded |
             report(f"going on from {folder}")
             for other in damaged:
                 shutil.rmtree(other)
-            return loaded
+            return restored
     if found:
         raise CheckpointError(
-            f"{run / FOLDER} has only damaged checkpoints; delete {run} to begin anew"
+            f"{run / CHECKPOINTS} has only damaged checkpoints; delete {run} to begin anew"
         )
     return None
 
 
-def load_checkpoint(folder: Path) -> Loaded:
-    """Read a checkpoint; CheckpointError if it is damaged."""
+def load_checkpoint(folder: Path) -> Restored:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     try:
         facts = json.loads((folder / STATE).read_text("utf-8"))
         sealed = facts.pop("crc32")
@@ -170,4 +178,4 @@ def load_checkpoint(folder: Path) -> Loaded:
     except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is damaged ({error})") from None
     state = State(facts["step"], last_fired, facts["n_steps"], facts["spent_s"])
-    return Loaded(lorsa, moments, state)
+    return Restored(lorsa, moments, state)

@@ -1,30 +1,34 @@
-"""Length of a run: steps, tokens, evaluations."""
+"""Size of a run: its steps, tokens and evals, and what it needs of a device's memory."""
 
+import math
+import os
 from typing import NamedTuple
 
+import psutil
+import torch
+
+from ..dictionaries.lorsa.config import LorsaConfig, parameter_shapes
 from ..errors import TrainError
 from ..store.read.reader import ActivationStore
 from .config import TrainConfig
 
-BATCH_SEQS = 4
-
-
-BATCH_TOKENS = 1024
-
-
+STEP_SEQS = 4
+"""Sequences in a step, where batch_tokens is not given."""
+LEAST_STEP_TOKENS = 1024
+"""Fewest tokens in a step, where batch_tokens is not given."""
 MAX_DEAD_WINDOW_TOKENS = 10_000_000
-
-
 STEPS_UNTIL_KNOWN = 1000
-"""Of a run by the minute, until its speed is known."""
-
-
+"""Steps of a run by the minute, until its speed is known."""
 STATE_BYTES = 16
-"""Of a parameter in float32: itself, its gradient, two moments."""
+"""Bytes of a parameter in float32: itself, its gradient, two moments."""
+SPARE = 0.92
+"""Share of the free memory that runs may take: allocators keep some."""
+SHARED_BYTES = 300_000_000
+"""Bytes that a process takes besides its runs: batches read ahead, kernels' scratch."""
 
 
 class Extent(NamedTuple):
-    """The run in numbers."""
+    """Size of a run in numbers."""
 
     batch_seqs: int
     """Sequences in a step, over all processes"""
@@ -37,29 +41,29 @@ class Extent(NamedTuple):
     dead_window_tokens: int
     eval_every_steps: int
     state_bytes: float = STATE_BYTES
-    """Of a parameter, on one process"""
+    """Bytes of a parameter on one process, with gradient and moments"""
 
     def lasting(self, n_steps: int, config: TrainConfig) -> "Extent":
-        """Return the same run with another number of steps."""
+        """Return the size of the same run with another number of steps."""
         tokens = n_steps * self.step_tokens
         window = config.dead_window_tokens or min(MAX_DEAD_WINDOW_TOKENS, max(1, tokens // 4))
-        looks = config.eval_every_tokens or -(-tokens // 4)
+        eval_tokens = config.eval_every_tokens or -(-tokens // 4)
         return self._replace(
             n_steps=n_steps,
             train_tokens=tokens,
             dead_window_tokens=window,
-            eval_every_steps=-(-looks // self.step_tokens),
+            eval_every_steps=-(-eval_tokens // self.step_tokens),
         )
 
 
 def extent(config: TrainConfig, store: ActivationStore, world: int) -> Extent:
-    """Return how long a run is, in steps of whole sequences.
+    """Return the size of a run, in steps of whole sequences.
 
     Raises:
         TrainError: the store has too few training sequences for a step.
     """
     n_ctx, n_train = store.manifest.n_ctx, len(store.train_seqs)
-    batch_tokens = config.batch_tokens or max(BATCH_TOKENS, BATCH_SEQS * n_ctx)
+    batch_tokens = config.batch_tokens or max(LEAST_STEP_TOKENS, STEP_SEQS * n_ctx)
     batch_seqs = max(1, batch_tokens // n_ctx)
     if batch_seqs < world:
         raise TrainError(
@@ -86,7 +90,7 @@ def extent(config: TrainConfig, store: ActivationStore, world: int) -> Extent:
 
 
 def _n_micro(config: TrainConfig, batch_seqs: int, world: int, n_ctx: int) -> int:
-    """Return the parts of a process's share; on every process the same, and no part empty."""
+    """Return the parts of a process's share: on every process as many, and none empty."""
     if config.exact:
         return -(-batch_seqs // world)
     if config.micro_batch_tokens is None:
@@ -97,9 +101,84 @@ def _n_micro(config: TrainConfig, batch_seqs: int, world: int, n_ctx: int) -> in
 
 
 def _state_bytes(config: TrainConfig, world: int) -> float:
-    """Return the bytes that a parameter takes on one process."""
+    """Return the bytes of a parameter on one process, with gradient and moments."""
     if config.exact:
         return STATE_BYTES + 8  # a sum in float64
     if config.shard and world > 1:
         return 8 + STATE_BYTES / world  # whole weights and gradients during a step
     return STATE_BYTES
+
+
+def _n_params(shape: LorsaConfig) -> int:
+    """Return the number of parameters of a Lorsa."""
+    return sum(math.prod(sizes) for sizes in parameter_shapes(shape).values())
+
+
+def run_bytes(shape: LorsaConfig, span: Extent, world: int) -> int:
+    """Return about how many bytes a run needs on a device: its state and a forward and backward.
+
+    Args:
+        shape: shape of the Lorsa.
+        span: size of the run.
+        world: processes that share each step.
+    """
+    n_seqs = -(-span.batch_seqs // (world * span.n_micro))
+    tokens = n_seqs * (span.step_tokens // span.batch_seqs)
+    queries_keys = 2 * shape.n_qk_heads * shape.d_qk_head
+    # made, rotated, and their gradients; v and its gradient; x, y, y_hat and theirs
+    width = 5 * queries_keys + 3 * shape.n_ov_heads + 6 * shape.d_model + 8 * shape.n_slots
+    return int(span.state_bytes * _n_params(shape)) + 4 * tokens * width
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Return the free bytes of a device's memory; on a CPU, this process's share of them."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    n_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # they share it
+    return int(psutil.virtual_memory().available) // n_here
+
+
+def require_room(shape: LorsaConfig, span: Extent, *, world: int, free: int) -> None:
+    """Raise TrainError if a run does not fit the device; the message names what does.
+
+    Args:
+        shape, span, world: as in `run_bytes`.
+        free: free bytes of the device's memory.
+    """
+    needed = run_bytes(shape, span, world) + SHARED_BYTES
+    if needed <= free * SPARE:
+        return
+    raise TrainError(
+        f"a run with {shape.n_ov_heads:,} OV heads and {shape.n_qk_heads} QK heads needs about "
+        f"{needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free; "
+        f"{_what_fits(shape, span, world, free)}"
+    )
+
+
+def _what_fits(shape: LorsaConfig, span: Extent, world: int, free: int) -> str:
+    n_ctx = span.step_tokens // span.batch_seqs
+    room = free * SPARE - SHARED_BYTES
+    least = span._replace(n_micro=-(-span.batch_seqs // world))
+    if run_bytes(shape, least, world) <= room:
+        n_seqs = 1
+        while run_bytes(shape, _in_parts_of(span, 2 * n_seqs, world), world) <= room:
+            n_seqs *= 2
+        return f"what fits: --micro-batch-tokens {n_seqs * n_ctx}"
+    n_ov_heads = shape.n_ov_heads
+    while n_ov_heads > shape.n_qk_heads:
+        n_ov_heads = n_ov_heads // 2 // shape.n_qk_heads * shape.n_qk_heads
+        smaller = _with_heads(shape, n_ov_heads)
+        if smaller is not None and run_bytes(smaller, least, world) <= room:
+            return f"what fits: --n-ov-heads {n_ov_heads} --micro-batch-tokens {n_ctx}"
+    return "nothing smaller fits either; free some memory"
+
+
+def _in_parts_of(span: Extent, n_seqs: int, world: int) -> Extent:
+    return span._replace(n_micro=max(1, -(-span.batch_seqs // world) // n_seqs))
+
+
+def _with_heads(shape: LorsaConfig, n_ov_heads: int) -> LorsaConfig | None:
+    try:
+        return LorsaConfig.from_dict(shape.to_dict() | {"n_ov_heads": n_ov_heads})
+    except ValueError:
+        return None

@@ -11,15 +11,16 @@ from ..store.read.loader import Batch
 class _Moving(NamedTuple):
     batch: Batch
     arrived: Any
-    """Event of the copy"""
+    """Event that ends the copy"""
 
 
 def moved_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     """Yield batches on a device; each is copied to a GPU while the step before it computes.
 
     Args:
-        batches: on the host, in pinned memory that is filled again once the next one is asked for.
-        device: where they are wanted; a CPU's are left where they are.
+        batches: batches on the host, in pinned memory that is filled again once the next one is
+            asked for.
+        device: the device that they are moved to; a CPU's stay in place.
     """
     if device.type != "cuda":
         yield from batches

@@ -1,7 +1,8 @@
-"""Runs that share what is read: every batch is read, converted, moved and scaled once for all.
+"""Group of runs that share one read of the store.
 
-They have layer, store, order and size of a step in common and differ in anything else. Each takes
-its own steps, looks, checkpoints and end; where one fails, the others go on.
+Every batch is read, converted, moved and scaled once for all of them. They have layer, store, order
+and size of a step in common and differ in anything else. Each takes its own steps, evals,
+checkpoints and end; where one fails, the others go on.
 """
 
 import gc
@@ -22,52 +23,52 @@ from ..store.read.reader import Activations, ActivationStore, Derive
 from ..store.read.sampler import Sampler
 from .alarm import one_line
 from .feed import moved_ahead
-from .run import Clock, Member, StepOutcome
+from .report.reporting import finish, report_eval, report_step
+from .run import Clock, Run, StepOutcome
 from .start import Initialiser
 from .team import FAILURES
 
 LOG_EVERY_STEPS = 10
 ENDLESS = 1 << 62
 HELD_OUT_PARTS = 8
-"""Held-out sequences are measured in parts of this share of a step, whoever takes them: so the
+"""Parts of a step's sequences in which held-out ones are measured, whoever takes them: so the
 figure does not depend on the number of processes."""
-Work = Callable[[Member], None]
 
 
 class _Read(NamedTuple):
-    """What a step needs of the store, read before the step: it fails where all can be told."""
+    """Data of a step, read before the step: it fails where it can be reported to all processes."""
 
     batch: Batch | None
-    """None at the end, or if it cannot be read"""
+    """Batch; None at the end, or if it cannot be read"""
     failure: Exception | None
-    """Why it cannot"""
-    failures: dict[Member, Exception]
-    """Why what single runs need of it cannot be read: which of its tokens count"""
+    """Why the batch cannot be read"""
+    failures: dict[Run, Exception]
+    """Why single runs cannot read which tokens of the batch count"""
 
 
-class _Said(NamedTuple):
-    """What the processes tell each other after a step."""
+class _Exchanged(NamedTuple):
+    """Facts that all processes share after a step."""
 
     stop: bool
-    """Any of them was asked to stop"""
+    """Whether any process was asked to stop"""
     unread: bool
-    """Any of them could not read something of the next step"""
+    """Whether any process could not read something of the next step"""
     late: bool
-    """The main process finds that it is time for a checkpoint"""
+    """Whether it is time for a checkpoint, by the main process"""
     clock: Clock
-    """The main process's"""
+    """Clock of the main process"""
     losses: list[float]
-    """Of every member that took the step"""
+    """Losses of the runs that took the step, in their order"""
 
 
 class Group:
-    """Some runs and the data that they share."""
+    """Runs and the data that they share."""
 
-    def __init__(self, members: list[Member], store: ActivationStore) -> None:
-        """Choose runs of one layer, order and step; `run` does the work."""
-        self.members = members
+    def __init__(self, runs: list[Run], store: ActivationStore) -> None:
+        """Choose runs of one layer, order and step; `train` does the work."""
+        self.runs = runs
         self.store = store
-        first = members[0]
+        first = runs[0]
         self.team, self.layer, self.scales = first.team, first.config.layer, first.scales
         self.batch_seqs = first.span.batch_seqs
         self.derive: Derive | None = None
@@ -79,13 +80,13 @@ class Group:
             rank=self.team.rank,
             world=self.team.world,
         )
-        self.checkpoint_every_s = 60 * min(m.config.checkpoint_every_minutes for m in members)
+        self.checkpoint_every_s = 60 * min(run.config.checkpoint_every_minutes for run in runs)
         self.n_timed = 0
         self.busy_s = 0.0
         self.wait_s = 0.0
 
-    def run(self) -> None:
-        """Train all members to their ends; what went wrong is their `failure`.
+    def train(self) -> None:
+        """Train all runs to their ends; what went wrong is their `failure`.
 
         Raises:
             KeyboardInterrupt: the process was asked to stop; checkpoints were written.
@@ -95,10 +96,10 @@ class Group:
             self.derive = self.team.together(
                 lambda: deriver(self.layer, self.store, self.team.device)
             )
-            self.each(self.members, Member.begin)
+            self.each(self.runs, Run.begin)
             self.start()
-            self.look([m for m in self.running() if m.done == 0])
-            self.finish([m for m in self.running() if m.done >= m.span.n_steps])
+            self.evaluate([run for run in self.running() if run.done == 0])
+            self.finish([run for run in self.running() if run.done >= run.span.n_steps])
             with stop_when_whole() as stop:
                 self.steps(stop)
             if stop.asked and self.team.world == 1:  # while the last were measured
@@ -106,85 +107,89 @@ class Group:
         except FAILURES as error:  # of what all share: a batch, the layer's weights
             if not self.team.is_agreed(error):
                 raise  # the other processes go on
-            for member in self.running():
-                member.fail(error)
+            for run in self.running():
+                run.fail(error)
         finally:
-            for member in self.members:
-                member.close()
+            for run in self.runs:
+                run.close()
 
     def start(self) -> None:
-        """Take up or initialise every run."""
+        """Resume or initialise every run."""
         initialiser = Initialiser(self.store, self.derive)
-        self.each(self.running(), lambda m: m.start(lambda: initialiser.fill(m.lorsa, m.config)))
+        self.each(
+            self.running(), lambda run: run.start(lambda: initialiser.fill(run.lorsa, run.config))
+        )
 
     def steps(self, stop: Stop) -> None:
         """Take the steps that are left."""
         if not self.running():
             return
-        step = min(m.done for m in self.running())
+        step = min(run.done for run in self.running())
         data = self.data(step)
         ahead = self.read(data, step)
         self.agree_on(ahead)
         while ahead.batch is not None and self.running():
-            now = [m for m in self.running() if m.done == step]  # others are ahead of it
+            now = [run for run in self.running() if run.done == step]  # others are ahead of it
             outcomes = self.step(now, ahead.batch)
             step += 1
             ahead = self.read(data, step)
-            said = self.exchange(step, stop, ahead, list(outcomes.values()))
-            stepped = dict(zip(outcomes, said.losses, strict=True))
-            self.tell(outcomes, stepped, said.clock)
-            now = [m for m in outcomes if m.running]
-            self.look([m for m in now if self.look_due(m)])
-            self.finish([m for m in now if m.done >= m.span.n_steps])
-            self.save(now, said)
-            if said.stop:
-                for member in self.running():
-                    member.report(f"stopped after step {member.done:,}; a checkpoint is written")
+            exchanged = self.exchange(step, stop, ahead, list(outcomes.values()))
+            stepped = dict(zip(outcomes, exchanged.losses, strict=True))
+            self.report(outcomes, stepped, exchanged.clock)
+            now = [run for run in outcomes if run.running]
+            self.evaluate([run for run in now if run.eval_due()])
+            self.finish([run for run in now if run.done >= run.span.n_steps])
+            self.save(now, exchanged)
+            if exchanged.stop:
+                for run in self.running():
+                    run.report(f"stopped after step {run.done:,}; a checkpoint is written")
                 raise self.team.agreed(KeyboardInterrupt())
-            if said.unread:
+            if exchanged.unread:
                 self.agree_on(ahead)
 
     def read(self, data: Iterator[Batch], step: int) -> _Read:
-        """Read what a step needs; what goes wrong is noted."""
+        """Read what a step needs; what goes wrong is returned with it."""
         try:
             batch = next(data, None)
         except FAILURES as error:
             return _Read(None, error, {})
-        failures: dict[Member, Exception] = {}
-        for member in self.running() if batch is not None else ():
+        failures: dict[Run, Exception] = {}
+        for run in self.running() if batch is not None else ():
             try:
-                member.mask.look_up(self.sampler.whole_batch(step))
+                run.mask.read(self.sampler.whole_batch(step))
             except FAILURES as error:
-                failures[member] = error
+                failures[run] = error
         return _Read(batch, None, failures)
 
     def agree_on(self, read: _Read) -> None:
-        """Raise on all processes what one could not read; a run's own failure ends that run."""
+        """Raise a failure to read on all processes; one of a single run ends that run."""
         self.team.together(partial(_fail_by, read.failure))
 
-        def agree(member: Member) -> None:
-            self.team.together(partial(_fail_by, read.failures.get(member)))
+        def agree(run: Run) -> None:
+            self.team.together(partial(_fail_by, read.failures.get(run)))
 
         self.each(self.running(), agree)
 
-    def step(self, members: list[Member], batch: Batch) -> dict[Member, StepOutcome]:
-        """Let some members take a step on a batch; those that fail leave."""
+    def step(self, runs: list[Run], batch: Batch) -> dict[Run, StepOutcome]:
+        """Take a step of some runs on a batch; those that fail leave the group."""
         started = time.perf_counter()
         scaled = self.scaled(batch.stored.on(self.team.device, self.derive))
-        whole = self.sampler.whole_batch(members[0].done) if members else ()
-        outcomes: dict[Member, StepOutcome] = {}
+        whole = self.sampler.whole_batch(runs[0].done) if runs else ()
+        outcomes: dict[Run, StepOutcome] = {}
 
-        def take(member: Member) -> None:
-            outcomes[member] = member.step(scaled, mine=batch.seqs, whole=whole)
+        def take(run: Run) -> None:
+            outcomes[run] = run.step(scaled, mine=batch.seqs, whole=whole)
 
-        self.each(members, take)
+        self.each(runs, take)
         self.wait_s += batch.wait_s
         self.busy_s += time.perf_counter() - started + batch.wait_s
         self.n_timed += 1
         return outcomes
 
-    def exchange(self, step: int, stop: Stop, read: _Read, outcomes: list[StepOutcome]) -> _Said:
-        """Bring stop, what was not read, time and losses together over the processes."""
+    def exchange(
+        self, step: int, stop: Stop, read: _Read, outcomes: list[StepOutcome]
+    ) -> _Exchanged:
+        """Exchange stops, failures to read, time and losses over the processes."""
         is_late = time.monotonic() - self.saved_at > self.checkpoint_every_s
         speaks = self.team.is_main
         total = self.team.sums(
@@ -196,7 +201,7 @@ class Group:
             },
             {"losses": [outcome.loss for outcome in outcomes]},
         )
-        return _Said(
+        return _Exchanged(
             stop=any(total["stop"]),
             unread=any(total["unread"]),
             late=any(total["late"]),
@@ -204,126 +209,121 @@ class Group:
             losses=total["losses"],
         )
 
-    def tell(
-        self, outcomes: dict[Member, StepOutcome], losses: dict[Member, float], clock: Clock
+    def report(
+        self, outcomes: dict[Run, StepOutcome], losses: dict[Run, float], clock: Clock
     ) -> None:
-        """Report where the runs stand, now and then."""
+        """Report the progress of the runs, every so many steps."""
 
-        def tell(member: Member) -> None:
-            if member.done % LOG_EVERY_STEPS == 0 or member.done == 3:
-                member.plan_for_time(clock)
-            if member.done % LOG_EVERY_STEPS == 0 or member.done == member.span.n_steps:
-                member.tell(outcomes[member], losses[member], clock)
+        def report(run: Run) -> None:
+            if run.done % LOG_EVERY_STEPS == 0 or run.done == 3:
+                run.plan_for_time(clock)
+            if run.done % LOG_EVERY_STEPS == 0 or run.done == run.span.n_steps:
+                report_step(run, outcomes[run], losses[run], clock)
 
-        self.each(list(outcomes), tell)
+        self.each(list(outcomes), report)
 
-    def look_due(self, member: Member) -> bool:
-        """Tell whether to measure a run in its middle."""
-        return member.done < member.span.n_steps and member.done % member.span.eval_every_steps == 0
-
-    def look(self, members: list[Member]) -> None:
+    def evaluate(self, runs: list[Run]) -> None:
         """Measure some runs on some held-out tokens."""
-        for n_tokens in sorted({m.config.eval_tokens for m in members}):
-            alike = [m for m in members if m.config.eval_tokens == n_tokens]
-            qualities = self.qualities(alike, n_tokens)
-            self.each(list(qualities), partial(_look, qualities))
+        for n_tokens in sorted({run.config.eval_tokens for run in runs}):
+            alike = [run for run in runs if run.config.eval_tokens == n_tokens]
+            self.measure(alike, n_tokens, report_eval)
 
-    def finish(self, members: list[Member]) -> None:
+    def finish(self, runs: list[Run]) -> None:
         """Measure some runs on all held-out tokens and write their results."""
-        if members:
+        if runs:
             clock = self.clock()
-            qualities = self.qualities(members, None)
-            self.each(list(qualities), lambda m: m.finish(qualities[m], clock))
+            self.measure(runs, None, lambda run, quality: finish(run, quality, clock))
             self.team.wait()
 
-    def save(self, members: list[Member], said: _Said) -> None:
+    def save(self, runs: list[Run], exchanged: _Exchanged) -> None:
         """Write the checkpoints that are due."""
-        every = said.stop or said.late
+        every = exchanged.stop or exchanged.late
         # one that is ahead of the others has its checkpoint
-        due = [m for m in members if m.running and (every or m.checkpoint_due())]
-        self.each(due, lambda m: m.save(said.clock))
+        due = [run for run in runs if run.running and (every or run.checkpoint_due())]
+        self.each(due, lambda run: run.save(exchanged.clock))
         if every:
             self.saved_at = time.monotonic()
 
-    def each(self, members: list[Member], work: Work) -> None:
-        """Do something for each of some runs; one that cannot go on leaves the group."""
-        for member in members:
+    def each(self, runs: list[Run], work: Callable[[Run], None]) -> None:
+        """Do some work for each of some runs; one that cannot go on leaves the group."""
+        for run in runs:
             try:
-                work(member)
+                work(run)
             except RUN_ERRORS as error:
                 if not self.team.is_agreed(error):
                     raise  # the other processes go on with this run
-                member.fail(error)
+                run.fail(error)
             except torch.OutOfMemoryError as error:
                 if self.team.world > 1:
                     raise  # the others wait for this process
-                if member.learner is not None:
-                    member.learner.clear()
-                member.fail(TrainError(one_line(error)))
+                if run.learner is not None:
+                    run.learner.clear()
+                run.fail(TrainError(one_line(error)))
 
-    def running(self) -> list[Member]:
+    def running(self) -> list[Run]:
         """Return the runs with steps left."""
-        return [m for m in self.members if m.running]
+        return [run for run in self.runs if run.running]
 
     def data(self, first_step: int) -> Iterator[Batch]:
-        """Yield what is left of the runs' batches."""
-        endless = any(m.config.minutes is not None for m in self.running())
+        """Yield the batches from a step on."""
+        endless = any(run.config.minutes is not None for run in self.running())
         read = batches(
             self.store,
             self.layer,
             self.sampler,
             first_step=first_step,
-            n_steps=ENDLESS if endless else max(m.span.n_steps for m in self.running()),
+            n_steps=ENDLESS if endless else max(run.span.n_steps for run in self.running()),
             pin=self.team.device.type == "cuda",
         )
         yield from moved_ahead(read, self.team.device)
 
-    def qualities(self, members: list[Member], n_tokens: int | None) -> dict[Member, Quality]:
-        """Return the quality of some runs on so many held-out tokens; None takes all.
-
-        A run that cannot be measured fails, and is left out.
-        """
-        tallies = {m: Tally(m.lorsa) for m in members}
-        failures = self.measure(tallies, n_tokens)
-        found: dict[Member, Quality] = {}
-
-        def merge(member: Member) -> None:
-            tally = tallies[member]
-            tally.become(self.team.each(lambda: _sums(tally, failures.get(member))))
-            found[member] = tally.quality()
-
-        self.each(members, merge)
-        return found
-
     def measure(
-        self, tallies: dict[Member, Tally], n_tokens: int | None
-    ) -> dict[Member, Exception]:
-        """Add this process's share of the held-out tokens up; return what went wrong, by run."""
+        self, runs: list[Run], n_tokens: int | None, use: Callable[[Run, Quality], None]
+    ) -> None:
+        """Measure some runs; one that cannot be measured fails.
+
+        Args:
+            runs: the runs.
+            n_tokens: held-out tokens; None takes all.
+            use: receives each run and its quality.
+        """
+        tallies = {run: Tally(run.lorsa) for run in runs}
+        failures = self.tally(tallies, n_tokens)
+
+        def merge(run: Run) -> None:
+            tally = tallies[run]
+            tally.become(self.team.each(lambda: _sums(tally, failures.get(run))))
+            use(run, tally.quality())
+
+        self.each(runs, merge)
+
+    def tally(self, tallies: dict[Run, Tally], n_tokens: int | None) -> dict[Run, Exception]:
+        """Add up this process's share of the held-out tokens; return what went wrong, by run."""
         batch_seqs = -(-self.batch_seqs // HELD_OUT_PARTS)
         parts = list(held_out_parts(self.store, batch_seqs=batch_seqs, n_tokens=n_tokens))
-        failures: dict[Member, Exception] = {}
-        with ExitStack() as looking:
-            for member in tallies:
-                looking.enter_context(member.looking())
+        failures: dict[Run, Exception] = {}
+        with ExitStack() as unsharded:
+            for run in tallies:
+                unsharded.enter_context(run.started_learner().unsharded())
             for seqs in parts[self.team.rank :: self.team.world]:
                 try:
                     stored = self.store.stored(self.layer, seqs)
                     x, y = self.scaled(stored.on(self.team.device, self.derive))
                 except FAILURES as error:
                     return dict.fromkeys(tallies, error)
-                for member in [m for m in tallies if m not in failures]:
+                for run in [run for run in tallies if run not in failures]:
                     try:
-                        tallies[member].update(x, y, member.counted(seqs))
+                        tallies[run].update(x, y, run.counted(seqs))
                     except FAILURES as error:
-                        failures[member] = error
+                        failures[run] = error
         return failures
 
     def scaled(self, batch: Activations) -> Activations:
-        """Return a batch scaled."""
+        """Return a batch times the scales."""
         return Activations(batch.x * self.scales.x, batch.y * self.scales.y)
 
     def clock(self) -> Clock:
-        """Return the time as this process has it."""
+        """Return the times as this process has them."""
         return Clock(
             spent_s=time.monotonic() - self.started,
             step_s=self.busy_s / max(self.n_timed, 1),
@@ -331,8 +331,8 @@ class Group:
         )
 
     def release(self) -> None:
-        """Give back the device's memory: a wrapped module holds itself in a circle."""
-        self.members.clear()
+        """Free the device's memory: a wrapped module holds itself in a circle."""
+        self.runs.clear()
         self.team.release()
         gc.collect()
 
@@ -345,7 +345,3 @@ def _fail_by(error: Exception | None) -> None:
 def _sums(tally: Tally, failure: Exception | None) -> Any:
     _fail_by(failure)
     return tally.sums()
-
-
-def _look(qualities: dict[Member, Quality], member: Member) -> None:
-    member.look(qualities[member])

@@ -2,7 +2,7 @@
 
     copies    every process has all of both; gradients are averaged (torch's DDP)
     shard     every process keeps its rows of weights, gradients and moments (torch's FSDP2); the
-              whole weights are there during a step, a look and a checkpoint only
+              whole weights are there during a step, an eval and a checkpoint only
     exact     as copies, but the gradients of single sequences are added up in float64, so that any
               number of processes makes the same run
 
@@ -31,13 +31,13 @@ class Whole(NamedTuple):
     """A Lorsa in training and its moments, whole and on the CPU."""
 
     weights: dict[str, Tensor]
-    """By the parameter's name"""
+    """Parameters and buffers by their names"""
     moments: dict[str, Tensor]
-    """By the parameter's name and Adam's, as W_Q.exp_avg"""
+    """Moments of Adam, by the parameter's name and their own, as W_Q.exp_avg"""
 
 
 class Learner:
-    """Takes the steps of one Lorsa."""
+    """Lorsa in training: takes its optimizer steps."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Learner:
         team: Team,
         moments: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Share the main process's Lorsa; `moments` take up Adam where it was."""
+        """Share the main process's Lorsa; Adam resumes with `moments`."""
         self.lorsa, self.team, self.config = lorsa, team, config
         self.sharded = config.shard and team.world > 1
         objective = Objective(
@@ -58,7 +58,7 @@ class Learner:
         if config.exact:
             self._sums = [torch.zeros_like(p, dtype=torch.float64) for p in lorsa.parameters()]
         if moments is not None:
-            self._take_up(moments)
+            self._resume(moments)
 
     def _shared(self, module: nn.Module) -> nn.Module:
         if self.sharded:
@@ -74,7 +74,7 @@ class Learner:
             group["lr"] = lr * group["lr_factor"]
 
     def unsynced(self, *, enabled: bool) -> AbstractContextManager[Any]:
-        """Leave out the averaging of a part's gradients: more of this process are to come."""
+        """Leave out the averaging of a part's gradients: other parts of the step follow."""
         alone = self.sharded or self.config.exact  # shards are added up part by part
         return self.team.unsynced(self.module, enabled=enabled and not alone)
 
@@ -82,7 +82,7 @@ class Learner:
         """Add the gradients of a part of the step.
 
         Args:
-            loss: its share of the loss of the whole step, over all processes.
+            loss: the part's share of the loss of the whole step, over all processes.
         """
         if not self.config.exact:
             (loss * self.team.world).backward()  # averaged over processes
@@ -97,7 +97,7 @@ class Learner:
         """Bring the step's gradients together and scale them to a norm of at most `largest`.
 
         Returns:
-            Their norm before, over all processes.
+            Norm of the gradients before, over all processes.
         """
         for parameter, total in zip(self.lorsa.parameters(), self._sums, strict=False):
             parameter.grad = self.team.sum(total).to(parameter.dtype)
@@ -110,15 +110,15 @@ class Learner:
         return norm
 
     def step(self) -> None:
-        """Let Adam take its step."""
+        """Take a step of Adam."""
         self.adam.step()
 
     def clear(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         self.adam.zero_grad()
 
     @contextmanager
-    def looking(self) -> Iterator[None]:
+    def unsharded(self) -> Iterator[None]:
         """Have the whole Lorsa on this process, to be measured."""
         if not self.sharded:
             yield
@@ -130,7 +130,7 @@ class Learner:
             self.module.reshard()  # type: ignore[operator]
 
     def whole(self) -> Whole:
-        """Return what there is to save, on the main process; all processes take part."""
+        """Return the whole Lorsa and moments, on the main process; all processes take part."""
         weights, moments = {}, {}
         for name, parameter in self.lorsa.named_parameters():
             weights[name] = self.team.whole(parameter.detach())
@@ -139,8 +139,8 @@ class Learner:
         weights |= {name: buffer.detach().cpu() for name, buffer in self.lorsa.named_buffers()}
         return Whole(weights, moments)
 
-    def _take_up(self, moments: Mapping[str, Tensor]) -> None:
-        """Give Adam whole moments, of which it keeps its part."""
+    def _resume(self, moments: Mapping[str, Tensor]) -> None:
+        """Set the moments of Adam, given whole; a sharded parameter keeps its part."""
         state = {}
         for number, (name, parameter) in enumerate(self.lorsa.named_parameters()):
             state[number] = {

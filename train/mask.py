@@ -1,20 +1,12 @@
-"""Which tokens count in the loss and the metrics.
-
-    rule = "none", or any of these, joined by commas; a token that one of them names does not count
-        bos        it is the tokenizer's BOS, wherever it stands
-        special    it is any of the tokenizer's special tokens
-        first      it stands at position 0 of a sequence
-        norm>Nx    its ||x|| or ||y|| is above N times the median of the layer's training tokens
+"""Loss mask: which tokens count in the loss and the metrics.
 
 Tokens that do not count stay in their sequences, where others attend to them: attention is that of
-the language model. The rule reads what every store has of every token, its id and its norms, so
-it is chosen anew for every run.
+the language model. The rule reads the id and the norms of tokens, which every store has, so a run
+may choose any.
 """
 
-import re
 from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,60 +15,17 @@ from torch import Tensor
 
 from ..errors import TrainError
 from ..store.read.reader import ActivationStore
+from ..store.read.rows import Seqs
+from .mask_rule import Rule, parse_rule
 
-WORDS = ("bos", "special", "first")
-NORM = re.compile(r"norm>(\d+(?:\.\d+)?)x")
 MEDIAN_TOKENS = 1 << 20
-"""Training tokens that the median of the norms is taken over, at most."""
+"""Training tokens, at most, over which the median of the norms is taken."""
 
-Bools = npt.NDArray[np.bool_]
 Bits = npt.NDArray[np.uint8]
-Ids = npt.NDArray[np.int64]
-
-
-class Rule(NamedTuple):
-    """A loss mask as it was asked for."""
-
-    words: frozenset[str] = frozenset()
-    """Of WORDS"""
-    norm: float | None = None
-    """Tokens above so many medians do not count"""
-
-    @property
-    def masks(self) -> bool:
-        """Whether there is anything that does not count."""
-        return bool(self.words) or self.norm is not None
-
-
-def parse_rule(text: str) -> Rule:
-    """Return what a loss mask asks for.
-
-    Raises:
-        ValueError: a word is unknown, or a norm is not above 1.
-    """
-    words, norm = set(), None
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        if found := NORM.fullmatch(part):
-            norm = float(found[1])
-            if norm <= 1:
-                raise ValueError(f"loss_mask has {part!r}; allowed: norm above 1x the median")
-        elif part in WORDS:
-            words.add(part)
-        elif part != "none" or len(parts) > 1:
-            raise ValueError(f"loss_mask has {part!r}; {_near(part)}")
-    return Rule(frozenset(words), norm)
-
-
-def _near(part: str) -> str:
-    known = ("none", *WORDS, "norm>10x")
-    near = get_close_matches(part, known, n=1)
-    hint = f"did you mean {near[0]}? " if near and part != "none" else ""
-    return f"{hint}allowed: none, or {', '.join(known[1:])} joined by commas"
 
 
 class TokenMask:
-    """Tells of any sequences of a layer which of their tokens count: the same on every process."""
+    """Mask of a layer's tokens by a rule: the same on every process."""
 
     def __init__(
         self,
@@ -90,8 +39,10 @@ class TokenMask:
         """Use `of`.
 
         Args:
-            rule, store, layer: what is asked for, and of what.
-            token_ids: that do not count.
+            rule: what does not count.
+            store: the store of the tokens.
+            layer: the layer whose norms are compared.
+            token_ids: ids that do not count.
             largest: ||x|| and ||y|| above which a token does not count; empty for any.
         """
         self.rule = rule
@@ -107,7 +58,7 @@ class TokenMask:
 
         Raises:
             ValueError: the rule cannot be read.
-            TrainError: it names tokens that the store's tokenizer does not have.
+            TrainError: the rule names tokens that the store's tokenizer does not have.
             StoreError: the store cannot be read, or has no such layer.
         """
         asked = parse_rule(rule)
@@ -115,32 +66,32 @@ class TokenMask:
         largest = () if asked.norm is None else _largest(asked.norm, store, layer)
         return cls(asked, store, layer, token_ids=ids, largest=largest)
 
-    def __call__(self, seqs: Ids | Sequence[int]) -> Tensor:
+    def __call__(self, seqs: Seqs) -> Tensor:
         """Return which tokens of some sequences count, bool, [n, n_ctx].
 
-        A shard is looked at once, when the first of its sequences is asked for, and kept as bits.
+        A shard is read once, when the first of its sequences is asked for, and kept as bits.
         """
         n_ctx, shard_seqs = self._store.manifest.n_ctx, self._store.manifest.shard_seqs
-        seqs = np.asarray(seqs, dtype=np.int64)
-        counted = np.ones((len(seqs), n_ctx), dtype=np.bool_)
+        numbers = np.asarray(seqs, dtype=np.int64)
+        counted = np.ones((len(numbers), n_ctx), dtype=np.bool_)
         if self.rule.masks:
-            for shard in np.unique(seqs // shard_seqs).tolist():
-                here = seqs // shard_seqs == shard
-                bits = self._bits(shard)[seqs[here] - shard * shard_seqs]
+            for shard in np.unique(numbers // shard_seqs).tolist():
+                here = numbers // shard_seqs == shard
+                bits = self._bits(shard)[numbers[here] - shard * shard_seqs]
                 counted[here] = np.unpackbits(bits, axis=1, count=n_ctx)
         return torch.from_numpy(counted)
 
-    def look_up(self, seqs: Ids | Sequence[int]) -> None:
-        """Read what says which tokens of some sequences count, so that nothing is read later.
+    def read(self, seqs: Seqs) -> None:
+        """Read the mask of some sequences ahead, so that nothing is read later.
 
         Raises:
-            StoreError: it cannot be read.
+            StoreError: the store cannot be read.
         """
         if self.rule.masks:
             for shard in np.unique(np.asarray(seqs) // self._store.manifest.shard_seqs).tolist():
                 self._bits(shard)
 
-    def n_counted(self, seqs: Ids | Sequence[int]) -> int:
+    def n_counted(self, seqs: Seqs) -> int:
         """Return how many tokens of some sequences count."""
         return int(self(seqs).sum())
 
@@ -148,12 +99,12 @@ class TokenMask:
         """Return which tokens of a shard count, eight to a byte, [n_seqs, ceil(n_ctx / 8)]."""
         if shard not in self._shards:
             seqs = np.array(self._store.manifest.shard_rows(shard))
-            self._shards[shard] = np.packbits(self._look(seqs), axis=1)
+            self._shards[shard] = np.packbits(self._counted(seqs), axis=1)
         return self._shards[shard]
 
-    def _look(self, seqs: Ids) -> Bools:
+    def _counted(self, seqs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         counted = np.ones((len(seqs), self._store.manifest.n_ctx), dtype=np.bool_)
-        if "first" in self.rule.words:
+        if "first" in self.rule.kinds:
             counted[:, 0] = False
         if self.token_ids:
             counted &= ~np.isin(self._store.tokens(seqs).numpy(), self.token_ids)
@@ -167,28 +118,28 @@ def _token_ids(rule: Rule, store: ActivationStore) -> tuple[int, ...]:
     """Return the ids that a rule names.
 
     Raises:
-        TrainError: the store's tokenizer has none.
+        TrainError: the store's tokenizer has no such token.
     """
     facts, ids = store.manifest.tokenizer, set[int]()
-    for word, name in (("bos", "bos_token_id"), ("special", "special_token_ids")):
-        if word not in rule.words:
+    for kind, name in (("bos", "bos_token_id"), ("special", "special_token_ids")):
+        if kind not in rule.kinds:
             continue
         if name not in facts:
             raise TrainError(
-                f"loss_mask has {word}, and {store.root} does not say which tokens these are (no "
-                f"{name} in its manifest); leave {word} out, or harvest again"
+                f"loss_mask has {kind}, and {store.root} does not say which tokens these are (no "
+                f"{name} in its manifest); leave {kind} out, or harvest again"
             )
         if facts[name] in (None, []):
             raise TrainError(
-                f"loss_mask has {word}, and the tokenizer of {store.root} has no such token; "
-                f"leave {word} out" + ("; first takes position 0" if word == "bos" else "")
+                f"loss_mask has {kind}, and the tokenizer of {store.root} has no such token; "
+                f"leave {kind} out" + ("; first takes position 0" if kind == "bos" else "")
             )
-        ids |= {facts[name]} if word == "bos" else set(facts[name])
+        ids |= {facts[name]} if kind == "bos" else set(facts[name])
     return tuple(sorted(ids))
 
 
 def _largest(n_medians: float, store: ActivationStore, layer: int) -> tuple[float, ...]:
-    """Return the largest ||x|| and ||y|| that count, from evenly spaced training sequences."""
+    """Return the largest ||x|| and ||y|| that count, by evenly spaced training sequences."""
     seqs: Any = store.train_seqs
     n_seqs = min(len(seqs), max(1, MEDIAN_TOKENS // store.manifest.n_ctx))
     norms = store.norms(layer, seqs[np.arange(n_seqs) * len(seqs) // max(n_seqs, 1)]).numpy()

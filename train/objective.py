@@ -1,10 +1,10 @@
-"""What a step minimises, as one module for accelerate to wrap.
+"""Objective of a step, as one module for accelerate to wrap.
 
     loss = mean (y_hat - y)^2 + l0_coefficient * mean over sequences of (L0 / top_k - 1)^2
 
-The second term is there with jumprelu only. It is one of sequences, as are the thresholds of
-batchtopk, so that a step may be cut into any number of parts. Means are over what counts: a
-sequence weighs as many tokens as count in it.
+The second term is there with jumprelu only. It is a mean over sequences, as are the thresholds of
+batchtopk, so that a step may be cut into any number of parts. All means are over tokens that count:
+a sequence weighs as many tokens as count in it.
 """
 
 from typing import NamedTuple
@@ -16,19 +16,19 @@ from ..dictionaries.lorsa.module import Lorsa
 
 
 class Outcome(NamedTuple):
-    """What a forward of the objective gives."""
+    """Result of a forward of the objective."""
 
     loss: Tensor
-    """Minimised; weight times what is said above"""
+    """Loss that is minimised: weight times the equation above"""
     error: Tensor
     """weight * mean (y_hat - y)^2 over the tokens that count and all channels, no gradient"""
     acts: Tensor
-    """Of the heads that fired, [batch, seq, slots], without a gradient; 0 where a token does not
-    count"""
+    """Activations of the heads that fired, [batch, seq, slots], without a gradient; 0 where a token
+    does not count"""
     ids: Tensor
-    """[batch, seq, slots]"""
+    """Heads that fired, [batch, seq, slots]"""
     edge: Tensor | None
-    """Of batchtopk: weight * mean of the sequences' smallest scores that were to fire"""
+    """Weight * mean of the sequences' smallest scores that were to fire; batchtopk only"""
 
 
 class Objective(nn.Module):
@@ -52,7 +52,7 @@ class Objective(nn.Module):
             x, y: the layer's input and output, scaled, [batch, seq, d_model].
             top_k: heads that fire per token in this step, or on average.
             counted: which tokens count, bool, [batch, seq]; None counts all.
-            weight: of these tokens among those of all processes.
+            weight: share of these tokens among those of the step, over all processes.
         """
         acts, ids, edges, fires = self.lorsa.fire(
             x, top_k=top_k, counted=counted, bandwidth=self.jump_bandwidth

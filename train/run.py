@@ -1,99 +1,93 @@
-"""One run of a group: its Lorsa, its optimizer, its folder, and where it stands."""
+"""One run of a group: its Lorsa, its optimizer, its folder, and its progress."""
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import asdict, fields
-from typing import Any, NamedTuple
+from dataclasses import fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..dictionaries.lorsa.module import Lorsa
-from ..dictionaries.metrics import Quality
 from ..errors import TrainError
 from ..store.read.reader import Activations
 from ..store.read.rows import Seqs
 from .checkpoint import (
-    Loaded,
+    Restored,
     State,
     checkpoint_folder,
     load_checkpoint,
     load_newest_checkpoint,
-    raw_lorsa,
     save_checkpoint,
 )
-from .config import TrainConfig
-from .learner import Learner, Whole
+from .learner import Learner
 from .objective import Outcome
-from .plan import Plan, describe
-from .report.curves import draw_curves
-from .report.events import Ended, Event, Look, StepReport, TrainResult
+from .report.events import Ended, ReportEvent, TrainEvent, TrainResult
 from .report.trackers import Tracker, open_tracker
+from .request import Request, describe
 from .run_folder import RunFolder
-from .schedule import lr_factor, top_k_at
+from .schedule import lr_at, steps_in_time, top_k_at
 from .start import Scales, activation_scales
 
 THRESHOLD_HALF_LIFE_SEQS = 64
-"""Of the running mean over sequences that is the threshold of batchtopk: enough to even them out,
-no more, or it lags behind the weights; docs/recipe.md."""
+"""Half-life, in sequences, of the running mean that is the threshold of batchtopk: enough to even
+sequences out, no more, or it lags behind the weights; docs/recipe.md."""
 
 
 class Clock(NamedTuple):
-    """The time of a group, as its main process has it."""
+    """Times of a group, as its main process has them."""
 
     spent_s: float
-    """Since the group began"""
+    """Seconds since the group began"""
     step_s: float
-    """Of a step, looks and checkpoints left out, on average"""
+    """Mean seconds of a step, without evals and checkpoints"""
     wait_fraction: float
-    """Share of that spent waiting for the store"""
+    """Share of the steps' time spent waiting for the store"""
 
 
 class StepOutcome(NamedTuple):
-    """What a step of one run tells."""
+    """Outcome of a step of one run."""
 
     loss: Tensor
     """This process's share of the step's loss, float64"""
     grad_norm: float
-    """Over all processes, before clipping"""
+    """Norm of the gradient over all processes, before clipping"""
     lr: float
     top_k: int
 
 
-class Member:
-    """One run: what belongs to it alone."""
+class Run:
+    """One run: all that it does not share with its group."""
 
-    def __init__(self, config: TrainConfig, plan: Plan, report: Callable[[Event], None]) -> None:
-        """Bring a run together; `begin` and `start` take it up."""
-        self.config, self.span, self.facts = config, plan.span, plan.facts
-        self.corpus = plan.store.manifest.corpus
-        self.team, self.low = plan.team, plan.low
-        self.about = describe(config, plan)
-        self.folder = RunFolder(config.out)
-        self.report: Callable[[Event], None] = report if plan.team.is_main else _tell_nobody
-        self.device = plan.team.device
-        self.scales: Scales = activation_scales(config.layer, plan.store)
-        self.shape = plan.shape
-        self.mask = plan.mask
-        self.lorsa = Lorsa(plan.shape, backend=config.backend).to(self.device)
+    def __init__(self, request: Request, report: ReportEvent) -> None:
+        """Bring the parts of a run together; `begin` and `start` make it ready."""
+        self.config, self.span, self.facts = request.config, request.span, request.facts
+        self.corpus = request.store.manifest.corpus
+        self.team, self.low = request.team, request.low
+        self.shape, self.mask = request.shape, request.mask
+        self.about = describe(request)
+        self.folder = RunFolder(self.config.out)
+        self.report: ReportEvent = report if self.team.is_main else _ignore
+        self.device = self.team.device
+        self.scales: Scales = activation_scales(self.config.layer, request.store)
+        self.lorsa = Lorsa(self.shape, backend=self.config.backend).to(self.device)
         self.learner: Learner | None = None
-        heads = plan.shape.n_ov_heads
-        self.last_fired = torch.zeros(heads, dtype=torch.int64, device=self.device)
+        self.last_fired = torch.zeros(self.shape.n_ov_heads, dtype=torch.int64, device=self.device)
+        """Steps done when each head last fired"""
         self.done = 0
         """Steps done"""
         self.spent_s = 0.0
-        """Time that the run took before this call"""
+        """Seconds that the run took before this call"""
         self.planned = False
-        """Whether the steps are those that the minutes hold"""
+        """Whether the number of steps is set by the minutes"""
         self.finished_before = False
         self.tracker: Tracker | None = None
         self.result: TrainResult | None = None
         self.failure: Exception | None = None
 
     def begin(self) -> None:
-        """Take the folder, and its result if the run is already finished."""
+        """Open the run folder, and read the result if the run is already finished."""
         finished = self.team.on_main(
             lambda: self.folder.begin(self.config, self.facts, self.corpus)
         )
@@ -121,22 +115,22 @@ class Member:
         return self.result is None and self.failure is None
 
     def start(self, initialise: Callable[[], None]) -> None:
-        """Take up the newest checkpoint or initialise, then share the main process's weights."""
-        loaded = self._newest_checkpoint()
-        if loaded is not None:
-            self._take_up(loaded)
+        """Resume from the newest checkpoint or initialise; share the main process's weights."""
+        restored = self._newest_checkpoint()
+        if restored is not None:
+            self._resume(restored)
         else:
             self.report("initialising")
             self.team.together(initialise)
         self.lorsa.rescale_(*self.scales)
         self.team.on_main(lambda: self.folder.drop_after(self.done))
         self.team.on_main(self._open_tracker)
-        moments = None if loaded is None else loaded.moments
+        moments = None if restored is None else restored.moments
         self.learner = Learner(self.lorsa, self.config, self.team, moments)
 
-    def _take_up(self, loaded: Loaded) -> None:
-        state = loaded.state
-        self.lorsa.load_state_dict(loaded.lorsa.state_dict())
+    def _resume(self, restored: Restored) -> None:
+        state = restored.state
+        self.lorsa.load_state_dict(restored.lorsa.state_dict())
         self.done, self.last_fired = state.step, state.last_fired.to(self.device)
         self.spent_s = state.spent_s
         if state.n_steps is not None:
@@ -152,22 +146,16 @@ class Member:
             report=self.report,
         )
 
-    def _log(self, line: dict[str, Any]) -> None:
-        """Note a line of metrics; on the main process."""
-        self.folder.log(line)
-        if self.tracker is not None:
-            self.tracker.log(line, self.done)
-
     def close(self) -> None:
-        """Let others write the folder, and end what listens."""
+        """Let others write the folder, and close the tracker."""
         self.folder.release()
         if self.tracker is not None:
             self.tracker.close()
 
-    def _newest_checkpoint(self) -> Loaded | None:
-        """Return the newest good checkpoint: the main process's choice, on all processes."""
+    def _newest_checkpoint(self) -> Restored | None:
+        """Return the newest good checkpoint, chosen by the main process, on all processes."""
         root = self.folder.root
-        read: list[Loaded | None] = []
+        read: list[Restored | None] = []
 
         def choose() -> int | None:
             read.append(load_newest_checkpoint(root, self.report))
@@ -188,12 +176,15 @@ class Member:
 
         Args:
             batch: this process's share of the step, scaled.
-            mine, whole: which sequences these are, and those of the whole step.
+            mine: its sequences.
+            whole: sequences of the whole step.
 
         Raises:
             TrainError: loss or gradient is not finite.
         """
-        learner, lr, top_k = self._learner(), self.lr(), self.top_k()
+        learner, tokens = self.started_learner(), self.tokens()
+        lr = lr_at(self.config, self.span, tokens)
+        top_k = top_k_at(self.config, tokens, self.span.train_tokens, self.shape.n_ov_heads)
         learner.begin(lr)
         loss, outcomes = self._gradients(learner, batch, mine, whole, top_k)
         norm = learner.clip(self.config.grad_clip)
@@ -213,7 +204,7 @@ class Member:
         return StepOutcome(loss, norm, lr, top_k)
 
     def _move_threshold(self, outcomes: list[Outcome]) -> None:
-        """Let the threshold of batchtopk follow a step's edge, the same on all processes."""
+        """Move the threshold of batchtopk towards a step's edge, the same on all processes."""
         edges = [out.edge for out in outcomes if out.edge is not None]
         if edges:
             share = 1 - 0.5 ** (self.span.batch_seqs / THRESHOLD_HALF_LIFE_SEQS)
@@ -240,45 +231,12 @@ class Member:
             outcomes.append(out)
         return total, outcomes
 
-    def tell(self, outcome: StepOutcome, loss: float, clock: Clock) -> None:
-        """Report where the run stands.
-
-        Args:
-            outcome: of the last step.
-            loss: its loss over all processes.
-            clock: the group's.
-        """
-        line = StepReport(
-            step=self.done,
-            tokens=self.tokens(),
-            train_tokens=self.span.train_tokens,
-            loss=loss,
-            grad_norm=outcome.grad_norm,
-            lr=outcome.lr,
-            top_k=outcome.top_k,
-            dead_fraction=self.dead_fraction(),
-            tokens_per_second=self.span.step_tokens / clock.step_s,
-            data_wait_fraction=clock.wait_fraction,
-        )
-        self.team.on_main(lambda: self._log(line._asdict()))
-        self.report(line)
-
-    def looking(self) -> AbstractContextManager[None]:
-        """Have the whole Lorsa on this process, to be measured."""
-        return self._learner().looking()
-
-    def look(self, quality: Quality) -> None:
-        """Note the quality on held-out tokens."""
-        line = {"step": self.done, "tokens": self.tokens(), "held_out": asdict(quality)}
-        self.team.on_main(lambda: self._log(line))
-        self.report(Look(self.done, self.tokens(), quality))
-
     def save(self, clock: Clock) -> None:
         """Write a checkpoint."""
         n_steps = None if self.config.minutes is None else self.span.n_steps
         fired = self.team.maximum(self.last_fired)
         state = State(self.done, fired, n_steps, self.spent_s + clock.spent_s)
-        whole = self._learner().whole()
+        whole = self.started_learner().whole()
 
         def write() -> None:
             keep = self.config.keep_checkpoints
@@ -287,92 +245,47 @@ class Member:
 
         self.team.on_main(write)
 
-    def finish(self, quality: Quality, clock: Clock) -> None:
-        """Write the Lorsa and the result."""
-        result = TrainResult(
-            run=str(self.folder.root),
-            layer=self.config.layer,
-            fvu=quality.fvu if math.isfinite(quality.fvu) else None,
-            l0=quality.l0,
-            dead_fraction=self.dead_fraction(),
-            dead_window_tokens=self.span.dead_window_tokens,
-            n_ov_heads=self.shape.n_ov_heads,
-            n_qk_heads=self.shape.n_qk_heads,
-            top_k=self.shape.top_k,
-            train_tokens=self.span.train_tokens,
-            fvu_all=quality.fvu_all if math.isfinite(quality.fvu_all) else None,
-            masked_fraction=quality.masked_fraction,
-            held_out_tokens=quality.n_tokens,
-            tokens_per_second=self.span.step_tokens / clock.step_s if clock.step_s else 0.0,
-            data_wait_fraction=clock.wait_fraction,
-            seconds=clock.spent_s,
-        )
-        whole = self._learner().whole()
-        self.team.on_main(lambda: self._write(quality, whole, result))
-        self.result = result
-        if self.team.is_main:
-            self._draw()
-        self.report(Look(self.done, self.tokens(), quality))
-        self.report(Ended(result))
-
-    def _write(self, quality: Quality, whole: Whole, result: TrainResult) -> None:
-        line = {"step": self.done, "tokens": self.tokens(), "held_out": asdict(quality)}
-        self._log(line)
-        raw_lorsa(self.shape, whole, self.scales).save_pretrained(self.folder.root)
-        self.folder.finish(asdict(result))
-
-    def _draw(self) -> None:
-        """Draw the curves; a run that is finished does not fail for want of a picture."""
-        try:
-            draw_curves(self.folder.root)
-        except Exception as error:
-            self.report(f"no picture of the curves: {error}")
-
-    def _learner(self) -> Learner:
+    def started_learner(self) -> Learner:
+        """Return the learner of a run that has started."""
         assert self.learner is not None, "start() comes first"
         return self.learner
 
     def fail(self, error: Exception) -> None:
-        """Leave the group; the other runs go on."""
+        """End this run by an error; the other runs of the group go on."""
         self.failure = error
         self.report(Ended(None, str(error)))
 
     def plan_for_time(self, clock: Clock) -> None:
-        """Lay the run out for its minutes, until the learning rate falls."""
+        """Set the number of steps by the minutes that are left, until the learning rate falls."""
         if self.config.minutes is None or clock.step_s == 0:
             return
         if self.planned and self.done >= self.span.n_steps * (1 - self.config.decay_frac):
             return
         self.planned = True
         left_s = self.config.minutes * 60 - self.spent_s - clock.spent_s
-        n_steps = self.done + max(1, int(left_s / clock.step_s))
-        if self.config.train_tokens is not None:
-            n_steps = min(n_steps, max(1, self.config.train_tokens // self.span.step_tokens))
+        n_steps = steps_in_time(
+            self.config, self.span, done=self.done, left_s=left_s, step_s=clock.step_s
+        )
         self.span = self.span.lasting(n_steps, self.config)
 
     def tokens(self) -> int:
-        """Return the tokens seen, over all processes."""
+        """Return the number of tokens seen, over all processes."""
         return self.done * self.span.step_tokens
-
-    def lr(self) -> float:
-        """Return the learning rate of the next step; the first of a warm-up is above 0."""
-        seen = self.tokens() + self.span.step_tokens / 2
-        return self.config.lr * lr_factor(self.config, seen, self.span.train_tokens)
-
-    def top_k(self) -> int:
-        """Return how many heads fire per token in the next step."""
-        return top_k_at(self.config, self.tokens(), self.span.train_tokens, self.shape.n_ov_heads)
 
     def dead_fraction(self) -> float:
         """Return the share of heads that did not fire in the window of dead heads."""
         silent_tokens = (self.done - self.team.maximum(self.last_fired)) * self.span.step_tokens
         return float((silent_tokens >= self.span.dead_window_tokens).double().mean())
 
+    def eval_due(self) -> bool:
+        """Return whether to measure the run now, before its end."""
+        return self.done < self.span.n_steps and self.done % self.span.eval_every_steps == 0
+
     def checkpoint_due(self) -> bool:
-        """Tell whether tokens ask for a checkpoint now."""
+        """Return whether checkpoint_every_tokens asks for one now."""
         every = self.config.checkpoint_every_tokens
         return every is not None and self.tokens() % every < self.span.step_tokens
 
 
-def _tell_nobody(_event: Event) -> None:
-    """Take the place of a report on all processes but the main one."""
+def _ignore(_event: TrainEvent) -> None:
+    """Stand in for the report on all processes but the main one."""

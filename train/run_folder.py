@@ -1,9 +1,9 @@
-"""A run folder: what was asked for, what was measured on the way, what came out.
+"""Run folder: the settings of a run, its metrics and its result.
 
-run.json                        settings, versions, corpus; the result once it is finished
+run.json                        settings, versions, corpus; the result of a finished run
 metrics.jsonl                   a line per report
-config.json, lorsa.safetensors  the Lorsa, when it is finished
-checkpoints/                    while it is not
+config.json, lorsa.safetensors  the Lorsa of a finished run
+checkpoints/                    checkpoints of a run that is not finished
 """
 
 import json
@@ -18,12 +18,12 @@ import torch
 from ..errors import TrainError
 from ..version import __version__
 from ..whole import finite, lock_folder, write_json, write_whole
-from .checkpoint import FOLDER, checkpoints
+from .checkpoint import CHECKPOINTS, checkpoints
 from .config import TrainConfig
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
-SCHEMA_VERSION = 1
+RUN_VERSION = 1
 
 
 class RunFolder:
@@ -37,12 +37,12 @@ class RunFolder:
     def begin(
         self, config: TrainConfig, facts: dict[str, Any], corpus: dict[str, Any]
     ) -> dict[str, Any] | None:
-        """Start a run here, or take up one with the same settings; `release` ends its lock.
+        """Begin a run here, or resume one with the same settings; `release` frees the lock.
 
         Args:
-            config: the request.
-            facts: what the run depends on besides: the store's uuid, sizes.
-            corpus: what the store's text is, to be told of the run when the store is gone.
+            config: settings of the run.
+            facts: facts that the run depends on besides: the store's uuid, sizes.
+            corpus: facts of the store's text, kept with the run when the store is gone.
 
         Returns:
             The result, if the run is already finished.
@@ -90,13 +90,13 @@ class RunFolder:
             )
 
     def _is_begun(self) -> bool:
-        """Tell whether a run here is finished, or has a checkpoint to go on from."""
+        """Return whether a run here is finished, or has a checkpoint to resume from."""
         if not (self.root / RUN).exists():
             return False
         return self._read().get("result") is not None or bool(checkpoints(self.root))
 
     def _require_free(self) -> None:
-        """Raise TrainError if there is something else in the folder's place."""
+        """Raise TrainError if the folder holds other things, or is a file."""
         if self.root.exists() and not self.root.is_dir():
             raise TrainError(f"{self.root} is a file; choose a folder by --out")
         names = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
@@ -104,7 +104,11 @@ class RunFolder:
             raise TrainError(f"{self.root} holds other things; choose another folder by --out")
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl; TrainError if the disk does not take it."""
+        """Append a line to metrics.jsonl.
+
+        Raises:
+            TrainError: the disk does not take it.
+        """
         path = self.root / METRICS
         try:
             with path.open("a", encoding="utf-8") as file:
@@ -116,7 +120,7 @@ class RunFolder:
             ) from None
 
     def drop_after(self, step: int) -> None:
-        """Forget the metrics of steps after `step`, which are about to be done again."""
+        """Drop the metrics of steps after `step`, which are about to be done again."""
         path = self.root / METRICS
         if not path.exists():
             return
@@ -130,12 +134,12 @@ class RunFolder:
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result into run.json and remove the checkpoints."""
         self._write({**self._read(), "result": result})
-        shutil.rmtree(self.root / FOLDER, ignore_errors=True)
+        shutil.rmtree(self.root / CHECKPOINTS, ignore_errors=True)
 
     def _header(self, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
         return {
             "format": "lorsa-run",
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": RUN_VERSION,
             "config": config.to_dict(),
             "decisive": config.decisive() | facts,
             "versions": {"lorsa": __version__, "torch": torch.__version__},
@@ -149,7 +153,7 @@ class RunFolder:
             raise TrainError(
                 f"{path} cannot be read ({error}); choose another folder by --out"
             ) from None
-        if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        if not isinstance(content, dict) or content.get("schema_version") != RUN_VERSION:
             raise TrainError(f"{path} is of another version; choose another folder by --out")
         return content
 

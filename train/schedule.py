@@ -1,12 +1,14 @@
-"""What changes during a run, as functions of the tokens seen."""
+"""Schedules of a run: learning rate, top_k, and the steps that its minutes hold."""
 
 from .config import TrainConfig
+from .extent import Extent
 
 
 def lr_factor(config: TrainConfig, tokens: float, train_tokens: int) -> float:
     """Return the learning rate as a share of its peak: a rise, a plateau, a linear fall to 0.
 
     Args:
+        config: settings of the run.
         tokens: tokens seen, at the middle of the step.
         train_tokens: tokens of the whole run.
     """
@@ -16,6 +18,17 @@ def lr_factor(config: TrainConfig, tokens: float, train_tokens: int) -> float:
     return max(0.0, min(1.0, rise, fall))
 
 
+def lr_at(config: TrainConfig, span: Extent, tokens: int) -> float:
+    """Return the learning rate of a step; the first of a warm-up is above 0.
+
+    Args:
+        config: settings of the run.
+        span: size of the run.
+        tokens: tokens seen before the step.
+    """
+    return config.lr * lr_factor(config, tokens + span.step_tokens / 2, span.train_tokens)
+
+
 def top_k_at(config: TrainConfig, tokens: int, train_tokens: int, n_ov_heads: int) -> int:
     """Return how many heads fire at this point: from top_k_start * top_k linearly down to top_k."""
     if config.top_k_anneal_frac == 0:
@@ -23,3 +36,21 @@ def top_k_at(config: TrainConfig, tokens: int, train_tokens: int, n_ov_heads: in
     left = max(0.0, 1 - tokens / (train_tokens * config.top_k_anneal_frac))
     factor = 1 + (config.top_k_start - 1) * left
     return min(n_ov_heads, round(config.top_k * factor))
+
+
+def steps_in_time(
+    config: TrainConfig, span: Extent, *, done: int, left_s: float, step_s: float
+) -> int:
+    """Return the number of steps of a run that goes on for a time, train_tokens at most.
+
+    Args:
+        config: settings of the run.
+        span: size of the run.
+        done: steps done.
+        left_s: seconds that are left.
+        step_s: seconds of a step.
+    """
+    n_steps = done + max(1, int(left_s / step_s))
+    if config.train_tokens is not None:
+        n_steps = min(n_steps, max(1, config.train_tokens // span.step_tokens))
+    return n_steps

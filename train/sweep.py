@@ -1,6 +1,6 @@
-"""Many runs from one request: a grid of values or a list, and one table of what came out.
+"""Sweep: many runs by a grid of values or a list, and one table of their results.
 
-sweep.json          what was asked for, a row per run, bytes read
+sweep.json          a row per run, bytes read, time
 sweep.csv           the same rows
 pareto.png          FVU against L0
 top_k=32,lr=0.001/  a run folder like any other
@@ -20,8 +20,9 @@ from ..errors import TrainError
 from ..whole import finite, whole, write_json
 from .config import TrainConfig
 from .report.curves import draw_pareto
-from .team import Launch
-from .train import ReportRun, RunOutcome, train_many
+from .report.events import ReportRun
+from .team import all_processes
+from .train import RunOutcome, train_many
 
 MEASURES = ("fvu", "l0", "dead_fraction", "n_ov_heads", "train_tokens", "tokens_per_second")
 MAX_NAME = 100
@@ -31,18 +32,18 @@ class Point(NamedTuple):
     """A run of a sweep."""
 
     changes: dict[str, Any]
-    """Settings in which it differs from the others"""
+    """Settings in which the run differs from the others"""
     config: TrainConfig | None
-    """None if the settings make no sense"""
+    """Settings of the run; None if one is refused"""
     error: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepResult:
-    """What a sweep made."""
+    """Result of a sweep."""
 
     out: str
-    """Its folder."""
+    """Folder of the sweep."""
     rows: list[dict[str, Any]]
     """A row per run: the settings that differ, `MEASURES`, folder, error."""
     n_failed: int
@@ -50,9 +51,9 @@ class SweepResult:
     n_groups: int
     """Groups of runs that shared what they read; 0 where all runs were finished before."""
     bytes_read: int
-    """Bytes read from the store by all of them, in this call."""
+    """Bytes that all groups read from the store, in this call."""
     seconds: float
-    """Of this call."""
+    """Seconds of this call."""
     ok: bool
     """Whether every run has a result."""
 
@@ -69,7 +70,7 @@ def points(base: Mapping[str, Any], changes: Sequence[dict[str, Any]], out: Path
 
     Args:
         base: settings that all runs share.
-        changes: those in which each differs.
+        changes: settings in which each differs.
         out: folder of the sweep.
     """
     found = []
@@ -84,7 +85,7 @@ def points(base: Mapping[str, Any], changes: Sequence[dict[str, Any]], out: Path
 
 
 def run_name(change: Mapping[str, Any]) -> str:
-    """Return the folder of a run: what it changes, in characters that a path may have."""
+    """Return the name of a run's folder: its changes, in characters that a path may have."""
     words = ",".join(f"{name}={_word(value)}" for name, value in change.items()) or "run"
     if len(words) > MAX_NAME:
         return f"{words[:MAX_NAME]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
@@ -97,34 +98,33 @@ def _word(value: Any) -> str:
 
 
 def sweep(
-    asked: Sequence[Point],
+    runs: Sequence[Point],
     out: Path,
     *,
     apart: bool = True,
-    report: ReportRun = lambda told: None,
+    report: ReportRun = lambda event: None,
 ) -> SweepResult:
-    """Train all runs of a sweep, those that can share a read together, and write the table.
+    """Train all runs of a sweep; those that can share a read are trained together.
 
-    The same call goes on from the checkpoints of one that was stopped, and passes over runs that
-    are finished.
+    The same call resumes a sweep that was stopped, and passes over runs that are finished.
 
     Args:
-        asked: the runs, from `points`.
+        runs: the runs, from `points`.
         out: folder of the sweep.
         apart: with several processes, each takes whole runs, in place of a share of every step.
-        report: as of `train_many`.
+        report: receives each event of a run, as in `train_many`.
 
     Raises:
         TrainError: no run can begin.
         KeyboardInterrupt: the process was asked to stop; checkpoints were written.
     """
     started = time.perf_counter()
-    configs = [point.config for point in asked if point.config is not None]
+    configs = [point.config for point in runs if point.config is not None]
     if not configs:
-        raise TrainError(f"no run of the sweep can begin; the first: {asked[0].error}")
+        raise TrainError(f"no run of the sweep can begin; the first: {runs[0].error}")
     outcomes = iter(train_many(configs, apart=apart, report=report))
-    pairs = [(point, None if point.config is None else next(outcomes)) for point in asked]
-    settings = list(dict.fromkeys(name for point in asked for name in point.changes))
+    pairs = [(point, None if point.config is None else next(outcomes)) for point in runs]
+    settings = list(dict.fromkeys(name for point in runs for name in point.changes))
     rows = [_row(settings, point, outcome) for point, outcome in pairs]
     reads = {o.group: o.bytes_read for _, o in pairs if o is not None and o.group is not None}
     n_failed = sum(row["error"] is not None for row in rows)
@@ -145,7 +145,7 @@ def sweep_grid(
     out: str | Path,
     *,
     apart: bool = True,
-    report: ReportRun = lambda told: None,
+    report: ReportRun = lambda event: None,
 ) -> SweepResult:
     """Train a Lorsa for every combination of the values of some settings; write table and plot.
 
@@ -153,17 +153,18 @@ def sweep_grid(
 
     Args:
         base: settings of `TrainConfig` that all runs share, but for `out`.
-        values: of those in which they differ.
+        values: values of the settings in which they differ.
         out: folder of the sweep.
-        apart, report: as of `sweep`.
+        apart, report: as in `sweep`.
 
     Raises:
-        TrainError, KeyboardInterrupt: as `sweep` does.
+        TrainError: no run can begin.
+        KeyboardInterrupt: the process was asked to stop; checkpoints were written.
     """
-    asked = points(base, grid(values), Path(out))
-    result = sweep(asked, Path(out), apart=apart, report=report)
-    config = next(point.config for point in asked if point.config is not None)
-    if Launch(config).is_main:
+    runs = points(base, grid(values), Path(out))
+    result = sweep(runs, Path(out), apart=apart, report=report)
+    config = next(point.config for point in runs if point.config is not None)
+    if all_processes(config).is_main:
         write_sweep(result)
     return result
 
@@ -196,11 +197,11 @@ def _row(settings: Sequence[str], point: Point, outcome: RunOutcome | None) -> d
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write rows under the names of all their columns, in the order in which these first come.
+    """Write rows under the names of all their columns, in the order of their first mention.
 
     Args:
-        rows: a run each; what a row lacks or has as None is left empty.
-        path: written whole or not at all.
+        rows: a row per run; what a row lacks or has as None is left empty.
+        path: the file, written whole or not at all.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:

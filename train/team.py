@@ -1,4 +1,4 @@
-"""The processes that share each step of a run: accelerate's, or this one alone."""
+"""Team of the processes that share each step of a run: accelerate's, or this one alone."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,39 +18,43 @@ from ..language.device import choose_device
 from .alarm import Alarm, is_broken_collective, one_line
 from .config import TrainConfig
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 _Error = TypeVar("_Error", bound=BaseException)
 FAILURES = (*RUN_ERRORS, torch.OutOfMemoryError)
-"""What goes wrong on one process and is told to the others."""
+"""Errors of one process that are reported to the others."""
 JOINING = timedelta(minutes=30)
-"""How long a process waits for all others to have begun."""
+"""Time that a process waits for all others to begin."""
 PATIENCE = timedelta(days=7)
-"""How long a process waits for the others: of several runs, one may end long before another."""
+"""Time that a process waits for the others: of several runs, one may end long before another."""
 
 
 class Team:
-    """The processes that share each step; all do the same things in the same order."""
+    """Processes that share each step; all do the same things in the same order."""
 
     def __init__(self, accelerator: Accelerator, alarm: Alarm, *, alone: bool = False) -> None:
-        """Make a team of all processes, or of this one alone beside others at other runs."""
+        """Make a team of all processes, or of this one alone; `all_processes` makes the first."""
         self._accelerator = accelerator
-        self._alarm = alarm
+        self.alarm = alarm
         self.device: torch.device = accelerator.device
         self.rank = 0 if alone else accelerator.process_index
         self.world = 1 if alone else accelerator.num_processes
 
+    def alone(self) -> "Team":
+        """Return this process as a team, beside others at other runs."""
+        return Team(self._accelerator, self.alarm, alone=True)
+
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and speaks for the team."""
+        """Whether this process writes and reports for the team."""
         return self.rank == 0
 
     def agreed(self, error: _Error) -> _Error:
         """Note that the whole team raises an error at the same place, and return it."""
-        return self._alarm.agreed(error)
+        return self.alarm.agreed(error)
 
     def is_agreed(self, error: BaseException) -> bool:
-        """Tell whether the whole team raises an error at the same place."""
-        return self.world == 1 or self._alarm.is_agreed(error)
+        """Return whether the whole team raises an error at the same place."""
+        return self.world == 1 or self.alarm.is_agreed(error)
 
     def copies(self, module: nn.Module) -> nn.Module:
         """Give every process the main one's module; backward averages gradients over the team."""
@@ -72,16 +76,15 @@ class Team:
         return cast(nn.Module, fully_shard(self.spread(module), mesh=mesh))
 
     def part(self, tensor: Tensor) -> Tensor:
-        """Return this process's part of a tensor, or a tensor that is not sharded."""
+        """Return this process's part of a sharded tensor; any other tensor as it is."""
         return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
     def part_of(self, whole: Tensor, *, like: Tensor) -> Tensor:
-        """Return a whole tensor sharded as another is, where that is and has its shape."""
+        """Return a whole tensor sharded like another, if that is sharded and has its shape."""
         from torch.distributed.tensor import DTensor, distribute_tensor
 
         if not isinstance(like, DTensor) or whole.shape != like.shape:
             return whole
-
         return distribute_tensor(whole.to(self.device), like.device_mesh, like.placements)
 
     def whole(self, tensor: Tensor) -> Tensor:
@@ -91,7 +94,7 @@ class Team:
         return tensor.detach().cpu().contiguous() if self.is_main else tensor
 
     def unsynced(self, module: nn.Module, *, enabled: bool) -> AbstractContextManager[Any]:
-        """Leave out the averaging of gradients: more are about to be added."""
+        """Leave out the averaging of gradients: more are added before the step."""
         if self.world == 1 or not enabled:
             return nullcontext()
         return cast(AbstractContextManager[Any], self._accelerator.no_sync(module))
@@ -108,8 +111,8 @@ class Team:
         All travel in one tensor: one reduction, and one wait for the device.
 
         Args:
-            numbers: on the host, under each name as many as on the other processes.
-            tensors: on the device, float64, the same.
+            numbers: numbers on the host; under each name as many as on the other processes.
+            tensors: float64 scalars on the device; under each name as many, too.
         """
         host = [number for some in numbers.values() for number in some]
         packed = torch.tensor(host, dtype=torch.float64, device=self.device)
@@ -132,14 +135,14 @@ class Team:
         torch.distributed.all_reduce(total, op=operation)
         return total
 
-    def on_main(self, work: Callable[[], Result]) -> Result:
+    def on_main(self, work: Callable[[], _Result]) -> _Result:
         """Do some work on the main process alone; all return its result or raise its error."""
         if self.world == 1:
             return work()
         outcome: list[Any] = [None, None]
         if self.is_main:
             try:
-                with self._alarm.writing:
+                with self.alarm.writing:
                     outcome[0] = work()
             except FAILURES as error:
                 outcome[1] = portable(error)
@@ -147,18 +150,37 @@ class Team:
         result, failure = outcome
         if failure is not None:
             raise self.agreed(failure)
-        return cast(Result, result)
+        return cast(_Result, result)
 
-    def together(self, work: Callable[[], Result]) -> Result:
+    def together(self, work: Callable[[], _Result]) -> _Result:
         """Do some work on every process; what goes wrong on one is raised on all."""
-        return work() if self.world == 1 else _together(work, self._alarm)
+        mine: list[_Result] = []
+        self.each(lambda: mine.append(work()))
+        return mine[0]
 
-    def each(self, work: Callable[[], Result]) -> list[Result]:
+    def each(self, work: Callable[[], _Result]) -> list[_Result]:
         """Do some work on every process and return all results, in the processes' order.
 
         What goes wrong on one is raised on all.
         """
-        return [work()] if self.world == 1 else _each(work, self._alarm)
+        if self.world == 1:
+            return [work()]
+        result: _Result | None = None
+        failure: Exception | None = None
+        try:
+            result = work()
+        except FAILURES as error:
+            failure = portable(error)
+        everywhere: list[tuple[_Result, Exception | None]] = gather_object([(result, failure)])
+        failures = [
+            (rank, error) for rank, (_, error) in enumerate(everywhere) if error is not None
+        ]
+        if not failures:
+            return [each for each, _ in everywhere]
+        rank, first = failures[0]
+        if len(failures) < self.world:  # it is not the same everywhere
+            first = type(first)(f"process {rank} of {self.world}: {first}")
+        raise self.agreed(first)
 
     def gather(self, mine: list[Any]) -> list[Any]:
         """Return what all processes have, in their order."""
@@ -170,65 +192,20 @@ class Team:
             self._accelerator.wait_for_everyone()
 
     def release(self) -> None:
-        """Let go of what was prepared."""
+        """Free the modules that were prepared."""
         if self.world > 1:
             self._accelerator.free_memory()
 
 
-class Launch:
-    """The processes of one command, as accelerate launch and torchrun say it."""
+def all_processes(config: TrainConfig) -> Team:
+    """Return the processes of this command, as accelerate launch or torchrun began them.
 
-    def __init__(self, config: TrainConfig) -> None:
-        """Find the processes and this one's device.
-
-        Raises:
-            TrainError: the device is not there, or an earlier call here chose another one.
-        """
-        self._accelerator = make_accelerator(config)
-        self.rank: int = self._accelerator.process_index
-        self.world: int = self._accelerator.num_processes
-        self.device: torch.device = self._accelerator.device
-        self.alarm = Alarm(self.rank, self.world)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process prints."""
-        return self.rank == 0
-
-    def team(self, *, alone: bool = False) -> Team:
-        """Return all processes as a team, or this one alone."""
-        return Team(self._accelerator, self.alarm, alone=alone)
-
-    def gather(self, mine: list[Any]) -> list[Any]:
-        """Return what all processes have, in their order."""
-        return mine if self.world == 1 else cast(list[Any], gather_object(mine))
-
-    def together(self, work: Callable[[], Result]) -> Result:
-        """Do some work on every process; what goes wrong on one is raised on all."""
-        return work() if self.world == 1 else _together(work, self.alarm)
-
-
-def _together(work: Callable[[], Result], alarm: Alarm) -> Result:
-    result: list[Result] = []
-    _each(lambda: result.append(work()), alarm)
-    return result[0]
-
-
-def _each(work: Callable[[], Result], alarm: Alarm) -> list[Result]:
-    result: Result | None = None
-    failure: Exception | None = None
-    try:
-        result = work()
-    except FAILURES as error:
-        failure = portable(error)
-    told: list[tuple[Result, Exception | None]] = gather_object([(result, failure)])
-    failures = {rank: failed for rank, (_, failed) in enumerate(told) if failed is not None}
-    if not failures:
-        return [each for each, _ in told]
-    rank, first = next(iter(failures.items()))
-    if len(failures) < alarm.world:  # it is not the same everywhere
-        first = type(first)(f"process {rank} of {alarm.world}: {first}")
-    raise alarm.agreed(first)
+    Raises:
+        TrainError: the device is not there, or an earlier call here chose another one.
+    """
+    accelerator = make_accelerator(config)
+    alarm = Alarm(accelerator.process_index, accelerator.num_processes)
+    return Team(accelerator, alarm)
 
 
 def portable(error: Exception) -> Exception:

@@ -1,7 +1,7 @@
 """Train one Lorsa, or many that share what is read."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -12,48 +12,38 @@ from ..store.places import Place
 from ..store.read.reader import ActivationStore
 from .alarm import one_line
 from .config import TrainConfig
+from .extent import SHARED_BYTES, SPARE, free_memory_bytes, require_room, run_bytes
 from .group import Group
-from .memory import SHARED_BYTES, SPARE, free_bytes, require_room, run_bytes
-from .plan import Plan, make_plan
-from .report.events import Ended, Event, Report, RunEvent, TrainResult
-from .run import Member
+from .report.events import Ended, ReportEvent, ReportRun, RunEvent, TrainEvent, TrainResult
+from .request import Request, make_request
+from .run import Run
 from .run_folder import RunFolder
-from .team import FAILURES, Launch, Team, portable
-
-ReportRun = Callable[[RunEvent], None]
+from .team import FAILURES, Team, all_processes, portable
 
 
 class RunOutcome(NamedTuple):
-    """What became of one of several runs."""
+    """Outcome of one of several runs."""
 
     config: TrainConfig
     result: TrainResult | None
-    """None if it failed"""
+    """Result; None if the run failed"""
     failure: Exception | None
     group: str | None = None
-    """Name of the group that it was trained in; None if it did not begin, or was finished"""
+    """Name of the run's group; None if the run did not begin, or was finished before"""
     bytes_read: int = 0
-    """Bytes that this group read from the store, in this call"""
+    """Bytes that the group read from the store, in this call"""
 
 
-class _Asked(NamedTuple):
-    """A run that can begin."""
-
-    number: int
-    """Among those asked for"""
-    config: TrainConfig
-    plan: Plan
-
-
-def train(config: TrainConfig, *, report: Report = lambda event: None) -> TrainResult:
+def train(config: TrainConfig, *, report: ReportEvent = lambda event: None) -> TrainResult:
     """Train a Lorsa on one layer of a store and write its run folder.
 
-    A run that was stopped goes on from its newest checkpoint; a finished one is returned as it is.
+    A run that was stopped resumes from its newest checkpoint; a finished one is returned as it is.
     With several processes, each takes its share of every step.
 
     Args:
-        config: the request.
-        report: is told what happens, on the main process: a line of text, a `StepReport`, a `Look`.
+        config: settings of the run.
+        report: receives each event, on the main process: a line of text, a `StepReport`, an
+            `EvalReport`.
 
     Raises:
         StoreError: the store cannot be read.
@@ -62,11 +52,11 @@ def train(config: TrainConfig, *, report: Report = lambda event: None) -> TrainR
         KeyboardInterrupt: the process was asked to stop; a checkpoint was written.
     """
 
-    def tell(told: RunEvent) -> None:
-        if not isinstance(told.event, Ended):  # it is returned or raised
-            report(told.event)
+    def report_event(of_run: RunEvent) -> None:
+        if not isinstance(of_run.event, Ended):  # it is returned or raised
+            report(of_run.event)
 
-    (outcome,) = train_many([config], report=tell)
+    (outcome,) = train_many([config], report=report_event)
     if outcome.failure is not None:
         raise outcome.failure
     assert outcome.result is not None
@@ -77,7 +67,7 @@ def train_many(
     configs: Sequence[TrainConfig],
     *,
     apart: bool = False,
-    report: ReportRun = lambda told: None,
+    report: ReportRun = lambda event: None,
 ) -> list[RunOutcome]:
     """Train several Lorsas; a run that fails does not stop the others.
 
@@ -85,75 +75,76 @@ def train_many(
     is what `train` alone would have made of it.
 
     Args:
-        configs: the requests, each with a folder of its own.
+        configs: settings of the runs, each with a folder of its own.
         apart: with several processes, each takes whole runs, in place of a share of every step.
-        report: is told what happens to which run, on the process that speaks for it.
+        report: receives each event of a run, on the main process of those that train it.
 
     Returns:
-        What became of each, in their order, on every process.
+        The outcome of each, in their order, on every process.
 
     Raises:
         TrainError: the device is not there, or sharded runs are to be trained apart.
         KeyboardInterrupt: the process was asked to stop; checkpoints were written.
     """
-    launch = Launch(configs[0])
-    if apart and launch.world > 1 and any(config.shard for config in configs):
+    everyone = all_processes(configs[0])
+    if apart and everyone.world > 1 and any(config.shard for config in configs):
         raise TrainError(
             "a run cannot be sharded here: each process takes whole runs; leave out --shard, or "
             "train one run at a time with lorsa train --shard"
         )
-    team = launch.team(alone=apart)
+    team = everyone.alone() if apart else everyone
     outcomes: dict[int, RunOutcome] = {}
-    with launch.alarm.listening():
-        asked = _look_into(configs, launch, team, outcomes, report)
-        free = team.least(free_bytes(team.device))
-        groups = _groups(asked, free, at_least=launch.world if apart else 1)
-        mine = _share(groups, launch.rank, launch.world) if apart else groups
-        launch.alarm.apart = apart
+    with everyone.alarm.listening():
+        requests = _requests(configs, everyone, team, outcomes, report)
+        free = team.least(free_memory_bytes(team.device))
+        groups = _groups(requests, free, at_least=everyone.world if apart else 1)
+        mine = _share(groups, everyone.rank, everyone.world) if apart else groups
+        everyone.alarm.apart = apart
         for group in mine:
-            outcomes |= _run_group(group, report)
-        launch.alarm.apart = False
+            outcomes |= _train_group(group, report)
+        everyone.alarm.apart = False
         if apart:
-            outcomes |= dict(launch.gather([(n, _portable(o)) for n, o in outcomes.items()]))
+            outcomes |= dict(everyone.gather([(n, _portable(o)) for n, o in outcomes.items()]))
     return [outcomes[number] for number in range(len(configs))]
 
 
-def check(config: TrainConfig) -> None:
+def require_trainable(config: TrainConfig) -> None:
     """Raise what `train` would raise before its first step; nothing is written."""
-    launch = Launch(config)
-    team = launch.team()
-    with launch.alarm.listening():
-        plan = team.together(lambda: make_plan(config, ActivationStore.open(config.store), team))
-        # the main process alone looks: it may begin while others still check
-        team.on_main(lambda: RunFolder(config.out).require_same(config, plan.facts))
+    team = all_processes(config)
+    with team.alarm.listening():
+        store = team.together(lambda: ActivationStore.open(config.store))
+        request = team.together(lambda: make_request(config, store, team))
+        # the main process alone reads the folder: it may begin while others still check
+        team.on_main(lambda: RunFolder(config.out).require_same(config, request.facts))
 
 
-def _look_into(
+def _requests(
     configs: Sequence[TrainConfig],
-    launch: Launch,
+    everyone: Team,
     team: Team,
     outcomes: dict[int, RunOutcome],
     report: ReportRun,
-) -> list[_Asked]:
-    """Return the runs that can begin; the others' outcomes are noted."""
+) -> list[Request]:
+    """Return the runs that can begin; the outcomes of the others are added to `outcomes`."""
     stores: dict[Place, ActivationStore] = {}
-    asked: list[_Asked] = []
+    requests: list[Request] = []
+
+    def request(number: int, config: TrainConfig) -> Request:
+        if config.store not in stores:
+            stores[config.store] = ActivationStore.open(config.store)
+        _require_device(config, team)
+        made = make_request(config, stores[config.store], team, number=number)
+        _require_own_folder(config, requests)
+        free = free_memory_bytes(team.device)
+        require_room(made.shape, made.span, world=team.world, free=free)
+        return made
+
     for number, config in enumerate(configs):
-
-        def look(number: int = number, config: TrainConfig = config) -> _Asked:
-            if config.store not in stores:
-                stores[config.store] = ActivationStore.open(config.store)
-            _require_device(config, team)
-            plan = make_plan(config, stores[config.store], team)
-            _require_own_folder(config, asked)
-            require_room(plan.shape, plan.span, world=team.world, free=free_bytes(team.device))
-            return _Asked(number, config, plan)
-
         try:
-            asked.append(launch.together(look))
+            requests.append(everyone.together(partial(request, number, config)))
         except RUN_ERRORS as error:
             outcomes[number] = _failed(config, error, team, report)
-    return asked
+    return requests
 
 
 def _require_device(config: TrainConfig, team: Team) -> None:
@@ -170,28 +161,28 @@ def _require_device(config: TrainConfig, team: Team) -> None:
         )
 
 
-def _require_own_folder(config: TrainConfig, others: list[_Asked]) -> None:
+def _require_own_folder(config: TrainConfig, others: list[Request]) -> None:
     if any(config.out.absolute() == other.config.out.absolute() for other in others):
         raise TrainError(f"another run has the folder {config.out} too")
 
 
-def _groups(asked: list[_Asked], free: int, *, at_least: int) -> list[list[_Asked]]:
-    """Put together what shares its batches and fits the device.
+def _groups(requests: list[Request], free: int, *, at_least: int) -> list[list[Request]]:
+    """Group runs that share their batches and fit the device together.
 
     Args:
-        asked: the runs.
-        free: bytes of the device's memory.
+        requests: the runs.
+        free: free bytes of the device's memory.
         at_least: groups that are wanted, if there are as many runs.
     """
-    alike: dict[tuple[object, ...], list[_Asked]] = defaultdict(list)
-    for run in asked:
-        seed = run.config.order_seed
-        own = run.number if run.config.shard else None  # sharded runs go one by one
-        key = (run.config.store, run.config.layer, seed, run.plan.span.batch_seqs, own)
-        alike[key].append(run)
+    alike: dict[tuple[object, ...], list[Request]] = defaultdict(list)
+    for each in requests:
+        seed = each.config.order_seed
+        own = each.number if each.config.shard else None  # sharded runs go one by one
+        key = (each.config.store, each.config.layer, seed, each.span.batch_seqs, own)
+        alike[key].append(each)
     groups = []
-    for runs in alike.values():
-        groups += _that_fit(runs, free * SPARE - SHARED_BYTES)
+    for some in alike.values():
+        groups += _that_fit(some, free * SPARE - SHARED_BYTES)
     while len(groups) < at_least and (several := [g for g in groups if len(g) > 1]):
         largest = max(several, key=_cost)
         groups.remove(largest)
@@ -199,26 +190,26 @@ def _groups(asked: list[_Asked], free: int, *, at_least: int) -> list[list[_Aske
     return groups
 
 
-def _that_fit(runs: list[_Asked], room: float) -> list[list[_Asked]]:
-    groups: list[list[_Asked]] = [[]]
+def _that_fit(requests: list[Request], room: float) -> list[list[Request]]:
+    groups: list[list[Request]] = [[]]
     left = room
-    for run in runs:
-        needed = run_bytes(run.plan.shape, run.plan.span, run.plan.team.world)
+    for each in requests:
+        needed = run_bytes(each.shape, each.span, each.team.world)
         if needed > left and groups[-1]:
             groups.append([])
             left = room
-        groups[-1].append(run)
+        groups[-1].append(each)
         left -= needed
     return groups
 
 
-def _cost(group: list[_Asked]) -> int:
-    """Return what a group costs, in arbitrary units."""
-    return sum(run.plan.shape.n_ov_heads * run.plan.span.train_tokens for run in group)
+def _cost(group: list[Request]) -> int:
+    """Return the cost of a group, in arbitrary units."""
+    return sum(each.shape.n_ov_heads * each.span.train_tokens for each in group)
 
 
-def _share(groups: list[list[_Asked]], rank: int, world: int) -> list[list[_Asked]]:
-    """Return this process's groups: the dearest first, each to the process with the least."""
+def _share(groups: list[list[Request]], rank: int, world: int) -> list[list[Request]]:
+    """Return this process's groups: each goes, the dearest first, to the process with the least."""
     load = [0] * world
     mine = []
     for group in sorted(groups, key=_cost, reverse=True):
@@ -229,41 +220,39 @@ def _share(groups: list[list[_Asked]], rank: int, world: int) -> list[list[_Aske
     return mine
 
 
-def _run_group(runs: list[_Asked], report: ReportRun) -> dict[int, RunOutcome]:
+def _train_group(requests: list[Request], report: ReportRun) -> dict[int, RunOutcome]:
     """Train a group to its end."""
-
-    def reporter(name: str) -> Callable[[Event], None]:
-        return lambda event: report(RunEvent(name, event))
-
     outcomes: dict[int, RunOutcome] = {}
-    members: dict[int, Member] = {}
-    for number, config, plan in runs:
-        tell = reporter(str(config.out))
+    runs: dict[int, Run] = {}
+    for each in requests:
+        report_event = partial(_report_event, report, str(each.config.out))
         try:
-            members[number] = plan.team.together(partial(Member, config, plan, tell))
+            runs[each.number] = each.team.together(partial(Run, each, report_event))
         except FAILURES as error:
-            outcomes[number] = _failed(config, error, plan.team, report)
-    if not members:
+            outcomes[each.number] = _failed(each.config, error, each.team, report)
+    if not runs:
         return outcomes
-    first = next(run for run in runs if run.number in members)
-    store, name = first.plan.store, str(first.config.out)
-    group = Group(list(members.values()), store)
+    first = next(each for each in requests if each.number in runs)
+    store, name = first.store, str(first.config.out)
+    group = Group(list(runs.values()), store)
     before = store.bytes_read
     try:
-        group.run()
+        group.train()
         n_bytes = store.bytes_read - before
-        for number, member in members.items():
-            began = None if member.finished_before else name
-            outcomes[number] = RunOutcome(
-                member.config, member.result, member.failure, began, n_bytes
-            )
+        for number, run in runs.items():
+            began = None if run.finished_before else name
+            outcomes[number] = RunOutcome(run.config, run.result, run.failure, began, n_bytes)
         return outcomes
     finally:
         group.release()
 
 
+def _report_event(report: ReportRun, run: str, event: TrainEvent) -> None:
+    report(RunEvent(run, event))
+
+
 def _portable(outcome: RunOutcome) -> RunOutcome:
-    """Return an outcome as another process can read it."""
+    """Return an outcome in a form that another process can read."""
     failure = outcome.failure
     return outcome._replace(failure=None if failure is None else portable(failure))
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..analyze.choices import PROBE_SCORES, STORE_SCORES
 from ..analyze.result import Analysis
-from ..analyze.schema import DISTANCES, PROBE_SCORES, QUANTILES, STORE_SCORES, TYPES
+from ..analyze.schema import DISTANCES, QUANTILES, TYPES
 from .columns import details, index_columns, named_tokens, searched_tokens
 from .contexts import contexts
 from .files import INDEX, data_file, new_page, require_ours

@@ -12,8 +12,8 @@ from ...language.attention import LayerWeights
 from ...language.geometry import AttentionGeometry
 from ...language.norms import Language
 from ...progress import Report
+from ..choices import PROBE_SCORES, STORE_SCORES
 from ..collect import Chosen, Tensors, tensors_of
-from ..schema import PROBE_SCORES, STORE_SCORES
 from ..tables import Shown, lists, nullable, structs
 from .kinds import LEAST_FIRED, Attended, label
 from .parents import Parents, find_parents

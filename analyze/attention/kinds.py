@@ -28,7 +28,8 @@ from torch import Tensor
 from ...dictionaries.dictionary import Code
 from ...dictionaries.lorsa.contributions import Block, blocks
 from ...dictionaries.lorsa.module import Lorsa
-from ..schema import DISTANCES, STORE_SCORES
+from ..choices import STORE_SCORES
+from ..schema import DISTANCES
 
 LOCAL = 8
 """Distance up to which tokens are near."""

@@ -1,20 +1,13 @@
-"""What explanations are asked for."""
+"""Settings of explanations."""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
+from ...checks import require_at_least, require_one_of, require_positive
 from ...language.spelling import numbers
-from ..schema import HEADS
+from ..choices import SORTABLE
 from .endpoint import endpoint_url
-
-SORTABLE = tuple(
-    field.name
-    for field in HEADS
-    if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,29 +17,29 @@ class ExplainConfig:
     run: Path
     """Run folder with an analysis, or the folder of the analysis."""
     endpoint: str
-    """URL of an OpenAI-compatible server, to which /chat/completions is added."""
+    """URL of an OpenAI-compatible server: http://127.0.0.1:8080/v1. /chat/completions is added."""
     model: str
-    """The model's name there."""
+    """Name of the model there."""
     heads: str | None = None
-    """Heads to explain: 17,301 or 0-99; None takes the first `top`."""
+    """Heads to explain: 17,301 or 0-99. None takes the first ones by `sort`."""
     top: int | None = None
-    """How many of those that fire, by `sort`; None takes 100."""
+    """Number of heads to explain, of those that fire. None takes 100."""
     sort: str = "frequency"
-    """Column of heads.parquet, the largest first."""
+    """Column of numbers in heads.parquet that heads are taken by, the largest first."""
     concurrency: int = 4
     """Requests under way at once."""
     requests_per_minute: float | None = None
-    """At most; None sets no limit."""
+    """Requests in a minute at most. None takes no limit."""
     timeout: float = 120.0
     """Seconds after which a request without a whole reply is given up."""
     max_tokens: int = 1000
-    """Of a reply: models that think aloud need more."""
+    """Tokens of a reply at most; models that think aloud need more."""
     seed: int = 0
-    """Of the contexts that a head is scored on."""
+    """Seed of the contexts that a head is scored on."""
     price_in: float | None = None
-    """USD for a million tokens sent."""
+    """USD per million tokens sent."""
     price_out: float | None = None
-    """USD for a million tokens received."""
+    """USD per million tokens received."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run", Path(self.run))
@@ -57,16 +50,9 @@ class ExplainConfig:
             raise ValueError("heads and top exclude each other; give one")
         if self.heads is not None:
             numbers("heads", self.heads)
-        if self.sort not in SORTABLE:
-            raise ValueError(f"sort is {self.sort!r}; allowed: {', '.join(SORTABLE)}")
-        for name in ("top", "concurrency", "max_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; allowed: 1 or more")
-        for name in ("timeout", "requests_per_minute"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; allowed: more than 0")
+        require_one_of(self, sort=SORTABLE)
+        require_at_least(self, 1, "top", "concurrency", "max_tokens")
+        require_positive(self, "timeout", "requests_per_minute")
         prices = (self.price_in, self.price_out)
         if any(price is not None and not 0 <= price < math.inf for price in prices):
             raise ValueError(f"prices are {prices}; allowed: 0 or more")

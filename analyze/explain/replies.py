@@ -27,7 +27,7 @@ class Reply(NamedTuple):
     """Reply of a model."""
 
     text: str
-    """Its words; empty if it has none, as that of a filter"""
+    """Words of the model; empty where there are none, as in that of a filter"""
     ended: str | None = None
     """Why it ended, if not of itself"""
     tokens_in: int | None = None

@@ -1,7 +1,7 @@
-"""Settings that go with prompts, max_tokens and temperature, and which of them a model takes.
+"""Settings that go with prompts, and which of them a model takes.
 
-What one prompt is refused for is left out of that prompt. It is left out of all only if several
-were refused for it, and none was answered with it.
+They are max_tokens and temperature. A setting that one prompt is refused for is left out of that
+prompt. It is left out of all only if several were refused for it, and none was answered with it.
 """
 
 import threading

@@ -23,7 +23,7 @@ from lorsa.analyze.result import Analysis
 from lorsa.circuits.intervene import activations_of, intervene
 from lorsa.dictionaries.dictionary import Code
 from lorsa.evaluate.in_model import logits_of
-from lorsa.evaluate.opened import LanguageModel, Opened, load_language_model, open_run
+from lorsa.evaluate.opened import LanguageModel, Opened, load_store_model, open_run
 from lorsa.language.capture import Capture
 from lorsa.store.read.reader import ActivationStore
 from torch import Tensor
@@ -51,7 +51,7 @@ def main() -> None:
     store = ActivationStore.open(args.store)
     analysis = Analysis.open(args.analysis or args.run)
     opened = open_run(args.run, store, "cpu")
-    language = load_language_model(store, args.model, [opened.layer], "cpu", print)
+    language = load_store_model(store, args.model, [opened.layer], "cpu", print)
     texts = {"repeated": repeated(store), "held out": held_out(store, args.tokens)}
     seen = {name: look(opened, language, ids) for name, ids in texts.items()}
     for group, heads in groups(analysis, args.kind, args.store, args.n).items():

@@ -139,11 +139,9 @@ def random_lorsa(language: Any) -> Any:
 
 
 def language_model(name: str) -> Any:
-    from lorsa.language.aliases import resolve
-    from lorsa.language.load import load_config, load_model
+    from lorsa.language.subject import Subject
 
-    path = resolve(name)
-    loaded = load_model(path, load_config(path), dtype="float32", devices=["cpu"]).model
+    loaded = Subject.find(name).load(devices=["cpu"], dtype="float32")
     model = type(loaded)(loaded.config)  # one of a .gguf file cannot be saved as it is
     model.load_state_dict(loaded.state_dict())
     return model.eval()

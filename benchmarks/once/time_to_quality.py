@@ -28,7 +28,7 @@ import torch
 from bench_step import make_case, make_step
 from lorsa.display.train import TrainDisplay
 from lorsa.train.config import TrainConfig
-from lorsa.train.report.events import Event, StepReport
+from lorsa.train.report.events import StepReport, TrainEvent
 from lorsa.train.train import train
 from measure import append_row, machine
 from rooflines import milliseconds
@@ -79,7 +79,7 @@ def measure(
     busy, dense, resumed = 0.0, [], time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, TrainDisplay(args.layer) as display:
 
-        def report(event: Event) -> None:
+        def report(event: TrainEvent) -> None:
             nonlocal busy, resumed
             display(event)
             if isinstance(event, StepReport):

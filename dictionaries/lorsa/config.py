@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 from unicodedata import category
 
-from ...kernels.dispatch import SELECTIONS
+from ...kernels.choices import SELECTIONS
 from ...language.geometry import QKNorm, Rope, read_qk_norm, read_rope
-from ..activation import ACTIVATIONS, MAX_L0_FACTOR
+from ..activation import MAX_L0_FACTOR
+from ..choices import ACTIVATIONS
 
 BREAKS = ("Cc", "Zl", "Zp")
 """Unicode's categories of characters that end a line, or move a terminal."""

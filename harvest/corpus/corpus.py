@@ -5,25 +5,20 @@ than memory; one smaller than the buffer is shuffled whole.
 """
 
 import random
-import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import HarvestError
+from .choices import STDLIB, config_of, is_hub_id
 from .document import Column, Counts, Document
-from .files import KNOWN_SUFFIXES, LocalFiles, suffix_of
+from .files import LocalFiles
 from .hub_data import HubDataset
 
 BUFFER_CHARACTERS = 64_000_000
 ID_CHARACTERS = 8
 """Share of the buffer that a token id, an int64, takes."""
-STDLIB = "stdlib"
-DEFAULT_DATA = "HuggingFaceFW/fineweb"
-DEFAULT_CONFIGS = {DEFAULT_DATA: "sample-10BT"}
-"""Configs of Hub datasets that are meant unless one is given."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 
 
@@ -129,18 +124,6 @@ def open_corpus(
             f"or {STDLIB} for Python's own texts"
         )
     return Corpus(data, LocalFiles(root, column), seed=seed)
-
-
-def is_hub_id(data: str) -> bool:
-    """Tell whether data means a dataset of the Hub: owner/name, and no path that is there."""
-    path = Path(data).expanduser()
-    is_file = suffix_of(path) in KNOWN_SUFFIXES
-    return bool(_HUB_ID.fullmatch(data)) and not is_file and not path.exists()
-
-
-def config_of(data: str, data_config: str | None) -> str | None:
-    """Return the config of a Hub dataset that is meant."""
-    return DEFAULT_CONFIGS.get(data) if data_config is None else data_config
 
 
 class _Stdlib:

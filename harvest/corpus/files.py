@@ -22,14 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import HarvestError
+from .choices import (
+    ARROW_SUFFIXES,
+    CSV_SUFFIXES,
+    KNOWN_SUFFIXES,
+    LINE_SUFFIXES,
+    suffix_of,
+)
 from .document import Column, ColumnError, Counts, Document, documents_of_rows
 
-TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".py")
-LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
-CSV_SUFFIXES = (".csv", ".tsv")
-ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
-KNOWN_SUFFIXES = (*TEXT_SUFFIXES, *LINE_SUFFIXES, *CSV_SUFFIXES, ".parquet", *ARROW_SUFFIXES)
-PACKED_SUFFIXES = (".gz", ".zst", ".bz2")
 PART_CHARACTERS = 16_000_000
 ROWS_AT_ONCE = 256
 CSV_FIELD_CHARACTERS = 1 << 28
@@ -98,12 +99,6 @@ class LocalFiles:
         """Keep the first error that says most: of a file given by name, or of a column."""
         if self.problem is None and (file == self._root or isinstance(error, ColumnError)):
             self.problem = error
-
-
-def suffix_of(file: Path) -> str:
-    """Return what kind of file it is, without what it is compressed by."""
-    suffix = file.suffix.lower()
-    return Path(file.stem).suffix.lower() if suffix in PACKED_SUFFIXES else suffix
 
 
 def read_file(file: Path, name: str, column: Column, counts: Counts) -> Iterator[Document]:

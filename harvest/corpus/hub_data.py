@@ -17,10 +17,9 @@ from huggingface_hub.errors import (
 )
 
 from ...errors import HarvestError
-from ...hub import errors_behind
+from ...hub import HUB_TIMEOUT_S, errors_behind, gated
 from .document import Column, Counts, Document, documents_of_rows
 
-HUB_TIMEOUT_S = 10
 ELSE = "or give --data FILE-OR-FOLDER, or --data stdlib (Python's own texts)"
 
 
@@ -91,9 +90,7 @@ class HubDataset:
         """Return the error whose line says what failed and what to do."""
         kinds = tuple(type(reason) for reason in errors_behind(error))
         if GatedRepoError in kinds or _says(error, "gated dataset"):
-            return HarvestError(
-                f"data {self._id} is gated; accept its terms on the Hub and run: hf auth login"
-            )
+            return HarvestError(gated(f"data {self._id}"))
         if any(issubclass(kind, ConnectionError | TimeoutError) for kind in kinds):
             return _unreachable(self._id)
         if _says(error, "dataset scripts"):
@@ -124,9 +121,7 @@ def _present_commit(hub_id: str) -> str:
     try:
         return str(HfApi().dataset_info(hub_id, timeout=HUB_TIMEOUT_S).sha)
     except GatedRepoError:
-        raise HarvestError(
-            f"data {hub_id} is gated; accept its terms on the Hub and run: hf auth login"
-        ) from None
+        raise HarvestError(gated(f"data {hub_id}")) from None
     except RepositoryNotFoundError:
         raise HarvestError(
             f"data {hub_id}: no such file or folder, and no such dataset on the Hub, unless it is "

@@ -24,7 +24,6 @@ from ...language.tokenizer import starts_with_bos
 from .document import Counts, Document, TokenIds
 from .tokenise import ids_of_texts
 
-PACKINGS = ("pack", "no-pack")
 N_FIRST = 20
 """Tokens that are shown before a harvest."""
 

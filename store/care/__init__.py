@@ -1,1 +1,1 @@
-"""Stores looked after: info, verify, repair, merge, remove."""
+"""Care of stores: info, verify, repair, merge, remove."""

@@ -1,9 +1,9 @@
-"""What `lorsa store info` tells."""
+"""`lorsa store info`: facts of a store, finished or not."""
 
 from typing import Any
 
 from ...errors import StoreError
-from ..folder import going_on, look
+from ..folder import read_folder, resume_command
 from ..places import Place, place
 from ..read.reader import ActivationStore
 
@@ -12,11 +12,11 @@ def store_info(root: str | Place) -> dict[str, Any]:
     """Return the facts of a store, finished or not, as JSON-able data.
 
     Raises:
-        StoreError: no store, another format version, or facts that cannot be read.
+        StoreError: no store, another format version, or facts that are missing or damaged.
     """
-    folder = look(root := place(root))
+    folder = read_folder(root := place(root))
     manifest = folder.manifest
-    store = ActivationStore(root, manifest, list(folder.entries.values()))
+    store = ActivationStore(root, manifest, folder.entries)
     missing = folder.missing_shards()
     complete = folder.complete and not missing and not folder.adding
     held_out = len(store.held_out_seqs)
@@ -43,9 +43,9 @@ def store_info(root: str | Place) -> dict[str, Any]:
             "dtype": manifest.dtype,
             "compression": manifest.compression,
             "outputs": manifest.outputs,
-            "n_bytes": sum(entry.n_bytes for entry in store.entries),
+            "n_bytes": store.total_bytes,
             "layers": {str(layer): _layer_info(store, layer) for layer in store.layers},
-            "next": None if complete else going_on(root, manifest, folder.adding),
+            "next": None if complete else resume_command(root, manifest, folder.adding),
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{root} lacks facts of its model, text or layers: {error}") from None
@@ -68,7 +68,7 @@ def _layer_info(store: ActivationStore, layer: int) -> dict[str, Any]:
 
 
 def _geometry_info(geometry: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what a harvest knows of the layer; stores that others wrote may not say it."""
+    """Return the attention geometry of a layer; empty where another writer recorded none."""
     if geometry is None:
         return {}
     return {
@@ -82,7 +82,7 @@ def _geometry_info(geometry: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Write a number of bytes for people."""
+    """Return a number of bytes for people, as 1.5 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 999.5:  # or it would be written 1e+03
             return f"{n_bytes:.3g} {unit}"

@@ -1,8 +1,8 @@
-"""`lorsa store merge`: one store of several, of the same model and layers but different text.
+"""`lorsa store merge`: one store of several with the same layers and different text.
 
-The sequences for training come first, store by store, then the held-out ones: what was held out
-stays held out. Every array is read and written sequence by sequence, in its logical dtype, so the
-values are the same to the bit. Document numbers are shifted.
+Training sequences come first, store by store, then the held-out ones, which stay held out. Every
+array is read and written sequence by sequence, in its logical dtype, so the values are the same to
+the bit. Document numbers are shifted.
 """
 
 import hashlib
@@ -20,50 +20,53 @@ from torch import Tensor
 
 from ...errors import StoreError
 from ..encoding import to_disk
+from ..entries import Entry
 from ..folder import is_begun, is_complete, require_free
-from ..journal import Entry
 from ..layout import ArraySpec, layer_arrays, norms, scale_of, sites, summed
 from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
-from ..places import Place, free_bytes, place
+from ..places import Place, free_disk_bytes, place
 from ..read.reader import ActivationStore
 from ..read.rows import OpenFiles
 from ..shard import ShardWriter
-from ..write.encode import Sums
+from ..write.encode import ShardSums
 from ..write.writer import StoreWriter
-from .alike import channels_of, require_same
-from .verify import Checked, Report
+from .mergeable import channels_of, require_mergeable
+from .verify import Checked, CheckReport
 
 READ_BYTES = 64 << 20
-"""Held of one array at a time."""
+"""Bytes of one array that are read at a time"""
 
 
-class _Row(NamedTuple):
-    """Where the sequences of a merged store come from, in its order."""
+class _Sources(NamedTuple):
+    """Source of every sequence of a merged store, in its order."""
 
     store: npt.NDArray[np.int64]
-    """Number of the store, [n_seq]"""
+    """Number of the source store, [n_seq]"""
     seq: npt.NDArray[np.int64]
-    """Sequence in that store, [n_seq]"""
+    """Number of the sequence in the source store, [n_seq]"""
 
 
 def merge_stores(
-    roots: Sequence[str | Place], out: str | Place, *, report: Report = lambda event: None
+    roots: Sequence[str | Place],
+    out: str | Place,
+    *,
+    report: CheckReport = lambda event: None,
 ) -> dict[str, Any]:
     """Write a new store with the sequences of others, which stay as they are.
 
-    The same call goes on where an earlier one was stopped.
+    The same call resumes where an earlier one was stopped.
 
     Args:
         roots: two finished stores or more.
-        out: a new folder.
-        report: is told how far it is.
+        out: place of the new store.
+        report: called with how much has been written.
 
     Returns:
-        JSON-able: what the new store is.
+        JSON-able facts of the new store.
 
     Raises:
-        StoreError: a store cannot be read, they do not fit each other, they share sequences, or
-            the new one cannot be written.
+        StoreError: a store cannot be read, the stores cannot be merged or share sequences, or the
+            new one cannot be written.
     """
     if len(roots) < 2:
         raise StoreError(f"to merge takes two stores or more; {len(roots)} given")
@@ -71,7 +74,7 @@ def merge_stores(
     files = OpenFiles()
     stores = [ActivationStore.open(root, files) for root in roots]
     for other in stores[1:]:
-        require_same(stores[0], other)
+        require_mergeable(stores[0], other)
     rows, n_train = _order(stores)
     manifest = _manifest(stores, n_train)
     if is_complete(out):
@@ -82,20 +85,20 @@ def merge_stores(
     return _result(stores, ActivationStore.open(out))
 
 
-def _order(stores: list[ActivationStore]) -> tuple[_Row, int]:
-    """Return where each sequence comes from, and how many are for training."""
+def _order(stores: list[ActivationStore]) -> tuple[_Sources, int]:
+    """Return the source of each sequence, and the number of training sequences."""
     parts = [(i, s.train_seqs) for i, s in enumerate(stores)]
     n_train = sum(len(seqs) for _, seqs in parts)
     parts += [(i, s.held_out_seqs) for i, s in enumerate(stores)]
     of_store = np.concatenate([np.full(len(seqs), i) for i, seqs in parts])
-    return _Row(of_store, np.concatenate([seqs for _, seqs in parts])), n_train
+    return _Sources(of_store, np.concatenate([seqs for _, seqs in parts])), n_train
 
 
 def _manifest(stores: list[ActivationStore], n_train: int) -> Manifest:
     """Return the facts of the merged store.
 
-    Held out are the shards from the first that has a held-out sequence: what was held out is never
-    trained on. Shards are the largest of any store that hold out little besides.
+    All shards from the first with a held-out sequence on are held out, so what was held out is
+    never trained on. The shard size is the largest of any store that holds out few more sequences.
     """
     parts = [store.manifest for store in stores]
     n_seq = sum(part.n_seq for part in parts)
@@ -121,14 +124,14 @@ def _manifest(stores: list[ActivationStore], n_train: int) -> Manifest:
 
 
 def _absolute(root: Place) -> str:
-    """Return what names a store from every folder."""
+    """Return the name of a store that is valid in every working folder."""
     return str(root.resolve() if isinstance(root, Path) else root)
 
 
 def _writer(
-    stores: list[ActivationStore], out: Place, rows: _Row, manifest: Manifest
+    stores: list[ActivationStore], out: Place, rows: _Sources, manifest: Manifest
 ) -> StoreWriter:
-    """Begin the new store, or go on with it."""
+    """Create the new store, or resume it."""
     if is_begun(out):
         _require_same_merge(out, PLAN, manifest)
         return StoreWriter.resume(out)
@@ -158,7 +161,7 @@ def _writer(
 
 
 def _require_same_merge(out: Place, name: str, manifest: Manifest) -> None:
-    """Raise StoreError unless a folder holds this very merge, perhaps without some layers."""
+    """Raise StoreError unless a folder holds this merge, perhaps without some of its layers."""
     begun = read_manifest(out / name)
     corpus = begun.corpus | {"tokens_sha256": None}
     own = replace(begun, corpus=corpus, uuid=manifest.uuid, created=manifest.created)
@@ -168,8 +171,8 @@ def _require_same_merge(out: Place, name: str, manifest: Manifest) -> None:
 
 
 def _require_room(stores: list[ActivationStore], out: Place) -> None:
-    needed = sum(entry.n_bytes for store in stores for entry in store.entries)
-    free = free_bytes(out)
+    needed = sum(store.total_bytes for store in stores)
+    free = free_disk_bytes(out)
     if free is not None and needed > free:
         raise StoreError(
             f"the merged store takes {needed:,} bytes and {free:,} are free at {out}; make "
@@ -177,7 +180,7 @@ def _require_room(stores: list[ActivationStore], out: Place) -> None:
         )
 
 
-def _require_disjoint(stores: list[ActivationStore], rows: _Row, tokens: Tensor) -> None:
+def _require_disjoint(stores: list[ActivationStore], rows: _Sources, tokens: Tensor) -> None:
     """Raise StoreError if a sequence of token ids is in two stores."""
     seen: dict[bytes, int] = {}
     shared: list[tuple[int, int]] = []
@@ -194,16 +197,21 @@ def _require_disjoint(stores: list[ActivationStore], rows: _Row, tokens: Tensor)
         )
 
 
-def _gather(parts: list[Tensor], rows: _Row) -> Tensor:
+def _gather(parts: list[Tensor], rows: _Sources) -> Tensor:
     """Return sequences of several stores in the order of the merged one."""
     first = np.cumsum([0, *[len(part) for part in parts]])
     return torch.cat(parts)[torch.from_numpy(first[rows.store] + rows.seq)]
 
 
-def _write(stores: list[ActivationStore], rows: _Row, writer: StoreWriter, report: Report) -> None:
+def _write(
+    stores: list[ActivationStore],
+    rows: _Sources,
+    writer: StoreWriter,
+    report: CheckReport,
+) -> None:
     """Write the missing shards and finish the store."""
     manifest = writer.manifest
-    total = sum(entry.n_bytes for store in stores for entry in store.entries)
+    total = sum(store.total_bytes for store in stores)
     first = manifest.n_shards - len(writer.missing_shards())
     for n_done, shard in enumerate(writer.claimed_shards(), start=first):
         report(Checked(total * n_done // manifest.n_shards, total))
@@ -217,7 +225,7 @@ def _write(stores: list[ActivationStore], rows: _Row, writer: StoreWriter, repor
 
 
 def _write_shard(
-    stores: list[ActivationStore], rows: _Row, writer: StoreWriter, shard: int, spec: ArraySpec
+    stores: list[ActivationStore], rows: _Sources, writer: StoreWriter, shard: int, spec: ArraySpec
 ) -> Entry:
     """Write one shard of one array, some sequences at a time."""
     manifest = writer.manifest
@@ -237,18 +245,18 @@ def _write_shard(
     return Entry(shard, spec.name, len(seqs), done.n_bytes, done.crc32c, **sums.facts())
 
 
-def _read(stores: list[ActivationStore], rows: _Row, name: str, part: slice) -> Tensor:
-    """Read a run of the merged store's sequences from the stores that they come from."""
+def _read(stores: list[ActivationStore], rows: _Sources, name: str, part: slice) -> Tensor:
+    """Read consecutive sequences of the merged store from their sources."""
     of_store, seqs = rows.store[part], rows.seq[part]
     cuts = np.flatnonzero(np.diff(of_store)) + 1
     runs = zip(np.split(of_store, cuts), np.split(seqs, cuts), strict=True)
     return torch.cat([stores[of[0]].read(name, run) for of, run in runs])
 
 
-def _sums(stores: list[ActivationStore], rows: _Row, name: str, part: slice) -> Sums:
-    """Return what a harvest would have added up over a run of an array."""
+def _sums(stores: list[ActivationStore], rows: _Sources, name: str, part: slice) -> ShardSums:
+    """Return the sums that a harvest would have made over consecutive sequences of an array."""
     manifest, layer = stores[0].manifest, int(name.split("/")[1])
-    sums, of_norms = Sums(), summed(manifest, layer)
+    sums, of_norms = ShardSums(), summed(manifest, layer)
     if name in of_norms:
         sizes = _read(stores, rows, norms(layer), part)[..., of_norms.index(name)]
         sums.add(sizes.numpy())
@@ -267,5 +275,5 @@ def _result(stores: list[ActivationStore], merged: ActivationStore) -> dict[str,
         "n_tokens": manifest.n_seq * manifest.n_ctx,
         "n_held_out_tokens": len(merged.held_out_seqs) * manifest.n_ctx,
         "n_shards": manifest.n_shards,
-        "n_bytes": sum(entry.n_bytes for entry in merged.entries),
+        "n_bytes": merged.total_bytes,
     }

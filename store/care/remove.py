@@ -1,4 +1,4 @@
-"""`lorsa store rm`: take layers out of a store and give their bytes back."""
+"""`lorsa store rm`: removal of layers from a store, which frees their bytes."""
 
 import errno
 import os
@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ...errors import StoreError
-from ..folder import Folder, is_begun, leftovers, look, rooms
-from ..journal import JournalWriter, write_table
+from ..entries import write_table
+from ..folder import Folder, is_begun, layer_folders, orphaned_folders, read_folder
+from ..journal import JournalWriter
 from ..layers import choose_layers, spell_layers
 from ..locks.lock import take_lock
 from ..manifest import MANIFEST, PLAN
@@ -18,31 +19,31 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def remove_layers(root: str | Place, layers: str) -> dict[str, Any]:
-    """Take layers out of a store; what remains is as if they had never been harvested.
+    """Remove layers from a store; what remains is as if they had never been harvested.
 
-    A layer that is being added is no longer.
+    The addition of a layer that is being added ends.
 
-    The metadata goes first, then the files. Killed in between, the store opens, and the same call
-    ends the removal. On a full disk the files have to go first.
+    The metadata is changed first, then the files are deleted. If the process is killed in between,
+    the store opens, and the same call ends the removal. On a full disk the files are deleted first.
 
     Args:
-        root: folder of the store, finished or not.
+        root: place of the store, finished or not.
         layers: as `choose_layers` reads them.
 
     Returns:
-        JSON-able: the layers that were removed and those that remain, the bytes that were freed.
+        JSON-able: the layers that were removed, those that remain, and the bytes that were freed.
 
     Raises:
         StoreError: no store, a layer that is not there, no layer would remain, or the store is
-            being written or cannot be.
+            being written or cannot be written.
     """
     root = place(root)
-    look(root)
+    read_folder(root)
     lock = take_lock(root)
     try:
-        folder = look(root)  # another process may have been quicker
+        folder = read_folder(root)  # another process may have been quicker
         chosen = _choose(folder, layers)
-        n_bytes = sum(tree_bytes(room) for room in rooms(root, chosen))
+        n_bytes = sum(tree_bytes(each) for each in layer_folders(root, chosen))
         try:
             _forget(folder, chosen)
         except (OSError, StoreError) as error:
@@ -64,9 +65,9 @@ def remove_layers(root: str | Place, layers: str) -> dict[str, Any]:
 
 
 def _choose(folder: Folder, layers: str) -> list[int]:
-    """Return the layers to remove: of the store, or what an earlier removal has left."""
+    """Return the layers to remove, also those whose removal was interrupted."""
     root, manifest = folder.root, folder.manifest
-    have = {int(name.split("/")[1]) for name in leftovers(root, folder.plan)}
+    have = {int(name.split("/")[1]) for name in orphaned_folders(root, folder.plan)}
     have |= set(manifest.layers) | set(folder.plan.layers)
     try:
         chosen = choose_layers(layers, sorted(have), where=str(root))
@@ -77,18 +78,18 @@ def _choose(folder: Folder, layers: str) -> list[int]:
             f"{root} has no layers but {spell_layers(chosen)}; to remove the whole store, delete "
             "its folder"
         )
-    for room in rooms(root, chosen):
-        if (out := leads_out(room, root)) or room.is_symlink():
+    for each in layer_folders(root, chosen):
+        if (out := leads_out(each, root)) or each.is_symlink():
             where = "leads out of the store" if out else "points into the store"
             raise StoreError(
-                f"{room} is a link that {where}; delete what it points to and the link yourself, "
+                f"{each} is a link that {where}; delete what it points to and the link yourself, "
                 "then run the same command"
             )
     return chosen
 
 
 def _forget(folder: Folder, layers: Iterable[int]) -> None:
-    """Take layers out of plan, manifest, journal and table, in this order; OSError if one fails."""
+    """Remove layers from plan, manifest, journal and table, in this order; OSError if one fails."""
     root = folder.root
     gone = {f"layers/{layer}" for layer in layers}
     for name, facts, is_there in (
@@ -102,11 +103,11 @@ def _forget(folder: Folder, layers: Iterable[int]) -> None:
     if dropped:
         JournalWriter(root).drop(dropped)
         if folder.complete:
-            kept = {key: e for key, e in folder.entries.items() if key not in dropped}
-            new = tuple(f"layers/{layer}/" for layer in folder.adding)
-            write_table(root, [e for key, e in kept.items() if not key[1].startswith(new)])
+            gone |= {f"layers/{layer}" for layer in folder.adding}
+            kept = folder.entries.only(lambda array: os.path.dirname(array) not in gone)
+            write_table(root, kept)
 
 
 def _delete(root: Place, layers: Iterable[int]) -> None:
-    for room in rooms(root, layers):
-        remove_tree(room)
+    for each in layer_folders(root, layers):
+        remove_tree(each)

@@ -1,30 +1,23 @@
-"""`lorsa store verify`: say what is wrong with a store and, if asked, mend what can be.
+"""`lorsa store verify`: list what is wrong with a store and, if asked, repair what can be.
 
-A layer's files of a damaged shard are dropped from the journal and from shards.parquet and the
-manifest is taken away: the store is unfinished again, and the same `lorsa harvest` command writes
-these files and no others. No file of a shard is removed before another takes its place. Killed at
-any moment, the same command mends what is left.
+A layer's files of a damaged shard are dropped from the journal and from shards.parquet, and the
+manifest is removed: the store is unfinished again, and the same `lorsa harvest` command writes
+these files and no others. No file of a shard is removed before another takes its place. If the
+process is killed, the same command repairs the rest.
 """
 
 from typing import Any
 
 from ...errors import StoreError
-from ..folder import going_on, is_begun, is_complete, layers_being_added, why_not_a_store
-from ..journal import (
-    Entry,
-    JournalWriter,
-    Key,
-    damaged_files,
-    rewrite_journal,
-    salvage_journal,
-    write_table,
-)
+from ..entries import Entries, write_table
+from ..folder import is_begun, is_complete, layers_being_added, resume_command, why_not_a_store
+from ..journal import Journal, JournalWriter, rewrite_journal
 from ..locks.lock import Lock, take_lock
 from ..manifest import MANIFEST, PLAN, read_manifest
 from ..places import Place, place, sync, write_atomically
 from ..schema import metadata
 from ..write.writer import StoreWriter
-from .verify import Report, Verification, check
+from .verify import CheckReport, Verification, find_damages
 
 
 def verify_store(
@@ -32,15 +25,16 @@ def verify_store(
     *,
     full: bool = False,
     repair: bool = False,
-    report: Report = lambda event: None,
+    report: CheckReport = lambda event: None,
 ) -> dict[str, Any]:
-    """Return everything that is wrong with a store as JSON-able data; mend it if asked.
+    """Return everything that is wrong with a store as JSON-able data; repair it if asked.
 
     Args:
-        root: its folder.
-        full: read every byte and compare checksums; without it, presence, sizes and metadata.
-        repair: drop damaged shards, and rewrite what follows from the rest.
-        report: is told how far the reading is.
+        root: place of the store.
+        full: whether to read every byte and compare checksums; otherwise presence, sizes and
+            metadata are checked.
+        repair: whether to drop damaged shards and to rewrite what follows from other records.
+        report: called with how much has been read.
 
     Raises:
         StoreError: no store, one of another format version, or it cannot be written.
@@ -49,13 +43,13 @@ def verify_store(
     if not is_complete(root) and not is_begun(root):
         raise StoreError(why_not_a_store(root))
     if not repair:
-        return _result(root, check(root, full=full, report=report), mended=False)
+        return _result(root, find_damages(root, full=full, report=report), repaired=False)
     lock = take_lock(root)
     try:
-        found = check(root, full=full, report=report)
-        mended = all(damage.fix != "none" for damage in found.damages)
-        if mended and (found.damages or found.adding or not found.complete):
-            _mend(root, found, lock)
+        found = find_damages(root, full=full, report=report)
+        repaired = all(damage.fix != "none" for damage in found.damages)
+        if repaired and (found.damages or found.adding or not found.complete):
+            _repair(root, found, lock)
     except OSError as error:
         raise StoreError(
             f"{root} cannot be repaired ({error.strerror}); nothing is lost: make room and run "
@@ -63,24 +57,23 @@ def verify_store(
         ) from None
     finally:
         lock.release()
-    return _result(root, found, mended=mended)
+    return _result(root, found, repaired=repaired)
 
 
-def _mend(root: Place, found: Verification, lock: Lock) -> None:
-    """Bring metadata and index to what is whole; finish the store if that is everything."""
+def _repair(root: Place, found: Verification, lock: Lock) -> None:
+    """Make metadata, journal and table agree with the whole files; finish a complete store."""
     manifest = found.manifest
     if not _says(root / PLAN, found):
         write_atomically(root / PLAN, manifest.to_json())
-    _mend_metadata(root, found)
-    _mend_journal(root, found)
+    _repair_metadata(root, found)
+    _repair_journal(root, found)
     writer = StoreWriter(root, manifest, lock)
     if not writer.missing_shards():
         writer.finish()
     elif found.complete:
         new = tuple(f"layers/{layer}/" for layer in found.adding)
-        keep = [e for e in _kept(found).values() if not e.array.startswith(new)]
-        write_table(root, keep)
-        if writer.standing.lacking(set(manifest.layers) - set(found.adding)):
+        write_table(root, _kept(found).only(lambda array: not array.startswith(new)))
+        if writer.status.missing_shards(set(manifest.layers) - set(found.adding)):
             (root / MANIFEST).unlink()
             sync(root)
 
@@ -92,17 +85,17 @@ def _says(path: Place, found: Verification) -> bool:
         return False
 
 
-def _kept(found: Verification) -> dict[Key, Entry]:
-    """Return the files that are still counted on: all but those of layers in damaged shards."""
+def _kept(found: Verification) -> Entries:
+    """Return the committed files without those of the damaged layers of damaged shards."""
     dropped = {(d.shard, "/".join(d.path.split("/")[:2])) for d in found.damages if d.is_dropped}
-    return {
-        key: entry
-        for key, entry in found.entries.items()
+    return Entries(
+        entry
+        for entry in found.entries.in_order()
         if (entry.shard, entry.array.rpartition("/")[0]) not in dropped
-    }
+    )
 
 
-def _mend_metadata(root: Place, found: Verification) -> None:
+def _repair_metadata(root: Place, found: Verification) -> None:
     contents = metadata(found.manifest)
     for damage in found.damages:
         if damage.path in contents:
@@ -111,46 +104,46 @@ def _mend_metadata(root: Place, found: Verification) -> None:
             write_atomically(path, contents[damage.path])
 
 
-def _mend_journal(root: Place, found: Verification) -> None:
-    """Make the journal tell of the files that are whole, and of no others."""
-    for path in damaged_files(root):
+def _repair_journal(root: Place, found: Verification) -> None:
+    """Make the journal list the files that are whole, and no others."""
+    known = Journal(root)
+    for path in known.damaged:
         rewrite_journal(path)
-    keep = _kept(found)
-    told = salvage_journal(root)
+    keep, listed = _kept(found), known.entries
     journal = JournalWriter(root)
-    if gone := set(told) - set(keep):
+    if gone := set(listed) - set(keep):
         journal.drop(gone)
-    if new := [entry for key, entry in keep.items() if told.get(key) != entry]:
+    if new := [e for e in keep.in_order() if listed.get((e.shard, e.array)) != e]:
         journal.commit(new)
 
 
-def _result(root: Place, found: Verification, *, mended: bool) -> dict[str, Any]:
+def _result(root: Place, found: Verification, *, repaired: bool) -> dict[str, Any]:
     adding = layers_being_added(root) if found.adding else []
     complete = is_complete(root) and not adding
     return {
         "store": str(root),
-        "ok": complete and (mended or not found.damages),
+        "ok": complete and (repaired or not found.damages),
         "full": found.full,
         "complete": complete,
         "n_shards": found.manifest.n_shards,
         "n_missing_shards": len(found.missing),
         "n_files": len(found.entries),
-        "n_bytes": sum(entry.n_bytes for entry in found.entries.values()),
+        "n_bytes": found.entries.n_bytes,
         "damages": [damage._asdict() for damage in found.damages],
-        "dropped_shards": found.damaged_shards if mended else [],
-        "repaired": mended and bool(found.damages),
-        "leftovers": found.leftovers,
+        "dropped_shards": found.damaged_shards if repaired else [],
+        "repaired": repaired and bool(found.damages),
+        "leftovers": found.orphaned_folders,
         "adding": adding,
-        "next": _next(root, found, adding, complete=complete, mended=mended),
+        "next": _next(root, found, adding, complete=complete, repaired=repaired),
     }
 
 
 def _next(
-    root: Place, found: Verification, adding: list[int], *, complete: bool, mended: bool
+    root: Place, found: Verification, adding: list[int], *, complete: bool, repaired: bool
 ) -> str | None:
     """Return what to type, None if there is nothing to do."""
     if any(damage.fix == "none" for damage in found.damages):
         return None
-    if found.damages and not mended:
+    if found.damages and not repaired:
         return f"lorsa store verify {root}{' --full' if found.full else ''} --repair"
-    return None if complete else going_on(root, found.manifest, adding)
+    return None if complete else resume_command(root, found.manifest, adding)

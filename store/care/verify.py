@@ -1,8 +1,8 @@
-"""Whether a store is whole: every damage it has, not only the first.
+"""Verification of a store: all of its damage, not only the first.
 
-The quick look compares presence, sizes and Zarr metadata with the manifest and shards.parquet (in
-an unfinished store, the journal); the full one reads every byte, and compares each chunk with its
-own checksum and those of a file with the file's, which a file in another's place does not have.
+The quick check compares presence, sizes and Zarr metadata with the manifest and shards.parquet, or,
+in an unfinished store, the journal. The full check also reads every byte, compares each chunk with
+its checksum, and the chunks' checksums with the file's, which finds a file in another's place.
 """
 
 import os
@@ -12,47 +12,48 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...errors import DamageError, StoreError, UnreachableError
-from ..folder import is_complete, leftovers, text_names
-from ..journal import TABLE, Entry, Key
+from ..entries import TABLE, Entries, Entry, Key
+from ..folder import is_complete, orphaned_folders, text_names
 from ..layout import DOCUMENTS, all_arrays, layer_arrays, read_documents, read_whole, whole_arrays
 from ..manifest import Manifest
 from ..places import Place, file_sizes
 from ..schema import difference, metadata, whole_problem
 from ..shard import read_checksum
-from .index import Damage, Fix, facts, index, name_of
+from .records import Damage, Fix, committed_files, name_of, read_manifests
 
 N_THREADS = min(8, os.cpu_count() or 1)
 
 
 class Checked(NamedTuple):
-    """How far a full verification is."""
+    """Progress of a full verification or a merge."""
 
     n_bytes: int
     total_bytes: int
 
 
-Report = Callable[[Checked], None]
+CheckReport = Callable[[Checked], None]
+"""Receiver of progress"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verification:
-    """What was found."""
+    """State of a store that was checked."""
 
     manifest: Manifest
-    """With the layers that are being added."""
+    """Facts of the store, with the layers that are being added."""
     adding: list[int]
-    """These."""
+    """Layers that are being added."""
     complete: bool
     """Whether manifest.json is there."""
     full: bool
     """Whether every byte was read."""
-    entries: dict[Key, Entry]
-    """The files that were committed."""
+    entries: Entries
+    """Files that were committed."""
     missing: list[int]
-    """Shards that are not all committed, or damaged."""
+    """Shards that are damaged or not committed in full."""
     damages: list[Damage]
-    leftovers: list[str]
-    """Folders of layers that a removal cut short has left."""
+    orphaned_folders: list[str]
+    """Folders of layers that are not in the store: a removal was interrupted."""
 
     @property
     def damaged_shards(self) -> list[int]:
@@ -60,24 +61,26 @@ class Verification:
         return sorted({d.shard for d in self.damages if d.shard is not None and d.is_dropped})
 
 
-def check(root: Place, *, full: bool, report: Report = lambda event: None) -> Verification:
-    """Look for everything that is wrong with a store.
+def find_damages(
+    root: Place, *, full: bool, report: CheckReport = lambda event: None
+) -> Verification:
+    """Find everything that is wrong with a store.
 
     Args:
-        root: its folder.
-        full: also read every byte.
-        report: is told how far the reading is.
+        root: place of the store.
+        full: whether to read every byte.
+        report: called with how much has been read.
 
     Raises:
-        StoreError: no store, one of another format version, or one that says nothing of itself.
+        StoreError: no store, another format version, or neither manifest nor plan can be read.
     """
     damages: list[Damage] = []
-    manifest, adding = facts(root, damages)
+    manifest, adding = read_manifests(root, damages)
     complete = is_complete(root)
     new = {spec.name for layer in adding for spec in layer_arrays(manifest, layer)}
-    entries = index(root, manifest, complete, damages, new)
+    entries = committed_files(root, manifest, complete, damages, new)
     damages += _metadata_damages(root, manifest)
-    damages += _given_damages(root, manifest, full=full)
+    damages += _fixed_damages(root, manifest, full=full)
     whole: dict[Key, Entry] = {}
     for key, damage in _file_damages(
         root, manifest, entries, new if complete else set(all_arrays(manifest))
@@ -103,7 +106,7 @@ def check(root: Place, *, full: bool, report: Report = lambda event: None) -> Ve
         entries=entries,
         missing=missing,
         damages=damages,
-        leftovers=leftovers(root, manifest),
+        orphaned_folders=orphaned_folders(root, manifest),
     )
 
 
@@ -114,8 +117,8 @@ def _metadata_damages(root: Place, manifest: Manifest) -> Iterator[Damage]:
             yield Damage(name, problem, "rewrite")
 
 
-def _given_damages(root: Place, manifest: Manifest, *, full: bool) -> Iterator[Damage]:
-    """Yield what is wrong with what no harvest makes again."""
+def _fixed_damages(root: Place, manifest: Manifest, *, full: bool) -> Iterator[Damage]:
+    """Yield the damage of files that no harvest can write again."""
     try:
         n_names, n_known = len(read_documents(root)), manifest.corpus.get("n_documents")
         if n_known not in (None, n_names):
@@ -142,11 +145,11 @@ def _whole_damage(root: Place, name: str) -> str | None:
 
 
 def _file_damages(
-    root: Place, manifest: Manifest, entries: dict[Key, Entry], unfinished: set[str]
+    root: Place, manifest: Manifest, entries: Entries, unfinished: set[str]
 ) -> Iterator[tuple[Key, Damage | None]]:
-    """Yield every file that should be there, with what is wrong with it.
+    """Yield every file that should exist, with its damage or None.
 
-    Of arrays that are unfinished, only the files that were committed should.
+    Of unfinished arrays, only the committed files should exist.
     """
     given, size = text_names(manifest), file_sizes(root)
     for shard in range(manifest.n_shards):
@@ -156,7 +159,7 @@ def _file_damages(
             path = spec.shard_path(root, shard)
             if entry is None and name in unfinished and name not in given:
                 continue  # not harvested yet
-            problem = _problem(size(path), entry, n_seq)
+            problem = _problem(size(spec.shard_name(shard)), entry, n_seq)
             if problem is None:
                 yield (shard, name), None
             else:
@@ -177,9 +180,9 @@ def _problem(size: int | None, entry: Entry | None, n_seq: int) -> str | None:
 
 
 def _checksum_damages(
-    root: Place, manifest: Manifest, whole: dict[Key, Entry], report: Report
+    root: Place, manifest: Manifest, whole: dict[Key, Entry], report: CheckReport
 ) -> Iterator[Damage]:
-    """Read every file in threads, which move bytes only, and yield those that are damaged."""
+    """Read every file in threads, which only move bytes, and yield the damaged ones."""
     arrays, given = all_arrays(manifest), text_names(manifest)
     total = sum(entry.n_bytes for entry in whole.values())
     n_done = 0

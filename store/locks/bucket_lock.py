@@ -1,12 +1,12 @@
 """The lock of a store in a bucket, shared or exclusive, and claims under it; see `lock`.
 
-    journal/lock             a lease: who changes the store itself
-    journal/writers/<id>     a lease each: who writes shards
-    journal/<name>.claim     which of these leases has claimed that part of the work
+    journal/lock             lease of the process that changes the store itself
+    journal/writers/<id>     lease of a process that writes shards
+    journal/<name>.claim     claim of a part of the work; it names one of these leases
 
-Each side makes its own lease and then looks at the other's, so of two at least one sees the other
-and withdraws. A claim is made only if there is none, or over one whose lease is done or dead; it is
-good for as long as that lease, so a writer renews one object, however much it has claimed.
+Each side creates its own lease and then reads the other's, so of two at least one sees the other
+and withdraws. A claim is created only if there is none, or over one whose lease is released or has
+expired. It is valid as long as its lease, so a writer renews one object, however much it claims.
 """
 
 import json
@@ -17,7 +17,7 @@ from contextlib import suppress
 from ...errors import StoreError
 from ..bucket import BucketPath
 from ..manifest import JOURNAL
-from .lease import Lease, bury, lives, read_facts, refusal, who
+from .lease import Lease, expire, lives, read_facts, refusal, who
 
 LOCK = "lock"
 CLAIM = ".claim"
@@ -26,7 +26,7 @@ _LEASE = re.compile(rf"{LOCK}|{WRITERS}/[0-9a-f-]+")
 
 
 class BucketClaim:
-    """A claim in a bucket."""
+    """Claim in a bucket: an object that names a lease."""
 
     def __init__(self, path: BucketPath, lease: Lease, mine: set[str]) -> None:
         self._path = path
@@ -35,7 +35,7 @@ class BucketClaim:
         mine.add(path.name)
 
     def release(self) -> None:
-        """Let others have it, if it was not taken over."""
+        """Remove the claim unless another process has taken it over."""
         self._mine.discard(self._path.name)
         if self._lease.is_held():
             with suppress(StoreError):  # out of reach: it ends with the lease
@@ -43,10 +43,10 @@ class BucketClaim:
 
 
 class BucketLock:
-    """The lock of a store in a bucket."""
+    """Lock of a store in a bucket."""
 
     def __init__(self, store: BucketPath, *, exclusive: bool) -> None:
-        """Take it.
+        """Take the lock.
 
         Raises:
             BusyError: another process has it.
@@ -68,7 +68,7 @@ class BucketLock:
         for path in (self._journal / WRITERS).iterdir():
             with suppress(FileNotFoundError):
                 found = path.read_version()
-                if lives(found) or not bury(path, found):
+                if lives(found) or not expire(path, found):
                     raise refusal(self._store, who(found))
 
     def _require_unchanged(self) -> None:
@@ -77,11 +77,11 @@ class BucketLock:
             path = self._journal / LOCK
             found = path.read_version()
             is_free = not read_facts(found.content).get("held")
-            if not is_free and (lives(found) or not bury(path, found)):
+            if not is_free and (lives(found) or not expire(path, found)):
                 raise refusal(self._store, who(found))
 
     def require_held(self) -> None:
-        """Raise StoreError if others may have been let in meanwhile."""
+        """Raise StoreError if another process may have got the lock meanwhile."""
         self._lease.require_held()
 
     def claim(self, name: str) -> BucketClaim | None:
@@ -99,7 +99,7 @@ class BucketLock:
             except FileNotFoundError:
                 return None
             if read_facts(found.content).get("owner") != self._lease.owner:  # else sent again
-                if self._is_good(found.content):
+                if self._is_valid(found.content):
                     return None
                 try:
                     path.write_version(content, found.etag)
@@ -107,8 +107,8 @@ class BucketLock:
                     return None
         return BucketClaim(path, self._lease, self._mine)
 
-    def _is_good(self, claim: bytes) -> bool:
-        """Tell whether the lease of a claim still holds; one that does not is ended for good."""
+    def _is_valid(self, claim: bytes) -> bool:
+        """Return whether the lease of a claim is valid; one of a dead process is made to expire."""
         facts = read_facts(claim)
         name = facts.get("lease")
         if not isinstance(name, str) or not _LEASE.fullmatch(name):
@@ -120,18 +120,14 @@ class BucketLock:
             return False
         if read_facts(found.content).get("owner") != facts.get("owner"):
             return False
-        return lives(found) or not bury(path, found)
-
-    def holds(self, name: str) -> bool:
-        """Tell whether this process has claimed it."""
-        return name + CLAIM in self._mine
+        return lives(found) or not expire(path, found)
 
     def claimed(self) -> set[str]:
-        """Return the names of claims, of which some may be those of dead processes."""
+        """Return the names of all claims; some may be those of dead processes."""
         return {path.name.removesuffix(CLAIM) for path in self._journal.glob("*" + CLAIM)}
 
     def sweep(self) -> None:
-        """Remove what dead processes have left; nothing is missing, so no other claim matters."""
+        """Remove all other claims, since nothing is missing, and the leases of dead processes."""
         for path in self._journal.glob("*" + CLAIM):
             if path.name not in self._mine:
                 path.unlink()
@@ -141,7 +137,7 @@ class BucketLock:
                     path.unlink()
 
     def release(self) -> None:
-        """Let others write."""
+        """Release the lock."""
         self._lease.release()
         if self._name != LOCK:  # no other process ever takes this one
             with suppress(StoreError):

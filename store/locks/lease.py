@@ -1,10 +1,9 @@
-"""Who is at work on a store in a bucket: an object that its holder renews.
+"""Leases in a bucket: objects that name their holder, who renews them.
 
-The object is made only if there is none, and changed only if it is still the version that was last
-seen, so of two writers one loses, whatever the moment. It says who holds it. A holder is taken for
-dead when it has not renewed it for two minutes, or, on this machine, when its process has ended;
-then the next writer takes it over. One that was taken for dead and is not finds out at its next
-commit. `members` makes the lock of a store of it.
+A lease is created only if there is none, and changed only if it is still the version that was last
+read, so of two writers one always loses. It expires when it was not renewed for two minutes, or, on
+this machine, when its holder's process has ended; then the next writer takes it over. A holder that
+was slow notices at its next commit. `bucket_lock` builds the lock of a store from leases.
 """
 
 import json
@@ -21,27 +20,28 @@ from ..bucket import BucketPath, Version
 
 RENEW_S = 20.0
 DEAD_S = 120.0
-"""Without a renewal; more than clocks differ and than a server is out of reach as a rule."""
+"""Seconds without renewal after which a lease expires. Clocks differ by less, and a server is
+rarely out of reach for longer."""
 
 
 class Lease:
-    """An object that says that this process is at work on a store, for as long as it is."""
+    """Lease of this process on a store, renewed by a thread until it is released."""
 
     def __init__(self, store: BucketPath, path: BucketPath) -> None:
-        """Take it.
+        """Take the lease.
 
         Args:
             store: the store, for messages.
-            path: the object.
+            path: the object of the lease.
 
         Raises:
-            BusyError: another process has it.
+            BusyError: another process holds it.
             StoreError: the bucket cannot be written.
         """
         self._store = store
         self.path = path
         self.owner = str(uuid.uuid4())
-        """Of no other lease."""
+        """Random identifier of this lease"""
         self._facts = {
             "owner": self.owner,
             "host": socket.gethostname(),
@@ -65,11 +65,11 @@ class Lease:
             )
 
     def is_held(self) -> bool:
-        """Tell whether certainly nobody else has it."""
+        """Return whether it is certain that no other process holds the lease."""
         return not self._lost and time.time() - self._renewed <= DEAD_S - RENEW_S
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lease."""
         self._ended.set()
         self._thread.join(RENEW_S)  # a server out of reach holds nobody up
         if not self._lost:
@@ -77,7 +77,7 @@ class Lease:
                 self._put(self._version, held=False)
 
     def _renew(self) -> None:
-        """Renew it now and then, in the thread."""
+        """Renew the lease every RENEW_S until it is released; in a thread."""
         while not self._ended.wait(RENEW_S):
             started = time.time()
             with suppress(StoreError):  # out of reach: how long decides
@@ -88,7 +88,7 @@ class Lease:
                 self._version, self._renewed = version, started
 
     def _put(self, over: str | None, *, held: bool = True) -> str | None:
-        """Write the object over a version, None for none; return its own, None if that is gone."""
+        """Replace a version, None: none; return the new version, None if there is another one."""
         # the time makes every version another one
         facts = self._facts | {"held": held, "time": time.time_ns()}
         content = json.dumps(facts).encode()
@@ -102,7 +102,7 @@ class Lease:
             return None
 
     def _take_over(self) -> str:
-        """Take the object from a holder that is done or dead."""
+        """Take over a lease that was released or has expired."""
         try:
             found = self.path.read_version()
         except FileNotFoundError:
@@ -119,7 +119,7 @@ class Lease:
 
 
 def refusal(store: BucketPath, who: str) -> BusyError:
-    """Return the error that says who is at work."""
+    """Return the error that names the holder."""
     return BusyError(
         f"{store} is being written by {who}; wait for it or choose another --store (one that was "
         f"killed is taken for dead after {DEAD_S:.0f} s)"
@@ -127,7 +127,7 @@ def refusal(store: BucketPath, who: str) -> BusyError:
 
 
 def lives(found: Version) -> bool:
-    """Tell whether the holder of a lease is at work, as far as can be told."""
+    """Return whether a lease is held and has not expired."""
     facts = read_facts(found.content)
     if not found.content or facts.get("held") is False:  # empty: copied from a disk
         return False
@@ -140,8 +140,8 @@ def who(found: Version) -> str:
     return f"process {facts.get('pid')} on {facts.get('host')}, last heard of {age_s:.0f} s ago"
 
 
-def bury(path: BucketPath, found: Version) -> bool:
-    """Take a lease from a dead holder for good; False if it was renewed just now."""
+def expire(path: BucketPath, found: Version) -> bool:
+    """Make the lease of a dead holder expire for good; False if it was renewed meanwhile."""
     with suppress(FileExistsError):
         path.write_version(json.dumps({"held": False, "time": time.time_ns()}).encode(), found.etag)
         return True
@@ -149,7 +149,7 @@ def bury(path: BucketPath, found: Version) -> bool:
 
 
 def read_facts(content: bytes) -> dict[str, Any]:
-    """Return what an object says, nothing if it makes no sense."""
+    """Return the JSON object of a lease or claim; empty if it is damaged."""
     with suppress(ValueError):
         found = json.loads(content)
         if isinstance(found, dict):
@@ -158,7 +158,7 @@ def read_facts(content: bytes) -> dict[str, Any]:
 
 
 def _has_ended(holder: dict[str, Any]) -> bool:
-    """Tell whether a holder was a process of this machine that is there no more."""
+    """Return whether a holder was a process of this machine that has ended."""
     pid, machine = holder.get("pid"), _machine()
     if machine is None or holder.get("machine") != machine or type(pid) is not int or pid < 1:
         return False
@@ -172,7 +172,7 @@ def _has_ended(holder: dict[str, Any]) -> bool:
 
 
 def _machine() -> str | None:
-    """Return what only processes that see each other share; None if that cannot be told."""
+    """Return an identifier that processes share if they see each other's pids; None if unknown."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"

@@ -1,11 +1,11 @@
-"""Who may change a store now: any number of writers of shards, or one that changes what it is.
+"""The lock of a store: shared by writers of shards, exclusive for what changes the store.
 
-A lock is *shared* by the processes that write shards, and *exclusive* for what changes the store
-itself: to begin one, to add or remove layers, to repair. Whoever holds the lock can claim parts of
-the work by name, a shard for example, which nobody else gets meanwhile.
+Creating a store, adding or removing layers, and repair need the *exclusive* lock. A holder of
+either lock can claim parts of the work by name, a shard for example, which no other process gets
+meanwhile.
 
-On a disk both are flock(2) on files in the journal's folder, and end with their process, however
-that ends. In a bucket they are objects; see `members`.
+On a disk, locks and claims are flock(2) on files in the journal's folder, which ends with its
+process. In a bucket they are objects; see `bucket_lock`.
 """
 
 import fcntl
@@ -22,52 +22,47 @@ from ..manifest import JOURNAL
 from ..places import Place
 from .bucket_lock import CLAIM, LOCK, BucketLock
 
-POLL_S = 0.1
-WAIT_S = 60.0
-"""How long what takes a moment is waited for: another that begins or finishes the same store."""
+LOCK_POLL_S = 0.1
+"""Seconds between two tries"""
+LOCK_WAIT_S = 60.0
+"""Seconds to wait for a process that creates, changes or finishes the same store"""
 
 
 class Claim(Protocol):
-    """A part of the work that is this process's for now."""
+    """Part of the work that only this process may do."""
 
     def release(self) -> None:
-        """Let others have it."""
+        """Let other processes claim it."""
 
 
 class Lock(Protocol):
-    """The lock of a store while it is held."""
+    """Lock of a store while it is held."""
 
     def require_held(self) -> None:
-        """Raise StoreError if others may have been let in meanwhile."""
+        """Raise StoreError if another process may have got the lock meanwhile."""
 
     def claim(self, name: str) -> Claim | None:
         """Claim a part of the work; None if another process has it."""
 
-    def holds(self, name: str) -> bool:
-        """Tell whether this process has claimed it."""
-
     def claimed(self) -> set[str]:
-        """Return the names of claims, of which some may be those of dead processes."""
+        """Return the names of all claims; some may be those of dead processes."""
 
     def sweep(self) -> None:
-        """Remove what dead processes have left."""
+        """Remove the claims of dead processes."""
 
     def release(self) -> None:
-        """Let others write."""
+        """Release the lock."""
 
 
 class FolderClaim:
-    """A claim on a disk: a file that is locked, and gone afterwards."""
+    """Claim on a disk: a locked file, which is removed when it is released."""
 
-    def __init__(self, path: Path, file: IO[bytes], mine: set[str]) -> None:
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
         self._path = path
         self._file = file
-        self._mine = mine
-        mine.add(path.name)
 
     def release(self) -> None:
-        """Remove the file while it is locked, so that nobody loses one that is his."""
-        self._mine.discard(self._path.name)
+        """Remove the file while it is locked, so that no other process loses its own."""
         try:
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
@@ -76,17 +71,16 @@ class FolderClaim:
 
 
 class FolderLock:
-    """The lock of a store on a disk."""
+    """Lock of a store on a disk."""
 
     def __init__(self, store: Path, *, exclusive: bool) -> None:
-        """Take it.
+        """Take the lock.
 
         Raises:
             BusyError: another process has it.
             StoreError: the store cannot be written.
         """
         self._journal = store / JOURNAL
-        self._mine: set[str] = set()
         try:
             self._journal.mkdir(parents=True, exist_ok=True)
             self._file = _open(self._journal / LOCK)
@@ -102,7 +96,7 @@ class FolderLock:
             )
 
     def require_held(self) -> None:
-        """Do nothing: while the process lives, nobody else gets the lock."""
+        """Do nothing: no other process gets the lock while this one lives."""
 
     def claim(self, name: str) -> FolderClaim | None:
         """Claim a part of the work; None if another process has it."""
@@ -119,25 +113,21 @@ class FolderLock:
                 return None
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    return FolderClaim(path, file, self._mine)
+                    return FolderClaim(path, file)
             file.close()  # whoever had it removed it between the two steps
 
-    def holds(self, name: str) -> bool:
-        """Tell whether this process has claimed it."""
-        return name + CLAIM in self._mine
-
     def claimed(self) -> set[str]:
-        """Return the names of claims, of which some may be those of dead processes."""
+        """Return the names of all claims; some may be those of dead processes."""
         return {path.name.removesuffix(CLAIM) for path in self._journal.glob("*" + CLAIM)}
 
     def sweep(self) -> None:
-        """Remove what dead processes have left."""
+        """Remove the claims of dead processes."""
         for name in self.claimed():
             if (claim := self.claim(name)) is not None:
                 claim.release()
 
     def release(self) -> None:
-        """Let others write."""
+        """Release the lock."""
         self._file.close()
 
 
@@ -170,9 +160,9 @@ def take_lock(
 
     Args:
         store: its place.
-        exclusive: for what changes the store itself; otherwise shared with other writers.
+        exclusive: whether no other process may hold it; otherwise writers of shards share it.
         wait_s: how long to wait for others.
-        unless: asked before each try; raises if there is nothing to wait for.
+        unless: called before each try; raises if there is nothing to wait for.
 
     Raises:
         BusyError: others still have it.
@@ -188,4 +178,4 @@ def take_lock(
         except BusyError:
             if time.monotonic() >= ends:
                 raise
-        time.sleep(POLL_S)
+        time.sleep(LOCK_POLL_S)

@@ -1,1 +1,1 @@
-"""Stores read."""
+"""Reading of stores: sequences, batches and their order."""

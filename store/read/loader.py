@@ -1,12 +1,12 @@
-"""Feed batches of a store to a training step, read ahead by threads.
+"""Batches of a store for a training step, read ahead by threads.
 
 Threads, never forked processes: a read releases the interpreter lock, and a forked copy of a
 process that runs threads can hang. The threads only move bytes: one tensor operation in a thread
 would give it an OpenMP pool of its own, and the training step's pool, which then has to share the
 cores, takes twice as long.
 
-Batches are read into a ring of buffers that are used again: fresh memory costs a page fault per
-4 kB, which takes as long as the read. For a GPU the ring is pinned, so a copy to it needs no CPU.
+Batches are read into a ring of buffers that are reused: fresh memory costs a page fault per 4 kB,
+which takes as long as the read. For a GPU the ring is pinned, so that copies to it need no CPU.
 """
 
 import os
@@ -29,25 +29,25 @@ READ_THREADS = min(PREFETCH_BATCHES, max(2, os.cpu_count() or 1))
 
 
 class Batch(NamedTuple):
-    """What one rank computes in one step."""
+    """Batch of one rank in one step."""
 
     stored: Stored
     """x and y as they lie in the store; overwritten once the next batch is asked for"""
     wait_s: float
-    """How long the step had to wait for it, seconds"""
+    """Seconds that the step waited for the batch"""
     seqs: Seqs
-    """Which sequences they are"""
+    """Numbers of the sequences, [n]"""
 
 
 class Order(Protocol):
-    """Which sequences each step takes, as `Sampler`."""
+    """Order of sequences over steps, such as `Sampler`."""
 
     def batch(self, step: int) -> Seqs:
-        """Return the sequences of a step."""
+        """Return the numbers of the sequences of a step."""
 
 
 class _Slot:
-    """Memory of one batch, filled again and again."""
+    """Memory of one batch, which is reused."""
 
     def __init__(self, store: ActivationStore, layer: int, n_seqs: int, *, pin: bool) -> None:
         self.n_seqs = n_seqs
@@ -62,12 +62,12 @@ class _Slot:
         self._disk = {name: disk_view(memory) for name, memory in self._memory.items()}
 
     def fill(self, seqs: Seqs) -> None:
-        """Read sequences; in a thread."""
+        """Read sequences into the memory; in a thread."""
         for name, out in self._disk.items():
             self._store.reader(name).read_into(seqs, out[: len(seqs)])
 
     def stored(self, n_seqs: int) -> Stored:
-        """Return what was read, sharing the memory."""
+        """Return the activations that were read, sharing the memory."""
 
         def part(site: str) -> Encoded:
             scale = self._memory.get(scale_of(site))
@@ -96,10 +96,10 @@ def batches(
     """Yield the batches of steps first_step..n_steps - 1, reading ahead.
 
     Args:
-        store, layer: what to read.
-        order: which sequences each step takes.
-        first_step: where to begin; any step costs the same.
-        n_steps: where to end.
+        store, layer: store and layer to read.
+        order: sequences of each step.
+        first_step: first step; starting late costs nothing.
+        n_steps: steps of the run; the last batch is that of step n_steps - 1.
         pin: whether to read into pinned memory, for a GPU.
 
     Raises:
@@ -132,12 +132,12 @@ def batches(
 def held_out_parts(
     store: ActivationStore, *, batch_seqs: int, n_tokens: int | None = None
 ) -> Iterator[Seqs]:
-    """Yield the held-out sequences in order, at most about n_tokens of them.
+    """Yield the numbers of the held-out sequences in order, batch by batch.
 
     Args:
-        store: what to read.
+        store: store to read.
         batch_seqs: sequences in a batch.
-        n_tokens: stop once so many are read (rounded up to whole sequences); None takes all.
+        n_tokens: most tokens, rounded up to whole sequences; None takes all.
     """
     seqs = store.held_out_seqs
     if n_tokens is not None:
@@ -158,10 +158,10 @@ def held_out_batches(
     """Yield x and y of the held-out sequences in order, float32.
 
     Args:
-        store, layer: what to read.
+        store, layer: store and layer to read.
         batch_seqs, n_tokens: as in `held_out_parts`.
-        device: where they are wanted.
-        derive: makes y of x; needed if y is not stored.
+        device: device of the result.
+        derive: function from x to y; needed if y is not stored.
     """
     for seqs in held_out_parts(store, batch_seqs=batch_seqs, n_tokens=n_tokens):
         yield store.stored(layer, seqs).on(device, derive)

@@ -1,15 +1,14 @@
-"""Read a store: open it once, then any sequences of any array, each checked.
+"""Reading of a finished store: any sequences of any array, each checked.
 
     store = ActivationStore.open("acts")
     x = store.activations(12, store.train_seqs[:8]).x     # [8, n_ctx, d_model]
 
-Opening checks the format version, that the arrays are those of the manifest, and that every file
-of shards.parquet is there with its size, so a damaged copy is found before the first step; each
-chunk's checksum is compared when it is read.
-Safe to use from many threads and, read-only, from many processes.
+Opening checks the format version, the arrays' shapes, and that every file of shards.parquet exists
+with its size, so that a damaged copy is found before the first step. Each chunk's checksum is
+compared when it is read. A store may be read by many threads and many processes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -20,18 +19,18 @@ from torch import Tensor
 from ...errors import StoreError
 from .. import layout
 from ..encoding import Encoded
-from ..folder import is_complete, why_not_a_store, written_again
-from ..journal import Entry, read_table
+from ..entries import Cells, Entries, Entry, read_table
+from ..folder import is_complete, lost_files, why_not_a_store, written_again
 from ..layers import spell_layers
 from ..layout import all_arrays
 from ..manifest import MANIFEST, Manifest, read_manifest
-from ..places import Place, file_sizes, place
+from ..places import Place, file_size, place
 from ..schema import require_shapes
 from .rows import OpenFiles, RowReader, Seqs
 
 
 class Activations(NamedTuple):
-    """A layer's input and output of some sequences."""
+    """Input and output of a layer on some sequences."""
 
     x: Tensor
     """[n, n_ctx, d_model]"""
@@ -40,27 +39,27 @@ class Activations(NamedTuple):
 
 
 Derive = Callable[[Tensor], Tensor]
-"""A layer's attention, from x to y, as `lorsa.model.stored_attention` makes it."""
+"""Function from a layer's x to its y; `lorsa.language.stored.stored_attention` makes one."""
 
 
 class Stored(NamedTuple):
-    """A layer's input and output of some sequences as they lie in the store."""
+    """Input and output of a layer on some sequences, encoded as in the store."""
 
     x: Encoded
     y: Encoded | None
     """None where y is derived"""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Stored":
-        """Return the same on a device."""
+        """Return a copy on a device."""
         y = None if self.y is None else self.y.to(device, non_blocking=non_blocking)
         return Stored(self.x.to(device, non_blocking=non_blocking), y)
 
     def on(self, device: torch.device | str, derive: Derive | None = None) -> Activations:
-        """Return both on a device, float32; what is not stored is derived there.
+        """Return x and y on a device, float32; y is derived there if it is not stored.
 
         Args:
-            device: where to compute.
-            derive: makes y of x; needed if y is not stored.
+            device: device of the result.
+            derive: function from x to y; needed if y is not stored.
         """
         stored = self.to(device)
         x = stored.x.decode().float()
@@ -79,7 +78,7 @@ class LayerNorms(NamedTuple):
 
 
 class TokenScales(NamedTuple):
-    """Of what size the scales of int8 tokens are; a token with a huge outlier has a huge scale."""
+    """Sizes of the scales of int8 tokens; a token with a huge outlier has a huge scale."""
 
     mean: float
     largest: float
@@ -92,15 +91,15 @@ class ActivationStore:
         self,
         root: Place,
         manifest: Manifest,
-        entries: list[Entry],
+        entries: Entries,
         files: OpenFiles | None = None,
     ) -> None:
         """Use `open`."""
         self.root = root
         self.manifest = manifest
         self._arrays = all_arrays(manifest)
-        self.entries = [e for e in entries if e.array in self._arrays]
-        """Without those of layers that are being added or removed."""
+        self._entries = entries.only(self._arrays.__contains__)
+        """Committed files, but for those of layers that are being added or removed"""
         n_seq, shard_seqs = manifest.n_seq, manifest.shard_seqs
         self._files = files = files or OpenFiles()
         self._readers = {
@@ -114,8 +113,8 @@ class ActivationStore:
         """Open a store: its folder, or s3://bucket/folder.
 
         Args:
-            root: where it lies.
-            files: shared with other stores that are open, or None.
+            root: place of the store.
+            files: open files, shared with other open stores, or None.
 
         Raises:
             StoreError: no store, an unfinished one, another format version, files missing or cut.
@@ -136,7 +135,7 @@ class ActivationStore:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of chunks that were read so far through this store's files."""
+        """Bytes of chunks that were read so far through the open files of this store."""
         return self._files.bytes_read
 
     @property
@@ -154,7 +153,7 @@ class ActivationStore:
         return self.read("tokens", seqs)
 
     def documents(self, seqs: Seqs) -> Tensor:
-        """Return which document of the corpus each token comes from, int32, [n, n_ctx]."""
+        """Return the number of the document that each token comes from, int32, [n, n_ctx]."""
         return self.read("documents", seqs)
 
     def document_names(self) -> list[str]:
@@ -165,8 +164,8 @@ class ActivationStore:
         """Return a layer's x and y of some sequences, in the store's dtype; float32 for int8.
 
         Args:
-            layer, seqs: what to read.
-            derive: makes y of x, on the CPU in float32; for stores without y alone.
+            layer, seqs: layer and sequences to read.
+            derive: function from x to y, on the CPU in float32; needed if y is not stored.
 
         Raises:
             StoreError: the layer is not stored, a file is damaged, or y can only be derived.
@@ -177,7 +176,8 @@ class ActivationStore:
         if derive is None:
             raise StoreError(
                 f"{self.root} has no y (outputs: derive); give activations(layer, seqs, derive) "
-                "what lorsa.model.stored_attention makes of the layer, or take x by inputs()"
+                "what lorsa.language.stored.stored_attention makes of the layer, or take x by "
+                "inputs()"
             )
         return stored.on("cpu", derive)
 
@@ -187,7 +187,7 @@ class ActivationStore:
         return self._encoded(layout.attn_in(layer), seqs).decode()
 
     def stored(self, layer: int, seqs: Seqs) -> Stored:
-        """Return a layer's x and y of some sequences as they lie in the store."""
+        """Return a layer's x and y of some sequences, encoded as in the store."""
         self.require_layer(layer)
         x, *y = (self._encoded(site, seqs) for site in layout.sites(self.manifest, layer))
         return Stored(x, *y) if y else Stored(x, None)
@@ -209,22 +209,19 @@ class ActivationStore:
         return self._channels[site]
 
     def scales(self, layer: int) -> dict[str, TokenScales]:
-        """Return of what size int8's scales are, by array; nothing for other dtypes."""
+        """Return the sizes of int8's token scales, by array; empty for other dtypes."""
         self.require_layer(layer)
         if self.manifest.dtype != "int8":
             return {}
         found = {}
         for site in layout.sites(self.manifest, layer):
-            rows = [e for e in self.entries if e.array == layout.scale_of(site)]
-            n_tokens = sum(e.n_seq for e in rows) * self.manifest.n_ctx
-            mean = sum(e.norm_sum for e in rows) / max(n_tokens, 1)
-            found[site] = TokenScales(mean, max((e.max_scale for e in rows), default=0.0))
+            _, rows = self._entries.of(layout.scale_of(site))
+            found[site] = TokenScales(self._mean(rows), float(rows["max_scale"].max(initial=0.0)))
         return found
 
     def n_nonfinite(self, layer: int) -> int:
-        """Return how many tokens of a layer's x or y have NaN or Inf."""
-        prefix = f"layers/{layer}/"
-        return sum(e.n_nonfinite for e in self.entries if e.array.startswith(prefix))
+        """Return the number of tokens of a layer's x or y with NaN or Inf."""
+        return self._total(layer, "n_nonfinite")
 
     def _encoded(self, site: str, seqs: Seqs) -> Encoded:
         values, channel = self.read(site, seqs), self.channel(site)
@@ -245,12 +242,11 @@ class ActivationStore:
     def mean_norms(self, layer: int) -> LayerNorms:
         """Return the mean of ||x|| and of ||y|| over the tokens of the training shards."""
         self.require_layer(layer)
-        held_out = set(self.manifest.held_out_shards)
+        held_out = self.manifest.held_out_shards
 
         def mean(name: str) -> float:
-            rows = [e for e in self.entries if e.array == name and e.shard not in held_out]
-            n_tokens = sum(e.n_seq for e in rows) * self.manifest.n_ctx
-            return sum(e.norm_sum for e in rows) / max(n_tokens, 1)
+            shards, rows = self._entries.of(name)
+            return self._mean(rows[~np.isin(shards, held_out)])
 
         return LayerNorms(*map(mean, layout.summed(self.manifest, layer)))
 
@@ -277,9 +273,28 @@ class ActivationStore:
         return self._readers[name].read(seqs)
 
     def n_bytes(self, layer: int) -> int:
-        """Return how many bytes a layer takes on disk."""
-        prefix = f"layers/{layer}/"
-        return sum(e.n_bytes for e in self.entries if e.array.startswith(prefix))
+        """Return the bytes of a layer's arrays on disk."""
+        return self._total(layer, "n_bytes")
+
+    @property
+    def entries(self) -> Collection[Entry]:
+        """Committed files, ordered by shard and array."""
+        return self._entries.values()
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all committed files."""
+        return self._entries.n_bytes
+
+    def _total(self, layer: int, fact: str) -> int:
+        arrays = [name for name in self._arrays if name.startswith(f"layers/{layer}/")]
+        return sum(int(self._entries.of(name)[1][fact].sum()) for name in arrays)
+
+    def _mean(self, rows: Cells) -> float:
+        """Return the mean norm or scale over the tokens of some files of one array."""
+        n_tokens = sum(rows["n_seq"].tolist()) * self.manifest.n_ctx
+        total = float(sum(rows["norm_sum"].tolist()))  # in order: the same to the last bit
+        return total / float(max(n_tokens, 1))
 
     def _seqs(self, *, held_out: bool) -> npt.NDArray[np.int64]:
         seqs = np.arange(self.manifest.n_seq)
@@ -288,18 +303,21 @@ class ActivationStore:
         return chosen
 
     def _check_files(self) -> None:
-        known = {(e.shard, e.array): e for e in self.entries}
-        size = file_sizes(self.root)
-        for shard in range(self.manifest.n_shards):
-            for name, spec in self._arrays.items():
-                path = spec.shard_path(self.root, shard)
-                if (shard, name) not in known:
-                    raise StoreError(f"{path} is in no row of shards.parquet; harvest again")
-                self._check_size(path, size(path), known[shard, name])
-
-    def _check_size(self, path: Place, size: int | None, entry: Entry) -> None:
-        if size == entry.n_bytes:
+        """Raise StoreError unless every file is in the table and exists with its size."""
+        whole = self._entries.whole(self.manifest.n_shards, self._arrays)
+        lost = lost_files(self.root, self._arrays, self._entries)
+        bad = {*np.flatnonzero(~whole).tolist()[:1], *(shard for shard, _ in lost)}
+        if not bad:
             return
+        first = min(bad)
+        for name, spec in self._arrays.items():
+            path = spec.shard_path(self.root, first)
+            if (first, name) not in self._entries:
+                raise StoreError(f"{path} is in no row of shards.parquet; harvest again")
+            if (first, name) in lost:
+                self._refuse(path, file_size(path), self._entries[first, name])
+
+    def _refuse(self, path: Place, size: int | None, entry: Entry) -> None:
         found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.n_bytes:,}"
         remedy = written_again(self.root, self.manifest, entry.array)
         raise StoreError(f"{path} {found}; {remedy}, or restore a copy")

@@ -1,4 +1,4 @@
-"""Read any sequences of one array, each by one positioned read, each checked."""
+"""Reading of any sequences of one array, each by one positioned read, each checked."""
 
 import errno
 import os
@@ -15,24 +15,24 @@ from torch import Tensor
 
 from ...errors import DamageError, StoreError
 from ..bucket import BucketPath
-from ..encoding import DTYPES, Array, from_disk
+from ..encoding import DTYPES, DiskArray, from_disk
 from ..layout import ArraySpec
 from ..places import Place
 from ..shard import read_chunk, read_index
 
 Seqs = npt.NDArray[np.int64] | Sequence[int]
 OPEN_FILES = 384
-"""Files that are kept open, over all arrays; a process may have about a thousand."""
+"""Files that are kept open, over all arrays; systems usually allow a process about a thousand."""
 N_REQUESTS = 32
 _REQUESTS = ThreadPoolExecutor(N_REQUESTS, thread_name_prefix="lorsa-bucket")
-"""Reads of buckets at a time, over all arrays; the threads begin with the first one."""
+"""Threads that read from buckets, for all arrays; they start with the first request."""
 
 
 class OpenShard:
-    """One file, open for reading, with its index; closed when nobody holds it any more."""
+    """Shard file, open for reading, with its index; closed when nothing refers to it."""
 
     def __init__(self, path: Place, n_chunks: int) -> None:
-        """Open it; raises OSError if it is missing and DamageError if its index is damaged."""
+        """Open a file; raises OSError if it is missing, DamageError if its index is damaged."""
         self.path = path
         self.index = read_index(path, n_chunks)
         self.handle: int | BucketPath
@@ -48,7 +48,7 @@ class OpenShard:
 
 
 class OpenFiles:
-    """The files that were used last, kept open; safe to use from many threads."""
+    """Files that were used last, kept open; it may be used by many threads."""
 
     def __init__(self) -> None:
         self.bytes_read = 0
@@ -57,7 +57,7 @@ class OpenFiles:
         self._lock = threading.Lock()
 
     def get(self, key: tuple[str, int], opened: Callable[[], OpenShard]) -> OpenShard:
-        """Return the file of a key; open it if it is not, and let go of the longest unused."""
+        """Return the file of a key; if it has to be opened, drop the least recently used one."""
         with self._lock:
             if key in self._files:
                 self._files.move_to_end(key)
@@ -70,13 +70,13 @@ class OpenFiles:
         return file
 
     def count(self, n_bytes: int) -> None:
-        """Add to what was read."""
+        """Add to the bytes that were read."""
         with self._lock:
             self.bytes_read += n_bytes
 
 
 class RowReader:
-    """One sharded array, open for reading; safe to use from many threads."""
+    """Sharded array, open for reading; it may be used by many threads."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class RowReader:
             spec: the array.
             n_seq: sequences in the array.
             shard_seqs: sequences in one of its shards.
-            files: shared with other arrays, or None.
+            files: open files, shared with other arrays, or None.
         """
         self.spec = spec
         self._root = root
@@ -111,11 +111,11 @@ class RowReader:
             StoreError: a chunk is missing or damaged.
             IndexError: a sequence number is out of range.
         """
-        out: Array = np.empty((len(seqs), *self.spec.row_shape), DTYPES[self.spec.dtype].disk)
+        out: DiskArray = np.empty((len(seqs), *self.spec.row_shape), DTYPES[self.spec.dtype].disk)
         self.read_into(seqs, out)
         return from_disk(out, self.spec.dtype)
 
-    def read_into(self, seqs: Seqs, out: Array) -> None:
+    def read_into(self, seqs: Seqs, out: DiskArray) -> None:
         """Fill an array, [n, *shape of a sequence] as it lies on disk; raises as `read` does."""
         if isinstance(self._root, BucketPath):  # most of the time is waiting for an answer
             list(_REQUESTS.map(self._read_one, seqs, out))
@@ -123,7 +123,7 @@ class RowReader:
         for i, seq in enumerate(seqs):
             self._read_one(seq, out[i])
 
-    def _read_one(self, seq: int, out: Array) -> None:
+    def _read_one(self, seq: int, out: DiskArray) -> None:
         if not 0 <= seq < self._n_seq:
             raise IndexError(f"sequence {seq}; the store has 0..{self._n_seq - 1}")
         shard, row = divmod(int(seq), self._shard_seqs)

@@ -1,13 +1,13 @@
-"""Which sequences make up which batch: a pure function of (seed, epoch), for any number of ranks.
+"""Order of sequences in training: a function of (seed, epoch), for any number of ranks.
 
 The shards are permuted, taken in windows of some thousand sequences, and the sequences permuted
-within each window: a small store is shuffled whole, a large one is read in regions. All randomness
-is sorting by a hash of (seed, epoch, stage), so it does not change with the version of any
-library's shuffle.
+within each window. A small store is shuffled whole; a large one is read in regions. All randomness
+is sorting by a hash of (seed, epoch, stage), so it does not depend on the shuffle of any library's
+version.
 
-Epochs follow each other without a seam: a batch that an epoch does not fill takes its last
-sequences from the next. So every epoch visits every sequence once, step s begins at sequence
-s * batch_seqs of the run, whoever asks, and a run goes on there with any number of ranks.
+Epochs follow each other without a gap: a batch that an epoch does not fill takes its last sequences
+from the next. So every epoch visits every sequence once, and step s begins at sequence
+s * batch_seqs of the run, from which any number of ranks can resume.
 """
 
 from functools import lru_cache
@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 WINDOW_SEQS = 8192
 
-Ids = npt.NDArray[np.int64]
+SeqIds = npt.NDArray[np.int64]
 
 
-def _shuffle(n: int, seed: int, epoch: int, stage: int) -> Ids:
+def _shuffle(n: int, seed: int, epoch: int, stage: int) -> SeqIds:
     """Return 0..n - 1 in a random order fixed by the three numbers."""
     counter = np.array([0, stage, epoch, 0], dtype=np.uint64)
     generator = np.random.Philox(key=seed, counter=counter)
@@ -28,16 +28,15 @@ def _shuffle(n: int, seed: int, epoch: int, stage: int) -> Ids:
 
 
 def sequence_order(
-    seqs: Ids, shard_seqs: int, *, seed: int, epoch: int, window_seqs: int = WINDOW_SEQS
-) -> Ids:
+    seqs: SeqIds, shard_seqs: int, *, seed: int, epoch: int, window_seqs: int = WINDOW_SEQS
+) -> SeqIds:
     """Return the order in which an epoch visits the sequences.
 
     Args:
         seqs: sequence numbers to visit.
         shard_seqs: sequences in a shard of the store.
-        seed, epoch: of the order.
-        window_seqs: sequences that are mixed with each other, at least, if there are so many;
-            whole shards are taken.
+        seed, epoch: numbers that fix the order.
+        window_seqs: fewest sequences in a window, if there are so many; windows are whole shards.
 
     Returns:
         `seqs`, each once.
@@ -48,19 +47,19 @@ def sequence_order(
     place[_shuffle(len(shards), seed, epoch, 0)] = np.arange(len(shards))
     window = (place * n_windows // len(shards))[shard_index]  # [n_seqs]
     mixed = _shuffle(len(seqs), seed, epoch, 1)
-    order: Ids = seqs[mixed[np.argsort(window[mixed], kind="stable")]]
+    order: SeqIds = seqs[mixed[np.argsort(window[mixed], kind="stable")]]
     return order
 
 
 class Sampler:
-    """The batches of one rank; every rank has as many, together they are the global batches.
+    """Batches of one rank: its part of every global batch.
 
-    Where a batch cannot be split evenly, the ranks' parts differ by one sequence.
+    If a batch cannot be split evenly, the parts differ by one sequence.
     """
 
     def __init__(
         self,
-        seqs: Ids,
+        seqs: SeqIds,
         shard_seqs: int,
         *,
         batch_seqs: int,
@@ -68,14 +67,14 @@ class Sampler:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Set what is drawn and by whom.
+        """Set the sequences and this rank's part of them.
 
         Args:
             seqs: sequences to draw from.
             shard_seqs: sequences in a shard of the store.
             batch_seqs: sequences in a global batch, over all ranks.
-            seed: of the order.
-            rank, world: which of how many processes this is.
+            seed: number that fixes the order.
+            rank, world: number of this process and of all processes.
 
         Raises:
             ValueError: a batch cannot be filled, or leaves a rank with nothing.
@@ -93,30 +92,30 @@ class Sampler:
         self._rank = rank
         self._world = world
 
-        def order(epoch: int) -> Ids:
+        def order(epoch: int) -> SeqIds:
             return sequence_order(seqs, shard_seqs, seed=seed, epoch=epoch)
 
         self._order = lru_cache(2)(order)
 
     @property
     def n_batches(self) -> int:
-        """Batches that lie in the first epoch whole."""
+        """Number of batches that lie wholly in the first epoch."""
         return len(self._seqs) // self._batch_seqs
 
     def position(self, step: int) -> tuple[int, int]:
-        """Return the epoch in which a step begins, and how many of its sequences were seen."""
+        """Return the epoch in which a step begins, and the sequences of it that were seen."""
         return divmod(step * self._batch_seqs, len(self._seqs))
 
-    def batch(self, step: int) -> Ids:
+    def batch(self, step: int) -> SeqIds:
         """Return this rank's sequences of a step, counted from the start of training."""
         first = self._rank * self._batch_seqs // self._world
         return self._part(step, first, (self._rank + 1) * self._batch_seqs // self._world)
 
-    def whole_batch(self, step: int) -> Ids:
+    def whole_batch(self, step: int) -> SeqIds:
         """Return all ranks' sequences of a step."""
         return self._part(step, 0, self._batch_seqs)
 
-    def _part(self, step: int, first: int, last: int) -> Ids:
+    def _part(self, step: int, first: int, last: int) -> SeqIds:
         wanted = last - first
         epoch, position = divmod(step * self._batch_seqs + first, len(self._seqs))
         here = self._order(epoch)[position : position + wanted]

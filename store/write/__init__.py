@@ -1,1 +1,1 @@
-"""Stores written."""
+"""Writing of stores: creation, shards, commits."""

@@ -1,74 +1,94 @@
-"""Shares the shards of a store among the processes that write it: each claims one at a time.
+"""Claims by which the processes that write a store share its shards, one at a time.
 
-There are no ranks. A process takes the first missing shard that nobody has, and at the end waits
-for what others have: one that dies frees its claim, and those that wait take the shard over.
+There are no ranks. A process takes the first missing shard that no other has claimed, and in the
+end waits for those that others have. A process that dies frees its claim, and one that waits takes
+the shard over.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from ...errors import BusyError
-from ..locks.lock import POLL_S, Claim, Lock
-from .standing import Standing
+from ..locks.lock import LOCK_POLL_S, Claim, Lock
+from .status import ShardStatus
 
-LOOK_S = 5.0
-"""At most, between two looks at what others have claimed."""
+REFRESH_S = 5.0
+"""Most seconds between two tries for the shards that others have claimed"""
 
 
 def claim_shards(
     lock: Lock,
-    standing: Standing,
+    status: ShardStatus,
     layers: Sequence[int],
     waiting: Callable[[int], None] = lambda n_shards: None,
 ) -> Iterator[tuple[int, Claim]]:
-    """Yield shards that lack some of these layers, with a claim to each for the caller to release.
+    """Yield the shards that lack some layers, each with its claim, which the caller releases.
 
     Args:
-        lock: held.
-        standing: what is known of the store; kept up to date.
-        layers: to be written.
-        waiting: told, again and again, for how many shards of others this waits.
+        lock: lock of the store, which is held.
+        status: status of the shards; it is kept up to date.
+        layers: layers to be written.
+        waiting: called, again and again, with how many shards of others this waits for.
     """
-    standing.look()
+    status.refresh()
+    status.take_changed()
+    todo = OrderedDict.fromkeys(status.missing_shards(layers))
     given: set[int] = set()
-    pause_s = POLL_S
-    while todo := [shard for shard in standing.lacking(layers) if shard not in given]:
+
+    def read() -> None:
+        status.read()
+        for shard in status.take_changed() - given:
+            if status.missing_layers(shard, layers):
+                todo.setdefault(shard)
+            else:
+                todo.pop(shard, None)
+
+    pause_s = LOCK_POLL_S
+    while todo:
         shard, claim = _claim_one(lock, todo)
         if claim is None:
             waiting(len(todo))
             time.sleep(pause_s)
-            pause_s = min(1.5 * pause_s, LOOK_S)
-            standing.read()
+            pause_s = min(1.5 * pause_s, REFRESH_S)
+            read()
             continue
-        standing.read()  # another may have written it before the claim
-        if standing.lacks(shard, layers):
+        read()  # another may have written it before the claim
+        todo.pop(shard, None)
+        if status.missing_layers(shard, layers):
             given.add(shard)
             yield shard, claim
         else:
             claim.release()
 
 
-def _claim_one(lock: Lock, shards: Sequence[int]) -> tuple[int, Claim | None]:
-    """Claim one of some shards; None, with any of them, if others hold them all.
+def _claim_one(lock: Lock, shards: Collection[int]) -> tuple[int, Claim | None]:
+    """Claim one of some shards; None, with any of them, if others hold all claims.
 
-    What seems to be held, by the living or the dead, is tried after the rest.
+    Shards that have a claim, perhaps of a dead process, are tried last.
     """
     held = lock.claimed()
-    for shard in sorted(shards, key=lambda shard: str(shard) in held):
+    seems_held = []
+    for shard in shards:
+        if str(shard) in held:
+            seems_held.append(shard)
+        elif (claim := lock.claim(str(shard))) is not None:
+            return shard, claim
+    for shard in seems_held:
         if (claim := lock.claim(str(shard))) is not None:
             return shard, claim
-    return shards[0], None
+    return next(iter(shards)), None
 
 
 @contextmanager
 def claimed(lock: Lock, name: str, wait_s: float, *, busy: str) -> Iterator[None]:
-    """Hold a claim, waiting for it so long; raises BusyError with that message if in vain."""
+    """Hold a claim during a block; wait for it, and raise BusyError with a message if in vain."""
     ends = time.monotonic() + wait_s
     while (claim := lock.claim(name)) is None:
         if time.monotonic() >= ends:
             raise BusyError(busy)
-        time.sleep(POLL_S)
+        time.sleep(LOCK_POLL_S)
     try:
         yield
     finally:

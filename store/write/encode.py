@@ -1,7 +1,7 @@
-"""From what the model computed to what is written: rounding, norms, sums, the finite and the other.
+"""Encoding of a batch for the disk: rounding, norms, sums, and a search for NaN and Inf.
 
-Arithmetic is done where the activations are, a GPU's on the GPU; the copy to the host is begun at
-once and waited for in the thread that writes.
+Arithmetic runs on the device of the activations. The copy to the host starts at once; the thread
+that writes waits for it.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encoding import Array, disk_view, encode
+from ..encoding import DiskArray, disk_view, encode
 from ..layout import attn_in, attn_out, norms, scale_of, summed
 from ..manifest import Manifest
 
 
 @dataclass(slots=True)
-class Sums:
-    """What is added up over a shard of an array; the fields are those of a journal entry."""
+class ShardSums:
+    """Sums over a shard of an array; the fields are those of an `Entry`."""
 
     norm_sum: float = 0.0
     square_sum: float = 0.0
     n_nonfinite: int = 0
     max_scale: float = 0.0
 
-    def add(self, sizes: Array) -> int:
-        """Add norms or scales of tokens, [n, n_ctx]; return how many are not finite."""
+    def add(self, sizes: DiskArray) -> int:
+        """Add norms or scales of tokens, [n, n_ctx]; return the number that is not finite."""
         good = np.isfinite(sizes)
         wide = sizes[good].astype(np.float64)
         n_bad = sizes.size - wide.size
@@ -36,8 +36,8 @@ class Sums:
         self.n_nonfinite += n_bad
         return n_bad
 
-    def add_scales(self, scales: Array) -> None:
-        """Add scales of int8 tokens; those that are not finite are counted elsewhere."""
+    def add_scales(self, scales: DiskArray) -> None:
+        """Add scales of int8 tokens; the array of the activations counts those not finite."""
         self.add(scales)
         self.n_nonfinite = 0
         finite = scales[np.isfinite(scales)]
@@ -49,31 +49,31 @@ class Sums:
 
 
 class EncodedLayer(NamedTuple):
-    """One layer's part of a batch on its way to the disk."""
+    """Arrays of one layer of a batch, rounded and on their way to the host."""
 
     arrays: dict[str, Tensor]
-    """As they will lie on disk, by name"""
+    """Values in the dtype of the disk, by name of the array"""
     finite: dict[str, Tensor]
     """Whether all values of x and y were finite before they were rounded, by array, bool, []"""
     norms_of: tuple[str, str]
     """The arrays whose sums the two columns of the norms belong to"""
     norms_name: str
     event: Any
-    """Of a GPU: done once everything is on the host; None on a CPU"""
+    """CUDA event of the copy to the host; None on a CPU"""
 
     @property
     def n_seqs(self) -> int:
         """Sequences of the batch."""
         return len(self.arrays[self.norms_name])
 
-    def arrived(self) -> dict[str, Array]:
-        """Wait for the copy and return the arrays as they lie on disk."""
+    def arrived(self) -> dict[str, DiskArray]:
+        """Wait for the copy to the host and return the arrays as they lie on disk."""
         if self.event is not None:
             self.event.synchronize()
         return {name: disk_view(values) for name, values in self.arrays.items()}
 
     def came_finite(self, name: str) -> bool:
-        """Tell whether an array was finite before it was rounded."""
+        """Return whether an array was finite before it was rounded."""
         return bool(self.finite[name].numpy())
 
     def first_nonfinite(self) -> int:
@@ -81,8 +81,8 @@ class EncodedLayer(NamedTuple):
         bad = ~np.isfinite(self.arrays[self.norms_name].numpy()).all(axis=(1, 2))
         return int(bad.argmax())
 
-    def add_up(self, arrays: dict[str, Array], sums: dict[str, Sums]) -> dict[str, int]:
-        """Add the batch to the sums; return the tokens of each array that are not finite."""
+    def add_up(self, arrays: dict[str, DiskArray], sums: dict[str, ShardSums]) -> dict[str, int]:
+        """Add the batch to the sums; return the number of tokens not finite, by array."""
         n_bad = {}
         for name, sizes in zip(
             self.norms_of, np.moveaxis(arrays[self.norms_name], -1, 0), strict=True
@@ -97,13 +97,13 @@ class EncodedLayer(NamedTuple):
 def encode_layer(
     manifest: Manifest, layer: int, x: Tensor, y: Tensor, channels: dict[str, Tensor]
 ) -> EncodedLayer:
-    """Round a layer's activations to the store's dtype and begin to copy them to the host.
+    """Round a layer's activations to the store's dtype and start their copy to the host.
 
     Args:
-        manifest: of the store.
-        layer: which.
+        manifest: facts of the store.
+        layer: number of the layer.
         x, y: [n, n_ctx, d_model]; they may be overwritten as soon as this returns.
-        channels: scale of every channel by array, for int8.
+        channels: for int8, scale of every channel by array, float32, [d_model].
     """
     arrays: dict[str, Tensor] = {}
     token_norms, finite, norms_of = [], {}, summed(manifest, layer)
@@ -128,7 +128,7 @@ def encode_layer(
 
 
 def _all_finite(values: Tensor, norms: Tensor) -> Tensor:
-    """Tell whether all values are finite, bool, []; norms are those of the rounded values."""
+    """Return whether all values are finite, bool, [], given the norms of the rounded values."""
     if not values.is_cuda and bool(norms.isfinite().all()):
         return torch.tensor(True)  # spares a CPU the pass, which takes longer than all others
     return values.isfinite().all()
@@ -137,10 +137,10 @@ def _all_finite(values: Tensor, norms: Tensor) -> Tensor:
 def _to_host(
     arrays: dict[str, Tensor], finite: dict[str, Tensor], device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
-    """Copy to pinned memory in a stream of its own, while the model goes on computing.
+    """Copy to pinned memory in a separate stream, while the model computes.
 
     Returns:
-        The host's tensors, which are not to be touched before the event.
+        Arrays and flags on the host, valid once the event, the third value, is done.
     """
     stream = _copy_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))

@@ -1,4 +1,4 @@
-"""One shard while it is written: batches in, committed files out."""
+"""A session writes one shard: batches in, committed files out."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -8,17 +8,17 @@ from torch import Tensor
 
 from ...errors import StoreError
 from ..bucket import BucketPath
-from ..journal import Entry
+from ..entries import Entry
 from ..layout import layer_arrays
 from ..manifest import Manifest
 from ..places import Place
 from ..shard import ShardWriter
-from .behind import WriteBehind
-from .encode import EncodedLayer, Sums, encode_layer
+from .encode import EncodedLayer, ShardSums, encode_layer
+from .write_queue import WriteQueue
 
 
 class ShardSession:
-    """Takes the sequences of one shard; a thread writes them behind the model's back."""
+    """Takes the sequences of one shard; a thread writes them while the model computes."""
 
     def __init__(
         self,
@@ -28,12 +28,12 @@ class ShardSession:
         *,
         given: Iterable[int],
         layers: Iterable[int],
-        behind: WriteBehind,
+        queue: WriteQueue,
         channels: dict[str, Tensor],
         keep_nonfinite: bool,
         record: Callable[[list[Entry]], None],
     ) -> None:
-        """Use `StoreWriter.shard`; of the layers that are given, some are written."""
+        """Use `StoreWriter.shard`; batches have layers `given`, of which `layers` are written."""
         self.shard = shard
         self._manifest = manifest
         self._rows = manifest.shard_rows(shard)
@@ -43,12 +43,12 @@ class ShardSession:
             spec.name: spec for layer in self._layers for spec in layer_arrays(manifest, layer)
         }
         self._root = root
-        self._behind = behind
+        self._queue = queue
         self._channels = channels
         self._keep_nonfinite = keep_nonfinite
         self._record = record
         self._files: dict[str, ShardWriter] = {}
-        self._sums = {name: Sums() for name in self._specs}
+        self._sums = {name: ShardSums() for name in self._specs}
         self._n_appended = 0
         self._committed: Future[list[Entry] | None] = Future()
 
@@ -56,8 +56,8 @@ class ShardSession:
         """Take the next sequences.
 
         Args:
-            batch: for each of the writer's `layers_to_write` x and y, [n, n_ctx, d_model]; those
-                of which this shard has the files already are passed over.
+            batch: x and y of each of the writer's `layers_to_write`, [n, n_ctx, d_model]; layers
+                that this shard has already are skipped.
 
         Raises:
             ValueError: the layers are others, or the shapes not those of the store.
@@ -70,19 +70,19 @@ class ShardSession:
                 continue
             n_bytes = n_seqs * sum(s.row_bytes for s in layer_arrays(self._manifest, layer))
             held = n_bytes * (1 if self._manifest.compression == "none" else 2)
-            self._behind.make_room(held)
+            self._queue.reserve(held)
             encoded = encode_layer(self._manifest, layer, x, y, self._channels)
-            self._behind.submit(partial(self._write, encoded, first), held)
+            self._queue.submit(partial(self._write, encoded, first), held)
         self._n_appended += n_seqs
 
     def finish(self) -> None:
-        """Have the shard committed behind everything that was appended."""
+        """Queue the commit of the shard after all that was appended."""
         n_seqs = len(self._rows)
         if self._n_appended != n_seqs:
             raise ValueError(
                 f"shard {self.shard} has {n_seqs} sequences; {self._n_appended} were appended"
             )
-        self._committed = self._behind.submit(self._commit, 0)
+        self._committed = self._queue.submit(self._commit, 0)
 
     @property
     def is_done(self) -> bool:
@@ -90,11 +90,11 @@ class ShardSession:
         return self._committed.done() and self._committed.result() is not None
 
     def entries(self) -> list[Entry]:
-        """Wait for the commit and return its journal entries; raises what went wrong."""
+        """Wait for the commit and return its journal entries; raises the error of a failed one."""
         try:
             entries = self._committed.result()
             if entries is None:
-                self._behind.raise_failure()
+                self._queue.raise_failure()
                 raise StoreError(f"shard {self.shard} of {self._root} was not written")
         except BaseException:
             self.discard()
@@ -102,9 +102,9 @@ class ShardSession:
         return entries
 
     def _commit(self) -> list[Entry]:
-        """Put the files in their place and record them in the journal, in the thread."""
+        """Rename the files to their places and record them in the journal; in the thread."""
         # a disk takes one file after the other; uploads wait for the network, all at once
-        each = self._behind.helpers.map if isinstance(self._root, BucketPath) else map
+        each = self._queue.pool.map if isinstance(self._root, BucketPath) else map
         files = each(ShardWriter.commit, self._files.values())
         entries = []
         for name, done in zip(self._files, files, strict=True):
@@ -117,8 +117,8 @@ class ShardSession:
         return entries
 
     def discard(self) -> None:
-        """Drop what was written."""
-        self._behind.forget()
+        """Remove the files that were begun."""
+        self._queue.reset()
         for file in self._files.values():
             file.discard()
 
@@ -139,7 +139,7 @@ class ShardSession:
         return n_seqs
 
     def _write(self, encoded: EncodedLayer, first_seq: int) -> None:
-        """Write in the thread, which moves bytes only; see `loader` for why."""
+        """Write a layer of a batch in the thread, which only moves bytes; see `loader` for why."""
         arrays = encoded.arrived()
         for name, n_bad in encoded.add_up(arrays, self._sums).items():
             if n_bad and not self._keep_nonfinite:
@@ -152,7 +152,7 @@ class ShardSession:
                     path,
                     n_chunks=self._manifest.shard_seqs,
                     codec=spec.codec,
-                    each=self._behind.helpers.map,
+                    each=self._queue.pool.map,
                 )
             self._files[name].append(values)
 

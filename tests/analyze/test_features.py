@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from lorsa.analyze.choices import STORE_SCORES
 from lorsa.analyze.config import AnalyzeConfig
 from lorsa.analyze.features import analyze_run
 from lorsa.analyze.result import Analysis
-from lorsa.analyze.schema import DISTANCES, STORE_SCORES
+from lorsa.analyze.schema import DISTANCES
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import AnalyzeError, HarvestError
 from lorsa.progress import Measured
@@ -270,7 +271,7 @@ def test_a_lorsa_that_never_fires(request_: AnalyzeConfig, tmp_path: Path) -> No
 def test_a_store_without_a_tokenizer_shows_ids(
     request_: AnalyzeConfig, store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorsa.evaluate.opened.load_tokenizer", lambda path, needed: None)
+    monkeypatch.setattr("lorsa.language.subject.Subject.tokenizer", lambda subject, needed: None)
     told: list[Any] = []
     asked = replace(request_, model=None, out=tmp_path / "a", tokens=8 * N_CTX)
     analyze_run(asked, report=told.append)

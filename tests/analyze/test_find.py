@@ -13,7 +13,7 @@ from lorsa.analyze.find import _shown, find_heads, in_words
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import HEADS
 from lorsa.cli import app
-from lorsa.display.features import _score_in_words
+from lorsa.display.find import _score_in_words
 from lorsa.errors import AnalyzeError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.train import train
@@ -114,6 +114,23 @@ def test_the_command_prints_a_table_or_json(run: Path, store_folder: Path) -> No
     found = json.loads(runner.invoke(app, [*words[:-2], "--json", "--top", "3"]).stdout)
     assert len(found["heads"]) <= 3
     assert runner.invoke(app, ["find", "x", "--store", str(store_folder)]).exit_code == 2
+
+
+def test_layers_of_runs_need_no_store(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """find RUNS --layers looked into ./acts for the layers, and failed where that is not."""
+    monkeypatch.chdir(tmp_path)
+    layer = Analysis.open(run).facts["layer"]
+    words = ["find", "previous-token", str(run), "--json", "--layers"]
+    found = runner.invoke(app, [*words, str(layer)])
+    assert found.exit_code == 0, found.output
+    assert {head["layer"] for head in json.loads(found.stdout)["heads"]} == {layer}
+    refused = runner.invoke(app, [*words, str(layer + 1)])
+    assert refused.exit_code == 1
+    assert f"layer {layer + 1} is not in the runs" in json.loads(refused.stdout)["error"]
+    without = runner.invoke(app, ["find", "induction", "--layers", "1"])
+    assert (without.exit_code, "acts does not exist" in without.stderr) == (1, True)
 
 
 def test_analyze_prints_its_types(run: Path, store_folder: Path) -> None:

@@ -149,7 +149,7 @@ def test_what_cannot_be_changed_is_refused() -> None:
         enter(make_lorsa(d_model=16), LAYER, {})
     foreign = make_lorsa()
     foreign.config = replace(foreign.config, hook_in="blocks.1.ln1.hook_normalized")
-    with pytest.raises(AttachError, match=r"reads blocks.1.ln1.hook_normalized, not its layer's"):
+    with pytest.raises(AttachError, match=r"reads blocks.1.ln1.hook_normalized, not the layer's"):
         enter(foreign, LAYER, {})
     with pytest.raises(AttachError, match="layer 9 is outside the model"):
         enter(lorsa, 9, {})

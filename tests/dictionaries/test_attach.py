@@ -122,7 +122,7 @@ def test_tokens_after_the_text_change_nothing_before_them() -> None:
         (_lorsa(), 3, "layer 3 is outside the model; it has 0-2"),
         (_lorsa(layer=9), None, "layer 9 is outside the model; it has 0-2"),
         (_lorsa(d_model=16), None, r"d_model 16\); the model given has d_model 32"),
-        (_lorsa(hook_in="blocks.1.hook_in"), None, "reads blocks.1.hook_in, not its layer's input"),
+        (_lorsa(hook_in="blocks.1.hook_in"), None, "reads blocks.1.hook_in, not the layer's input"),
     ],
     ids=["no layer", "outside", "config outside", "width", "hook"],
 )

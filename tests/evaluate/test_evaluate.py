@@ -102,6 +102,27 @@ def test_a_loss_that_is_not_finite_is_named(
         evaluate_run(config)
 
 
+def test_another_revision_of_the_model_is_refused(
+    run: Path, store_folder: Path, tmp_path: Path
+) -> None:
+    """Ids alone were compared, so figures were of a model that the run had never seen."""
+    store = shutil.copytree(store_folder, tmp_path / "acts")
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["uuid"] = "another"
+    manifest["model"]["revision"] = "b" * 40
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    lorsa = Lorsa.from_pretrained(run)
+    lorsa.config = dataclasses.replace(lorsa.config, base_revision="a" * 40)
+    lorsa.save_pretrained(tmp_path / "run")
+    asked = EvalConfig(run=tmp_path / "run", store=store, device="cpu")
+    with pytest.raises(AnalyzeError, match=f"of revision {'a' * 40} of .*{'b' * 40}: give a store"):
+        evaluate_run(asked)
+    for revision in ("b" * 40, None):  # the same one, and one that is not known
+        lorsa.config = dataclasses.replace(lorsa.config, base_revision=revision)
+        lorsa.save_pretrained(tmp_path / f"run-{revision}")
+        assert evaluate_run(dataclasses.replace(asked, run=tmp_path / f"run-{revision}")).fvu < 1
+
+
 def test_one_sequence_has_no_standard_error(
     run: Path, store_folder: Path, model_folder: Path
 ) -> None:

@@ -1,9 +1,7 @@
 """Lorsas from one tool's format to another's, their hooks and norms with them."""
 
 import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import foreign
@@ -15,6 +13,7 @@ from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import CheckpointError, ExchangeError
 from lorsa.exchange.config import ConvertConfig
 from lorsa.exchange.convert import convert
+from lorsa.language import subject
 from lorsa.language.aliases import ModelPath
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
@@ -22,7 +21,6 @@ from tiny import make_model, make_tokenizer, some_tokens
 from torch import Tensor
 from typer.testing import CliRunner
 
-made_by = sys.modules["lorsa.exchange.convert"]  # which the function of that name hides
 LAYER = 1
 SHAPE: dict[str, Any] = {
     "d_model": 32,
@@ -150,6 +148,44 @@ def test_a_norm_weight_of_zero_is_named(tmp_path: Path) -> None:
         )
 
 
+@torch.no_grad()
+def test_no_layer_after_the_norm_is_loaded(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole model was loaded for one norm: four bytes for each of its parameters."""
+    models: list[Any] = []
+    load = subject.load_model
+
+    def spy(*args: Any, **settings: Any) -> Any:
+        models.append(load(*args, **settings))
+        return models[0]
+
+    monkeypatch.setattr(subject, "load_model", spy)
+    config = foreign.settings(**SHAPE)
+    theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
+    convert(ConvertConfig(source=str(theirs), out=tmp_path / "ours", model=str(model_folder)))
+    (model,) = models
+    whole = make_model("llama-gqa")
+    assert len(model.model.layers) == LAYER + 1 == len(whole.model.layers) - 1
+    after = sum(p.numel() for p in whole.model.layers[LAYER + 1].parameters())
+    assert model.num_parameters() == whole.num_parameters() - after
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_a_norm_in_half_precision_is_folded_exactly(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = make_model("llama-gqa")
+    weight = model.model.layers[LAYER].input_layernorm.weight
+    weight.uniform_(0.5, 1.5)
+    model.to(dtype).save_pretrained(tmp_path / "model")
+    config = foreign.settings(**SHAPE)
+    theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
+    asked = ConvertConfig(source=str(theirs), out=tmp_path / "o", model=str(tmp_path / "model"))
+    convert(asked)
+    before, found = Lorsa.from_pretrained(theirs), Lorsa.from_pretrained(tmp_path / "o")
+    assert torch.equal(found.W_V, (before.W_V.double() * (1 / weight.double())).float())
+
+
 def test_a_model_of_another_width_is_named(tmp_path: Path, model_folder: Path) -> None:
     config = foreign.settings()
     theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
@@ -206,12 +242,12 @@ def test_the_model_is_named_as_a_store_of_it_names_it(
 
     def load(path: ModelPath, *_: Any, **__: Any) -> Any:
         loaded.append(path)
-        return SimpleNamespace(model=make_model("llama-gqa"))
+        return make_model("llama-gqa")
 
     path = ModelPath("some/folder", "model.gguf", revision="newest")
-    monkeypatch.setattr(made_by, "resolve", lambda name: path)
-    monkeypatch.setattr(made_by, "load_config", lambda path: None)
-    monkeypatch.setattr(made_by, "load_model", load)
+    monkeypatch.setattr(subject, "resolve", lambda name: path)
+    monkeypatch.setattr(subject, "load_config", lambda path: make_model("llama-gqa").config)
+    monkeypatch.setattr(subject, "load_model", load)
     config = foreign.settings(**SHAPE)
     theirs = foreign.write(tmp_path / "theirs", config, foreign.tensors(config))
     made = convert(ConvertConfig(source=str(theirs), out=tmp_path / "ours", model="x"))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lorsa.errors import HarvestError
 from lorsa.harvest.config import HarvestConfig, parse_bytes
-from lorsa.harvest.plan import SHARD_BYTES, SHARD_FILE_BYTES, Sizes, shard_seqs
+from lorsa.harvest.plan import MANY_FILE_BYTES, SHARD_BYTES, SHARD_FILE_BYTES, Sizes, shard_seqs
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -123,6 +123,14 @@ def test_shards_are_as_large_as_they_may_be() -> None:
     assert shard_seqs(1536, seq_bytes=294_912, n_arrays=2) == 64  # twenty shards
     assert shard_seqs(10**6, seq_bytes=1 << 21, n_arrays=2) == 256  # 512 MB a file
     assert shard_seqs(10**6, seq_bytes=1 << 21, n_arrays=64) == 64  # 8 GB a shard
+    assert shard_seqs(10**6, seq_bytes=1 << 21, n_arrays=128) == 32  # and 64 MB a file
+
+
+def test_many_arrays_do_not_make_many_small_files() -> None:
+    """Of 80 layers with three arrays, a shard was two sequences, and a store a million files."""
+    assert shard_seqs(10**6, seq_bytes=1 << 24, n_arrays=240) == 4  # 64 MB a file
+    assert shard_seqs(10**6, seq_bytes=1 << 24, n_arrays=10_000) == 4
+    assert shard_seqs(10**6, seq_bytes=1 << 30, n_arrays=240) == 1
 
 
 @pytest.mark.parametrize("n_seq", [2, 19, 40, 1536, 10**6])
@@ -134,5 +142,5 @@ def test_shards_are_powers_of_two_within_limits(n_seq: int, seq_bytes: int, n_ar
     assert found & (found - 1) == 0
     if found > 1:
         assert found * seq_bytes <= SHARD_FILE_BYTES
-        assert found * seq_bytes * n_arrays <= SHARD_BYTES
+        assert found * seq_bytes <= max(MANY_FILE_BYTES, SHARD_BYTES // n_arrays)
         assert n_seq // found >= 20

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from lorsa.errors import HarvestError
+from lorsa.errors import LanguageModelError
 from lorsa.language.aliases import ALIASES, ModelPath, resolve
 from lorsa.language.load import load_config
 
@@ -44,30 +44,31 @@ def test_a_gguf_file_is_split(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_none_of_these_is_named(given: str, message: str) -> None:
-    with pytest.raises(HarvestError, match=message):
+    with pytest.raises(LanguageModelError, match=message):
         resolve(given)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(HarvestError, match=r"no config.json"):
+    with pytest.raises(LanguageModelError, match=r"no config.json"):
         resolve(str(tmp_path))
 
 
 def test_no_network_is_one_line() -> None:
-    with pytest.raises(HarvestError, match="not on this machine, and the Hub cannot be reached"):
+    with pytest.raises(
+        LanguageModelError, match="not on this machine, and the Hub cannot be reached"
+    ):
         load_config(resolve("qwen2-7b"))
 
 
 def test_a_model_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub's answers, without the Hub."""
-    from lorsa.language import aliases
 
     class Hub:
         def model_info(self, *_: Any, **__: Any) -> Any:
             raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
 
-    monkeypatch.setattr(aliases, "HfApi", Hub)
-    with pytest.raises(HarvestError, match="some/thing is not on the Hub, or is private"):
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    with pytest.raises(LanguageModelError, match="some/thing is not on the Hub, or is private"):
         resolve("some/thing")
 
 
@@ -80,7 +81,6 @@ def test_a_gated_model_is_one_line_wherever_the_hub_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At the first question, where it was taken for a model that is not there, or at the files."""
-    from lorsa.language import aliases
     from lorsa.language import load as models
 
     class Hub:
@@ -92,22 +92,21 @@ def test_a_gated_model_is_one_line_wherever_the_hub_says_so(
 
     message = "^model some/thing is gated; accept its terms on the Hub and run: hf auth login$"
     with monkeypatch.context() as patch:
-        patch.setattr(aliases, "HfApi", Hub)
-        with pytest.raises(HarvestError, match=message):
+        patch.setattr("huggingface_hub.HfApi", Hub)
+        with pytest.raises(LanguageModelError, match=message):
             resolve("some/thing")
     monkeypatch.setattr(models.AutoConfig, "from_pretrained", files)
-    with pytest.raises(HarvestError, match=message):
+    with pytest.raises(LanguageModelError, match=message):
         load_config(ModelPath("some/thing", revision="abc"))
 
 
 def test_a_pinned_model_keeps_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lorsa.language import aliases
 
     class Hub:
         def model_info(self, *_: Any, **__: Any) -> Any:
             return type("Info", (), {"sha": "abc"})()
 
-    monkeypatch.setattr(aliases, "HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     path = resolve("some/thing")
     assert (path.revision, path.offline) == ("abc", False)
 

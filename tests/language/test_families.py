@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from lorsa.errors import HarvestError
+from lorsa.errors import LanguageModelError
 from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.harvest import harvest
 from lorsa.language.attention import layer_attention
@@ -184,14 +184,14 @@ def test_what_is_not_understood_is_named() -> None:
     model.model.layers[1].self_attn.o_proj.register_forward_hook(lambda _m, _a, y: y + 1)
     check = _check(model)
     assert not check.passed
-    with pytest.raises(HarvestError, match=r"layer 1: .* differs by .*--no-selfcheck"):
+    with pytest.raises(LanguageModelError, match=r"layer 1: .* differs by .*--no-selfcheck"):
         require_understood(SelfCheck({1: check}))
 
 
 def test_the_self_check_says_when_activations_are_not_finite() -> None:
     model = make_model("llama-gqa")
     model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("inf")
-    with pytest.raises(HarvestError, match="layer 1: its activations are not finite"):
+    with pytest.raises(LanguageModelError, match="layer 1: its activations are not finite"):
         _check(model)
 
 
@@ -272,7 +272,7 @@ def test_tested_families_are_those_that_are_called_supported() -> None:
     ],
 )
 def test_what_is_no_causal_language_model_is_refused(config: Any, message: str) -> None:
-    with pytest.raises(HarvestError, match=message):
+    with pytest.raises(LanguageModelError, match=message):
         attention_names(config())
 
 
@@ -292,5 +292,7 @@ def test_layers_without_attention_are_named() -> None:
     names = attention_names(config)
     assert names == {1: "model.layers.1.self_attn", 3: "model.layers.3.self_attn"}
     require_attention(names, [1, 3])
-    with pytest.raises(HarvestError, match="layer 2 has no attention; give --layers out of 1,3"):
+    with pytest.raises(
+        LanguageModelError, match="layer 2 has no attention; give --layers out of 1,3"
+    ):
         require_attention(names, [1, 2])

@@ -5,22 +5,26 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.errors import HarvestError
+from lorsa.errors import LanguageModelError
 from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.harvest import harvest
 from lorsa.language import load as models
 from lorsa.language.aliases import resolve
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
-from lorsa.language.load import load_by_name, load_config, load_model, load_tokenizer
+from lorsa.language.load import load_config
+from lorsa.language.subject import Subject
 from lorsa.store.read.reader import ActivationStore
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, N_CTX, NEW, TEXT, make_model, make_tokenizer, write_gguf
 
 
 def _load(folder: Path, dtype: str = "auto", n_layers: int | None = None) -> Any:
-    path = resolve(str(folder))
-    return load_model(path, load_config(path), dtype=dtype, devices=["cpu"], n_layers=n_layers)
+    return Subject.find(str(folder)).load(devices=["cpu"], dtype=dtype, n_layers=n_layers)
+
+
+def _facts(folder: Path, model: Any) -> dict[str, Any]:
+    return Subject.find(str(folder)).facts(model)
 
 
 @pytest.fixture
@@ -32,48 +36,26 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_model_is_ready_to_run_in_float32(folder: Path) -> None:
-    loaded = _load(folder)
-    assert not loaded.model.training
-    assert loaded.model.dtype == torch.float32
-    assert loaded.facts["architecture"] == "LlamaForCausalLM"
-    assert loaded.facts["n_layers"] == 3
-    assert loaded.facts["revision"] is None
-    assert _load(folder, "bfloat16").facts["dtype"] == "bfloat16"
-
-
-def test_a_model_is_loaded_by_what_its_option_takes(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, tokenizer = load_by_name(str(folder), device="cpu")
-    assert (model.training, model.dtype) == (False, torch.float32)
-    assert (
-        tokenizer("A store").input_ids == load_tokenizer(resolve(str(folder)))("A store").input_ids
-    )
-    assert load_by_name(str(folder), dtype="bfloat16").model.dtype == torch.bfloat16
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink()
-    assert load_by_name(str(folder)).tokenizer is None
-    with pytest.raises(HarvestError, match="no-such-model"):
-        load_by_name("someone/no-such-model")
-    with pytest.raises(ValueError, match="device is 'tpu'; allowed: auto, cpu, cuda"):
-        load_by_name(str(folder), device="tpu")
-    with pytest.raises(ValueError, match="dtype is 'int4'; allowed: auto, float32"):
-        load_by_name(str(folder), dtype="int4")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(HarvestError, match="torch sees no GPU"):
-        load_by_name(str(folder), device="cuda")
+    model = _load(folder)
+    assert not model.training
+    assert model.dtype == torch.float32
+    facts = _facts(folder, model)
+    assert facts["architecture"] == "LlamaForCausalLM"
+    assert facts["n_layers"] == 3
+    assert facts["revision"] is None
+    assert _facts(folder, _load(folder, "bfloat16"))["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_after_the_last_one_asked_for_are_not_loaded(family: str, tmp_path: Path) -> None:
     make_model(family).save_pretrained(tmp_path)
     whole, short = _load(tmp_path), _load(tmp_path, n_layers=2)
-    assert short.facts == whole.facts
-    sizes = [sum(p.numel() for p in loaded.model.parameters()) for loaded in (whole, short)]
+    assert _facts(tmp_path, short) == _facts(tmp_path, whole)
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (whole, short)]
     assert sizes[1] < sizes[0]
     found = []
-    for loaded in (whole, short):
-        with Capture(loaded.model, attention_sites(loaded.model, [0, 1])) as capture:
+    for model in (whole, short):
+        with Capture(model, attention_sites(model, [0, 1])) as capture:
             found.append(capture.run(torch.arange(2 * N_CTX).view(2, N_CTX)))
     for layer, (x, y) in found[0].items():
         assert torch.equal(found[1][layer][0], x)
@@ -98,10 +80,14 @@ def test_a_model_is_split_where_one_gpu_does_not_take_it(
     parts = placed()["device_map"]
     assert set(parts.values()) == {2, 3}
     free["cuda:2"] = free["cuda:3"] = int(n_bytes / 2 / 0.79)  # blocks are not cut: too little
-    with pytest.raises(HarvestError, match=r"take .* kB, more than there is room for on cuda:2"):
+    with pytest.raises(
+        LanguageModelError, match=r"take .* kB, more than there is room for on cuda:2"
+    ):
         placed()
     free["cuda:3"] = 0
-    with pytest.raises(HarvestError, match=r"take .* kB, more than there is room for on cuda:2"):
+    with pytest.raises(
+        LanguageModelError, match=r"take .* kB, more than there is room for on cuda:2"
+    ):
         placed()
 
 
@@ -111,7 +97,9 @@ def test_missing_weights_are_named(folder: Path) -> None:
     tensors = load_file(file)
     del tensors["model.layers.1.self_attn.k_proj.weight"]
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(HarvestError, match=r"lacks weights .*: model.layers.1.self_attn.k_proj"):
+    with pytest.raises(
+        LanguageModelError, match=r"lacks weights .*: model.layers.1.self_attn.k_proj"
+    ):
         _load(folder)
 
 
@@ -120,14 +108,14 @@ def test_weights_of_another_shape_are_named(folder: Path) -> None:
     tensors = load_file(file)
     tensors["model.norm.weight"] = torch.ones(31)
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(HarvestError, match=r"another shape: model.norm.weight$"):
+    with pytest.raises(LanguageModelError, match=r"another shape: model.norm.weight$"):
         _load(folder)
 
 
 def test_a_file_cut_short_is_one_line(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(HarvestError, match="cannot be loaded: ") as error:
+    with pytest.raises(LanguageModelError, match="cannot be loaded: ") as error:
         _load(folder)
     assert "\n" not in str(error.value)
 
@@ -135,8 +123,8 @@ def test_a_file_cut_short_is_one_line(folder: Path) -> None:
 def test_a_model_without_tokenizer_is_named(folder: Path) -> None:
     for file in folder.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(HarvestError, match="tokenizer"):
-        load_tokenizer(resolve(str(folder)))
+    with pytest.raises(LanguageModelError, match="tokenizer"):
+        Subject.find(str(folder)).tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +136,10 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_gguf_file_is_the_model_that_it_was_made_of(gguf_file: Path) -> None:
     tokens = torch.arange(40)[None]
-    loaded, original = _load(gguf_file).model, make_model("llama-gqa")
+    loaded, original = _load(gguf_file), make_model("llama-gqa")
     with torch.no_grad():
         assert torch.allclose(loaded(tokens).logits, original(tokens).logits, atol=1e-4)
-    tokenizer = load_tokenizer(resolve(str(gguf_file)))
+    tokenizer = Subject.find(str(gguf_file)).tokenizer()
     found = tokenizer(TEXT, add_special_tokens=NEW)  # for transformers 4 the file has a BOS
     assert found["input_ids"] == make_tokenizer()(TEXT)["input_ids"]
 
@@ -180,5 +168,5 @@ def test_a_gguf_file_without_the_package_says_what_to_install(
 
     monkeypatch.setattr(models.AutoConfig, "from_pretrained", lacking)
     monkeypatch.setattr(models, "find_spec", lambda _name: None)
-    with pytest.raises(HarvestError, match="needs the package gguf; run: pip install gguf"):
+    with pytest.raises(LanguageModelError, match="needs the package gguf; run: pip install gguf"):
         load_config(resolve(str(gguf_file)))

@@ -1,5 +1,6 @@
 """What is around a layer, in every family of models: against the models themselves."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from lorsa.analyze.effects import effects
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.language.blocks import attention_sites
-from lorsa.language.norms import Language, surroundings
+from lorsa.language.norms import Language, Norm, norm_modules, surroundings
 from tiny import FAMILIES, make_model, make_tokenizer, some_tokens
 
 LAYER = 2
@@ -69,6 +70,43 @@ def test_every_family_is_read(family: str) -> None:
     assert (found.after is not None) == family.startswith(("gemma2", "gemma3", "olmo2", "olmo3"))
 
 
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gemma2", "olmo2", "neox-partial"])
+@torch.no_grad()
+def test_a_norm_is_what_its_module_computes(family: str) -> None:
+    model = make_model(family)
+    modules = norm_modules(model, attention_sites(model, [1])[0])
+    h = 100 * torch.randn(2, 5, model.config.hidden_size)
+    for module in modules:
+        if module is not None:
+            norm = Norm.read(module, model.config.hidden_size)
+            found = norm.apply(h).double() + norm.bias
+            torch.testing.assert_close(found, module(h).double(), rtol=1e-4, atol=1e-4)
+
+
+def _alive() -> dict[int, int]:
+    """Return the bytes of every tensor's memory, by its address."""
+    tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor]
+    return {t.data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+def test_no_norm_is_kept_for_the_whole_text() -> None:
+    """Input and output of every norm were kept for all tokens, and logits made, in gigabytes."""
+    model = make_model("gemma2")
+    n_norms = sum("Norm" in type(m).__name__ for m in model.modules())
+    tokens = torch.arange(8 * 64).view(8, 64) % 400
+    one = tokens.numel() * model.config.hidden_size * 4
+    before, kept = _alive(), []
+
+    def count(module: Any, args: Any) -> None:
+        kept.append(sum(size for at, size in _alive().items() if at not in before))
+
+    model.get_output_embeddings().register_forward_pre_hook(count)
+    model.get_output_embeddings().register_forward_hook(lambda *_: pytest.fail("logits were made"))
+    assert surroundings(model, attention_sites(model, [1])[0], tokens) is not None
+    assert n_norms == 13
+    assert max(kept) < 2 * one  # what the unembedding is given, and masks
+
+
 def test_tokens_are_listed_by_their_effect() -> None:
     model = make_model("llama-gqa")
     language = around(model)
@@ -91,7 +129,7 @@ def test_a_head_that_turns_a_word_into_the_next_is_a_successor() -> None:
         lorsa.b_V.zero_()
         lorsa.W_V.zero_()
         lorsa.W_V[:, 1] = 1.0  # reads the second word
-        unembed = language.unembedding[ids] * language.last.gain
+        unembed = language.unembedding[ids] * language.last.norm.weight.float()
         targets = torch.eye(4)[[2, 1, 3, 0]] * 10  # writes the third, second, fourth, first
         lorsa.W_O.copy_(targets @ torch.linalg.pinv(unembed).T)
     found = successor_scores(lorsa, language, [ids], [xs], torch.ones(4))

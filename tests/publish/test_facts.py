@@ -72,7 +72,7 @@ def test_settings_without_an_option_are_named_beside_the_command(tmp_path: Path)
 def test_every_setting_that_has_an_option_is_in_the_command() -> None:
     """A new option of `lorsa train` that decides the weights must be told."""
     train: Any = typer.main.get_command(cli.app).commands["train"]  # type: ignore[attr-defined]
-    options = {parameter.name for parameter in train.params}
+    options = {parameter.name for parameter in train.get_params(typer.Context(train))}
     decisive = TrainConfig(store="x", layer=1, out="y").decisive().keys() - {"layer"}
     assert set(OPTIONS) == options & decisive
 

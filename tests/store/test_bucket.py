@@ -197,7 +197,7 @@ def test_a_store_that_was_hardly_begun_is_begun_anew(root: BucketPath) -> None:
         raise StopError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lorsa.store.write.begin.write_documents", stop)
+        patch.setattr("lorsa.store.write.create.write_documents", stop)
         with pytest.raises(StopError):
             create(root, make_manifest())
     (root / "layers" / "9" / "old").write_bytes(b"left")

@@ -14,7 +14,7 @@ from lorsa.evaluate.config import EvalConfig
 from lorsa.evaluate.evaluate import evaluate_run
 from lorsa.train.checkpoint import checkpoints
 from lorsa.train.config import TrainConfig
-from lorsa.train.report.events import Look, StepReport
+from lorsa.train.report.events import EvalReport, StepReport
 from lorsa.train.train import train
 from safetensors.torch import load_file
 from tiny import N_CTX
@@ -48,14 +48,14 @@ def _losses(run: Path) -> list[float]:
 def test_a_run_learns_and_is_read_as_it_was(
     activation: str, store_folder: Path, tmp_path: Path
 ) -> None:
-    looks: list[Look] = []
+    evals: list[EvalReport] = []
     result = train(
         _config(store_folder, tmp_path / "run", activation=activation),
-        report=lambda event: looks.append(event) if isinstance(event, Look) else None,
+        report=lambda event: evals.append(event) if isinstance(event, EvalReport) else None,
     )
     assert result.fvu is not None
-    assert result.fvu < looks[0].held_out.fvu < 1
-    assert looks[0].held_out.l0 == pytest.approx(TOP_K, rel=0.2)
+    assert result.fvu < evals[0].held_out.fvu < 1
+    assert evals[0].held_out.l0 == pytest.approx(TOP_K, rel=0.2)
     assert result.l0 == pytest.approx(TOP_K, rel=0.2)
     lorsa = Lorsa.from_pretrained(tmp_path / "run")
     assert lorsa.config.activation == activation

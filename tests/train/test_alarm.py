@@ -26,7 +26,7 @@ DRILLS: dict[str, dict[str, Any]] = {
     "stays": {"fault": "stays", "grace_s": 1.0, "runs": {"run": {}}},
     "apart": {"fault": "bug", "apart": True, "runs": {"a": {}, "b": {"top_k": 4}}},
     "read": {"fault": "read", "runs": TWO_LAYERS},
-    "look": {"fault": "look", "runs": TWO_LAYERS},
+    "eval": {"fault": "eval", "runs": TWO_LAYERS},
     "mask": {"fault": "mask", "runs": {"masked": MASKED, "run": {}}},
     "metrics": {"fault": "metrics", "rank": 0, "runs": {"spoilt": {"top_k": 4}, "run": {}}},
     "construction": {"fault": "construction", "runs": {"spoilt": {"top_k": 4}, "run": {}}},
@@ -135,7 +135,7 @@ def test_of_processes_with_own_runs_one_may_fail(ended: dict[str, Ended]) -> Non
     assert len(finished) == 1
 
 
-@pytest.mark.parametrize("name", ["read", "look"])
+@pytest.mark.parametrize("name", ["read", "eval"])
 def test_what_one_process_cannot_read_fails_its_group_alone(
     name: str, ended: dict[str, Ended]
 ) -> None:

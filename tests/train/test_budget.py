@@ -13,10 +13,9 @@ from lorsa.errors import TrainError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.checkpoint import checkpoints
 from lorsa.train.config import TrainConfig
-from lorsa.train.extent import extent
-from lorsa.train.memory import require_room, run_bytes
+from lorsa.train.extent import extent, require_room, run_bytes
 from lorsa.train.report.events import StepReport
-from lorsa.train.start import lorsa_config
+from lorsa.train.request import lorsa_config
 from lorsa.train.train import train
 from runs import STEP, config
 from small import edit_manifest
@@ -126,7 +125,7 @@ def test_too_little_memory_says_what_fits(store: ActivationStore) -> None:
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(
     store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorsa.train.train.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("lorsa.train.train.free_memory_bytes", lambda _: 1000)
     with pytest.raises(TrainError, match=r"0\.\d+ GB, 1e-06 GB are free"):
         train(_config(store_folder, tmp_path / "run"))
     assert not (tmp_path / "run").exists()

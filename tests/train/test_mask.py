@@ -9,7 +9,8 @@ import torch
 from lorsa.errors import StoreError, TrainError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
-from lorsa.train.mask import TokenMask, parse_rule
+from lorsa.train.mask import TokenMask
+from lorsa.train.mask_rule import parse_rule
 from small import N_CTX, N_SEQ, create, edit_manifest, fill, make_manifest, tokens, values
 from torch import Tensor
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from lorsa.train.config import TrainConfig
-from lorsa.train.schedule import lr_factor, top_k_at
+from lorsa.train.extent import Extent
+from lorsa.train.schedule import lr_at, lr_factor, steps_in_time, top_k_at
 
 
 def _config(**changes: Any) -> TrainConfig:
@@ -24,6 +25,23 @@ def test_lr_rises_stays_and_falls(tokens: int, expected: float) -> None:
 def test_lr_without_warmup_and_decay_is_constant() -> None:
     config = _config(warmup_frac=0.0, decay_frac=0.0)
     assert [lr_factor(config, tokens, 1000) for tokens in (0, 1, 999)] == [1, 1, 1]
+
+
+def _span(config: TrainConfig) -> Extent:
+    """Return the size of a run of 10 steps of 100 tokens."""
+    return Extent(2, 100, 1, 0, 0, 0, 0).lasting(10, config)
+
+
+def test_the_first_step_of_a_warmup_moves_the_weights() -> None:
+    config = _config(lr=2.0, warmup_frac=0.1, decay_frac=0.2)
+    span = _span(config)
+    assert [lr_at(config, span, tokens) for tokens in (0, 500, 900)] == [1, 2, pytest.approx(0.5)]
+
+
+@pytest.mark.parametrize(("train_tokens", "expected"), [(None, 7), (550, 5), (10, 1)])
+def test_steps_fill_the_time_but_not_more_tokens(train_tokens: int | None, expected: int) -> None:
+    config = _config(train_tokens=train_tokens)
+    assert steps_in_time(config, _span(config), done=3, left_s=2.0, step_s=0.5) == expected
 
 
 def test_top_k_falls_to_its_value() -> None:

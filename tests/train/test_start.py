@@ -12,7 +12,8 @@ from lorsa.errors import TrainError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
 from lorsa.train.extent import extent
-from lorsa.train.start import Initialiser, activation_scales, lorsa_config
+from lorsa.train.request import lorsa_config
+from lorsa.train.start import Initialiser, activation_scales
 from tiny import N_CTX
 
 

@@ -15,12 +15,12 @@ from lorsa.errors import TrainError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.checkpoint import checkpoints
 from lorsa.train.config import TrainConfig
-from lorsa.train.plan import make_plan
 from lorsa.train.report.events import StepReport
-from lorsa.train.run import Member
+from lorsa.train.request import Request, make_request
+from lorsa.train.run import Run
 from lorsa.train.sweep import grid, points, run_name, sweep, sweep_grid, write_sweep
-from lorsa.train.team import Launch
-from lorsa.train.train import _Asked, _groups, train, train_many
+from lorsa.train.team import all_processes
+from lorsa.train.train import _groups, train, train_many
 from runs import STEP, settings
 from safetensors.torch import load_file
 from tiny import N_CTX
@@ -131,12 +131,11 @@ def test_groups_are_cut_until_each_process_has_one(
     """A dear run alone beside a cheap pair was put back and taken again without end."""
     dear = TrainConfig(**settings(store_folder, layer=2, expansion=64.0), out=tmp_path / "dear")
     pair = [TrainConfig(**settings(store_folder), out=tmp_path / name) for name in "ab"]
-    launch = Launch(dear)
-    store, team = ActivationStore.open(store_folder), launch.team()
-    asked = [_Asked(i, c, make_plan(c, store, team)) for i, c in enumerate([dear, *pair])]
+    store, team = ActivationStore.open(store_folder), all_processes(dear)
+    asked = [make_request(c, store, team, number=i) for i, c in enumerate([dear, *pair])]
     groups = _groups(asked, 1 << 40, at_least=at_least)
     assert len(groups) == (2 if at_least == 1 else 3)
-    assert sorted(run.number for group in groups for run in group) == [0, 1, 2]
+    assert sorted(each.number for group in groups for each in group) == [0, 1, 2]
 
 
 def test_two_runs_of_one_folder_are_refused(store_folder: Path, tmp_path: Path) -> None:
@@ -152,7 +151,7 @@ def test_what_does_not_fit_together_is_trained_one_after_the_other(
     monkeypatch.setattr("lorsa.train.train.run_bytes", lambda *_: 1_000)
     monkeypatch.setattr("lorsa.train.train.SHARED_BYTES", 0)
     monkeypatch.setattr("lorsa.train.train.require_room", lambda *_args, **_kwargs: None)
-    monkeypatch.setattr("lorsa.train.train.free_bytes", lambda _: 2_500)
+    monkeypatch.setattr("lorsa.train.train.free_memory_bytes", lambda _: 2_500)
     changes: list[dict[str, Any]] = [{"lr": lr} for lr in (1e-3, 2e-3, 3e-3)]
     result = sweep(points(settings(store_folder), changes, tmp_path), tmp_path)
     assert result.ok
@@ -277,21 +276,21 @@ def test_metrics_that_cannot_be_written_fail_their_run_alone(
 def test_a_run_that_cannot_be_built_or_measured_fails_alone(
     store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One run without room for its Lorsa, or for a look at it, ended all runs."""
-    build, update = Member.__init__, Tally.update
+    """One run without room for its Lorsa, or for its measurement, ended all runs."""
+    build, update = Run.__init__, Tally.update
 
-    def no_room(member: Member, config: TrainConfig, *args: Any) -> None:
-        if config.top_k == 4:
+    def no_room(run: Run, request: Request, *args: Any) -> None:
+        if request.config.top_k == 4:
             raise torch.OutOfMemoryError("none left")
-        build(member, config, *args)
+        build(run, request, *args)
 
-    def no_look(tally: Tally, *args: Any) -> None:
-        if tally.lorsa.config.top_k == 5:
+    def no_eval(tally: Tally, *args: Any) -> None:
+        if tally.dictionary.config.top_k == 5:
             raise torch.OutOfMemoryError("none left")
         update(tally, *args)
 
-    monkeypatch.setattr(Member, "__init__", no_room)
-    monkeypatch.setattr(Tally, "update", no_look)
+    monkeypatch.setattr(Run, "__init__", no_room)
+    monkeypatch.setattr(Tally, "update", no_eval)
     base = settings(store_folder, train_tokens=4 * STEP)
     result = sweep(points(base, [{"top_k": k} for k in (4, 5, 8)], tmp_path), tmp_path)
     errors = [row["error"] for row in result.rows]

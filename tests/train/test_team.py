@@ -16,10 +16,9 @@ import torch
 from lorsa.errors import TrainError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
-from lorsa.train.extent import extent
-from lorsa.train.memory import run_bytes
-from lorsa.train.start import lorsa_config
-from lorsa.train.team import Launch, make_accelerator
+from lorsa.train.extent import extent, run_bytes
+from lorsa.train.request import lorsa_config
+from lorsa.train.team import Team, all_processes, make_accelerator
 from lorsa.train.train import train, train_many
 from runs import STEP, config
 from safetensors.torch import load_file
@@ -174,10 +173,12 @@ def test_more_processes_than_gpus_are_refused(
 def test_whole_runs_apart_cannot_be_sharded(
     store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def two(launch: Launch, _config: TrainConfig) -> None:
-        launch.rank, launch.world = 0, 2
+    def two(config: TrainConfig) -> Team:
+        team = all_processes(config)
+        team.world = 2
+        return team
 
-    monkeypatch.setattr("lorsa.train.train.Launch.__init__", two)
+    monkeypatch.setattr("lorsa.train.train.all_processes", two)
     with pytest.raises(TrainError, match="each process takes whole runs; leave out --shard"):
         train_many([config(store_folder, tmp_path / "run", {"shard": True})], apart=True)
 

@@ -27,8 +27,9 @@ from lorsa.store.read.reader import ActivationStore
 from lorsa.store.read.sampler import Sampler
 from lorsa.train.checkpoint import checkpoints
 from lorsa.train.config import TrainConfig
-from lorsa.train.report.events import Look, StepReport
-from lorsa.train.start import Initialiser, activation_scales, lorsa_config
+from lorsa.train.report.events import EvalReport, StepReport
+from lorsa.train.request import lorsa_config
+from lorsa.train.start import Initialiser, activation_scales
 from lorsa.train.train import train
 from safetensors.torch import load_file
 from small import edit_manifest
@@ -67,9 +68,9 @@ def _stop_at(step: int) -> Any:
 def test_training_improves_on_the_start(store_folder: Path, tmp_path: Path) -> None:
     events: list[Any] = []
     result = train(_config(store_folder, tmp_path / "run"), report=events.append)
-    looks = [event for event in events if isinstance(event, Look)]
-    assert [look.step for look in looks] == [0, 10, 20, 30, 40]
-    assert result.fvu == looks[-1].held_out.fvu < looks[0].held_out.fvu < 1
+    evals = [event for event in events if isinstance(event, EvalReport)]
+    assert [each.step for each in evals] == [0, 10, 20, 30, 40]
+    assert result.fvu == evals[-1].held_out.fvu < evals[0].held_out.fvu < 1
     assert 0 < result.l0 <= 8
     assert result.train_tokens == 40 * 4 * N_CTX
     assert result.tokens_per_second > 0
@@ -418,7 +419,7 @@ def test_a_run_does_not_fail_for_want_of_a_picture(
     def fail(run: Path) -> Path:
         raise OSError("no room for a picture")
 
-    monkeypatch.setattr("lorsa.train.run.draw_curves", fail)
+    monkeypatch.setattr("lorsa.train.report.reporting.draw_curves", fail)
     told: list[Any] = []
     train(_config(store_folder, tmp_path / "run"), report=told.append)
     assert "no picture of the curves: no room for a picture" in told

@@ -1,1 +1,1 @@
-"""Events of training, and who is told: curves, trackers."""
+"""Reports of training: events, curves, trackers."""

@@ -1,4 +1,4 @@
-"""Pictures of what was measured: a run's curves, and FVU against L0 of many runs.
+"""Pictures of metrics: the curves of a run, and FVU against L0 of many runs.
 
 matplotlib is loaded when a picture is drawn, and draws into a file without a screen.
 """
@@ -27,7 +27,7 @@ def draw_curves(run: Path) -> Path:
     """Draw loss, held-out FVU, dead heads, learning rate and top_k of a run over its tokens.
 
     Args:
-        run: its folder, with run.json and metrics.jsonl.
+        run: run folder, with run.json and metrics.jsonl.
 
     Returns:
         The picture, RUN/curves.png.
@@ -37,42 +37,42 @@ def draw_curves(run: Path) -> Path:
     """
     lines, title = _read(run)
     steps = [line for line in lines if "loss" in line]
-    looks = [{**line["held_out"], "tokens": line["tokens"]} for line in lines if "held_out" in line]
+    evals = [{**line["held_out"], "tokens": line["tokens"]} for line in lines if "held_out" in line]
     figure = _figure(9.5, 6.4)
     figure.subplots_adjust(left=0.07, right=0.94, bottom=0.08, top=0.88, wspace=0.2, hspace=0.2)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     loss, fvu, dead, schedule = figure.subplots(2, 2, sharex=True).flat
     _curve(loss, steps, "loss", "loss of the last step", COLOURS[0], log=True)
     _dress(loss, "loss")
-    _draw_fvu(fvu, looks)
-    _draw_dead(dead, steps, looks)
+    _draw_fvu(fvu, evals)
+    _draw_dead(dead, steps, evals)
     _draw_schedule(schedule, steps)
-    schedule.set_xlim(0, max([1, *(line["tokens"] for line in (*steps, *looks))]) * 1.02)
+    schedule.set_xlim(0, max([1, *(line["tokens"] for line in (*steps, *evals))]) * 1.02)
     for axes in (dead, schedule):
         axes.set_xlabel("training tokens")
         axes.xaxis.set_major_formatter(_tokens)
     return _save(figure, run / CURVES)
 
 
-def _draw_fvu(axes: Any, looks: Sequence[Row]) -> None:
-    masked = any(look.get("masked_fraction") for look in looks)
-    _curve(axes, looks, "fvu", "tokens that count" if masked else "FVU", COLOURS[1], marker="o")
+def _draw_fvu(axes: Any, evals: Sequence[Row]) -> None:
+    masked = any(each.get("masked_fraction") for each in evals)
+    _curve(axes, evals, "fvu", "tokens that count" if masked else "FVU", COLOURS[1], marker="o")
     if masked:
-        _curve(axes, looks, "fvu_all", "all tokens", COLOURS[3], marker="o")
-    _last_value(axes, looks)
+        _curve(axes, evals, "fvu_all", "all tokens", COLOURS[3], marker="o")
+    _last_value(axes, evals)
     _dress(axes, "FVU on held-out tokens")
 
 
-def _draw_dead(axes: Any, steps: Sequence[Row], looks: Sequence[Row]) -> None:
+def _draw_dead(axes: Any, steps: Sequence[Row], evals: Sequence[Row]) -> None:
     _curve(axes, steps, "dead_fraction", "in the last tokens, in training", COLOURS[2])
-    _curve(axes, looks, "dead_fraction", "silent on a look", COLOURS[7], marker="o", style=":")
+    _curve(axes, evals, "dead_fraction", "silent in an eval", COLOURS[7], marker="o", style=":")
     _dress(axes, "dead heads")
     axes.yaxis.set_major_formatter(_percent)
     axes.set_ylim(bottom=0)
 
 
 def _draw_schedule(axes: Any, steps: Sequence[Row]) -> None:
-    """Draw learning rate and top_k, an axis each, in the colours of their curves."""
+    """Draw learning rate and top_k, each on an axis in the colour of its curve."""
     _curve(axes, steps, "lr", "learning rate", COLOURS[0])
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
     _dress(axes, "learning rate and top_k")
@@ -92,9 +92,12 @@ def draw_pareto(rows: Sequence[Row], path: Path) -> Path:
     """Draw FVU against L0: a point for every run, a line for runs that differ in top_k alone.
 
     Args:
-        rows: the settings that differ, then "fvu" and "l0" and others; rows without either are
-            left out.
-        path: of the picture.
+        rows: a row per run: the settings that differ, then "fvu", "l0" and others; rows without
+            either are left out.
+        path: file of the picture.
+
+    Returns:
+        The picture, `path`.
     """
     settings = _settings(rows)
     lines: dict[str, list[Row]] = {}
@@ -127,7 +130,7 @@ def draw_pareto(rows: Sequence[Row], path: Path) -> Path:
 
 
 def _read(run: Path) -> tuple[list[Line], str]:
-    """Return the lines of metrics.jsonl and what the run is called in a picture."""
+    """Return the lines of metrics.jsonl and the title of the run's picture."""
     try:
         header = json.loads((run / "run.json").read_text("utf-8"))
         text = (run / "metrics.jsonl").read_text("utf-8")
@@ -149,7 +152,7 @@ def _read(run: Path) -> tuple[list[Line], str]:
 
 
 def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Any:
-    """Return an empty figure; "constrained" measures every text, for labels of any size."""
+    """Return an empty figure; the layout "constrained" makes room for labels of any size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -180,9 +183,9 @@ def _curve(
         axes.set_yscale("log")
 
 
-def _last_value(axes: Any, held_out: Sequence[Row]) -> None:
-    """Write the last FVU at its point, and keep a start that is far above from flattening it."""
-    points = [(look["tokens"], look["fvu"]) for look in held_out if _is_number(look.get("fvu"))]
+def _last_value(axes: Any, evals: Sequence[Row]) -> None:
+    """Write the last FVU at its point; a first one that is far above makes the axis logarithmic."""
+    points = [(each["tokens"], each["fvu"]) for each in evals if _is_number(each.get("fvu"))]
     if not points:
         return
     axes.annotate(
@@ -230,7 +233,7 @@ def _front(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def _name_top_k(axes: Any, rows: Sequence[Row]) -> None:
-    """Write every top_k once, under its lowest point."""
+    """Write every top_k once, under its point of lowest FVU."""
     lowest: dict[Any, Row] = {}
     for row in rows:
         if row["top_k"] not in lowest or row["fvu"] < lowest[row["top_k"]]["fvu"]:

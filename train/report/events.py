@@ -1,4 +1,4 @@
-"""What a training run tells while it runs, and what it returns."""
+"""Events that a training run reports while it runs, and the result that it returns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from ...dictionaries.metrics import Quality
 
 
 class StepReport(NamedTuple):
-    """Where a run stands."""
+    """Progress of a run after a step."""
 
     step: int
     """Steps done"""
@@ -19,7 +19,7 @@ class StepReport(NamedTuple):
     loss: float
     """mean (y_hat - y)^2 of the last step, over all processes, scaled activations"""
     grad_norm: float
-    """Of the last step, before clipping"""
+    """Norm of the last step's gradient, before clipping"""
     lr: float
     """Learning rate of the last step"""
     top_k: int
@@ -27,13 +27,13 @@ class StepReport(NamedTuple):
     dead_fraction: float
     """Share of heads that did not fire in the window of dead heads"""
     tokens_per_second: float
-    """Of the training steps so far"""
+    """Tokens per second of the training steps so far"""
     data_wait_fraction: float
-    """Share of that time spent waiting for the store"""
+    """Share of the steps' time spent waiting for the store"""
 
 
-class Look(NamedTuple):
-    """The held-out quality at some step."""
+class EvalReport(NamedTuple):
+    """Quality on held-out tokens after some step."""
 
     step: int
     """Steps done"""
@@ -44,17 +44,17 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """What a run made."""
+    """Result of a run."""
 
     run: str
-    """Its folder."""
+    """Run folder."""
     layer: int
     """Layer of the language model."""
     fvu: float | None
     """Fraction of variance unexplained on the held-out tokens that count; None where y does not
     vary."""
     fvu_all: float | None = None
-    """The same over all held-out tokens, those that the loss mask leaves out too."""
+    """Fraction of variance unexplained on all held-out tokens, with those that do not count."""
     masked_fraction: float = 0.0
     """Share of the held-out tokens that do not count."""
     l0: float
@@ -62,7 +62,7 @@ class TrainResult:
     dead_fraction: float
     """Share of heads that did not fire on the last `dead_window_tokens` training tokens."""
     dead_window_tokens: int
-    """See dead_fraction."""
+    """Tokens of the window of `dead_fraction`."""
     n_ov_heads: int
     """OV heads."""
     n_qk_heads: int
@@ -74,31 +74,34 @@ class TrainResult:
     held_out_tokens: int
     """Tokens that fvu and l0 were measured on."""
     tokens_per_second: float
-    """Of the training steps."""
+    """Tokens per second of the training steps."""
     data_wait_fraction: float
-    """Share of that time spent waiting for the store."""
+    """Share of the steps' time spent waiting for the store."""
     seconds: float
-    """Of this call, before the final measurement."""
+    """Seconds of this call, before the final eval."""
 
 
 class Ended(NamedTuple):
-    """A run of a group has come to its end."""
+    """The end of a run, finished or failed."""
 
     result: TrainResult | None
-    """None of a run that failed"""
+    """Result; None if the run failed"""
     error: str | None = None
-    """Why it failed"""
+    """Why the run failed"""
     before: bool = False
-    """Whether it was finished before this call"""
+    """Whether the run was finished before this call"""
 
 
-Event = str | StepReport | Look | Ended
-Report = Callable[[Event], None]
+TrainEvent = str | StepReport | EvalReport | Ended
+ReportEvent = Callable[[TrainEvent], None]
 
 
 class RunEvent(NamedTuple):
     """An event of one run of a group."""
 
     run: str
-    """Its folder"""
-    event: Event
+    """Run folder"""
+    event: TrainEvent
+
+
+ReportRun = Callable[[RunEvent], None]

@@ -1,8 +1,8 @@
-"""The numbers of a run, told to TensorBoard, Weights & Biases or trackio through accelerate.
+"""Trackers: metrics sent to TensorBoard, Weights & Biases or trackio through accelerate.
 
-A tracker belongs to one run, so that a process which trains several at once has one for each; what
-it is told is what metrics.jsonl holds. A tracker that fails in mid-run is left alone, which is said
-once: the run goes on.
+A tracker belongs to one run, so that a process which trains several at once has one for each. It
+receives the lines of metrics.jsonl. A tracker that fails in mid-run is reported once and left out;
+the run goes on.
 """
 
 import json
@@ -22,13 +22,13 @@ from ...errors import TrainError
 from ..config import TRACKERS
 
 PROJECT = "lorsa"
-"""What Weights & Biases and trackio put the runs under."""
+"""Project of the runs in Weights & Biases and trackio."""
 ID = "tracker.json"
-"""Under which id Weights & Biases knows the run, to go on with it."""
+"""File with the id of the run in Weights & Biases, by which it resumes."""
 
 
 class Tracker:
-    """Takes the lines of metrics.jsonl of one run; for "none" it tells nobody."""
+    """Tracker of one run, which receives the lines of metrics.jsonl; "none" drops them."""
 
     def __init__(self, name: str, behind: Any, report: Callable[[str], None]) -> None:
         """Use `open_tracker`."""
@@ -37,13 +37,13 @@ class Tracker:
         self._report = report
 
     def log(self, line: dict[str, Any], step: int) -> None:
-        """Tell the numbers of a line, those that are finite; of a table, as table/number."""
+        """Send the finite numbers of a line; those of a table in it as table/number."""
         numbers = flat(line)
         numbers.pop("step", None)
         self._do(lambda behind: behind.log(numbers, step=step))
 
     def close(self) -> None:
-        """Write what is left; to be called once, after an error too."""
+        """Close the tracker; to be called once, after an error too."""
         self._do(lambda behind: behind.finish())
         self._behind = None
 
@@ -59,7 +59,12 @@ class Tracker:
 
 
 def require_tracker(name: str) -> None:
-    """Raise TrainError if a tracker's package is not installed, ValueError if there is no such."""
+    """Require that a tracker can be opened.
+
+    Raises:
+        ValueError: no such tracker.
+        TrainError: its package is not installed.
+    """
     if name not in TRACKERS:
         raise ValueError(f"tracker is {name!r}; allowed: {', '.join(TRACKERS)}")
     if name != "none" and find_spec(name) is None:
@@ -71,26 +76,24 @@ def open_tracker(
     *,
     run: Path,
     config: dict[str, Any],
-    speaks: bool = True,
     first_step: int = 0,
     report: Callable[[str], None] = lambda text: None,
 ) -> Tracker:
-    """Return a tracker of a run; one that tells nobody for "none" and on all but one process.
+    """Return a tracker of a run.
 
     Args:
-        name: of TRACKERS.
-        run: its folder, which gives the tracker's run its name.
-        config: kept with the run; JSON-able.
-        speaks: whether this process speaks for those that train together.
+        name: name of the tracker, of TRACKERS.
+        run: run folder, which gives the tracker's run its name.
+        config: settings to keep with the run; JSON-able.
         first_step: steps done already; what a tracker has of later ones is done again.
-        report: is told in a line that the tracker failed.
+        report: receives a line if the tracker fails.
 
     Raises:
         ValueError: no such tracker.
         TrainError: its package is not installed, or it does not start.
     """
     require_tracker(name)
-    if name == "none" or not speaks:
+    if name == "none":
         return Tracker(name, None, report)
     try:
         behind = _BEGIN[name](run, config, first_step)
@@ -108,7 +111,7 @@ def open_tracker(
 
 
 def _tensorboard(run: Path, _config: dict[str, Any], first_step: int) -> Any:
-    kept = first_step + 1 if first_step else 0  # what was told from this step on is dropped
+    kept = first_step + 1 if first_step else 0  # what the tracker has from this step on is dropped
     return _everywhere(TensorBoardTracker)("tensorboard", run, purge_step=kept)
 
 
@@ -136,7 +139,7 @@ def _trackio(run: Path, config: dict[str, Any], first_step: int) -> Any:
 
 
 def _everywhere(kind: type[Any]) -> type[Any]:
-    """Return a tracker of accelerate that also works on other processes, which have own runs."""
+    """Return a kind of tracker that also works on other processes, which have runs of their own."""
     return type(kind.__name__, (kind,), {"main_process_only": False})
 
 
@@ -148,7 +151,7 @@ _BEGIN: dict[str, Callable[[Path, dict[str, Any], int], Any]] = {
 
 
 def flat(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the finite numbers of a line, those of a table in it as table/number."""
+    """Return the finite numbers of a line; those of a table in it as table/number."""
     numbers: dict[str, float] = {}
     for name, value in line.items():
         if isinstance(value, dict):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lorsa.analyze.attention.kinds import Attended, kinds, label
 from lorsa.analyze.attention.probes import probe_tokens
-from lorsa.analyze.schema import STORE_SCORES
+from lorsa.analyze.choices import STORE_SCORES
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from torch import Tensor

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from lorsa.errors import HarvestError
 from lorsa.harvest.corpus import corpus
-from lorsa.harvest.corpus.corpus import Corpus, is_hub_id, open_corpus
+from lorsa.harvest.corpus.choices import is_hub_id
+from lorsa.harvest.corpus.corpus import Corpus, open_corpus
 
 
 def _texts(data: Path | str, *, seed: int = 0) -> dict[str, str]:

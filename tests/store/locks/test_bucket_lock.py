@@ -5,11 +5,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from lorsa.errors import BusyError, StoreError
+from lorsa.store import journal as journal_module
 from lorsa.store.bucket import BucketPath
 from lorsa.store.care.remove import remove_layers
 from lorsa.store.care.repair import verify_store
@@ -85,7 +87,7 @@ def test_what_changes_a_bucket_is_refused_beside_writers_and_the_other_way_round
             with pytest.raises(BusyError, match=r"is being written by process \d+ on .*; wait"):
                 change()
         fill(writer)
-    monkeypatch.setattr(writer_module, "WAIT_S", 0.1)
+    monkeypatch.setattr(writer_module, "LOCK_WAIT_S", 0.1)
     lock = take_lock(root)
     with pytest.raises(BusyError, match=r"is being written by process \d+ on .*; wait"):
         StoreWriter.resume(root)
@@ -159,9 +161,9 @@ def test_a_claim_that_makes_no_sense_is_nobodys(root: BucketPath, claim: bytes) 
 
 def test_a_lease_that_is_buried_does_not_rise(root: BucketPath) -> None:
     lease = Lease(root, root / "journal/writers/1")
-    assert lease_module.bury(lease.path, lease.path.read_version())
+    assert lease_module.expire(lease.path, lease.path.read_version())
     assert lease._put(lease._version) is None
-    assert not lease_module.bury(lease.path, lease.path.read_version()._replace(etag='"old"'))
+    assert not lease_module.expire(lease.path, lease.path.read_version()._replace(etag='"old"'))
     lease._lost = True
     lease.release()
 
@@ -179,3 +181,40 @@ def test_kills_among_writers_on_several_machines_change_nothing(
     assert same_as(root, make_store())
     assert verify_store(root, full=True)["ok"]
     assert not {name for name in left(root) if name.endswith(".claim")}
+
+
+def test_requests_and_bytes_of_a_shard_do_not_grow_with_the_shards_before(
+    root: BucketPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal was one object, read whole at every claim and put whole at every commit."""
+    monkeypatch.setattr(journal_module, "OBJECT_BYTES", 4000)  # of about three lines
+    n_requests = n_bytes = 0
+    talk, put = BucketPath._talk, BucketPath.write_bytes
+
+    def counted(path: BucketPath, *, writing: bool = False) -> AbstractContextManager[None]:
+        nonlocal n_requests
+        n_requests += "/writers/" not in path.key  # which are renewed by the clock
+        return talk(path, writing=writing)
+
+    def measured(path: BucketPath, content: bytes) -> None:
+        nonlocal n_bytes
+        n_bytes += len(content) if path.key.endswith(".jsonl") else 0
+        put(path, content)
+
+    each: list[tuple[int, int]] = []
+    with create(root, make_manifest(shard_seqs=1)) as writer:
+        monkeypatch.setattr(BucketPath, "_talk", counted)
+        monkeypatch.setattr(BucketPath, "write_bytes", measured)
+        for shard in writer.claimed_shards():
+            each.append((n_requests, n_bytes))  # so far, with this claim
+            fill(writer, [shard])
+        monkeypatch.undo()
+        writer.finish()
+    names = [path.stem for path in (root / "journal").glob("w*.jsonl")]
+    assert len(names) > 5
+    shards = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(each)]
+    assert max(n for n, _ in shards[-7:]) <= max(n for n, _ in shards[:7])
+    assert all(0 < n <= 4000 for _, n in shards)
+    assert verify_store(root, full=True)["ok"]
+    with StoreWriter.resume(root) as writer:
+        assert writer.missing_shards() == []

@@ -17,8 +17,9 @@ from lorsa.store.care.repair import verify_store
 from lorsa.store.folder import is_begun, is_complete
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.shard import ShardWriter
-from lorsa.store.write import begin as begin_module
+from lorsa.store.write import create as create_module
 from lorsa.store.write import writer as writer_module
+from lorsa.store.write.commit_log import CommitLog
 from lorsa.store.write.writer import StoreWriter
 from power import PowerCutError
 from small import (
@@ -222,7 +223,7 @@ def test_a_writer_that_fails_frees_the_store(
 
     root = tmp_path / "acts"
     with monkeypatch.context() as patch, pytest.raises(StoreError, match="No space left") as kept:
-        patch.setattr(begin_module, "sync_tree", full)
+        patch.setattr(create_module, "sync_tree", full)
         create(root, make_manifest())
     with create(root, make_manifest()) as writer:  # while the error lives, as in a notebook
         fill(writer)
@@ -363,7 +364,7 @@ def test_a_complete_store_is_unfinished_while_a_shard_is_written_anew(
     whole = digests(root)
     (root / "layers/3/attn_in/c/1/0/0").unlink()
     with StoreWriter.resume(root) as writer, monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "_record", killed)
+        patch.setattr(CommitLog, "commit", killed)
         with pytest.raises(PowerCutError), writer.shard(1) as session:
             part = -values(0, 0)[4:8]  # not the old bytes
             session.append({3: (part, part)})
@@ -382,7 +383,7 @@ def test_the_names_of_new_folders_last_through_a_power_cut(
 ) -> None:
     """A new store's own name, and those of folders made for it, were never flushed."""
     flushed: list[Path] = []
-    monkeypatch.setattr(begin_module, "sync", flushed.append)
+    monkeypatch.setattr(create_module, "sync", flushed.append)
     create(tmp_path / "a" / "b" / "acts", make_manifest()).close()
     assert flushed == [tmp_path / "a" / "b", tmp_path / "a", tmp_path]
 
@@ -448,7 +449,7 @@ def test_what_the_disk_has_is_committed_when_the_next_shard_fails(tmp_path: Path
         assert writer.missing_shards() == [1, 2, 3, 4, 5]
         with writer.shard(1, wait=False) as session:
             append_all(writer, session, 1)
-        writer._behind.drain()
+        writer._queue.drain()
     with StoreWriter.resume(root) as writer:
         assert writer.missing_shards() == [2, 3, 4, 5]
     assert not list(root.rglob("*.partial"))
@@ -470,7 +471,7 @@ def test_a_disk_that_is_full_is_said_at_the_next_shard(
                 append_all(writer, session, 0)
             with pytest.raises(StoreError, match="the disk is full"):
                 with writer.shard(1, wait=False) as session:
-                    writer._behind._wait()
+                    writer._queue._wait()
                     append_all(writer, session, 1)
         assert writer.missing_shards() == [0, 1, 2, 3, 4, 5]
         assert not list(root.rglob("*.partial"))
@@ -527,7 +528,7 @@ def test_no_claim_is_released_while_its_shard_may_still_be_written(
     with create(root, make_manifest()) as writer, StoreWriter.resume(root) as other:
         shards = writer.claimed_shards()
         with monkeypatch.context() as patch:
-            patch.setattr(writer_module.WriteBehind, "forget", interrupted)
+            patch.setattr(writer_module.WriteQueue, "reset", interrupted)
             with pytest.raises(KeyboardInterrupt), writer.shard(next(shards)) as session:
                 append_all(writer, session, 0)
                 raise KeyboardInterrupt

@@ -47,7 +47,7 @@ def _look(tokens: int, **changes: Any) -> dict[str, Any]:
         [_look(0, masked_fraction=0.1), *(_step(t) for t in range(10, 200, 10)), _look(200)],
         [_step(10, loss=100.0), _step(20, loss=0.01), _look(0, fvu=30.0), _look(20, fvu=0.2)],
     ],
-    ids=["nothing", "a-step", "a-look", "no-numbers", "masked", "wide"],
+    ids=["nothing", "a-step", "an-eval", "no-numbers", "masked", "wide"],
 )
 def test_any_run_can_be_drawn(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
     path = draw_curves(_run(tmp_path / "layer-3", lines))

@@ -1,4 +1,4 @@
-"""What people see of many runs at once: a bar over all of them and a table, live.
+"""Progress of many runs at once, a bar over all and a live table; results of a sweep.
 
 Where stderr is no terminal, a line every now and then, and one for every run that ends.
 """
@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -16,11 +16,12 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from ..store.care.info import format_bytes
 from .bars import PLAIN_EVERY_S, err, say
-from .words import spell_time
+from .words import number, spell_time
 
 if TYPE_CHECKING:
-    from ..train.report.events import Ended, Event, RunEvent
+    from ..train.report.events import Ended, RunEvent, TrainEvent
 
 WAITING, RUNNING, FINISHED, FAILED, BEFORE = (
     "waiting",
@@ -34,7 +35,7 @@ FIRST = (FAILED, RUNNING, FINISHED, WAITING, BEFORE)
 """Whose rows are shown where there is no room for all."""
 REFRESH_PER_S = 2
 NUMBERS_WIDTH = 32
-"""Of the three columns of numbers, and the space around all five."""
+"""Width of the three columns of numbers, and of the space around all five."""
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ class _Run:
     tokens: int = 0
     train_tokens: int = 0
     first_tokens: int | None = None
-    """Where this call took it up"""
+    """Tokens of the first step that this call reported"""
     fvu: float | None = None
     dead: float | None = None
     loss: float | None = None
@@ -59,7 +60,7 @@ class SweepDisplay:
         self._runs = {name: _Run() for name in runs}
         self._label = label
         self._first_at: float | None = None
-        """When the first steps were told"""
+        """When the first steps were reported"""
         self._said_at = time.monotonic()
         self._live = Live(
             console=err,
@@ -91,8 +92,8 @@ class SweepDisplay:
             self._said_at = now
             say(self.summary())
 
-    def _take(self, name: str, run: _Run, event: "Event") -> None:
-        from ..train.report.events import Ended, Look, StepReport
+    def _take(self, name: str, run: _Run, event: "TrainEvent") -> None:
+        from ..train.report.events import Ended, EvalReport, StepReport
 
         match event:
             case str():
@@ -104,7 +105,7 @@ class SweepDisplay:
                 run.tokens, run.train_tokens = event.tokens, event.train_tokens
                 run.loss, run.dead = event.loss, event.dead_fraction
                 run.data_wait = event.data_wait_fraction
-            case Look():
+            case EvalReport():
                 run.state = RUNNING
                 run.fvu = event.held_out.fvu
             case Ended():
@@ -230,3 +231,39 @@ def _is_number(value: float | None) -> bool:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def sweep_table(result: dict[str, Any]) -> Table:
+    """Show the rows of a sweep: the settings that differ, then what came out, the best in bold."""
+    rows = result["rows"]
+    table = Table(title="swept", title_justify="left", box=SIMPLE_HEAD)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    settings = names[: names.index("fvu")] if "fvu" in names else names
+    for name in (*settings, "FVU", "L0", "dead", "tokens/s"):
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    table.add_column("run", overflow="fold")
+    fvus = [row["fvu"] for row in rows if row.get("fvu") is not None]
+    for row in rows:
+        values = [escape(_setting(row.get(name))) for name in settings]
+        if row.get("error"):
+            failed = f"[red]failed: {escape(row['error'])}[/]"
+            table.add_row(*values, "-", "-", "-", "-", failed)
+            continue
+        best = row["fvu"] is not None and row["fvu"] == min(fvus)
+        table.add_row(
+            *values,
+            number(row["fvu"]),
+            f"{row['l0']:.1f}",
+            f"{row['dead_fraction']:.1%}",
+            f"{row['tokens_per_second']:,.0f}",
+            escape(row["run"]),
+            style="bold" if best else None,
+        )
+    size = format_bytes(result["bytes_read"])
+    table.caption = escape(f"sweep.csv and pareto.png in {result['out']}; {size} read")
+    table.caption_justify = "left"
+    return table
+
+
+def _setting(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,11 +1,12 @@
-"""What is laid down before shards are written: a new store, or new layers of a finished one.
+"""Creation of a store, or of new layers of a finished one, before any shard is written.
 
-The plan comes last. Without it, what was laid down is in nobody's way and is laid down anew. With
-it, shards are missing, and any number of writers can join to write them. Layers are added next to a
-manifest that knows nothing of them: readers see the old ones until the new ones are all there.
+The plan is written last. Without it, the files do not count and are created again. With it, shards
+are missing, and any number of writers can join to write them. The manifest does not name layers
+that are being added: readers see the old ones until the new ones are complete.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from ...errors import BegunError, StoreError
 from ..encoding import channel_scale, to_disk
-from ..folder import clear, is_begun, look, require_free, rooms
-from ..journal import TEXT, Entry, JournalWriter, read_journal
+from ..entries import Entry
+from ..folder import clear, is_begun, layer_folders, read_folder, require_free
+from ..journal import TEXT, JournalWriter, read_journal
 from ..layers import spell_layers
 from ..layout import (
     ArraySpec,
@@ -31,14 +33,14 @@ from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..places import Place, remove_tree, sync, sync_tree, unmade_folders, write_atomically
 from ..shard import ShardWriter
 
-WAIT_S = 600.0
-"""How long to wait for another process that lays down the same."""
+CREATE_WAIT_S = 600.0
+"""Seconds to wait for another process that creates the same store or layers"""
 
 Weights = Mapping[int, dict[str, Tensor]]
 Sample = Mapping[int, Sequence[Tensor]]
 
 
-def begin(
+def create_store(
     root: Place,
     manifest: Manifest,
     *,
@@ -48,7 +50,7 @@ def begin(
     weights: Weights,
     sample: Sample,
 ) -> None:
-    """Lay down a new store; see `StoreWriter.create`."""
+    """Create a new store, but for its shards; see `StoreWriter.create`."""
     shape = (manifest.n_seq, manifest.n_ctx)
     if tokens.shape != shape or documents.shape != shape:
         raise ValueError(
@@ -65,11 +67,8 @@ def begin(
                 raise BegunError(f"{root} was begun by another process; go on with it") from None
             raise
 
-    require_nothing()
     unmade = unmade_folders(root)
-    lock = take_lock(root, wait_s=WAIT_S, unless=require_nothing)
-    try:
-        require_nothing()  # another writer may have been quicker
+    with _creating(root, require_nothing):
         clear(root)
         create_arrays(root, manifest)
         write_documents(root, document_names)
@@ -81,62 +80,64 @@ def begin(
         for folder in unmade:  # a power cut would take their names
             sync(folder.parent)
         write_atomically(root / PLAN, manifest.to_json())
-    except OSError as error:
-        raise StoreError(f"{root} cannot be written ({error.strerror})") from None
-    finally:
-        lock.release()
 
 
-def add(
+def create_layers(
     root: Place,
     layers: Mapping[int, dict[str, Any]],
     *,
     weights: Weights,
     sample: Sample,
 ) -> None:
-    """Lay down new layers of a finished store; see `StoreWriter.add_layers`."""
+    """Create new layers of a finished store, but for their shards; see `StoreWriter.add_layers`."""
 
     def require_new() -> None:
-        folder = look(root)
+        folder = read_folder(root)
         if there := sorted(set(layers) & set(folder.manifest.layers)):
             raise BegunError(f"{root} has layers {spell_layers(there)} already")
         if set(layers) <= set(folder.plan.layers):
             raise BegunError(f"{root} is given these layers by another process; go on with it")
         folder.require_finished()
 
-    require_new()
-    lock = take_lock(root, wait_s=WAIT_S, unless=require_new)
-    try:
-        require_new()
+    with _creating(root, require_new):
         manifest = read_manifest(root / MANIFEST)
         plan = replace(manifest, layers=dict(sorted({**manifest.layers, **layers}.items())))
         _require_given(plan, layers, weights, sample)
-        _forget_earlier(root, layers)
+        _remove_leftovers(root, layers)
         create_arrays(root, plan, layers)
         _write_given(root, plan, weights, sample)
-        for room in rooms(root, layers):
-            sync_tree(room)
-            sync(room.parent)
+        for folder in layer_folders(root, layers):
+            sync_tree(folder)
+            sync(folder.parent)
         write_atomically(root / PLAN, plan.to_json())
+
+
+@contextmanager
+def _creating(root: Place, require: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock during a block, if it may run: others may have been quicker."""
+    lock = take_lock(root, wait_s=CREATE_WAIT_S, unless=require)
+    try:
+        require()
+        yield
     except OSError as error:
         raise StoreError(f"{root} cannot be written ({error.strerror})") from None
     finally:
         lock.release()
 
 
-def _forget_earlier(root: Place, layers: Mapping[int, Any]) -> None:
-    """Remove what an addition or removal of these layers that was cut short has left."""
+def _remove_leftovers(root: Place, layers: Mapping[int, Any]) -> None:
+    """Remove the files of an interrupted addition or removal of these layers."""
     gone = tuple(f"layers/{layer}/" for layer in layers)
-    if dropped := [(e.shard, e.array) for e in read_journal(root) if e.array.startswith(gone)]:
+    if dropped := list(read_journal(root).only(lambda array: array.startswith(gone))):
         JournalWriter(root).drop(dropped)
-    for room in rooms(root, layers):
-        remove_tree(room)
+    for folder in layer_folders(root, layers):
+        remove_tree(folder)
 
 
 def _require_given(
     manifest: Manifest, layers: Mapping[int, Any], weights: Weights, sample: Sample
 ) -> None:
-    """Raise ValueError unless weights and sample are those of these layers."""
+    """Raise ValueError unless weights and sample are complete for these layers."""
     named = {layer: sorted(manifest.layers[layer]["weights"]) for layer in layers}
     if {layer: sorted(own) for layer, own in weights.items()} != named:
         raise ValueError("weights are not those that the manifest names")
@@ -145,7 +146,7 @@ def _require_given(
 
 
 def _write_given(root: Place, manifest: Manifest, weights: Weights, sample: Sample) -> None:
-    """Write what is known of layers before the model runs over the text."""
+    """Write the weights of layers and, for int8, the scales of their channels."""
     for layer, parameters in weights.items():
         write_weights(root, layer, parameters)
     for layer, pair in sample.items() if manifest.dtype == "int8" else ():

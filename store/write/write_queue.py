@@ -1,4 +1,4 @@
-"""Write behind the model's back: jobs in order, in a thread, that hold no more than so many bytes.
+"""A queue of writes that a thread does in order while the model computes, bounded in bytes.
 
 The thread only moves bytes; see `loader` for why.
 """
@@ -11,33 +11,34 @@ from typing import TypeVar
 
 from ...errors import StoreError
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
-class WriteBehind:
-    """One thread that does jobs, and a bound on what they hold meanwhile."""
+class WriteQueue:
+    """One thread that does jobs in order, with a bound on the bytes that they hold."""
 
     def __init__(self, buffer_bytes: int) -> None:
-        """Set how many bytes the jobs that wait may hold together."""
+        """Set the most bytes that waiting jobs may hold together."""
         self._buffer_bytes = buffer_bytes
         self._held = 0
         self._peak = 0
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lorsa-writer")
-        self.helpers = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="lorsa-encoder")
-        """For what a job wants done in parallel."""
+        self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="lorsa-encoder")
+        """Threads for work that a job does in parallel"""
 
     @property
     def peak_bytes(self) -> int:
-        """The most bytes that were held at a time."""
+        """Most bytes that were held at a time."""
         return self._peak
 
-    def make_room(self, n_bytes: int) -> None:
-        """Wait until so many bytes more may be held, and count them as held.
+    def reserve(self, n_bytes: int) -> None:
+        """Wait until there is room for so many bytes, and reserve them.
 
         Raises:
-            StoreError: they are more than may ever be held; or whatever an earlier job raised.
+            StoreError: they exceed the bound by themselves.
+            BaseException: the error of an earlier job.
         """
         if n_bytes > self._buffer_bytes:
             raise StoreError(
@@ -53,14 +54,14 @@ class WriteBehind:
             self._held += n_bytes
             self._peak = max(self._peak, self._held)
 
-    def submit(self, job: Callable[[], Result], n_bytes: int) -> "Future[Result | None]":
-        """Have a job done after all earlier ones; then the bytes are no longer held.
+    def submit(self, job: Callable[[], T], n_bytes: int) -> "Future[T | None]":
+        """Queue a job behind all earlier ones; when it is done, its bytes are released.
 
         Returns:
-            What it gives; None if it, or an earlier one, has failed.
+            The job's result; None if it or an earlier one has failed.
         """
 
-        def work() -> Result | None:
+        def work() -> T | None:
             try:
                 return None if self._failure is not None else job()
             except BaseException as error:  # raised where the next batch comes from
@@ -74,26 +75,26 @@ class WriteBehind:
         return self._thread.submit(work)
 
     def drain(self) -> None:
-        """Wait for all jobs; raises what one of them raised."""
+        """Wait for all jobs; raises the error of one that failed."""
         self._wait()
         self.raise_failure()
 
-    def forget(self) -> BaseException | None:
-        """Wait for all jobs, and forget and return what they raised: what they wrote is dropped."""
+    def reset(self) -> BaseException | None:
+        """Wait for all jobs, then clear and return their error; the caller drops their files."""
         self._wait()
         failure, self._failure = self._failure, None
-        self._held = 0  # what was held for a batch that never came is not
+        self._held = 0  # bytes reserved for a batch that was never submitted are free
         return failure
 
     def close(self) -> None:
         """End the threads."""
         self._thread.shutdown()
-        self.helpers.shutdown()
+        self.pool.shutdown()
 
     def _wait(self) -> None:
         self._thread.submit(lambda: None).result()
 
     def raise_failure(self) -> None:
-        """Raise what a job raised, if one did."""
+        """Raise the error of a job that failed, if one did."""
         if self._failure is not None:
             raise self._failure

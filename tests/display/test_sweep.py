@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 from lorsa.dictionaries.metrics import Quality
-from lorsa.display import bars, watch
+from lorsa.display import bars, sweep
 from lorsa.display.show import show
-from lorsa.display.watch import SweepDisplay
-from lorsa.train.report.events import Ended, Look, RunEvent, StepReport, TrainResult
+from lorsa.display.sweep import SweepDisplay
+from lorsa.train.report.events import Ended, EvalReport, RunEvent, StepReport, TrainResult
 from rich.console import Console
 
 TOTAL = 100_000
@@ -60,7 +60,7 @@ def consoles(monkeypatch: pytest.MonkeyPatch) -> Any:
         console = Console(
             file=file, force_terminal=terminal, width=width, height=height, highlight=False
         )
-        for module in (bars, watch):
+        for module in (bars, sweep):
             monkeypatch.setattr(module, "err", console)
         return file
 
@@ -72,7 +72,7 @@ def _feed(shown: SweepDisplay, names: list[str]) -> None:
     shown(RunEvent(names[0], Ended(_result(0.1), before=True)))
     shown(RunEvent(names[1], Ended(None, "n_ov_heads is 7; n_qk_heads 4 does not divide it")))
     for name in names[2:5]:
-        shown(RunEvent(name, Look(0, 0, QUALITY)))
+        shown(RunEvent(name, EvalReport(0, 0, QUALITY)))
         shown(RunEvent(name, _step(20_000)))
         shown(RunEvent(name, _step(40_000)))
     if len(names) > 2:
@@ -81,7 +81,7 @@ def _feed(shown: SweepDisplay, names: list[str]) -> None:
 
 def _text(shown: SweepDisplay, rows: int) -> list[str]:
     file = io.StringIO()
-    Console(file=file, width=watch.err.width).print(shown.table(rows))
+    Console(file=file, width=sweep.err.width).print(shown.table(rows))
     return file.getvalue().rstrip().splitlines()
 
 
@@ -113,14 +113,14 @@ def test_the_summary_counts_states_and_tells_what_is_left(
 ) -> None:
     consoles(terminal=False)
     now = [100.0]
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: now[0])
     shown = SweepDisplay(["a", "b", "c", "d"])
     shown(RunEvent("a", _step(10_000)))
     shown(RunEvent("b", _step(10_000)))
     now[0] += 10
     shown(RunEvent("a", _step(60_000)))
     shown(RunEvent("b", _step(60_000)))
-    shown(RunEvent("a", Look(60, 60_000, QUALITY)))
+    shown(RunEvent("a", EvalReport(60, 60_000, QUALITY)))
     shown(RunEvent("c", Ended(None, "no room")))
     # 40,000 + 40,000 + 100,000 tokens are left of 400,000, at 100,000 in 10 s
     assert shown.summary() == (
@@ -134,7 +134,7 @@ def test_a_log_file_gets_lines_now_and_then_and_one_for_every_end(
 ) -> None:
     file = consoles(terminal=False)
     now = [0.0]
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: now[0])
     with SweepDisplay(["a", "b"]) as shown:
         shown("layer 3, 2 runs")
         for tokens in range(1000, 50_000, 1000):

@@ -1,11 +1,12 @@
-"""What a store says of itself, manifest, plan, table and journal, and what is wrong with that."""
+"""Records of a store (manifest, plan, table, journal) and the damage found in them."""
 
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from ...errors import FormatVersionError, StoreError, UnreachableError
+from ..entries import TABLE, Entries, read_table
 from ..folder import why_not_a_store
-from ..journal import TABLE, Entry, Key, damaged_files, read_table, tell
+from ..journal import Journal
 from ..layers import spell_layers
 from ..layout import all_arrays
 from ..manifest import JOURNAL, MANIFEST, PLAN, Manifest, read_manifest
@@ -15,24 +16,27 @@ Fix = Literal["harvest", "rewrite", "none"]
 
 
 class Damage(NamedTuple):
-    """One thing that is wrong."""
+    """One thing that is wrong with a store."""
 
     path: str
-    """In the store"""
+    """Path of the file in the store"""
     problem: str
     fix: Fix
-    """What mends it: another "harvest" of its shard, a "rewrite" from what else is known, or
-    "none": only a copy does"""
+    """Remedy: another "harvest" of its shard, a "rewrite" from other records, or "none": only a
+    copy helps"""
     shard: int | None = None
 
     @property
     def is_dropped(self) -> bool:
-        """Whether a repair stops counting on the file."""
+        """Whether a repair drops the file from journal and table."""
         return self.fix == "harvest" and self.shard is not None
 
 
-def facts(root: Place, damages: list[Damage]) -> tuple[Manifest, list[int]]:
-    """Return the manifest, or the plan, which says the same or adds layers; and these layers."""
+def read_manifests(root: Place, damages: list[Damage]) -> tuple[Manifest, list[int]]:
+    """Return the manifest, or the plan if it adds layers, and the layers that are being added.
+
+    Damage to either file is appended to damages.
+    """
     found: dict[str, Manifest] = {}
     errors: list[StoreError] = []
     there = [name for name in (MANIFEST, PLAN) if (root / name).exists()]
@@ -58,7 +62,7 @@ def facts(root: Place, damages: list[Damage]) -> tuple[Manifest, list[int]]:
 
 
 def _adding(manifest: Manifest, plan: Manifest) -> list[int]:
-    """Return the layers that a plan adds, none if it differs otherwise too."""
+    """Return the layers that a plan adds; none if it also differs in other ways."""
     old = {layer: facts for layer, facts in plan.layers.items() if layer in manifest.layers}
     return sorted(plan.layers.keys() - old.keys()) if replace(plan, layers=old) == manifest else []
 
@@ -76,44 +80,53 @@ def _disagreement(root: Place, manifest: Manifest, plan: Manifest) -> Damage:
     return Damage(MANIFEST, text, "none")
 
 
-def index(
+def committed_files(
     root: Place, manifest: Manifest, complete: bool, damages: list[Damage], new: set[str]
-) -> dict[Key, Entry]:
-    """Return the committed files, of shards.parquet or else, and of new arrays, of the journal."""
-    torn = damaged_files(root)
-    for path in torn:
+) -> Entries:
+    """Return the committed files, by shards.parquet or, if that is damaged, by the journal.
+
+    Args:
+        root: place of the store.
+        manifest: its facts, with the layers that are being added.
+        complete: whether manifest.json is there.
+        damages: damage to table and journal is appended here.
+        new: names of the arrays that are being added, which only the journal lists.
+    """
+    journal = Journal(root)
+    journalled = journal.entries
+    for path in journal.damaged:
         damages.append(Damage(name_of(root, path), "has a line that cannot be read", "rewrite"))
-    told = tell(root).entries
     if complete:
         try:
-            table = {(entry.shard, entry.array): entry for entry in read_table(root)}
-            if not torn and not _covers(told, table, manifest):
-                text = f"does not tell of every file of {TABLE}"
+            table = read_table(root)
+            if not journal.damaged and not _covers(journalled, table, manifest):
+                text = f"does not list every file of {TABLE}"
                 damages.append(Damage(JOURNAL, text, "rewrite"))
-            table = {key: entry for key, entry in table.items() if key[1] not in new}
-            return table | {key: entry for key, entry in told.items() if key[1] in new}
+            found = table.only(lambda array: array not in new)
+            found.put(journalled.only(new.__contains__).in_order())
+            return found
         except UnreachableError:
             raise
         except StoreError:
             problem = "cannot be read" if (root / TABLE).exists() else "is missing"
             damages.append(Damage(TABLE, problem, "rewrite"))
-    return told
+    return journalled
 
 
-def _covers(told: dict[Key, Entry], table: dict[Key, Entry], manifest: Manifest) -> bool:
-    """Tell whether the journal knows the files of the table, those of layers that are gone aside.
+def _covers(journalled: Entries, table: Entries, manifest: Manifest) -> bool:
+    """Return whether the journal lists the files of the table, except those of removed layers.
 
-    A harvest that has to write a shard again goes by the journal.
+    A harvest that has to write a shard again uses the journal.
     """
     arrays = all_arrays(manifest)
+    rows = table.only(arrays.__contains__).in_order()
     return all(
-        key in told and told[key].crc32c == entry.crc32c
-        for key, entry in table.items()
-        if entry.array in arrays
+        (known := journalled.get((row.shard, row.array))) is not None and known.crc32c == row.crc32c
+        for row in rows
     )
 
 
 def name_of(root: Any, path: Any) -> str:
-    """Return the name of a file in its store."""
+    """Return the path of a file relative to its store."""
     name: str = path.relative_to(root).as_posix()
     return name

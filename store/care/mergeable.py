@@ -1,4 +1,4 @@
-"""Whether stores can be one: of the same model, layers, weights and encoding."""
+"""The precondition of a merge: stores of the same model, layers, weights and encoding."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ SAME_MODEL = ("id", "revision", "dtype")
 SAME_CORPUS = ("packing", "bos")
 
 
-def require_same(a: ActivationStore, b: ActivationStore) -> None:
-    """Raise StoreError, naming the field, unless two stores can be one."""
+def require_mergeable(a: ActivationStore, b: ActivationStore) -> None:
+    """Raise StoreError, naming the field that differs, unless two stores can be merged."""
     first, second = a.manifest, b.manifest
     facts = [(name, getattr(first, name), getattr(second, name)) for name in SAME]
     facts.append(("layers", a.layers, b.layers))
@@ -30,10 +30,10 @@ def require_same(a: ActivationStore, b: ActivationStore) -> None:
             )
     for layer in a.layers:
         if first.layers[layer].get("geometry") != second.layers[layer].get("geometry"):
-            raise _unlike(a, b, f"the geometry of layer {layer}")
+            raise _refusal(a, b, f"the geometry of layer {layer}")
         one, other = a.weights(layer), b.weights(layer)
         if one.keys() != other.keys() or not all(torch.equal(one[n], other[n]) for n in one):
-            raise _unlike(a, b, f"a weight of layer {layer}")
+            raise _refusal(a, b, f"a weight of layer {layer}")
     ours, theirs = channels_of(a), channels_of(b)
     for site in ours:
         if not torch.equal(ours[site], theirs[site]):
@@ -45,7 +45,7 @@ def require_same(a: ActivationStore, b: ActivationStore) -> None:
 
 
 def channels_of(store: ActivationStore) -> dict[str, Tensor]:
-    """Return int8's scales of the channels by array; nothing for other dtypes."""
+    """Return the scales of int8's channels by array, [d_model]; empty for other dtypes."""
     names = [site for layer in store.layers for site in sites(store.manifest, layer)]
     return {name: c for name in names if (c := store.channel(name)) is not None}
 
@@ -55,5 +55,5 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else text[:56] + " ..."
 
 
-def _unlike(a: ActivationStore, b: ActivationStore, what: str) -> StoreError:
+def _refusal(a: ActivationStore, b: ActivationStore, what: str) -> StoreError:
     return StoreError(f"{a.root} and {b.root} cannot be merged: {what} differs; same model?")

@@ -10,8 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..store.layers import spell_layers
-from .evaluate import _short
-from .words import fact_table
+from .words import fact_table, short
 
 
 def ablate_tables(result: dict[str, Any]) -> RenderableType:
@@ -48,7 +47,7 @@ def _prompt_table(result: dict[str, Any]) -> Table:
         acts = ", ".join(f"{head}: {act:.3g}" for head, act in token["acts"].items())
         before, after = token["loss_before"], token["loss_after"]
         change = "-" if before is None or math.isinf(before) else f"{after - before:+.4f}"
-        cells = (_spelled(token), acts, _short(before), change, f"{token['kl']:.4f}")
+        cells = (_spelled(token), acts, short(before), change, f"{token['kl']:.4f}")
         table.add_row(str(token["position"]), *cells, style="bold" if acts else None)
     return table
 

@@ -1,0 +1,31 @@
+"""Scores of heads and what heads can be sorted by; imports nothing heavy."""
+
+STORE_SCORES = (
+    "previous_token",
+    "same_token",
+    "duplicate_token",
+    "induction",
+    "first_token",
+    "local",
+    "long_range",
+)
+"""Columns of heads.parquet: what share of its reading is of a type, in the stored text."""
+PROBE_SCORES = tuple(f"probe_{name}" for name in STORE_SCORES)
+"""The same on random tokens that are repeated once, where no match is by chance."""
+SORTABLE = (
+    "head",
+    "qk_head",
+    "n_fired",
+    "frequency",
+    "mean_act",
+    "max_act",
+    "norm_o",
+    "norm_v",
+    "distance",
+    "entropy",
+    *STORE_SCORES,
+    "probe_fired",
+    *PROBE_SCORES,
+    "successor",
+)
+"""Columns of heads.parquet that are numbers."""
