@@ -12,6 +12,7 @@ that is torn, or is none of these, is skipped.
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,18 +33,8 @@ def read_explanations(path: Path) -> dict[int, dict[str, Any]]:
     Raises:
         AnalyzeError: the file is there and cannot be read.
     """
-    try:
-        lines = path.read_text("utf-8", "replace").split("\n")
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise AnalyzeError(f"{path} cannot be read ({error.strerror}); repair or move it") from None
     found: dict[int, dict[str, Any]] = {}
-    for line in lines:
-        entry = _parsed(line)
-        head = entry.get("head")
-        if not isinstance(head, int):
-            continue
+    for head, entry in _entries(path):
         if isinstance(entry.get("text"), str):
             found[head] = {
                 "text": entry["text"],
@@ -55,6 +46,30 @@ def read_explanations(path: Path) -> dict[int, dict[str, Any]]:
         elif head in found and isinstance(entry.get("n_scored"), int):
             found[head] |= {name: entry.get(name) for name in ("score", "n_scored", "scorer")}
     return found
+
+
+def read_failed(path: Path) -> set[int]:
+    """Return the heads whose last line is an error.
+
+    Raises:
+        AnalyzeError: the file is there and cannot be read.
+    """
+    last = dict(_entries(path))
+    return {head for head, entry in last.items() if "error" in entry}
+
+
+def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the heads and the lines of a file, if it is there."""
+    try:
+        lines = path.read_text("utf-8", "replace").split("\n")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise AnalyzeError(f"{path} cannot be read ({error.strerror}); repair or move it") from None
+    for line in lines:
+        entry = _parsed(line)
+        if isinstance(head := entry.get("head"), int):
+            yield head, entry
 
 
 def _parsed(line: str) -> dict[str, Any]:

@@ -145,20 +145,18 @@ def in_words(analysis: Analysis, example: dict[str, Any], n_sources: int = 2) ->
         example: row of examples.parquet.
         n_sources: number of sources to mark, those with the largest contributions.
     """
-    ids = analysis.tokens(example["seq"])
     at = example["position"]
     sources = set(example["sources"][:n_sources])
-    shown = sorted(
-        {i for s in {at, *sources} for i in range(s - WINDOW, s + 3) if 0 <= i < len(ids)}
-    )
-    text = analysis.text(ids)
-    line, last = "", shown[0] - 1
-    for i in shown:
-        token = printable(text[i])
-        token = f"[{token}]" if i in sources else token
-        token = f"<{token}>" if i == at else token
-        line += (" … " if i > last + 1 else "") + token
-        last = i
+    shown = {i for s in {at, *sources} for i in range(s - WINDOW, s + 3)}
+    line, last = "", None
+    for places, text in analysis.passage(example["seq"]):
+        if shown.isdisjoint(places):
+            continue
+        token = printable(text)
+        token = token if sources.isdisjoint(places) else f"[{token}]"
+        token = f"<{token}>" if at in places else token
+        line += (" … " if last not in (None, places.start) else "") + token
+        last = places.stop
     return line
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import AnalyzeError
+from ..language.spelling import is_piece, whole_characters
 from ..whole import whole, write_json
 from .config import ANALYSIS_FOLDER
 from .explanations import EXPLANATIONS, read_explanations
@@ -104,6 +105,27 @@ class Analysis:
         """Return the text of each token; "<123>" where no tokenizer was at hand."""
         return [self._texts.get(int(i)) or f"<{int(i)}>" for i in ids]
 
+    def passage(self, seq: int) -> list[tuple[range, str]]:
+        """Return the text of a sequence by places of tokens.
+
+        A text is of one token, or of those that are pieces of the same characters.
+        """
+        return whole_characters(self.text(self.tokens(seq)))
+
+    def joined(self, seq: int, part: range) -> list[tuple[range, str]]:
+        """Return what of a part of a sequence, as of `passage`, is of several tokens."""
+        ids = self.tokens(seq)
+        if self._pieces.isdisjoint(ids[part.start : part.stop].tolist()):
+            return []
+        first, end = part.start, part.stop
+        while first > 0 and int(ids[first - 1]) in self._pieces:
+            first -= 1
+        while end < len(ids) and int(ids[end]) in self._pieces:
+            end += 1
+        found = whole_characters(self.text(ids[first:end]))
+        moved = [(range(first + at.start, first + at.stop), text) for at, text in found]
+        return [(at, text) for at, text in moved if len(at) > 1 and set(at) & set(part)]
+
     @property
     def has_text(self) -> bool:
         """Whether a tokenizer was at hand."""
@@ -129,6 +151,11 @@ class Analysis:
     def _texts(self) -> dict[int, str | None]:
         table = self._read("tokens")
         return dict(zip(table["token"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+    @cached_property
+    def _pieces(self) -> set[int]:
+        """Tokens that are parts of characters."""
+        return {token for token, text in self._texts.items() if text is not None and is_piece(text)}
 
     def _read(self, name: str, filters: Any = None) -> pa.Table:
         path = self.root / f"{name}.parquet"

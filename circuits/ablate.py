@@ -20,7 +20,7 @@ from ..evaluate.in_model import logits_of, token_figures
 from ..evaluate.opened import device_for, layer_of
 from ..language.blocks import attention_sites
 from ..language.capture import Capture
-from ..language.spelling import numbers, token_text
+from ..language.spelling import numbers, token_text, whole_characters
 from ..language.subject import Subject
 from ..language.tokenizer import starts_with_bos
 from .config import AblateConfig
@@ -39,7 +39,7 @@ class PromptToken:
     position: int
     id: int
     text: str | None
-    """Text of the token; None without a tokenizer."""
+    """Text of the token; None without a tokenizer. The first piece of a character has it whole."""
     acts: dict[int, float]
     """Activations of the chosen heads that fire here, before the change."""
     loss_before: float | None
@@ -279,11 +279,12 @@ def _prompt_tokens(
     first = token_figures(before, before, targets)
     then = token_figures(after, before, targets)
     last = len(ids) - 1
+    texts = _texts(ids, spell)
     return [
         PromptToken(
             position=t,
             id=i,
-            text=spell(i),
+            text=texts[t],
             acts={head: a for head, a in zip(heads, z[t].tolist(), strict=True) if a != 0},
             loss_before=float(first.loss[0, t]) if t < last else None,
             loss_after=float(then.loss[0, t]) if t < last else None,
@@ -291,6 +292,15 @@ def _prompt_tokens(
         )
         for t, i in enumerate(ids)
     ]
+
+
+def _texts(ids: list[int], spell: Callable[[int], str | None]) -> list[str | None]:
+    """Return the texts of a prompt's tokens; characters in pieces are whole at the first piece."""
+    texts = [spell(i) for i in ids]
+    for places, text in whole_characters([text or "" for text in texts]):
+        if len(places) > 1:
+            texts[places.start] = text
+    return texts
 
 
 def _next_tokens(

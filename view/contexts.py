@@ -80,6 +80,16 @@ def _context(analysis: Analysis, row: dict[str, Any]) -> dict[str, Any]:
         "token": row["token"],
         "document": row["document"],
         "parts": [[part.start, tokens[part.start : part.stop].tolist()] for part in shown],
+        "joined": _joined(analysis, row["seq"], shown),
         "sources": row["sources"],
         "source_acts": rounded(row["source_acts"]),
     }
+
+
+def _joined(analysis: Analysis, seq: int, shown: list[range]) -> list[list[Any]]:
+    """Return the characters shown that lie in several tokens: the first, how many, the text."""
+    return [
+        [places.start, len(places), text]
+        for part in shown
+        for places, text in analysis.joined(seq, part)
+    ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from .chat import Chat, ReplyError, StoppedError
-from .endpoint import one_line
+from .endpoint import EndpointError, one_line
 from .prompts import REMINDER, Prompts, read_explanation, read_fires
 
 T = TypeVar("T")
@@ -24,10 +24,14 @@ def answers(chat: Chat, prompts: Prompts, head: int, text: str | None) -> Iterat
 
     Yields:
         A line of explanations.jsonl for every answer; the last has no "text".
+
+    Raises:
+        EndpointError: the server does not answer; the last line says so.
+        StoppedError: stop was asked for.
     """
     try:
         if text is None:
-            text = _ask(chat, prompts.explain(head), read_explanation)
+            text = chat.cut(_ask(chat, prompts.explain(head), read_explanation))
             yield {"head": head, "text": text, "model": chat.model}
         trial = prompts.trial(head)
         if trial is None:
@@ -39,6 +43,9 @@ def answers(chat: Chat, prompts: Prompts, head: int, text: str | None) -> Iterat
         yield {"head": head, "score": score, "n_scored": n, "scorer": chat.model}
     except ReplyError as error:
         yield {"head": head, "error": str(error)}
+    except EndpointError as error:
+        yield {"head": head, "error": str(error)}  # the next call begins with other heads
+        raise
 
 
 def _ask(chat: Chat, prompt: str, read: Callable[[str], T]) -> T:
@@ -53,9 +60,11 @@ def _ask(chat: Chat, prompt: str, read: Callable[[str], T]) -> T:
             return read(reply.text)
         except ValueError as error:
             reason = f"the reply has {error} ({one_line(reply.text, 60) or 'it is empty'})"
-            if reply.cut:
+            if reply.ended == "length":
                 reason += ", and was cut; give more --max-tokens"
-    raise ReplyError(reason)
+            elif reply.ended is not None:
+                reason += f", and ended by {reply.ended}"
+    raise ReplyError(chat.cut(reason))
 
 
 def in_threads(

@@ -31,7 +31,7 @@ class ExplainConfig:
     requests_per_minute: float | None = None
     """Requests in a minute at most. None takes no limit."""
     timeout: float = 120.0
-    """Seconds that a request may wait for the next byte of an answer."""
+    """Seconds after which a request without a whole reply is given up."""
     max_tokens: int = 1000
     """Tokens of a reply at most; models that think aloud need more."""
     seed: int = 0

@@ -2,12 +2,16 @@
 
 import ipaddress
 import os
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from ...errors import AnalyzeError
 
 KEYS = ("LORSA_API_KEY", "OPENAI_API_KEY")
 """Environment variables that may hold the key; the first that is set counts, even if empty."""
+
+
+SECRET_WORDS = ("key", "token", "secret", "sig", "code", "pass", "auth")
+"""Words in the name of a query's field whose value is a secret."""
 
 
 class EndpointError(AnalyzeError):
@@ -50,6 +54,20 @@ def request_url(endpoint: str) -> str:
     return url._replace(path=_base(url) + "/chat/completions", fragment="").geturl()
 
 
+def url_secrets(endpoint: str) -> list[str]:
+    """Return what may be a secret in the query of an endpoint, as in ?api-key=..."""
+    pairs = parse_qsl(endpoint_url(endpoint).query)
+    return [
+        value
+        for name, value in pairs
+        if any(word in name.lower() for word in SECRET_WORDS) and _may_be_key(value)
+    ]
+
+
+def _may_be_key(text: str) -> bool:
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
+
+
 def is_loopback(endpoint: str) -> bool:
     """Return whether an endpoint is on this machine."""
     host = endpoint_url(endpoint).hostname or ""
@@ -69,7 +87,7 @@ def find_key() -> tuple[str | None, str | None]:
     key = os.environ[name].strip() if name else ""
     if not key:
         return None, None
-    if not key.isascii() or not key.isprintable() or " " in key:
+    if not _may_be_key(key):
         raise EndpointError(f"{name} holds characters that no key has; set it again")
     return key, name
 

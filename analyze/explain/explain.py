@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ...errors import AnalyzeError
 from ...language.spelling import numbers
 from ...stop import stop_when_whole
-from ..explanations import EXPLANATIONS, Record
+from ..explanations import EXPLANATIONS, Record, read_failed
 from ..result import Analysis
 from .asking import answers, in_threads
 from .chat import KEPT, Chat, n_tokens
@@ -25,7 +25,7 @@ from .endpoint import EndpointError, endpoint_name, find_key, is_loopback
 from .prompts import Prompts
 
 MOST_FAILURES = 10
-"""Heads in a row that may fail before explaining stops."""
+"""Heads in a row that may fail before explaining stops; those that failed before do not count."""
 N_QUOTED = 100
 """Heads whose prompts are counted for a quote; more are assumed to be like them."""
 N_NAMED = 10
@@ -127,7 +127,9 @@ class _Work:
         self.prompts = Prompts(analysis, seed=config.seed)
         self.path = analysis.root / EXPLANATIONS
         self.explained = analysis.explanations()
-        self.todo = [head for head in self.heads if not self.is_done(head)]
+        self.failed_before = read_failed(self.path)
+        todo = [head for head in self.heads if not self.is_done(head)]
+        self.todo = sorted(todo, key=lambda head: head in self.failed_before)
 
     def is_done(self, head: int) -> bool:
         return head in self.explained and self.explained[head]["n_scored"] is not None
@@ -207,12 +209,15 @@ def _ask_all(
             texts[head] = line["text"]
             continue
         n_done += 1
-        in_a_row = 0 if "n_scored" in line else in_a_row + 1
+        if "n_scored" in line:
+            in_a_row = 0
+        elif head not in work.failed_before:
+            in_a_row += 1
         words = texts.get(head, "")
         if "error" in line:
             words = failed[head] = line["error"]
         report(HeadDone(head, words, line.get("score"), n_done, len(work.todo)))
-        if in_a_row == MOST_FAILURES:
+        if in_a_row == MOST_FAILURES and "error" in line:
             raise EndpointError(
                 f"{chat.name}: {in_a_row} heads in a row failed, the last: {words}; {KEPT}"
             )

@@ -161,19 +161,20 @@ class Prompts:
         return self._passage(example["seq"], set(range(at - TOKENS_TRIED, at + 1)), at, {})
 
     def _passage(self, seq: int, shown: set[int], at: int, shares: dict[int, float]) -> str:
-        ids = self._analysis.tokens(seq)
-        places = sorted(place for place in shown if 0 <= place < len(ids))
-        texts = self._analysis.text(ids[places])
+        """Return the tokens shown, those that share a character as one; shares add up."""
         parts: list[str] = []
-        before = -1
-        for place, text in zip(places, texts, strict=True):
-            if place != before + 1:
+        before = 0
+        for places, text in self._analysis.passage(seq):
+            if shown.isdisjoint(places):
+                continue
+            if places.start != before:
                 parts.append(" … " if parts else "… ")
             text = text.replace("\r", "").replace("\n", "↵")
-            if place in shares:
-                text = f"[[{text}|{shares[place]:.0%}]]"
-            parts.append(f"<<{text}>>" if place == at else text)
-            before = place
+            read = [shares[place] for place in places if place in shares]
+            if read:
+                text = f"[[{text}|{sum(read):.0%}]]"
+            parts.append(f"<<{text}>>" if at in places else text)
+            before = places.stop
         return "".join(parts)
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -71,6 +72,15 @@ def test_evidence_holds_no_controls_of_terminals(tmp_path: Path) -> None:
     assert all(line.isprintable() for line in lines)
     assert "<1B>" in "".join(lines)
     assert "<0D>↵" in "".join(lines)
+
+
+def test_evidence_has_whole_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Characters in pieces were shown as bytes."""
+    words = [" a", "<0xC3>", "<0xA9>", " b"]
+    analysis = Analysis.open(make_analysis(tmp_path / "analysis", words=words))
+    monkeypatch.setattr(analysis, "tokens", lambda seq: np.array([0, 1, 2, 1, 2, 3, 0]))
+    example = {"seq": 0, "position": 4, "sources": [1]}
+    assert in_words(analysis, example) == " a[é]<é> b a"
 
 
 def test_without_a_run_the_models_own_heads_are_scored(store_folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lorsa import cli
-from lorsa.circuits.ablate import ablate
+from lorsa.circuits.ablate import _texts, ablate
 from lorsa.circuits.config import AblateConfig
 from lorsa.circuits.intervene import intervene
 from lorsa.dictionaries.lorsa.config import LorsaConfig
@@ -80,6 +80,13 @@ def test_what_is_found_is_what_the_model_says(
     assert first.before == pytest.approx(float(p[-1, first.id].exp()), rel=1e-4)
     assert first.after == pytest.approx(float(q[-1, first.id].exp()), rel=1e-4)
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_characters_in_pieces_are_whole_at_the_first() -> None:
+    """A prompt in another script was shown as bytes; of pieces alone, the bytes stay."""
+    spelled = {0: " a", 1: "<0xC3>", 2: "<0xA9>", 3: None}
+    texts = _texts([0, 1, 2, 3, 2, 1], spelled.__getitem__)
+    assert texts == [" a", "é", "<0xA9>", None, "<0xA9>", "<0xC3>"]
 
 
 def test_heads_that_fire_and_those_that_do_not(config: Make, run: Path) -> None:

@@ -1,5 +1,6 @@
 """The page in Chromium, from the disk: what is clicked, typed, pointed at and shown."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,16 @@ def _a_point(page: Page) -> tuple[float, float]:
         return [point.x, point.y]; }"""
     )
     return found[0], found[1]
+
+
+def test_characters_in_pieces_are_whole(page: Page, tmp_path: Path) -> None:
+    """They were shown as bytes; now whole at the first piece, and the others are marks."""
+    make_analysis(tmp_path / "analysis", words=["<0xE4>", "<0xBB><0x8A>", " a"])
+    build_page(tmp_path)
+    _go(page, tmp_path, "#/head/3")
+    page.wait_for_selector(".context .tok")
+    texts = page.locator(".context .tok").all_inner_texts()
+    assert ("今", "⁺") in itertools.pairwise(texts)
 
 
 def test_scatter_draws_every_head_once(page: Page, run: Path) -> None:

@@ -1,5 +1,6 @@
 import base64
 import gzip
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,21 @@ def test_explanations_are_with_their_heads(run: Path) -> None:
     heads = _read(run / "page", "heads-1")
     assert heads[2]["explained"]["text"] == text
     assert heads[3]["explained"] is None
+
+
+def test_characters_in_pieces_are_told(tmp_path: Path) -> None:
+    """A page had only the texts of single tokens, so characters in pieces were bytes on it."""
+    words = ["<0xC3>", "<0xA9>", " a"]
+    make_analysis(tmp_path / "analysis", words=words)
+    build_page(tmp_path)
+    for head in _read(tmp_path / "page", "heads-0"):
+        for context in head["top"] + head["sample"]:
+            told = {first for first, n, text in context["joined"] if (n, text) == (2, "é")}
+            assert len(told) == len(context["joined"])
+            for start, ids in context["parts"]:
+                pairs = itertools.pairwise(ids)
+                there = {start + i for i, pair in enumerate(pairs) if pair == (0, 1)}
+                assert there <= told
 
 
 def test_no_path_of_this_machine_is_on_a_page(run: Path) -> None:

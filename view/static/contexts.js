@@ -3,6 +3,7 @@
 "use strict";
 
 const MAX_ARCS = 10;
+const GOES_ON = "\u207a"; // a superscript plus
 const MIN_SHARE = 0.05; // of the largest contribution: smaller ones have no arc until pointed at
 
 /** Make a list of contexts; `top` is the head's largest activation. */
@@ -39,13 +40,15 @@ function makeText(context, top) {
   const contribution = new Map(sources.map((source, i) => [source, given[i]]));
   const largest = Math.max(...given.map(Math.abs), 1e-9);
   const text = el("div", { class: "text" });
+  const spelled = spellJoined(context);
   let end = 0;
   for (const [start, ids] of context.parts) {
     const gap = start - end;
     if (gap > 0) text.append(el("span", { class: "gap" }, `… ${whole(gap)} ${gap === 1 ? "token" : "tokens"} …`));
     ids.forEach((token, i) => {
-      if (i > 0 && startsWithSpace(token)) text.append(" "); // unshaded, so that shades hug the words
-      text.append(makeToken({ token, at: start + i, position, act, top, given: contribution.get(start + i), largest }));
+      const words = spelled.get(start + i) ?? textOf(token);
+      if (i > 0 && startsWithSpace(words)) text.append(" "); // unshaded, so that shades hug the words
+      text.append(makeToken({ token, words, at: start + i, position, act, top, given: contribution.get(start + i), largest }));
     });
     end = start + ids.length;
   }
@@ -55,13 +58,23 @@ function makeText(context, top) {
   return text;
 }
 
-function startsWithSpace(token) {
-  return /^ \S/.test(textOf(token));
+/** Return how tokens are shown that share characters: all of them at the first, then marks. */
+function spellJoined({ joined = [], parts }) {
+  const spelled = new Map();
+  for (const [first, n, words] of joined) {
+    for (let i = 0; i < n; i++) spelled.set(first + i, i === 0 ? words : GOES_ON);
+    for (const [start] of parts) if (start > first && start < first + n) spelled.set(start, words); // cut there
+  }
+  return spelled;
 }
 
-function makeToken({ token, at, position, act, top, given, largest }) {
+function startsWithSpace(words) {
+  return /^ \S/.test(words);
+}
+
+function makeToken({ token, words, at, position, act, top, given, largest }) {
   const fired = at === position;
-  const node = el("span", { class: "tok", "data-at": at, "data-token": token }, visible(textOf(token).replace(/^ (?=\S)/, ""), { spaces: false }));
+  const node = el("span", { class: "tok", "data-at": at, "data-token": token }, visible(words.replace(/^ (?=\S)/, ""), { spaces: false }));
   if (given !== undefined) {
     node.classList.add("source", given < 0 ? "neg" : "pos");
     node.style.setProperty("--w", `${(8 + 44 * Math.sqrt(Math.abs(given) / largest)).toFixed(0)}%`);

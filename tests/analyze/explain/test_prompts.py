@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lorsa.analyze.explain.prompts import Prompts, Trial, read_explanation, read_fires
 from lorsa.analyze.result import Analysis
@@ -49,6 +50,25 @@ def test_trials_hold_out_what_was_shown_and_end_at_the_token(analysis: Analysis)
     assert firing <= {prompts._tried(example) for example in held_out}
     assert not firing & {prompts._tried(example) for example in shown}
     assert "{" not in trial.prompt("odd {text}").split("odd {text}")[0]
+
+
+PIECES = [" river", "<0xE4><0xBB>", "<0x8A>", "<0xE5>", "<0xA4><0xA9>", " lamp"]
+
+
+def test_characters_in_pieces_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judges were shown bytes; a mark on any piece is on the character, and shares add up."""
+    analysis = Analysis.open(make_analysis(tmp_path / "analysis", words=PIECES))
+    tokens = np.array([0, 1, 2, 3, 4, 5, 1, 5])
+    monkeypatch.setattr(analysis, "tokens", lambda seq: tokens)
+    prompts = Prompts(analysis, seed=0)
+    everything = set(range(8))
+    for at in (3, 4):
+        shown = prompts._passage(0, everything, at, {1: 0.5, 2: 0.25, 4: 0.125})
+        assert shown == " river[[今|75%]]<<[[天|12%]]>> lamp<0xE4><0xBB> lamp"  # the last is torn
+    assert prompts._passage(0, {2, 3}, 2, {}) == "… <<今>>天"
+    assert prompts._passage(0, {0, 4}, 0, {}) == "<< river>> … 天"
+    assert analysis.joined(0, range(4, 6)) == [(range(3, 5), "天")]
+    assert analysis.joined(0, range(5, 8)) == []
 
 
 def test_nothing_held_out_means_no_trial(tmp_path: Path) -> None:
