@@ -21,7 +21,7 @@ class PushConfig:
     revision: str | None = None
     """Branch, made from the main one if need be; None is the main branch."""
     message: str | None = None
-    """Of the commit; None names the layers."""
+    """Message of the commit; None names the layers."""
     license: str | None = None
     """Identifier as the Hub has it, such as mit; None is that of the card that is there, if any."""
 
