@@ -1,7 +1,8 @@
 """Checkpoints: a dictionary on disk, saved in our format and loaded from any.
 
     config.json        {"format": "lorsa", "schema_version": 1, "config": {...LorsaConfig}}
-    lorsa.safetensors  the parameters by name, and the threshold if there is one
+    lorsa.safetensors  the parameters by name, and the threshold if there is one; in its header the
+                       checksums that bind the two files (checkpoint_sums.py)
 
 The weights are for raw activations. Folders of other tools are loaded as well; config.json tells
 whose they are.
@@ -23,6 +24,7 @@ from .checkpoint_files import (
     shown,
     write_folder,
 )
+from .checkpoint_sums import check_sums, has_sums, sums_of
 from .formats import llamascopium, openmoss
 from .lorsa.config import LorsaConfig, tensor_shapes
 
@@ -47,7 +49,8 @@ def save(saved: Saved, folder: str | Path) -> None:
         "schema_version": CHECKPOINT_VERSION,
         "config": saved.config.to_dict(),
     }
-    write_folder(Path(folder), WEIGHTS, saved.tensors, content, {"format": "pt"})
+    metadata = sums_of(content, saved.tensors)
+    write_folder(Path(folder), WEIGHTS, saved.tensors, content, metadata)
 
 
 def load(folder: str | Path) -> Saved:
@@ -64,6 +67,20 @@ def load(folder: str | Path) -> Saved:
     if kind == "llamascopium":
         return llamascopium.read(folder, content)
     return openmoss.read(folder, content)
+
+
+def is_bound(folder: Path) -> bool:
+    """Return whether checksums bind the weights and config.json of a folder in our format.
+
+    Raises:
+        CheckpointError: the weights cannot be read.
+    """
+    path = folder / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            return has_sums(file.metadata())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from None
 
 
 def weights_path(folder: Path) -> Path:
@@ -120,6 +137,7 @@ def _load_ours(folder: Path, content: dict[str, Any]) -> Saved:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             check_shapes(path, found, expected)
             tensors = {name: file.get_tensor(name) for name in expected}
+            metadata = file.metadata()
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; the folder has {listing(folder)}") from None
     except OSError as error:
@@ -127,6 +145,7 @@ def _load_ours(folder: Path, content: dict[str, Any]) -> Saved:
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy or train it again") from None
     require_floats(path, tensors)
+    check_sums(path, folder / CONFIG, metadata, content, tensors)
     return Saved("lorsa", config, tensors)
 
 

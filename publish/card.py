@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from huggingface_hub import ModelCardData
+
 from ..hub import HUB_ID
+from .markdown import block, code, one_line, python_text, shown
 
 TAGS = ("lorsa", "low-rank-sparse-attention", "sparse-attention", "interpretability")
 PAPER = "https://arxiv.org/abs/2504.20938"
@@ -45,7 +48,7 @@ def card(
     """
     parts = [
         _front_matter(layers, license_id),
-        f"# {repo.rpartition('/')[2]}",
+        f"# {shown(repo.rpartition('/')[2])}",
         _introduction(layers),
         _table(layers),
         "## Loading one",
@@ -56,26 +59,27 @@ def card(
         *_training(layers),
         "## Citation",
         f"Low-Rank Sparse Attention is due to He et al. 2025 ([arXiv:2504.20938]({PAPER})):",
-        f"```bibtex\n{CITATION}\n```",
+        block("bibtex", CITATION),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _front_matter(layers: list[dict[str, Any]], license_id: str | None) -> str:
-    lines = ["library_name: lorsa"]
     model = _model(layers)
-    if model is not None and HUB_ID.fullmatch(model):
-        lines.append(f"base_model: {model}")
     names = {facts["corpus"]["data"] for facts in layers if _is_hub_data(facts["corpus"])}
-    if datasets := sorted({part for name in names for part in name.split(" + ")}):
-        lines += ["datasets:", *(f"- {name}" for name in datasets if HUB_ID.fullmatch(name))]
-    if license_id is not None:
-        lines.append(f"license: {license_id}")
-    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in TAGS), "---"])
+    datasets = sorted({part for name in names for part in name.split(" + ")})
+    data = ModelCardData(
+        library_name="lorsa",
+        base_model=model if model is not None and HUB_ID.fullmatch(model) else None,
+        datasets=[name for name in datasets if HUB_ID.fullmatch(name)] or None,
+        license=None if license_id is None else one_line(license_id),
+        tags=list(TAGS),
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _is_hub_data(corpus: dict[str, Any] | None) -> bool:
-    return corpus is not None and corpus["data_revision"] is not None
+    return corpus is not None and corpus.get("data_revision") is not None
 
 
 def _model(layers: list[dict[str, Any]]) -> str | None:
@@ -85,11 +89,11 @@ def _model(layers: list[dict[str, Any]]) -> str | None:
 
 def _introduction(layers: list[dict[str, Any]]) -> str:
     model = _model(layers)
-    of = "a language model" if model is None else f"`{model}`"
+    of = "a language model" if model is None else code(model)
     if model is not None and HUB_ID.fullmatch(model):
         of = f"[{model}](https://huggingface.co/{model})"
     revisions = sorted({r for facts in layers if (r := facts["model"]["revision"]) is not None})
-    at = f" (commit {', '.join(f'`{r[:12]}`' for r in revisions)})" if revisions else ""
+    at = f" (commit {', '.join(code(r[:12]) for r in revisions)})" if revisions else ""
     return (
         f"Attention layers of {of}{at}, taken apart by "
         f"[Low-Rank Sparse Attention]({PAPER}) (*Lorsa*). A Lorsa stands in for one layer: it has "
@@ -100,7 +104,7 @@ def _introduction(layers: list[dict[str, Any]]) -> str:
 
 def _versions(layers: list[dict[str, Any]]) -> str:
     known = sorted({facts["versions"]["lorsa"] for facts in layers if facts["versions"]})
-    return f"`lorsa` {', '.join(known)}" if known else "`lorsa`"
+    return f"`lorsa` {', '.join(map(shown, known))}" if known else "`lorsa`"
 
 
 def _table(layers: list[dict[str, Any]]) -> str:
@@ -122,7 +126,7 @@ def _row(facts: dict[str, Any]) -> list[str]:
         _spelled(measured.get("dead_fraction"), "{:.1%}"),
         _spelled(losses.get("recovered_from_zero"), "{:.1%}"),
         _spelled(measured.get("train_tokens"), "{:,}"),
-        data.replace("|", "\\|") or NONE,
+        shown(data) or NONE,
     ]
 
 
@@ -132,26 +136,30 @@ def _spelled(value: float | None, form: str) -> str:
 
 def _loading(repo: str, layers: list[dict[str, Any]], revision: str | None) -> str:
     first = layers[0]
-    words = [f'"{repo}"', f'subfolder="layer-{first["layer"]}"']
-    words += [] if revision is None else [f'revision="{revision}"']
-    return (
-        "```python\nfrom lorsa import Lorsa\n\n"
+    words = [python_text(repo), f'subfolder="layer-{first["layer"]}"']
+    words += [] if revision is None else [f"revision={python_text(revision)}"]
+    lines = (
+        "from lorsa import Lorsa\n\n"
         f"lorsa = Lorsa.from_pretrained({', '.join(words)})\n"
         "acts, ids = lorsa.encode(x)  # which heads fire, and how much\n"
-        "y_hat = lorsa.decode(acts, ids)  # in place of y\n```\n\n"
-        f"`x` is the {first['x']}; `y`, which `y_hat` approximates, the {first['y']}. Both are "
-        f"`[batch, seq, {first['shape']['d_model']}]`, as the model computes them: nothing is to "
-        "be scaled."
+        "y_hat = lorsa.decode(acts, ids)  # in place of y"
+    )
+    return (
+        f"{block('python', lines)}\n\n"
+        f"`x` is the {shown(first['x'])}; `y`, which `y_hat` approximates, the "
+        f"{shown(first['y'])}. Both are `[batch, seq, {first['shape']['d_model']}]`, as the model "
+        "computes them: nothing is to be scaled."
     )
 
 
 def _training(layers: list[dict[str, Any]]) -> list[str]:
     """Return the section of training commands; nothing if no run is known."""
-    commands = [facts["command"] for facts in layers if facts["command"] is not None]
+    given = [facts["command"] for facts in layers if facts["command"] is not None]
+    commands = [text if text.isprintable() else one_line(text) for text in given]
     if not commands:
         return []
     note = (
         "`--store` is the folder of the model's activations, made by `lorsa harvest`; all settings "
         "and figures are in each `training.json`."
     )
-    return ["## Training", note, "```sh\n" + "\n".join(commands) + "\n```"]
+    return ["## Training", note, block("sh", "\n".join(commands))]

@@ -61,6 +61,31 @@ OPTIONS = (
     "precision",
 )
 """Settings that decide the weights and are options of `lorsa train`; others go into a file."""
+NUMBER = int | float | None
+KINDS: dict[str, Any] = {
+    "layer": int,
+    "model": dict,
+    "model.id": str | None,
+    "model.revision": str | None,
+    "x": str,
+    "y": str,
+    "shape": dict,
+    **{f"shape.{name}": int for name in ("d_model", "n_ov_heads", "n_qk_heads")},
+    "corpus": dict | None,
+    "corpus.data": str,
+    "corpus.data_config": str | None,
+    "corpus.data_revision": str | None,
+    "trained": dict | None,
+    **{f"trained.{name}": NUMBER for name in ("train_tokens", "fvu", "l0", "dead_fraction")},
+    "evaluated": dict | None,
+    **{f"evaluated.{name}": NUMBER for name in ("fvu", "l0", "dead_fraction")},
+    "evaluated.cross_entropy": dict | None,
+    "evaluated.cross_entropy.recovered_from_zero": NUMBER,
+    "command": str | None,
+    "versions": dict | None,
+    "versions.lorsa": str,
+}
+"""Kinds of the facts that a card shows; what is inside a null is not asked for."""
 
 
 def training_facts(folder: Path, config: LorsaConfig) -> dict[str, Any]:
@@ -72,11 +97,11 @@ def training_facts(folder: Path, config: LorsaConfig) -> dict[str, Any]:
         config: the Lorsa's.
 
     Raises:
-        PublishError: the run is not finished, or of another version.
+        PublishError: the run is not finished, of another version, or says what no run says.
     """
     run = read_run(folder)
     evaluated = kept_evaluation(folder)
-    return {
+    facts = {
         "format": FORMAT,
         "schema_version": FACTS_VERSION,
         "layer": config.layer,
@@ -91,6 +116,26 @@ def training_facts(folder: Path, config: LorsaConfig) -> dict[str, Any]:
         "weights_sha256": weights_sha256(folder),
         "versions": None if run is None else run["versions"],
     }
+    if (wrong := wrong_fact(facts)) is not None:
+        raise PublishError(f"{folder}: {wrong}, which lorsa does not write; restore its files")
+    return facts
+
+
+def wrong_fact(facts: Any) -> str | None:
+    """Return which of the facts that a card shows is of the wrong kind, in words; None if none."""
+    for path, kind in KINDS.items():
+        *sections, name = path.split(".")
+        inside = facts
+        for section in sections:
+            inside = None if inside is None else inside[section]
+        if inside is None:
+            continue
+        if not isinstance(inside, dict) or (name not in inside and kind != NUMBER):
+            return f"{path} is missing"
+        value = inside.get(name)
+        if isinstance(value, bool) or not isinstance(value, kind):
+            return f"{path} is {value!r:.80}"
+    return None
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
@@ -104,7 +149,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PublishError(f"{path} cannot be read ({error})") from None
     if not isinstance(content, dict) or content.get("schema_version") != RUN_VERSION:
         raise PublishError(

@@ -4,40 +4,28 @@
     layer-12/config.json        what the Lorsa computes
     layer-12/lorsa.safetensors  its weights
     layer-12/training.json      where it comes from and how good it is
+    layer-12/seal.json          sizes and checksums of these three
 
 No other file of a run is ever sent.
 """
 
-import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
-from ..dictionaries.attach import require_layer_input
-from ..dictionaries.checkpoint import WEIGHTS
-from ..dictionaries.checkpoint_files import CONFIG
-from ..dictionaries.fetch import local_folder
-from ..dictionaries.lorsa.module import Lorsa
 from ..errors import PublishError
-from ..whole import whole
+from ..whole import lock_folder, write_whole
 from .card import card
 from .config import PushConfig
-from .facts import public_model, read_run, training_facts
-from .repository import README, TRAINING, File, Present, Repository, read_present
-
-
-class Shared(NamedTuple):
-    """A Lorsa to share."""
-
-    run: Path
-    """Folder of the run"""
-    facts: dict[str, Any]
-    """Content of training.json"""
-    files: list[File]
-    """Files to send"""
+from .replace import replaced
+from .repository import README, File, Present, Repository, read_present
+from .share import Shared, share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +50,16 @@ class Pushed:
     """The model card."""
 
 
+class Contents(NamedTuple):
+    """The files of a push."""
+
+    files: list[File]
+    card: str
+    """The model card, which is one of them"""
+    layers: list[int]
+    """Layers that are there after it"""
+
+
 def push(
     config: PushConfig, *, dry_run: bool = False, report: Callable[[str], None] = lambda text: None
 ) -> Pushed:
@@ -77,58 +75,56 @@ def push(
         PublishError: a run is not finished, two are of one layer, they are of another language
             model than those that are there, or the Hub does not take them.
     """
-    shared = sorted(map(_share, config.runs), key=lambda each: int(each.facts["layer"]))
-    _require_one_of_each(shared)
-    if config.folder is not None:
-        files, text, layers = _contents(config, shared, read_present(config.folder))
-        if not dry_run:
-            _write(config.folder, files)
-        url, commit = None, None
-    else:
-        repository = Repository(config, report)
-        if not dry_run:
-            repository.prepare()
-        files, text, layers = _contents(config, shared, repository.present())
-        url = repository.url
-        commit = None if dry_run else repository.commit(files, _message(config, shared))
+    with TemporaryDirectory(prefix="lorsa-push-") as spare:
+        shared = [share(run, Path(spare, str(n))) for n, run in enumerate(config.runs)]
+        shared.sort(key=lambda each: int(each.facts["layer"]))
+        _require_one_of_each(shared)
+        if config.folder is not None:
+            return _to_folder(config, config.folder, shared, dry_run=dry_run)
+        return _to_hub(config, shared, dry_run=dry_run, report=report)
+
+
+def _to_folder(config: PushConfig, folder: Path, shared: list[Shared], *, dry_run: bool) -> Pushed:
+    if dry_run:
+        return _pushed(config, shared, _contents(config, shared, read_present(folder)))
+    with _locked(folder):
+        contents = _contents(config, shared, read_present(folder))
+        _write(folder, shared, contents.card)
+    return _pushed(config, shared, contents, sent=True)
+
+
+def _to_hub(
+    config: PushConfig, shared: list[Shared], *, dry_run: bool, report: Callable[[str], None]
+) -> Pushed:
+    repository = Repository(config, report)
+    if not dry_run:
+        repository.prepare()
+    contents = _contents(config, shared, repository.present())
+    commit = None
+    if not dry_run:
+        commit = repository.commit(contents.files, _message(config, shared))
+    return _pushed(config, shared, contents, sent=not dry_run, url=repository.url, commit=commit)
+
+
+def _pushed(
+    config: PushConfig,
+    shared: list[Shared],
+    contents: Contents,
+    *,
+    sent: bool = False,
+    url: str | None = None,
+    commit: str | None = None,
+) -> Pushed:
     return Pushed(
         repo=config.repo,
-        sent=not dry_run,
+        sent=sent,
         pushed=[each.facts["layer"] for each in shared],
-        layers=layers,
-        files={file.path: file.n_bytes for file in files},
+        layers=contents.layers,
+        files={file.path: file.n_bytes for file in contents.files},
         url=url,
         commit=commit,
-        card=text,
+        card=contents.card,
     )
-
-
-def _share(run: Path) -> Shared:
-    """Return the files and facts of a run, after reading all of it."""
-    read_run(run)  # an unfinished run has no Lorsa: the error says which of the two it is
-    folder = local_folder(run)
-    config = Lorsa.from_pretrained(folder).config  # fails here if it is damaged
-    if config.layer is None:
-        raise PublishError(f"{run} does not say which layer it replaces")
-    require_layer_input(config, run, PublishError)
-    if not (folder / WEIGHTS).is_file():
-        raise PublishError(
-            f"{run} is in another tool's format; type: lorsa convert {run} FOLDER, and push that"
-        )
-    facts = training_facts(folder, config)
-    content = json.loads((folder / CONFIG).read_text("utf-8"))
-    content["config"]["base_model"] = public_model(config)
-    where = f"layer-{config.layer}"
-    files = [
-        File(f"{where}/{CONFIG}", _json(content)),
-        File(f"{where}/{WEIGHTS}", folder / WEIGHTS),
-        File(f"{where}/{TRAINING}", _json(facts)),
-    ]
-    return Shared(folder, facts, files)
-
-
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def _require_one_of_each(shared: list[Shared]) -> None:
@@ -141,10 +137,8 @@ def _require_one_of_each(shared: list[Shared]) -> None:
             )
 
 
-def _contents(
-    config: PushConfig, shared: list[Shared], present: Present
-) -> tuple[list[File], str, list[int]]:
-    """Return the files of a push, its card, and the layers that are there with it."""
+def _contents(config: PushConfig, shared: list[Shared], present: Present) -> Contents:
+    """Return what a push sends, and what is there with it."""
     known = present.layers | {each.facts["layer"]: each.facts for each in shared}
     models = {facts["model"]["id"]: layer for layer, facts in known.items()}
     if len(models) > 1:
@@ -161,7 +155,7 @@ def _contents(
         license_id=config.license or present.license_id,
     )
     files = [file for each in shared for file in each.files]
-    return [*files, File(README, text.encode())], text, layers
+    return Contents([*files, File(README, text.encode())], text, layers)
 
 
 def _message(config: PushConfig, shared: list[Shared]) -> str:
@@ -169,13 +163,31 @@ def _message(config: PushConfig, shared: list[Shared]) -> str:
     return config.message or f"Lorsa of layer{'s' * (len(layers) > 1)} {', '.join(layers)}"
 
 
-def _write(folder: Path, files: list[File]) -> None:
-    """Write files into a folder, each whole or not at all."""
-    for file in files:
-        path = folder / file.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as partial:
-            if isinstance(file.content, Path):
-                shutil.copyfile(file.content, partial)
-            else:
-                partial.write_bytes(file.content)
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a folder, made if need be, from other pushes; its failures are a line."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = lock_folder(folder)
+        if handle is None:
+            raise PublishError(f"another process pushes to {folder}; run the same command again")
+        try:
+            yield
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise PublishError(f"{folder} cannot be written ({error})") from None
+
+
+def _write(folder: Path, shared: list[Shared], text: str) -> None:
+    """Put each layer in the place of the one that was there, as one, and the card after them."""
+    for each in shared:
+        with replaced(folder / each.folder) as partial:
+            for file in each.files:
+                path = partial / Path(file.path).name
+                path.unlink(missing_ok=True)  # which is a link to the file that is there
+                if isinstance(file.content, Path):
+                    shutil.copyfile(file.content, path)
+                else:
+                    path.write_bytes(file.content)
+    write_whole(folder / README, text)

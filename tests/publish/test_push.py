@@ -19,13 +19,14 @@ from lorsa.evaluate.config import EvalConfig
 from lorsa.evaluate.evaluate import evaluate_run
 from lorsa.publish.config import PushConfig
 from lorsa.publish.push import push
+from lorsa.seal import check_seal
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train_many
 from runs import settings
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-SENT = {"config.json", "lorsa.safetensors", "training.json"}
+SENT = {"config.json", "lorsa.safetensors", "training.json", "seal.json"}
 
 
 @pytest.fixture(scope="module")
@@ -205,8 +206,11 @@ def test_a_folder_gets_the_same_layout(
     files = _files(tmp_path / "shared")
     assert set(files) == {f"layer-{n}/{name}" for n in (1, 2) for name in SENT} | {"README.md"}
     assert Lorsa.from_pretrained("shared", subfolder="layer-2").config.layer == 2
-    weights = (runs / "layer-2/lorsa.safetensors").read_bytes()
-    assert files["layer-2/lorsa.safetensors"] == weights
+    ours, theirs = (
+        load_file(folder / "layer-2/lorsa.safetensors") for folder in (runs, Path("shared"))
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert check_seal(Path("shared/layer-2")) == []
     code = files["README.md"].decode().split("```python\n")[1].split("```")[0]
     d_model = Lorsa.from_pretrained("shared", subfolder="layer-1").config.d_model
     names: dict[str, Any] = {"x": torch.randn(1, 4, d_model)}
