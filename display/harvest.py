@@ -15,7 +15,7 @@ from .words import fact_table, spell_time
 if TYPE_CHECKING:
     from ..harvest.config import HarvestConfig
     from ..harvest.events import HarvestEvent
-    from ..harvest.plan import Estimate, Plan
+    from ..harvest.plan import Plan
     from ..language.selfcheck import SelfCheck
 
 
@@ -26,10 +26,7 @@ class HarvestDisplay(Bar):
         super().__init__("harvest")
         self._shows_plan = shows_plan
 
-    def __call__(
-        self,
-        event: "HarvestEvent",
-    ) -> None:
+    def __call__(self, event: "HarvestEvent") -> None:
         """Show an event."""
         from ..harvest.events import Progress
         from ..harvest.plan import Estimate, Plan
@@ -39,15 +36,20 @@ class HarvestDisplay(Bar):
             case str():
                 say(event)
             case Plan() if self._shows_plan:
-                self._plan(event)
+                table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
+                for name, value in _plan_rows(event).items():
+                    table.add_row(f"  {name}", escape(value))
+                err.print(table)
             case SelfCheck():
                 self._self_check(event)
             case Estimate():
-                self._estimate(event)
-            case Progress():
-                self.update(
-                    event.tokens, event.n_tokens, f"{event.tokens_per_second:,.0f} tokens/s"
+                say(
+                    f"about {spell_time(event.seconds)}: {event.tokens_per_second:,.0f} tokens/s, "
+                    f"{event.batch_seqs} sequences in a forward pass"
                 )
+            case Progress():
+                note = f"{event.tokens_per_second:,.0f} tokens/s"
+                self.update(event.tokens, event.n_tokens, note)
 
     def taken_over(self, asked: "HarvestConfig", settings: "HarvestConfig") -> None:
         """Say which settings are the store's because they were not given."""
@@ -59,12 +61,6 @@ class HarvestDisplay(Bar):
         if changed:
             words = ", ".join(f"{name} {value}" for name, value in changed.items())
             say(f"not given, and so as {settings.store} has it: {words}")
-
-    def _estimate(self, estimate: "Estimate") -> None:
-        say(
-            f"about {spell_time(estimate.seconds)}: {estimate.tokens_per_second:,.0f} tokens/s, "
-            f"{estimate.batch_seqs} sequences in a forward pass"
-        )
 
     def _self_check(self, check: "SelfCheck") -> None:
         errors = [found.error for found in check.layers.values() if found.passed]
@@ -82,12 +78,6 @@ class HarvestDisplay(Bar):
             )
         if bad := [layer for layer, found in check.layers.items() if not found.finite]:
             say(f"self-check: layers {spell_layers(bad)} have NaN or Inf and were not checked")
-
-    def _plan(self, plan: "Plan") -> None:
-        table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
-        for name, value in _plan_rows(plan).items():
-            table.add_row(f"  {name}", escape(value))
-        err.print(table)
 
 
 def _plan_rows(plan: "Plan") -> dict[str, str]:
