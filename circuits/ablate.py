@@ -137,7 +137,10 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
     tokens = torch.tensor([subject.ids], device=subject.lorsa.W_O.device)
     unchanged = _measure(subject, tokens)
     before, after = _predictions(subject, config, tokens)
-    spell = _speller(subject.tokenizer)
+
+    def spell(i: int) -> str | None:
+        return None if subject.tokenizer is None else token_text(subject.tokenizer, i)
+
     prompt = _prompt_tokens(subject.ids, before, after, subject.heads, unchanged.z, spell)
     return Ablation(
         run=str(config.run),
@@ -250,13 +253,6 @@ def _strongest(lorsa: Lorsa, code: Code) -> dict[int, float]:
 def _logits(model: Any, tokens: Tensor, changed: AbstractContextManager[None]) -> Tensor:
     with changed:
         return logits_of(model, tokens)
-
-
-def _speller(tokenizer: Any) -> Callable[[int], str | None]:
-    """Return a function from token ids to texts."""
-    if tokenizer is None:
-        return lambda i: None
-    return lambda i: token_text(tokenizer, i)
 
 
 def _prompt_tokens(

@@ -183,10 +183,8 @@ def _on_the_store(
         derive=deriver(subject.layer, store, device),
     )
 
-    def report_tokens(n_tokens: int) -> None:
-        report(Measured(n_tokens, total, f"layer {subject.layer} on the store"))
-
-    return measure(subject.lorsa, batches, n_ctx, report_tokens)
+    what = f"layer {subject.layer} on the store"
+    return measure(subject.lorsa, batches, n_ctx, lambda n: report(Measured(n, total, what)))
 
 
 def _in_the_model(
@@ -205,30 +203,24 @@ def _in_the_model(
     model, sites, _subject = load_store_model(store, config.model, layers, device, report)
     n_seqs = max(1, config.ce_tokens // store.manifest.n_ctx)
     tokens = store.tokens(store.held_out_seqs[:n_seqs])
-    stand_ins = [_stand_ins(subject, store, device) for subject in subjects]
+    replaced = {
+        str(subject.run): [(sites[subject.layer], _stand_ins(subject, store, device))]
+        for subject in subjects
+    }
+    if 1 < len(subjects) == len(layers):
+        replaced[TOGETHER] = [layer for of_run in replaced.values() for layer in of_run]
     variants: dict[tuple[str, str], Variant] = {
-        (str(subject.run), name): [(sites[subject.layer], some[name])]
-        for subject, some in zip(subjects, stand_ins, strict=True)
+        (run, name): [(site, stand_ins[name]) for site, stand_ins in of_run]
+        for run, of_run in replaced.items()
         for name in VARIANTS
     }
-    whose = [str(subject.run) for subject in subjects]
-    if 1 < len(subjects) == len(layers):
-        whose.append(TOGETHER)
-        for name in VARIANTS:
-            variants[TOGETHER, name] = [
-                (sites[subject.layer], some[name])
-                for subject, some in zip(subjects, stand_ins, strict=True)
-            ]
-
-    def report_tokens(n_tokens: int) -> None:
-        report(Measured(n_tokens, tokens.numel(), f"in the model, {len(variants) + 1} times"))
-
-    original, found = run_variants(model, tokens, variants, report_tokens)
+    total, what = tokens.numel(), f"in the model, {len(variants) + 1} times"
+    original, found = run_variants(
+        model, tokens, variants, lambda n: report(Measured(n, total, what))
+    )
     return {
-        run: cross_entropy(
-            {"original": original, **{name: found[run, name] for name in VARIANTS}}, run
-        )
-        for run in whose
+        run: cross_entropy({"original": original} | {n: found[run, n] for n in VARIANTS}, run)
+        for run in replaced
     }
 
 

@@ -22,8 +22,8 @@ class Score(NamedTuple):
     """The options by which a score is made of a dot product; see `attention_pattern`."""
 
     scale: float
-    window: int | None = None
     softcap: float | None = None
+    window: int | None = None
 
 
 def attention_pattern(

@@ -40,6 +40,7 @@ SELECT_MERGED = 16384
 ROW_SUMS_BLOCK = 64
 DECODE_HEADS = 16
 DECODE_CHANNELS = 256
+DECODE_TILE = {"BLOCK_J": DECODE_HEADS, "BLOCK_D": DECODE_CHANNELS}
 """Tile of the decode kernels: kept heads (or tokens) by channels."""
 
 
@@ -232,7 +233,7 @@ class _SparseTopkAttention(torch.autograd.Function):
             n_seq = part.stop - part.start
             triton_kernels.attend_kernel[n_seq * n_qk_heads, triton.cdiv(seq, settings["BLOCK_T"])](
                 q[part], k[part], v[part], scratch, lse[part], seq, n_qk_heads,
-                score.scale, score.softcap, score.window, **settings,
+                *score, **settings,
             )  # fmt: skip
             kept = select_top_k(
                 scratch[:n_seq].view(n_seq * seq, n_ov_heads), norm, top_k=top_k, select=select
@@ -289,7 +290,7 @@ class _SparseTopkAttention(torch.autograd.Function):
                 window=score.window,
             )
             inputs = (q[part], k[part], v[part], dz, lse[part], sums[part], rows.pairs)
-            sizes = (seq, n_qk_heads, top_k, rows.starts.shape[1], *_spell(score))
+            sizes = (seq, n_qk_heads, top_k, rows.starts.shape[1], *score)
             n_heads = n_seq * n_qk_heads
             triton_kernels.dq_kernel[n_heads, triton.cdiv(seq, rows_tile)](
                 *inputs, rows.starts, dq[part], *sizes, **dq_settings
@@ -301,11 +302,6 @@ class _SparseTopkAttention(torch.autograd.Function):
         return dq, dk, dv, None, None, None, None
 
 
-def _spell(score: Score) -> tuple[float, float | None, int | None]:
-    """Return a score's numbers in the order of the kernels."""
-    return score.scale, score.softcap, score.window
-
-
 class _SparseDecode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, acts: Tensor, ids: Tensor, W_O: Tensor) -> Tensor:
@@ -314,7 +310,7 @@ class _SparseDecode(torch.autograd.Function):
         d_model = W_O.shape[1]
         y_hat = acts.new_empty(batch, seq, d_model)
         triton_kernels.decode_kernel[batch * seq, triton.cdiv(d_model, DECODE_CHANNELS)](
-            acts, ids, W_O, y_hat, top_k, d_model, BLOCK_J=DECODE_HEADS, BLOCK_D=DECODE_CHANNELS
+            acts, ids, W_O, y_hat, top_k, d_model, **DECODE_TILE
         )
         ctx.save_for_backward(acts, ids, W_O)
         return y_hat
@@ -333,15 +329,7 @@ class _SparseDecode(torch.autograd.Function):
             parts = acts.new_empty(n_slices, *acts.shape, dtype=torch.float32)
             grid = (batch * seq, triton.cdiv(top_k, DECODE_HEADS), n_slices)
             triton_kernels.d_acts_kernel[grid](
-                dy,
-                ids,
-                W_O,
-                parts,
-                batch * seq,
-                top_k,
-                d_model,
-                BLOCK_J=DECODE_HEADS,
-                BLOCK_D=DECODE_CHANNELS,
+                dy, ids, W_O, parts, batch * seq, top_k, d_model, **DECODE_TILE
             )
             d_acts = parts.sum(dim=0).to(acts.dtype)
         if ctx.needs_input_grad[2]:
@@ -350,15 +338,7 @@ class _SparseDecode(torch.autograd.Function):
             edges = torch.arange(n_ov_heads + 1, device=ids.device, dtype=heads.dtype)
             starts = torch.searchsorted(heads, edges)
             triton_kernels.dw_kernel[n_ov_heads, triton.cdiv(d_model, DECODE_CHANNELS)](
-                acts,
-                dy,
-                pairs,
-                starts,
-                dW_O,
-                top_k,
-                d_model,
-                BLOCK_J=DECODE_HEADS,
-                BLOCK_D=DECODE_CHANNELS,
+                acts, dy, pairs, starts, dW_O, top_k, d_model, **DECODE_TILE
             )
         return d_acts, None, dW_O
 

@@ -138,7 +138,7 @@ class Attended:
         projected = lorsa.project(x)
         code = lorsa.encode(projected)
         tokens = tokens.to(x.device)
-        for block in blocks(lorsa, projected, code.ids):
+        for block in blocks(lorsa.config, projected, code.ids):
             self._add(block, code, tokens)
         return code
 

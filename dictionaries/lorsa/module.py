@@ -29,7 +29,7 @@ from ..checkpoint_files import Saved
 from ..dictionary import Code, Dictionary, Input
 from ..fetch import local_folder
 from .config import LorsaConfig, parameter_shapes
-from .contributions import Projected, contributions
+from .contributions import Projected, blocks
 from .units import rescale_
 
 
@@ -195,7 +195,14 @@ class Lorsa(Dictionary):
             ValueError: x or ids has another shape, or an id is out of range.
         """
         heads = self._head_ids("ids", ids, self.config.n_ov_heads)
-        return contributions(self, self._as_input(x), heads)
+        projected = self.project(x)
+        batch, seq, _d_model = x.shape
+        if heads.ndim == 0 or heads.shape[:-1] not in ((), (batch, seq)):
+            raise ValueError(
+                f"ids is {list(heads.shape)}; it must be [{batch}, {seq}, slots] or [slots]"
+            )
+        found = blocks(self.config, projected, heads.expand(batch, seq, -1))
+        return torch.cat([F.pad(b.parts, (0, seq - b.rows.stop)) for b in found], dim=1)
 
     def _head_ids(self, name: str, ids: Sequence[int] | Tensor, n_heads: int) -> Tensor:
         """Return ids of heads as int64; ValueError if one is outside of 0..n_heads - 1."""

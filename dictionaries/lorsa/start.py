@@ -53,17 +53,6 @@ class _Directions(NamedTuple):
     """Directions d, [n_directions, d_head]"""
 
 
-class _Whitening(NamedTuple):
-    """Second-order statistics of one head's attended values."""
-
-    mean: Tensor
-    """Mean, [d_head]"""
-    directions: Tensor
-    """Eigenvectors that carry variance, [d_head, rank]"""
-    deviation: Tensor
-    """Standard deviation along each, [rank]"""
-
-
 @torch.no_grad()
 def init_random(lorsa: Lorsa, x: Tensor, *, seed: int) -> None:
     """Fill a Lorsa at random: projections of unit-variance outputs, W_O the transpose of W_V.
@@ -172,28 +161,17 @@ def _copy_queries_keys(lorsa: Lorsa, weights: LayerWeights, copies: Tensor) -> N
 
 def _directions(outputs: Tensor, n_directions: int, generator: torch.Generator) -> _Directions:
     """Return the directions of n_directions OV heads for one head's outputs, [tokens, d_head]."""
-    white = _whiten(outputs)
-    half = white.deviation.sqrt()
-    half_whitened = (outputs - white.mean) @ white.directions / half
-    centres = _cluster(half_whitened, n_directions, generator)
-    g = F.normalize(centres / half, dim=1)  # [n_directions, rank]
-    return _Directions(
-        mean=white.mean,
-        read=(g / white.deviation) @ white.directions.T,
-        write=(g * white.deviation) @ white.directions.T,
-    )
-
-
-def _whiten(outputs: Tensor) -> _Whitening:
-    """Return mean and principal directions of one head's outputs, [tokens, d_head]."""
     wide = outputs.double()
     mean = wide.mean(dim=0)
     centred = wide - mean
-    variance, directions = torch.linalg.eigh(centred.T @ centred / len(wide))
-    floor = EIGENVALUE_FLOOR * variance[-1] + NOISE_FLOOR * mean.square().sum()
-    keep = variance > floor
-    deviation = variance[keep].sqrt()
-    return _Whitening(mean.to(outputs), directions[:, keep].to(outputs), deviation.to(outputs))
+    variance, axes = torch.linalg.eigh(centred.T @ centred / len(wide))
+    keep = variance > EIGENVALUE_FLOOR * variance[-1] + NOISE_FLOOR * mean.square().sum()
+    mean, axes = mean.to(outputs), axes[:, keep].to(outputs)  # [d_head], [d_head, rank]
+    deviation = variance[keep].sqrt().to(outputs)  # [rank]
+    half = deviation.sqrt()
+    centres = _cluster((outputs - mean) @ axes / half, n_directions, generator)
+    g = F.normalize(centres / half, dim=1)  # [n_directions, rank]
+    return _Directions(mean=mean, read=(g / deviation) @ axes.T, write=(g * deviation) @ axes.T)
 
 
 def _cluster(points: Tensor, n_clusters: int, generator: torch.Generator) -> Tensor:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from lorsa.analyze.attention.sources import contributions_at
 from lorsa.dictionaries.lorsa.config import LorsaConfig
-from lorsa.dictionaries.lorsa.contributions import contributions_at
 from lorsa.dictionaries.lorsa.module import Lorsa
 from torch import Tensor
 
