@@ -25,11 +25,7 @@ _SERIES = (
     ("llama-3.2-{}-instruct", "meta-llama/Llama-3.2-{}-Instruct", "1B 3B"),
     ("opt-{}", "facebook/opt-{}", "125m 350m 1.3b 2.7b 6.7b 13b 30b 66b"),
     ("pythia-{}", "EleutherAI/pythia-{}", "14m 31m 70m 160m 410m 1b 1.4b 2.8b 6.9b 12b"),
-    (
-        "pythia-{}-deduped",
-        "EleutherAI/pythia-{}-deduped",
-        "70m 160m 410m 1b 1.4b 2.8b 6.9b 12b",
-    ),
+    ("pythia-{}-deduped", "EleutherAI/pythia-{}-deduped", "70m 160m 410m 1b 1.4b 2.8b 6.9b 12b"),
     ("qwen2-{}", "Qwen/Qwen2-{}", "0.5B 1.5B 7B 72B"),
     ("qwen2-{}-instruct", "Qwen/Qwen2-{}-Instruct", "0.5B 1.5B 7B 72B"),
     ("qwen2.5-{}", "Qwen/Qwen2.5-{}", "0.5B 1.5B 3B 7B 14B 32B 72B"),

@@ -6,11 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ...dictionaries.lorsa.contributions import BLOCK_ELEMENTS, patterns_at
-from ...dictionaries.lorsa.module import Lorsa
+from ...dictionaries.lorsa.module import contributions_at
 from ...evaluate.opened import Opened
 from ...progress import Measured, Report
 from ..collect import READ_TOKENS, Chosen
@@ -65,35 +63,6 @@ def find_sources(opened: Opened, chosen: Chosen, report: Report) -> Sources:
         rate = stop * n_ctx / (time.perf_counter() - began)
         report(Measured(stop * n_ctx, len(seqs) * n_ctx, "sources of examples", rate))
     return Sources(positions, parts, total)
-
-
-@torch.no_grad()
-def contributions_at(
-    lorsa: Lorsa, x: Tensor, which: Tensor, positions: Tensor, heads: Tensor
-) -> Tensor:
-    """Return the contributions to single activations.
-
-    Args:
-        lorsa: on x's device.
-        x: the layer's input, [batch, seq, d_model].
-        which, positions, heads: sequence in the batch, position and OV head, int64, [n].
-
-    Returns:
-        P[t, s] v[s], [n, seq].
-    """
-    c = lorsa.config
-    q, k = lorsa.queries_keys(x)
-    qk = heads // (c.n_ov_heads // c.n_qk_heads)
-    parts = torch.empty(len(heads), x.shape[1], device=x.device)
-    for b in which.unique().tolist():
-        of_sequence = (which == b).nonzero().squeeze(1)
-        for mine in of_sequence.split(max(1, BLOCK_ELEMENTS // (x.shape[1] * c.d_qk_head))):
-            at = positions[mine]
-            query, keys = q[b, at, qk[mine]], k[b].transpose(0, 1)[qk[mine]]
-            pattern = patterns_at(c, query[:, None, None], keys[:, :, None], at[:, None])[:, 0, 0]
-            values = F.linear(x[b], lorsa.W_V[heads[mine]], lorsa.b_V[heads[mine]])
-            parts[mine] = pattern * values.T  # [n, seq]
-    return parts
 
 
 def source_columns(chosen: Chosen, sources: Sources) -> dict[str, Any]:

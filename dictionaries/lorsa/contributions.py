@@ -13,8 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels.reference import attention_pattern
-from ...language.geometry import AttentionGeometry
+from ...kernels.reference import Scored, attention_pattern
 from .config import LorsaConfig
 
 BLOCK_ELEMENTS = 8 << 20
@@ -71,22 +70,13 @@ def blocks(config: LorsaConfig, projected: Projected, ids: Tensor) -> Iterator[B
         yield Block(rows, parts.mul_(v[which, heads, : rows.stop]), c.window)
 
 
-def patterns_of(
-    shape: LorsaConfig | AttentionGeometry, q: Tensor, k: Tensor, rows: slice
-) -> Tensor:
+def patterns_of(by: Scored, q: Tensor, k: Tensor, rows: slice) -> Tensor:
     """Return the attention patterns of some queries, [batch, n_heads, rows, rows.stop].
 
     Args:
-        shape: how scores are made of q and k.
+        by: how scores are made of q and k.
         q, k: queries and keys of whole sequences, [batch, seq, n_heads, width].
         rows: positions of the queries.
     """
     at = torch.arange(rows.start, rows.stop, device=q.device)
-    return patterns_at(shape, q[:, rows], k[:, : rows.stop], at)
-
-
-def patterns_at(shape: LorsaConfig | AttentionGeometry, q: Tensor, k: Tensor, at: Tensor) -> Tensor:
-    """Return the attention patterns of queries at any positions; see `attention_pattern`."""
-    return attention_pattern(
-        q, k, scale=shape.scale, window=shape.window, softcap=shape.softcap, at=at
-    )
+    return attention_pattern(q[:, rows], k[:, : rows.stop], by, at)
