@@ -157,26 +157,20 @@ def constants(
     }
 
 
-class _FiringRows(NamedTuple):
-    """Firing rows of a few sequences, sorted by (sequence, QK head, position)."""
-
-    pairs: Tensor
-    """First of every row's kept heads, as an index into acts; int64"""
-    starts: Tensor
-    """First row at or after each block of keys, [n_heads, n_blocks + 1]; then the end"""
-    ends: Tensor
-    """End of the rows that see each block, alike"""
-
-
 def _firing_rows(
     fired: Tensor, ids: Tensor, *, n_qk_heads: int, group: int, keys: int, window: int | None
-) -> _FiringRows:
-    """Find the firing rows.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the firing rows of a few sequences, sorted by (sequence, QK head, position).
 
     Args:
         fired: which kept heads have a gradient, bool, [sequences, seq, top_k].
         ids: the kept heads, ascending, [sequences, seq, top_k].
         keys: size of a block of keys.
+
+    Returns:
+        pairs: first of every row's kept heads, as an index into acts; int64.
+        starts: first row at or after each block of keys, [n_heads, n_blocks + 1]; then the end.
+        ends: end of the rows that see each block, alike.
     """
     n_seq, seq, _top_k = ids.shape
     n_heads = n_seq * n_qk_heads
@@ -196,7 +190,7 @@ def _firing_rows(
     starts = torch.searchsorted(key, base + edge.clamp(max=seq))
     last = seq if window is None else (edge + keys + window - 1).clamp(max=seq)
     ends = torch.searchsorted(key, (base + last).expand(n_heads, n_blocks + 1).contiguous())
-    return _FiringRows(pairs, starts, ends)
+    return pairs, starts, ends
 
 
 def _any_in_run(fired: Tensor, first: Tensor) -> Tensor:
@@ -281,7 +275,7 @@ class _SparseTopkAttention(torch.autograd.Function):
             n_seq = part.stop - part.start
             heads = ids[part].long()
             dz = scratch[:n_seq].scatter_(-1, heads, d_acts[part])
-            rows = _firing_rows(
+            pairs, starts, ends = _firing_rows(
                 fired[part],
                 ids[part],
                 n_qk_heads=n_qk_heads,
@@ -289,14 +283,14 @@ class _SparseTopkAttention(torch.autograd.Function):
                 keys=keys_tile,
                 window=score.window,
             )
-            inputs = (q[part], k[part], v[part], dz, lse[part], sums[part], rows.pairs)
-            sizes = (seq, n_qk_heads, top_k, rows.starts.shape[1], *score)
+            inputs = (q[part], k[part], v[part], dz, lse[part], sums[part], pairs)
+            sizes = (seq, n_qk_heads, top_k, starts.shape[1], *score)
             n_heads = n_seq * n_qk_heads
             triton_kernels.dq_kernel[n_heads, triton.cdiv(seq, rows_tile)](
-                *inputs, rows.starts, dq[part], *sizes, **dq_settings
+                *inputs, starts, dq[part], *sizes, **dq_settings
             )
             triton_kernels.dkv_kernel[n_heads, triton.cdiv(seq, keys_tile)](
-                *inputs, rows.starts, rows.ends, dk[part], dv[part], *sizes, **dkv_settings
+                *inputs, starts, ends, dk[part], dv[part], *sizes, **dkv_settings
             )
             dz.scatter_(-1, heads, 0.0)
         return dq, dk, dv, None, None, None, None
