@@ -132,7 +132,7 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
     def spell(i: int) -> str | None:
         return None if subject.tokenizer is None else token_text(subject.tokenizer, i)
 
-    prompt = _prompt_tokens(subject.ids, before, after, subject.heads, z, spell)
+    prompt = _prompt_tokens(subject, before, after, z, spell)
     return Ablation(
         run=str(config.run),
         model=subject.model_id,
@@ -251,21 +251,17 @@ def _logits(model: Any, tokens: Tensor, changed: AbstractContextManager[None]) -
 
 
 def _prompt_tokens(
-    ids: list[int],
-    before: Tensor,
-    after: Tensor,
-    heads: list[int],
-    z: Tensor,
-    spell: Callable[[int], str | None],
+    subject: _Prompted, before: Tensor, after: Tensor, z: Tensor, spell: Callable[[int], str | None]
 ) -> list[PromptToken]:
     """Return the heads and the predictions at each token of the prompt.
 
     Args:
-        ids: token ids of the prompt.
+        subject: the prompt and the chosen heads.
         before, after: logits, [1, seq, n_vocab].
-        heads, z: chosen heads and their activations, [seq, n_heads].
+        z: activations of the chosen heads, [seq, n_heads].
         spell: from a token's id to its text.
     """
+    ids, heads = subject.ids, subject.heads
     targets = torch.tensor([ids], device=before.device).roll(-1, dims=1)  # the last has none
     first = token_figures(before, before, targets)
     then = token_figures(after, before, targets)

@@ -1,7 +1,7 @@
 """Progress and results of a harvest."""
 
 import shlex
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -15,7 +15,6 @@ from .words import fact_table, spell_time
 if TYPE_CHECKING:
     from ..harvest.config import HarvestConfig
     from ..harvest.events import HarvestEvent
-    from ..harvest.plan import Plan
     from ..language.selfcheck import SelfCheck
 
 
@@ -37,7 +36,7 @@ class HarvestDisplay(Bar):
                 say(event)
             case Plan() if self._shows_plan:
                 table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
-                for name, value in _plan_rows(event).items():
+                for name, value in _plan_rows(asdict(event)).items():
                     table.add_row(f"  {name}", escape(value))
                 err.print(table)
             case SelfCheck():
@@ -80,33 +79,29 @@ class HarvestDisplay(Bar):
             say(f"self-check: layers {spell_layers(bad)} have NaN or Inf and were not checked")
 
 
-def _plan_rows(plan: "Plan") -> dict[str, str]:
-    free = "" if plan.free_bytes is None else f" of {format_bytes(plan.free_bytes)} free"
-    names = list(plan.layers.values())
+def _plan_rows(plan: dict[str, Any]) -> dict[str, str]:
+    free = "" if plan["free_bytes"] is None else f" of {format_bytes(plan['free_bytes'])} free"
+    names = list(plan["layers"].values())
     shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
     rows = {
-        "model": f"{plan.model} on {plan.device}",
-        "layers": f"{spell_layers(list(plan.layers))} ({shown})",
-        "tokens": f"{plan.n_tokens:,} in sequences of {plan.n_ctx:,}"
-        + ("" if plan.n_documents is None else f", documents: {plan.n_documents:,}"),
-        "per token": f"{plan.bytes_per_token:,} bytes of activations",
-        "store": format_bytes(plan.total_bytes) + free,
+        "model": f"{plan['model']} on {plan['device']}",
+        "layers": f"{spell_layers(list(plan['layers']))} ({shown})",
+        "tokens": f"{plan['n_tokens']:,} in sequences of {plan['n_ctx']:,}"
+        + ("" if plan["n_documents"] is None else f", documents: {plan['n_documents']:,}"),
+        "per token": f"{plan['bytes_per_token']:,} bytes of activations",
+        "store": format_bytes(plan["total_bytes"]) + free,
     }
-    if plan.first_tokens:
-        rows["begins"] = plan.first_tokens
+    if plan["first_tokens"]:
+        rows["begins"] = plan["first_tokens"]
     return rows
 
 
 def plan_table(result: dict[str, Any]) -> Table:
     """Return what a harvest would write."""
-    from ..harvest.plan import Estimate, Plan
-
-    found = result["estimate"]
-    plan = Plan(**{**result, "estimate": None if found is None else Estimate(**found)})
-    rows = _plan_rows(plan)
-    if plan.estimate is not None:
-        rate = f"{plan.estimate.tokens_per_second:,.0f} tokens/s"
-        rows["time"] = f"about {spell_time(plan.estimate.seconds)}, {rate}"
+    rows = _plan_rows(result)
+    if (estimate := result["estimate"]) is not None:
+        rate = f"{estimate['tokens_per_second']:,.0f} tokens/s"
+        rows["time"] = f"about {spell_time(estimate['seconds'])}, {rate}"
     return fact_table("a harvest would write", rows)
 
 

@@ -141,10 +141,10 @@ def evaluate_runs(
         subjects = [open_run(c.run, store, device) for c in configs]
         if config.model is not None:
             Subject.find(config.model)  # refuse a missing model at once
-        qualities = [_on_the_store(subject, store, config, device, report) for subject in subjects]
+        qualities = [_on_the_store(subject, config, device, report) for subject in subjects]
         losses = {}
         if config.model is not None:
-            losses = _in_the_model(subjects, store, config, device, report)
+            losses = _in_the_model(subjects, config, device, report)
     runs = [
         Fidelity(
             run=(run := str(subject.run)),
@@ -167,9 +167,8 @@ def _write(found: Fidelity, report: Report) -> None:
         report(f"the figures of {found.run} were not kept beside it: {error.strerror or error}")
 
 
-def _on_the_store(
-    subject: Opened, store: ActivationStore, config: EvalConfig, device: str, report: Report
-) -> StoreQuality:
+def _on_the_store(subject: Opened, config: EvalConfig, device: str, report: Report) -> StoreQuality:
+    store = subject.store
     n_ctx = store.manifest.n_ctx
     total = len(store.held_out_seqs) * n_ctx
     if config.tokens is not None:
@@ -188,23 +187,19 @@ def _on_the_store(
 
 
 def _in_the_model(
-    subjects: Sequence[Opened],
-    store: ActivationStore,
-    config: EvalConfig,
-    device: str,
-    report: Report,
+    subjects: Sequence[Opened], config: EvalConfig, device: str, report: Report
 ) -> dict[str, CrossEntropy]:
     """Return the losses of the language model by run, and those of all layers at once as TOGETHER.
 
     It runs as it is, with each layer replaced and ablated, and with all of them.
     """
     assert config.model is not None
-    layers = sorted({subject.layer for subject in subjects})
+    store, layers = subjects[0].store, sorted({subject.layer for subject in subjects})
     model, sites, _subject = load_store_model(store, config.model, layers, device, report)
     n_seqs = max(1, config.ce_tokens // store.manifest.n_ctx)
     tokens = store.tokens(store.held_out_seqs[:n_seqs])
     replaced = {
-        str(subject.run): [(sites[subject.layer], _stand_ins(subject, store, device))]
+        str(subject.run): [(sites[subject.layer], _stand_ins(subject, device))]
         for subject in subjects
     }
     if 1 < len(subjects) == len(layers):
@@ -224,9 +219,10 @@ def _in_the_model(
     }
 
 
-def _stand_ins(subject: Opened, store: ActivationStore, device: str) -> dict[str, Replacement]:
+def _stand_ins(subject: Opened, device: str) -> dict[str, Replacement]:
     """Return replacements of a layer's output, by VARIANTS."""
-    seqs, derive = store.train_seqs[:MEAN_SEQS], deriver(subject.layer, store, device)
+    store, derive = subject.store, deriver(subject.layer, subject.store, device)
+    seqs = store.train_seqs[:MEAN_SEQS]
     total = torch.zeros(store.manifest.d_model, dtype=torch.float64, device=device)
     for seq in seqs.tolist():
         total += store.stored(subject.layer, [seq]).on(device, derive).y.double().sum(dim=(0, 1))
