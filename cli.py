@@ -5,7 +5,6 @@ as a table or with --json as one JSON object; what happens meanwhile goes to std
 done, 1 a known failure told in one line, 2 a wrong request.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .commands import circuits, evaluate, features, harvest, share, store, train
-from .commands.common import IS_MAIN
+from .commands.common import print_failure
 from .commands.demo import demo
 from .commands.options import add_command
 from .version import __version__
@@ -98,8 +97,7 @@ def main() -> None:
             sys.exit(2)
         message = " ".join(error.format_message().split())
         command = error.ctx.command_path if error.ctx else "lorsa"
-        if "--json" in sys.argv and IS_MAIN:
-            print(json.dumps({"error": message}))
-        print(f"error: {message.rstrip('.')}. See: {command} --help", file=sys.stderr)
+        line = f"error: {message.rstrip('.')}. See: {command} --help"
+        print_failure(message, line, "--json" in sys.argv)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)

@@ -137,16 +137,17 @@ def _shown(analysis: Analysis, head: int) -> list[dict[str, Any]]:
     return sorted(analysis.examples(head), key=lambda example: example["position"] == 0)[:3]
 
 
-def in_words(analysis: Analysis, example: dict[str, Any], n_sources: int = 2) -> str:
+def in_words(analysis: Analysis, example: dict[str, Any]) -> str:
     """Return an example in a line: source tokens in [], the firing token in <>, in their context.
+
+    The two sources with the largest contributions are marked.
 
     Args:
         analysis: that the example is of.
         example: row of examples.parquet.
-        n_sources: number of sources to mark, those with the largest contributions.
     """
     at = example["position"]
-    sources = set(example["sources"][:n_sources])
+    sources = set(example["sources"][:2])
     shown = {i for s in {at, *sources} for i in range(s - WINDOW, s + 3)}
     line, last = "", None
     for places, text in analysis.passage(example["seq"]):

@@ -56,7 +56,8 @@ class Largest:
             torch.cat([mine.flatten(), new])
             for mine, new in zip(old, (keys, acts, places), strict=True)
         )
-        order = _sorted(rows, keys, places)
+        # by row, then from the largest key, then from the earliest place
+        order = torch.from_numpy(np.lexsort((places.numpy(), -keys.numpy(), rows.numpy())))
         rows = rows[order]
         first = torch.searchsorted(rows, torch.arange(len(touched)))
         rank = torch.arange(len(rows)) - first[rows]
@@ -64,11 +65,6 @@ class Largest:
         self.keys[touched] = keys[stay].view(-1, n)
         self.acts[touched] = acts[stay].view(-1, n)
         self.places[touched] = places[stay].view(-1, n)
-
-
-def _sorted(rows: Tensor, keys: Tensor, places: Tensor) -> Tensor:
-    """Return the order by row, then from the largest key, then from the earliest place."""
-    return torch.from_numpy(np.lexsort((places.numpy(), -keys.numpy(), rows.numpy())))
 
 
 def largest_by_sequence(

@@ -109,15 +109,6 @@ class _Prompted(NamedTuple):
     """Token ids of the prompt"""
 
 
-class _Unchanged(NamedTuple):
-    """Activations and quality of the unchanged Lorsa on the prompt."""
-
-    z: Tensor
-    """Activations of the chosen heads, [seq, n_heads]"""
-    strongest: dict[int, float]
-    nmse: float
-
-
 def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text: None) -> Ablation:
     """Change heads of a Lorsa in its language model and compare what it predicts for a prompt.
 
@@ -135,10 +126,13 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
     """
     subject = _load(config, report)
     tokens = torch.tensor([subject.ids], device=subject.lorsa.W_O.device)
-    unchanged = _measure(subject, tokens)
+    z, strongest, nmse = _measure(subject, tokens)
     before, after = _predictions(subject, config, tokens)
-    spell = _speller(subject.tokenizer)
-    prompt = _prompt_tokens(subject.ids, before, after, subject.heads, unchanged.z, spell)
+
+    def spell(i: int) -> str | None:
+        return None if subject.tokenizer is None else token_text(subject.tokenizer, i)
+
+    prompt = _prompt_tokens(subject, before, after, z, spell)
     return Ablation(
         run=str(config.run),
         model=subject.model_id,
@@ -149,9 +143,9 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
         else f"set to {config.value:g}",
         error=config.error,
         before=BEFORE[config.error],
-        silent=[head for i, head in enumerate(subject.heads) if not unchanged.z[:, i].any()],
-        strongest=unchanged.strongest,
-        prompt_nmse=unchanged.nmse,
+        silent=[head for i, head in enumerate(subject.heads) if not z[:, i].any()],
+        strongest=strongest,
+        prompt_nmse=nmse,
         kl=prompt[-1].kl,
         tokens=prompt,
         **_next_tokens(before[0, -1], after[0, -1], config.top, spell),
@@ -223,8 +217,12 @@ def _require_readable(ids: list[int], model: Any) -> None:
 
 
 @torch.inference_mode()
-def _measure(subject: _Prompted, tokens: Tensor) -> _Unchanged:
-    """Return what the unchanged Lorsa does on the prompt; AnalyzeError if that is not finite."""
+def _measure(subject: _Prompted, tokens: Tensor) -> tuple[Tensor, dict[int, float], float]:
+    """Return what the unchanged Lorsa does on the prompt; AnalyzeError if that is not finite.
+
+    Returns:
+        Activations of the chosen heads, [seq, n_heads]; the strongest heads; the NMSE of y_hat.
+    """
     lorsa, layer, model = subject.lorsa, subject.layer, subject.model
     with Capture(model, attention_sites(model, [layer])) as capture:
         x, y = capture.run(tokens)[layer]
@@ -235,7 +233,7 @@ def _measure(subject: _Prompted, tokens: Tensor) -> _Unchanged:
     nmse = ((y - y_hat).square().sum(dim=2) / y.square().sum(dim=2)).mean()
     if not nmse.isfinite():
         raise AnalyzeError("the Lorsa gives NaN or Inf for this prompt; check the run")
-    return _Unchanged(z, _strongest(lorsa, code), float(nmse))
+    return z, _strongest(lorsa, code), float(nmse)
 
 
 def _strongest(lorsa: Lorsa, code: Code) -> dict[int, float]:
@@ -252,29 +250,18 @@ def _logits(model: Any, tokens: Tensor, changed: AbstractContextManager[None]) -
         return logits_of(model, tokens)
 
 
-def _speller(tokenizer: Any) -> Callable[[int], str | None]:
-    """Return a function from token ids to texts."""
-    if tokenizer is None:
-        return lambda i: None
-    return lambda i: token_text(tokenizer, i)
-
-
 def _prompt_tokens(
-    ids: list[int],
-    before: Tensor,
-    after: Tensor,
-    heads: list[int],
-    z: Tensor,
-    spell: Callable[[int], str | None],
+    subject: _Prompted, before: Tensor, after: Tensor, z: Tensor, spell: Callable[[int], str | None]
 ) -> list[PromptToken]:
     """Return the heads and the predictions at each token of the prompt.
 
     Args:
-        ids: token ids of the prompt.
+        subject: the prompt and the chosen heads.
         before, after: logits, [1, seq, n_vocab].
-        heads, z: chosen heads and their activations, [seq, n_heads].
+        z: activations of the chosen heads, [seq, n_heads].
         spell: from a token's id to its text.
     """
+    ids, heads = subject.ids, subject.heads
     targets = torch.tensor([ids], device=before.device).roll(-1, dims=1)  # the last has none
     first = token_figures(before, before, targets)
     then = token_figures(after, before, targets)

@@ -60,15 +60,11 @@ def perform(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> 
         code, message = _explain(error)
         if message is None or os.environ.get("LORSA_DEBUG"):
             raise
-        if as_json and IS_MAIN:
-            print(json.dumps({"error": message}))
-        print(f"error: {message}", file=sys.stderr)
+        print_failure(message, f"error: {message}", as_json)
         raise typer.Exit(code) from None
     except KeyboardInterrupt:
         hint = "; the same command goes on from what is written" if command in GOES_ON else ""
-        if as_json and IS_MAIN:
-            print(json.dumps({"error": f"stopped{hint}"}))
-        print(f"stopped{hint}", file=sys.stderr)
+        print_failure(f"stopped{hint}", f"stopped{hint}", as_json)
         raise typer.Exit(130) from None
     if not IS_MAIN:
         return
@@ -80,6 +76,13 @@ def perform(command: str, work: Callable[[], dict[str, Any]], as_json: bool) -> 
         show(command, result)
     if not result.get("ok", True):
         raise typer.Exit(1)
+
+
+def print_failure(message: str, line: str, as_json: bool) -> None:
+    """Print a line on stderr and, where JSON is asked for, the message on stdout."""
+    if as_json and IS_MAIN:
+        print(json.dumps({"error": message}))
+    print(line, file=sys.stderr)
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def explain(
         settings = make_config(ExplainConfig, given)
         if dry_run or not yes:
             return {"sent": False, **asdict(estimate(settings))}
-        with ExplainDisplay() as display:
+        with ExplainDisplay("explain") as display:
             result = ask(settings, report=display)
         return {"sent": True, **asdict(result), "ok": result.n_explained > 0}
 

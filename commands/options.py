@@ -96,16 +96,11 @@ def first_sentence(text: str) -> str:
 
 def _with_options(command: Callable[..., None]) -> Any:
     """Return typer's command of a function, with its own options and those of its config."""
-    own = inspect.signature(command).parameters
-    sources = {
-        name: each
-        for name, parameter in own.items()
-        for each in get_args(parameter.annotation)
-        if isinstance(each, FromConfig)
-    }
     function = command
-    for name, source in sources.items():
-        function = _gathering(function, name, source)
+    for name, parameter in inspect.signature(command).parameters.items():
+        for each in get_args(parameter.annotation):
+            if isinstance(each, FromConfig):
+                function = _gathering(function, name, each)
     app = typer.Typer(add_completion=False)
     app.command()(function)
     return typer.main.get_command(app)

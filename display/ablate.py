@@ -1,16 +1,14 @@
 """Tables of changed heads."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..store.layers import spell_layers
-from .words import fact_table, short
+from .words import fact_table, list_table, numbers, short, words
 
 
 def ablate_tables(result: dict[str, Any]) -> RenderableType:
@@ -37,12 +35,9 @@ def ablate_tables(result: dict[str, Any]) -> RenderableType:
 
 
 def _prompt_table(result: dict[str, Any]) -> Table:
-    table = Table(title="the prompt", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("position", justify="right")
-    table.add_column("token", overflow="fold")
-    table.add_column("heads that fire", overflow="fold")
-    for name in ("loss of the next", "change", "KL"):
-        table.add_column(name, justify="right", no_wrap=True)
+    position = Column("position", justify="right")
+    figures = numbers("loss of the next", "change", "KL")
+    table = list_table("the prompt", position, words("token"), words("heads that fire"), *figures)
     for token in result["tokens"]:
         acts = ", ".join(f"{head}: {act:.3g}" for head, act in token["acts"].items())
         before, after = token["loss_before"], token["loss_after"]
@@ -53,14 +48,11 @@ def _prompt_table(result: dict[str, Any]) -> Table:
 
 
 def _next_table(title: str, tokens: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("token", overflow="fold")
-    for name in ("before", "after", "change"):
-        table.add_column(name, justify="right", no_wrap=True)
-    spell: Callable[[float], str] = "{:.2%}".format
+    table = list_table(title, words("token"), *numbers("before", "after", "change"))
     for token in tokens:
-        change = f"{token['after'] - token['before']:+.2%}"
-        table.add_row(_spelled(token), spell(token["before"]), spell(token["after"]), change)
+        before, after = token["before"], token["after"]
+        cells = (f"{before:.2%}", f"{after:.2%}", f"{after - before:+.2%}")
+        table.add_row(_spelled(token), *cells)
     return table
 
 

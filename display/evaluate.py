@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from .words import fact_table, number, share, short
+from .words import fact_table, list_table, number, numbers, share, short, words
 
 RECOVERED = ("recovered_from_zero", "recovered_from_mean")
 SHOWN_LOSSES = ("original", "lorsa")
@@ -63,10 +62,9 @@ def _frequencies(histogram: dict[str, Any]) -> str:
 def _positions_table(result: dict[str, Any]) -> Table:
     """Show the measures in buckets of positions, each twice as wide as the one before."""
     by_position, ce = result["by_position"], result["cross_entropy"]
-    table = Table(title="by position in the sequence", title_justify="left", box=SIMPLE_HEAD)
     names = ["position", "FVU", "NMSE", "cosine", "L0"]
-    for name in names + ([] if ce is None else ["cross-entropy", "with Lorsa"]):
-        table.add_column(name, justify="right", no_wrap=True)
+    names += [] if ce is None else ["cross-entropy", "with Lorsa"]
+    table = list_table("by position in the sequence", *numbers(*names))
     for some in _buckets(len(by_position["fvu"])):
         part = {name: values[some.start : some.stop] for name, values in by_position.items()}
         last = some.stop - 1
@@ -74,7 +72,7 @@ def _positions_table(result: dict[str, Any]) -> Table:
             f"{some.start}" if len(some) == 1 else f"{some.start}-{last}",
             short(_mean(part["fvu"], part["variance"])),
             *(short(_mean(part[name])) for name in ("nmse", "cosine")),
-            short(_mean(part["l0"]), 1),
+            short(_mean(part["l0"]), ".1f"),
         ]
         if ce is not None:
             losses = [ce["by_position"][name][some.start : some.stop] for name in SHOWN_LOSSES]
@@ -102,13 +100,11 @@ def _mean(values: list[float | None], weights: list[float | None] | None = None)
 
 def _runs_table(result: dict[str, Any]) -> RenderableType:
     """Show a row for each run, and one for all together."""
-    table = Table(title="measured", title_justify="left", box=SIMPLE_HEAD)
-    in_model = result["runs"][0]["cross_entropy"] is not None
+    original = result["runs"][0]["cross_entropy"]
     names = ["layer", "FVU", "NMSE", "cosine", "L0", "silent"]
-    losses = ["loss", "from zero", "from mean", "KL", "same top"]
-    for name in names + (losses if in_model else []):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("run", overflow="fold")
+    if original is not None:
+        names += ["loss", "from zero", "from mean", "KL", "same top"]
+    table = list_table("measured", *numbers(*names), words("run"))
     for run in result["runs"]:
         cells = [
             str(run["layer"]),
@@ -120,15 +116,12 @@ def _runs_table(result: dict[str, Any]) -> RenderableType:
     if (together := result["together"]) is not None:
         row = ["all", *"-----", *_loss_cells(together["cross_entropy"]), "all of these at once"]
         table.add_row(*row, style="bold")
-    table.caption_justify = "left"
-    if not in_model:
-        return table
-    original = result["runs"][0]["cross_entropy"]
-    table.caption = (
-        f"loss: cross-entropy with the Lorsa less {original['original']:.4f} nats without, on "
-        f"{original['n_tokens']:,} tokens; from zero, from mean: share of what ablation costs that "
-        "is recovered; KL and same top token: of the original's predictions"
-    )
+    if original is not None:
+        table.caption = (
+            f"loss: cross-entropy with the Lorsa less {original['original']:.4f} nats without, on "
+            f"{original['n_tokens']:,} tokens; from zero, from mean: share of what ablation costs "
+            "that is recovered; KL and same top token: of the original's predictions"
+        )
     return table
 
 
@@ -137,7 +130,7 @@ def _loss_cells(ce: dict[str, Any] | None) -> list[str]:
         return []
     return [
         f"{ce['lorsa'] - ce['original']:+.4f}",
-        *("-" if ce[name] is None else f"{ce[name]:.1%}" for name in RECOVERED),
+        *(short(ce[name], ".1%") for name in RECOVERED),
         f"{ce['kl']['lorsa']:.4f}",
         f"{ce['top1_agreement']['lorsa']:.1%}",
     ]

@@ -3,13 +3,12 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
 from .bars import Bar, say
-from .words import fact_table
+from .words import fact_table, list_table, numbers, short, words
 
 if TYPE_CHECKING:
     from ..analyze.explain.explain import HeadDone, Quote
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
 
 class ExplainDisplay(Bar):
     """Shows how far the heads are explained."""
-
-    def __init__(self) -> None:
-        super().__init__("explain")
 
     def __call__(self, event: "str | Quote | HeadDone") -> None:
         """Show an event."""
@@ -59,16 +55,14 @@ def explain_table(result: dict[str, Any]) -> Table | Group:
         return fact_table(
             "explanations would take", rows | {"sent": "nothing; the same command with --yes sends"}
         )
-    table = Table(title="explained", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("head", "score", "contexts"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("explanation", overflow="fold")
+    columns = numbers("head", "score", "contexts")
+    table = list_table("explained", *columns, words("explanation"))
     for row in result["first"]:
-        score = "-" if row["score"] is None else f"{row['score']:.2f}"
-        table.add_row(str(row["head"]), score, str(row["n_scored"] or "-"), escape(row["text"]))
+        scores = (short(row["score"], ".2f"), str(row["n_scored"] or "-"))
+        table.add_row(str(row["head"]), *scores, escape(row["text"]))
     for row in result["failed"]:
         table.add_row(str(row["head"]), "-", "-", f"[red]failed: {escape(row['error'])}[/]")
-    mean = "-" if result["mean_score"] is None else f"{result['mean_score']:.2f}"
+    mean = short(result["mean_score"], ".2f")
     heads = f"{result['n_explained']:,} of {result['n_heads']:,} explained"
     sums = {
         "heads": f"{heads}, {result['n_failed']:,} failed",

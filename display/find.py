@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
+
+from .words import list_table, numbers, short, words
 
 MAINLY = 0.5
 """The score from which on a head is mainly of a type."""
@@ -13,22 +14,20 @@ MAINLY = 0.5
 def find_table(result: dict[str, Any]) -> Table:
     """Show heads of a type, each with what it is seen to do."""
     kind = result["type"].replace("_", "-")
-    table = Table(title=f"{kind} heads", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("layer", "head", "score", "on text", "fires"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("where it fires <> and what it reads []", overflow="fold")
+    columns = numbers("layer", "head", "score", "on text", "fires")
+    evidence = words("where it fires <> and what it reads []")
+    table = list_table(f"{kind} heads", *columns, evidence)
     for head in result["heads"]:
         fires = "" if head["frequency"] is None else f"{head['frequency']:.3%}"
         table.add_row(
             str(head["layer"]),
             str(head["head"]),
             f"{head['score']:.2f}",
-            "-" if head["score_on_text"] is None else f"{head['score_on_text']:.2f}",
+            short(head["score_on_text"], ".2f"),
             fires,
             escape("\n".join(head["evidence"] or ["a head of the language model itself"])),
         )
     table.caption = _score_in_words(kind, result["heads"])
-    table.caption_justify = "left"
     return table
 
 

@@ -1,7 +1,7 @@
 """Progress and results of a harvest."""
 
 import shlex
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -15,7 +15,6 @@ from .words import fact_table, spell_time
 if TYPE_CHECKING:
     from ..harvest.config import HarvestConfig
     from ..harvest.events import HarvestEvent
-    from ..harvest.plan import Estimate, Plan
     from ..language.selfcheck import SelfCheck
 
 
@@ -26,10 +25,7 @@ class HarvestDisplay(Bar):
         super().__init__("harvest")
         self._shows_plan = shows_plan
 
-    def __call__(
-        self,
-        event: "HarvestEvent",
-    ) -> None:
+    def __call__(self, event: "HarvestEvent") -> None:
         """Show an event."""
         from ..harvest.events import Progress
         from ..harvest.plan import Estimate, Plan
@@ -39,15 +35,20 @@ class HarvestDisplay(Bar):
             case str():
                 say(event)
             case Plan() if self._shows_plan:
-                self._plan(event)
+                table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
+                for name, value in _plan_rows(asdict(event)).items():
+                    table.add_row(f"  {name}", escape(value))
+                err.print(table)
             case SelfCheck():
                 self._self_check(event)
             case Estimate():
-                self._estimate(event)
-            case Progress():
-                self.update(
-                    event.tokens, event.n_tokens, f"{event.tokens_per_second:,.0f} tokens/s"
+                say(
+                    f"about {spell_time(event.seconds)}: {event.tokens_per_second:,.0f} tokens/s, "
+                    f"{event.batch_seqs} sequences in a forward pass"
                 )
+            case Progress():
+                note = f"{event.tokens_per_second:,.0f} tokens/s"
+                self.update(event.tokens, event.n_tokens, note)
 
     def taken_over(self, asked: "HarvestConfig", settings: "HarvestConfig") -> None:
         """Say which settings are the store's because they were not given."""
@@ -59,12 +60,6 @@ class HarvestDisplay(Bar):
         if changed:
             words = ", ".join(f"{name} {value}" for name, value in changed.items())
             say(f"not given, and so as {settings.store} has it: {words}")
-
-    def _estimate(self, estimate: "Estimate") -> None:
-        say(
-            f"about {spell_time(estimate.seconds)}: {estimate.tokens_per_second:,.0f} tokens/s, "
-            f"{estimate.batch_seqs} sequences in a forward pass"
-        )
 
     def _self_check(self, check: "SelfCheck") -> None:
         errors = [found.error for found in check.layers.values() if found.passed]
@@ -83,42 +78,32 @@ class HarvestDisplay(Bar):
         if bad := [layer for layer, found in check.layers.items() if not found.finite]:
             say(f"self-check: layers {spell_layers(bad)} have NaN or Inf and were not checked")
 
-    def _plan(self, plan: "Plan") -> None:
-        table = Table.grid("", Column(overflow="fold"), padding=(0, 2))
-        for name, value in _plan_rows(plan).items():
-            table.add_row(f"  {name}", escape(value))
-        err.print(table)
 
-
-def _plan_rows(plan: "Plan") -> dict[str, str]:
-    free = "" if plan.free_bytes is None else f" of {format_bytes(plan.free_bytes)} free"
-    names = list(plan.layers.values())
+def _plan_rows(plan: dict[str, Any]) -> dict[str, str]:
+    free = "" if plan["free_bytes"] is None else f" of {format_bytes(plan['free_bytes'])} free"
+    names = list(plan["layers"].values())
     shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
     rows = {
-        "model": f"{plan.model} on {plan.device}",
-        "layers": f"{spell_layers(list(plan.layers))} ({shown})",
-        "tokens": f"{plan.n_tokens:,} in sequences of {plan.n_ctx:,}"
-        + ("" if plan.n_documents is None else f", documents: {plan.n_documents:,}"),
-        "per token": f"{plan.bytes_per_token:,} bytes of activations",
-        "store": format_bytes(plan.total_bytes) + free,
+        "model": f"{plan['model']} on {plan['device']}",
+        "layers": f"{spell_layers(list(plan['layers']))} ({shown})",
+        "tokens": f"{plan['n_tokens']:,} in sequences of {plan['n_ctx']:,}"
+        + ("" if plan["n_documents"] is None else f", documents: {plan['n_documents']:,}"),
+        "per token": f"{plan['bytes_per_token']:,} bytes of activations",
+        "store": format_bytes(plan["total_bytes"]) + free,
     }
-    if plan.first_tokens:
-        rows["begins"] = plan.first_tokens
-    if plan.warning:
-        rows["warning"] = plan.warning
+    if plan["first_tokens"]:
+        rows["begins"] = plan["first_tokens"]
+    if plan["warning"]:
+        rows["warning"] = plan["warning"]
     return rows
 
 
 def plan_table(result: dict[str, Any]) -> Table:
     """Return what a harvest would write."""
-    from ..harvest.plan import Estimate, Plan
-
-    found = result["estimate"]
-    plan = Plan(**{**result, "estimate": None if found is None else Estimate(**found)})
-    rows = _plan_rows(plan)
-    if plan.estimate is not None:
-        rate = f"{plan.estimate.tokens_per_second:,.0f} tokens/s"
-        rows["time"] = f"about {spell_time(plan.estimate.seconds)}, {rate}"
+    rows = _plan_rows(result)
+    if (estimate := result["estimate"]) is not None:
+        rate = f"{estimate['tokens_per_second']:,.0f} tokens/s"
+        rows["time"] = f"about {spell_time(estimate['seconds'])}, {rate}"
     return fact_table("a harvest would write", rows)
 
 

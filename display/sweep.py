@@ -3,6 +3,7 @@
 Where stderr is no terminal, a line every now and then, and one for every run that ends.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,18 +19,13 @@ from rich.table import Table
 
 from ..store.care.info import format_bytes
 from .bars import PLAIN_EVERY_S, err, say
-from .words import number, spell_time
+from .words import list_table, number, numbers, short, spell_time, words
 
 if TYPE_CHECKING:
     from ..train.report.events import Ended, RunEvent, TrainEvent
 
-WAITING, RUNNING, FINISHED, FAILED, BEFORE = (
-    "waiting",
-    "running",
-    "finished",
-    "failed",
-    "finished before",
-)
+WAITING, RUNNING, FINISHED = "waiting", "running", "finished"
+FAILED, BEFORE = "failed", "finished before"
 STYLES = {WAITING: "dim", RUNNING: "cyan", FINISHED: "green", FAILED: "red", BEFORE: "dim green"}
 FIRST = (FAILED, RUNNING, FINISHED, WAITING, BEFORE)
 """Whose rows are shown where there is no room for all."""
@@ -122,31 +118,31 @@ class SweepDisplay:
             parts.append(f"{rate:,.0f} tok/s")
         if wait := max((r.data_wait for r in self._runs.values() if r.state == RUNNING), default=0):
             parts.append(f"data wait {wait:.0%}")
-        measured = [(r.fvu, name) for name, r in self._runs.items() if _is_number(r.fvu)]
+        fvus = [(r.fvu, name) for name, r in self._runs.items() if r.fvu is not None]
+        measured = [each for each in fvus if not math.isnan(each[0])]
         if measured:
             fvu, name = min(measured)
             parts.append(f"best FVU {fvu:.4f} ({name})")
-        if rate and (left := self._left_tokens()):
+        left, _total = self._tokens()
+        if rate and left:
             parts.append(f"{spell_time(left / rate)} left")
         return "  ".join(parts)
 
-    def _usual_tokens(self) -> int:
-        """Return the tokens that a run takes of which nothing is known yet."""
-        return max((run.train_tokens for run in self._runs.values()), default=0)
+    def _tokens(self) -> tuple[int, int]:
+        """Return the tokens left to train on and those of all runs.
 
-    def _left_tokens(self) -> int:
-        usual = self._usual_tokens()
-        return sum(
-            (run.train_tokens or usual) - run.tokens
-            for run in self._runs.values()
-            if run.state in (WAITING, RUNNING)
-        )
+        A run of which nothing is known yet takes as many as the longest; one that ended has none
+        left.
+        """
+        runs = self._runs.values()
+        usual = max((run.train_tokens for run in runs), default=0)
+        going = [run for run in runs if run.state in (WAITING, RUNNING)]
+        left = sum((run.train_tokens or usual) - run.tokens for run in going)
+        return left, sum(run.train_tokens or usual for run in runs)
 
     def _share(self) -> float:
-        """Return the share of all work that is done; runs that ended are all of theirs."""
-        usual = self._usual_tokens()
-        left = self._left_tokens()
-        total = sum((run.train_tokens or usual) for run in self._runs.values())
+        """Return the share of all work that is done."""
+        left, total = self._tokens()
         if not total:
             return float(all(r.state not in (WAITING, RUNNING) for r in self._runs.values()))
         return 1 - left / total
@@ -155,11 +151,8 @@ class SweepDisplay:
         """Return the tokens of all runs per second since the first were told of."""
         if self._first_at is None:
             return 0.0
-        new = sum(
-            run.tokens - run.first_tokens
-            for run in self._runs.values()
-            if run.first_tokens is not None
-        )
+        first = [(r.first_tokens, r.tokens) for r in self._runs.values()]
+        new = sum(now - before for before, now in first if before is not None)
         return new / max(time.monotonic() - self._first_at, 1e-9)
 
     def _render(self) -> RenderableType:
@@ -180,11 +173,7 @@ class SweepDisplay:
         for name, run in self._runs.items():
             if name in shown:
                 state = f"[{STYLES[run.state]}]{escape(_state(run))}[/]"
-                values = (
-                    _number(run.fvu, ".4f"),
-                    _number(run.dead, ".1%"),
-                    _number(run.loss, ".4f"),
-                )
+                values = (short(run.fvu), short(run.dead, ".1%"), short(run.loss))
                 table.add_row(escape(name), *values, state)
         counts = Counter(run.state for name, run in self._runs.items() if name not in shown)
         if counts:
@@ -222,26 +211,16 @@ def _state(run: _Run) -> str:
 def _outcome(run: _Run) -> str:
     if run.state == FAILED:
         return f": {run.error}"
-    return "" if run.fvu is None else f", FVU {run.fvu:.4f}, dead {_number(run.dead, '.1%')}"
-
-
-def _is_number(value: float | None) -> bool:
-    return value is not None and value == value
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    return "" if run.fvu is None else f", FVU {run.fvu:.4f}, dead {short(run.dead, '.1%')}"
 
 
 def sweep_table(result: dict[str, Any]) -> Table:
     """Show the rows of a sweep: the settings that differ, then what came out, the best in bold."""
     rows = result["rows"]
-    table = Table(title="swept", title_justify="left", box=SIMPLE_HEAD)
     names = list(dict.fromkeys(name for row in rows for name in row))
     settings = names[: names.index("fvu")] if "fvu" in names else names
-    for name in (*settings, "FVU", "L0", "dead", "tokens/s"):
-        table.add_column(escape(name), justify="right", no_wrap=True)
-    table.add_column("run", overflow="fold")
+    columns = numbers(*map(escape, settings), "FVU", "L0", "dead", "tokens/s")
+    table = list_table("swept", *columns, words("run"))
     fvus = [row["fvu"] for row in rows if row.get("fvu") is not None]
     for row in rows:
         values = [escape(_setting(row.get(name))) for name in settings]
@@ -261,7 +240,6 @@ def sweep_table(result: dict[str, Any]) -> Table:
         )
     size = format_bytes(result["bytes_read"])
     table.caption = escape(f"sweep.csv and pareto.png in {result['out']}; {size} read")
-    table.caption_justify = "left"
     return table
 
 

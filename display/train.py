@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from .bars import Bar, say
-from .words import number, spell_time
+from .words import list_table, number, numbers, spell_time, words
 
 if TYPE_CHECKING:
     from ..train.report.events import EvalReport, TrainEvent
@@ -53,10 +52,8 @@ def eval_line(event: "EvalReport") -> str:
 def train_table(result: dict[str, Any]) -> Table:
     """Return the runs that were trained."""
     runs = result["runs"]
-    table = Table(title="trained", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("layer", "FVU", "L0", "dead", "tokens", "tokens/s", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("run", overflow="fold")
+    columns = numbers("layer", "FVU", "L0", "dead", "tokens", "tokens/s", "time")
+    table = list_table("trained", *columns, words("run"))
     for run in runs:
         table.add_row(
             str(run["layer"]),
@@ -72,5 +69,4 @@ def train_table(result: dict[str, Any]) -> Table:
         table.add_row(str(run["layer"]), *"------", f"[red]failed: {escape(run['error'])}[/]")
     windows = {f"{run['dead_window_tokens']:,}" for run in runs} or {"-"}
     table.caption = f"dead: did not fire on the last {' or '.join(sorted(windows))} tokens"
-    table.caption_justify = "left"
     return table

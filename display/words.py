@@ -20,14 +20,31 @@ def fact_table(title: str, rows: dict[str, str]) -> Table:
     return table
 
 
+def list_table(title: str, *columns: Column) -> Table:
+    """Return a table of such columns without rows yet, its caption at the left."""
+    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.caption_justify = "left"
+    return table
+
+
+def numbers(*names: str) -> list[Column]:
+    """Return columns of numbers, which are always seen whole."""
+    return [Column(name, justify="right", no_wrap=True) for name in names]
+
+
+def words(name: str) -> Column:
+    """Return a column of text, which takes several lines where it must."""
+    return Column(name, overflow="fold")
+
+
 def number(value: float | None) -> str:
     """Spell a measure of y."""
     return "undefined: y does not vary" if value is None else f"{value:.4f}"
 
 
-def short(value: float | None, places: int = 4) -> str:
-    """Spell a number with some decimal places, or - for none."""
-    return "-" if value is None else f"{value:.{places}f}"
+def short(value: float | None, form: str = ".4f") -> str:
+    """Spell a number in some form, or - for none."""
+    return "-" if value is None else format(value, form)
 
 
 def share(value: float | None) -> str:

@@ -141,10 +141,10 @@ def evaluate_runs(
         subjects = [open_run(c.run, store, device) for c in configs]
         if config.model is not None:
             Subject.find(config.model)  # refuse a missing model at once
-        qualities = [_on_the_store(subject, store, config, device, report) for subject in subjects]
+        qualities = [_on_the_store(subject, config, device, report) for subject in subjects]
         losses = {}
         if config.model is not None:
-            losses = _in_the_model(subjects, store, config, device, report)
+            losses = _in_the_model(subjects, config, device, report)
     runs = [
         Fidelity(
             run=(run := str(subject.run)),
@@ -167,9 +167,8 @@ def _write(found: Fidelity, report: Report) -> None:
         report(f"the figures of {found.run} were not kept beside it: {error.strerror or error}")
 
 
-def _on_the_store(
-    subject: Opened, store: ActivationStore, config: EvalConfig, device: str, report: Report
-) -> StoreQuality:
+def _on_the_store(subject: Opened, config: EvalConfig, device: str, report: Report) -> StoreQuality:
+    store = subject.store
     n_ctx = store.manifest.n_ctx
     total = len(store.held_out_seqs) * n_ctx
     if config.tokens is not None:
@@ -183,58 +182,47 @@ def _on_the_store(
         derive=deriver(subject.layer, store, device),
     )
 
-    def report_tokens(n_tokens: int) -> None:
-        report(Measured(n_tokens, total, f"layer {subject.layer} on the store"))
-
-    return measure(subject.lorsa, batches, n_ctx, report_tokens)
+    what = f"layer {subject.layer} on the store"
+    return measure(subject.lorsa, batches, n_ctx, lambda n: report(Measured(n, total, what)))
 
 
 def _in_the_model(
-    subjects: Sequence[Opened],
-    store: ActivationStore,
-    config: EvalConfig,
-    device: str,
-    report: Report,
+    subjects: Sequence[Opened], config: EvalConfig, device: str, report: Report
 ) -> dict[str, CrossEntropy]:
     """Return the losses of the language model by run, and those of all layers at once as TOGETHER.
 
     It runs as it is, with each layer replaced and ablated, and with all of them.
     """
     assert config.model is not None
-    layers = sorted({subject.layer for subject in subjects})
+    store, layers = subjects[0].store, sorted({subject.layer for subject in subjects})
     model, sites, _subject = load_store_model(store, config.model, layers, device, report)
     n_seqs = max(1, config.ce_tokens // store.manifest.n_ctx)
     tokens = store.tokens(store.held_out_seqs[:n_seqs])
-    stand_ins = [_stand_ins(subject, store, device) for subject in subjects]
+    replaced = {
+        str(subject.run): [(sites[subject.layer], _stand_ins(subject, device))]
+        for subject in subjects
+    }
+    if 1 < len(subjects) == len(layers):
+        replaced[TOGETHER] = [layer for of_run in replaced.values() for layer in of_run]
     variants: dict[tuple[str, str], Variant] = {
-        (str(subject.run), name): [(sites[subject.layer], some[name])]
-        for subject, some in zip(subjects, stand_ins, strict=True)
+        (run, name): [(site, stand_ins[name]) for site, stand_ins in of_run]
+        for run, of_run in replaced.items()
         for name in VARIANTS
     }
-    whose = [str(subject.run) for subject in subjects]
-    if 1 < len(subjects) == len(layers):
-        whose.append(TOGETHER)
-        for name in VARIANTS:
-            variants[TOGETHER, name] = [
-                (sites[subject.layer], some[name])
-                for subject, some in zip(subjects, stand_ins, strict=True)
-            ]
-
-    def report_tokens(n_tokens: int) -> None:
-        report(Measured(n_tokens, tokens.numel(), f"in the model, {len(variants) + 1} times"))
-
-    original, found = run_variants(model, tokens, variants, report_tokens)
+    total, what = tokens.numel(), f"in the model, {len(variants) + 1} times"
+    original, found = run_variants(
+        model, tokens, variants, lambda n: report(Measured(n, total, what))
+    )
     return {
-        run: cross_entropy(
-            {"original": original, **{name: found[run, name] for name in VARIANTS}}, run
-        )
-        for run in whose
+        run: cross_entropy({"original": original} | {n: found[run, n] for n in VARIANTS}, run)
+        for run in replaced
     }
 
 
-def _stand_ins(subject: Opened, store: ActivationStore, device: str) -> dict[str, Replacement]:
+def _stand_ins(subject: Opened, device: str) -> dict[str, Replacement]:
     """Return replacements of a layer's output, by VARIANTS."""
-    seqs, derive = store.train_seqs[:MEAN_SEQS], deriver(subject.layer, store, device)
+    store, derive = subject.store, deriver(subject.layer, subject.store, device)
+    seqs = store.train_seqs[:MEAN_SEQS]
     total = torch.zeros(store.manifest.d_model, dtype=torch.float64, device=device)
     for seq in seqs.tolist():
         total += store.stored(subject.layer, [seq]).on(device, derive).y.double().sum(dim=(0, 1))

@@ -1,6 +1,6 @@
 """A run with its store and its language model, checked to belong together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from ..language.device import choose_device
 from ..language.selfcheck import require_same_weights
 from ..language.subject import Subject
 from ..language.tokenizer import tokenizer_facts
+from ..progress import Report
 from ..store.read.reader import ActivationStore
 
 
@@ -93,11 +94,7 @@ def _require_same_model(lorsa: Lorsa, run: Path, store: ActivationStore) -> None
 
 
 def load_store_model(
-    store: ActivationStore,
-    model: str,
-    layers: Sequence[int],
-    device: str,
-    report: Callable[[str], None],
+    store: ActivationStore, model: str, layers: Sequence[int], device: str, report: Report
 ) -> LanguageModel:
     """Load the language model that a store is of, at the store's revision.
 
@@ -114,7 +111,7 @@ def load_store_model(
 
 
 def load_store_tokenizer(
-    store: ActivationStore, language: LanguageModel | None, report: Callable[[str], None]
+    store: ActivationStore, language: LanguageModel | None, report: Report
 ) -> Any:
     """Return the tokenizer of a store's text; None, and a report, where there is none to be had.
 

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ..dictionaries.fetch import local_folder
@@ -69,11 +68,7 @@ def convert(
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise ExchangeError(f"{config.out} is there already; give a new folder")
     lorsa = _read(config)
-    if config.max_l0 is not None:
-        lorsa.config = _limited(lorsa.config, config.max_l0)
-    hook = None
-    if config.model is not None:
-        hook = _fold(lorsa, config, report)
+    hook = None if config.model is None else _fold(lorsa, config, report)
     was_there = config.out.exists()
     try:
         if config.to == "lorsa":
@@ -81,7 +76,9 @@ def convert(
         else:
             write_llamascopium(lorsa.saved(), config.out, hook)
     except BaseException:  # of Ctrl-C too: a half of it would keep the same command from its folder
-        _empty(config.out, keep=was_there)
+        shutil.rmtree(config.out, ignore_errors=True)
+        if was_there:
+            config.out.mkdir(exist_ok=True)
         raise
     shape = lorsa.config
     return Converted(
@@ -99,25 +96,15 @@ def convert(
 
 
 def _read(config: ConvertConfig) -> Lorsa:
+    """Return the Lorsa to convert, with the limit that is asked for."""
     try:
         folder = local_folder(config.source, revision=config.revision, subfolder=config.subfolder)
+        lorsa = Lorsa.from_pretrained(folder)
+        if config.max_l0 is not None:
+            lorsa.config = replace(lorsa.config, max_l0=config.max_l0)
     except ValueError as error:
         raise ExchangeError(str(error)) from None
-    return Lorsa.from_pretrained(folder)
-
-
-def _empty(folder: Path, *, keep: bool) -> None:
-    """Take away what was written into a folder that was new or empty."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if keep:
-        folder.mkdir(exist_ok=True)
-
-
-def _limited(shape: LorsaConfig, max_l0: int) -> LorsaConfig:
-    try:
-        return replace(shape, max_l0=max_l0)
-    except ValueError as error:
-        raise ExchangeError(str(error)) from None
+    return lorsa
 
 
 def _fold(lorsa: Lorsa, config: ConvertConfig, report: Callable[[str], None]) -> str | None:

@@ -78,7 +78,7 @@ def _path_for(backend: str, kind: AttentionKind | DecodeKind) -> ModuleType:
         return path
     logger.warning(
         "Triton's sparse %s is not used on %s, %s: %s; the torch path takes its place",
-        kind.operator,
+        "decode" if isinstance(kind, DecodeKind) else "top-k attention",
         kind.device,
         kind.dtype,
         reason,
@@ -176,7 +176,7 @@ def sparse_topk_attention(
     _batch, _seq, n_qk_heads, width = q.shape
     options = (select, window is not None, softcap is not None)
     kind = AttentionKind(q.device, q.dtype, width, n_ov_heads // n_qk_heads, n_ov_heads, *options)
-    path, norm, score = _path_for(backend, kind), w_o_norm.detach(), Score(scale, window, softcap)
+    path, norm, score = _path_for(backend, kind), w_o_norm.detach(), Score(scale, softcap, window)
     with torch.cuda.device_of(q), torch.autocast(q.device.type, enabled=False):
         acts, ids = path.sparse_topk_attention(q, k, v, norm, top_k, select, score)
     return acts, ids

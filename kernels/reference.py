@@ -12,63 +12,61 @@ Source: He et al. 2025, arXiv:2504.20938, section 3. Their head's q, k, v, z are
 is our row W_O[i].
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 
 class Score(NamedTuple):
-    """The options by which a score is made of a dot product; see `attention_pattern`."""
+    """The options by which a score is made of a dot product; see `Scored`."""
 
     scale: float
-    window: int | None = None
     softcap: float | None = None
+    window: int | None = None
 
 
-def attention_pattern(
-    q: Tensor,
-    k: Tensor,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    at: Tensor | None = None,
-) -> Tensor:
+class Scored(Protocol):
+    """A `Score`, or the shape of a layer or of a Lorsa, which has the same options."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the dot products, usually d_qk_head ** -0.5."""
+
+    @property
+    def softcap(self) -> float | None:
+        """Cap: scores become softcap * tanh(scores / softcap) before the mask; None for none."""
+
+    @property
+    def window(self) -> int | None:
+        """Window: a query sees itself and the window - 1 positions before it; None sees all."""
+
+
+def attention_pattern(q: Tensor, k: Tensor, by: Scored, at: Tensor | None = None) -> Tensor:
     """Return the causal softmax pattern of every QK head.
 
     Args:
         q: rotated queries, [batch, n_queries, n_qk_heads, d_qk_head].
         k: rotated keys, [batch, seq, n_qk_heads, d_qk_head].
-        scale: multiplies the scores, usually d_qk_head ** -0.5.
-        window: a query sees itself and the window - 1 positions before it; None sees all before.
-        softcap: scores become softcap * tanh(scores / softcap) before the mask; None leaves them.
+        by: how scores are made of q and k.
         at: positions of the queries, [n_queries] or [batch, n_queries]; None is 0, 1, ...
 
     Returns:
         [batch, n_qk_heads, q_pos, k_pos], rows sum to 1, zero where a query may not look.
     """
-    scores = torch.einsum("bthk,bshk->bhts", q, k) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = torch.einsum("bthk,bshk->bhts", q, k) * by.scale
+    if by.softcap is not None:
+        scores = by.softcap * torch.tanh(scores / by.softcap)
     position = torch.arange(k.shape[1], device=q.device)
     at = position[: q.shape[1]] if at is None else at
     distance = (at[..., None] - position).unsqueeze(-3)  # [..., 1, q_pos, k_pos]
     hidden = distance < 0
-    if window is not None:
-        hidden |= distance >= window
+    if by.window is not None:
+        hidden |= distance >= by.window
     return scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
 
 
-def lorsa_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+def lorsa_attention(q: Tensor, k: Tensor, v: Tensor, by: Scored) -> Tensor:
     """Attend causally with scalar value heads that share QK heads in groups.
 
     z_pre[b, t, i] = sum_s pattern[b, h, t, s] v[b, s, i],  h = i // (n_ov_heads // n_qk_heads)
@@ -76,7 +74,7 @@ def lorsa_attention(
     Args:
         q, k: rotated queries and keys, [batch, seq, n_qk_heads, d_qk_head].
         v: one scalar per OV head, [batch, seq, n_ov_heads].
-        scale, window, softcap: as in `attention_pattern`.
+        by: how scores are made of q and k.
 
     Returns:
         z before selection, [batch, seq, n_ov_heads].
@@ -84,7 +82,7 @@ def lorsa_attention(
     Source: He et al. 2025, arXiv:2504.20938; our v is their x W_V^h, our z their head activation.
     """
     batch, seq, n_qk_heads, _width = q.shape
-    pattern = attention_pattern(q, k, scale=scale, window=window, softcap=softcap)
+    pattern = attention_pattern(q, k, by)
     grouped = v.reshape(batch, seq, n_qk_heads, -1)  # [batch, seq, n_qk_heads, group]
     z = torch.einsum("bhts,bshg->bthg", pattern, grouped)
     return z.reshape(batch, seq, -1)  # [batch, seq, n_ov_heads]
@@ -117,7 +115,7 @@ def sparse_topk_attention(
     q: Tensor, k: Tensor, v: Tensor, w_o_norm: Tensor, top_k: int, select: str, score: Score
 ) -> tuple[Tensor, Tensor]:
     """Attend, then keep the top_k heads of every token; see `dispatch.sparse_topk_attention`."""
-    z_pre = lorsa_attention(q, k, v, **score._asdict())
+    z_pre = lorsa_attention(q, k, v, score)
     return select_top_k(z_pre, w_o_norm, top_k=top_k, select=select)
 
 

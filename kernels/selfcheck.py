@@ -5,8 +5,6 @@ dtype, widths and options, on a small example and compares them with reference.p
 a driver or a Triton release that gets them wrong then costs speed, not a training run.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -38,11 +36,6 @@ class AttentionKind(NamedTuple):
     softcap: bool
     """Whether there is a softcap"""
 
-    @property
-    def operator(self) -> str:
-        """Name for messages."""
-        return "top-k attention"
-
 
 class DecodeKind(NamedTuple):
     """The properties of tensors that the decode kernels are compiled for."""
@@ -50,16 +43,12 @@ class DecodeKind(NamedTuple):
     device: torch.device
     dtype: torch.dtype
 
-    @property
-    def operator(self) -> str:
-        """Name for messages."""
-        return "decode"
-
 
 def why_not_triton(path: Any, kind: AttentionKind | DecodeKind) -> str | None:
     """Return what is wrong with an operator of a path, the Triton one; None if nothing is."""
+    own_precision = torch.autocast(kind.device.type, enabled=False)  # whatever the caller's is
     try:
-        with _plain_arithmetic(kind.device):
+        with torch.inference_mode(False), torch.enable_grad(), own_precision:
             if isinstance(kind, DecodeKind):
                 return _compare_decode(path, kind)
             return _compare_attention(path, kind) or _compare_selection(path, kind)
@@ -68,14 +57,6 @@ def why_not_triton(path: Any, kind: AttentionKind | DecodeKind) -> str | None:
     except Exception as error:  # whatever the compiler or the driver raises
         lines = str(error).splitlines() or [""]
         return f"it raised {type(error).__name__}: {lines[0]}"
-
-
-@contextmanager
-def _plain_arithmetic(device: torch.device) -> Iterator[None]:
-    """Compute gradients, in the tensors' own precision, whatever the caller's mode is."""
-    with torch.inference_mode(False), torch.enable_grad():
-        with torch.autocast(device.type, enabled=False):
-            yield
 
 
 def _compare_attention(path: Any, kind: AttentionKind) -> str | None:
@@ -88,7 +69,7 @@ def _compare_attention(path: Any, kind: AttentionKind) -> str | None:
 
     norm = torch.ones(n_ov_heads, device=kind.device)
     window, softcap = SEQ // 2 if kind.window else None, 2.0 if kind.softcap else None
-    score = Score(kind.d_qk_head**-0.5, window, softcap)
+    score = Score(kind.d_qk_head**-0.5, softcap, window)
 
     def run(by: Any, *given: Tensor) -> dict[str, Any]:
         leaves = [t.to(kind.device, copy=True).requires_grad_() for t in given]

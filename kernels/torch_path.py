@@ -263,6 +263,7 @@ def _block_gradients(
     (q, k, v), (dq, dk, dv) = inputs, outputs
     (n_qk_heads, seq, width), group = q.shape, v.shape[2]
     sees_all = k1 - k0 == seq
+    put = Tensor.copy_ if sees_all else Tensor.add_
     if q1 == seq and not sees_all:
         dk.zero_()
         dv.zero_()
@@ -272,7 +273,7 @@ def _block_gradients(
         n_heads, n_queries, n_keys = pattern.shape
         part = scratch.take("dv", n_heads, n_keys, group)
         torch.bmm(pattern.transpose(1, 2), dz_h, out=part)
-        _put(dv[h, k0:k1], part, write=sees_all)
+        put(dv[h, k0:k1], part)
         d_score = scratch.take("d_score", n_heads, n_queries, n_keys)
         torch.baddbmm(minus_d[h].expand_as(d_score), dz_h, v[h, k0:k1].transpose(1, 2), out=d_score)
         d_score.mul_(pattern)  # P (dP - D)
@@ -282,15 +283,7 @@ def _block_gradients(
         torch.mul(part, score.scale, out=dq[h, q0:q1])
         part = scratch.take("dk", n_heads, n_keys, width)
         torch.bmm(d_score.transpose(1, 2), q_h, out=part)
-        _put(dk[h, k0:k1], part.mul_(score.scale), write=sees_all)
-
-
-def _put(total: Tensor, part: Tensor, *, write: bool) -> None:
-    """Write or add a part."""
-    if write:
-        total.copy_(part)
-    else:
-        total.add_(part)
+        put(dk[h, k0:k1], part.mul_(score.scale))
 
 
 class _SparseDecode(torch.autograd.Function):

@@ -40,6 +40,7 @@ SELECT_MERGED = 16384
 ROW_SUMS_BLOCK = 64
 DECODE_HEADS = 16
 DECODE_CHANNELS = 256
+DECODE_TILE = {"BLOCK_J": DECODE_HEADS, "BLOCK_D": DECODE_CHANNELS}
 """Tile of the decode kernels: kept heads (or tokens) by channels."""
 
 
@@ -156,26 +157,20 @@ def constants(
     }
 
 
-class _FiringRows(NamedTuple):
-    """Firing rows of a few sequences, sorted by (sequence, QK head, position)."""
-
-    pairs: Tensor
-    """First of every row's kept heads, as an index into acts; int64"""
-    starts: Tensor
-    """First row at or after each block of keys, [n_heads, n_blocks + 1]; then the end"""
-    ends: Tensor
-    """End of the rows that see each block, alike"""
-
-
 def _firing_rows(
     fired: Tensor, ids: Tensor, *, n_qk_heads: int, group: int, keys: int, window: int | None
-) -> _FiringRows:
-    """Find the firing rows.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the firing rows of a few sequences, sorted by (sequence, QK head, position).
 
     Args:
         fired: which kept heads have a gradient, bool, [sequences, seq, top_k].
         ids: the kept heads, ascending, [sequences, seq, top_k].
         keys: size of a block of keys.
+
+    Returns:
+        pairs: first of every row's kept heads, as an index into acts; int64.
+        starts: first row at or after each block of keys, [n_heads, n_blocks + 1]; then the end.
+        ends: end of the rows that see each block, alike.
     """
     n_seq, seq, _top_k = ids.shape
     n_heads = n_seq * n_qk_heads
@@ -195,7 +190,7 @@ def _firing_rows(
     starts = torch.searchsorted(key, base + edge.clamp(max=seq))
     last = seq if window is None else (edge + keys + window - 1).clamp(max=seq)
     ends = torch.searchsorted(key, (base + last).expand(n_heads, n_blocks + 1).contiguous())
-    return _FiringRows(pairs, starts, ends)
+    return pairs, starts, ends
 
 
 def _any_in_run(fired: Tensor, first: Tensor) -> Tensor:
@@ -232,7 +227,7 @@ class _SparseTopkAttention(torch.autograd.Function):
             n_seq = part.stop - part.start
             triton_kernels.attend_kernel[n_seq * n_qk_heads, triton.cdiv(seq, settings["BLOCK_T"])](
                 q[part], k[part], v[part], scratch, lse[part], seq, n_qk_heads,
-                score.scale, score.softcap, score.window, **settings,
+                *score, **settings,
             )  # fmt: skip
             kept = select_top_k(
                 scratch[:n_seq].view(n_seq * seq, n_ov_heads), norm, top_k=top_k, select=select
@@ -280,7 +275,7 @@ class _SparseTopkAttention(torch.autograd.Function):
             n_seq = part.stop - part.start
             heads = ids[part].long()
             dz = scratch[:n_seq].scatter_(-1, heads, d_acts[part])
-            rows = _firing_rows(
+            pairs, starts, ends = _firing_rows(
                 fired[part],
                 ids[part],
                 n_qk_heads=n_qk_heads,
@@ -288,22 +283,17 @@ class _SparseTopkAttention(torch.autograd.Function):
                 keys=keys_tile,
                 window=score.window,
             )
-            inputs = (q[part], k[part], v[part], dz, lse[part], sums[part], rows.pairs)
-            sizes = (seq, n_qk_heads, top_k, rows.starts.shape[1], *_spell(score))
+            inputs = (q[part], k[part], v[part], dz, lse[part], sums[part], pairs)
+            sizes = (seq, n_qk_heads, top_k, starts.shape[1], *score)
             n_heads = n_seq * n_qk_heads
             triton_kernels.dq_kernel[n_heads, triton.cdiv(seq, rows_tile)](
-                *inputs, rows.starts, dq[part], *sizes, **dq_settings
+                *inputs, starts, dq[part], *sizes, **dq_settings
             )
             triton_kernels.dkv_kernel[n_heads, triton.cdiv(seq, keys_tile)](
-                *inputs, rows.starts, rows.ends, dk[part], dv[part], *sizes, **dkv_settings
+                *inputs, starts, ends, dk[part], dv[part], *sizes, **dkv_settings
             )
             dz.scatter_(-1, heads, 0.0)
         return dq, dk, dv, None, None, None, None
-
-
-def _spell(score: Score) -> tuple[float, float | None, int | None]:
-    """Return a score's numbers in the order of the kernels."""
-    return score.scale, score.softcap, score.window
 
 
 class _SparseDecode(torch.autograd.Function):
@@ -314,7 +304,7 @@ class _SparseDecode(torch.autograd.Function):
         d_model = W_O.shape[1]
         y_hat = acts.new_empty(batch, seq, d_model)
         triton_kernels.decode_kernel[batch * seq, triton.cdiv(d_model, DECODE_CHANNELS)](
-            acts, ids, W_O, y_hat, top_k, d_model, BLOCK_J=DECODE_HEADS, BLOCK_D=DECODE_CHANNELS
+            acts, ids, W_O, y_hat, top_k, d_model, **DECODE_TILE
         )
         ctx.save_for_backward(acts, ids, W_O)
         return y_hat
@@ -333,15 +323,7 @@ class _SparseDecode(torch.autograd.Function):
             parts = acts.new_empty(n_slices, *acts.shape, dtype=torch.float32)
             grid = (batch * seq, triton.cdiv(top_k, DECODE_HEADS), n_slices)
             triton_kernels.d_acts_kernel[grid](
-                dy,
-                ids,
-                W_O,
-                parts,
-                batch * seq,
-                top_k,
-                d_model,
-                BLOCK_J=DECODE_HEADS,
-                BLOCK_D=DECODE_CHANNELS,
+                dy, ids, W_O, parts, batch * seq, top_k, d_model, **DECODE_TILE
             )
             d_acts = parts.sum(dim=0).to(acts.dtype)
         if ctx.needs_input_grad[2]:
@@ -350,15 +332,7 @@ class _SparseDecode(torch.autograd.Function):
             edges = torch.arange(n_ov_heads + 1, device=ids.device, dtype=heads.dtype)
             starts = torch.searchsorted(heads, edges)
             triton_kernels.dw_kernel[n_ov_heads, triton.cdiv(d_model, DECODE_CHANNELS)](
-                acts,
-                dy,
-                pairs,
-                starts,
-                dW_O,
-                top_k,
-                d_model,
-                BLOCK_J=DECODE_HEADS,
-                BLOCK_D=DECODE_CHANNELS,
+                acts, dy, pairs, starts, dW_O, top_k, d_model, **DECODE_TILE
             )
         return d_acts, None, dW_O
 

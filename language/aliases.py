@@ -7,43 +7,33 @@ from typing import NamedTuple
 from ..errors import LanguageModelError
 from ..hub import HUB_TIMEOUT_S, hub_problem
 
-# An alias and a Hub id with {} for the size, and the sizes as the Hub writes them.
+# An alias and a Hub id with {} for the size, the sizes as the Hub writes them, and what names of
+# instruction-tuned models end in, where they come in the same sizes.
 _SERIES = (
-    ("gemma-{}", "google/gemma-{}", "2b 7b"),
-    ("gemma-{}-it", "google/gemma-{}-it", "2b 7b"),
-    ("gemma-2-{}", "google/gemma-2-{}", "2b 9b 27b"),
-    ("gemma-2-{}-it", "google/gemma-2-{}-it", "2b 9b 27b"),
+    ("gemma-{}", "google/gemma-{}", "2b 7b", "-it"),
+    ("gemma-2-{}", "google/gemma-2-{}", "2b 9b 27b", "-it"),
     ("gemma-3-{}", "google/gemma-3-{}-pt", "1b 4b 12b 27b"),
     ("gemma-3-{}-it", "google/gemma-3-{}-it", "270m 1b 4b 12b 27b"),
     ("gpt2-{}", "openai-community/gpt2-{}", "medium large xl"),
     ("llama-2-{}", "meta-llama/Llama-2-{}-hf", "7b 13b 70b"),
-    ("llama-3-{}", "meta-llama/Meta-Llama-3-{}", "8B 70B"),
-    ("llama-3-{}-instruct", "meta-llama/Meta-Llama-3-{}-Instruct", "8B 70B"),
-    ("llama-3.1-{}", "meta-llama/Llama-3.1-{}", "8B 70B 405B"),
-    ("llama-3.1-{}-instruct", "meta-llama/Llama-3.1-{}-Instruct", "8B 70B 405B"),
-    ("llama-3.2-{}", "meta-llama/Llama-3.2-{}", "1B 3B"),
-    ("llama-3.2-{}-instruct", "meta-llama/Llama-3.2-{}-Instruct", "1B 3B"),
+    ("llama-3-{}", "meta-llama/Meta-Llama-3-{}", "8B 70B", "-Instruct"),
+    ("llama-3.1-{}", "meta-llama/Llama-3.1-{}", "8B 70B 405B", "-Instruct"),
+    ("llama-3.2-{}", "meta-llama/Llama-3.2-{}", "1B 3B", "-Instruct"),
     ("opt-{}", "facebook/opt-{}", "125m 350m 1.3b 2.7b 6.7b 13b 30b 66b"),
     ("pythia-{}", "EleutherAI/pythia-{}", "14m 31m 70m 160m 410m 1b 1.4b 2.8b 6.9b 12b"),
-    (
-        "pythia-{}-deduped",
-        "EleutherAI/pythia-{}-deduped",
-        "70m 160m 410m 1b 1.4b 2.8b 6.9b 12b",
-    ),
-    ("qwen2-{}", "Qwen/Qwen2-{}", "0.5B 1.5B 7B 72B"),
-    ("qwen2-{}-instruct", "Qwen/Qwen2-{}-Instruct", "0.5B 1.5B 7B 72B"),
-    ("qwen2.5-{}", "Qwen/Qwen2.5-{}", "0.5B 1.5B 3B 7B 14B 32B 72B"),
-    ("qwen2.5-{}-instruct", "Qwen/Qwen2.5-{}-Instruct", "0.5B 1.5B 3B 7B 14B 32B 72B"),
+    ("pythia-{}-deduped", "EleutherAI/pythia-{}-deduped", "70m 160m 410m 1b 1.4b 2.8b 6.9b 12b"),
+    ("qwen2-{}", "Qwen/Qwen2-{}", "0.5B 1.5B 7B 72B", "-Instruct"),
+    ("qwen2.5-{}", "Qwen/Qwen2.5-{}", "0.5B 1.5B 3B 7B 14B 32B 72B", "-Instruct"),
     ("qwen2.5-coder-{}", "Qwen/Qwen2.5-Coder-{}", "0.5B 1.5B 3B 7B 14B 32B"),
     ("qwen3-{}", "Qwen/Qwen3-{}-Base", "0.6B 1.7B 4B 8B 14B"),
     ("qwen3-{}-instruct", "Qwen/Qwen3-{}", "0.6B 1.7B 4B 8B 14B 32B"),
-    ("smollm2-{}", "HuggingFaceTB/SmolLM2-{}", "135M 360M 1.7B"),
-    ("smollm2-{}-instruct", "HuggingFaceTB/SmolLM2-{}-Instruct", "135M 360M 1.7B"),
+    ("smollm2-{}", "HuggingFaceTB/SmolLM2-{}", "135M 360M 1.7B", "-Instruct"),
 )
 
 ALIASES = {
-    alias.format(size.lower()): hub_id.format(size)
-    for alias, hub_id, sizes in _SERIES
+    (alias + ending.lower()).format(size.lower()): (hub_id + ending).format(size)
+    for alias, hub_id, sizes, *endings in _SERIES
+    for ending in ("", *endings)
     for size in sizes.split()
 } | {
     "gemma-3-270m": "google/gemma-3-270m",  # and so without the others' -pt

@@ -109,7 +109,9 @@ def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) 
     k, v = (part.repeat_interleave(g.n_heads // g.n_kv_heads, dim=2) for part in (k, v))
     if g.softcap is not None:
         return _head_by_head(q, k, v, g)
-    sees = None if g.window is None or g.window >= seq else _window_mask(seq, g.window, x.device)
+    sees = None
+    if g.window is not None and g.window < seq:
+        sees = torch.ones(seq, seq, dtype=torch.bool, device=x.device).tril().triu(1 - g.window)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -121,25 +123,13 @@ def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) 
     return out.transpose(1, 2)  # [batch, seq, n_heads, d_head]
 
 
-def _window_mask(seq: int, window: int, device: torch.device) -> Tensor:
-    """Return where a query may look, bool, [q_pos, k_pos]."""
-    sees = torch.ones(seq, seq, dtype=torch.bool, device=device).tril()
-    return sees.triu(1 - window)
-
-
 def _head_by_head(q: Tensor, k: Tensor, v: Tensor, g: AttentionGeometry) -> Tensor:
     """Attend one sequence and head at a time, so that no more than one pattern is in memory."""
     out = torch.empty_like(v)
     for b in range(len(q)):
         for head in range(g.n_heads):
-            one = slice(head, head + 1)
-            pattern = attention_pattern(
-                q[b : b + 1, :, one],
-                k[b : b + 1, :, one],
-                scale=g.scale,
-                window=g.window,
-                softcap=g.softcap,
-            )
+            one = slice(b, b + 1), slice(None), slice(head, head + 1)
+            pattern = attention_pattern(q[one], k[one], g)
             out[b, :, head] = pattern[0, 0] @ v[b, :, head]
     return out
 

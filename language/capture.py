@@ -1,6 +1,7 @@
 """Inputs and outputs of attention layers, caught while the language model runs."""
 
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -53,16 +54,15 @@ class Capture:
 
     def __enter__(self) -> Self:
         last = max(site.layer for site in self.sites)
+
+        def hook(layer: int, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            self._calls[layer] = Call(args, kwargs, output)
+            if layer == last:
+                raise Enough
+
         for site in self.sites:
-
-            def hook(
-                module: Any, args: Any, kwargs: Any, output: Any, layer: int = site.layer
-            ) -> None:
-                self._calls[layer] = Call(args, kwargs, output)
-                if layer == last:
-                    raise Enough
-
-            self._handles.append(site.module.register_forward_hook(hook, with_kwargs=True))
+            of_layer = partial(hook, site.layer)
+            self._handles.append(site.module.register_forward_hook(of_layer, with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:

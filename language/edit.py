@@ -1,7 +1,7 @@
 """Changes of an attention layer's output in a language model that runs."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -17,19 +17,17 @@ Edit = Callable[[Tensor, Tensor], Tensor]
 """Function from an attention layer's input and output to what stands in for the output."""
 
 
-@contextmanager
-def replaced(site: AttentionSite, replacement: Replacement | None) -> Iterator[None]:
+def replaced(site: AttentionSite, replacement: Replacement) -> AbstractContextManager[None]:
     """Let something stand in for an attention layer's output while the block lasts.
 
     Args:
         site: the layer.
-        replacement: what to compute from its input; None leaves the layer as it is.
+        replacement: what to compute from its input.
+
+    Raises:
+        AttachError: see `edited`.
     """
-    if replacement is None:
-        yield
-        return
-    with edited(site, lambda x, y: replacement(x)):
-        yield
+    return edited(site, lambda x, y: replacement(x))
 
 
 @contextmanager

@@ -90,14 +90,6 @@ class NormModules(NamedTuple):
     """Norm before the unembedding"""
 
 
-class _Call(NamedTuple):
-    """One call of a norm."""
-
-    module: nn.Module
-    h: Tensor
-    out: Tensor
-
-
 @torch.no_grad()
 def norm_modules(model: Any, site: AttentionSite) -> NormModules:
     """Return the norms around an attention layer, found by running the model on a few tokens.
@@ -107,12 +99,12 @@ def norm_modules(model: Any, site: AttentionSite) -> NormModules:
             for the norm before the unembedding.
         site: the layer.
     """
-    calls: list[_Call] = []
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []  # of norms: module, input and output
     ends: dict[str, Tensor] = {}
 
     def norm(module: nn.Module, args: Any, output: Any) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            calls.append(_Call(module, args[0], output))
+            calls.append((module, args[0], output))
 
     def layer(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         ends.update(x=module_input(args, kwargs), y=module_output(output))
@@ -127,9 +119,9 @@ def norm_modules(model: Any, site: AttentionSite) -> NormModules:
         hooks.append(head.register_forward_pre_hook(unembedding))
     _run(model, torch.arange(FEW_TOKENS)[None] % len(model.get_input_embeddings().weight), hooks)
     return NormModules(
-        before=next((c.module for c in calls if _same(c.out, ends["x"])), None),
-        after=next((c.module for c in calls if _same(c.h, ends["y"])), None),
-        last=next((c.module for c in reversed(calls) if _same(c.out, ends.get("last"))), None),
+        before=next((m for m, _, out in calls if _same(out, ends["x"])), None),
+        after=next((m for m, h, _ in calls if _same(h, ends["y"])), None),
+        last=next((m for m, _, out in reversed(calls) if _same(out, ends.get("last"))), None),
     )
 
 

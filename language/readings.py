@@ -201,20 +201,24 @@ def _as_heads(
     return LayerWeights(**{name: w.detach() for name, w in weights.present().items()})
 
 
-def _norms(module: Any) -> dict[str, Any]:
-    """Return the norms of queries and keys, by "q" and "k"; nothing if there are none."""
+def _norms(module: Any) -> dict[str, list[Any]]:
+    """Return the norms of queries and keys, by "q" and "k", one for all heads or one for each.
+
+    Nothing if there are none.
+    """
     for names in QK_NORMS:
-        if all(getattr(module, name, None) is not None for name in names):
-            return dict(zip("qk", (getattr(module, name) for name in names), strict=True))
+        norms = [getattr(module, name, None) for name in names]
+        if all(norm is not None for norm in norms):  # StableLM has one for each head
+            return dict(zip("qk", (list(getattr(n, "norms", [n])) for n in norms), strict=True))
     return {}
 
 
 def _qk_norm(module: Any, n_heads: int) -> QKNorm | None:
     """Return the kind of norm that a module with so many query heads has."""
-    norm = _norms(module).get("q")
-    if norm is None:
+    norms = _norms(module)
+    if not norms:
         return None
-    one = _one_norm(norm)
+    one = norms["q"][0]
     eps = getattr(one, "variance_epsilon", None) or getattr(one, "eps", None)
     kind = type(one).__name__
     if eps is None or not ("RMS" in kind or "LayerNorm" in kind):
@@ -229,8 +233,7 @@ def _norm_weights(module: Any, n_heads: dict[str, int], d_head: int) -> dict[str
     """Return q_norm and k_norm and, where they have some, their biases."""
     kind = _qk_norm(module, n_heads["q"])
     found = {}
-    for side, norm in _norms(module).items():
-        parts = list(getattr(norm, "norms", [norm]))  # StableLM has one for each head
+    for side, parts in _norms(module).items():
         factors = [_factor(part) for part in parts]
         biases = [b for part in parts if (b := getattr(part, "bias", None)) is not None]
         for name, tensors in ((f"{side}_norm", factors), (f"{side}_norm_bias", biases)):
@@ -239,10 +242,6 @@ def _norm_weights(module: Any, n_heads: dict[str, int], d_head: int) -> dict[str
                 by_head = kind is not None and kind.by_head
                 found[name] = flat.expand(n_heads[side], -1).clone() if by_head else flat[0]
     return found
-
-
-def _one_norm(norm: Any) -> Any:
-    return norm.norms[0] if hasattr(norm, "norms") else norm
 
 
 def _factor(norm: Any) -> Tensor:

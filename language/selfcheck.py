@@ -59,10 +59,6 @@ class SelfCheck(NamedTuple):
     limit: float = LIMIT
     """A layer with a larger error is not understood"""
 
-    def passed(self, layer: int) -> bool:
-        """Return whether a layer is understood."""
-        return self.layers[layer].passed
-
 
 class Understood(NamedTuple):
     """What is known of one layer."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import transformers
@@ -24,7 +23,6 @@ MODEL_WEIGHT_FILES = tuple(
     for name in ("model.safetensors", "pytorch_model.bin")
     for index in ("", ".index.json")
 )
-NO_REVISIONS: Mapping[str | None, str | None] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +36,7 @@ class Subject:
 
     @classmethod
     def find(
-        cls, name: str, *, revisions: Mapping[str | None, str | None] = NO_REVISIONS
+        cls, name: str, *, revisions: Mapping[str | None, str | None] | None = None
     ) -> "Subject":
         """Find a language model and read its configuration.
 
@@ -51,7 +49,7 @@ class Subject:
             LanguageModelError: there is no such model, or its configuration cannot be read.
         """
         path = resolve(name)
-        path = path._replace(revision=revisions.get(path.name) or path.revision)
+        path = path._replace(revision=(revisions or {}).get(path.name) or path.revision)
         return cls(path, load_config(path))
 
     @property

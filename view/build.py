@@ -89,7 +89,8 @@ def _write_data(analysis: Analysis, folder: Path, report: Callable[[int, int], N
         fires += [named_tokens(head["top"]) for head in found]
         report(heads.stop, n_heads)
     write("index", _index(analysis, fires))
-    write("tokens", _tokens(analysis))
+    ids, texts = analysis.vocabulary
+    write("tokens", {"ids": ids, "texts": texts})
     write("search", searched_tokens(analysis.heads, firing))
 
 
@@ -112,9 +113,3 @@ def _facts(analysis: Analysis) -> dict[str, Any]:
     facts = {name: analysis.facts.get(name) for name in SHOWN}
     model = str(facts["model"])
     return {**facts, "model": Path(model).name if Path(model).is_absolute() else model}
-
-
-def _tokens(analysis: Analysis) -> dict[str, list[Any]]:
-    """Return ids and texts of the tokens; a text is None where no tokenizer was at hand."""
-    ids, texts = analysis.vocabulary
-    return {"ids": ids, "texts": texts}

@@ -19,6 +19,7 @@ N_NAMED = 3
 """Tokens that the table shows of a head."""
 
 _NUMBERS = [field.name for field in HEADS if pa.types.is_primitive(field.type)][1:]  # not `head`
+_LISTS = ("act_quantiles", "by_distance")
 _PARENT = ("head", "ov", "qk", "pattern")
 _PAIRS = {
     "promoted": ("token", "logit"),
@@ -66,23 +67,14 @@ def details(heads: pa.Table) -> list[dict[str, Any]]:
 
 
 def _detail(row: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        name: None if row[name] is None else rounded(row[name])
-        for name in ("act_quantiles", "by_distance")
-    }
-    parents = row["parents"]
-    found["parents"] = (
-        None
-        if parents is None
-        else {key: rounded(parent[key] for parent in parents) for key in _PARENT}
-    )
+    known = {name: value for name, value in row.items() if value is not None}
+    found: dict[str, Any] = dict.fromkeys((*_LISTS, "parents", *_PAIRS))
+    found |= {name: rounded(known[name]) for name in _LISTS if name in known}
+    if "parents" in known:
+        found["parents"] = {key: rounded(p[key] for p in known["parents"]) for key in _PARENT}
     for name, (key, value) in _PAIRS.items():
-        rows = row[name]
-        found[name] = (
-            None
-            if rows is None
-            else [[pair[key] for pair in rows], rounded(pair[value] for pair in rows)]
-        )
+        if (pairs := known.get(name)) is not None:
+            found[name] = [[pair[key] for pair in pairs], rounded(pair[value] for pair in pairs)]
     return found
 
 

@@ -7,7 +7,6 @@ read from far away, in several.
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ..analyze.result import Analysis
 from ..errors import AnalyzeError
@@ -52,13 +51,11 @@ def contexts(analysis: Analysis, heads: range) -> list[dict[str, list[dict[str, 
         AnalyzeError: the sequence of an example is missing.
     """
     found: list[dict[str, list[dict[str, Any]]]] = [{"top": [], "sample": []} for _ in heads]
-    for row in _in_order(analysis.examples_of(heads)).to_pylist():
+    table = analysis.examples_of(heads)
+    in_order = np.lexsort((table["rank"].to_numpy(), table["head"].to_numpy()))
+    for row in table.take(in_order).to_pylist():
         found[row["head"] - heads.start][row["kind"]].append(_context(analysis, row))
     return found
-
-
-def _in_order(table: pa.Table) -> pa.Table:
-    return table.take(np.lexsort((table["rank"].to_numpy(), table["head"].to_numpy())))
 
 
 def _context(analysis: Analysis, row: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ name this machine are answered, so that no other site in the same browser can re
 
 import errno
 import sys
+from functools import partial
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,9 +33,9 @@ class PageServer:
         Raises:
             AnalyzeError: the port cannot be bound.
         """
-        self._folder = folder.resolve()
+        handler = partial(_Handler, directory=str(folder.resolve()))
         try:
-            self._server = _Server((HOST, port), self._handler)
+            self._server = _Server((HOST, port), handler)
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             reason = "is taken" if taken else f"cannot be used ({error.strerror})"
@@ -54,9 +55,6 @@ class PageServer:
     def stop(self) -> None:
         """End `run` from another thread."""
         self._server.shutdown()
-
-    def _handler(self, *args: Any) -> "_Handler":
-        return _Handler(*args, directory=str(self._folder))
 
 
 class _Server(ThreadingHTTPServer):

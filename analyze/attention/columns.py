@@ -31,7 +31,6 @@ class AttentionColumns:
     def __init__(self, opened: Opened) -> None:
         """Start with no token."""
         self._opened = opened
-        self._lorsa, self._store, self._layer = opened.lorsa, opened.store, opened.layer
         self._attended = Attended.none(opened.lorsa.config.n_ov_heads)
 
     def add(self, x: Tensor, tokens: Tensor) -> Code:
@@ -41,7 +40,7 @@ class AttentionColumns:
             x: the layer's input, on the Lorsa's device, [batch, seq, d_model].
             tokens: ids, [batch, seq].
         """
-        return self._attended.add(self._lorsa, x, tokens)
+        return self._attended.add(self._opened.lorsa, x, tokens)
 
     def tensors(self) -> Tensors:
         """Return the tensors themselves, by name: a copy into them restores a pass."""
@@ -58,7 +57,7 @@ class AttentionColumns:
             n_seqs: sequences of the pass.
             report: called with a line of text, or with `Measured`.
         """
-        c = self._lorsa.config
+        c = self._opened.lorsa.config
         sources = find_sources(self._opened, chosen, report)
         heads: dict[str, Any] = {
             "qk_head": np.arange(c.n_ov_heads) // (c.n_ov_heads // c.n_qk_heads),
@@ -86,8 +85,8 @@ class AttentionColumns:
             mean_acts: of each head where it fires on text, NaN where it does not, [n_ov_heads].
             report: called with lines of text.
         """
-        lorsa, store, site = self._lorsa, self._store, subject.sites[self._layer]
-        manifest = store.manifest
+        _run, lorsa, store, layer = self._opened
+        site, manifest = subject.sites[layer], store.manifest
         report("probing with repeated random tokens")
         some = store.tokens(np.arange(min(256, manifest.n_seq))).numpy()
         usable = np.setdiff1d(some, manifest.tokenizer.get("special_token_ids") or [])
@@ -103,7 +102,7 @@ class AttentionColumns:
 
     def _parents(self, n_seqs: int, report: Report) -> Parents | None:
         """Return the parents of all heads; None of a layer whose weights are not known."""
-        lorsa, store, layer = self._lorsa, self._store, self._layer
+        _run, lorsa, store, layer = self._opened
         facts = store.manifest.layers[layer].get("geometry")
         weights = store.weights(layer)
         if not facts or not {"W_Q", "W_K", "W_V", "W_O"} <= weights.keys():

@@ -117,14 +117,8 @@ class Attended:
     def none(cls, n_ov_heads: int) -> Self:
         """Return the sums over no token."""
         widths = {"by_distance": N_BUCKETS, "by_kind": N_KINDS, "offered": N_KINDS}
-        return cls(
-            **{
-                name: torch.zeros(
-                    (n_ov_heads, widths[name]) if name in widths else n_ov_heads
-                ).double()
-                for name in cls.__slots__
-            }
-        )
+        sizes = [[widths[name]] if name in widths else [] for name in cls.__slots__]
+        return cls(*(torch.zeros(n_ov_heads, *size, dtype=torch.float64) for size in sizes))
 
     @torch.no_grad()
     def add(self, lorsa: Lorsa, x: Tensor, tokens: Tensor) -> Code:
@@ -138,7 +132,7 @@ class Attended:
         projected = lorsa.project(x)
         code = lorsa.encode(projected)
         tokens = tokens.to(x.device)
-        for block in blocks(lorsa, projected, code.ids):
+        for block in blocks(lorsa.config, projected, code.ids):
             self._add(block, code, tokens)
         return code
 

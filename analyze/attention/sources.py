@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ...dictionaries.lorsa.contributions import contributions_at
+from ...dictionaries.lorsa.module import contributions_at
 from ...evaluate.opened import Opened
 from ...progress import Measured, Report
 from ..collect import READ_TOKENS, Chosen

@@ -43,13 +43,8 @@ def ordinal_tokens(tokenizer: Any) -> list[list[int]]:
 
 def _single_tokens(tokenizer: Any, words: list[str]) -> list[int]:
     """Return the ids of words up to the first that is more than one token."""
-    encoded = (_encoded(tokenizer, word) for word in words)
+    encoded = (tokenizer(word, add_special_tokens=False)["input_ids"] for word in words)
     return [ids[0] for ids in takewhile(lambda ids: len(ids) == 1, encoded)]
-
-
-def _encoded(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 def inputs_at(model: Any, site: AttentionSite, words: list[int], bos: int | None) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ..checkpoint_files import MOST_NAMED, require_floats, shown, shown_name
 from ..lorsa.config import LorsaConfig
+from ..lorsa.units import rescale_
 
 LARGEST = 2**24
 """Largest width or number of heads: far above any there is, and small enough to compute with."""
@@ -157,14 +158,23 @@ def lorsa_config(settings: Settings, **fields: Any) -> LorsaConfig:
         raise CheckpointError(f"{settings.path} does not describe a Lorsa: {error}") from None
 
 
-def norm_scale(settings: Settings, name: str, norm: float, d_model: int) -> float:
-    """Return the factor that brings activations of a mean norm to one of sqrt(d_model).
+def unscale_(
+    settings: Settings, ours: Mapping[str, Tensor], c: LorsaConfig, norms: list[tuple[str, float]]
+) -> None:
+    """Change weights in place, of activations scaled to a mean norm of sqrt(d_model), to raw ones.
+
+    Args:
+        settings: that the Lorsa is of.
+        ours, c: its parameters by name, and its config.
+        norms: names and values of the mean norms of x and of y, as they were measured.
 
     Raises:
-        CheckpointError: the norm is no positive number, as where it was never measured.
+        CheckpointError: a norm is no positive number, as where it was never measured.
     """
-    if not (math.isfinite(norm) and norm > 0):
-        raise CheckpointError(
-            f"{settings.path}: {shown_name(name)} is {norm}; a mean norm above 0 is meant"
-        )
-    return math.sqrt(d_model) / norm
+    for name, norm in norms:
+        if not (math.isfinite(norm) and norm > 0):
+            raise CheckpointError(
+                f"{settings.path}: {shown_name(name)} is {norm}; a mean norm above 0 is meant"
+            )
+    x_scale, y_scale = (math.sqrt(c.d_model) / norm for _, norm in norms)
+    rescale_(ours, c, 1 / x_scale, 1 / y_scale)

@@ -28,15 +28,14 @@ from ...errors import CheckpointError
 from ...language.geometry import QKNorm, read_rope
 from ..checkpoint_files import Saved, check_shapes, listing
 from ..lorsa.config import LorsaConfig, parameter_shapes
-from ..lorsa.units import rescale_
 from .foreign import (
     BUFFERS,
     LARGEST,
     Settings,
     lorsa_config,
-    norm_scale,
     read_tensors,
     require_numbers,
+    unscale_,
 )
 from .rotary_settings import same, take_rope
 
@@ -89,16 +88,12 @@ def read(folder: Path, content: dict[str, Any]) -> Saved:
     scaled = _scaled(settings)
     with_bias = settings.take("use_decoder_bias", bool, True)
     config = _config(settings, tensors, entry, hooks)
-    norms = [tensors.get(MEAN_NORM + hook) for hook in hooks]
+    norms = [(MEAN_NORM + hook, _number(tensors.get(MEAN_NORM + hook))) for hook in hooks]
     found = _checked(config, path, tensors, with_bias=with_bias)
     threshold = _threshold(settings, config, entry)
     ours = _filled(config, found, threshold)
     if scaled:
-        x_scale, y_scale = (
-            norm_scale(settings, MEAN_NORM + hook, _number(norm), config.d_model)
-            for hook, norm in zip(hooks, norms, strict=True)
-        )
-        rescale_(ours, config, 1 / x_scale, 1 / y_scale)
+        unscale_(settings, ours, config, norms)
     return Saved("lorsa", config, ours)
 
 

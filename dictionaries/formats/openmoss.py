@@ -22,14 +22,13 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ..checkpoint_files import Saved, check_shapes, listing
 from ..lorsa.config import parameter_shapes
-from ..lorsa.units import rescale_
 from .foreign import (
     BUFFERS,
     Settings,
     lorsa_config,
-    norm_scale,
     read_tensors,
     require_numbers,
+    unscale_,
 )
 from .rotary_settings import take_rope
 
@@ -77,11 +76,8 @@ def read(folder: Path, content: dict[str, Any]) -> Saved:
     settings.finish()
     tensors = _tensors(folder, parameter_shapes(config))
     if means:
-        x_scale, y_scale = (
-            norm_scale(settings, f"avg_norm {side!r}", _number(means.get(side)), d_model)
-            for side in ("in", "out")
-        )
-        rescale_(tensors, config, 1 / x_scale, 1 / y_scale)
+        norms = [(f"avg_norm {side!r}", _number(means.get(side))) for side in ("in", "out")]
+        unscale_(settings, tensors, config, norms)
     return Saved("lorsa", config, tensors)
 
 

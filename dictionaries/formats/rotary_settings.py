@@ -11,6 +11,7 @@ of the texts that the model was first trained on:
 """
 
 import math
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -114,14 +115,9 @@ def _bases_of(inv_freq: Tensor) -> list[int]:
     if n == 1:
         return [10_000]
     steps = -inv_freq.log().diff()
-    even = [*((steps - steps.median()).abs() < 1e-4).tolist(), False]
-    start = best = 0
-    run = slice(0, 0)
-    for i, is_even in enumerate(even):
-        if not is_even:
-            if i - start > best:
-                best, run = i - start, slice(start, i)
-            start = i + 1
+    even = ((steps - steps.median()).abs() < 1e-4).tolist()  # the median itself is
+    runs = [list(i) for is_even, i in groupby(range(n - 1), even.__getitem__) if is_even]
+    run = max(runs, key=len)
     base = math.exp(min(n * float(steps[run].mean()), 700.0))
     return [round(float(f"{base:.4g}")), round(base)]
 

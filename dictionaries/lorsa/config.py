@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 from unicodedata import category
 
+from ...checks import require_at_least, require_one_of, require_positive
 from ...kernels.choices import SELECTIONS
 from ...language.geometry import QKNorm, Rope, read_qk_norm, read_rope
 from ..activation import MAX_L0_FACTOR
@@ -68,14 +69,10 @@ class LorsaConfig:
 
     def __post_init__(self) -> None:
         self._check_kinds()
-        for name in ("d_model", "n_qk_heads", "d_qk_head", "n_ov_heads", "n_ctx", "window"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; allowed: 1 or more")
-        if self.softcap is not None and self.softcap <= 0:
-            raise ValueError(f"softcap is {self.softcap}; allowed: above 0")
-        if self.layer is not None and self.layer < 0:
-            raise ValueError(f"layer is {self.layer}; allowed: 0 or more")
+        sizes = ("d_model", "n_qk_heads", "d_qk_head", "n_ov_heads", "n_ctx", "window")
+        require_at_least(self, 1, *sizes)
+        require_at_least(self, 0, "layer")
+        require_positive(self, "softcap")
         if self.n_ov_heads % self.n_qk_heads:
             below = self.n_ov_heads // self.n_qk_heads * self.n_qk_heads
             near = f"{below} or " if below else ""
@@ -85,8 +82,7 @@ class LorsaConfig:
             )
         if not 1 <= self.top_k <= self.n_ov_heads:
             raise ValueError(f"top_k is {self.top_k}; allowed: 1..{self.n_ov_heads} (n_ov_heads)")
-        if self.select not in SELECTIONS:
-            raise ValueError(f"select is {self.select!r}; allowed: {', '.join(SELECTIONS)}")
+        require_one_of(self, select=SELECTIONS, activation=ACTIVATIONS)
         self._check_activation()
         if self.rope is not None and 2 * len(self.rope.inv_freq) > self.d_qk_head:
             raise ValueError(
@@ -112,10 +108,6 @@ class LorsaConfig:
 
     def _check_activation(self) -> None:
         """Raise ValueError if the activation does not fit the rest; fill in max_l0."""
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation is {self.activation!r}; allowed: {', '.join(ACTIVATIONS)}"
-            )
         if not self.has_threshold and self.activation != "batchtopk":
             raise ValueError("has_threshold is false; that goes with activation 'batchtopk' only")
         if self.activation == "topk":

@@ -29,7 +29,7 @@ from ..checkpoint_files import Saved
 from ..dictionary import Code, Dictionary, Input
 from ..fetch import local_folder
 from .config import LorsaConfig, parameter_shapes
-from .contributions import Projected, contributions
+from .contributions import BLOCK_ELEMENTS, Projected, blocks
 from .units import rescale_
 
 
@@ -141,8 +141,7 @@ class Lorsa(Dictionary):
 
     def z_pre(self, x: Tensor) -> Tensor:
         """Return z of all heads before the selection, [batch, seq, n_ov_heads]; for analysis."""
-        c = self.config
-        return lorsa_attention(*self.project(x), scale=c.scale, window=c.window, softcap=c.softcap)
+        return lorsa_attention(*self.project(x), self.config)
 
     def pattern(
         self,
@@ -175,7 +174,7 @@ class Lorsa(Dictionary):
         if qk_heads is not None:
             chosen = self._head_ids("qk_heads", qk_heads, c.n_qk_heads)
             q, k = q[:, :, chosen], k[:, :, chosen]  # [batch, seq, heads, d_qk_head]
-        return attention_pattern(q, k, scale=c.scale, window=c.window, softcap=c.softcap)
+        return attention_pattern(q, k, c)
 
     def contributions(self, x: Tensor, ids: Sequence[int] | Tensor) -> Tensor:
         """Return the contribution of every source token to heads' activations; no gradient.
@@ -195,7 +194,14 @@ class Lorsa(Dictionary):
             ValueError: x or ids has another shape, or an id is out of range.
         """
         heads = self._head_ids("ids", ids, self.config.n_ov_heads)
-        return contributions(self, self._as_input(x), heads)
+        projected = self.project(x)
+        batch, seq, _d_model = x.shape
+        if heads.ndim == 0 or heads.shape[:-1] not in ((), (batch, seq)):
+            raise ValueError(
+                f"ids is {list(heads.shape)}; it must be [{batch}, {seq}, slots] or [slots]"
+            )
+        found = blocks(self.config, projected, heads.expand(batch, seq, -1))
+        return torch.cat([F.pad(b.parts, (0, seq - b.rows.stop)) for b in found], dim=1)
 
     def _head_ids(self, name: str, ids: Sequence[int] | Tensor, n_heads: int) -> Tensor:
         """Return ids of heads as int64; ValueError if one is outside of 0..n_heads - 1."""
@@ -304,3 +310,32 @@ class Lorsa(Dictionary):
         """
         folder = local_folder(where, revision=revision, subfolder=subfolder, token=token)
         return cls.of(load(folder), backend=backend)
+
+
+@torch.no_grad()
+def contributions_at(
+    lorsa: Lorsa, x: Tensor, which: Tensor, positions: Tensor, heads: Tensor
+) -> Tensor:
+    """Return the contributions to single activations.
+
+    Args:
+        lorsa: on x's device.
+        x: the layer's input, [batch, seq, d_model].
+        which, positions, heads: sequence in the batch, position and OV head, int64, [n].
+
+    Returns:
+        P[t, s] v[s], [n, seq].
+    """
+    c = lorsa.config
+    q, k = lorsa.queries_keys(x)
+    qk = heads // (c.n_ov_heads // c.n_qk_heads)
+    parts = torch.empty(len(heads), x.shape[1], device=x.device)
+    for b in which.unique().tolist():
+        of_sequence = (which == b).nonzero().squeeze(1)
+        for mine in of_sequence.split(max(1, BLOCK_ELEMENTS // (x.shape[1] * c.d_qk_head))):
+            at = positions[mine]
+            query, keys = q[b, at, qk[mine]], k[b].transpose(0, 1)[qk[mine]]
+            pattern = attention_pattern(query[:, None, None], keys[:, :, None], c, at[:, None])
+            values = F.linear(x[b], lorsa.W_V[heads[mine]], lorsa.b_V[heads[mine]])
+            parts[mine] = pattern[:, 0, 0] * values.T  # [n, seq]
+    return parts

@@ -22,8 +22,6 @@ Weighted, head p becomes more QK heads the more it writes: in proportion to the 
 o_p W_O^p, one at least.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,28 +38,6 @@ NOISE_FLOOR = 1e-12
 KMEANS_ROUNDS = 8
 FIT_TOKENS = 8192
 """Tokens of the sample that the scale of W_O, one number, is fitted on."""
-
-
-class _Directions(NamedTuple):
-    """The directions that the OV heads of one head read and write, in its value space."""
-
-    mean: Tensor
-    """Mean of the head's outputs, [d_head]"""
-    read: Tensor
-    """Directions u, [n_directions, d_head]"""
-    write: Tensor
-    """Directions d, [n_directions, d_head]"""
-
-
-class _Whitening(NamedTuple):
-    """Second-order statistics of one head's attended values."""
-
-    mean: Tensor
-    """Mean, [d_head]"""
-    directions: Tensor
-    """Eigenvectors that carry variance, [d_head, rank]"""
-    deviation: Tensor
-    """Standard deviation along each, [rank]"""
 
 
 @torch.no_grad()
@@ -114,12 +90,12 @@ def init_from_layer(
     ends = [0, *(copies.cumsum(0) * (c.n_ov_heads // c.n_qk_heads)).tolist()]
     for head in range(geometry.n_heads):
         mine = slice(ends[head], ends[head + 1])
-        found = _directions(outputs[:, head], mine.stop - mine.start, generator)
-        lorsa.W_V[mine] = found.read @ weights.W_V[head // kv_share].T
-        lorsa.b_V[mine] = -(found.read @ found.mean)
+        mean, read, write = _directions(outputs[:, head], mine.stop - mine.start, generator)
+        lorsa.W_V[mine] = read @ weights.W_V[head // kv_share].T
+        lorsa.b_V[mine] = -(read @ mean)
         if weights.b_V is not None:
-            lorsa.b_V[mine] += found.read @ weights.b_V[head // kv_share]
-        lorsa.W_O[mine] = found.write @ weights.W_O[head]
+            lorsa.b_V[mine] += read @ weights.b_V[head // kv_share]
+        lorsa.W_O[mine] = write @ weights.W_O[head]
 
 
 def require_fit(config: LorsaConfig, geometry: AttentionGeometry) -> None:
@@ -170,30 +146,25 @@ def _copy_queries_keys(lorsa: Lorsa, weights: LayerWeights, copies: Tensor) -> N
                 ours.copy_(theirs if for_all else theirs[source])
 
 
-def _directions(outputs: Tensor, n_directions: int, generator: torch.Generator) -> _Directions:
-    """Return the directions of n_directions OV heads for one head's outputs, [tokens, d_head]."""
-    white = _whiten(outputs)
-    half = white.deviation.sqrt()
-    half_whitened = (outputs - white.mean) @ white.directions / half
-    centres = _cluster(half_whitened, n_directions, generator)
-    g = F.normalize(centres / half, dim=1)  # [n_directions, rank]
-    return _Directions(
-        mean=white.mean,
-        read=(g / white.deviation) @ white.directions.T,
-        write=(g * white.deviation) @ white.directions.T,
-    )
+def _directions(
+    outputs: Tensor, n_directions: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what n_directions OV heads read and write of one head's outputs, [tokens, d_head].
 
-
-def _whiten(outputs: Tensor) -> _Whitening:
-    """Return mean and principal directions of one head's outputs, [tokens, d_head]."""
+    Returns:
+        Mean of the outputs, [d_head]; directions u and directions d, [n_directions, d_head] each.
+    """
     wide = outputs.double()
     mean = wide.mean(dim=0)
     centred = wide - mean
-    variance, directions = torch.linalg.eigh(centred.T @ centred / len(wide))
-    floor = EIGENVALUE_FLOOR * variance[-1] + NOISE_FLOOR * mean.square().sum()
-    keep = variance > floor
-    deviation = variance[keep].sqrt()
-    return _Whitening(mean.to(outputs), directions[:, keep].to(outputs), deviation.to(outputs))
+    variance, axes = torch.linalg.eigh(centred.T @ centred / len(wide))
+    keep = variance > EIGENVALUE_FLOOR * variance[-1] + NOISE_FLOOR * mean.square().sum()
+    mean, axes = mean.to(outputs), axes[:, keep].to(outputs)  # [d_head], [d_head, rank]
+    deviation = variance[keep].sqrt().to(outputs)  # [rank]
+    half = deviation.sqrt()
+    centres = _cluster((outputs - mean) @ axes / half, n_directions, generator)
+    g = F.normalize(centres / half, dim=1)  # [n_directions, rank]
+    return mean, (g / deviation) @ axes.T, (g * deviation) @ axes.T
 
 
 def _cluster(points: Tensor, n_clusters: int, generator: torch.Generator) -> Tensor:

@@ -144,7 +144,7 @@ def test_auto_checks_triton_once_for_every_kind(
         acts, ids = _call()
         sparse_decode(acts, ids, torch.randn(6, 4))
     _call(select="abs")
-    assert [kind.operator for kind in asked] == ["decode", "top-k attention", "top-k attention"]
+    assert [type(kind) for kind in asked] == [DecodeKind, AttentionKind, AttentionKind]
     assert asked[1] == AttentionKind(
         torch.device(DEVICE), torch.float32, 4, 2, 6, select="relu", window=False, softcap=False
     )

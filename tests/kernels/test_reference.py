@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from lorsa.kernels import reference
-from lorsa.kernels.reference import attention_pattern, lorsa_attention
+from lorsa.kernels.reference import Score, attention_pattern, lorsa_attention
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -13,7 +13,7 @@ from lorsa.kernels.reference import attention_pattern, lorsa_attention
 def test_lorsa_attention_is_the_equation(window: int | None, softcap: float | None) -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 5, 2, 4), torch.randn(1, 5, 2, 4), torch.randn(1, 5, 6)
-    z = lorsa_attention(q, k, v, scale=0.5, window=window, softcap=softcap)
+    z = lorsa_attention(q, k, v, Score(0.5, softcap, window))
     for t in range(5):
         for i in range(6):
             head = i // 3
@@ -30,7 +30,7 @@ def test_lorsa_attention_is_the_equation(window: int | None, softcap: float | No
 
 
 def test_pattern_rows_sum_to_one_and_look_back_only() -> None:
-    pattern = attention_pattern(torch.randn(2, 9, 3, 4), torch.randn(2, 9, 3, 4), scale=0.5)
+    pattern = attention_pattern(torch.randn(2, 9, 3, 4), torch.randn(2, 9, 3, 4), Score(0.5))
     assert pattern.shape == (2, 3, 9, 9)
     assert torch.allclose(pattern.sum(-1), torch.ones(2, 3, 9))
     assert not pattern.triu(1).any()

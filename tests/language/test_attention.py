@@ -52,7 +52,7 @@ def test_heads_attend_by_the_definition(window: int | None, softcap: float | Non
     q, k = queries_keys(x, w, geometry)
     v = torch.einsum("btd,hdk->bthk", x, w.W_V) + w.b_V
     k, v = (part.repeat_interleave(2, dim=2) for part in (k, v))
-    pattern = attention_pattern(q, k, scale=0.3, window=window, softcap=softcap)
+    pattern = attention_pattern(q, k, geometry)
     expected = torch.einsum("bhts,bshk->bthk", pattern, v)
     assert torch.allclose(head_outputs(x, w, geometry), expected, atol=1e-5)
 

@@ -128,5 +128,5 @@ def test_init_from_layer_has_the_layers_pattern(store: ActivationStore) -> None:
     geometry = layer_geometry(1, store)
     q, k = queries_keys(x, LayerWeights(**store.weights(1)), geometry)
     k = k.repeat_interleave(geometry.n_heads // geometry.n_kv_heads, dim=2)
-    pattern = attention_pattern(q, k, scale=geometry.scale).repeat_interleave(4, dim=1)
+    pattern = attention_pattern(q, k, geometry).repeat_interleave(4, dim=1)
     assert torch.allclose(lorsa.pattern(x), pattern, atol=1e-4)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from lorsa.dictionaries.lorsa.config import LorsaConfig
-from lorsa.dictionaries.lorsa.contributions import contributions_at
-from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.dictionaries.lorsa.module import Lorsa, contributions_at
 from torch import Tensor
 
 WINDOW = 7

@@ -117,9 +117,9 @@ def test_patterns_of_some_heads_are_those_of_all(settings: dict[str, Any]) -> No
 def test_patterns_of_other_heads_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[int, ...]] = []
 
-    def pattern_of(q: torch.Tensor, k: torch.Tensor, **settings: Any) -> torch.Tensor:
-        made.append(tuple(attention_pattern(q, k, **settings).shape))
-        return attention_pattern(q, k, **settings)
+    def pattern_of(q: torch.Tensor, k: torch.Tensor, by: Any) -> torch.Tensor:
+        made.append(tuple(attention_pattern(q, k, by).shape))
+        return attention_pattern(q, k, by)
 
     monkeypatch.setattr("lorsa.dictionaries.lorsa.module.attention_pattern", pattern_of)
     _random().pattern(torch.randn(1, 7, 12), ov_heads=[9])

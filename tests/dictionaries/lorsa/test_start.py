@@ -138,20 +138,20 @@ def test_directions_are_those_of_the_signal_not_of_the_noise() -> None:
     truth = torch.eye(24)[:4] + torch.eye(24)[[1, 2, 3, 0]]
     signal = truth[torch.randint(4, (2000,), generator=generator)]
     outputs = signal + 0.15 * torch.randn(2000, 24, generator=generator)
-    found = _directions(outputs, 12, generator)
+    _mean, _read, write = _directions(outputs, 12, generator)
     centred = F.normalize(truth - outputs.mean(0), dim=1)
-    assert (F.normalize(found.write, dim=1) @ centred.T).amax(dim=0).min() > 0.95
+    assert (F.normalize(write, dim=1) @ centred.T).amax(dim=0).min() > 0.95
 
 
 def test_a_direction_is_read_by_its_matched_filter() -> None:
     """u is parallel to Sigma^-1 d, u d = 1, and what it reads varies by 1."""
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(500, 6, generator=generator) * torch.tensor([5.0, 3, 2, 1, 0.5, 0.1])
-    found = _directions(outputs, 9, generator)
+    mean, u, d = _directions(outputs, 9, generator)
     covariance = outputs.T.cov(correction=0)
-    assert torch.allclose(F.normalize(found.read @ covariance), F.normalize(found.write), atol=1e-4)
-    assert torch.allclose((found.read * found.write).sum(1), torch.ones(9), atol=1e-4)
-    read = (outputs - found.mean) @ found.read.T
+    assert torch.allclose(F.normalize(u @ covariance), F.normalize(d), atol=1e-4)
+    assert torch.allclose((u * d).sum(1), torch.ones(9), atol=1e-4)
+    read = (outputs - mean) @ u.T
     assert torch.allclose(read.std(dim=0, correction=0), torch.ones(9), atol=1e-4)
 
 
