@@ -20,7 +20,7 @@ from ..evaluate.in_model import logits_of, token_figures
 from ..evaluate.opened import device_for, layer_of
 from ..language.blocks import attention_sites
 from ..language.capture import Capture
-from ..language.spelling import numbers, token_text, whole_characters
+from ..language.spelling import parse_ids, token_text, whole_characters
 from ..language.subject import Subject
 from ..language.tokenizer import starts_with_bos
 from .config import AblateConfig
@@ -156,7 +156,7 @@ def _load(config: AblateConfig, report: Callable[[str], None]) -> _Prompted:
     """Load Lorsa, tokenizer and model, what is quick to refuse first."""
     lorsa = Lorsa.from_pretrained(config.run)
     layer = layer_of(lorsa, config.run)
-    heads = list(dict.fromkeys(numbers("heads", config.heads)))
+    heads = list(dict.fromkeys(parse_ids("heads", config.heads)))
     require_heads(lorsa, heads)
     device = device_for(config.device)
     base, revision = lorsa.config.base_model, lorsa.config.base_revision
@@ -197,7 +197,7 @@ def _predictions(subject: _Prompted, config: AblateConfig, tokens: Tensor) -> tu
 def _ids(config: AblateConfig, tokenizer: Any) -> list[int]:
     """Return the token ids of the prompt."""
     if config.tokens is not None:
-        return numbers("tokens", config.tokens)
+        return parse_ids("tokens", config.tokens)
     assert config.prompt is not None
     bos = [tokenizer.bos_token_id] if starts_with_bos(tokenizer, "auto") else []
     return [*bos, *tokenizer(config.prompt, add_special_tokens=False)["input_ids"]]

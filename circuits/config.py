@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..checks import require_at_least, require_one_of
 from ..language.choices import DEVICES
-from ..language.spelling import numbers
+from ..language.spelling import parse_ids
 
 ERRORS = ("keep", "drop")
 
@@ -43,9 +43,9 @@ class AblateConfig:
             raise ValueError("give one of --prompt TEXT and --tokens 5,17,301")
         if self.prompt == "":
             raise ValueError("prompt is empty; give some text")
-        numbers("heads", self.heads)
+        parse_ids("heads", self.heads)
         if self.tokens is not None:
-            numbers("tokens", self.tokens)
+            parse_ids("tokens", self.tokens)
         if self.scale is not None and self.value is not None:
             raise ValueError(f"scale is {self.scale} and value {self.value}; give one of them")
         for name in ("scale", "value"):

@@ -20,5 +20,5 @@ class Progress(NamedTuple):
 
 HarvestEvent = str | Plan | SelfCheck | Estimate | Progress
 """A line of text, or a record of one kind."""
-Report = Callable[[HarvestEvent], None]
+HarvestReport = Callable[[HarvestEvent], None]
 """Function that a harvest calls with each event."""

@@ -19,7 +19,7 @@ from ..version import __version__
 from .config import HarvestConfig
 from .corpus.corpus import open_corpus
 from .corpus.packing import Packed, fingerprint, first_text, pack
-from .events import Report
+from .events import HarvestReport
 from .loop import Pass
 from .plan import n_sites, shard_seqs
 from .target import Target
@@ -49,7 +49,9 @@ class Foundation(NamedTuple):
     """Some x and y"""
 
 
-def read_text(config: HarvestConfig, target: Target, max_tokens: int, report: Report) -> Text:
+def read_text(
+    config: HarvestConfig, target: Target, max_tokens: int, report: HarvestReport
+) -> Text:
     """Tokenise and pack the corpus."""
     corpus = open_corpus(
         config.data,
@@ -152,7 +154,7 @@ def _require_float16(sample: dict[int, tuple[Tensor, Tensor]]) -> None:
                 )
 
 
-def create_store(
+def create_from_sample(
     config: HarvestConfig,
     target: Target,
     model: Any,

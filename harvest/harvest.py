@@ -11,7 +11,7 @@ from ..store.manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..store.places import Place
 from ..store.read.reader import ActivationStore
 from .config import HarvestConfig
-from .events import Report
+from .events import HarvestReport
 from .forward import free_memory
 from .plan import Plan, require_same_request
 from .processes import this_process, wait_for_main
@@ -43,7 +43,7 @@ class HarvestResult:
     """Rate of this process while the model ran; 0 if it did not have to run."""
 
 
-def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> HarvestResult:
+def harvest(config: HarvestConfig, *, report: HarvestReport = lambda event: None) -> HarvestResult:
     """Write the inputs and outputs of a language model's attention layers to a store.
 
     The same call resumes where an earlier one was stopped, shard by shard. On a finished store it
@@ -80,7 +80,7 @@ def harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Ha
     )
 
 
-def plan_harvest(config: HarvestConfig, *, report: Report = lambda event: None) -> Plan:
+def plan_harvest(config: HarvestConfig, *, report: HarvestReport = lambda event: None) -> Plan:
     """Return what a harvest would write; nothing is written, and no weights are downloaded.
 
     Text and time are known where tokenizer and weights are on this machine. If the store is there
@@ -117,7 +117,7 @@ def stored_request(store: Place) -> dict[str, Any]:
     return request | {"layers": spell_layers(sorted(manifest.layers))}
 
 
-def _harvest_or_join(config: HarvestConfig, report: Report) -> float | None:
+def _harvest_or_join(config: HarvestConfig, report: HarvestReport) -> float | None:
     """Do what is left to do; None if another process has created the store, which can be joined."""
     try:
         return _harvest(config, report)
@@ -127,7 +127,7 @@ def _harvest_or_join(config: HarvestConfig, report: Report) -> float | None:
     return None
 
 
-def _harvest(config: HarvestConfig, report: Report) -> float:
+def _harvest(config: HarvestConfig, report: HarvestReport) -> float:
     """Do what is left to do for a request; return tokens per second."""
     if not is_begun(config.store) and not is_complete(config.store):
         require_free(config.store)
@@ -170,7 +170,7 @@ def _is_created(config: HarvestConfig) -> bool:
     return set(asked_layers(config, plan)) <= set(plan.layers)
 
 
-def _is_whole(store: Place, report: Report) -> bool:
+def _is_whole(store: Place, report: HarvestReport) -> bool:
     """Whether a complete store lacks no file."""
     try:
         ActivationStore.open(store)
@@ -195,8 +195,8 @@ def _require_same_layers(config: HarvestConfig, plan: Manifest, asked: list[int]
         )
 
 
-def _report_outliers(store: ActivationStore, report: Report) -> None:
-    """Report the largest scale of int8, and how many tokens have NaN or Inf."""
+def _report_outliers(store: ActivationStore, report: HarvestReport) -> None:
+    """HarvestReport the largest scale of int8, and how many tokens have NaN or Inf."""
     scales = {site: found for layer in store.layers for site, found in store.scales(layer).items()}
     if scales:
         site = max(scales, key=lambda name: scales[name].largest / (scales[name].mean or 1))

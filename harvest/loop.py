@@ -10,7 +10,7 @@ from ..language.capture import Capture
 from ..stop import stop_when_whole
 from ..store.manifest import Manifest
 from ..store.write.writer import StoreWriter
-from .events import Progress, Report
+from .events import HarvestReport, Progress
 from .forward import BatchSize, timed
 from .plan import Estimate
 from .processes import this_process
@@ -25,7 +25,7 @@ class Pass(NamedTuple):
     """Sequences of a forward pass"""
     keep_nonfinite: bool
     """Whether activations with NaN or Inf are stored instead of raising"""
-    report: Report
+    report: HarvestReport
 
     def estimate(self, tokens: Tensor, n_tokens: int) -> Estimate:
         """Time a batch; report and return how long so many tokens will take.
@@ -46,7 +46,7 @@ class Pass(NamedTuple):
 class _Meter:
     """Counts the tokens in the store, and how fast this process adds to them."""
 
-    def __init__(self, writer: StoreWriter, report: Report) -> None:
+    def __init__(self, writer: StoreWriter, report: HarvestReport) -> None:
         self._manifest = writer.manifest
         self._report = report
         self._n_tokens = self._manifest.n_seq * self._manifest.n_ctx

@@ -13,15 +13,15 @@ from ..store.manifest import Manifest
 from ..store.read.reader import ActivationStore
 from ..store.write.writer import StoreWriter
 from .config import HarvestConfig
-from .events import Report
+from .events import HarvestReport
 from .forward import BatchSize
-from .foundation import Text, add_to_store, create_store, look_into, read_text, sample_seqs
+from .foundation import Text, add_to_store, create_from_sample, look_into, read_text, sample_seqs
 from .loop import Pass, write_shards
 from .plan import TOKEN_BYTES, Plan, Sizes, cost
 from .target import Target, find_target
 
 
-def harvest_new(config: HarvestConfig, report: Report) -> float:
+def harvest_new(config: HarvestConfig, report: HarvestReport) -> float:
     """Create a store and fill it; return tokens per second."""
     target, sizes, max_tokens = _find(config, report)
     text, _plan = _read(config, target, sizes, max_tokens, report)
@@ -30,12 +30,14 @@ def harvest_new(config: HarvestConfig, report: Report) -> float:
         run = _run(config, target, capture, report)
         n_seqs = sample_seqs(config.n_ctx)
         foundation = look_into(config, model, run, tokens=text.packed.tokens[:n_seqs])
-        with create_store(config, target, model, text, foundation) as writer:
+        with create_from_sample(config, target, model, text, foundation) as writer:
             del foundation, text  # the sample, on the model's device, and the token ids
             return write_shards(writer, run)
 
 
-def harvest_more(config: HarvestConfig, plan: Manifest, layers: list[int], report: Report) -> float:
+def harvest_more(
+    config: HarvestConfig, plan: Manifest, layers: list[int], report: HarvestReport
+) -> float:
     """Add layers to a finished store; return tokens per second."""
     report(f"adding layers {spell_layers(layers)} to {config.store}, of the tokens that it has")
     target, _plan = _same_target(config, plan, layers, report)
@@ -53,7 +55,7 @@ def harvest_more(config: HarvestConfig, plan: Manifest, layers: list[int], repor
             return write_shards(writer, run)
 
 
-def harvest_rest(config: HarvestConfig, report: Report) -> float:
+def harvest_rest(config: HarvestConfig, report: HarvestReport) -> float:
     """Finish a store that was created earlier; return tokens per second."""
     with StoreWriter.resume(config.store, buffer_bytes=config.buffer_bytes) as writer:
         plan, layers = writer.manifest, writer.layers_to_write
@@ -70,7 +72,7 @@ def harvest_rest(config: HarvestConfig, report: Report) -> float:
             return write_shards(writer, _run(config, target, capture, report))
 
 
-def preview(config: HarvestConfig, report: Report) -> Plan:
+def preview(config: HarvestConfig, report: HarvestReport) -> Plan:
     """Return what `harvest_new` would write.
 
     Its text and time are known as far as tokenizer and weights are on this machine.
@@ -93,14 +95,14 @@ def preview(config: HarvestConfig, report: Report) -> Plan:
 
 
 def preview_more(
-    config: HarvestConfig, manifest: Manifest, layers: Sequence[int], report: Report
+    config: HarvestConfig, manifest: Manifest, layers: Sequence[int], report: HarvestReport
 ) -> Plan:
     """Return what `harvest_rest` or `harvest_more` would write of some layers, without its time."""
     _target, plan = _same_target(config, manifest, layers, report)
     return plan
 
 
-def _find(config: HarvestConfig, report: Report) -> tuple[Target, Sizes, int]:
+def _find(config: HarvestConfig, report: HarvestReport) -> tuple[Target, Sizes, int]:
     """Find the model; return it, the sizes of a store of it, and how many tokens to take."""
     report(f"looking at {config.model}")
     target = find_target(config)
@@ -112,7 +114,7 @@ def _find(config: HarvestConfig, report: Report) -> tuple[Target, Sizes, int]:
 
 
 def _read(
-    config: HarvestConfig, target: Target, sizes: Sizes, max_tokens: int, report: Report
+    config: HarvestConfig, target: Target, sizes: Sizes, max_tokens: int, report: HarvestReport
 ) -> tuple[Text, Plan]:
     """Read the text and report what will be written of it."""
     text = read_text(config, target, max_tokens, report)
@@ -132,7 +134,7 @@ def _read(
 
 
 def _same_target(
-    config: HarvestConfig, manifest: Manifest, layers: Sequence[int], report: Report
+    config: HarvestConfig, manifest: Manifest, layers: Sequence[int], report: HarvestReport
 ) -> tuple[Target, Plan]:
     """Find the model that a store was created with, and check that the disk takes the layers.
 
@@ -152,7 +154,7 @@ def _same_target(
     return target, plan
 
 
-def _load(target: Target, layers: Sequence[int], dtype: str, report: Report) -> Any:
+def _load(target: Target, layers: Sequence[int], dtype: str, report: HarvestReport) -> Any:
     report(f"loading {target.subject.id} on {target.devices[0]}")
     return target.load(layers, dtype=dtype)
 
@@ -161,7 +163,7 @@ def _capture(model: Any, layers: Sequence[int]) -> Capture:
     return Capture(model, attention_sites(model, list(layers)))
 
 
-def _run(config: HarvestConfig, target: Target, capture: Capture, report: Report) -> Pass:
+def _run(config: HarvestConfig, target: Target, capture: Capture, report: HarvestReport) -> Pass:
     """Return what it takes to harvest a shard.
 
     Raises:

@@ -107,7 +107,7 @@ def _byte_level() -> dict[int, str]:
     return {byte: shifted.get(byte, chr(byte)) for byte in range(256)}
 
 
-def numbers(name: str, text: str) -> list[int]:
+def parse_ids(name: str, text: str) -> list[int]:
     """Return the numbers in a text such as 17,301 or 0-7, in its order.
 
     Args:

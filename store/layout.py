@@ -198,7 +198,7 @@ def _put_later(root: BucketPath) -> Iterator[MemoryStore]:
 def write_weights(root: Place, layer: int, weights: dict[str, Tensor]) -> None:
     """Write a layer's own parameters, in their own dtype."""
     for name, weight in weights.items():
-        write_whole(root, f"weights/{layer}/{name}", weight)
+        write_array(root, f"weights/{layer}/{name}", weight)
 
 
 def read_weights(root: Place, manifest: Manifest, layer: int) -> dict[str, Tensor]:
@@ -213,11 +213,11 @@ def read_weights(root: Place, manifest: Manifest, layer: int) -> dict[str, Tenso
     }
 
 
-def write_whole(root: Place | MemoryStore, name: str, values: Tensor) -> None:
+def write_array(root: Place | MemoryStore, name: str, values: Tensor) -> None:
     """Write a small array as one chunk, in its own dtype."""
     if isinstance(root, BucketPath):
         with _put_later(root) as memory:
-            write_whole(memory, name, values)
+            write_array(memory, name, values)
         return
     dtype = str(values.dtype).removeprefix("torch.")
     zarr.open_group(root, mode="a", zarr_format=3).create_array(

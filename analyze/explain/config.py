@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...checks import require_at_least, require_one_of, require_positive
-from ...language.spelling import numbers
+from ...language.spelling import parse_ids
 from ..choices import SORTABLE
 from .endpoint import endpoint_url
 
@@ -49,7 +49,7 @@ class ExplainConfig:
         if self.heads is not None and self.top is not None:
             raise ValueError("heads and top exclude each other; give one")
         if self.heads is not None:
-            numbers("heads", self.heads)
+            parse_ids("heads", self.heads)
         require_one_of(self, sort=SORTABLE)
         require_at_least(self, 1, "top", "concurrency", "max_tokens")
         require_positive(self, "timeout", "requests_per_minute")

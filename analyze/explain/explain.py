@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...errors import AnalyzeError
-from ...language.spelling import numbers
+from ...language.spelling import parse_ids
 from ...stop import stop_when_whole
 from ..explanations import EXPLANATIONS, Record, read_failed
 from ..result import Analysis
@@ -229,7 +229,7 @@ def _chosen(analysis: Analysis, config: ExplainConfig) -> list[int]:
     heads = analysis.heads
     fires = [bool(n) for n in heads["n_fired"].to_pylist()]
     if config.heads is not None:
-        asked = list(dict.fromkeys(numbers("heads", config.heads)))
+        asked = list(dict.fromkeys(parse_ids("heads", config.heads)))
         if max(asked) >= len(fires):
             raise AnalyzeError(f"head {max(asked)} is not there; heads are 0..{len(fires) - 1}")
     else:

@@ -150,7 +150,7 @@ def require_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise CheckpointError(f"{path}: {name} holds NaN; there is nothing to compute with it")
 
 
-def lorsa_config(settings: Settings, **fields: Any) -> LorsaConfig:
+def config_of_settings(settings: Settings, **fields: Any) -> LorsaConfig:
     """Return a LorsaConfig; CheckpointError names the file and what is wrong in it."""
     try:
         return LorsaConfig(**fields)

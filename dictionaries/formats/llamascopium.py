@@ -32,7 +32,7 @@ from .foreign import (
     BUFFERS,
     LARGEST,
     Settings,
-    lorsa_config,
+    config_of_settings,
     read_tensors,
     require_numbers,
     unscale_,
@@ -125,7 +125,7 @@ def _config(
     if d_model * factor > LARGEST:
         raise settings.refuse("expansion_factor", factor, f"allowed: {LARGEST} heads at most")
     n_ov_heads, d_qk_head = int(d_model * factor), settings.size("d_qk_head")
-    config = lorsa_config(
+    config = config_of_settings(
         settings,
         d_model=d_model,
         n_qk_heads=settings.size("n_qk_heads"),

@@ -25,7 +25,7 @@ from ..lorsa.config import parameter_shapes
 from .foreign import (
     BUFFERS,
     Settings,
-    lorsa_config,
+    config_of_settings,
     read_tensors,
     require_numbers,
     unscale_,
@@ -58,7 +58,7 @@ def read(folder: Path, content: dict[str, Any]) -> Saved:
     if settings.take("mode", str, "default") != "top_k":  # all heads contribute, of either sign
         relu, top_k = False, n_ov_heads
     means = settings.take("avg_norm", dict, {})
-    config = lorsa_config(
+    config = config_of_settings(
         settings,
         d_model=d_model,
         n_qk_heads=settings.size("n_qk_heads"),

@@ -24,9 +24,9 @@ from ..layout import (
     create_arrays,
     sites,
     text_arrays,
+    write_array,
     write_documents,
     write_weights,
-    write_whole,
 )
 from ..locks.lock import take_lock
 from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
@@ -151,7 +151,7 @@ def _write_given(root: Place, manifest: Manifest, weights: Weights, sample: Samp
         write_weights(root, layer, parameters)
     for layer, pair in sample.items() if manifest.dtype == "int8" else ():
         for site, values in zip(sites(manifest, layer), pair, strict=False):
-            write_whole(root, channel_of(site), channel_scale(values))
+            write_array(root, channel_of(site), channel_scale(values))
 
 
 def _write_text(root: Place, manifest: Manifest, spec: ArraySpec, values: Tensor) -> list[Entry]:

@@ -1,7 +1,7 @@
 """Tokens of every kind of vocabulary as text."""
 
 import pytest
-from lorsa.language.spelling import MOST_NUMBERS, numbers, token_text, whole_characters
+from lorsa.language.spelling import MOST_NUMBERS, parse_ids, token_text, whole_characters
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
@@ -107,12 +107,12 @@ def test_a_text_is_whole_again() -> None:
 
 def test_numbers_may_be_of_any_length() -> None:
     """They ended at six digits, so a head of a large Lorsa could not be named."""
-    assert numbers("heads", "1234567, 2000000-2000002") == [1234567, 2000000, 2000001, 2000002]
-    assert numbers("heads", f"0-{MOST_NUMBERS - 1}")[-1] == MOST_NUMBERS - 1
+    assert parse_ids("heads", "1234567, 2000000-2000002") == [1234567, 2000000, 2000001, 2000002]
+    assert parse_ids("heads", f"0-{MOST_NUMBERS - 1}")[-1] == MOST_NUMBERS - 1
 
 
 @pytest.mark.parametrize("text", ["0-999999999999", "0-600000,0-600000", "5-999999999999999999"])
 def test_more_numbers_than_can_be_meant_are_refused(text: str) -> None:
     """Longer numbers would have made a range that fills the memory."""
     with pytest.raises(ValueError, match=r"^heads is '.*', [\d,]+ numbers; allowed: at most"):
-        numbers("heads", text)
+        parse_ids("heads", text)

@@ -10,7 +10,7 @@ import torch
 from lorsa.errors import StoreError
 from lorsa.store.care.repair import verify_store
 from lorsa.store.folder import is_complete
-from lorsa.store.layout import write_whole
+from lorsa.store.layout import write_array
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.write.writer import StoreWriter
 from power import PowerCutError, power_cut
@@ -143,7 +143,7 @@ def test_each_damage_of_a_smallest_store_too(
 
 def test_channels_of_another_width_are_named(make_store: MakeStore) -> None:
     root = make_store(**SMALLEST)
-    write_whole(root, "layers/3/attn_in_channel", torch.ones(4))
+    write_array(root, "layers/3/attn_in_channel", torch.ones(4))
     (damage,) = verify_store(root)["damages"]
     assert damage["problem"] == "has the shape [4] instead of [5]"
     (root / "layers/3/attn_in/c/0/0/0").unlink()
