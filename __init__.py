@@ -11,8 +11,6 @@ by `python tests/stub.py`.
 from importlib import import_module
 from typing import Any
 
-from .version import __version__
-
 PUBLIC = {
     "AblateConfig": "circuits.config.AblateConfig",
     "ActivationStore": "store.read.reader.ActivationStore",
@@ -62,15 +60,17 @@ PUBLIC = {
 }
 """Each public name, and where it is defined: module.name."""
 
-__all__ = ["__version__", *PUBLIC]
+_HOMES = {"__version__": "version.__version__", **PUBLIC}
+
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in PUBLIC:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, there = PUBLIC[name].rpartition(".")
+    module, _, there = _HOMES[name].rpartition(".")
     return getattr(import_module(f".{module}", __name__), there)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *PUBLIC})
+    return sorted({*globals(), *_HOMES})
