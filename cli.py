@@ -2,7 +2,7 @@
 
 Nothing heavy is imported before a command runs, so `lorsa --help` is quick. Results go to stdout,
 as a table or with --json as one JSON object; what happens meanwhile goes to stderr. Exit code 0 is
-done, 1 a known failure told in one line, 2 a wrong request.
+done, 1 a known failure in one line, 2 a wrong request, 130 stopped.
 """
 
 import os

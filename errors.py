@@ -2,7 +2,9 @@
 
 LorsaError
     UsageError                      exit code 2; all others 1
-    HarvestError, TrainError, AnalyzeError, PublishError
+    HarvestError
+        LanguageModelError
+    TrainError, AnalyzeError, PublishError
     CheckpointError, AttachError, ExchangeError
     StoreError
         DamageError, FormatVersionError, UnreachableError

@@ -7,7 +7,7 @@ Two sides take turns in one run, several rounds:
 
     forward   transformers' model, without any of ours, stopped after the last layer of the request
               by a hook that raises; the batches that the harvest takes
-    harvest   `lorsa.harvest.harvest` into a new bfloat16 store, as the command does it: from the
+    harvest   `harvest_activations` into a new bfloat16 store, as the command does it: from the
               first batch to the finished store, every flush of the disk included
 
 Medians over the rounds, and the median of each round's ratio. Reported as well is by how much

@@ -1,6 +1,6 @@
 """What implementations without a sparse kernel do for a Lorsa: everything dense, by autograd.
 
-The same parameters and result as `lorsa.model.Lorsa`, written with torch's own operators: a
+The same parameters and result as `lorsa.Lorsa`, written with torch's own operators: a
 rotation by a turned copy, scaled_dot_product_attention with the group's scalars as a wide value,
 torch.topk, a mask, and a dense decode. Every [tokens, n_ov_heads] tensor on the way is kept for the
 backward.

@@ -14,7 +14,7 @@ head is not blamed for what a text does not offer, or a window hides. m[s] is th
     long_range        s <= t - 64
 
 In text a common token has many duplicates, and a head that reads everywhere reads them too; random
-tokens that are repeated once (analyze/probes.py) have one source of each kind. Names as in Elhage
+tokens that are repeated once (probes.py) have one source of each kind. Names as in Elhage
 et al. 2021 (A Mathematical Framework for Transformer Circuits) and Olsson et al. 2022 (In-context
 Learning and Induction Heads).
 """

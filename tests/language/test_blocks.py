@@ -1,4 +1,4 @@
-"""Attention is found where it is; that it is the right module is tests/harvest/test_families.py."""
+"""Attention is found where it is; that it is the right module, test_families.py says."""
 
 import pytest
 import torch
