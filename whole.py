@@ -5,6 +5,7 @@ flushed to the disk and renamed, and the rename is flushed too. A reader sees al
 there before, also after a crash.
 """
 
+import errno
 import fcntl
 import json
 import math
@@ -46,7 +47,7 @@ def whole(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(partial)
         raise
-    sync(path.parent)
+    _sync_names(path.parent)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -78,6 +79,15 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def _sync_names(folder: Path) -> None:
+    """Flush a folder's names, where its file system can do that at all."""
+    try:
+        sync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
 def sync_tree(root: Path) -> None:
     """Flush everything below a folder to the disk."""
     for folder, _, files in os.walk(root):
@@ -100,9 +110,11 @@ def lock_folder(folder: Path) -> int | None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         os.close(handle)
-        return None
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
     return handle
 
 

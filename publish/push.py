@@ -23,7 +23,7 @@ from ..errors import PublishError
 from ..whole import lock_folder, write_whole
 from .card import card
 from .config import PushConfig
-from .replace import replaced
+from .replace import put_all_back, replaced
 from .repository import README, File, Present, Repository, read_present
 from .share import Shared, share
 
@@ -88,6 +88,7 @@ def _to_folder(config: PushConfig, folder: Path, shared: list[Shared], *, dry_ru
     if dry_run:
         return _pushed(config, shared, _contents(config, shared, read_present(folder)))
     with _locked(folder):
+        put_all_back(folder)
         contents = _contents(config, shared, read_present(folder))
         _write(folder, shared, contents.card)
     return _pushed(config, shared, contents, sent=True)

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..whole import partial_of, sync, sync_tree
+from ..whole import PARTIAL, partial_of, sync, sync_tree
 
 AT_FDCWD = -100
+ASIDE = f".old{PARTIAL}"
+"""Suffix of a folder that was put aside for another."""
 SWAP = 2
 """RENAME_EXCHANGE of Linux, and RENAME_SWAP of macOS."""
 
@@ -30,9 +32,8 @@ def replaced(path: Path) -> Iterator[Path]:
         OSError: the disk does not take it.
     """
     path = path.resolve()
-    partial, old = partial_of(path), partial_of(path.with_name(path.name + ".old"))
-    if old.exists() and not path.exists():
-        os.replace(old, path)
+    partial, old = partial_of(path), path.with_name(path.name + ASIDE)
+    put_back(path)
     for stale in (partial, old):
         if stale.exists():
             shutil.rmtree(stale)
@@ -50,8 +51,22 @@ def replaced(path: Path) -> Iterator[Path]:
             os.replace(partial, path)
         sync(path.parent)
     finally:
+        put_back(path)
         for left in (partial, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def put_back(path: Path) -> None:
+    """Give a folder its place again that was put aside for another which did not come."""
+    old = path.with_name(path.name + ASIDE)
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+
+
+def put_all_back(root: Path) -> None:
+    """Do that for every folder in one, so that whoever lists it next sees all of them."""
+    for old in root.glob(f"*{ASIDE}"):
+        put_back(old.with_name(old.name.removesuffix(ASIDE)))
 
 
 def _link(source: str, target: str) -> None:

@@ -126,6 +126,38 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_disk_that_fails_in_between_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an exchange, a failed second rename removed the old layer with the new one."""
+    folder = tmp_path / "layer-1"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    real, calls = os.replace, Counter[str]()
+
+    def failing(source: Path, target: Path) -> None:
+        calls["replace"] += 1
+        if calls["replace"] == 2:
+            raise OSError(116, "Stale file handle")
+        real(source, target)
+
+    monkeypatch.setattr(replace, "_exchange", lambda *_: False)
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="Stale"), replaced(folder) as partial:
+        (partial / "b").write_text("new")
+    assert _read(folder) == {"a": b"old"}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_was_put_aside_is_seen_again(tmp_path: Path) -> None:
+    """After a kill in between, a push of another layer wrote a card without this one."""
+    aside = tmp_path / f"layer-1{replace.ASIDE}"
+    aside.mkdir()
+    (aside / "a").write_text("old")
+    replace.put_all_back(tmp_path)
+    assert _read(tmp_path / "layer-1") == {"a": b"old"}
+
+
 @pytest.mark.parametrize("exchange", [True, False])
 def test_other_files_of_a_layer_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
