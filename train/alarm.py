@@ -36,9 +36,15 @@ _numbers = count()
 class Alarm:
     """Reports to the other processes that this one fails, and listens for their reports."""
 
-    def __init__(self, rank: int, world: int) -> None:
-        """Name this process; `listening` turns the alarm on."""
-        self.rank, self.world = rank, world
+    def __init__(self, rank: int, world: int, start: str = "") -> None:
+        """Name this process; `listening` turns the alarm on.
+
+        Args:
+            rank, world: this process among all.
+            start: name of this start of all processes, the same on each: a launcher that starts
+                them again keeps the keys of those before.
+        """
+        self.rank, self.world, self.start = rank, world, start
         self.apart = False
         """Whether the processes train runs of their own now, so that one may fail alone"""
         self.writing = threading.Lock()
@@ -90,7 +96,7 @@ class Alarm:
         """Return a connection of its own to torch's key store, with keys of this call alone."""
         distributed: Any = torch.distributed
         store = distributed.distributed_c10d._get_default_store().clone()
-        return distributed.PrefixStore(f"lorsa-alarm-{next(_numbers)}", store)
+        return distributed.PrefixStore(f"lorsa-alarm-{self.start}-{next(_numbers)}", store)
 
     def _listen(self, store: Any) -> None:
         try:
@@ -109,8 +115,10 @@ class Alarm:
                 return
             waited_s = 0.0 if self.apart else waited_s + READ_EVERY_S
         with self.writing:
-            print(f"error: {self._cause}", file=sys.stderr, flush=True)
-            os._exit(1)
+            try:
+                print(f"error: {self._cause}", file=sys.stderr, flush=True)
+            finally:  # whatever became of stderr
+                os._exit(1)
 
     def _leave(self, store: Any, listener: threading.Thread) -> None:
         """Stop listening with the others: process 0, which may keep the keys, is the last."""

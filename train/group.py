@@ -110,8 +110,9 @@ class Group:
             for run in self.running():
                 run.fail(error)
         finally:
-            for run in self.runs:
-                run.close()
+            with self.team.alarm.writing:  # a tracker may have much to send yet
+                for run in self.runs:
+                    run.close()
 
     def start(self) -> None:
         """Resume or initialise every run."""

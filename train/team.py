@@ -1,6 +1,7 @@
 """Team of the processes that share each step of a run: accelerate's, or this one alone."""
 
 import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -50,7 +51,7 @@ class Team:
 
     def agreed(self, error: _Error) -> _Error:
         """Note that the whole team raises an error at the same place, and return it."""
-        return self.alarm.agreed(error)
+        return error if self.world == 1 else self.alarm.agreed(error)
 
     def is_agreed(self, error: BaseException) -> bool:
         """Return whether the whole team raises an error at the same place."""
@@ -204,7 +205,10 @@ def all_processes(config: TrainConfig) -> Team:
         TrainError: the device is not there, or an earlier call here chose another one.
     """
     accelerator = make_accelerator(config)
-    alarm = Alarm(accelerator.process_index, accelerator.num_processes)
+    start = [uuid.uuid4().hex]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(start)
+    alarm = Alarm(accelerator.process_index, accelerator.num_processes, start[0])
     return Team(accelerator, alarm)
 
 

@@ -233,7 +233,7 @@ def test_a_journal_read_on_tells_what_one_read_anew_does(
     known: dict[int, int] = {}
     for n, (who, drops, shards) in enumerate(words):
         keys = [(shard, "tokens") for shard in shards]
-        if (last := journal.last_word(keys)) is not None:
+        if (last := journal.last_mention(keys)) is not None:
             writers[who].come_after(last)
         if drops:
             writers[who].drop(keys)
