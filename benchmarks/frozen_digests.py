@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 Parts = dict[str, str]
 """SHA-256 of each part of what a job made."""
 
 LEFT_OUT = {"uuid", "store_uuid", "created", "lorsa_version", "versions", "crc32"}
+LEFT_OUT |= {"weights_crc32", "weights_sha256", "config_crc32c", "tensors_crc32c"}
 LEFT_OUT |= {"tokens_per_second", "data_wait_fraction", "seconds", "spent_s", "free_bytes"}
 
 
@@ -46,6 +48,16 @@ def cleaned(data: Any) -> Any:
     return [cleaned(value) for value in data] if isinstance(data, list | tuple) else data
 
 
+def of_safetensors(path: Path) -> str:
+    """Return the SHA-256 of a file's tensors and metadata, without what LEFT_OUT names.
+
+    Version 0.1.0 wrote no checksums into the header; the tensors' bits are compared all the same.
+    """
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: of_tensor(file.get_tensor(name)) for name in sorted(file.keys())}
+        return of_data([file.metadata(), tensors])
+
+
 def of_files(root: Path) -> Parts:
     """Return a SHA-256 for all files of a kind in a folder: their names, and what is in them."""
     kinds: dict[str, list[str]] = {}
@@ -57,6 +69,8 @@ def of_files(root: Path) -> Parts:
             digest = of_data(json.loads(path.read_text("utf-8")))
         elif path.suffix == ".jsonl":
             digest = of_data([json.loads(line) for line in path.read_text("utf-8").splitlines()])
+        elif path.suffix == ".safetensors":
+            digest = of_safetensors(path)
         else:
             digest = sha256(path.read_bytes())
         kinds.setdefault(path.suffix.strip(".") or "data", []).append(f"{name} {digest}")
