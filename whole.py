@@ -11,12 +11,14 @@ import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"
+READ_BYTES = 4 << 20
 
 
 def partial_of(path: Path) -> Path:
@@ -94,6 +96,15 @@ def sync_tree(root: Path) -> None:
         for name in files:
             sync(Path(folder, name))
         sync(Path(folder))
+
+
+def file_crc32(path: Path) -> int:
+    """Return the CRC-32 of a file's content, read in parts."""
+    value = 0
+    with path.open("rb") as file:
+        while part := file.read(READ_BYTES):
+            value = zlib.crc32(part, value)
+    return value
 
 
 def lock_folder(folder: Path) -> int | None:

@@ -2,7 +2,6 @@
 
 import json
 import time
-import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from ..language.norms import surroundings
 from ..progress import Measured, Report
 from ..stop import Stop, stop_when_whole
 from ..store.read.reader import ActivationStore
+from ..whole import file_crc32
 from . import tables
 from .attention.columns import AttentionColumns
 from .collect import READ_TOKENS, Chosen, Firings, choose_examples
@@ -114,21 +114,13 @@ def _request(config: AnalyzeConfig, opened: Opened, n_seqs: int) -> dict[str, An
     """Return all that the result depends on."""
     return {
         "version": VERSION,
-        "weights_crc32": _crc32(weights_path(config.run)),
+        "weights_crc32": file_crc32(weights_path(config.run)),
         "store_uuid": opened.store.manifest.uuid,
         "n_seqs": n_seqs,
         "n_top": config.n_top,
         "n_samples": config.n_samples,
         "model": None if config.model is None else resolve(config.model).id,
     }
-
-
-def _crc32(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while part := file.read(1 << 22):
-            crc = zlib.crc32(part, crc)
-    return crc
 
 
 def _facts(config: AnalyzeConfig, opened: Opened, n_seqs: int) -> dict[str, Any]:

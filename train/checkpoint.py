@@ -26,7 +26,7 @@ from ..dictionaries.checkpoint_files import CONFIG
 from ..dictionaries.lorsa.config import LorsaConfig
 from ..dictionaries.lorsa.module import Lorsa
 from ..errors import CheckpointError
-from ..whole import whole
+from ..whole import file_crc32, whole
 from .learner import Whole
 from .start import Scales
 
@@ -107,16 +107,8 @@ def raw_lorsa(shape: LorsaConfig, learned: Whole, scales: Scales) -> Lorsa:
 
 def _sealed(facts: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return facts with checksums of the files beside them and of themselves."""
-    sums = {name: _crc32(folder / name) for name in (CONFIG, WEIGHTS, OPTIMIZER)}
+    sums = {name: file_crc32(folder / name) for name in (CONFIG, WEIGHTS, OPTIMIZER)}
     return facts | {"crc32": sums | {STATE: zlib.crc32(json.dumps(facts).encode())}}
-
-
-def _crc32(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            value = zlib.crc32(part, value)
-    return value
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
