@@ -5,6 +5,7 @@
       examples.parquet    where heads fired, and from where they read; sorted by head
       sequences.parquet   the token ids of the sequences that examples lie in
       tokens.parquet      the text of every token id that any of the others names
+      seal.json           sizes and checksums of these tables and of analysis.json
       analysis.json       facts of the analysis; written last, so a folder with it is whole
 
 A column that takes the language model is null if that was not given.

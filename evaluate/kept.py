@@ -1,17 +1,18 @@
-"""The last evaluation of a Lorsa, in a file beside its weights.
+"""The last evaluation of a Lorsa, in a file beside its weights, with a checksum of its own.
 
 eval.json  {"format": "lorsa-eval", "schema_version": 1, "lorsa_version", "weights_sha256", and
            `Fidelity.to_dict` without the run's name and the measures by position or decade}
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from ..dictionaries.checkpoint import weights_path
+from ..errors import AnalyzeError
+from ..seal import read_summed, write_summed
 from ..version import __version__
-from ..whole import finite, write_json
+from ..whole import finite
 
 EVAL = "eval.json"
 EVAL_VERSION = 1
@@ -28,6 +29,7 @@ def keep_evaluation(folder: Path, measured: dict[str, Any]) -> None:
 
     Raises:
         OSError: the folder cannot be written.
+        AnalyzeError: an earlier evaluation is damaged.
     """
     kept = kept_evaluation(folder) or {}
     losses = measured["cross_entropy"] or kept.get("cross_entropy")
@@ -41,19 +43,40 @@ def keep_evaluation(folder: Path, measured: dict[str, Any]) -> None:
         **{name: value for name, value in measured.items() if name not in LEFT_OUT},
         "cross_entropy": losses,
     }
-    write_json(folder / EVAL, content)
+    write_summed(folder / EVAL, content)
 
 
 def kept_evaluation(folder: Path) -> dict[str, Any] | None:
-    """Return the content of eval.json; None if there is none, or it is of other weights."""
+    """Return the content of eval.json; None if there is none, or it is of other weights.
+
+    Raises:
+        AnalyzeError: it is damaged, or cannot be read.
+    """
+    content = read_evaluation(folder)
+    if content is None or content["weights_sha256"] != weights_sha256(folder):
+        return None
+    return content
+
+
+def read_evaluation(folder: Path) -> dict[str, Any] | None:
+    """Return the content of eval.json, of whatever weights; None if there is none.
+
+    Raises:
+        AnalyzeError: it is damaged, or cannot be read.
+    """
+    path = folder / EVAL
     try:
-        content = finite(json.loads((folder / EVAL).read_text("utf-8")))
-        is_known = content["format"] == "lorsa-eval" and content["schema_version"] == EVAL_VERSION
-        if is_known and content["weights_sha256"] == weights_sha256(folder):
-            return dict(content)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # a convenience: what cannot be read is measured again
-    return None
+        content = finite(read_summed(path))
+        known = content["format"] == "lorsa-eval" and content["schema_version"] == EVAL_VERSION
+        return dict(content) if known and content["weights_sha256"] else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise AnalyzeError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise AnalyzeError(
+            f"{path} is damaged ({error}); restore it from a copy, or delete it and evaluate again"
+        ) from None
 
 
 def weights_sha256(folder: Path) -> str:
