@@ -54,6 +54,7 @@ VARYING = {
     "run",
     "analysis",
     "n_bytes",
+    "crc32c",
 }
 """What differs from one time to the next."""
 Report = Callable[[Any], None]

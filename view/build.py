@@ -59,8 +59,8 @@ def build_page(
     require_ours(out)
     with new_page(out) as folder:
         _write_data(analysis, folder, report)
-        sizes = [path.stat().st_size for path in folder.iterdir()]
-    sizes.append((out / INDEX).stat().st_size)
+    paths = [out / INDEX, *folder.with_suffix("").iterdir()]  # it has lost its .partial
+    sizes = [path.stat().st_size for path in paths]
     return Page(
         file=out / INDEX,
         n_heads=analysis.heads.num_rows,

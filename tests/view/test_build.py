@@ -13,6 +13,7 @@ from lorsa.view.columns import rounded
 from lorsa.view.contexts import AFTER, BEFORE, BESIDE, stretches
 from lorsa.view.files import data_file
 from reading import WORDS, make_analysis
+from unseal import change_json, unseal
 
 
 def _read(out: Path, name: str) -> Any:
@@ -79,9 +80,9 @@ def test_characters_in_pieces_are_told(tmp_path: Path) -> None:
 
 
 def test_no_path_of_this_machine_is_on_a_page(run: Path) -> None:
-    facts = run / "analysis" / "analysis.json"
     where = {"run": str(run), "store": str(run / "acts"), "model": str(run / "tiny.gguf")}
-    facts.write_text(json.dumps(json.loads(facts.read_text()) | where))
+    unseal(run / "analysis")
+    change_json(run / "analysis/analysis.json", **where)
     build_page(run)
     assert str(run) not in json.dumps(_read(run / "page", "index"))
     assert _read(run / "page", "index")["facts"]["model"] == "tiny.gguf"
