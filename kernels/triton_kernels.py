@@ -1,7 +1,8 @@
-"""The Triton kernels of triton_path.py, which launches them and says what they are for.
+"""The Triton kernels of the triton_*.py beside it, which launch them and say what they are for.
 
-Names as there: T and S are tiles of positions and of keys, K the width of a QK head, G the OV heads
-of a QK head. Tensors are contiguous. A `window` or `softcap` of None is compiled away.
+Names as in triton_attention.py: T and S are tiles of positions and of keys, K the width of a QK
+head, G the OV heads of a QK head. Tensors are contiguous. A `window` or `softcap` of None is
+compiled away.
 """
 
 import triton

@@ -62,7 +62,7 @@ OTHERS = {
 
 def _asked(floats: str) -> list[tuple[str, dict[str, Any]]]:
     """Return every kernel with the constants of some Lorsas; the last has window and softcap."""
-    from lorsa.kernels.triton_path import constants
+    from lorsa.kernels.triton_attention import constants
 
     asked = [(name, case) for name, cases in OTHERS.items() for case in cases]
     for kernel in ("attend", "dq", "dkv"):
