@@ -1,78 +1,79 @@
-"""Sparse decode on the torch path: `embedding_bag`, and `embedding_bag` again for its backward."""
-
-from typing import Any
+"""Sums of sparse codes on the torch path: `embedding_bag` and its gradients."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .torch_select import compute_dtype
+from .torch_select import Scratch, compute_dtype, select_top_k
 
-
-class _SparseDecode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, acts: Tensor, ids: Tensor, W_O: Tensor) -> Tensor:
-        batch, seq, top_k = ids.shape
-        compute = compute_dtype(acts.dtype)
-        ctx.save_for_backward(acts, ids, W_O)
-        flat_acts = acts.reshape(-1, top_k).to(compute)
-        y_hat = _weighted_sums(ids.reshape(-1, top_k), flat_acts, W_O.to(compute))
-        return y_hat.view(batch, seq, W_O.shape[1]).to(acts.dtype)  # [batch, seq, d_model]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        acts, ids, W_O = ctx.saved_tensors
-        top_k = ids.shape[-1]
-        compute = compute_dtype(acts.dtype)
-        dy = grads[0].reshape(-1, W_O.shape[1]).to(compute)  # [tokens, d_model]
-        flat_ids = ids.reshape(-1, top_k)
-        d_acts = dW_O = None
-        if ctx.needs_input_grad[0]:
-            d_acts = _gathered_dot(flat_ids, W_O.to(compute), dy).view_as(acts).to(acts.dtype)
-        if ctx.needs_input_grad[2]:
-            flat_acts = acts.reshape(-1, top_k).to(compute)
-            dW_O = _segmented_sum(flat_ids, flat_acts, dy, len(W_O)).to(W_O.dtype)
-        return d_acts, None, dW_O
+PREACTS_AT_ONCE = 1 << 22
+"""Pre-activations of a block of rows: 16 MB in fp32, about what the last cache of a CPU holds."""
 
 
-def _weighted_sums(ids: Tensor, acts: Tensor, W_O: Tensor) -> Tensor:
-    """Return sum_j acts[t, j] W_O[ids[t, j]], [tokens, d_model]; zeros are left out if many."""
+def weighted_sums(acts: Tensor, ids: Tensor, W: Tensor) -> Tensor:
+    """Return sum_j acts[t, j] W[ids[t, j]], [tokens, width]; zeros are left out if many."""
+    compute = compute_dtype(W.dtype)
+    acts, table = acts.to(compute), W.to(compute)
     fires = acts != 0
     count = fires.sum(dim=1)
     if 2 * int(count.sum()) > acts.numel():
-        return F.embedding_bag(ids, W_O, per_sample_weights=acts, mode="sum")
-    return F.embedding_bag(
-        ids[fires], W_O, count.cumsum(0) - count, per_sample_weights=acts[fires], mode="sum"
-    )
+        summed = F.embedding_bag(ids, table, per_sample_weights=acts, mode="sum")
+    else:
+        starts = count.cumsum(0) - count
+        summed = F.embedding_bag(
+            ids[fires], table, starts, per_sample_weights=acts[fires], mode="sum"
+        )
+    return summed.to(W.dtype)
 
 
-def _gathered_dot(ids: Tensor, W_O: Tensor, dy: Tensor) -> Tensor:
-    """Return <dy[t], W_O[ids[t, j]]>, [tokens, top_k]: embedding_bag's gradient of its weights."""
+def gathered_dots(x: Tensor, ids: Tensor, W: Tensor) -> Tensor:
+    """Return <x[t], W[ids[t, j]]>, [tokens, slots]: embedding_bag's gradient of its weights."""
+    compute = compute_dtype(W.dtype)
     with torch.enable_grad():
-        weights = torch.zeros(ids.shape, dtype=dy.dtype, device=dy.device, requires_grad=True)
-        bag = F.embedding_bag(ids, W_O.detach(), per_sample_weights=weights, mode="sum")
-    return torch.autograd.grad(bag, weights, dy)[0]
+        weights = torch.zeros(ids.shape, dtype=compute, device=x.device, requires_grad=True)
+        table = W.detach().to(compute)
+        bag = F.embedding_bag(ids, table, per_sample_weights=weights, mode="sum")
+    return torch.autograd.grad(bag, weights, x.to(compute))[0].to(W.dtype)
 
 
-def _segmented_sum(ids: Tensor, acts: Tensor, dy: Tensor, n_ov_heads: int) -> Tensor:
-    """Return sum over t, j with ids[t, j] = i of acts[t, j] dy[t], [n_ov_heads, d_model].
+def feature_sums(
+    acts: Tensor, ids: Tensor, x: Tensor, W: Tensor, *, bias: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Return sum over t, j with ids[t, j] = i of acts[t, j] x[t], like W, and of acts alone.
 
-    The transposed decode: firing pairs sorted by head, one bag per head, tokens as the table.
+    The transposed decode: firing pairs sorted by feature, one bag a feature, tokens as the table.
     """
-    _tokens, top_k = ids.shape
-    alive = acts.reshape(-1).nonzero()[:, 0]
-    heads = ids.reshape(-1)[alive]
-    by_head = alive[heads.argsort(stable=True)]  # [firing pairs]
-    count = heads.bincount(minlength=n_ov_heads)
-    return F.embedding_bag(
-        by_head // top_k,
-        dy,
-        count.cumsum(0) - count,
-        per_sample_weights=acts.reshape(-1)[by_head],
-        mode="sum",
-    )
+    _tokens, slots = ids.shape
+    flat = acts.reshape(-1).to(compute_dtype(W.dtype))
+    alive = flat.nonzero()[:, 0]
+    features = ids.reshape(-1)[alive]
+    by_feature = alive[features.argsort(stable=True)]  # [firing pairs]
+    count = features.bincount(minlength=len(W))
+    starts, weights, token = count.cumsum(0) - count, flat[by_feature], by_feature // slots
+
+    def summed(table: Tensor) -> Tensor:
+        bag = F.embedding_bag(token, table, starts, per_sample_weights=weights, mode="sum")
+        return bag.to(W.dtype)
+
+    db = summed(flat.new_ones(len(x), 1))[:, 0] if bias else None
+    return summed(x.to(flat.dtype)), db
 
 
-sparse_decode = _SparseDecode.apply
+def best_of_linear(
+    x: Tensor, W: Tensor, b: Tensor, norm: Tensor, *, top_k: int, select: str
+) -> tuple[Tensor, Tensor]:
+    """Return the top_k of x W^T + b by select(.) * norm and which they are, [tokens, top_k] each.
+
+    The dense rows of a few tokens at a time lie in a buffer that is used again.
+    """
+    compute = compute_dtype(W.dtype)
+    x, W, b, norm = (tensor.to(compute) for tensor in (x, W, b, norm))
+    acts = x.new_empty(len(x), top_k)
+    ids = x.new_empty(len(x), top_k, dtype=torch.int32)
+    scratch, step = Scratch(norm), max(1, PREACTS_AT_ONCE // len(W))
+    for t in range(0, len(x), step):
+        rows = slice(t, min(t + step, len(x)))
+        z = scratch.take("z", rows.stop - t, len(W))
+        torch.addmm(b, x[rows], W.T, out=z)
+        acts[rows], ids[rows] = select_top_k(z, norm, top_k=top_k, select=select, scratch=scratch)
+    return acts, ids

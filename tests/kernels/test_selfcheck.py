@@ -79,7 +79,7 @@ def test_another_choice_of_heads_is_wrong(path: Any, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(path, "select_top_k", last_ties)
     kind = _attention(n_ov_heads=3000)
-    assert why_not_triton(path, kind) == "it keeps other heads than the definition"
+    assert why_not_triton(path, kind) == "it keeps other features than the definition"
 
 
 def test_an_error_of_the_compiler_is_a_reason(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
