@@ -20,7 +20,7 @@ from ..evaluate.opened import device_for
 from ..language.attention import LayerWeights
 from ..language.geometry import AttentionGeometry
 from ..language.norms import in_chunks
-from ..language.spelling import printable
+from ..printable import printable
 from ..store.places import Place, place
 from ..store.read.reader import ActivationStore
 from .attention.kinds import LEAST_FIRED, N_KINDS, kinds

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import IS_MAIN, ConfigFile, Json, perform
+from .common import ConfigFile, Json, perform
+from .ending import IS_MAIN
 from .options import FromConfig, Given
 from .settings import make_config
 
@@ -41,4 +42,4 @@ def harvest(
                 display.taken_over(asked, settings)
             return asdict((plan_harvest if dry_run else run)(settings, report=report))
 
-    perform("plan" if dry_run else "harvest", work, as_json)
+    perform("harvest --dry-run" if dry_run else "harvest", work, as_json)

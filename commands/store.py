@@ -20,7 +20,7 @@ def info(
 
         return store_info(store)
 
-    perform("info", work, as_json)
+    perform("store info", work, as_json)
 
 
 def verify(
@@ -48,7 +48,7 @@ def verify(
         with CareDisplay("verify") as display:
             return verify_store(store, full=full, repair=repair, report=display)
 
-    perform("verify", work, as_json)
+    perform("store verify", work, as_json)
 
 
 def remove(
@@ -66,7 +66,7 @@ def remove(
 
         return remove_layers(store, layers)
 
-    perform("rm", work, as_json)
+    perform("store rm", work, as_json)
 
 
 def merge(
@@ -88,4 +88,4 @@ def merge(
         with CareDisplay("merge") as display:
             return merge_stores(stores, out, report=display)
 
-    perform("merge", work, as_json)
+    perform("store merge", work, as_json)

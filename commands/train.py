@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import IS_MAIN, ConfigFile, Json, layers_of_store, perform
+from .common import ConfigFile, Json, layers_of_store, perform
+from .ending import IS_MAIN
 from .options import FromConfig, Given
 from .settings import make_config, make_grid
 

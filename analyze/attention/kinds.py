@@ -96,10 +96,10 @@ def _of_distance(rows: slice, seq: int, kind: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class Attended:
-    """Sums of what each head reads, over the tokens on which it fires; all float64."""
+    """Sums of what each head reads, over the tokens t > 0 on which it fires; all float64."""
 
     n_fired: Tensor
-    """Tokens on which it fired, [n_ov_heads]"""
+    """Tokens on which it fired, t = 0 among them, [n_ov_heads]"""
     amount: Tensor
     """sum |P v|, [n_ov_heads]"""
     distance: Tensor
@@ -139,6 +139,8 @@ class Attended:
     def _add(self, block: Block, code: Code, tokens: Tensor) -> None:
         """Add some queries; their contributions, made for this alone, are overwritten."""
         rows, parts = block.rows, block.parts.abs_()
+        if rows.start == 0:
+            parts[:, 0] = 0  # the first token has itself alone to read
         _batch, _n_rows, _slots, seq = parts.shape
         tokens = tokens[:, : rows.stop]
         kind = kinds(tokens, rows, block.window)
