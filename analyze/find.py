@@ -23,9 +23,9 @@ from ..language.norms import in_chunks
 from ..language.spelling import printable
 from ..store.places import Place, place
 from ..store.read.reader import ActivationStore
-from .attention.kinds import LEAST_FIRED, N_KINDS, kinds
+from .attention.kinds import N_KINDS, kinds
 from .attention.parents import layer_queries_keys
-from .choices import STORE_SCORES
+from .choices import LEAST_FIRED, STORE_SCORES
 from .result import Analysis
 
 SCORES = (*STORE_SCORES, "successor")
@@ -126,15 +126,16 @@ def _of_run(kind: str, run: Path, store: ActivationStore | None, n: int) -> list
             measured_on="probe" if on_probe else "text",
             score_on_text=row[kind],
             frequency=row["frequency"],
-            evidence=[in_words(analysis, each) for each in _shown(analysis, row["head"])],
+            evidence=evidence(analysis, row["head"]),
         )
         for row in rows
     ]
 
 
-def _shown(analysis: Analysis, head: int) -> list[dict[str, Any]]:
-    """Return three examples of a head; position 0, which can only read itself, comes last."""
-    return sorted(analysis.examples(head), key=lambda example: example["position"] == 0)[:3]
+def evidence(analysis: Analysis, head: int, n: int = 3) -> list[str]:
+    """Return n top examples of a head in words; position 0, which reads itself, comes last."""
+    shown = sorted(analysis.examples(head), key=lambda example: example["position"] == 0)[:n]
+    return [in_words(analysis, example) for example in shown]
 
 
 def in_words(analysis: Analysis, example: dict[str, Any]) -> str:

@@ -12,10 +12,10 @@ from ...language.attention import LayerWeights
 from ...language.geometry import AttentionGeometry
 from ...language.norms import Language
 from ...progress import Report
-from ..choices import PROBE_SCORES, STORE_SCORES
+from ..choices import LEAST_FIRED, PROBE_SCORES, STORE_SCORES
 from ..collect import Chosen, Tensors, tensors_of
 from ..tables import Shown, lists, nullable, structs
-from .kinds import LEAST_FIRED, Attended, label
+from .kinds import Attended, label
 from .parents import Parents, find_parents
 from .probes import probe, probe_tokens
 from .sources import find_sources, source_columns, source_tokens

@@ -28,20 +28,13 @@ from torch import Tensor
 from ...dictionaries.dictionary import Code
 from ...dictionaries.lorsa.contributions import Block, blocks
 from ...dictionaries.lorsa.module import Lorsa
-from ..choices import STORE_SCORES
+from ..choices import LABEL_FROM, N_SINGLE, STORE_SCORES
 from ..schema import DISTANCES
 
 LOCAL = 8
 """Distance up to which tokens are near."""
 LONG = 64
 """Distance from which on tokens are far."""
-LEAST_FIRED = 20
-"""Firings below which a share means little."""
-LABEL_FROM = 0.5
-"""Share from which on a head is called by a type."""
-
-N_SINGLE = 5
-"""Number of STORE_SCORES, from the first, that do not hold another."""
 N_KINDS, N_BUCKETS = len(STORE_SCORES), len(DISTANCES)
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from lorsa.analyze.config import AnalyzeConfig
 from lorsa.analyze.features import analyze_run
-from lorsa.analyze.find import _shown, find_heads, in_words
+from lorsa.analyze.find import evidence, find_heads, in_words
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import HEADS
 from lorsa.cli import app
@@ -142,15 +142,16 @@ def test_analyze_prints_its_types(run: Path, store_folder: Path) -> None:
     assert json.loads(again.stdout)["n_tokens"] == 192
 
 
-def test_evidence_is_from_where_a_head_can_choose() -> None:
+def test_evidence_is_from_where_a_head_can_choose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sinks were shown by firings on the first token of a sequence, which reads itself."""
 
-    class Told:
-        def examples(self, head: int) -> list[dict[str, int]]:
-            return [{"position": at, "rank": rank} for rank, at in enumerate((0, 0, 5, 0, 7))]
-
-    found = _shown(Told(), 3)  # type: ignore[arg-type]
-    assert [example["rank"] for example in found] == [2, 4, 0]
+    places = [{"position": at, "rank": rank} for rank, at in enumerate((0, 0, 5, 0, 7))]
+    monkeypatch.setattr(Analysis, "examples", lambda analysis, head: places)
+    monkeypatch.setattr("lorsa.analyze.find.in_words", lambda analysis, each: str(each["rank"]))
+    analysis = Analysis.open(make_analysis(tmp_path / "analysis"))
+    assert evidence(analysis, 3) == ["2", "4", "0"]
 
 
 @pytest.mark.parametrize(
