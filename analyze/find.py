@@ -27,9 +27,8 @@ from .attention.kinds import N_KINDS, kinds
 from .attention.parents import layer_queries_keys
 from .choices import LEAST_FIRED, STORE_SCORES
 from .result import Analysis
+from .type_names import type_named
 
-SCORES = (*STORE_SCORES, "successor")
-"""Types that can be searched for."""
 DEFAULT_STORE = "acts"
 SCAN_TOKENS = 8192
 """Stored tokens on which the language model's own heads are scored."""
@@ -70,7 +69,7 @@ def find_heads(
     """Return the heads that are most of a type, the best first.
 
     Args:
-        kind: one of SCORES.
+        kind: one of type_names.SCORES; previous-token and previous_token are the same.
         store: store whose layers are scanned; with runs, it must be the one they were analysed
             with. None scans the folder "acts", and with runs checks nothing.
         runs: analysed runs; None or none scans the language model's own heads.
@@ -83,8 +82,7 @@ def find_heads(
         AnalyzeError: a run is not analysed or is of another store, or no head has a score.
         StoreError: the store cannot be read.
     """
-    if kind not in SCORES:
-        raise ValueError(f"type is {kind!r}; allowed: {', '.join(SCORES)}")
+    kind = type_named(kind)
     if runs:
         theirs = None if store is None else ActivationStore.open(place(store))
         found = [each for run in runs for each in _of_run(kind, run, theirs, n)]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..analyze.type_names import SCORES, spelled, type_named
 from ..errors import UsageError
 from .common import Device, Json, chosen_layers, layers_of_store, perform
 from .options import FromConfig, Given
@@ -45,8 +46,7 @@ def find(
         str,
         typer.Argument(
             metavar="TYPE",
-            help="previous_token, induction, duplicate_token, first_token, same_token, local, "
-            "long_range or successor.",
+            help=f"{', '.join(map(spelled, SCORES[:-1]))} or {SCORES[-1]}.",
         ),
     ],
     runs: Annotated[
@@ -73,16 +73,17 @@ def find(
     """
 
     def work() -> dict[str, Any]:
-        from ..analyze.find import DEFAULT_STORE, SCORES, find_heads
+        from ..analyze.find import DEFAULT_STORE, find_heads
 
-        name = kind.replace("-", "_")
-        if name not in SCORES:
-            raise UsageError(f"type is {kind!r}; allowed: {', '.join(SCORES)}")
+        try:
+            name = type_named(kind)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         chosen = None if layers is None else _layers(runs, store or DEFAULT_STORE, layers)
         heads = find_heads(
             name, store=store, runs=runs, layers=chosen, n=n, device=device or "auto"
         )
-        return {"type": kind, "heads": [asdict(head) for head in heads]}
+        return {"type": spelled(name), "heads": [asdict(head) for head in heads]}
 
     perform("find", work, as_json)
 
