@@ -1,4 +1,4 @@
-"""Names of types of heads: previous-token for people, previous_token for columns; both are read."""
+"""Names of types of heads: previous-token for people, previous_token for columns."""
 
 from difflib import get_close_matches
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import completing
 from .common import Json, perform
 from .options import FromConfig, Given
 from .settings import make_config
@@ -12,7 +13,10 @@ from .settings import make_config
 
 def evaluate(
     given: Annotated[Given, FromConfig("evaluate.config.EvalConfig")],
-    run: Annotated[list[Path], typer.Argument(help="Run folders, such as runs/layer-12.")],
+    run: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, such as runs/layer-12.", autocompletion=completing.runs),
+    ],
     as_json: Json = False,
 ) -> None:
     """Measure Lorsas on held-out data and, with --model, inside the language model.

@@ -9,6 +9,7 @@ import typer
 
 from ..analyze.type_names import SCORES, spelled, type_named
 from ..errors import UsageError
+from . import completing
 from .common import Device, Json, chosen_layers, layers_of_store, perform
 from .options import FromConfig, Given
 from .settings import make_config
@@ -46,22 +47,33 @@ def find(
         str,
         typer.Argument(
             metavar="TYPE",
+            autocompletion=completing.types,
             help=f"{', '.join(map(spelled, SCORES[:-1]))} or {SCORES[-1]}.",
         ),
     ],
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Analysed runs; without any, the language model's own heads."),
+        typer.Argument(
+            help="Analysed runs; without any, the language model's own heads.",
+            autocompletion=completing.runs,
+        ),
     ] = None,
     store: Annotated[
         str | None,
         typer.Option(
             help="Store whose own heads are scored; with runs, the one they must be of.",
             show_default="acts; with runs none",
+            autocompletion=completing.stores,
         ),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.")
+        str | None,
+        typer.Option(
+            "--layers",
+            "--layer",
+            help="0-27, 3,7,12 or all.",
+            autocompletion=completing.layers,
+        ),
     ] = None,
     n: Annotated[int, typer.Option("--top", help="Heads to print.", min=1)] = 10,
     device: Device = None,
@@ -70,6 +82,10 @@ def find(
     """Find the heads that are most of a type, with examples as evidence.
 
     Example: lorsa find induction runs/layer-12
+
+    Example: lorsa find previous-token runs/layer-12 runs/layer-17 --top 20
+
+    Example: lorsa find induction --store ./acts --layers 0-27
     """
 
     def work() -> dict[str, Any]:
@@ -99,7 +115,14 @@ def _layers(runs: list[Path] | None, store: str, layers: str) -> list[int]:
 
 
 def explain(
-    given: Annotated[Given, FromConfig("analyze.explain.config.ExplainConfig", arguments=("run",))],
+    given: Annotated[
+        Given,
+        FromConfig(
+            "analyze.explain.config.ExplainConfig",
+            arguments=("run",),
+            names={"model": ("--llm", "--model")},
+        ),
+    ],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only estimate, even with --yes.")
     ] = False,
@@ -113,7 +136,11 @@ def explain(
     Nothing is sent without --yes. The key comes from LORSA_API_KEY or OPENAI_API_KEY. The same
     command goes on where an earlier one was stopped.
 
-    Example: lorsa explain runs/layer-12 --endpoint http://127.0.0.1:8080/v1 --model qwen3-8b
+    Example: lorsa explain runs/layer-12 --endpoint http://127.0.0.1:8080/v1 --llm qwen3-8b
+
+    Example: lorsa explain runs/layer-12 --endpoint https://host/v1 --llm gpt-5-mini --top 50
+
+    Example: lorsa explain runs/layer-12 --endpoint https://host/v1 --llm qwen3-8b --heads 17 --yes
     """
 
     def work() -> dict[str, Any]:
@@ -133,7 +160,12 @@ def explain(
 
 
 def view(
-    run: Annotated[Path, typer.Argument(help="Run folder with an analysis: runs/layer-12.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Run folder with an analysis: runs/layer-12.", autocompletion=completing.runs
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the page.", show_default="RUN/page")
     ] = None,
@@ -150,6 +182,10 @@ def view(
     """Make a page of a run's heads: a folder that any browser opens, without a server.
 
     Example: lorsa view runs/layer-12 --open
+
+    Example: lorsa view runs/layer-12 --serve --port 0
+
+    Example: lorsa view runs/layer-12 --out ./page-of-layer-12
     """
     servers = []
 

@@ -24,6 +24,10 @@ def harvest(
     finished store, of the same tokens. What is not given is as the store has it.
 
     Example: lorsa harvest --model smollm2-135m --layers 12 --n-ctx 256 --tokens 400000
+
+    Example: lorsa harvest --model qwen2-7b --layers 0-27 --dtype int8 --budget 500GB --dry-run
+
+    Example: lorsa harvest --model ./my-model --data ./texts --store s3://bucket/acts
     """
 
     def work() -> dict[str, Any]:

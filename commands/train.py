@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import completing
 from .common import IS_MAIN, ConfigFile, Json, layers_of_store, perform
 from .options import FromConfig, Given
 from .settings import make_config, make_grid
@@ -28,7 +29,13 @@ CONFIG = "train.config.TrainConfig"
 
 Layers = Annotated[
     str | None,
-    typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.", show_default="all stored"),
+    typer.Option(
+        "--layers",
+        "--layer",
+        help="0-27, 3,7,12 or all.",
+        show_default="all stored",
+        autocompletion=completing.layers,
+    ),
 ]
 
 
@@ -54,6 +61,10 @@ def train(
     The same command goes on where an earlier one was stopped, and passes over finished layers.
 
     Example: lorsa train --store ./acts --layers 12 --top-k 32
+
+    Example: lorsa train --store ./acts --minutes 30 --activation batchtopk
+
+    Example: accelerate launch -m lorsa train --store ./acts --shard
     """
 
     def work() -> dict[str, Any]:
@@ -122,6 +133,10 @@ def sweep(
     was stopped, and passes over finished runs; a run that fails does not stop the others.
 
     Example: lorsa sweep --store ./acts --layer 12 --top-k 32,64,128 --lr 1e-3,2e-3
+
+    Example: lorsa sweep --store ./acts --layer 12 --seed 0,1,2 --set warmup_frac=0.05,0.1
+
+    Example: lorsa sweep --store ./acts --layers all --config sweep.toml --out sweeps/first
     """
 
     def work() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Zarr v3 metadata of a store's arrays, by which any Zarr tool opens it, and its small arrays."""
+"""Zarr v3 metadata of a store, by which any Zarr tool opens it, and its small arrays."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

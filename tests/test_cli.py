@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from lorsa import cli
 from lorsa.display import show as display
 from lorsa.train.config import TrainConfig
@@ -597,14 +596,6 @@ def test_wrong_usage_is_one_line_and_one_object(args: list[str], message: str) -
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert line.endswith("--help")
-
-
-def test_every_command_shows_an_example() -> None:
-    group: Any = typer.main.get_command(cli.app)
-    for name in ("harvest", "train", "eval", "ablate", "push"):
-        assert "Example: lorsa" in (group.commands[name].help or "")
-    for command in group.commands["store"].commands.values():
-        assert "Example: lorsa store" in (command.help or "")
 
 
 @pytest.mark.parametrize("layers", ["1"])
