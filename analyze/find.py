@@ -21,6 +21,7 @@ from ..language.attention import LayerWeights
 from ..language.geometry import AttentionGeometry
 from ..language.norms import in_chunks
 from ..language.spelling import printable
+from ..store.choices import DEFAULT_STORE
 from ..store.places import Place, place
 from ..store.read.reader import ActivationStore
 from .attention.kinds import LEAST_FIRED, N_KINDS, kinds
@@ -30,7 +31,6 @@ from .result import Analysis
 
 SCORES = (*STORE_SCORES, "successor")
 """Types that can be searched for."""
-DEFAULT_STORE = "acts"
 SCAN_TOKENS = 8192
 """Stored tokens on which the language model's own heads are scored."""
 WINDOW = 6

@@ -54,7 +54,7 @@ class Analysis:
         root = where if itself else where / ANALYSIS_FOLDER
         if not (root / FACTS_FILE).exists():
             state = "is unfinished; the same command goes on" if root.is_dir() else "is not there"
-            raise AnalyzeError(f"{root} {state}: lorsa analyze {where} --store STORE")
+            raise AnalyzeError(f"{root} {state}: lorsa analyze {where}")
         try:
             facts = json.loads((root / FACTS_FILE).read_text("utf-8"))
             version = facts["version"]

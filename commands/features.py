@@ -8,8 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
+from ..store.choices import DEFAULT_STORE
 from .common import Device, Json, chosen_layers, layers_of_store, perform
+from .following import following
 from .options import FromConfig, Given
+from .remembered import MODEL_OF_RUN, STORE_OF_RUN, remember
 from .settings import make_config
 
 EXAMPLES = {"n_top": ("--top",), "n_samples": ("--samples",)}
@@ -18,7 +21,12 @@ EXAMPLES = {"n_top": ("--top",), "n_samples": ("--samples",)}
 def analyze(
     given: Annotated[
         Given,
-        FromConfig("analyze.config.AnalyzeConfig", arguments=("run",), names=EXAMPLES),
+        FromConfig(
+            "analyze.config.AnalyzeConfig",
+            arguments=("run",),
+            names=EXAMPLES,
+            defaults=STORE_OF_RUN | MODEL_OF_RUN,
+        ),
     ],
     as_json: Json = False,
 ) -> None:
@@ -26,7 +34,7 @@ def analyze(
 
     The same command goes on where an earlier one was stopped.
 
-    Example: lorsa analyze runs/layer-12 --store ./acts --model smollm2-135m
+    Example: lorsa analyze runs/layer-12
     """
 
     def work() -> dict[str, Any]:
@@ -34,8 +42,11 @@ def analyze(
         from ..analyze.features import analyze_run
         from ..display.bars import MeasureBar
 
+        settings = make_config(AnalyzeConfig, remember(given, [given["run"]], store=True))
         with MeasureBar("analyze") as display:
-            return analyze_run(make_config(AnalyzeConfig, given), report=display)
+            facts = analyze_run(settings, report=display)
+        seen = settings.run if settings.out is None else settings.out
+        return facts | {"next": following("view", seen, "--open")}
 
     perform("analyze", work, as_json)
 
@@ -73,7 +84,7 @@ def find(
     """
 
     def work() -> dict[str, Any]:
-        from ..analyze.find import DEFAULT_STORE, SCORES, find_heads
+        from ..analyze.find import SCORES, find_heads
 
         name = kind.replace("-", "_")
         if name not in SCORES:
@@ -82,7 +93,8 @@ def find(
         heads = find_heads(
             name, store=store, runs=runs, layers=chosen, n=n, device=device or "auto"
         )
-        return {"type": kind, "heads": [asdict(head) for head in heads]}
+        follows = following("view", runs[0], "--open") if runs else None
+        return {"type": kind, "heads": [asdict(head) for head in heads], "next": follows}
 
     perform("find", work, as_json)
 
@@ -126,7 +138,8 @@ def explain(
             return {"sent": False, **asdict(estimate(settings))}
         with ExplainDisplay("explain") as display:
             result = ask(settings, report=display)
-        return {"sent": True, **asdict(result), "ok": result.n_explained > 0}
+        follows = following("view", settings.run, "--open") if result.n_explained else None
+        return {"sent": True, **asdict(result), "ok": result.n_explained > 0, "next": follows}
 
     perform("explain", work, as_json)
 
