@@ -1,7 +1,7 @@
 """Heads of an analysis that can be called by name, each with a sentence and a context.
 
 for head in named_heads("runs/layer-17", 3):
-    print(head.head, head.sentence, head.context, sep="\\n")
+    print(head.head, head.sentence, head.context)
 """
 
 from dataclasses import dataclass
