@@ -38,7 +38,7 @@ class NamedHead:
     on_probes: float | None
     """The same on probes; None where the analysis had no language model."""
     sentence: str
-    """Its type in words, with both shares."""
+    """The type in words, with both shares."""
     context: str | None
     """Where it fires <> and what it reads [], with the text around; None without examples."""
 
