@@ -22,7 +22,7 @@ PROBE_SCORES = tuple(f"probe_{name}" for name in STORE_SCORES)
 LOWER = {name: f"{name}_low" for name in (*STORE_SCORES, *PROBE_SCORES, "successor")}
 """Columns with the lower bounds of scores."""
 BY = ("both", "text", "probes", "disputed")
-"""By what a head has its type: text and probes; one of them, as the other cannot tell; or by the
+"""What a head has its type by: text and probes; one of them, as the other cannot tell; or by the
 text though the probes say otherwise."""
 SORTABLE = (
     "head",

@@ -7,7 +7,7 @@ for head in named_heads("runs/layer-17", 3):
 from dataclasses import dataclass
 from pathlib import Path
 
-from .find import evidence
+from .found import evidence
 from .result import Analysis
 from .trust import measured_on, of_type, trusted
 
@@ -40,7 +40,7 @@ class NamedHead:
     sentence: str
     """The type in words, with both shares."""
     context: str | None
-    """Where it fires <> and what it reads [], with the text around; None without examples."""
+    """Text around a firing <> and what was read [] there; None without examples."""
 
 
 def named_heads(analysis: Analysis | str | Path, n: int) -> list[NamedHead]:

@@ -1,4 +1,4 @@
-"""Lower bounds of shares, where sequences are drawn at random and tokens of one come together.
+"""Lower bounds of shares, of sequences that are drawn at random with all their tokens.
 
     R    = C / O                   C, O: sums of c and o over n sequences
     se^2 = n / (n - 1) (sum c^2 - 2 R sum c o + R^2 sum o^2) / O^2

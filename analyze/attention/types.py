@@ -18,9 +18,9 @@ class Types(NamedTuple):
     """Types of heads."""
 
     type: list[str]
-    """Of TYPES in schema.py, [n_heads]"""
+    """One of TYPES in schema.py each, [n_heads]"""
     by: list[str | None]
-    """Of BY in choices.py; None of a head that is of no type, [n_heads]"""
+    """One of BY in choices.py each; None of a head that is of no type, [n_heads]"""
 
 
 def types_of(n_fired: Tensor, text: Tensor, probes: Tensor | None) -> Types:
