@@ -22,7 +22,7 @@ from ..language.spelling import is_piece, whole_characters
 from ..whole import whole, write_json
 from .config import ANALYSIS_FOLDER
 from .explanations import EXPLANATIONS, read_explanations
-from .schema import FACTS_FILE, PARTIAL_FILE, TABLES, VERSION
+from .schema import FACTS_FILE, PARTIAL_FILE, READABLE, TABLES, VERSION
 
 NEEDED = ("run", "layer", "model", "store_uuid", "with_model", "n_tokens", "n_ctx")
 """Facts that every analysis must have."""
@@ -61,9 +61,10 @@ class Analysis:
             _ = [facts[name] for name in NEEDED]
         except (ValueError, KeyError, TypeError, OSError):
             raise AnalyzeError(f"{root / FACTS_FILE} cannot be read; analyze again") from None
-        if version != VERSION:
+        if version not in READABLE:
             raise AnalyzeError(
-                f"{root} is of version {version}; this lorsa reads {VERSION}: analyze again"
+                f"{root} is of version {version}; this lorsa reads {READABLE[0]} to {VERSION}: "
+                "analyze again"
             )
         missing = [name for name in TABLES if not (root / f"{name}.parquet").exists()]
         if missing:

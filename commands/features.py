@@ -75,34 +75,51 @@ def find(
         str | None, typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.")
     ] = None,
     n: Annotated[int, typer.Option("--top", help="Heads to print.", min=1)] = 10,
+    least: Annotated[
+        float,
+        typer.Option(help="Score from which on a head is of the type; 0 takes any.", min=0, max=1),
+    ] = 0.5,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Find the heads that are most of a type, with examples as evidence.
 
+    Score: the share of its reading that is of the type, by a lower bound; of text and probes, the
+    smaller.
+
     Example: lorsa find induction runs/layer-12
     """
 
     def work() -> dict[str, Any]:
-        from ..analyze.find import SCORES, find_heads
+        from ..analyze.found import SCORES, find_in_runs
 
         name = kind.replace("-", "_")
         if name not in SCORES:
             raise UsageError(f"type is {kind!r}; allowed: {', '.join(SCORES)}")
-        chosen = None if layers is None else _layers(runs, store or DEFAULT_STORE, layers)
-        heads = find_heads(
-            name, store=store, runs=runs, layers=chosen, n=n, device=device or "auto"
-        )
-        follows = following("view", runs[0], "--open") if runs else None
-        return {"type": kind, "heads": [asdict(head) for head in heads], "next": follows}
+        if runs:
+            chosen = None if layers is None else _layers_of_runs(runs, layers)
+            best = find_in_runs(name, runs, store=store, layers=chosen, n=n, least=0)
+        else:
+            best = _own_heads(name, store, layers, n, device)
+        heads = [asdict(head) for head in best if head.score >= least]
+        facts = {"type": kind, "least": least, "best": best[0].score, "heads": heads}
+        return facts | {"next": following("view", runs[0], "--open") if runs else None}
 
     perform("find", work, as_json)
 
 
-def _layers(runs: list[Path] | None, store: str, layers: str) -> list[int]:
-    """Return the layers that are meant: of runs those that were analysed, else of a store."""
-    if not runs:
-        return layers_of_store(store, layers)
+def _own_heads(
+    kind: str, store: str | None, layers: str | None, n: int, device: str | None
+) -> list[Any]:
+    """Return the best of the language model's own heads, as `FoundHead`."""
+    from ..analyze.find import DEFAULT_STORE, find_heads
+
+    chosen = None if layers is None else layers_of_store(store or DEFAULT_STORE, layers)
+    return find_heads(kind, store=store, layers=chosen, n=n, least=0, device=device or "auto")
+
+
+def _layers_of_runs(runs: list[Path], layers: str) -> list[int]:
+    """Return the layers that are meant, of those that were analysed."""
     from ..analyze.result import Analysis
 
     have = [Analysis.open(run).facts["layer"] for run in runs]
