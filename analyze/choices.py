@@ -19,6 +19,11 @@ N_SINGLE = 5
 """Number of STORE_SCORES, from the first, that do not hold another."""
 PROBE_SCORES = tuple(f"probe_{name}" for name in STORE_SCORES)
 """The same on random tokens that are repeated once, where no match is by chance."""
+LOWER = {name: f"{name}_low" for name in (*STORE_SCORES, *PROBE_SCORES, "successor")}
+"""Columns with the lower bounds of scores."""
+BY = ("both", "text", "probes", "disputed")
+"""What a head has its type by: text and probes; one of them, as the other cannot tell; or by the
+text though the probes say otherwise."""
 SORTABLE = (
     "head",
     "qk_head",

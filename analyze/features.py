@@ -72,9 +72,8 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
         report(f"{config.folder} holds another analysis, which is replaced when this one is done")
     with locked(config.folder):
         made = _make_tables(config, opened, n_seqs, request, report)
-        types = Counter(made["heads"]["type"].to_pylist())
-        facts = {**_facts(config, opened, n_seqs), "request": request}
-        facts["types"] = {name: types[name] for name in TYPES if name in types}
+        facts = {**_facts(config, opened, n_seqs), **_type_counts(made["heads"])}
+        facts["request"] = request
         facts["seconds"] = time.perf_counter() - started
         archive_explanations(config.folder, request)
         write_analysis(config.folder, facts, made)
@@ -146,6 +145,17 @@ def _facts(config: AnalyzeConfig, opened: Opened, n_seqs: int) -> dict[str, Any]
     }
 
 
+def _type_counts(heads: pa.Table) -> dict[str, dict[str, int]]:
+    """Return how many heads are of each type, and how many of them by text and probes both."""
+    by, types = (heads[name].to_pylist() for name in ("type_by", "type"))
+    counts = Counter(types)
+    both = Counter(name for name, how in zip(types, by, strict=True) if how == "both")
+    return {
+        "types": {name: counts[name] for name in TYPES if name in counts},
+        "types_by_both": {name: both[name] for name in TYPES if name in both},
+    }
+
+
 def _run_result(run: Path) -> dict[str, Any]:
     """Return what training measured; nothing of a folder that is no run."""
     try:
@@ -176,6 +186,8 @@ def _collect(
         report(f"going on after {done * n_ctx:,} tokens")
     else:
         done = 0
+        if partial.exists():
+            report(f"{partial} is of another request or an earlier version: all is read again")
     step = max(1, READ_TOKENS // n_ctx)
     began, before, saved_at = time.perf_counter(), done, time.perf_counter()
     while done < n_seqs:
@@ -212,6 +224,7 @@ def _tables(
     if subject is not None:
         columns |= _in_the_model(opened, subject, by_kind, tokenizer, found.mean_acts, report)
     report("writing")
+    columns |= by_kind.types()
     quantile_acts = tables.quantiles_of(ascending)
     columns |= tables.firing_columns(found, quantile_acts, n_seqs * store.manifest.n_ctx)
     columns |= tables.direction_columns(opened.lorsa)

@@ -1,13 +1,13 @@
 """Heads of an analysis that can be called by name, each with a sentence and a context.
 
 for head in named_heads("runs/layer-17", 3):
-    print(head.head, head.sentence, head.context, sep="\\n")
+    print(head.head, head.sentence, head.context)
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from .find import evidence
+from .found import evidence
 from .result import Analysis
 from .trust import measured_on, of_type, trusted
 
@@ -38,9 +38,9 @@ class NamedHead:
     on_probes: float | None
     """The same on probes; None where the analysis had no language model."""
     sentence: str
-    """Its type in words, with both shares."""
+    """The type in words, with both shares."""
     context: str | None
-    """Where it fires <> and what it reads [], with the text around; None without examples."""
+    """Text around a firing <> and what was read [] there; None without examples."""
 
 
 def named_heads(analysis: Analysis | str | Path, n: int) -> list[NamedHead]:

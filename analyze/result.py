@@ -23,7 +23,7 @@ from ..store.parquet import Part, numbers, read_parquet
 from ..whole import whole, write_json
 from .config import ANALYSIS_FOLDER
 from .explanations import EXPLANATIONS, read_explanations
-from .schema import FACTS_FILE, PARTIAL_FILE, TABLES, VERSION
+from .schema import FACTS_FILE, PARTIAL_FILE, READABLE, TABLES, VERSION
 
 NEEDED = ("run", "layer", "model", "store_uuid", "with_model", "n_tokens", "n_ctx")
 """Facts that every analysis must have."""
@@ -55,16 +55,17 @@ class Analysis:
         root = where if itself else where / ANALYSIS_FOLDER
         if not (root / FACTS_FILE).exists():
             state = "is unfinished; the same command goes on" if root.is_dir() else "is not there"
-            raise AnalyzeError(f"{root} {state}: lorsa analyze {where} --store STORE")
+            raise AnalyzeError(f"{root} {state}: lorsa analyze {where}")
         try:
             facts = json.loads((root / FACTS_FILE).read_text("utf-8"))
             version = facts["version"]
             _ = [facts[name] for name in NEEDED]
         except (ValueError, KeyError, TypeError, OSError):
             raise AnalyzeError(f"{root / FACTS_FILE} cannot be read; analyze again") from None
-        if version != VERSION:
+        if version not in READABLE:
             raise AnalyzeError(
-                f"{root} is of version {version}; this lorsa reads {VERSION}: analyze again"
+                f"{root} is of version {version}; this lorsa reads {READABLE[0]} to {VERSION}: "
+                "analyze again"
             )
         missing = [name for name in TABLES if not (root / f"{name}.parquet").exists()]
         if missing:

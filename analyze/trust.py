@@ -3,29 +3,32 @@
     trusted = min(bound of the share in text, bound of the share on probes)
 
 A bound is a column `KIND_low` of heads.parquet. Analyses of version 1 have none: there it is the
-share itself, of heads that fired often enough.
+share itself, of heads that fired often enough, and no head is known to be a successor.
 """
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .choices import LABEL_FROM, LEAST_FIRED
+from ..store.parquet import numbers
+from .choices import LABEL_FROM, LEAST_FIRED, LOWER
 from .result import Analysis
 
 Scores = NDArray[np.float64]
 
 
-def bound(heads: pa.Table, score: str) -> Scores:
+def bound(analysis: Analysis, score: str) -> Scores:
     """Return the lower bound of a score, NaN where nothing can be told, [n_heads].
 
     Args:
-        heads: rows of heads.parquet.
-        score: a column of it, such as "induction" or "probe_induction".
+        analysis: whose heads they are.
+        score: a column of heads.parquet, such as "induction" or "probe_induction".
     """
-    low = f"{score}_low"
-    if low in heads.column_names and heads[low].null_count < len(heads):
-        return _numbers(heads, low)
+    heads = analysis.heads
+    if analysis.facts["version"] > 1:
+        return _numbers(heads, LOWER[score])
+    if score == "successor":
+        return np.full(len(heads), np.nan)
     fired = _numbers(heads, "probe_fired" if score.startswith("probe_") else "n_fired")
     return np.where(fired >= LEAST_FIRED, _numbers(heads, score), np.nan)
 
@@ -47,20 +50,19 @@ def trusted(analysis: Analysis, kind: str) -> Scores:
     Returns:
         0..1, [n_heads].
     """
-    heads = analysis.heads
     if measured_on(analysis, kind) != "both":
-        return bound(heads, kind)
-    return np.minimum(bound(heads, kind), bound(heads, f"probe_{kind}"))  # of NaN it is NaN
+        return bound(analysis, kind)
+    return np.minimum(bound(analysis, kind), bound(analysis, f"probe_{kind}"))  # of NaN it is NaN
 
 
 def of_type(analysis: Analysis, kind: str) -> list[int]:
     """Return the heads that are called by a type and can be trusted to be of it, the best first."""
     score = trusted(analysis, kind)
-    called = analysis.heads["type"].to_pylist()
+    called = [kind] * len(score) if kind == "successor" else analysis.heads["type"].to_pylist()
     ranked = np.argsort(-score, kind="stable")  # NaN comes last
     return [int(head) for head in ranked if score[head] >= LABEL_FROM and called[head] == kind]
 
 
 def _numbers(heads: pa.Table, name: str) -> Scores:
     """Return a column as float64, null as NaN."""
-    return heads[name].cast(pa.float64()).to_numpy()
+    return numbers(heads[name].cast(pa.float64()))

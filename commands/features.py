@@ -11,7 +11,9 @@ from ..analyze.type_names import SCORES, spelled, type_named
 from ..errors import UsageError
 from . import completing
 from .common import Device, Json, chosen_layers, layers_of_store, perform
+from .following import following
 from .options import FromConfig, Given
+from .remembered import MODEL_OF_RUN, STORE_OF_RUN, remember
 from .settings import make_config
 
 EXAMPLES = {"n_top": ("--top",), "n_samples": ("--samples",)}
@@ -20,7 +22,12 @@ EXAMPLES = {"n_top": ("--top",), "n_samples": ("--samples",)}
 def analyze(
     given: Annotated[
         Given,
-        FromConfig("analyze.config.AnalyzeConfig", arguments=("run",), names=EXAMPLES),
+        FromConfig(
+            "analyze.config.AnalyzeConfig",
+            arguments=("run",),
+            names=EXAMPLES,
+            defaults=STORE_OF_RUN | MODEL_OF_RUN,
+        ),
     ],
     as_json: Json = False,
 ) -> None:
@@ -28,7 +35,7 @@ def analyze(
 
     The same command goes on where an earlier one was stopped.
 
-    Example: lorsa analyze runs/layer-12 --store ./acts --model smollm2-135m
+    Example: lorsa analyze runs/layer-12
     """
 
     def work() -> dict[str, Any]:
@@ -36,8 +43,11 @@ def analyze(
         from ..analyze.features import analyze_run
         from ..display.bars import MeasureBar
 
+        settings = make_config(AnalyzeConfig, remember(given, [given["run"]], store=True))
         with MeasureBar("analyze") as display:
-            return analyze_run(make_config(AnalyzeConfig, given), report=display)
+            facts = analyze_run(settings, report=display)
+        seen = settings.run if settings.out is None else settings.out
+        return facts | {"next": following("view", seen, "--open")}
 
     perform("analyze", work, as_json)
 
@@ -76,10 +86,17 @@ def find(
         ),
     ] = None,
     n: Annotated[int, typer.Option("--top", help="Heads to print.", min=1)] = 10,
+    least: Annotated[
+        float,
+        typer.Option(help="Score from which on a head is of the type; 0 takes any.", min=0, max=1),
+    ] = 0.5,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Find the heads that are most of a type, with examples as evidence.
+
+    Score: the share of its reading that is of the type, by a lower bound; of text and probes, the
+    smaller.
 
     Example: lorsa find induction runs/layer-12
 
@@ -89,25 +106,36 @@ def find(
     """
 
     def work() -> dict[str, Any]:
-        from ..analyze.find import DEFAULT_STORE, find_heads
+        from ..analyze.found import find_in_runs
 
         try:
             name = type_named(kind)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        chosen = None if layers is None else _layers(runs, store or DEFAULT_STORE, layers)
-        heads = find_heads(
-            name, store=store, runs=runs, layers=chosen, n=n, device=device or "auto"
-        )
-        return {"type": spelled(name), "heads": [asdict(head) for head in heads]}
+        if runs:
+            chosen = None if layers is None else _layers_of_runs(runs, layers)
+            best = find_in_runs(name, runs, store=store, layers=chosen, n=n, least=0)
+        else:
+            best = _own_heads(name, store, layers, n, device)
+        heads = [asdict(head) for head in best if head.score >= least]
+        facts = {"type": spelled(name), "least": least, "best": best[0].score, "heads": heads}
+        return facts | {"next": following("view", runs[0], "--open") if runs else None}
 
     perform("find", work, as_json)
 
 
-def _layers(runs: list[Path] | None, store: str, layers: str) -> list[int]:
-    """Return the layers that are meant: of runs those that were analysed, else of a store."""
-    if not runs:
-        return layers_of_store(store, layers)
+def _own_heads(
+    kind: str, store: str | None, layers: str | None, n: int, device: str | None
+) -> list[Any]:
+    """Return the best of the language model's own heads, as `FoundHead`."""
+    from ..analyze.find import DEFAULT_STORE, find_heads
+
+    chosen = None if layers is None else layers_of_store(store or DEFAULT_STORE, layers)
+    return find_heads(kind, store=store, layers=chosen, n=n, least=0, device=device or "auto")
+
+
+def _layers_of_runs(runs: list[Path], layers: str) -> list[int]:
+    """Return the layers that are meant, of those that were analysed."""
     from ..analyze.result import Analysis
 
     have = [Analysis.open(run).facts["layer"] for run in runs]
@@ -154,7 +182,8 @@ def explain(
             return {"sent": False, **asdict(estimate(settings))}
         with ExplainDisplay("explain") as display:
             result = ask(settings, report=display)
-        return {"sent": True, **asdict(result), "ok": result.n_explained > 0}
+        follows = following("view", settings.run, "--open") if result.n_explained else None
+        return {"sent": True, **asdict(result), "ok": result.n_explained > 0, "next": follows}
 
     perform("explain", work, as_json)
 

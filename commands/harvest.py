@@ -5,7 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..store.layers import spell_layers
 from .common import IS_MAIN, ConfigFile, Json, perform
+from .following import following
 from .options import FromConfig, Given
 from .settings import make_config
 
@@ -43,6 +45,19 @@ def harvest(
             report = display if IS_MAIN else lambda event: None
             if IS_MAIN:
                 display.taken_over(asked, settings)
-            return asdict((plan_harvest if dry_run else run)(settings, report=report))
+            if dry_run:
+                return asdict(plan_harvest(settings, report=report))
+            harvested = asdict(run(settings, report=report))
+            return harvested | {"next": next_of_harvest(harvested)}
 
     perform("plan" if dry_run else "harvest", work, as_json)
+
+
+def next_of_harvest(harvested: dict[str, Any]) -> str | None:
+    """Return the command that trains on the layers of a store that can be trained on."""
+    bad = harvested["nonfinite_layers"]
+    good = [layer for layer in harvested["layers"] if layer not in bad]
+    if not good:
+        return None
+    words = ["train", "--store", harvested["store"]]
+    return following(*words, *(["--layers", spell_layers(good)] if bad else []))

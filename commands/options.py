@@ -47,6 +47,8 @@ class FromConfig:
     """Fields that are arguments."""
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of options that are not their fields'."""
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Fields that the command fills in where they are not given, and what is shown as the value."""
     many: bool = False
     """Whether an option is a text with several values, joined by commas."""
 
@@ -166,8 +168,10 @@ def _gathering(command: Callable[..., None], given: str, source: FromConfig) -> 
 def _parameter(setting: "Field[Any]", doc: str, source: FromConfig) -> inspect.Parameter:
     """Return a field as the parameter that typer makes an option or argument of."""
     kind = str if source.many else _type_of(setting.type)
-    is_required = setting.default is MISSING
-    said: dict[str, Any] = {"help": first_sentence(doc), "show_default": _shown(setting, doc)}
+    filled_in = source.defaults.get(setting.name)
+    is_required = setting.default is MISSING and filled_in is None
+    shown = filled_in or _shown(setting, doc)
+    said: dict[str, Any] = {"help": first_sentence(doc), "show_default": shown}
     said["autocompletion"] = COMPLETED.get(setting.name)
     if setting.name in source.arguments:
         info = typer.Argument(**said)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..store.choices import DEFAULT_STORE
 from . import completing
 from .common import IS_MAIN, ConfigFile, Json, layers_of_store, perform
+from .following import following
 from .options import FromConfig, Given
 from .settings import make_config, make_grid
 
@@ -26,6 +28,8 @@ TRAINED = (
     "store", *SWEPT, "minutes", "micro_batch_tokens", "shard", "exact", "loss_mask", "tracker",
 )  # fmt: skip
 CONFIG = "train.config.TrainConfig"
+NEW_STORE = {"store": DEFAULT_STORE}
+"""Default of a command that makes something of a store, as that of a harvest."""
 
 Layers = Annotated[
     str | None,
@@ -40,7 +44,7 @@ Layers = Annotated[
 
 
 def train(
-    given: Annotated[Given, FromConfig(CONFIG, only=TRAINED, names=NAMES)],
+    given: Annotated[Given, FromConfig(CONFIG, only=TRAINED, names=NAMES, defaults=NEW_STORE)],
     layer: Layers = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs; a layer's is OUT/layer-L.")] = Path(
         "runs"
@@ -70,9 +74,10 @@ def train(
     def work() -> dict[str, Any]:
         from ..train.config import TrainConfig
 
+        settings = NEW_STORE | given
         configs = [
-            make_config(TrainConfig, {**given, "layer": n, "out": out / f"layer-{n}"}, config)
-            for n in layers_of_store(given["store"], layer)
+            make_config(TrainConfig, {**settings, "layer": n, "out": out / f"layer-{n}"}, config)
+            for n in layers_of_store(settings["store"], layer)
         ]
         outcomes = _train(configs, apart=apart)
         failed = [
@@ -81,7 +86,8 @@ def train(
             if o.failure is not None
         ]
         results = [asdict(o.result) for o in outcomes if o.result is not None]
-        return {"runs": results, "failed": failed, "ok": not failed}
+        follows = following("eval", *(run["run"] for run in results)) if results else None
+        return {"runs": results, "failed": failed, "ok": not failed, "next": follows}
 
     perform("train", work, as_json)
 
@@ -105,7 +111,10 @@ def _train(configs: Sequence["TrainConfig"], *, apart: bool) -> "list[RunOutcome
 
 
 def sweep(
-    given: Annotated[Given, FromConfig(CONFIG, only=("store", *SWEPT), names=NAMES, many=True)],
+    given: Annotated[
+        Given,
+        FromConfig(CONFIG, only=("store", *SWEPT), names=NAMES, many=True, defaults=NEW_STORE),
+    ],
     layer: Layers = None,
     out: Annotated[
         Path, typer.Option(help="Folder of the sweep: its runs, table and plot.")
@@ -145,7 +154,7 @@ def sweep(
         from ..train.sweep import points, write_sweep
         from ..train.sweep import sweep as run
 
-        store = given.pop("store")
+        store = given.pop("store", DEFAULT_STORE)
         chosen = ",".join(map(str, layers_of_store(store, layer)))
         base, changes = make_grid(TrainConfig, {"layer": chosen, **given}, others or [], config)
         asked = points({**base, "store": store}, changes, out)
@@ -154,9 +163,16 @@ def sweep(
             result = run(asked, out, apart=apart, report=_by_name(display))
         if IS_MAIN:
             write_sweep(result)
-        return asdict(result)
+        return asdict(result) | {"next": _measuring_best(result.rows)}
 
     perform("sweep", work, as_json)
+
+
+def _measuring_best(rows: Sequence[dict[str, Any]]) -> str | None:
+    """Return the command that measures the best run of a sweep, if any has an FVU."""
+    measured = [row for row in rows if row.get("fvu") is not None]
+    best = min(measured, key=lambda row: float(row["fvu"]), default=None)
+    return None if best is None else following("eval", best["run"])
 
 
 def _by_name(display: Callable[[Any], None]) -> Callable[[Any], None]:

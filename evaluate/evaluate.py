@@ -24,7 +24,7 @@ from ..store.read.loader import held_out_batches
 from ..store.read.reader import ActivationStore
 from .config import EvalConfig
 from .in_model import Variant, batch_seqs, run_variants
-from .kept import keep_evaluation
+from .kept import Asked, asked_of, keep_evaluation
 from .losses import CrossEntropy, cross_entropy
 from .on_store import StoreQuality, measure
 from .opened import Opened, device_for, load_store_model, open_run
@@ -154,15 +154,16 @@ def evaluate_runs(
         )
         for subject, quality in zip(subjects, qualities, strict=True)
     ]
+    asked = asked_of(config, store.manifest.uuid)
     for found in runs:
-        _write(found, report)
+        _write(found, asked, report)
     return Fidelities(runs=runs, together=losses.get(TOGETHER))
 
 
-def _write(found: Fidelity, report: Report) -> None:
+def _write(found: Fidelity, asked: Asked, report: Report) -> None:
     """Write the measures of a run beside it; a run that cannot be written is no failure."""
     try:
-        keep_evaluation(local_folder(Path(found.run)), found.to_dict())
+        keep_evaluation(local_folder(Path(found.run)), found.to_dict(), asked)
     except OSError as error:
         report(f"the figures of {found.run} were not kept beside it: {error.strerror or error}")
 

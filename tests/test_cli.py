@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from lorsa import cli
+from lorsa.commands.harvest import next_of_harvest
 from lorsa.display import show as display
 from lorsa.train.config import TrainConfig
 from small import digests
@@ -362,8 +363,10 @@ def test_the_layers_that_can_be_trained_are_named(capsys: pytest.CaptureFixture[
     """The next command of a harvest was one that fails where some layer has NaN."""
     facts = {"model": "m", "layers": [0, 1, 2], "nonfinite_layers": [1], "store": "my acts"}
     sizes = {"n_tokens": 8, "n_seq": 2, "n_bytes": 9, "seconds": 1.0, "tokens_per_second": 0.0}
-    display.show("harvest", facts | sizes)
-    assert "lorsa train --store 'my acts' --layers 0,2" in capsys.readouterr().out
+    found = facts | sizes
+    display.show("harvest", found | {"next": next_of_harvest(found)})
+    assert "next: lorsa train --store 'my acts' --layers 0,2\n" in capsys.readouterr().out
+    assert next_of_harvest(found | {"nonfinite_layers": [0, 1, 2]}) is None
 
 
 def test_info_shows_the_scales_of_int8(lorsa: Lorsa, harvest_args: list[object]) -> None:

@@ -1,15 +1,16 @@
 """Heads that can be called by name: only those of which text and probes say the same."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lorsa.analyze.choices import PROBE_SCORES, STORE_SCORES
+from lorsa.analyze.choices import LEAST_FIRED, LOWER, PROBE_SCORES, STORE_SCORES
 from lorsa.analyze.named import DOES, named_heads
 from lorsa.analyze.result import Analysis
-from lorsa.analyze.schema import HEADS
+from lorsa.analyze.schema import HEADS, READABLE, VERSION
 from lorsa.analyze.trust import of_type, trusted
 from reading import make_analysis
 
@@ -17,13 +18,23 @@ PLAIN = dict.fromkeys((*STORE_SCORES, *PROBE_SCORES), 0.0) | {"n_fired": 500, "p
 """A head that fires often and is of no type."""
 
 
-def analysis_of(root: Path, heads: dict[int, dict[str, Any]], **settings: Any) -> Analysis:
-    """Write an analysis in which these heads are as said, and all others of no type."""
+def analysis_of(
+    root: Path, heads: dict[int, dict[str, Any]], *, version: int = VERSION, **settings: Any
+) -> Analysis:
+    """Write an analysis in which these heads are as said, and all others of no type.
+
+    Bounds are the scores; version 1 has none.
+    """
     make_analysis(root, **settings)
     rows = pq.read_table(root / "heads.parquet").to_pylist()
     for row in rows:
         row.update(PLAIN | {"type": "mixed"} | heads.get(row["head"], {}))
+        for name, low in LOWER.items():
+            fired = row["probe_fired" if name.startswith("probe") else "n_fired"]
+            row[low] = row[name] if version > 1 and fired >= LEAST_FIRED else None
     pq.write_table(pa.Table.from_pylist(rows, HEADS), root / "heads.parquet")
+    facts = json.loads((root / "analysis.json").read_text("utf-8"))
+    (root / "analysis.json").write_text(json.dumps(facts | {"version": version}), "utf-8")
     return Analysis.open(root)
 
 
@@ -32,7 +43,8 @@ def of(kind: str, text: float, probes: float | None, **other: Any) -> dict[str, 
     return {"type": kind, kind: text, f"probe_{kind}": probes, **other}
 
 
-def test_the_smaller_of_text_and_probes_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", READABLE)
+def test_the_smaller_of_text_and_probes_counts(tmp_path: Path, version: int) -> None:
     """Heads were ranked by the probe alone: 0.07 in text came first of the previous-token ones."""
     heads = {
         1: of("previous_token", 0.07, 0.99),
@@ -43,7 +55,7 @@ def test_the_smaller_of_text_and_probes_counts(tmp_path: Path) -> None:
         6: of("previous_token", 0.95, 0.95, probe_fired=3),
         7: of("previous_token", 0.95, None),
     }
-    analysis = analysis_of(tmp_path / "a", heads)
+    analysis = analysis_of(tmp_path / "a", heads, version=version)
     assert of_type(analysis, "previous_token") == [4, 2]
     score = trusted(analysis, "previous_token")
     assert score[[1, 2, 3, 4]].tolist() == pytest.approx([0.07, 0.70, 0.10, 0.75])
