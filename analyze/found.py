@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AnalyzeError
-from ..language.spelling import printable
+from ..printable import printable
 from ..store.facts import StoreFacts
 from ..store.places import Place
 from .choices import LABEL_FROM, LEAST_FIRED

@@ -30,7 +30,7 @@ def info(
 
         return store_info(store)
 
-    perform("info", work, as_json)
+    perform("store info", work, as_json)
 
 
 def verify(
@@ -64,7 +64,7 @@ def verify(
         with CareDisplay("verify") as display:
             return verify_store(store, full=full, repair=repair, report=display)
 
-    perform("verify", work, as_json)
+    perform("store verify", work, as_json)
 
 
 def remove(
@@ -91,7 +91,7 @@ def remove(
 
         return remove_layers(store, layers)
 
-    perform("rm", work, as_json)
+    perform("store rm", work, as_json)
 
 
 def merge(
@@ -122,4 +122,4 @@ def merge(
         with CareDisplay("merge") as display:
             return merge_stores(stores, out, report=display)
 
-    perform("merge", work, as_json)
+    perform("store merge", work, as_json)

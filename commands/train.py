@@ -9,7 +9,8 @@ import typer
 
 from ..store.choices import DEFAULT_STORE
 from . import completing
-from .common import IS_MAIN, ConfigFile, Json, layers_of_store, perform
+from .common import ConfigFile, Json, layers_of_store, perform
+from .ending import IS_MAIN
 from .following import following
 from .options import FromConfig, Given
 from .settings import make_config, make_grid

@@ -3,10 +3,11 @@
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
+from ..printable import printable
+from .screen import Screen
 from .words import spell_time
 
 if TYPE_CHECKING:
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 PLAIN_EVERY_S = 15.0
 """Seconds between lines of progress where stderr is no terminal."""
 
-err = Console(stderr=True, highlight=False)
+err = Screen(stderr=True)
 
 
 def say(text: str) -> None:
-    """Print what is being done."""
-    err.print(f"[dim]·[/] {escape(text)}", soft_wrap=True)
+    """Print what is being done, in one line."""
+    err.print(Text.assemble(("·", "dim"), " ", printable(text)), soft_wrap=True)
 
 
 class Bar:
