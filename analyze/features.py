@@ -21,7 +21,7 @@ from ..evaluate.opened import (
 )
 from ..language.aliases import resolve
 from ..language.norms import surroundings
-from ..progress import Measured, Report
+from ..progress import Measured, Report, Stages
 from ..stop import Stop, stop_when_whole
 from ..store.read.reader import ActivationStore
 from ..whole import file_crc32
@@ -38,6 +38,9 @@ DEFAULT_TOKENS = 1_000_000
 """Stored tokens that are read at most, unless more are asked for."""
 SAVE_EVERY_S = 60.0
 """Seconds between files of what is collected."""
+STAGES = ("reading heads", "sources of examples", "comparing with the layer's own heads")
+IN_THE_MODEL = ("probing with repeated random tokens", "effects on the logits")
+"""Parts of an analysis as they are reported, without a language model and with one besides."""
 
 
 def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -> dict[str, Any]:
@@ -70,6 +73,8 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
         return facts
     if (config.folder / FACTS_FILE).exists():
         report(f"{config.folder} holds another analysis, which is replaced when this one is done")
+    loading, in_the_model = ((), ()) if config.model is None else (("loading",), IN_THE_MODEL)
+    report(Stages((*loading, *STAGES, *in_the_model, "writing")))
     with locked(config.folder):
         made = _make_tables(config, opened, n_seqs, request, report)
         facts = {**_facts(config, opened, n_seqs), **_type_counts(made["heads"])}
@@ -94,7 +99,7 @@ def _make_tables(
         by_kind = AttentionColumns(opened)
         found = _collect(config, opened, by_kind, n_seqs, request, stop, report)
 
-        def report_step(step: str | Measured) -> None:
+        def report_step(step: str | Measured | Stages) -> None:
             if stop.asked:
                 raise KeyboardInterrupt
             report(step)

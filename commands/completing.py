@@ -45,7 +45,7 @@ def layers(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 COMPLETED: dict[str, Callable[..., list[str]]] = {"run": runs, "runs": runs, "store": stores}
-"""How the values of settings are completed, by their names."""
+"""Completions of the values of settings, by their names."""
 
 
 def _folders(begun: str, files: tuple[str, ...]) -> list[str]:

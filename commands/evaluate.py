@@ -34,6 +34,8 @@ def evaluate(
     Example: lorsa eval runs/layer-12
 
     Example: lorsa eval runs/layer-3 runs/layer-12 --ce-tokens 65536
+
+    Example: lorsa eval runs/layer-12 --model none --json
     """
 
     def work() -> dict[str, Any]:

@@ -36,6 +36,10 @@ def analyze(
     The same command goes on where an earlier one was stopped.
 
     Example: lorsa analyze runs/layer-12
+
+    Example: lorsa analyze runs/layer-12 --tokens 65536 --top 24
+
+    Example: lorsa analyze runs/layer-12 --model smollm2-135m --device cuda
     """
 
     def work() -> dict[str, Any]:
@@ -52,15 +56,24 @@ def analyze(
     perform("analyze", work, as_json)
 
 
+Type = Annotated[
+    str,
+    typer.Argument(
+        metavar="TYPE",
+        autocompletion=completing.types,
+        help=f"{', '.join(map(spelled, SCORES[:-1]))} or {SCORES[-1]}.",
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers", "--layer", help="0-27, 3,7,12 or all.", autocompletion=completing.layers
+    ),
+]
+
+
 def find(
-    kind: Annotated[
-        str,
-        typer.Argument(
-            metavar="TYPE",
-            autocompletion=completing.types,
-            help=f"{', '.join(map(spelled, SCORES[:-1]))} or {SCORES[-1]}.",
-        ),
-    ],
+    kind: Type,
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -76,15 +89,7 @@ def find(
             autocompletion=completing.stores,
         ),
     ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            "--layers",
-            "--layer",
-            help="0-27, 3,7,12 or all.",
-            autocompletion=completing.layers,
-        ),
-    ] = None,
+    layers: Layers = None,
     n: Annotated[int, typer.Option("--top", help="Heads to print.", min=1)] = 10,
     least: Annotated[
         float,
@@ -128,7 +133,7 @@ def _own_heads(
     kind: str, store: str | None, layers: str | None, n: int, device: str | None
 ) -> list[Any]:
     """Return the best of the language model's own heads, as `FoundHead`."""
-    from ..analyze.find import DEFAULT_STORE, find_heads
+    from ..analyze.find import find_heads
 
     chosen = None if layers is None else layers_of_store(store or DEFAULT_STORE, layers)
     return find_heads(kind, store=store, layers=chosen, n=n, least=0, device=device or "auto")
