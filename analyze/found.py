@@ -14,12 +14,10 @@ from ..errors import AnalyzeError
 from ..language.spelling import printable
 from ..store.places import Place, place
 from ..store.read.reader import ActivationStore
-from .choices import LABEL_FROM, LEAST_FIRED, STORE_SCORES
+from .choices import KINDS, LABEL_FROM, LEAST_FIRED
 from .result import Analysis
 from .trust import measured_on, trusted
 
-SCORES = (*STORE_SCORES, "successor")
-"""Types that can be searched for."""
 WINDOW = 6
 """Tokens shown before and after a source or a firing token."""
 
@@ -67,8 +65,8 @@ def find_in_runs(
 def known_kind(kind: str) -> str:
     """Return a type under the name that it has in tables; ValueError if there is no such type."""
     name = kind.replace("-", "_")
-    if name not in SCORES:
-        raise ValueError(f"type is {kind!r}; allowed: {', '.join(SCORES)}")
+    if name not in KINDS:
+        raise ValueError(f"type is {kind!r}; allowed: {', '.join(KINDS)}")
     return name
 
 

@@ -80,11 +80,12 @@ def find(
     """
 
     def work() -> dict[str, Any]:
-        from ..analyze.found import SCORES, find_in_runs
+        from ..analyze.choices import KINDS
+        from ..analyze.found import find_in_runs
 
         name = kind.replace("-", "_")
-        if name not in SCORES:
-            raise UsageError(f"type is {kind!r}; allowed: {', '.join(SCORES)}")
+        if name not in KINDS:
+            raise UsageError(f"type is {kind!r}; allowed: {', '.join(KINDS)}")
         if runs:
             chosen = None if layers is None else _layers_of_runs(runs, layers)
             best = find_in_runs(name, runs, store=store, layers=chosen, n=n, least=0)
