@@ -107,7 +107,7 @@ class Start(NamedTuple):
     heads: list[int]
     """The best of those that can be trusted to be of it; none where none can"""
     scores: list[float]
-    """How far each can be trusted"""
+    """Trust in each"""
     best: float | None
     """The largest score of any head, of whatever type; None where nothing can be told"""
 

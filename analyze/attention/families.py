@@ -1,4 +1,4 @@
-"""Causal check of types: whether the model copies worse without the heads that are called so.
+"""Causal check of types: whether the model copies worse without the heads of one.
 
     effect = mean over sequences of (loss without the heads - loss), nats per token
 
@@ -41,7 +41,7 @@ N_SEQS = 8
 N_DRAWS = 6
 """Times that other heads are drawn."""
 NEAREST = 20
-"""Of the heads that write about as much as one of the family, how many to draw from."""
+"""Heads that write about as much as one of the family, of which another is drawn."""
 AS_MUCH = 0.8
 """Share of what the family writes that the others must write, or nothing is told."""
 LEAST_EFFECT = 0.01

@@ -108,7 +108,7 @@ def test_a_family_is_verified_above_the_others_only(
     effects = torch.tensor([effect, *null], dtype=torch.float64)[:, None] + noise
     found = _family(5, effects, [2.0, *[2.0 * written] * 6])
     assert found.verified == verified
-    assert found.low < found.effect - np.mean(null) + 1e-9
+    assert found.low < found.effect - np.mean(found.null) + 1e-9
     assert found.writes == pytest.approx(written)
 
 
