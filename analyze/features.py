@@ -27,6 +27,7 @@ from ..store.read.reader import ActivationStore
 from ..whole import file_crc32
 from . import tables
 from .attention.columns import AttentionColumns
+from .attention.families import Family
 from .collect import READ_TOKENS, Chosen, Firings, choose_examples
 from .config import N_SAMPLE, AnalyzeConfig
 from .effects import effects
@@ -76,8 +77,9 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
     loading, in_the_model = ((), ()) if config.model is None else (("loading",), IN_THE_MODEL)
     report(Stages((*loading, *STAGES, *in_the_model, "writing")))
     with locked(config.folder):
-        made = _make_tables(config, opened, n_seqs, request, report)
+        made, families = _make_tables(config, opened, n_seqs, request, report)
         facts = {**_facts(config, opened, n_seqs), **_type_counts(made["heads"])}
+        facts["families"] = {name: family._asdict() for name, family in families.items()}
         facts["request"] = request
         facts["seconds"] = time.perf_counter() - started
         archive_explanations(config.folder, request)
@@ -88,8 +90,8 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
 
 def _make_tables(
     config: AnalyzeConfig, opened: Opened, n_seqs: int, request: dict[str, Any], report: Report
-) -> dict[str, pa.Table]:
-    """Go through the store and return the tables, by name."""
+) -> tuple[dict[str, pa.Table], dict[str, Family]]:
+    """Go through the store and return the tables by name, and the families that were checked."""
     subject = None
     if config.model is not None:
         subject = load_store_model(
@@ -104,7 +106,8 @@ def _make_tables(
                 raise KeyboardInterrupt
             report(step)
 
-        return _tables(config, opened, subject, by_kind, found, n_seqs, report_step)
+        made = _tables(config, opened, subject, by_kind, found, n_seqs, report_step)
+        return made, by_kind.families
 
 
 def _n_sequences(store: ActivationStore, tokens: int | None) -> int:

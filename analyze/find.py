@@ -34,7 +34,7 @@ def find_heads(
     """Return the heads that are most of a type, the best first; none where none is of it.
 
     Args:
-        kind: one of type_names.SCORES; previous-token and previous_token are the same.
+        kind: one of KINDS; previous-token and previous_token are the same.
         store: store whose layers are scanned; with runs, it must be the one they were analysed
             with. None scans the folder "acts", and with runs checks nothing.
         runs: analysed runs; None or none scans the language model's own heads.

@@ -2,10 +2,7 @@
 
 from difflib import get_close_matches
 
-from .choices import STORE_SCORES
-
-SCORES = (*STORE_SCORES, "successor")
-"""Types that can be searched for, as columns name them."""
+from .choices import KINDS
 
 
 def spelled(name: str) -> str:
@@ -20,8 +17,8 @@ def type_named(text: str) -> str:
         ValueError: there is no such type; the nearest is named, or all are.
     """
     name = text.strip().lower().replace("-", "_").replace(" ", "_")
-    if name in SCORES:
+    if name in KINDS:
         return name
-    near = get_close_matches(name, SCORES, n=1, cutoff=0.5)
+    near = get_close_matches(name, KINDS, n=1, cutoff=0.5)
     hint = f"did you mean {spelled(near[0])}? " if near else ""
-    raise ValueError(f"type is {text!r}; {hint}allowed: {', '.join(map(spelled, SCORES))}")
+    raise ValueError(f"type is {text!r}; {hint}allowed: {', '.join(map(spelled, KINDS))}")

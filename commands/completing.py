@@ -10,7 +10,8 @@ from typing import Any
 
 import typer
 
-from ..analyze.type_names import SCORES, spelled
+from ..analyze.choices import KINDS
+from ..analyze.type_names import spelled
 
 RUN_FILES = ("run.json", "config.json", "analysis/analysis.json")
 STORE_FILES = ("manifest.json", "journal/plan.json")
@@ -21,7 +22,7 @@ MOST = 100
 def types(incomplete: str) -> list[str]:
     """Return types of heads that begin so."""
     begun = spelled(incomplete)
-    return [name for name in map(spelled, SCORES) if name.startswith(begun)]
+    return [name for name in map(spelled, KINDS) if name.startswith(begun)]
 
 
 def runs(incomplete: str) -> list[str]:

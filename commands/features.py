@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..analyze.type_names import SCORES, spelled, type_named
+from ..analyze.choices import KINDS
+from ..analyze.type_names import spelled, type_named
 from ..errors import UsageError
+from ..store.choices import DEFAULT_STORE
 from . import completing
 from .common import Device, Json, chosen_layers, layers_of_store, perform
 from .following import following
@@ -61,7 +63,7 @@ Type = Annotated[
     typer.Argument(
         metavar="TYPE",
         autocompletion=completing.types,
-        help=f"{', '.join(map(spelled, SCORES[:-1]))} or {SCORES[-1]}.",
+        help=f"{', '.join(map(spelled, KINDS[:-1]))} or {KINDS[-1]}.",
     ),
 ]
 Layers = Annotated[

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 from ..analyze.choices import PROBE_SCORES, STORE_SCORES
 from ..analyze.result import Analysis
 from ..analyze.schema import DISTANCES, QUANTILES, TYPES
-from .columns import details, index_columns, named_tokens, searched_tokens
+from ..analyze.trust import Start, said_by, starts, trusted_types
+from .columns import details, index_columns, named_tokens, rounded, searched_tokens
 from .contexts import contexts
 from .files import INDEX, data_file, new_page, require_ours
 from .made import current_folder, keep_origin, origin_of
 
 HEADS_PER_FILE = 48
 """Heads whose contexts share a file: about 250 kB, read in a few hundredths of a second."""
-SHOWN = ("layer", "model", "n_tokens", "n_ctx", "n_qk_heads", "top_k", "fvu", "l0", "with_model")
+SHOWN = ("layer", "model", "n_tokens", "n_ctx", "n_qk_heads", "top_k", "fvu", "l0", "with_model",
+         "families")  # fmt: skip
 """Facts of the analysis that a page shows: no paths, for it may be given away."""
 PAGE = "page"
 """Folder of the page inside a run's."""
@@ -116,8 +118,19 @@ def _index(analysis: Analysis, fires: list[list[int]]) -> dict[str, Any]:
         "probes": PROBE_SCORES,
         "quantiles": QUANTILES,
         "distances": DISTANCES,
-        "columns": {**index_columns(analysis.heads), "fires": fires},
+        "starts": [_start(start) for start in starts(analysis)],
+        "columns": {
+            **index_columns(analysis.heads),
+            "type_by": said_by(analysis),
+            "trust": rounded(trusted_types(analysis)),
+            "fires": fires,
+        },
     }
+
+
+def _start(start: Start) -> dict[str, Any]:
+    (best,) = rounded([start.best])
+    return {**start._asdict(), "scores": rounded(start.scores), "best": best}
 
 
 def _facts(analysis: Analysis) -> dict[str, Any]:

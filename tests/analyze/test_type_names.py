@@ -1,12 +1,13 @@
 """Names of types of heads, as people write them."""
 
 import pytest
-from lorsa.analyze.type_names import SCORES, spelled, type_named
+from lorsa.analyze.choices import KINDS
+from lorsa.analyze.type_names import spelled, type_named
 from lorsa.cli import app
 from typer.testing import CliRunner
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", KINDS)
 def test_either_spelling_is_read(name: str) -> None:
     """find_heads('previous-token') was a ValueError, though messages spell it so."""
     assert (
