@@ -19,6 +19,7 @@ def type_named(text: str) -> str:
     name = text.strip().lower().replace("-", "_").replace(" ", "_")
     if name in KINDS:
         return name
-    near = get_close_matches(name, KINDS, n=1, cutoff=0.5)
+    begun = [kind for kind in KINDS if name and kind.startswith(name)]
+    near = begun or get_close_matches(name, KINDS, n=1, cutoff=0.5)
     hint = f"did you mean {spelled(near[0])}? " if near else ""
     raise ValueError(f"type is {text!r}; {hint}allowed: {', '.join(map(spelled, KINDS))}")

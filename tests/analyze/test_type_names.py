@@ -20,6 +20,7 @@ def test_either_spelling_is_read(name: str) -> None:
     [
         ("inductoin", "did you mean induction?"),
         ("previous", "did you mean previous-token?"),
+        ("prev", "did you mean previous-token?"),
         ("first", "did you mean first-token?"),
         ("long-rnage", "did you mean long-range?"),
         ("xyzzy", "'xyzzy'; allowed: previous-token, same-token"),
