@@ -85,8 +85,6 @@ def load_partial(path: Path, request: dict[str, Any]) -> tuple[Tensors, int]:
             if json.loads(about.get("request", "null")) != request:
                 return {}, 0
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if "reading.n_fired" in tensors:  # version 0.1.0 kept it with what is read alone
-                tensors.setdefault("n_fired", tensors["reading.n_fired"])
             return tensors, int(about["done"])
     except (OSError, SafetensorError, ValueError):
         return {}, 0

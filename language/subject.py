@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import transformers
-from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer
 
 from ..errors import LanguageModelError
@@ -18,11 +17,6 @@ from .families import attention_names
 from .load import attempt, load_config, load_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-MODEL_WEIGHT_FILES = tuple(
-    name + index
-    for name in ("model.safetensors", "pytorch_model.bin")
-    for index in ("", ".index.json")
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,13 +90,7 @@ class Subject:
     @property
     def has_weights(self) -> bool:
         """Return whether the weights are on this machine."""
-        name, gguf_file, revision, _offline = self.path
-        if gguf_file is not None:
-            return True
-        if Path(name).is_dir():
-            return any((Path(name) / file).is_file() for file in MODEL_WEIGHT_FILES)
-        cached = (try_to_load_from_cache(name, f, revision=revision) for f in MODEL_WEIGHT_FILES)
-        return any(isinstance(found, str) for found in cached)
+        return self.path.has_weights
 
     def tokenizer(self, *, needed: bool = True) -> Any:
         """Return transformers' tokenizer; without one, None where it is not needed.

@@ -21,7 +21,8 @@ from ..evaluate.kept import kept_evaluation, weights_sha256
 from ..hub import HUB_ID
 from ..store.read.reader import ActivationStore
 from ..train.config import TrainConfig
-from ..train.run_folder import RUN, RUN_VERSION
+from ..train.origin import RUN
+from ..train.run_folder import RUN_VERSION
 
 FACTS_VERSION = 1
 FORMAT = "lorsa-training"
