@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
-from ..store.choices import DEFAULT_STORE
 from .common import Device, Json, chosen_layers, layers_of_store, perform
 from .following import following
 from .options import FromConfig, Given
@@ -112,7 +111,8 @@ def _own_heads(
     kind: str, store: str | None, layers: str | None, n: int, device: str | None
 ) -> list[Any]:
     """Return the best of the language model's own heads, as `FoundHead`."""
-    from ..analyze.find import DEFAULT_STORE, find_heads
+    from ..analyze.find import find_heads
+    from ..store.choices import DEFAULT_STORE
 
     chosen = None if layers is None else layers_of_store(store or DEFAULT_STORE, layers)
     return find_heads(kind, store=store, layers=chosen, n=n, least=0, device=device or "auto")
