@@ -15,6 +15,8 @@ STORE_SCORES = (
     "long_range",
 )
 """Columns of heads.parquet: what share of its reading is of a type, in the stored text."""
+KINDS = (*STORE_SCORES, "successor")
+"""Kinds of heads that can be looked for."""
 N_SINGLE = 5
 """Number of STORE_SCORES, from the first, that do not hold another."""
 PROBE_SCORES = tuple(f"probe_{name}" for name in STORE_SCORES)

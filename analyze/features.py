@@ -21,12 +21,13 @@ from ..evaluate.opened import (
 )
 from ..language.aliases import resolve
 from ..language.norms import surroundings
-from ..progress import Measured, Report
+from ..progress import Measured, Report, Stages
 from ..stop import Stop, stop_when_whole
 from ..store.read.reader import ActivationStore
 from ..whole import file_crc32
 from . import tables
 from .attention.columns import AttentionColumns
+from .attention.families import Family
 from .collect import READ_TOKENS, Chosen, Firings, choose_examples
 from .config import N_SAMPLE, AnalyzeConfig
 from .effects import effects
@@ -38,6 +39,9 @@ DEFAULT_TOKENS = 1_000_000
 """Stored tokens that are read at most, unless more are asked for."""
 SAVE_EVERY_S = 60.0
 """Seconds between files of what is collected."""
+STAGES = ("reading heads", "sources of examples", "comparing with the layer's own heads")
+IN_THE_MODEL = ("probing with repeated random tokens", "effects on the logits")
+"""Parts of an analysis as they are reported, without a language model and with one besides."""
 
 
 def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -> dict[str, Any]:
@@ -70,9 +74,12 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
         return facts
     if (config.folder / FACTS_FILE).exists():
         report(f"{config.folder} holds another analysis, which is replaced when this one is done")
+    loading, in_the_model = ((), ()) if config.model is None else (("loading",), IN_THE_MODEL)
+    report(Stages((*loading, *STAGES, *in_the_model, "writing")))
     with locked(config.folder):
-        made = _make_tables(config, opened, n_seqs, request, report)
+        made, families = _make_tables(config, opened, n_seqs, request, report)
         facts = {**_facts(config, opened, n_seqs), **_type_counts(made["heads"])}
+        facts["families"] = {name: family._asdict() for name, family in families.items()}
         facts["request"] = request
         facts["seconds"] = time.perf_counter() - started
         archive_explanations(config.folder, request)
@@ -83,8 +90,8 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
 
 def _make_tables(
     config: AnalyzeConfig, opened: Opened, n_seqs: int, request: dict[str, Any], report: Report
-) -> dict[str, pa.Table]:
-    """Go through the store and return the tables, by name."""
+) -> tuple[dict[str, pa.Table], dict[str, Family]]:
+    """Go through the store and return the tables by name, and the families that were checked."""
     subject = None
     if config.model is not None:
         subject = load_store_model(
@@ -94,12 +101,13 @@ def _make_tables(
         by_kind = AttentionColumns(opened)
         found = _collect(config, opened, by_kind, n_seqs, request, stop, report)
 
-        def report_step(step: str | Measured) -> None:
+        def report_step(step: str | Measured | Stages) -> None:
             if stop.asked:
                 raise KeyboardInterrupt
             report(step)
 
-        return _tables(config, opened, subject, by_kind, found, n_seqs, report_step)
+        made = _tables(config, opened, subject, by_kind, found, n_seqs, report_step)
+        return made, by_kind.families
 
 
 def _n_sequences(store: ActivationStore, tokens: int | None) -> int:

@@ -30,6 +30,8 @@ def ablate(
     Example: lorsa ablate runs/layer-17 --heads induction --prompt "The set-up is a new set"
 
     Example: lorsa ablate runs/layer-17 --heads 17,301 --scale 2 --prompt "Once upon a time"
+
+    Example: lorsa ablate runs/layer-17 --heads 0-7 --tokens 1,2,3,1,2 --json
     """
 
     def work() -> dict[str, Any]:

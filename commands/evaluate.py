@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import completing
 from .common import Json, perform
 from .following import following
 from .options import FromConfig, Given
@@ -16,7 +17,10 @@ def evaluate(
     given: Annotated[
         Given, FromConfig("evaluate.config.EvalConfig", defaults=STORE_OF_RUN | MODEL_OF_RUN)
     ],
-    run: Annotated[list[Path], typer.Argument(help="Run folders, such as runs/layer-12.")],
+    run: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, such as runs/layer-12.", autocompletion=completing.runs),
+    ],
     again: Annotated[
         bool, typer.Option("--again", help="Measure anew what was measured before.")
     ] = False,
@@ -30,6 +34,8 @@ def evaluate(
     Example: lorsa eval runs/layer-12
 
     Example: lorsa eval runs/layer-3 runs/layer-12 --ce-tokens 65536
+
+    Example: lorsa eval runs/layer-12 --model none --json
     """
 
     def work() -> dict[str, Any]:

@@ -7,7 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from ..analyze.choices import KINDS
+from ..analyze.type_names import spelled, type_named
 from ..errors import UsageError
+from ..store.choices import DEFAULT_STORE
+from . import completing
 from .common import Device, Json, chosen_layers, layers_of_store, perform
 from .following import following
 from .options import FromConfig, Given
@@ -34,6 +38,10 @@ def analyze(
     The same command goes on where an earlier one was stopped.
 
     Example: lorsa analyze runs/layer-12
+
+    Example: lorsa analyze runs/layer-12 --tokens 65536 --top 24
+
+    Example: lorsa analyze runs/layer-12 --model smollm2-135m --device cuda
     """
 
     def work() -> dict[str, Any]:
@@ -50,29 +58,40 @@ def analyze(
     perform("analyze", work, as_json)
 
 
+Type = Annotated[
+    str,
+    typer.Argument(
+        metavar="TYPE",
+        autocompletion=completing.types,
+        help=f"{', '.join(map(spelled, KINDS[:-1]))} or {KINDS[-1]}.",
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers", "--layer", help="0-27, 3,7,12 or all.", autocompletion=completing.layers
+    ),
+]
+
+
 def find(
-    kind: Annotated[
-        str,
-        typer.Argument(
-            metavar="TYPE",
-            help="previous_token, induction, duplicate_token, first_token, same_token, local, "
-            "long_range or successor.",
-        ),
-    ],
+    kind: Type,
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Analysed runs; without any, the language model's own heads."),
+        typer.Argument(
+            help="Analysed runs; without any, the language model's own heads.",
+            autocompletion=completing.runs,
+        ),
     ] = None,
     store: Annotated[
         str | None,
         typer.Option(
             help="Store whose own heads are scored; with runs, the one they must be of.",
             show_default="acts; with runs none",
+            autocompletion=completing.stores,
         ),
     ] = None,
-    layers: Annotated[
-        str | None, typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.")
-    ] = None,
+    layers: Layers = None,
     n: Annotated[int, typer.Option("--top", help="Heads to print.", min=1)] = 10,
     least: Annotated[
         float,
@@ -87,21 +106,26 @@ def find(
     smaller.
 
     Example: lorsa find induction runs/layer-12
+
+    Example: lorsa find previous-token runs/layer-12 runs/layer-17 --top 20
+
+    Example: lorsa find induction --store ./acts --layers 0-27
     """
 
     def work() -> dict[str, Any]:
-        from ..analyze.found import SCORES, find_in_runs
+        from ..analyze.found import find_in_runs
 
-        name = kind.replace("-", "_")
-        if name not in SCORES:
-            raise UsageError(f"type is {kind!r}; allowed: {', '.join(SCORES)}")
+        try:
+            name = type_named(kind)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         if runs:
             chosen = None if layers is None else _layers_of_runs(runs, layers)
             best = find_in_runs(name, runs, store=store, layers=chosen, n=n, least=0)
         else:
             best = _own_heads(name, store, layers, n, device)
         heads = [asdict(head) for head in best if head.score >= least]
-        facts = {"type": kind, "least": least, "best": best[0].score, "heads": heads}
+        facts = {"type": spelled(name), "least": least, "best": best[0].score, "heads": heads}
         return facts | {"next": following("view", runs[0], "--open") if runs else None}
 
     perform("find", work, as_json)
@@ -112,7 +136,6 @@ def _own_heads(
 ) -> list[Any]:
     """Return the best of the language model's own heads, as `FoundHead`."""
     from ..analyze.find import find_heads
-    from ..store.choices import DEFAULT_STORE
 
     chosen = None if layers is None else layers_of_store(store or DEFAULT_STORE, layers)
     return find_heads(kind, store=store, layers=chosen, n=n, least=0, device=device or "auto")
@@ -127,7 +150,14 @@ def _layers_of_runs(runs: list[Path], layers: str) -> list[int]:
 
 
 def explain(
-    given: Annotated[Given, FromConfig("analyze.explain.config.ExplainConfig", arguments=("run",))],
+    given: Annotated[
+        Given,
+        FromConfig(
+            "analyze.explain.config.ExplainConfig",
+            arguments=("run",),
+            names={"model": ("--llm", "--model")},
+        ),
+    ],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only estimate, even with --yes.")
     ] = False,
@@ -141,7 +171,11 @@ def explain(
     Nothing is sent without --yes. The key comes from LORSA_API_KEY or OPENAI_API_KEY. The same
     command goes on where an earlier one was stopped.
 
-    Example: lorsa explain runs/layer-12 --endpoint http://127.0.0.1:8080/v1 --model qwen3-8b
+    Example: lorsa explain runs/layer-12 --endpoint http://127.0.0.1:8080/v1 --llm qwen3-8b
+
+    Example: lorsa explain runs/layer-12 --endpoint https://host/v1 --llm gpt-5-mini --top 50
+
+    Example: lorsa explain runs/layer-12 --endpoint https://host/v1 --llm qwen3-8b --heads 17 --yes
     """
 
     def work() -> dict[str, Any]:
@@ -162,7 +196,12 @@ def explain(
 
 
 def view(
-    run: Annotated[Path, typer.Argument(help="Run folder with an analysis: runs/layer-12.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Run folder with an analysis: runs/layer-12.", autocompletion=completing.runs
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the page.", show_default="RUN/page")
     ] = None,
@@ -179,6 +218,10 @@ def view(
     """Make a page of a run's heads: a folder that any browser opens, without a server.
 
     Example: lorsa view runs/layer-12 --open
+
+    Example: lorsa view runs/layer-12 --serve --port 0
+
+    Example: lorsa view runs/layer-12 --out ./page-of-layer-12
     """
     servers = []
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from ..store.layers import spell_layers
-from .common import IS_MAIN, ConfigFile, Json, perform
+from .common import ConfigFile, Json, perform
+from .ending import IS_MAIN
 from .following import following
 from .options import FromConfig, Given
 from .settings import make_config
@@ -26,6 +27,10 @@ def harvest(
     finished store, of the same tokens. What is not given is as the store has it.
 
     Example: lorsa harvest --model smollm2-135m --layers 12 --n-ctx 256 --tokens 400000
+
+    Example: lorsa harvest --model qwen2-7b --layers 0-27 --dtype int8 --budget 500GB --dry-run
+
+    Example: lorsa harvest --model ./my-model --data ./texts --store s3://bucket/acts
     """
 
     def work() -> dict[str, Any]:
@@ -46,7 +51,7 @@ def harvest(
             harvested = asdict(run(settings, report=report))
             return harvested | {"next": next_of_harvest(harvested)}
 
-    perform("plan" if dry_run else "harvest", work, as_json)
+    perform("harvest --dry-run" if dry_run else "harvest", work, as_json)
 
 
 def next_of_harvest(harvested: dict[str, Any]) -> str | None:

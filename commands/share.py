@@ -68,6 +68,10 @@ def push(
     or HF_TOKEN.
 
     Example: lorsa push runs/layer-12 --repo me/lorsas-smollm2
+
+    Example: lorsa push runs/layer-3 runs/layer-12 --repo me/lorsas-smollm2 --private --license mit
+
+    Example: lorsa push runs/layer-12 --repo ./shared --dry-run
     """
 
     def work() -> dict[str, Any]:

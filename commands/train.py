@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..store.choices import DEFAULT_STORE
-from .common import IS_MAIN, ConfigFile, Json, layers_of_store, perform
+from . import completing
+from .common import ConfigFile, Json, layers_of_store, perform
+from .ending import IS_MAIN
 from .following import following
 from .options import FromConfig, Given
 from .settings import make_config, make_grid
@@ -32,7 +34,13 @@ NEW_STORE = {"store": DEFAULT_STORE}
 
 Layers = Annotated[
     str | None,
-    typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.", show_default="all stored"),
+    typer.Option(
+        "--layers",
+        "--layer",
+        help="0-27, 3,7,12 or all.",
+        show_default="all stored",
+        autocompletion=completing.layers,
+    ),
 ]
 
 
@@ -58,6 +66,10 @@ def train(
     The same command goes on where an earlier one was stopped, and passes over finished layers.
 
     Example: lorsa train --store ./acts --layers 12 --top-k 32
+
+    Example: lorsa train --store ./acts --minutes 30 --activation batchtopk
+
+    Example: accelerate launch -m lorsa train --store ./acts --shard
     """
 
     def work() -> dict[str, Any]:
@@ -131,6 +143,10 @@ def sweep(
     was stopped, and passes over finished runs; a run that fails does not stop the others.
 
     Example: lorsa sweep --store ./acts --layer 12 --top-k 32,64,128 --lr 1e-3,2e-3
+
+    Example: lorsa sweep --store ./acts --layer 12 --seed 0,1,2 --set warmup_frac=0.05,0.1
+
+    Example: lorsa sweep --store ./acts --layers all --config sweep.toml --out sweeps/first
     """
 
     def work() -> dict[str, Any]:

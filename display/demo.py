@@ -1,15 +1,16 @@
 """Progress and results of the demo."""
 
 import time
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from .bars import PLAIN_EVERY_S, err, say
+from ..printable import printable
+from ..progress import Measured
+from .bars import Bar, say
 from .evaluate import quality_rows
 from .words import fact_table, model_name, spell_time
 
@@ -27,55 +28,30 @@ PRIOR_S = 10.0
 """Seconds for which the usual pace counts, beside what is seen."""
 
 
-class DemoDisplay:
+class DemoDisplay(Bar):
     """Shows the stages one after another, with one time left for all that is still to do."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=10),
-            TextColumn("{task.fields[note]}"),
-            console=err,
-            disable=not err.is_terminal,
-        )
-        self._task: Any = None
+        super().__init__("demo")
         self._stage = ""
         self._pace = Pace(USUAL_S)
-        self._said_at = 0.0
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._progress.disable:
-            self._progress.stop()
 
     def __call__(self, stage: str, event: Any) -> None:
         """Show an event of a stage; None begins it."""
         if stage != self._stage:
             self._stage = stage
             self._pace.begin(stage)
-            self._show("")
+            label = f"{list(USUAL_S).index(stage) + 1}/{len(USUAL_S)} {stage}"
+            say(f"{label}: about {spell_time(self._pace.left())} left in all")
+            self.begin(label)
         if isinstance(event, str):
             say(event)
-        elif event is not None and (found := _progress(stage, event)) is not None:
-            share, note = found
-            self._pace.reach(stage, share)
-            self._show(note)
-
-    def _show(self, note: str) -> None:
-        stages = list(USUAL_S)
-        label = f"{stages.index(self._stage) + 1}/{len(stages)} {self._stage}"
-        share, left = self._pace.share(self._stage), f"about {spell_time(self._pace.left())} left"
-        if self._task is None:
-            self._task = self._progress.add_task(label, total=1.0, note="")
-        words = "  ".join(part for part in (note, left) if part)
-        self._progress.update(self._task, description=label, completed=share, note=words)
-        now = time.monotonic()
-        if not err.is_terminal and (share == 0 or now - self._said_at > PLAIN_EVERY_S):
-            self._said_at = now
-            say(f"{label} {share:.0%}  {words}")
+        elif (found := _progress(stage, event)) is not None:
+            self._pace.reach(stage, _share(stage, found))
+            note = f"{found.tokens_per_second:,.0f} tokens/s" if found.tokens_per_second else ""
+            if found.what != stage:
+                note = f"{found.what}  {note}"
+            self.update(found.done, found.total, note, self._pace.left())
 
 
 class Pace:
@@ -118,28 +94,26 @@ class Pace:
         return rest * pace
 
 
-def _progress(stage: str, event: Any) -> tuple[float, str] | None:
-    """Return how far an event says that its stage is, 0..1, and a note; None if it does not."""
+def _progress(stage: str, event: Any) -> Measured | None:
+    """Return how far an event says that a part of a stage is; None if it does not."""
     if stage == "harvest":
-        from ..harvest.events import Progress as Harvested
+        from ..harvest.events import Progress
 
-        if not isinstance(event, Harvested):
-            return None
-        part, done, total = stage, event.tokens, event.n_tokens
+        if isinstance(event, Progress):
+            return Measured(event.tokens, event.n_tokens, stage, event.tokens_per_second)
     elif stage == "train":
         from ..train.report.events import StepReport
 
-        if not isinstance(event, StepReport):
-            return None
-        part, done, total = stage, event.tokens, event.train_tokens
-    else:
-        part, done, total = event.what, event.done, event.total
-    rate = "" if not event.tokens_per_second else f"{event.tokens_per_second:,.0f} tokens/s"
-    note = "  ".join(text for text in (part if part != stage else "", rate) if text)
-    for name, (first, last) in PARTS[stage].items():
-        if name in part:
-            return first + (last - first) * done / max(total, 1), note
-    return None
+        if isinstance(event, StepReport):
+            return Measured(event.tokens, event.train_tokens, stage, event.tokens_per_second)
+    return event if isinstance(event, Measured) else None
+
+
+def _share(stage: str, part: Measured) -> float:
+    """Return how much of a stage is done, 0..1."""
+    found = (share for name, share in PARTS[stage].items() if name in part.what)
+    first, last = next(found, (0.0, 1.0))
+    return first + (last - first) * part.done / max(part.total, 1)
 
 
 def demo_table(result: dict[str, Any]) -> RenderableType:
@@ -164,7 +138,7 @@ def _heads(heads: list[dict[str, Any]]) -> list[RenderableType]:
     shown: list[RenderableType] = []
     for head in heads:
         shown.append(f"[bold]head {head['head']}[/], {head['type'].replace('_', '-')}")
-        shown.append(Padding(escape(head["sentence"]), (0, 0, 0, 2)))
-        shown.append(Padding(escape(head["context"] or ""), (0, 0, 1, 2)))
+        shown.append(Padding(escape(printable(head["sentence"])), (0, 0, 0, 2)))
+        shown.append(Padding(escape(printable(head["context"] or "")), (0, 0, 1, 2)))
     shown.append("[dim]<> where it fires, [ ] what it reads[/]\n")
     return shown

@@ -41,6 +41,7 @@ class HarvestDisplay(Bar):
             case SelfCheck():
                 self._self_check(event)
             case Estimate():
+                self.expect(event.seconds)
                 say(
                     f"about {spell_time(event.seconds)}: {event.tokens_per_second:,.0f} tokens/s, "
                     f"{event.batch_seqs} sequences in a forward pass"

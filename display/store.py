@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from ..printable import printable
 from ..store.care.info import format_bytes
 from ..store.layers import spell_layers
 from .bars import Bar
@@ -88,7 +89,7 @@ def verify_lines(result: dict[str, Any]) -> str:
     else:
         missing = f"{result['n_missing_shards']:,} of {result['n_shards']:,} shards are missing"
         lines.append(f"{result['store']} is unfinished: {missing} ({size})")
-    return escape("\n".join(lines))
+    return escape("\n".join(map(printable, lines)))
 
 
 def rm_table(result: dict[str, Any]) -> Table:

@@ -4,19 +4,21 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
+from ..printable import printable
+
 
 def fact_table(title: str, rows: dict[str, str]) -> Table:
-    """Return a table of names and values, escaped."""
+    """Return a table of names and values, each value in a line."""
     table = Table(
         "",
         Column(overflow="fold"),
-        title=escape(title),
+        title=escape(printable(title)),
         title_justify="left",
         show_header=False,
         box=SIMPLE_HEAD,
     )
     for name, value in rows.items():
-        table.add_row(escape(name), escape(value))
+        table.add_row(escape(printable(name)), escape(printable(value)))
     return table
 
 

@@ -15,12 +15,13 @@ from ...progress import Report
 from ..choices import LEAST_FIRED, LOWER, PROBE_SCORES, STORE_SCORES
 from ..collect import Chosen, Tensors, tensors_of
 from ..tables import Shown, lists, nullable, structs
+from .families import Family, verify_families
 from .kinds import Attended
 from .parents import Parents, find_parents
 from .probes import probe, probe_tokens
 from .sources import find_sources, source_columns, source_tokens
 from .successors import inputs_at, ordinal_tokens, successor_scores
-from .types import types_of
+from .types import Types, types_of
 
 PARENT_TOKENS = 4096
 """Tokens on which attention patterns are compared."""
@@ -34,6 +35,8 @@ class AttentionColumns:
         self._opened = opened
         self._attended = Attended.none(opened.lorsa.config.n_ov_heads)
         self._probed: Attended | None = None
+        self.families: dict[str, Family] = {}
+        """Results of the causal check, by type; none without a language model."""
 
     def add(self, x: Tensor, tokens: Tensor) -> Code:
         """Add sequences of the pass over the store, and return what fires in them.
@@ -96,6 +99,9 @@ class AttentionColumns:
         text = probe_tokens(usable.astype(np.int64), n_ctx=manifest.n_ctx, bos=bos)
         self._probed = probe(lorsa, subject.model, site, text)
         columns = _probe_columns(self._probed)
+        self.families = verify_families(
+            lorsa, subject.model, site, text, self._called_by_both(), report
+        )
         classes = [] if language is None or tokenizer is None else ordinal_tokens(tokenizer)
         if language is not None and classes:
             xs = [inputs_at(subject.model, site, ids, bos) for ids in classes]
@@ -108,9 +114,20 @@ class AttentionColumns:
 
     def types(self) -> dict[str, Any]:
         """Return the columns of heads.parquet that are types, and by what they are given."""
-        text, probed = self._attended, self._probed
-        found = types_of(text.n_fired, text.bounds(), None if probed is None else probed.bounds())
+        found = self._types()
         return {"type": found.type, "type_by": found.by}
+
+    def _types(self) -> Types:
+        text, probed = self._attended, self._probed
+        return types_of(text.n_fired, text.bounds(), None if probed is None else probed.bounds())
+
+    def _called_by_both(self) -> dict[str, list[int]]:
+        """Return the heads of each type that text and probes both give."""
+        families: dict[str, list[int]] = {name: [] for name in STORE_SCORES}
+        for head, (name, by) in enumerate(zip(*self._types(), strict=True)):
+            if by == "both":
+                families[name].append(head)
+        return families
 
     def _parents(self, n_seqs: int, report: Report) -> Parents | None:
         """Return the parents of all heads; None of a layer whose weights are not known."""

@@ -107,7 +107,7 @@ def test_without_a_run_the_models_own_heads_are_scored(store_folder: Path) -> No
 
 
 def test_what_cannot_be_found_is_said(run: Path, store_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="type is 'inductive'; allowed: previous_token"):
+    with pytest.raises(ValueError, match="type is 'inductive'; did you mean induction"):
         find_heads("inductive", store=store_folder)
     with pytest.raises(AnalyzeError, match="name a run"):
         find_heads("successor", store=store_folder)
