@@ -109,8 +109,6 @@ def load_partial(path: Path, request: dict[str, Any], report: Report) -> tuple[T
             raise ValueError("its checksum is wrong")
         if json.loads(about.get("request", "null")) != request:
             return {}, 0
-        if "reading.n_fired" in tensors:  # version 0.1.0 kept it with what is read alone
-            tensors.setdefault("n_fired", tensors["reading.n_fired"])
         return tensors, int(about["done"])
     except FileNotFoundError:
         return {}, 0

@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
 from .checkpoint_files import (
-    CONFIG,
     Saved,
     check_shapes,
     listing,
@@ -25,6 +24,7 @@ from .checkpoint_files import (
     write_folder,
 )
 from .checkpoint_sums import check_sums, has_sums, sums_of
+from .choices import CONFIG
 from .formats import llamascopium, openmoss
 from .lorsa.config import LorsaConfig, tensor_shapes
 

@@ -22,7 +22,8 @@ from ..hub import HUB_ID
 from ..seal import first_damage, read_summed
 from ..store.read.reader import ActivationStore
 from ..train.config import TrainConfig
-from ..train.run_folder import RUN, RUN_VERSION
+from ..train.origin import RUN
+from ..train.run_folder import RUN_VERSION
 
 FACTS_VERSION = 1
 FORMAT = "lorsa-training"

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import StoreError
+from .parquet import numbers, read_parquet
 from .places import Place, write_atomically
 
 TABLE = "shards.parquet"
@@ -270,7 +271,7 @@ class Entries(Mapping[Key, Entry]):
         shards, row = np.unique(values.pop("shard"), return_inverse=True)
         found = cls()
         found._grow(shards.tolist(), arrays)
-        column = names.indices.to_numpy(zero_copy_only=False)
+        column = np.from_dlpack(names.indices)
         for name, facts in values.items():
             found._cells[name][row, column] = facts
         found._cells["state"][row, column] = _COMMITTED
@@ -285,7 +286,7 @@ def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
         if name not in Entry._field_defaults:
             raise ValueError(f"{name} is missing")
         column = column.fill_null(Entry._field_defaults[name])
-    values: npt.NDArray[Any] = column.to_numpy()
+    values = numbers(column)
     for extreme in (values.min(), values.max()) if len(values) else ():
         if values.dtype == np.float64:
             _require_float(name, float(extreme))
@@ -310,7 +311,7 @@ def read_table(store: Place) -> Entries:
     path = store / TABLE
     try:
         content = pa.BufferReader(path.read_bytes())
-        table = pq.read_table(content, schema=_SCHEMA, page_checksum_verification=True)
+        table = read_parquet(content, _SCHEMA, sums=True)
         return Entries.from_arrow(table)
     except (OSError, pa.ArrowException, ValueError, TypeError, MemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -27,8 +27,8 @@ import google_crc32c
 import numpy as np
 
 from ..errors import DamageError, StoreError
+from .arrays import DiskArray
 from .bucket import BucketPath
-from .encoding import DiskArray
 from .places import Place, read_blocks, read_tail, sync
 
 NO_CHUNK = np.uint64(2**64 - 1)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..dictionaries.checkpoint import WEIGHTS
-from ..dictionaries.checkpoint_files import CONFIG
+from ..dictionaries.choices import CONFIG
 from ..dictionaries.lorsa.config import LorsaConfig
 from ..dictionaries.lorsa.module import Lorsa
 from ..errors import CheckpointError

@@ -29,8 +29,8 @@ from ..version import __version__
 from ..whole import lock_folder, write_json, write_whole
 from .checkpoint import CHECKPOINTS, checkpoints
 from .config import TrainConfig
+from .origin import RUN
 
-RUN = "run.json"
 METRICS = "metrics.jsonl"
 RUN_VERSION = 1
 

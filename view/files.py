@@ -8,7 +8,7 @@ Nothing of a corpus can end such a string or begin an element, whatever it holds
 
     OUT/index.html          names the folder of all the rest; replaced last; ends in its checksum
     OUT/page-1f2e3d4c/      scripts and style; data-index.js, data-tokens.js, data-search.js,
-                            data-heads-0.js, ...; seal.json, the checksums of these
+                            data-heads-0.js, ...; made.json (made.py); seal.json (seal.py)
 """
 
 import base64
@@ -28,6 +28,7 @@ from ..whole import whole, write_whole
 STATIC = Path(__file__).parent / "static"
 INDEX = "index.html"
 _MARK = '<meta name="generator" content="lorsa view">'
+_NAMED = re.compile(r'src="(page-[0-9a-f]{8})/data\.js"')
 _SUM = b"<!-- crc32c "
 _FOLDER = re.compile(r"page-[0-9a-f]{8}(\.partial)?")
 
@@ -73,21 +74,29 @@ def new_page(out: Path) -> Iterator[Path]:
         _remove(path)
 
 
+def data_folder(out: Path) -> Path | None:
+    """Return the folder of a page's data, as index.html names it; None if it names none.
+
+    Raises:
+        OSError: index.html cannot be read.
+    """
+    named = _NAMED.search((out / INDEX).read_text("utf-8", errors="replace"))
+    return None if named is None else out / named[1]
+
+
 def page_problems(out: Path) -> list[str] | None:
     """Return what is wrong with a page, a line for each file; None if an earlier version made it.
 
     Raises:
         OSError: index.html cannot be read.
     """
-    index = (out / INDEX).read_bytes()
-    text, _, end = index.rpartition(_SUM)
-    named = _FOLDER.search(index.decode("utf-8", "replace"))
-    folder = None if named is None else out / named[0]
+    text, _, end = (out / INDEX).read_bytes().rpartition(_SUM)
+    folder = data_folder(out)
     if not text and (folder is None or not is_sealed(folder)):
         return None
     if folder is None or _SUM + end != _sum_of(text):
         return [f"{out / INDEX} is damaged (its checksum is wrong)"]
-    return check_seal(folder) if is_sealed(folder) else [f"{folder} is missing, or its seal is"]
+    return check_seal(folder) if is_sealed(folder) else [f"{folder / SEAL} is missing"]
 
 
 def _sum_of(index: bytes) -> bytes:
@@ -99,7 +108,7 @@ def _remove(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if path.suffix in (".js", ".css") or path.name == SEAL:
+        if path.suffix in (".js", ".css", ".json"):
             path.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()

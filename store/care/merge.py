@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ...errors import StoreError
-from ..encoding import to_disk
+from ..arrays import ArraySpec, layer_arrays, norms, scale_of, sites, summed
+from ..encoding import blosc, to_disk
 from ..entries import Entry
 from ..folder import is_begun, is_complete, require_free
-from ..layout import ArraySpec, layer_arrays, norms, scale_of, sites, summed
 from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..places import Place, free_disk_bytes, place
 from ..read.reader import ActivationStore
@@ -232,7 +232,9 @@ def _write_shard(
     seqs = manifest.shard_rows(shard)
     at_once = max(1, READ_BYTES // spec.row_bytes)
     path = spec.shard_path(writer.root, shard)
-    file = ShardWriter(path, n_chunks=manifest.shard_seqs, codec=spec.codec)
+    file = ShardWriter(
+        path, n_chunks=manifest.shard_seqs, codec=blosc(spec.compression, spec.itemsize)
+    )
     try:
         for first in range(seqs.start, seqs.stop, at_once):
             part = slice(first, min(first + at_once, seqs.stop))

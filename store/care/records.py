@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from ...errors import FormatVersionError, StoreError, UnreachableError
+from ..arrays import all_arrays
 from ..entries import TABLE, Entries, read_table
 from ..folder import why_not_a_store
 from ..journal import Journal
 from ..layers import spell_layers
-from ..layout import all_arrays
 from ..manifest import JOURNAL, MANIFEST, PLAN, Manifest, read_manifest
 from ..places import Place
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...errors import DamageError, StoreError, UnreachableError
+from ..arrays import DOCUMENTS, all_arrays, layer_arrays, whole_arrays
 from ..entries import TABLE, Entries, Entry, Key
 from ..folder import is_complete, orphaned_folders, text_names
-from ..layout import DOCUMENTS, all_arrays, layer_arrays, read_documents, read_whole, whole_arrays
+from ..layout import metadata, read_documents, read_whole
 from ..manifest import Manifest
 from ..places import Place, file_sizes
-from ..schema import difference, metadata, whole_problem
+from ..schema import difference, whole_problem
 from ..shard import read_checksum
 from .records import Damage, Fix, committed_files, name_of, read_manifests
 
