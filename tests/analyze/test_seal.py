@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from lorsa.analyze import folder as folders
@@ -80,7 +79,7 @@ def test_no_memory_for_a_table_is_no_damage(made: Path, monkeypatch: pytest.Monk
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOMEM, "malloc of size 64 failed")
 
-    monkeypatch.setattr(pq, "read_table", refuse)
+    monkeypatch.setattr(results, "read_parquet", refuse)
     with pytest.raises(AnalyzeError) as caught:
         _ = analysis.heads
     assert "malloc of size 64 failed" in str(caught.value)

@@ -85,7 +85,7 @@ def test_an_earlier_version_s_figures_answer_no_request(tmp_path: Path) -> None:
     _save(tmp_path)
     keep_evaluation(tmp_path, MEASURED, ASKED)
     content = json.loads((tmp_path / EVAL).read_text("utf-8"))
-    del content["asked"]
+    del content["asked"], content["crc32c"]
     (tmp_path / EVAL).write_text(json.dumps(content), "utf-8")
     assert kept_evaluation(tmp_path) is not None
     keep_evaluation(tmp_path, {**MEASURED, "cross_entropy": None}, ASKED)
@@ -131,18 +131,18 @@ def test_figures_of_other_weights_are_not_told(tmp_path: Path) -> None:
 def test_a_damaged_evaluation_is_named(tmp_path: Path, content: str | None) -> None:
     """It passed for none: `push` shared no figures, and `eval` dropped its losses, in silence."""
     _save(tmp_path)
-    keep_evaluation(tmp_path, MEASURED)
+    keep_evaluation(tmp_path, MEASURED, ASKED)
     path = tmp_path / EVAL
     path.write_text(content or path.read_text().replace("0.2", "0.3"))
     with pytest.raises(AnalyzeError, match=f"{path} is damaged .*delete it and evaluate again"):
         kept_evaluation(tmp_path)
     with pytest.raises(AnalyzeError, match=f"{path} is damaged"):
-        keep_evaluation(tmp_path, MEASURED)
+        keep_evaluation(tmp_path, MEASURED, ASKED)
 
 
 def test_an_evaluation_of_another_version_is_none_here(tmp_path: Path) -> None:
     _save(tmp_path)
-    keep_evaluation(tmp_path, MEASURED)
+    keep_evaluation(tmp_path, MEASURED, ASKED)
     change_json(tmp_path / EVAL, schema_version=99)
     assert kept_evaluation(tmp_path) is None
 

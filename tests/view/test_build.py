@@ -130,8 +130,8 @@ def test_an_analysis_of_version_1_has_sure_types_too(run: Path) -> None:
         row |= {"n_fired": 20, "probe_fired": 20}
     schema = pa.schema([field for field in HEADS if field.name not in gone])
     pq.write_table(pa.Table.from_pylist(old, schema), run / "analysis/heads.parquet")
-    facts = json.loads((run / "analysis/analysis.json").read_text("utf-8"))
-    (run / "analysis/analysis.json").write_text(json.dumps(facts | {"version": 1}), "utf-8")
+    unseal(run / "analysis")
+    change_json(run / "analysis/analysis.json", version=1)
     build_page(run)
     index = _read(run / "page", "index")
     assert index["columns"]["type_by"][8:11] == ["both", "disputed", "text"]
