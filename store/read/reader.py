@@ -17,16 +17,24 @@ import torch
 from torch import Tensor
 
 from ...errors import StoreError
-from .. import layout
+from .. import fixed, layout
 from ..encoding import Encoded
-from ..entries import Cells, Entries, Entry, read_table
-from ..folder import is_complete, lost_files, why_not_a_store, written_again
+from ..entries import Cells, Entries, Entry
+from ..folder import (
+    is_complete,
+    lost_files,
+    require_agreement,
+    why_not_a_store,
+    written_again,
+)
 from ..layers import spell_layers
 from ..layout import all_arrays
 from ..manifest import MANIFEST, Manifest, read_manifest
+from ..open_files import OpenFiles
 from ..places import Place, file_size, place
 from ..schema import require_shapes
-from .rows import OpenFiles, RowReader, Seqs
+from ..table import read_table
+from .rows import RowReader, Seqs
 
 
 class Activations(NamedTuple):
@@ -123,8 +131,9 @@ class ActivationStore:
         if not is_complete(root):
             raise StoreError(why_not_a_store(root))
         manifest = read_manifest(root / MANIFEST)
+        require_agreement(root, manifest)
         require_shapes(root, manifest)
-        store = cls(root, manifest, read_table(root), files)
+        store = cls(root, manifest, read_table(root, manifest), files)
         store._check_files()
         return store
 
@@ -158,7 +167,7 @@ class ActivationStore:
 
     def document_names(self) -> list[str]:
         """Return the name of every document, by the number that `documents` gives."""
-        return layout.read_documents(self.root)
+        return fixed.read_documents(self.root, self.manifest)
 
     def activations(self, layer: int, seqs: Seqs, derive: Derive | None = None) -> Activations:
         """Return a layer's x and y of some sequences, in the store's dtype; float32 for int8.
@@ -205,7 +214,7 @@ class ActivationStore:
         if self.manifest.dtype != "int8":
             return None
         if site not in self._channels:
-            self._channels[site] = layout.read_channel(self.root, self.manifest, site)
+            self._channels[site] = fixed.read_channel(self.root, self.manifest, site)
         return self._channels[site]
 
     def scales(self, layer: int) -> dict[str, TokenScales]:
@@ -237,7 +246,7 @@ class ActivationStore:
     def weights(self, layer: int) -> dict[str, Tensor]:
         """Return the attention layer's own parameters by name (W_Q, W_K, W_V, W_O, b_Q, ...)."""
         self.require_layer(layer)
-        return layout.read_weights(self.root, self.manifest, layer)
+        return fixed.read_weights(self.root, self.manifest, layer)
 
     def mean_norms(self, layer: int) -> LayerNorms:
         """Return the mean of ||x|| and of ||y|| over the tokens of the training shards."""
