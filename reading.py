@@ -1,4 +1,4 @@
-"""JSON read from a disk: bounded in size and depth, without NaN and without names given twice."""
+"""JSON from a disk: bounded in size and depth, without NaN, no name given twice."""
 
 import json
 from collections.abc import Callable

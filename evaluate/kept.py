@@ -5,11 +5,11 @@ eval.json  {"format": "lorsa-eval", "schema_version": 1, "lorsa_version", "weigh
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from ..dictionaries.checkpoint import weights_path
+from ..reading import read_json
 from ..version import __version__
 from ..whole import finite, write_json
 
@@ -47,7 +47,7 @@ def keep_evaluation(folder: Path, measured: dict[str, Any]) -> None:
 def kept_evaluation(folder: Path) -> dict[str, Any] | None:
     """Return the content of eval.json; None if there is none, or it is of other weights."""
     try:
-        content = finite(json.loads((folder / EVAL).read_text("utf-8")))
+        content = finite(read_json(folder / EVAL, constant=float))
         is_known = content["format"] == "lorsa-eval" and content["schema_version"] == EVAL_VERSION
         if is_known and content["weights_sha256"] == weights_sha256(folder):
             return dict(content)

@@ -1,4 +1,4 @@
-"""Files of a store that never change: weights, scales of int8's channels, names of documents.
+"""Files of a store that never change: weights, int8's channel scales, document names.
 
 An array is one chunk of values and their crc32c, beside a zarr.json. The manifest has a checksum of
 each of these files; a chunk's is that of its values, as data and its own crc32c have the same

@@ -1,4 +1,4 @@
-"""Files that stay open for the next read, and are let go where this process may open no more."""
+"""Files that stay open for the next read, and are let go where too many are open."""
 
 import errno
 import resource

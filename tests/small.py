@@ -98,6 +98,6 @@ def digests(root: Path) -> dict[str, str]:
 def edit_manifest(root: Path, **changes: Any) -> None:
     """Change fields of manifest.json, as its writer would have."""
     path = root / "manifest.json"
-    content = json.loads(path.read_text()) | changes
+    content = json.loads(json.dumps(json.loads(path.read_text()) | changes))
     del content["crc32c"]
     path.write_text(json.dumps(content | {"crc32c": json_crc32c(content)}))

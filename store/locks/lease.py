@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from ...errors import BusyError, StoreError
+from ...reading import parse_json
 from ..bucket import BucketPath, Version
 
 RENEW_S = 20.0
@@ -151,7 +152,7 @@ def expire(path: BucketPath, found: Version) -> bool:
 def read_facts(content: bytes) -> dict[str, Any]:
     """Return the JSON object of a lease or claim; empty if it is damaged."""
     with suppress(ValueError):
-        found = json.loads(content)
+        found = parse_json(content)
         if isinstance(found, dict):
             return found
     return {}
