@@ -22,6 +22,7 @@ from ..bucket import BucketPath
 from ..manifest import JOURNAL
 from ..open_files import or_let_go
 from ..places import Place
+from ..waiting import waiting_for
 from .bucket_lock import CLAIM, LOCK, BucketLock
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -152,6 +153,13 @@ def _flock(file: IO[bytes], path: Path, kind: int) -> bool:
     return True
 
 
+def require_conditions(store: Place) -> None:
+    """Raise StoreError if a store cannot be locked where it is to be; known before long work."""
+    if isinstance(store, BucketPath):
+        with suppress(BusyError):  # whose holder has tried
+            take_lock(store).release()
+
+
 def take_lock(
     store: Place,
     *,
@@ -172,13 +180,14 @@ def take_lock(
         StoreError: the store cannot be written.
     """
     ends = time.monotonic() + wait_s
-    while True:
-        unless()
-        try:
-            if isinstance(store, BucketPath):
-                return BucketLock(store, exclusive=exclusive)
-            return FolderLock(store, exclusive=exclusive)
-        except BusyError:
-            if time.monotonic() >= ends:
-                raise
-        time.sleep(LOCK_POLL_S)
+    with waiting_for(f"another process that writes or changes {store}"):
+        while True:
+            unless()
+            try:
+                if isinstance(store, BucketPath):
+                    return BucketLock(store, exclusive=exclusive)
+                return FolderLock(store, exclusive=exclusive)
+            except BusyError:
+                if time.monotonic() >= ends:
+                    raise
+            time.sleep(LOCK_POLL_S)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...errors import StoreError
+from ...errors import DamageError, StoreError
 from .. import fixed, layout
 from ..encoding import Encoded
 from ..entries import Cells, Entries, Entry
@@ -322,11 +322,11 @@ class ActivationStore:
         for name, spec in self._arrays.items():
             path = spec.shard_path(self.root, first)
             if (first, name) not in self._entries:
-                raise StoreError(f"{path} is in no row of shards.parquet; harvest again")
+                raise DamageError(f"{path} is in no row of shards.parquet; harvest again")
             if (first, name) in lost:
                 self._refuse(path, file_size(path), self._entries[first, name])
 
     def _refuse(self, path: Place, size: int | None, entry: Entry) -> None:
         found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.n_bytes:,}"
         remedy = written_again(self.root, self.manifest, entry.array)
-        raise StoreError(f"{path} {found}; {remedy}, or restore a copy")
+        raise DamageError(f"{path} {found}; {remedy}, or restore a copy")

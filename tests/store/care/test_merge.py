@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 import pytest
 import torch
+import zarr
 from lorsa.errors import StoreError
 from lorsa.harvest.corpus.packing import fingerprint
 from lorsa.store import open_files
