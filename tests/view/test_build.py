@@ -18,6 +18,7 @@ from lorsa.view.build import build_page
 from lorsa.view.columns import rounded
 from lorsa.view.contexts import AFTER, BEFORE, BESIDE, stretches
 from lorsa.view.files import data_file
+
 from reading import WORDS, make_analysis
 
 
