@@ -8,13 +8,14 @@ the others. A folder or file of before has neither: no damage, but nothing to co
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 
+from .reading import parse_json, read_json
 from .whole import finite, json_text, write_json
 
 SEAL = "seal.json"
@@ -120,26 +121,30 @@ def write_summed(path: Path, content: Mapping[str, Any]) -> None:
     write_json(path, summed(content))
 
 
-def read_summed(path: Path) -> Any:
+def read_summed(path: Path, *, constant: Callable[[str], Any] | None = None) -> Any:
     """Return JSON from a file without its own checksum, which is compared if it has one.
+
+    Args:
+        path: of the file.
+        constant: as of `parse_json`.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is no JSON, or not what was written.
     """
-    return unsummed(path.read_bytes())
+    return _compared(read_json(path, constant=constant))
 
 
-def unsummed(text: bytes | str) -> Any:
+def unsummed(text: bytes | str, *, constant: Callable[[str], Any] | None = None) -> Any:
     """Return what a text of JSON holds, as `read_summed` does.
 
     Raises:
         ValueError: it is no JSON, or not what was written.
     """
-    try:
-        content = json.loads(text, parse_constant=lambda name: None)  # there is no NaN in JSON
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    return _compared(parse_json(text, constant=constant))
+
+
+def _compared(content: Any) -> Any:
     if isinstance(content, dict) and SUM in content:
         expected = content.pop(SUM)
         if expected != json_crc32c(content):
@@ -171,10 +176,10 @@ def _checks(folder: Path, only: Collection[str] | None) -> Iterator[_Check]:
     """Yield the files that a seal names; OSError if it is there and cannot be read."""
     path = folder / SEAL
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except FileNotFoundError:
         return
-    except (ValueError, RecursionError):
+    except ValueError:
         yield _Check(folder, SEAL, None, f"{path} is damaged (it is no JSON)")
         return
     wrong = _wrong_with(content)

@@ -68,7 +68,7 @@ def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise AnalyzeError(f"{path} cannot be read ({error.strerror}); repair or move it") from None
     for number, line in enumerate([*lines, torn], 1):
         try:
-            entry = unsummed(line)
+            entry = unsummed(line, constant=lambda name: None)  # no NaN
         except ValueError as error:
             if number > len(lines) or _was_torn(line):
                 continue

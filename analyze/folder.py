@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from ..dictionaries.checkpoint_sums import tensors_crc32c
 from ..errors import AnalyzeError
 from ..progress import Report
+from ..reading import parse_json, read_json
 from ..seal import SUM, crc32c, first_damage
 from ..whole import lock_folder, whole
 from .collect import Tensors
@@ -67,7 +68,7 @@ def archive_explanations(folder: Path, request: dict[str, Any]) -> None:
     try:
         if first_damage(folder, (FACTS_FILE,)) is not None:
             return
-        before = json.loads((folder / FACTS_FILE).read_text("utf-8"))
+        before = read_json(folder / FACTS_FILE)
         weights = int(before["request"]["weights_crc32"])  # it becomes part of a name
     except (OSError, ValueError, LookupError, TypeError):
         return
@@ -107,7 +108,7 @@ def load_partial(path: Path, request: dict[str, Any], report: Report) -> tuple[T
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if (expected := about.pop(SUM, None)) is not None and expected != _sum(about, tensors):
             raise ValueError("its checksum is wrong")
-        if json.loads(about.get("request", "null")) != request:
+        if parse_json(about.get("request", "null")) != request:
             return {}, 0
         return tensors, int(about["done"])
     except FileNotFoundError:

@@ -6,7 +6,6 @@ analysis.examples(301)              # where head 301 fired, a list of dicts
 analysis.text(analysis.tokens(seq)) # the tokens of a sequence as text
 """
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ..errors import AnalyzeError
 from ..language.spelling import is_piece, whole_characters
+from ..reading import read_json
 from ..seal import SEAL, first_damage, write_seal
 from ..store.parquet import Part, numbers, read_parquet
 from ..whole import whole, write_json
@@ -74,7 +74,7 @@ class Analysis:
         if (problem := first_damage(root)) is not None:
             raise AnalyzeError(f"{problem}; restore it from a copy, or analyze again")
         try:
-            facts = json.loads((root / FACTS_FILE).read_bytes())
+            facts = read_json(root / FACTS_FILE)
             version = facts["version"]
             _ = [facts[name] for name in NEEDED]
         except (ValueError, KeyError, TypeError):

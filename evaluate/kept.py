@@ -116,7 +116,7 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / EVAL
     try:
-        content = finite(read_summed(path))
+        content = finite(read_summed(path, constant=lambda name: None))
         known = content["format"] == "lorsa-eval" and content["schema_version"] == EVAL_VERSION
         return dict(content) if known and content["weights_sha256"] else None
     except FileNotFoundError:

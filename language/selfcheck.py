@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LanguageModelError
-from ..store.layout import read_weights as stored_weights
+from ..store.fixed import read_weights as stored_weights
 from ..store.manifest import Manifest
 from ..store.places import Place
 from .attention import LayerWeights, layer_attention

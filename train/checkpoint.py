@@ -27,6 +27,7 @@ from ..dictionaries.choices import CONFIG
 from ..dictionaries.lorsa.config import LorsaConfig
 from ..dictionaries.lorsa.module import Lorsa
 from ..errors import CheckpointError
+from ..reading import read_json
 from ..whole import file_crc32, whole
 from .learner import Whole
 from .start import Scales
@@ -175,7 +176,7 @@ def load_checkpoint(folder: Path) -> Restored:
         OSError: a file is there and cannot be read, which says nothing of its content.
     """
     try:
-        facts = json.loads((folder / STATE).read_text("utf-8"))
+        facts = read_json(folder / STATE)
         sealed = facts.pop("crc32")
         if sealed != _sealed(facts, folder)["crc32"]:
             raise ValueError("a checksum is wrong")

@@ -18,8 +18,9 @@ from lorsa.view.build import build_page
 from lorsa.view.columns import rounded
 from lorsa.view.contexts import AFTER, BEFORE, BESIDE, stretches
 from lorsa.view.files import data_file
-from reading import WORDS, make_analysis
 from unseal import change_json, unseal
+
+from reading import WORDS, make_analysis
 
 
 def _read(out: Path, name: str) -> Any:
