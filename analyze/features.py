@@ -1,6 +1,5 @@
 """Analysis of a run: from a Lorsa and its store to a folder of tables."""
 
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,7 +20,8 @@ from ..evaluate.opened import (
 )
 from ..language.aliases import resolve
 from ..language.norms import surroundings
-from ..progress import Measured, Report
+from ..progress import Measured, Report, Stages
+from ..reading import read_json
 from ..stop import Stop, stop_when_whole
 from ..store.read.reader import ActivationStore
 from ..whole import file_crc32
@@ -39,6 +39,13 @@ DEFAULT_TOKENS = 1_000_000
 """Stored tokens that are read at most, unless more are asked for."""
 SAVE_EVERY_S = 60.0
 """Seconds between files of what is collected."""
+STAGES = ("reading heads", "sources of examples", "comparing with the layer's own heads")
+IN_THE_MODEL = (
+    "probing with repeated random tokens",
+    "checking types by ablation",
+    "effects on the logits",
+)
+"""Parts of an analysis as they are reported, without a language model and with one besides."""
 
 
 def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -> dict[str, Any]:
@@ -71,6 +78,8 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
         return facts
     if (config.folder / FACTS_FILE).exists():
         report(f"{config.folder} holds another analysis, which is replaced when this one is done")
+    loading, in_the_model = ((), ()) if config.model is None else (("loading",), IN_THE_MODEL)
+    report(Stages((*loading, *STAGES, *in_the_model, "writing")))
     with locked(config.folder):
         made, families = _make_tables(config, opened, n_seqs, request, report)
         facts = {**_facts(config, opened, n_seqs), **_type_counts(made["heads"])}
@@ -96,7 +105,7 @@ def _make_tables(
         by_kind = AttentionColumns(opened)
         found = _collect(config, opened, by_kind, n_seqs, request, stop, report)
 
-        def report_step(step: str | Measured) -> None:
+        def report_step(step: str | Measured | Stages) -> None:
             if stop.asked:
                 raise KeyboardInterrupt
             report(step)
@@ -162,7 +171,7 @@ def _type_counts(heads: pa.Table) -> dict[str, dict[str, int]]:
 def _run_result(run: Path) -> dict[str, Any]:
     """Return what training measured; nothing of a folder that is no run."""
     try:
-        return json.loads((run / "run.json").read_text("utf-8")).get("result") or {}
+        return read_json(run / "run.json").get("result") or {}
     except (OSError, ValueError, AttributeError):
         return {}
 

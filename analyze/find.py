@@ -9,13 +9,14 @@ from pathlib import Path
 
 from ..errors import AnalyzeError
 from ..evaluate.opened import device_for
+from ..store.choices import DEFAULT_STORE
 from ..store.places import Place, place
 from ..store.read.reader import ActivationStore
 from .attention.own import own_types
 from .choices import LABEL_FROM, STORE_SCORES
-from .found import FoundHead, best_of, find_in_runs, known_kind
+from .found import FoundHead, best_of, find_in_runs
+from .type_names import type_named
 
-DEFAULT_STORE = "acts"
 SCAN_TOKENS = 8192
 """Stored tokens on which the language model's own heads are scored."""
 
@@ -33,7 +34,7 @@ def find_heads(
     """Return the heads that are most of a type, the best first; none where none is of it.
 
     Args:
-        kind: one of KINDS, also as it is typed in a terminal: "previous-token".
+        kind: one of KINDS; previous-token and previous_token are the same.
         store: store whose layers are scanned; with runs, it must be the one they were analysed
             with. None scans the folder "acts", and with runs checks nothing.
         runs: analysed runs; None or none scans the language model's own heads.
@@ -47,7 +48,7 @@ def find_heads(
         AnalyzeError: a run is not analysed or is of another store, or no head has a score.
         StoreError: the store cannot be read.
     """
-    kind = known_kind(kind)
+    kind = type_named(kind)
     if runs:
         return find_in_runs(kind, runs, store=store, layers=layers, n=n, least=least)
     if kind == "successor":

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import AnalyzeError
-from ..language.spelling import printable
-from ..store.places import Place, place
-from ..store.read.reader import ActivationStore
-from .choices import KINDS, LABEL_FROM, LEAST_FIRED
+from ..printable import printable
+from ..store.facts import StoreFacts
+from ..store.places import Place
+from .choices import LABEL_FROM, LEAST_FIRED
 from .result import Analysis
 from .trust import measured_on, trusted
+from .type_names import spelled, type_named
 
 WINDOW = 6
 """Tokens shown before and after a source or a firing token."""
@@ -56,18 +57,10 @@ def find_in_runs(
     least: float = LABEL_FROM,
 ) -> list[FoundHead]:
     """Return the heads of runs that are most of a type; see `find_heads`."""
-    kind = known_kind(kind)
-    theirs = None if store is None else ActivationStore.open(place(store))
+    kind = type_named(kind)
+    theirs = None if store is None else StoreFacts.open(store)
     found = [each for run in runs for each in _of_run(kind, run, theirs, n)]
     return best_of(kind, found, layers, n, least)
-
-
-def known_kind(kind: str) -> str:
-    """Return a type under the name that it has in tables; ValueError if there is no such type."""
-    name = kind.replace("-", "_")
-    if name not in KINDS:
-        raise ValueError(f"type is {kind!r}; allowed: {', '.join(KINDS)}")
-    return name
 
 
 def best_of(
@@ -81,15 +74,15 @@ def best_of(
     chosen = [each for each in found if layers is None or each.layer in layers]
     if not chosen:
         raise AnalyzeError(
-            f"no head here has a score of {kind}: it takes {LEAST_FIRED} firings in several "
-            "sequences, on tokens that have such sources; analyze more --tokens, or name other "
-            "--layers"
+            f"no head here has a score of {spelled(kind)}: it takes {LEAST_FIRED} firings in "
+            "several sequences, on tokens that have such sources; analyze more --tokens, or name "
+            "other --layers"
         )
     best = sorted(chosen, key=lambda each: -each.score)[:n]
     return [each for each in best if each.score >= least]
 
 
-def _of_run(kind: str, run: Path, store: ActivationStore | None, n: int) -> list[FoundHead]:
+def _of_run(kind: str, run: Path, store: StoreFacts | None, n: int) -> list[FoundHead]:
     """Return the best heads of an analysed run."""
     analysis = Analysis.open(run)
     if store is not None and analysis.facts["store_uuid"] != store.manifest.uuid:

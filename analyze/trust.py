@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ..store.parquet import numbers
 from .choices import KINDS, LABEL_FROM, LEAST_FIRED, LOWER, N_SINGLE, STORE_SCORES
 from .result import Analysis
 
@@ -186,4 +187,4 @@ def _largest(analysis: Analysis, prefix: str) -> NDArray[np.object_]:
 
 def _numbers(heads: pa.Table, name: str) -> Scores:
     """Return a column as float64, null as NaN."""
-    return heads[name].cast(pa.float64()).to_numpy()
+    return numbers(heads[name].cast(pa.float64()))

@@ -17,9 +17,10 @@ from lorsa.cli import app
 from lorsa.errors import AnalyzeError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.train import train
-from reading import make_analysis
 from runs import config
 from typer.testing import CliRunner
+
+from reading import make_analysis
 
 runner = CliRunner()
 
@@ -107,7 +108,7 @@ def test_without_a_run_the_models_own_heads_are_scored(store_folder: Path) -> No
 
 
 def test_what_cannot_be_found_is_said(run: Path, store_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="type is 'inductive'; allowed: previous_token"):
+    with pytest.raises(ValueError, match="type is 'inductive'; did you mean induction"):
         find_heads("inductive", store=store_folder)
     with pytest.raises(AnalyzeError, match="name a run"):
         find_heads("successor", store=store_folder)

@@ -14,6 +14,7 @@ from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import HEADS
 from lorsa.view.build import build_page
 from lorsa.view.columns import rounded
+
 from reading import WORDS, make_analysis
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")

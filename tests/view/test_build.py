@@ -2,6 +2,7 @@ import base64
 import gzip
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lorsa.view.build import build_page
 from lorsa.view.columns import rounded
 from lorsa.view.contexts import AFTER, BEFORE, BESIDE, stretches
 from lorsa.view.files import data_file
+
 from reading import WORDS, make_analysis
 
 
@@ -56,6 +58,42 @@ def test_page_holds_every_head_and_context(run: Path) -> None:
     assert heads[59]["top"] == []
     assert index["columns"]["type"][59] == "silent"
     assert _read(run / "page", "tokens")["texts"] == list(WORDS)
+
+
+def _spoil(path: Path) -> None:
+    """Flip a bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda run: (run / "analysis/explanations.jsonl").touch(),
+        lambda run: make_analysis(run / "analysis", n_heads=61),
+        lambda run: _spoil(next((run / "page").glob("page-*/data-heads-1.js"))),
+        lambda run: next((run / "page").glob("page-*/style.css")).unlink(),
+        lambda run: next((run / "page").glob("page-*/made.json")).write_text("[]"),
+        lambda run: (run / "page/index.html").write_text(
+            '<meta name="generator" content="lorsa view">'
+        ),
+    ],
+    ids=["explained", "another analysis", "flipped", "missing", "damaged", "no folder"],
+)
+def test_a_page_is_made_again_only_if_it_has_to_be(
+    run: Path, change: Callable[[Path], object]
+) -> None:
+    """view --serve made a page of half a minute anew before it served one that was up to date."""
+    told: list[int] = []
+    first = build_page(run)
+    second = build_page(run, report=lambda done, total: told.append(done))
+    assert (first.is_new, second.is_new, told) == (True, False, [])
+    assert second == first._replace(is_new=False)
+    change(run)
+    third = build_page(run)
+    assert third.is_new
+    assert not build_page(run).is_new
 
 
 def test_page_names_heads_that_can_be_trusted_only(run: Path) -> None:
@@ -199,6 +237,7 @@ def test_new_page_replaces_the_old_one_and_nothing_else(run: Path) -> None:
     (out / "notes.txt").write_text("mine")
     (out / "page-notes").mkdir()
     (out / "page-12345678.partial").mkdir()  # of a build that was killed
+    (run / "analysis/explanations.jsonl").touch()  # or it would be up to date
     build_page(run)
     (new,) = out.glob("page-????????")
     assert new != old
@@ -212,6 +251,7 @@ def test_foreign_file_in_an_old_page_stays(run: Path) -> None:
     build_page(run)
     (old,) = (run / "page").glob("page-*")
     (old / "notes.txt").write_text("mine")
+    (run / "analysis/explanations.jsonl").touch()
     build_page(run)
     assert [path.name for path in old.iterdir()] == ["notes.txt"]
 
@@ -224,6 +264,7 @@ def test_failed_build_leaves_the_old_page(run: Path, monkeypatch: pytest.MonkeyP
         raise AnalyzeError("half of it is not there")
 
     monkeypatch.setattr("lorsa.view.build.contexts", fails)
+    (run / "analysis/explanations.jsonl").touch()
     with pytest.raises(AnalyzeError, match="half"):
         build_page(run)
     after = {path: path.read_bytes() for path in (run / "page").rglob("*.*") if path.is_file()}

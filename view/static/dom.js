@@ -49,9 +49,9 @@ function percent(x) {
   return `${x < 0 ? "−" : ""}${size >= 10 ? Math.round(size) : Number(size.toPrecision(2))} %`;
 }
 
-/** Spell a name of the analysis: previous_token as "previous token". */
+/** Spell a name of the analysis as the command line does: previous_token as "previous-token". */
 function words(name) {
-  return name.replace(/^probe_/, "").replaceAll("_", " ");
+  return name.replace(/^probe_/, "").replaceAll("_", "-");
 }
 
 const MARKS = { " ": "·", "\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽" };
