@@ -37,6 +37,7 @@ function layOutColumns() {
   COLUMNS = [
     { id: "head", label: "head", about: "number of the OV head", kind: "head", width: 78 },
     { id: "type", label: "type", about: "its strongest kind of reading; grey and with a question mark where text and probes do not both say so", kind: "type", width: 148 },
+    { id: "trust", label: "sure", about: "how sure its type is: a lower bound of the share, of text and probes the smaller", kind: "score", width: 70 },
     { id: "fires", label: "fires on", about: "tokens on which it fires most in its top examples", kind: "tokens", width: 210 },
     { id: "promotes", label: "promotes", about: "tokens that it makes likelier", kind: "tokens", width: 240 },
     { id: "frequency", label: "frequency", about: "share of tokens on which it fires", kind: "share", width: 96, log: true },
@@ -50,7 +51,6 @@ function layOutColumns() {
     ...index.scores.map((id) => score(id, false)),
     { id: "successor", label: "successor", about: "share of its reading of ordinal words (days, months, numbers, letters) that is of words whose next one it makes likeliest; known of heads that read 8 words of 3 classes", kind: "score", width: 84 },
     ...index.probes.map((id) => score(id, true)),
-    { id: "trust", label: "sure", about: "how sure its type is: a lower bound of the share, of text and probes the smaller", kind: "score", width: 70 },
     { id: "successor_words", label: "words read", about: "days, months, numbers and letters that it reads; successor needs 8 of 3 classes", kind: "int", width: 64 },
     { id: "n_fired", label: "fired", about: "tokens on which it fired", kind: "int", width: 84, log: true },
     { id: "mean_act", label: "mean act", about: "mean activation where it fired", kind: "number", width: 72 },
