@@ -1,6 +1,5 @@
 """Analysis of a run: from a Lorsa and its store to a folder of tables."""
 
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..evaluate.opened import (
 from ..language.aliases import resolve
 from ..language.norms import surroundings
 from ..progress import Measured, Report, Stages
+from ..reading import read_json
 from ..stop import Stop, stop_when_whole
 from ..store.read.reader import ActivationStore
 from ..whole import file_crc32
@@ -171,7 +171,7 @@ def _type_counts(heads: pa.Table) -> dict[str, dict[str, int]]:
 def _run_result(run: Path) -> dict[str, Any]:
     """Return what training measured; nothing of a folder that is no run."""
     try:
-        return json.loads((run / "run.json").read_text("utf-8")).get("result") or {}
+        return read_json(run / "run.json").get("result") or {}
     except (OSError, ValueError, AttributeError):
         return {}
 

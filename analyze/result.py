@@ -6,7 +6,6 @@ analysis.examples(301)              # where head 301 fired, a list of dicts
 analysis.text(analysis.tokens(seq)) # the tokens of a sequence as text
 """
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ..errors import AnalyzeError
 from ..language.spelling import is_piece, whole_characters
+from ..reading import read_json
 from ..store.parquet import Part, numbers, read_parquet
 from ..whole import whole, write_json
 from .config import ANALYSIS_FOLDER
@@ -57,7 +57,7 @@ class Analysis:
             state = "is unfinished; the same command goes on" if root.is_dir() else "is not there"
             raise AnalyzeError(f"{root} {state}: lorsa analyze {where}")
         try:
-            facts = json.loads((root / FACTS_FILE).read_text("utf-8"))
+            facts = read_json(root / FACTS_FILE)
             version = facts["version"]
             _ = [facts[name] for name in NEEDED]
         except (ValueError, KeyError, TypeError, OSError):

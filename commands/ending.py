@@ -1,4 +1,4 @@
-"""How a command ends: its result, a known failure in one line, or a bug with its trace kept."""
+"""The end of a command: its result, a known failure in a line, or a bug with its trace kept."""
 
 import json
 import os

@@ -8,7 +8,6 @@ is asked for again has its answer there.
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..dictionaries.checkpoint import weights_path
 from ..dictionaries.fetch import local_folder
 from ..errors import StoreError
 from ..language.aliases import canonical
+from ..reading import read_json
 from ..store.manifest import MANIFEST, read_manifest
 from ..version import __version__
 from ..whole import finite, write_json
@@ -98,7 +98,7 @@ def kept_answer(config: EvalConfig) -> dict[str, Any] | None:
 def kept_evaluation(folder: Path) -> dict[str, Any] | None:
     """Return the content of eval.json; None if there is none, or it is of other weights."""
     try:
-        content = finite(json.loads((folder / EVAL).read_text("utf-8")))
+        content = finite(read_json(folder / EVAL, constant=float))
         is_known = content["format"] == "lorsa-eval" and content["schema_version"] == EVAL_VERSION
         if is_known and content["weights_sha256"] == weights_sha256(folder):
             return dict(content)

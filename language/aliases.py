@@ -126,7 +126,7 @@ def resolve(model: str) -> ModelPath:
             raise LanguageModelError(f"model {model}: no such file")
         return ModelPath(str(path.parent), path.name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise LanguageModelError(
                 f"model {model}: the folder has no config.json of transformers"
             )

@@ -13,14 +13,15 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import StoreError
+from ..errors import DamageError, StoreError
 from .arrays import all_arrays, scale_of, sites, summed
-from .entries import Cells, Entries, Entry, read_table
-from .folder import is_complete, lost_files, why_not_a_store, written_again
+from .entries import Cells, Entries, Entry
+from .folder import is_complete, lost_files, require_agreement, why_not_a_store, written_again
 from .layers import spell_layers
 from .manifest import MANIFEST, Manifest, read_manifest
 from .places import Place, file_size, place
 from .schema import require_shapes
+from .table import read_table
 
 
 class LayerNorms(NamedTuple):
@@ -68,8 +69,9 @@ class StoreFacts:
         if not is_complete(root):
             raise StoreError(why_not_a_store(root))
         manifest = read_manifest(root / MANIFEST)
+        require_agreement(root, manifest)
         require_shapes(root, manifest)
-        store = cls(root, manifest, read_table(root))
+        store = cls(root, manifest, read_table(root, manifest))
         store._check_files()
         return store
 
@@ -161,11 +163,11 @@ class StoreFacts:
         for name, spec in self._arrays.items():
             path = spec.shard_path(self.root, first)
             if (first, name) not in self._entries:
-                raise StoreError(f"{path} is in no row of shards.parquet; harvest again")
+                raise DamageError(f"{path} is in no row of shards.parquet; harvest again")
             if (first, name) in lost:
                 self._refuse(path, file_size(path), self._entries[first, name])
 
     def _refuse(self, path: Place, size: int | None, entry: Entry) -> None:
         found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.n_bytes:,}"
         remedy = written_again(self.root, self.manifest, entry.array)
-        raise StoreError(f"{path} {found}; {remedy}, or restore a copy")
+        raise DamageError(f"{path} {found}; {remedy}, or restore a copy")

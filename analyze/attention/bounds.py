@@ -76,4 +76,5 @@ def t_quantile(df: Tensor) -> Tensor:
         (5 * z5 + 16 * z3 + 3 * z) / 96,
         (3 * z7 + 19 * z5 + 17 * z3 - 15 * z) / 384,
     ]
-    return z + sum(term / df**power for power, term in enumerate(terms, 1))
+    found: Tensor = z + terms[0] / df + terms[1] / df**2 + terms[2] / df**3
+    return found

@@ -196,7 +196,11 @@ def _loss_without(
     parts = (each.split(size) for each in (probed.tokens, probed.code.acts, probed.code.ids))
     for tokens, acts, ids in zip(*parts, strict=True):
         written = lorsa.decode(acts * ablated[ids.long()], ids) - lorsa.b_O
-        with edited(site, lambda _x, y, written=written: y - written.to(y.dtype)):
+
+        def without(_x: Tensor, y: Tensor, written: Tensor = written) -> Tensor:
+            return y - written.to(y.dtype)
+
+        with edited(site, without):
             logits = logits_of(model, tokens.to(model.device))
         losses.append(_second_half(logits, tokens.to(model.device)))
     return torch.cat(losses).double().cpu()

@@ -100,10 +100,10 @@ def _of_distance(rows: slice, seq: int, kind: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class Attended:
-    """Sums of what each head reads, over the tokens on which it fires; all float64."""
+    """Sums of what each head reads, over the tokens t > 0 on which it fires; all float64."""
 
     n_fired: Tensor
-    """Tokens on which it fired, [n_ov_heads]"""
+    """Tokens on which it fired, t = 0 among them, [n_ov_heads]"""
     amount: Tensor
     """sum |P v|, [n_ov_heads]"""
     distance: Tensor
@@ -190,6 +190,8 @@ def _read(block: Block, code: Code, tokens: Tensor) -> tuple[Tensor, Tensor, Ten
         Sequences in the batch and heads, int64, [n] each; the columns SUMMED, [n, columns].
     """
     rows, parts = block.rows, block.parts.abs_()
+    if rows.start == 0:
+        parts[:, 0] = 0  # the first token has itself alone to read
     _batch, _n_rows, _slots, seq = parts.shape
     tokens = tokens[:, : rows.stop]
     kind = kinds(tokens, rows, block.window)

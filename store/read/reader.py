@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from ...errors import StoreError
-from .. import layout
+from .. import fixed
 from ..arrays import attn_in, norms, scale_of, sites
 from ..encoding import Encoded
 from ..entries import Entries
 from ..facts import StoreFacts
 from ..manifest import Manifest
+from ..open_files import OpenFiles
 from ..places import Place
-from .rows import OpenFiles, RowReader, Seqs
+from .rows import RowReader, Seqs
 
 
 class Activations(NamedTuple):
@@ -114,7 +115,7 @@ class ActivationStore(StoreFacts):
 
     def document_names(self) -> list[str]:
         """Return the name of every document, by the number that `documents` gives."""
-        return layout.read_documents(self.root)
+        return fixed.read_documents(self.root, self.manifest)
 
     def activations(self, layer: int, seqs: Seqs, derive: Derive | None = None) -> Activations:
         """Return a layer's x and y of some sequences, in the store's dtype; float32 for int8.
@@ -161,7 +162,7 @@ class ActivationStore(StoreFacts):
         if self.manifest.dtype != "int8":
             return None
         if site not in self._channels:
-            self._channels[site] = layout.read_channel(self.root, self.manifest, site)
+            self._channels[site] = fixed.read_channel(self.root, self.manifest, site)
         return self._channels[site]
 
     def _encoded(self, site: str, seqs: Seqs) -> Encoded:
@@ -178,7 +179,7 @@ class ActivationStore(StoreFacts):
     def weights(self, layer: int) -> dict[str, Tensor]:
         """Return the attention layer's own parameters by name (W_Q, W_K, W_V, W_O, b_Q, ...)."""
         self.require_layer(layer)
-        return layout.read_weights(self.root, self.manifest, layer)
+        return fixed.read_weights(self.root, self.manifest, layer)
 
     def read(self, name: str, seqs: Seqs) -> Tensor:
         """Read sequences of an array by its path in the store.

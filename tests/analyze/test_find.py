@@ -17,9 +17,10 @@ from lorsa.cli import app
 from lorsa.errors import AnalyzeError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.train import train
-from reading import make_analysis
 from runs import config
 from typer.testing import CliRunner
+
+from reading import make_analysis
 
 runner = CliRunner()
 

@@ -12,6 +12,7 @@ from lorsa.analyze.named import DOES, named_heads
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import HEADS, READABLE, VERSION
 from lorsa.analyze.trust import of_type, trusted
+
 from reading import make_analysis
 
 PLAIN = dict.fromkeys((*STORE_SCORES, *PROBE_SCORES), 0.0) | {"n_fired": 500, "probe_fired": 500}

@@ -6,13 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from lorsa.analyze.choices import KINDS, LOWER
 from lorsa.analyze.result import Analysis
+from lorsa.analyze.schema import HEADS
 from lorsa.errors import AnalyzeError
 from lorsa.view.build import build_page
 from lorsa.view.columns import rounded
 from lorsa.view.contexts import AFTER, BEFORE, BESIDE, stretches
 from lorsa.view.files import data_file
+
 from reading import WORDS, make_analysis
 
 
@@ -88,6 +94,51 @@ def test_a_page_is_made_again_only_if_it_has_to_be(
     third = build_page(run)
     assert third.is_new
     assert not build_page(run).is_new
+
+
+def test_page_names_heads_that_can_be_trusted_only(run: Path) -> None:
+    """Three heads stood under every kind, by their probe alone: 11 of 24 were of it."""
+    build_page(run)
+    index, analysis = _read(run / "page", "index"), Analysis.open(run)
+    named = {start["kind"]: start for start in index["starts"]}
+    assert list(named) == list(KINDS)
+    for kind in KINDS[:-1]:
+        low = np.minimum(*(analysis.heads[LOWER[n]].to_numpy() for n in (kind, f"probe_{kind}")))
+        low = np.nan_to_num(low, nan=-1.0)
+        called = np.array([name == kind for name in analysis.heads["type"].to_pylist()])
+        best = np.argsort(-np.where(called & (low >= 0.5), low, -1.0), kind="stable")
+        expected = [int(head) for head in best[:3] if called[head] and low[head] >= 0.5]
+        assert named[kind]["heads"] == expected
+        assert named[kind]["best"] == pytest.approx(low.max(), abs=1e-3)
+    assert any(start["heads"] for start in named.values())
+    assert index["columns"]["type_by"] == analysis.heads["type_by"].to_pylist()
+    heads = _read(run / "page", "heads-0")
+    assert heads[3]["low"]["induction"] == pytest.approx(
+        analysis.head(3)["induction_low"], abs=1e-3
+    )
+
+
+def test_an_analysis_of_version_1_has_sure_types_too(run: Path) -> None:
+    """Its types are of the text alone; they are sure where its probes say the same."""
+    rows = pq.read_table(run / "analysis/heads.parquet").to_pylist()
+    gone = ("type_by", "successor_words", "successor_chance", *LOWER.values())
+    old = [{name: x for name, x in row.items() if name not in gone} for row in rows]
+    old[8] |= {"type": "previous_token", "previous_token": 0.9, "probe_previous_token": 0.8}
+    old[9] |= {"type": "induction", "induction": 0.9, "probe_induction": 0.1}
+    old[10] |= {"type": "induction", "induction": 0.9, "probe_induction": None}
+    for row in old[8:11]:
+        row |= {"n_fired": 20, "probe_fired": 20}
+    schema = pa.schema([field for field in HEADS if field.name not in gone])
+    pq.write_table(pa.Table.from_pylist(old, schema), run / "analysis/heads.parquet")
+    facts = json.loads((run / "analysis/analysis.json").read_text("utf-8"))
+    (run / "analysis/analysis.json").write_text(json.dumps(facts | {"version": 1}), "utf-8")
+    build_page(run)
+    index = _read(run / "page", "index")
+    assert index["columns"]["type_by"][8:11] == ["both", "disputed", "text"]
+    assert index["columns"]["trust"][8:11] == [0.8, None, None]
+    named = {start["kind"]: start for start in index["starts"]}
+    assert 8 in named["previous_token"]["heads"]
+    assert named["successor"] == {"kind": "successor", "heads": [], "scores": [], "best": None}
 
 
 def test_explanations_are_with_their_heads(run: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lorsa.analyze.attention.kinds import Attended, kinds
 from lorsa.analyze.attention.probes import probe_tokens
+from lorsa.analyze.attention.types import types_of
 from lorsa.analyze.choices import STORE_SCORES
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
@@ -86,6 +87,16 @@ def test_a_perfect_head_is_all_of_its_type(kind: str, text: str) -> None:
     shares = attended(perfect(kind), tokens).shares()
     doubled = 0.03 if (kind, text) == ("induction", "random") else 0  # there it reads itself too
     assert float(shares[kind]) == pytest.approx(1.0 - doubled, abs=1e-6 + doubled / 4)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HEADS if kind != "duplicate_token"])
+def test_a_perfect_head_is_called_by_its_type(kind: str) -> None:
+    found = Attended.none(1)
+    for _ in range(3):  # 18 sequences
+        found.add(perfect(kind), one_hot_inputs(TEXTS["random"]), TEXTS["random"])
+    probed = attended(perfect(kind), TEXTS["probe"])
+    called = types_of(found.n_fired, found.bounds(), probed.bounds())
+    assert (called.type, called.by) == ([kind], ["both"])
 
 
 def test_a_head_of_one_token_reads_as_a_duplicate_head_does() -> None:
