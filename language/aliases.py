@@ -1,6 +1,7 @@
 """What `--model` takes: short names, Hub ids, folders and .gguf files."""
 
 import difflib
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,7 +90,7 @@ def resolve(model: str) -> ModelPath:
     Raises:
         LanguageModelError: none of these.
     """
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if not model.strip():
         raise LanguageModelError(
             "model is empty; give an alias, a Hub id, a folder, or a .gguf file"
@@ -123,7 +124,7 @@ def resolve(model: str) -> ModelPath:
 
 def canonical(model: str) -> str:
     """Return one spelling of a --model: the Hub id of an alias, the absolute path of a file."""
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     return str(path.resolve()) if path.exists() else ALIASES.get(model.lower(), model)
 
 
