@@ -16,6 +16,7 @@ from .commands import circuits, evaluate, features, harvest, share, store, train
 from .commands.demo import demo
 from .commands.ending import print_failure, told_in_a_line
 from .commands.options import add_command
+from .commands.panels import panel_of_command
 from .printable import guard_streams
 from .version import __version__
 
@@ -24,28 +25,31 @@ _ParserError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="lorsa",
-    help="Low-Rank Sparse Attention: harvest a model's attention, train Lorsas, measure them.\n\n"
-    "Example: lorsa harvest --model qwen2-7b --layers 0-27 && lorsa train --store ./acts",
+    help="Low-Rank Sparse Attention: the attention layers of a language model as heads that can be "
+    "read.\n\n"
+    "Example: lorsa demo\n\n"
+    "Example: lorsa harvest --model qwen2-7b --layers 0-27 && lorsa train --store ./acts\n\n"
+    "Example: lorsa analyze runs/layer-12 && lorsa view runs/layer-12 --open",
+    epilog="More: docs/index.md",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 store_app = typer.Typer(help="Look after activation stores.", no_args_is_help=True)
-app.add_typer(store_app, name="store")
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
     "harvest": harvest.harvest,
     "train": train.train,
     "sweep": train.sweep,
     "eval": evaluate.evaluate,
-    "ablate": circuits.ablate,
     "analyze": features.analyze,
+    "view": features.view,
     "find": features.find,
     "explain": features.explain,
-    "view": features.view,
-    "convert": share.exchange,
+    "ablate": circuits.ablate,
     "push": share.push,
-    "demo": demo,
+    "convert": share.exchange,
 }
 STORE_COMMANDS: dict[str, Callable[..., None]] = {
     "info": store.info,
@@ -55,8 +59,9 @@ STORE_COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, command in COMMANDS.items():
     add_command(app, name, command)
+app.add_typer(store_app, name="store", rich_help_panel=panel_of_command("store"))
 for name, command in STORE_COMMANDS.items():
-    add_command(store_app, name, command)
+    add_command(store_app, name, command, of="store")
 
 
 def _show_version(asked: bool) -> None:
@@ -103,7 +108,7 @@ def main() -> None:
 def _run(as_json: bool) -> Any:
     """Run a command and return its exit code, if it says one."""
     try:
-        return app(standalone_mode=False)
+        return app(prog_name="lorsa", standalone_mode=False)
     except _ParserError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()

@@ -65,4 +65,4 @@ def guard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    sys.stderr = PrintableStream(sys.stderr)  # type: ignore[assignment]
+    sys.stderr = PrintableStream(sys.stderr)

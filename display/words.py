@@ -54,6 +54,12 @@ def share(value: float | None) -> str:
     return "undefined (ablation costs nothing)" if value is None else f"{value:.1%}"
 
 
+def model_name(model: str) -> str:
+    """Return the name of a language model: the last part of a path, an id of the Hub whole."""
+    is_path = model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1
+    return model.rstrip("/").rpartition("/")[2] if is_path else model
+
+
 def spell_time(seconds: float) -> str:
     """Return a time in words."""
     minutes, rest = divmod(round(seconds), 60)

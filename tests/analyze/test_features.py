@@ -13,7 +13,7 @@ from lorsa.analyze.choices import STORE_SCORES
 from lorsa.analyze.config import AnalyzeConfig
 from lorsa.analyze.features import analyze_run
 from lorsa.analyze.result import Analysis
-from lorsa.analyze.schema import DISTANCES
+from lorsa.analyze.schema import DISTANCES, VERSION
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import AnalyzeError, HarvestError
 from lorsa.progress import Measured
@@ -226,7 +226,7 @@ def test_what_another_version_collected_is_not_resumed(
 
 def test_a_finished_analysis_is_not_made_again(request_: AnalyzeConfig, analysis: Analysis) -> None:
     told: list[Any] = []
-    assert analyze_run(request_, report=told.append)["version"] == 1
+    assert analyze_run(request_, report=told.append)["version"] == VERSION
     assert told == [f"{request_.folder} is finished already"]
 
 

@@ -142,7 +142,7 @@ const table = {
 function makeCell(column, head) {
   const cell = el("div", { role: "gridcell", class: `cell ${column.kind}` });
   if (column.kind === "head") cell.append(el("a", { href: `#/head/${head}`, tabindex: "-1" }, String(head)));
-  else if (column.kind === "type") cell.append(typeMark(value("type", head) ?? "mixed"));
+  else if (column.kind === "type") cell.append(headType(head));
   else if (column.kind === "tokens") cell.append(...tokensOf(column.id, head));
   else {
     const x = value(column.id, head);

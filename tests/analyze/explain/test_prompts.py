@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from lorsa.analyze.explain.prompts import Prompts, Trial, read_explanation, read_fires
 from lorsa.analyze.result import Analysis
+
 from reading import WORDS, make_analysis
 
 
