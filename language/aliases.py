@@ -196,13 +196,9 @@ def _packaged(file: str) -> str | None:
 
 def canonical(model: str) -> str:
     """Return one spelling of a --model: the Hub id of an alias, the absolute path of a file."""
-<<<<<<< HEAD
-    path = Path(os.path.expanduser(model))
-=======
     path = Path(os.path.expanduser(model))
     if model.lower() == DEMO_MODEL and not path.exists():
         path = demo_file()
->>>>>>> main
     return str(path.resolve()) if path.exists() else ALIASES.get(model.lower(), model)
 
 
