@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_stub import Stub
+from chat_stub import Stub, says
 from lorsa import cli
 from lorsa.version import __version__
 from test_package import ROOT
@@ -45,7 +45,12 @@ def _tables() -> dict[str, Table]:
 
 
 TABLES = _tables()
-ENVELOPE: Table = {("lorsa",): "text", ("command",): "text", ("ok",): "true or false"}
+ENVELOPE: Table = {
+    ("lorsa",): "text",
+    ("command",): "text",
+    ("ok",): "true or false",
+    ("next",): "text or null",
+}
 
 
 def _fits(step: str, told: str) -> bool:
@@ -80,13 +85,13 @@ def _check(value: Any, at: tuple[str, ...], table: Table, seen: set[tuple[str, .
     rows = _under(table, at)
     exact = [told for told in table if len(told) == len(at) and all(map(_fits, at, told))]
     told = max(exact, key=lambda name: -name.count("*"), default=None)
-    if isinstance(value, dict | list) and not (told and value == {}):
+    if isinstance(value, dict | list):
         assert rows, f"{at} is not documented"
         items = value.items() if isinstance(value, dict) else (("[]", each) for each in value)
         for key, each in items:
             _check(each, (*at, key), table, seen)
-        if not value and told is None:
-            seen.add((*at, "[]"))
+        if not value:  # nothing in it to be seen
+            seen |= {row for row in table if len(row) > len(at) and all(map(_fits, at, row))}
     else:
         assert told is not None, f"{at} is not documented"
         kind = table[told]
@@ -105,14 +110,14 @@ def outputs(
     with pytest.MonkeyPatch.context() as patch, Stub() as stub:
         patch.chdir(tmp_path_factory.mktemp("json"))
         patch.delenv("LORSA_DEBUG", raising=False)
-        for command, *args in _commands(model_folder, text_folder, stub.url):
+        for command, *args in _commands(model_folder, text_folder, stub):
             done = CliRunner().invoke(cli.app, [*command.split(), *map(str, args), "--json"])
             assert done.stdout, (command, args, done.output)
             found.setdefault(command, []).append(json.loads(done.stdout))
         yield found
 
 
-def _commands(model: Path, text: Path, endpoint: str) -> Iterator[list[object]]:
+def _commands(model: Path, text: Path, stub: Stub) -> Iterator[list[object]]:
     harvest = ["--model", model, "--n-ctx", N_CTX, "--tokens", 60 * N_CTX, "--device", "cpu"]
     harvest += ["--data", text, "--layers", "0-1"]
     run, other = "runs/layer-1", "runs/layer-0"
@@ -130,12 +135,13 @@ def _commands(model: Path, text: Path, endpoint: str) -> Iterator[list[object]]:
     fox = ["--model", model, "--prompt", "The fox jumps over the dog, and the fox"]
     yield ["ablate", run, "--heads", "0-255", *fox]
     yield ["analyze", run, "--store", "acts", "--model", model]
-    yield ["find", "induction", run]
-    yield ["find", "induction", "--store", "acts"]
+    yield ["find", "induction", run, "--least", 0]
+    yield ["find", "induction", "--store", "acts", "--least", 0]
     asked = [run, "--model", "m", "--heads"]
-    yield ["explain", *asked, "0-40", "--endpoint", endpoint]
-    yield ["explain", *asked, "0-40", "--endpoint", endpoint, "--yes"]
-    yield ["explain", *asked, "41-60", "--endpoint", "http://127.0.0.1:9/v1", "--yes"]
+    yield ["explain", *asked, "0-40", "--endpoint", stub.url]
+    yield ["explain", *asked, "0-40", "--endpoint", stub.url, "--yes"]
+    stub.answer = lambda prompt: says("no JSON")
+    yield ["explain", *asked, "0-60", "--endpoint", stub.url, "--yes"]
     yield ["view", run]
     yield ["convert", run, "theirs", "--to", "llamascopium"]
     yield ["push", run, "--repo", "./shared", "--dry-run"]
