@@ -99,3 +99,17 @@ SEQUENCES = pa.schema([("seq", pa.int64()), ("tokens", pa.list_(pa.int32()))])
 TOKENS = pa.schema([("token", pa.int32()), ("text", pa.string())])  # null: no tokenizer at hand
 
 TABLES = {"heads": HEADS, "examples": EXAMPLES, "sequences": SEQUENCES, "tokens": TOKENS}
+KNOWN = {
+    "heads": ("head", "type", "n_fired", "frequency"),
+    "examples": ("head", "kind", "rank", "act", "seq", "position", "sources", "source_acts"),
+    "sequences": ("seq", "tokens"),
+    "tokens": ("token",),
+}
+"""Columns of each table that are never null."""
+
+
+def require_whole(table: pa.Table, name: str) -> None:
+    """Raise ValueError where a column of KNOWN has a null."""
+    for column in KNOWN[name]:
+        if table[column].null_count:
+            raise ValueError(f"{column} is null in {table[column].null_count:,} rows")
