@@ -14,7 +14,6 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from .reading import read_json
 from .whole import write_json
 
 SEAL = "seal.json"
@@ -81,12 +80,12 @@ def check_seal(folder: Path) -> list[str]:
     Files that the seal does not name are not looked at.
     """
     try:
-        content = read_json(folder / SEAL)
+        content = json.loads((folder / SEAL).read_text("utf-8"))
     except FileNotFoundError:
         return []
     except OSError as error:
         return [f"{folder / SEAL} cannot be read ({error.strerror})"]
-    except ValueError:
+    except (ValueError, RecursionError):
         return [f"{folder / SEAL} is damaged (it is no JSON)"]
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return [f"{folder / SEAL} is damaged (it is no seal)"]

@@ -19,7 +19,6 @@ from ..dictionaries.lorsa.config import LorsaConfig
 from ..errors import PublishError, StoreError
 from ..evaluate.kept import kept_evaluation, weights_sha256
 from ..hub import HUB_ID
-from ..reading import read_json
 from ..store.read.reader import ActivationStore
 from ..train.config import TrainConfig
 from ..train.run_folder import RUN, RUN_VERSION
@@ -147,10 +146,10 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / RUN
     try:
-        content = read_json(path)
+        content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PublishError(f"{path} cannot be read ({error})") from None
     if not isinstance(content, dict) or content.get("schema_version") != RUN_VERSION:
         raise PublishError(
