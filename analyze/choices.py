@@ -29,3 +29,11 @@ SORTABLE = (
     "successor",
 )
 """Columns of heads.parquet that are numbers."""
+BAR = 6.5
+"""The z from which on a token that is read, or a like head, is said of a head: chance gives it to 4
+of 1e11, and a layer has some 1e8 of such claims."""
+LIST_BAR = 4.5
+"""The z of a whole list from which on its tokens are said of a head: chance gives it to 3
+heads in a million."""
+TOKEN_BAR = 4.0
+"""The z of a token's own from which on it is said, if its list is: chance gives it to 3 of 1e5."""

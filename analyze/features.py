@@ -32,7 +32,7 @@ from .config import N_SAMPLE, AnalyzeConfig
 from .effects import effects
 from .folder import archive_explanations, earlier_facts, load_partial, locked, save_partial
 from .result import write_analysis
-from .schema import FACTS_FILE, PARTIAL_FILE, TYPES, VERSION
+from .schema import FACTS_FILE, HEADS, PARTIAL_FILE, TYPES, VERSION
 
 DEFAULT_TOKENS = 1_000_000
 """Stored tokens that are read at most, unless more are asked for."""
@@ -65,7 +65,7 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
     n_seqs = _n_sequences(opened.store, config.tokens)
     request = _request(config, opened, n_seqs)
     facts = earlier_facts(config.folder)
-    if facts.get("request") == request:
+    if facts.get("request") == request and facts.get("columns") == HEADS.names:
         report(f"{config.folder} is finished already")
         return facts
     if (config.folder / FACTS_FILE).exists():
@@ -73,7 +73,7 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
     with locked(config.folder):
         made = _make_tables(config, opened, n_seqs, request, report)
         types = Counter(made["heads"]["type"].to_pylist())
-        facts = {**_facts(config, opened, n_seqs), "request": request}
+        facts = {**_facts(config, opened, n_seqs), "request": request, "columns": HEADS.names}
         facts["types"] = {name: types[name] for name in TYPES if name in types}
         facts["seconds"] = time.perf_counter() - started
         archive_explanations(config.folder, request)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..analyze.choices import PROBE_SCORES, STORE_SCORES
 from ..analyze.result import Analysis
 from ..analyze.schema import DISTANCES, QUANTILES, TYPES
-from .columns import details, index_columns, named_tokens, searched_tokens
+from .columns import details, index_columns, named_tokens, searched
 from .contexts import contexts
 from .files import INDEX, data_file, new_page, require_ours
 
@@ -91,7 +91,7 @@ def _write_data(analysis: Analysis, folder: Path, report: Callable[[int, int], N
     write("index", _index(analysis, fires))
     ids, texts = analysis.vocabulary
     write("tokens", {"ids": ids, "texts": texts})
-    write("search", searched_tokens(analysis.heads, firing))
+    write("search", searched(analysis.heads, firing, explanations))
 
 
 def _index(analysis: Analysis, fires: list[list[int]]) -> dict[str, Any]:

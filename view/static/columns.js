@@ -24,9 +24,10 @@ function layOutColumns() {
   });
   COLUMNS = [
     { id: "head", label: "head", about: "number of the OV head", kind: "head", width: 78 },
+    { id: "match", label: "matches", about: "what the search found, the strongest first: which relation, the token, how strong", kind: "match", width: 330 },
     { id: "type", label: "type", about: "its strongest kind of reading", kind: "type", width: 148 },
     { id: "fires", label: "fires on", about: "tokens on which it fires most in its top examples", kind: "tokens", width: 210 },
-    { id: "promotes", label: "promotes", about: "tokens that it makes likelier", kind: "tokens", width: 240 },
+    { id: "promotes", label: "promotes", about: "tokens that it makes likelier than chance would: empty for most heads", kind: "tokens", width: 200 },
     { id: "frequency", label: "frequency", about: "share of tokens on which it fires", kind: "share", width: 96, log: true },
     { id: "max_act", label: "max act", about: "largest activation", kind: "number", width: 72 },
     { id: "distance", label: "distance", about: "mean distance of what it reads, in tokens", kind: "number", width: 76 },
@@ -38,6 +39,7 @@ function layOutColumns() {
     ...index.scores.map((id) => score(id, false)),
     { id: "successor", label: "successor", about: "share of ordinal words it reads whose successor it promotes", kind: "score", width: 84 },
     ...index.probes.map((id) => score(id, true)),
+    { id: "promotes_z", label: "promotes: z", about: "z of what it makes likelier, against random directions; said from 5 on", kind: "number", width: 84 },
     { id: "n_fired", label: "fired", about: "tokens on which it fired", kind: "int", width: 84, log: true },
     { id: "mean_act", label: "mean act", about: "mean activation where it fired", kind: "number", width: 72 },
     { id: "probe_fired", label: "probe: fired", about: "tokens of the probe on which it fired", kind: "int", width: 78, log: true },
@@ -53,7 +55,7 @@ function columnOf(id) {
 
 /** Return the columns that are numbers and known: for ranges and axes. */
 function numberColumns() {
-  return COLUMNS.filter((c) => !["head", "type", "tokens"].includes(c.kind) && known(c.id));
+  return COLUMNS.filter((c) => !["head", "type", "tokens", "match"].includes(c.kind) && known(c.id));
 }
 
 /** Spell a cell. */

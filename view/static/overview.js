@@ -200,6 +200,6 @@ function strongest(heads, id, n) {
   return found;
 }
 
-function tokensOf(column, head) {
-  return (value(column, head) ?? []).map((token) => tokenLabel(token));
+function tokensOf(column, head, hits = new Set()) {
+  return (value(column, head) ?? []).map((token) => tokenLabel(token, hits.has(token) ? { class: "token hit" } : {}));
 }
