@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 N_RANDOM = 1024
-"""Random directions, drawn by a seed, that lists of tokens are compared with."""
+"""Random directions, drawn by a seed, that the lists of heads are compared with."""
 N_SPREAD = 256
 """Those of them that what is done to a token by chance is measured with."""
 N_BEST = 3
@@ -41,18 +41,24 @@ class RandomLists(NamedTuple):
     """Mean z of the best targets in each list, ascending, float64, [N_RANDOM]"""
 
     @classmethod
-    def draw(cls, products: Products, d: int, n_listed: int, chunk: int, device: str) -> Self:
+    def draw(cls, products: Products, directions: Tensor, n_listed: int, chunk: int) -> Self:
         """Draw directions and list the targets of each.
+
+        They are mixtures of all heads' directions by normal weights, and so have their covariance:
+        a layer leans to some directions, as that from rare to common tokens, which say nothing of
+        one head. Of few heads they are even in all directions.
 
         Args:
             products: of the targets, their mean taken off.
-            d: width of the directions.
+            directions: of all heads, of length 1, [n_heads, d].
             n_listed: targets in a list.
             chunk: directions that are multiplied at once.
-            device: where.
         """
+        n_heads, d = directions.shape
+        few = n_heads < FEWEST_OTHERS
         seeded = torch.Generator().manual_seed(0)
-        drawn = unit(torch.randn(N_RANDOM, d, generator=seeded)).to(device)
+        drawn = torch.randn(N_RANDOM, d if few else n_heads, generator=seeded).to(directions)
+        drawn = unit(drawn if few else drawn @ directions)
         some = drawn[:N_SPREAD].split(chunk)
         squares = torch.stack([products(each).square().sum(dim=0) for each in some]).sum(dim=0)
         spread = (squares / N_SPREAD).sqrt().clamp(min=1e-30)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..dictionaries.lorsa.module import Lorsa
 from ..language.norms import Language, in_chunks
-from .chance import RandomLists
+from .chance import RandomLists, unit
 
 N_TOKENS = 10
 """Tokens that are listed of a feature."""
@@ -18,7 +18,7 @@ class Listed(NamedTuple):
     """What is listed of each feature, the most extreme first."""
 
     ids: Tensor
-    """Of tokens or features, int64, [n_features, n]"""
+    """Numbers of tokens or features, int64, [n_features, n]"""
     values: Tensor
     """[n_features, n]"""
     z: Tensor
@@ -80,9 +80,8 @@ def _most(
         found = products(directions)
         return found - found.mean(dim=1, keepdim=True)
 
-    n, device = min(N_TOKENS, n_vocab), str(vectors.device)
-    step = next(in_chunks(len(vectors), n_vocab)).stop
-    chance = RandomLists.draw(centred, vectors.shape[1], n, step, device)
+    n, step = min(N_TOKENS, n_vocab), next(in_chunks(len(vectors), n_vocab)).stop
+    chance = RandomLists.draw(centred, unit(vectors), n, step)
     found: list[list[Listed]] = [[] for _ in signs]
     for rows in in_chunks(len(vectors), n_vocab):
         every = products(vectors[rows])

@@ -66,7 +66,7 @@ def _plain(column: Any) -> list[Any]:
 def test_random_heads_promote_nothing(language: Language) -> None:
     """Every head's list stood on the page as a fact, though 99 % of lists were those of noise.
 
-    Three in a million pass by chance; of these 512, three lists each, none does. Clusters of like
+    One in 100,000 passes by chance; of these 512, three lists each, none does. Clusters of like
     tokens let one or two pass a bar that took the lists' scores for normal.
     """
     found = effects(_lorsa(), language, torch.ones(N_HEADS), N_VOCAB)
@@ -92,7 +92,7 @@ def test_heads_that_write_and_read_tokens_say_so(language: Language) -> None:
     assert len(promoted[2]) == 10
     assert _said(found, "reads_embedding")[3] == [3000]
     assert found.promoted.list_z is not None
-    assert float(found.promoted.list_z[0]) > LIST_BAR + 2
+    assert float(found.promoted.list_z[0]) > LIST_BAR + 1
     assert sum(map(len, promoted)) == 11
 
 
