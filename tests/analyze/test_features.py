@@ -239,9 +239,9 @@ def test_an_analysis_of_fewer_columns_is_made_anew(request_: AnalyzeConfig, tmp_
     heads = pq.read_table(tmp_path / "heads.parquet")
     assert heads["reads_z"].null_count == 0
     pq.write_table(heads.drop_columns(["reads_z"]), tmp_path / "heads.parquet")
-    (tmp_path / "analysis.json").write_text(
-        json.dumps({k: facts[k] for k in facts if k != "columns"})
-    )
+    facts = json.loads((tmp_path / "analysis.json").read_text())
+    del facts["columns"]
+    (tmp_path / "analysis.json").write_text(json.dumps(facts))
     before = Analysis.open(tmp_path)
     assert before.heads["reads_z"].null_count == before.heads.num_rows
     assert said(before.head(0), "reads") is None
