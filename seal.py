@@ -14,6 +14,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from .reading import read_json
 from .whole import write_json
 
 SEAL = "seal.json"
@@ -80,12 +81,12 @@ def check_seal(folder: Path) -> list[str]:
     Files that the seal does not name are not looked at.
     """
     try:
-        content = json.loads((folder / SEAL).read_text("utf-8"))
+        content = read_json(folder / SEAL)
     except FileNotFoundError:
         return []
     except OSError as error:
         return [f"{folder / SEAL} cannot be read ({error.strerror})"]
-    except (ValueError, RecursionError):
+    except ValueError:
         return [f"{folder / SEAL} is damaged (it is no JSON)"]
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return [f"{folder / SEAL} is damaged (it is no seal)"]

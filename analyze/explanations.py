@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import AnalyzeError
+from ..reading import parse_json
 
 EXPLANATIONS = "explanations.jsonl"
 
@@ -73,7 +74,7 @@ def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _parsed(line: str) -> dict[str, Any]:
     try:
-        entry = json.loads(line, parse_constant=lambda name: None)  # no NaN
+        entry = parse_json(line, constant=lambda name: None)  # no NaN
     except ValueError:
         return {}
     return entry if isinstance(entry, dict) else {}

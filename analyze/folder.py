@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import AnalyzeError
+from ..reading import parse_json, read_json
 from ..whole import lock_folder, whole
 from .collect import Tensors
 from .explanations import EXPLANATIONS
@@ -53,7 +54,7 @@ def earlier_facts(folder: Path) -> dict[str, Any]:
 def archive_explanations(folder: Path, request: dict[str, Any]) -> None:
     """Rename the explanations of other weights, whose analysis is about to be replaced."""
     try:
-        before = json.loads((folder / FACTS_FILE).read_text("utf-8"))
+        before = read_json(folder / FACTS_FILE)
         weights = int(before["request"]["weights_crc32"])  # it becomes part of a name
     except (OSError, ValueError, LookupError, TypeError):
         return
@@ -82,11 +83,9 @@ def load_partial(path: Path, request: dict[str, Any]) -> tuple[Tensors, int]:
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            if json.loads(about.get("request", "null")) != request:
+            if parse_json(about.get("request", "null")) != request:
                 return {}, 0
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if "reading.n_fired" in tensors:  # version 0.1.0 kept it with what is read alone
-                tensors.setdefault("n_fired", tensors["reading.n_fired"])
             return tensors, int(about["done"])
     except (OSError, SafetensorError, ValueError):
         return {}, 0

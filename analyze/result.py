@@ -6,7 +6,6 @@ analysis.examples(301)              # where head 301 fired, a list of dicts
 analysis.text(analysis.tokens(seq)) # the tokens of a sequence as text
 """
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +18,12 @@ import pyarrow.parquet as pq
 
 from ..errors import AnalyzeError
 from ..language.spelling import is_piece, whole_characters
+from ..reading import read_json
+from ..store.parquet import Part, numbers, read_parquet
 from ..whole import whole, write_json
 from .config import ANALYSIS_FOLDER
 from .explanations import EXPLANATIONS, read_explanations
-from .schema import FACTS_FILE, PARTIAL_FILE, TABLES, VERSION
+from .schema import FACTS_FILE, PARTIAL_FILE, READABLE, TABLES, VERSION
 
 NEEDED = ("run", "layer", "model", "store_uuid", "with_model", "n_tokens", "n_ctx")
 """Facts that every analysis must have."""
@@ -54,16 +55,17 @@ class Analysis:
         root = where if itself else where / ANALYSIS_FOLDER
         if not (root / FACTS_FILE).exists():
             state = "is unfinished; the same command goes on" if root.is_dir() else "is not there"
-            raise AnalyzeError(f"{root} {state}: lorsa analyze {where} --store STORE")
+            raise AnalyzeError(f"{root} {state}: lorsa analyze {where}")
         try:
-            facts = json.loads((root / FACTS_FILE).read_text("utf-8"))
+            facts = read_json(root / FACTS_FILE)
             version = facts["version"]
             _ = [facts[name] for name in NEEDED]
         except (ValueError, KeyError, TypeError, OSError):
             raise AnalyzeError(f"{root / FACTS_FILE} cannot be read; analyze again") from None
-        if version != VERSION:
+        if version not in READABLE:
             raise AnalyzeError(
-                f"{root} is of version {version}; this lorsa reads {VERSION}: analyze again"
+                f"{root} is of version {version}; this lorsa reads {READABLE[0]} to {VERSION}: "
+                "analyze again"
             )
         missing = [name for name in TABLES if not (root / f"{name}.parquet").exists()]
         if missing:
@@ -88,12 +90,12 @@ class Analysis:
 
     def examples(self, head: int) -> list[dict[str, Any]]:
         """Return a head's rows of examples.parquet: the top ones first, then samples."""
-        rows: list[dict[str, Any]] = self._read("examples", [("head", "=", head)]).to_pylist()
+        rows: list[dict[str, Any]] = self.examples_of(range(head, head + 1)).to_pylist()
         return sorted(rows, key=lambda row: (row["kind"] != "top", row["rank"]))
 
     def examples_of(self, heads: range) -> pa.Table:
         """Return the rows of examples.parquet of consecutive heads, in the order of the file."""
-        return self._read("examples", [("head", ">=", heads.start), ("head", "<", heads.stop)])
+        return self._read("examples", Part("head", heads))
 
     def tokens(self, seq: int) -> npt.NDArray[np.int32]:
         """Return the token ids of a sequence that some example lies in, [n_ctx]."""
@@ -144,7 +146,7 @@ class Analysis:
     def _sequences(self) -> tuple[dict[int, int], npt.NDArray[np.int32]]:
         table = self._read("sequences")
         row = {seq: i for i, seq in enumerate(table["seq"].to_pylist())}
-        flat = table["tokens"].combine_chunks().flatten().to_numpy()
+        flat = numbers(pa.chunked_array([table["tokens"].combine_chunks().flatten()]))
         return row, flat.reshape(len(row), -1) if row else flat.reshape(0, 0)
 
     @cached_property
@@ -157,11 +159,11 @@ class Analysis:
         """Tokens that are parts of characters."""
         return {token for token, text in self._texts.items() if text is not None and is_piece(text)}
 
-    def _read(self, name: str, filters: Any = None) -> pa.Table:
+    def _read(self, name: str, part: Part | None = None) -> pa.Table:
         path = self.root / f"{name}.parquet"
         try:
-            return pq.read_table(path, filters=filters, schema=TABLES[name])
-        except (OSError, pa.ArrowException) as error:
+            return read_parquet(path, TABLES[name], part=part)
+        except (OSError, ValueError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0]
             raise AnalyzeError(
                 f"{path} cannot be read ({reason}); delete it and analyze again"

@@ -12,15 +12,18 @@ A column that takes the language model is null if that was not given.
 
 import pyarrow as pa
 
-from .choices import PROBE_SCORES, STORE_SCORES
+from .choices import LOWER, PROBE_SCORES, STORE_SCORES
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""Versions that can be read. In 1 no score has a bound, types are by shares in text alone,
+and what is listed has no z."""
 FACTS_FILE = "analysis.json"
 PARTIAL_FILE = "partial.safetensors"
 """File of what was collected while the analysis is not finished."""
 
 TYPES = ("previous_token", "induction", "duplicate_token", "first_token", "same_token", "local",
-         "long_range", "mixed", "silent")  # fmt: skip
+         "long_range", "mixed", "rare", "silent")  # fmt: skip
 """Values of heads.parquet's `type`."""
 
 
@@ -39,6 +42,7 @@ HEADS = pa.schema(
         ("head", pa.int32()),  # of n_ov_heads; the row number too
         ("qk_head", pa.int32()),  # whose attention pattern it has
         ("type", pa.dictionary(pa.int8(), pa.string())),  # one of TYPES
+        ("type_by", pa.dictionary(pa.int8(), pa.string())),  # one of BY; null of one of no type
         ("n_fired", pa.int64()),  # tokens on which it fired
         ("frequency", pa.float64()),  # their share of all
         ("mean_act", pa.float32()),  # mean of its activation z where it fired; null if it never did
@@ -53,6 +57,9 @@ HEADS = pa.schema(
         ("probe_fired", pa.int64()),  # tokens of the probe on which it fired
         *((name, pa.float32()) for name in PROBE_SCORES),
         ("successor", pa.float32()),  # share of ordinal words it reads whose successor it promotes
+        ("successor_words", pa.int32()),  # ordinal words that it reads
+        ("successor_chance", pa.float32()),  # score that chance gives for these words
+        *((low, pa.float32()) for low in LOWER.values()),  # lower bounds of the scores, 95 %
         (
             "parents",  # heads of the original layer, the likeliest first
             pa.list_(

@@ -8,15 +8,14 @@ The weights are for raw activations. Folders of other tools are loaded as well; 
 whose they are.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
+from ..reading import read_json
 from .checkpoint_files import (
-    CONFIG,
     Saved,
     check_shapes,
     listing,
@@ -25,6 +24,7 @@ from .checkpoint_files import (
     write_folder,
 )
 from .checkpoint_sums import check_sums, has_sums, sums_of
+from .choices import CONFIG
 from .formats import llamascopium, openmoss
 from .lorsa.config import LorsaConfig, tensor_shapes
 
@@ -111,7 +111,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path, constant=float)  # other tools may write NaN
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} holds no Lorsa ({CONFIG} is missing; there is {listing(path.parent)}); "
@@ -119,8 +119,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from None
-    except RecursionError:
-        raise CheckpointError(f"{path} cannot be read (it is nested too deeply)") from None
     if not isinstance(content, dict) or format_of(content) is None:
         raise CheckpointError(
             f"{path} is not a Lorsa's config: neither its format nor its sae_type is 'lorsa'"

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ..analyze.type_names import spelled
 from .words import fact_table, spell_time
 
 
@@ -13,7 +14,7 @@ def analyze_table(result: dict[str, Any]) -> Table:
     rows = {
         "heads": f"{result['n_ov_heads']:,}, of which {n_fired:,} fired on {result['n_tokens']:,} "
         "tokens",
-        **{name.replace("_", " "): f"{count:,}" for name, count in result["types"].items()},
+        **{spelled(name): f"{count:,}" for name, count in result["types"].items()},
         "time": spell_time(result["seconds"]),
         "analysis": result["analysis"],
     }

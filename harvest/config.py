@@ -8,7 +8,7 @@ from typing import Any
 from ..checks import require_one_of, require_positive
 from ..language.aliases import canonical
 from ..language.choices import BOS_RULES, DEVICES, MODEL_DTYPES
-from ..store.choices import ACTIVATION_DTYPES, COMPRESSIONS, OUTPUTS
+from ..store.choices import ACTIVATION_DTYPES, COMPRESSIONS, DEFAULT_STORE, OUTPUTS
 from ..store.places import Place, place
 from .corpus.choices import DEFAULT_DATA, PACKINGS, STDLIB, config_of, is_hub_id
 
@@ -30,7 +30,7 @@ class HarvestConfig:
     """Alias (qwen2-7b), Hub id, transformers folder, or .gguf file."""
     layers: str = "all"
     """Layers counted from 0, ends included: 0-27, 3,7,12 or all."""
-    store: Place = Path("acts")
+    store: Place = Path(DEFAULT_STORE)
     """Folder to write, or s3://bucket/folder. It must be new, empty, or a harvest of the same
     request."""
     data: str = DEFAULT_DATA

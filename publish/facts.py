@@ -19,9 +19,11 @@ from ..dictionaries.lorsa.config import LorsaConfig
 from ..errors import PublishError, StoreError
 from ..evaluate.kept import kept_evaluation, weights_sha256
 from ..hub import HUB_ID
+from ..reading import read_json
 from ..store.read.reader import ActivationStore
 from ..train.config import TrainConfig
-from ..train.run_folder import RUN, RUN_VERSION
+from ..train.origin import RUN
+from ..train.run_folder import RUN_VERSION
 
 FACTS_VERSION = 1
 FORMAT = "lorsa-training"
@@ -146,10 +148,10 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / RUN
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise PublishError(f"{path} cannot be read ({error})") from None
     if not isinstance(content, dict) or content.get("schema_version") != RUN_VERSION:
         raise PublishError(

@@ -1,6 +1,5 @@
 """A repository on the Hub, or a folder: its content before a push, and a commit to it."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -16,6 +15,7 @@ from huggingface_hub.errors import (
 
 from ..errors import PublishError
 from ..hub import hub_problem
+from ..reading import read_json
 from ..store.care.info import format_bytes
 from ..version import __version__
 from ..whole import PARTIAL
@@ -80,10 +80,10 @@ def _read_facts(path: Path) -> dict[str, Any]:
     """Return a training.json; PublishError if it cannot be read."""
     name = f"{path.parent.name}/{path.name}"
     try:
-        facts = json.loads(path.read_text("utf-8"))
+        facts = read_json(path)
         known = facts["format"] == FORMAT and facts["schema_version"] == FACTS_VERSION
         is_whole = path.parent.name == f"layer-{facts['layer']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise PublishError(
             f"the {name} there cannot be read ({error}); delete that layer"
         ) from None

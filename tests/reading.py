@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from lorsa.analyze.choices import BAR, LIST_BAR, PROBE_SCORES, STORE_SCORES
+from lorsa.analyze.choices import BAR, BY, LIST_BAR, LOWER, PROBE_SCORES, STORE_SCORES
 from lorsa.analyze.result import write_analysis
 from lorsa.analyze.schema import (
     DISTANCES,
@@ -101,6 +101,7 @@ def _head(rng: np.random.Generator, head: int, n_heads: int, n_words: int) -> di
         "head": head,
         "qk_head": head // 2,
         "type": "silent" if silent else TYPES[head % 8],
+        "type_by": None if silent or TYPES[head % 8] == "mixed" else BY[head // 8 % len(BY)],
         "n_fired": 0 if silent else 1 + head,
         "frequency": 0.0 if silent else 10 ** rng.uniform(-5, -1),
         "norm_o": 1.0,
@@ -126,6 +127,7 @@ def _head(rng: np.random.Generator, head: int, n_heads: int, n_words: int) -> di
             "reads": [{"token": t, "share": 0.2 - 0.02 * i} for i, t in enumerate(some)],
             **{name: float(rng.uniform()) for name in (*STORE_SCORES, *PROBE_SCORES)},
         }
+        row |= {low: 0.9 * row[name] for name, low in LOWER.items()}
     return row
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lorsa.seal import json_crc32c
 from lorsa.store.manifest import Manifest, held_out_shards
 from lorsa.store.write.writer import StoreWriter
 
@@ -95,6 +96,8 @@ def digests(root: Path) -> dict[str, str]:
 
 
 def edit_manifest(root: Path, **changes: Any) -> None:
-    """Change fields of manifest.json."""
+    """Change fields of manifest.json, as its writer would have."""
     path = root / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    content = json.loads(json.dumps(json.loads(path.read_text()) | changes))
+    del content["crc32c"]
+    path.write_text(json.dumps(content | {"crc32c": json_crc32c(content)}))

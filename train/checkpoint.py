@@ -22,10 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..dictionaries.checkpoint import WEIGHTS
-from ..dictionaries.checkpoint_files import CONFIG
+from ..dictionaries.choices import CONFIG
 from ..dictionaries.lorsa.config import LorsaConfig
 from ..dictionaries.lorsa.module import Lorsa
 from ..errors import CheckpointError
+from ..reading import read_json
 from ..whole import file_crc32, whole
 from .learner import Whole
 from .start import Scales
@@ -160,7 +161,7 @@ def load_checkpoint(folder: Path) -> Restored:
         CheckpointError: it is damaged.
     """
     try:
-        facts = json.loads((folder / STATE).read_text("utf-8"))
+        facts = read_json(folder / STATE)
         sealed = facts.pop("crc32")
         if sealed != _sealed(facts, folder)["crc32"]:
             raise ValueError("a checksum is wrong")

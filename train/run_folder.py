@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from ..errors import TrainError
+from ..reading import parse_json, read_json
 from ..version import __version__
 from ..whole import finite, lock_folder, write_json, write_whole
 from .checkpoint import CHECKPOINTS, checkpoints
 from .config import TrainConfig
+from .origin import RUN
 
-RUN = "run.json"
 METRICS = "metrics.jsonl"
 RUN_VERSION = 1
 
@@ -148,7 +149,7 @@ class RunFolder:
     def _read(self) -> dict[str, Any]:
         path = self.root / RUN
         try:
-            content = json.loads(path.read_text("utf-8"))
+            content = read_json(path)
         except (OSError, ValueError) as error:
             raise TrainError(
                 f"{path} cannot be read ({error}); choose another folder by --out"
@@ -164,6 +165,6 @@ class RunFolder:
 def _step_of(line: str) -> float:
     """Return the step of a metrics line; a line torn by a crash counts as after everything."""
     try:
-        return float(json.loads(line)["step"])
+        return float(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")

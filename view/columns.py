@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..analyze.choices import LOWER
 from ..analyze.said import beyond_chance, said
 from ..analyze.schema import HEADS
 
@@ -19,7 +20,11 @@ DIGITS = 4
 N_NAMED = 3
 """Tokens that the table shows of a head."""
 
-_NUMBERS = [field.name for field in HEADS if pa.types.is_primitive(field.type)][1:]  # not `head`
+_NUMBERS = [
+    field.name
+    for field in HEADS
+    if pa.types.is_primitive(field.type) and field.name not in ("head", *LOWER.values())
+]
 _LISTS = ("act_quantiles", "by_distance")
 _PARENT = ("head", "ov", "qk", "pattern")
 _PAIRS = {
@@ -77,6 +82,7 @@ def details(heads: pa.Table) -> list[dict[str, Any]]:
 def _detail(row: dict[str, Any]) -> dict[str, Any]:
     known = {name: value for name, value in row.items() if value is not None}
     found: dict[str, Any] = dict.fromkeys((*_LISTS, "parents", *_PAIRS))
+    found["low"] = {name: _rounded(known[low]) for name, low in LOWER.items() if low in known}
     found |= {name: rounded(known[name]) for name in _LISTS if name in known}
     if "parents" in known:
         found["parents"] = {key: rounded(p[key] for p in known["parents"]) for key in _PARENT}

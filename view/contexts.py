@@ -52,7 +52,7 @@ def contexts(analysis: Analysis, heads: range) -> list[dict[str, list[dict[str, 
     """
     found: list[dict[str, list[dict[str, Any]]]] = [{"top": [], "sample": []} for _ in heads]
     table = analysis.examples_of(heads)
-    in_order = np.lexsort((table["rank"].to_numpy(), table["head"].to_numpy()))
+    in_order = np.lexsort([table[name].to_pylist() for name in ("rank", "head")])
     for row in table.take(in_order).to_pylist():
         found[row["head"] - heads.start][row["kind"]].append(_context(analysis, row))
     return found

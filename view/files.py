@@ -8,7 +8,7 @@ Nothing of a corpus can end such a string or begin an element, whatever it holds
 
     OUT/index.html          names the folder of all the rest; replaced last
     OUT/page-1f2e3d4c/      scripts and style; data-index.js, data-tokens.js, data-search.js,
-                            data-heads-0.js, ...
+                            data-heads-0.js, ...; made.json (made.py)
 """
 
 import base64
@@ -75,7 +75,7 @@ def _remove(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if path.suffix in (".js", ".css"):
+        if path.suffix in (".js", ".css", ".json"):
             path.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()

@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from lorsa.analyze.choices import STORE_SCORES
 from lorsa.analyze.config import AnalyzeConfig
 from lorsa.analyze.features import analyze_run
 from lorsa.analyze.result import Analysis
-from lorsa.analyze.said import said
-from lorsa.analyze.schema import DISTANCES
+from lorsa.analyze.schema import DISTANCES, VERSION
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import AnalyzeError, HarvestError
 from lorsa.progress import Measured
@@ -228,25 +226,8 @@ def test_what_another_version_collected_is_not_resumed(
 
 def test_a_finished_analysis_is_not_made_again(request_: AnalyzeConfig, analysis: Analysis) -> None:
     told: list[Any] = []
-    assert analyze_run(request_, report=told.append)["version"] == 1
+    assert analyze_run(request_, report=told.append)["version"] == VERSION
     assert told == [f"{request_.folder} is finished already"]
-
-
-def test_an_analysis_of_fewer_columns_is_made_anew(request_: AnalyzeConfig, tmp_path: Path) -> None:
-    """The same request was "finished already", though an earlier version had found out less."""
-    asked = replace(request_, model=None, out=tmp_path, tokens=4 * N_CTX)
-    analyze_run(asked)
-    heads = pq.read_table(tmp_path / "heads.parquet")
-    assert heads["reads_z"].null_count == 0
-    pq.write_table(heads.drop_columns(["reads_z"]), tmp_path / "heads.parquet")
-    facts = json.loads((tmp_path / "analysis.json").read_text())
-    del facts["columns"]
-    (tmp_path / "analysis.json").write_text(json.dumps(facts))
-    before = Analysis.open(tmp_path)
-    assert before.heads["reads_z"].null_count == before.heads.num_rows
-    assert said(before.head(0), "reads") is None
-    assert analyze_run(asked)["columns"] == heads.column_names
-    assert Analysis.open(tmp_path).heads["reads_z"].null_count == 0
 
 
 @pytest.mark.parametrize("damage", ["another version", "torn", "a list", "no heads"])

@@ -9,6 +9,7 @@ from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import TABLES
 from lorsa.errors import AnalyzeError
 from power import PowerCutError, power_cut
+
 from reading import make_analysis
 
 

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lorsa.errors import StoreError
 from lorsa.store import journal as journal_module
-from lorsa.store.entries import Entries, Entry, read_table, write_table
+from lorsa.store.entries import Entries, Entry
 from lorsa.store.journal import Journal, JournalWriter, read_journal
 from lorsa.store.places import read_from
 from lorsa.store.read.reader import ActivationStore
+from lorsa.store.table import read_table, write_table
 from lorsa.store.write.writer import StoreWriter
 from small import create, fill, make_manifest
 
@@ -56,8 +57,8 @@ def test_what_is_committed_is_read(
         writer.commit(entries)
         known |= {(entry.shard, entry.array): entry for entry in entries}
     assert list(read_journal(root).in_order()) == sorted(known.values())
-    write_table(root, Entries(known.values()))
-    assert list(read_table(root).in_order()) == sorted(known.values())
+    write_table(root, Entries(known.values()), "u")
+    assert list(read_table(root, make_manifest()).in_order()) == sorted(known.values())
 
 
 def test_the_last_writer_is_believed(tmp_path: Path) -> None:
@@ -330,15 +331,15 @@ def test_a_table_is_the_same_bytes_as_of_rows(tmp_path: Path) -> None:
         _entry(s, a, crc32c=s, norm_sum=s / 3) for s in (2, 0, 1) for a in ("tokens", "b", "a")
     ]
     entries = Entries(found[1:])
-    write_table(tmp_path, entries)
+    write_table(tmp_path, entries, "u")
     content = pa.BufferOutputStream()
     rows = [entry._asdict() for entry in sorted(found[1:])]
     table = pa.Table.from_pylist(rows, schema=pq.read_schema(tmp_path / "shards.parquet"))
     pq.write_table(table, content, write_page_checksum=True)
     assert (tmp_path / "shards.parquet").read_bytes() == content.getvalue().to_pybytes()
-    assert list(read_table(tmp_path).in_order()) == sorted(found[1:])
-    write_table(tmp_path, Entries())
-    assert len(read_table(tmp_path)) == 0
+    assert list(read_table(tmp_path, make_manifest()).in_order()) == sorted(found[1:])
+    write_table(tmp_path, Entries(), "u")
+    assert len(read_table(tmp_path, make_manifest())) == 0
 
 
 def test_entries_are_a_mapping() -> None:

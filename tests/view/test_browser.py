@@ -6,11 +6,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from lorsa.analyze.choices import LOWER
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.said import said
+from lorsa.analyze.schema import HEADS
 from lorsa.view.build import build_page
 from lorsa.view.columns import rounded
+
 from reading import WORDS, make_analysis
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
@@ -339,6 +344,54 @@ def test_phone_needs_no_scrolling_sideways(page: Page, run: Path, address: str) 
     page.set_viewport_size({"width": 360, "height": 740})
     _go(page, run, address)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_types_that_are_not_sure_are_grey_and_say_so(page: Page, run: Path) -> None:
+    """A head that fired once stood there as an induction head like any other."""
+    heads = Analysis.open(run).heads.select(["head", "type", "type_by"]).to_pylist()
+    reasons = {"text": "by text only", "probes": "by probes only", "disputed": "by text only"}
+    for by, said in reasons.items():
+        head = next(row for row in heads if row["type_by"] == by)
+        _go(page, run, f"#/head/{head['head']}")
+        expect(page.locator("h1")).to_have_text(f"Head {head['head']}")
+        expect(page.locator(".title .unsure")).to_contain_text("?")
+        expect(page.locator(".title .by")).to_have_text(said)
+    sure = next(row["head"] for row in heads if row["type_by"] == "both")
+    _go(page, run, f"#/head/{sure}")
+    expect(page.locator("h1")).to_have_text(f"Head {sure}")
+    expect(page.locator(".title .unsure")).to_have_count(0)
+    _go(page, run)
+    expect(page.locator(".types")).to_contain_text(" of ")
+
+
+def test_kinds_without_a_head_say_none_here(page: Page, tmp_path: Path) -> None:
+    """Every kind had three heads to start with, whatever they were."""
+    make_analysis(tmp_path / "analysis", n_heads=12)
+    path = tmp_path / "analysis/heads.parquet"
+    rows = pq.read_table(path).to_pylist()
+    for row in rows:
+        row |= dict.fromkeys(LOWER.values(), 0.31)
+    rows[3] |= {"type": "local", "local_low": 0.7, "probe_local_low": 0.8}
+    pq.write_table(pa.Table.from_pylist(rows, HEADS), path)
+    build_page(tmp_path)
+    _go(page, tmp_path)
+    expect(page.locator(".card h3")).to_have_text(["local"])
+    expect(page.locator(".card li")).to_have_count(1)
+    expect(page.locator(".card .n")).to_have_text("0.70")
+    expect(page.locator(".none-here")).to_contain_text("induction (best 0.31)")
+
+
+def test_verified_families_are_marked(page: Page, tmp_path: Path) -> None:
+    make_analysis(tmp_path / "analysis", n_heads=40)
+    path = tmp_path / "analysis/analysis.json"
+    family = {"n_heads": 7, "effect": 0.47, "low": 0.4, "null": [0.0, 0.02], "writes": 1.0}
+    families = {"induction": family | {"verified": True}, "local": family | {"verified": False}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"families": families}))
+    build_page(tmp_path)
+    _go(page, tmp_path)
+    mark = page.locator(".types .verified")
+    expect(mark).to_have_count(1)
+    expect(mark).to_have_attribute("title", re.compile("7 heads .* 0.47 nats .* 0.02 at most"))
 
 
 def test_page_without_a_model_says_how_to_get_the_rest(page: Page, tmp_path: Path) -> None:

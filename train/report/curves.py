@@ -3,13 +3,13 @@
 matplotlib is loaded when a picture is drawn, and draws into a file without a screen.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import TrainError
+from ...reading import parse_json, read_json
 from ...whole import whole
 
 CURVES = "curves.png"
@@ -132,9 +132,9 @@ def draw_pareto(rows: Sequence[Row], path: Path) -> Path:
 def _read(run: Path) -> tuple[list[Line], str]:
     """Return the lines of metrics.jsonl and the title of the run's picture."""
     try:
-        header = json.loads((run / "run.json").read_text("utf-8"))
+        header = read_json(run / "run.json")
         text = (run / "metrics.jsonl").read_text("utf-8")
-        lines = [json.loads(line) for line in text.splitlines()]
+        lines = [parse_json(line) for line in text.splitlines()]
     except FileNotFoundError as error:
         if error.filename is None or not str(error.filename).endswith("metrics.jsonl"):
             raise TrainError(f"{run} is no run folder: it has no run.json") from None

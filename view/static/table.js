@@ -150,7 +150,7 @@ const table = {
 function makeCell(column, head, matches) {
   const cell = el("div", { role: "gridcell", class: `cell ${column.kind}` });
   if (column.kind === "head") cell.append(el("a", { href: `#/head/${head}`, tabindex: "-1" }, String(head)));
-  else if (column.kind === "type") cell.append(typeMark(value("type", head) ?? "mixed"));
+  else if (column.kind === "type") cell.append(headType(head));
   else if (column.kind === "match") cell.append(...matches.slice(0, 4).map(matchMark));
   else if (column.kind === "tokens") cell.append(...tokensOf(column.id, head, new Set(matches.map(({ token }) => token))));
   else {

@@ -8,6 +8,7 @@ import pytest
 from lorsa.analyze.explain.prompts import Prompts, Trial, read_explanation, read_fires
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.said import said
+
 from reading import WORDS, make_analysis
 
 

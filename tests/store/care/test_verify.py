@@ -9,8 +9,8 @@ import pytest
 import torch
 from lorsa.errors import StoreError
 from lorsa.store.care.repair import verify_store
+from lorsa.store.fixed import write_array
 from lorsa.store.folder import is_complete
-from lorsa.store.layout import write_array
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.write.writer import StoreWriter
 from power import PowerCutError, power_cut
