@@ -5,6 +5,7 @@
       examples.parquet    where heads fired, and from where they read; sorted by head
       sequences.parquet   the token ids of the sequences that examples lie in
       tokens.parquet      the text of every token id that any of the others names
+      seal.json           sizes and checksums of these tables and of analysis.json
       analysis.json       facts of the analysis; written last, so a folder with it is whole
 
 A column that takes the language model is null if that was not given.
@@ -108,3 +109,17 @@ SEQUENCES = pa.schema([("seq", pa.int64()), ("tokens", pa.list_(pa.int32()))])
 TOKENS = pa.schema([("token", pa.int32()), ("text", pa.string())])  # null: no tokenizer at hand
 
 TABLES = {"heads": HEADS, "examples": EXAMPLES, "sequences": SEQUENCES, "tokens": TOKENS}
+KNOWN = {
+    "heads": ("head", "type", "n_fired", "frequency"),
+    "examples": ("head", "kind", "rank", "act", "seq", "position", "sources", "source_acts"),
+    "sequences": ("seq", "tokens"),
+    "tokens": ("token",),
+}
+"""Columns of each table that are never null."""
+
+
+def require_whole(table: pa.Table, name: str) -> None:
+    """Raise ValueError where a column of KNOWN has a null."""
+    for column in KNOWN[name]:
+        if table[column].null_count:
+            raise ValueError(f"{column} is null in {table[column].null_count:,} rows")
