@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.markup import escape
+from rich.console import RenderableType
+from rich.text import Text
 
+from ..printable import printable
 from .ablate import ablate_tables
 from .analyze import analyze_table
 from .convert import convert_table
@@ -15,6 +16,7 @@ from .explain import explain_table
 from .find import find_table
 from .harvest import harvest_table, plan_table
 from .push import push_lines
+from .screen import Screen
 from .store import info_table, merge_table, rm_table, verify_lines
 from .sweep import sweep_table
 from .train import train_table
@@ -23,18 +25,18 @@ from .view import view_table
 
 def show(command: str, result: dict[str, Any]) -> None:
     """Print a command's result on stdout."""
-    out = Console(highlight=False)
+    out = Screen()
     if not out.is_terminal:
         out.width = 200  # a file has no edge
     content = _TABLES[command](result)
     out.print(content, soft_wrap=isinstance(content, str))
     if result.get("next"):  # to be copied, so in one line
-        out.print(f"next: {escape(result['next'])}", soft_wrap=True)
+        out.print(Text(f"next: {printable(result['next'])}"), soft_wrap=True)
 
 
 _TABLES: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
     "harvest": harvest_table,
-    "plan": plan_table,
+    "harvest --dry-run": plan_table,
     "train": train_table,
     "sweep": sweep_table,
     "eval": eval_tables,
@@ -44,10 +46,10 @@ _TABLES: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
     "explain": explain_table,
     "view": view_table,
     "convert": convert_table,
-    "info": info_table,
-    "verify": verify_lines,
-    "rm": rm_table,
-    "merge": merge_table,
+    "store info": info_table,
+    "store verify": verify_lines,
+    "store rm": rm_table,
+    "store merge": merge_table,
     "push": push_lines,
     "demo": demo_table,
 }

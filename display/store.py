@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from ..printable import printable
 from ..store.care.info import format_bytes
 from ..store.layers import spell_layers
 from .bars import Bar
-from .words import fact_table
+from .words import fact_table, model_name
 
 if TYPE_CHECKING:
     from ..store.care.verify import Checked
@@ -30,7 +31,8 @@ def info_table(result: dict[str, Any]) -> Table:
     if not result["complete"]:
         complete = f"{result['n_missing_shards']:,} of {result['n_shards']:,} shards are missing"
     rows = {
-        "model": result["model"] + (f" @ {result['revision']}" if result["revision"] else ""),
+        "model": model_name(result["model"])
+        + (f" @ {result['revision']}" if result["revision"] else ""),
         "corpus": f"{result['corpus']}, {result['n_documents']:,} documents",
         "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences of {result['n_ctx']:,}",
         "held out": f"{result['n_held_out_tokens']:,} tokens",
@@ -93,7 +95,7 @@ def verify_lines(result: dict[str, Any]) -> str:
     else:
         missing = f"{result['n_missing_shards']:,} of {result['n_shards']:,} shards are missing"
         lines.append(f"{result['store']} is unfinished: {missing} ({size})")
-    return escape("\n".join(lines))
+    return escape("\n".join(map(printable, lines)))
 
 
 def rm_table(result: dict[str, Any]) -> Table:

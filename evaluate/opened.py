@@ -103,6 +103,8 @@ def load_store_model(
     """
     manifest = store.manifest
     subject = Subject.find(model, revisions=_revisions(store))
+    for line in subject.left_out():
+        report(line)
     report(f"loading {subject.id} on {device}")
     loaded = subject.load(devices=[device])
     sites = attention_sites(loaded, sorted(set(layers)))

@@ -1,6 +1,6 @@
 """What a harvest runs on, known before any weights are loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import HarvestError
@@ -30,12 +30,18 @@ class Target(NamedTuple):
         return self.subject.load(devices=self.devices, dtype=dtype, n_layers=max(layers) + 1)
 
 
-def find_target(config: HarvestConfig, *, store: Manifest | None = None) -> Target:
+def find_target(
+    config: HarvestConfig,
+    *,
+    store: Manifest | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Target:
     """Find the model and check the request against it.
 
     Args:
         config: the request.
         store: manifest of a store whose model it has to be, at the same commit.
+        report: is called with a line for each part of the model that is left out.
 
     Raises:
         HarvestError: no such model, none whose attention can be harvested, layers outside of it,
@@ -54,7 +60,9 @@ def find_target(config: HarvestConfig, *, store: Manifest | None = None) -> Targ
         )
     among = list(subject.attention) if config.layers == "all" else range(subject.n_layers)
     layers = _layers(config.layers, among, where=subject.id)
-    require_attention(subject.attention, layers)
+    require_attention(subject.found, layers)
+    for line in subject.left_out():
+        report(line)
     return Target(subject, layers, devices)
 
 

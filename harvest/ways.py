@@ -105,7 +105,7 @@ def preview_more(
 def _find(config: HarvestConfig, report: HarvestReport) -> tuple[Target, Sizes, int]:
     """Find the model; return it, the sizes of a store of it, and how many tokens to take."""
     report(f"looking at {config.model}")
-    target = find_target(config)
+    target = find_target(config, report=report)
     sizes = Sizes(config, target.named(target.layers), target.subject.d_model)
     n_tokens = sizes.max_tokens()
     if (default := sizes.default()) is not None:
@@ -145,7 +145,7 @@ def _same_target(
         report: is called with the `Plan`.
     """
     report(f"looking at {config.model}")
-    target = find_target(config, store=manifest)
+    target = find_target(config, store=manifest, report=report)
     sizes = Sizes(config, target.named(layers), target.subject.d_model, there=layers)
     n_tokens = manifest.n_seq * manifest.n_ctx
     sizes.require_room(n_tokens, changeable=False)

@@ -3,6 +3,8 @@
 What an attention module computes is read by `readings.py` and checked by `selfcheck.py`.
 """
 
+import copy
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,7 +16,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..errors import AttachError, LanguageModelError
-from .blocks import attention_paths
+from .blocks import attention_modules, block_lists, require_usable, why_not
+from .traced import ADDED, Found, modules_after
 
 SUPPORTED = (
     "cohere",
@@ -66,32 +69,122 @@ def require_decoder(config: Any) -> None:
         )
 
 
-def attention_names(config: Any) -> dict[int, str]:
-    """Return the layers of a model that have attention, with the dotted names of their modules.
+def attention_of(config: Any) -> dict[int, Found]:
+    """Return what computes attention in the layers of a model, where there is such a module.
 
-    The model is built without memory for its weights: its configuration is enough.
+    The model is built without memory for its weights: its configuration is enough. Where it does
+    not run so, every layer is named, and which have attention shows when the weights are there.
 
     Raises:
         LanguageModelError: it is no causal language model, or has no attention that can be found.
     """
     require_decoder(config)
+    model = empty_model(config)
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # whatever a configuration leads to
-        reason = " ".join(str(error).split())[:300]
-        raise LanguageModelError(f"a model of this config.json cannot be made: {reason}") from error
+        return attention_modules(model)
+    except AttachError as error:
+        if error.__cause__ is None:
+            raise LanguageModelError(str(error)) from None
+    n_layers = config.get_text_config().num_hidden_layers
+    blocks = block_lists(model, n_layers)[:1]
+    return {i: Found(f"{name}.{i}", ADDED, 1) for name in blocks for i in range(n_layers)}
+
+
+def attention_names(found: dict[int, Found]) -> dict[int, str]:
+    """Return the layers whose attention can be stored, with the dotted names of their modules.
+
+    Args:
+        found: as `attention_of` returned it.
+
+    Raises:
+        LanguageModelError: there is none.
+    """
+    names = {layer: module.name for layer, module in found.items() if why_not(module) is None}
+    if not names:
+        require_attention(found, list(found))
+    return names
+
+
+def require_attention(found: dict[int, Found], layers: list[int]) -> None:
+    """Raise LanguageModelError unless all layers have attention that can be stored."""
     try:
-        return attention_paths(model)
+        require_usable(found, layers)
     except AttachError as error:
         raise LanguageModelError(str(error)) from None
 
 
-def require_attention(names: dict[int, str], layers: list[int]) -> None:
-    """Raise LanguageModelError unless all layers are among those with attention."""
-    lacking = [layer for layer in layers if layer not in names]
-    if lacking:
-        having = ",".join(map(str, sorted(names)))
-        raise LanguageModelError(
-            f"layer {lacking[0]} has no attention; give --layers out of {having}"
-        )
+def modules_after_layer(config: Any, layer: int) -> set[str]:
+    """Return the names of the modules that run only after the attention of a layer.
+
+    None where it does not show without weights.
+    """
+    model = empty_model(config)
+    try:
+        return modules_after(model, attention_modules(model)[layer].name)
+    except Exception:  # whatever a model's forward leads to
+        return set()
+
+
+def shortened(config: Any, n_layers: int | None) -> Any:
+    """Return a transformers config of a model's first layers alone, if they come out the same.
+
+    Args:
+        config: config of the whole model.
+        n_layers: how many layers; None keeps all.
+
+    Returns:
+        The config as it was where some weight or setting of a layer depends on their number.
+    """
+    if n_layers is None or n_layers >= config.get_text_config().num_hidden_layers:
+        return config
+    short = copy.deepcopy(config)
+    text = short.get_text_config()
+    try:
+        text.num_hidden_layers = n_layers
+        if getattr(text, "layer_types", None) is not None:
+            with suppress(AttributeError):  # some make it of other settings
+                text.layer_types = text.layer_types[:n_layers]
+        same = _is_beginning(empty_model(short), empty_model(config), n_layers)
+    except Exception:  # whatever a configuration that does not fit its model leads to
+        return config
+    return short if same else config
+
+
+def _is_beginning(short: Any, whole: Any, n_layers: int) -> bool:
+    """Return whether a model is a larger one without its last layers."""
+    lists = block_lists(short, n_layers)
+    modules = dict(whole.named_modules())
+    for name, module in short.named_modules():
+        other = modules.get(name)
+        in_a_layer = any(name.startswith(f"{blocks}.") for blocks in lists)
+        if type(other) is not type(module) or _shapes(other) != _shapes(module):
+            return False
+        if in_a_layer and _settings(other) != _settings(module):
+            return False
+    return bool(lists)
+
+
+def _shapes(module: Any) -> dict[str, Any]:
+    """Return the shapes of a module's own weights and buffers."""
+    named = {**module._parameters, **module._buffers}
+    return {name: None if tensor is None else tensor.shape for name, tensor in named.items()}
+
+
+def _settings(module: Any) -> dict[str, Any]:
+    """Return the plain attributes of a module."""
+    plain = (bool, int, float, str, type(None))
+    return {name: value for name, value in vars(module).items() if isinstance(value, plain)}
+
+
+def empty_model(config: Any) -> Any:
+    """Return a model of a transformers config, in eval mode, without memory for its weights.
+
+    Raises:
+        LanguageModelError: there is no such model.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    except Exception as error:  # whatever a configuration leads to
+        reason = " ".join(str(error).split())[:300]
+        raise LanguageModelError(f"a model of this config.json cannot be made: {reason}") from error

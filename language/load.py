@@ -1,6 +1,5 @@
 """Calls of transformers that load a model or its parts, with failures in one line."""
 
-import copy
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -15,6 +14,8 @@ from ..errors import LanguageModelError
 from ..hub import gated
 from ..store.care.info import format_bytes
 from .aliases import ModelPath
+from .families import modules_after_layer, shortened
+from .strangers import require_no_adapter, without_kernels
 
 WEIGHTS_SHARE = 0.8
 """Part of a GPU's free memory that weights may take; the rest is for activations."""
@@ -26,7 +27,10 @@ def load_config(path: ModelPath) -> Any:
     Raises:
         LanguageModelError: there is none, or it cannot be read.
     """
-    return attempt(path, AutoConfig.from_pretrained)
+    require_no_adapter(path)
+    config = attempt(path, AutoConfig.from_pretrained)
+    without_kernels(config)
+    return config
 
 
 def load_model(
@@ -42,7 +46,7 @@ def load_model(
     On a CPU "auto" is float32, as half precision is hundreds of times slower there.
     """
     chosen = "float32" if dtype == "auto" and devices[0] == "cpu" else dtype
-    wanted = _shortened(config, n_layers)
+    wanted = shortened(config, n_layers)
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     where: dict[str, Any] = {"device_map": {"": devices[0]}}
     if path.gguf_file is not None:
@@ -61,6 +65,9 @@ def load_model(
     )
     # transformers puts random numbers in their place
     lacking = sorted([*info["missing_keys"], *map(_key, info["mismatched_keys"])])
+    if lacking and n_layers is not None:
+        later = modules_after_layer(wanted, n_layers - 1)
+        lacking = [name for name in lacking if name.rpartition(".")[0] not in later]
     if lacking:
         raise LanguageModelError(
             f"model {path.id} lacks weights that its config.json asks for, or has them in another "
@@ -69,19 +76,6 @@ def load_model(
     if not where:
         model = model.to(devices[0])
     return model.eval()
-
-
-def _shortened(config: Any, n_layers: int | None) -> Any:
-    """Return a config of the first layers alone: what comes after the last one is not loaded."""
-    text = config.get_text_config()
-    if n_layers is None or n_layers >= text.num_hidden_layers:
-        return config
-    config = copy.deepcopy(config)
-    text = config.get_text_config()
-    text.num_hidden_layers = n_layers
-    if getattr(text, "layer_types", None) is not None:
-        text.layer_types = text.layer_types[:n_layers]
-    return config
 
 
 def _placed(path: ModelPath, config: Any, dtype: str, devices: Sequence[str]) -> dict[str, Any]:
@@ -130,6 +124,7 @@ def attempt(path: ModelPath, load: Callable[..., Any], *, what: str = "", **sett
             gguf_file=path.gguf_file,
             revision=path.revision or "main",
             local_files_only=path.offline,
+            trust_remote_code=False,  # or transformers asks on the terminal
             **settings,
         )
     except Exception as error:  # whatever damaged files lead to; LORSA_DEBUG=1 shows it
@@ -140,6 +135,11 @@ def attempt(path: ModelPath, load: Callable[..., Any], *, what: str = "", **sett
 
 def _one_line(path: ModelPath, error: Exception, what: str) -> str:
     reason = " ".join(str(error).split())
+    if "trust_remote_code" in reason:
+        return (
+            f"{what}model {path.id} needs code of its own, and lorsa runs no code of a model: give "
+            "one that transformers knows without"
+        )
     if path.offline and isinstance(error, OSError):
         return (
             f"model {path.id}: no such folder, not on this machine, and the Hub cannot be reached; "

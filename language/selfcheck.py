@@ -11,7 +11,6 @@ module can be read in several ways, the first that passes is taken. If none does
 geometry is unknown: x and y can be harvested all the same, and nothing else is known of it.
 """
 
-import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -119,7 +118,7 @@ def understand(
         raise _no_memory(x) from None
     except Exception as error:  # a module that needs more of its model than its arguments
         reason = f"its module cannot be run by itself ({type(error).__name__})"
-        return _unknown(site, heads, math.nan, math.nan, reason)
+        return _unknown(heads, math.nan, math.nan, reason)
     noise = _difference(y, exact)
     best = math.inf
     try:
@@ -131,19 +130,15 @@ def understand(
     except torch.OutOfMemoryError:
         raise _no_memory(x) from None
     except Unreadable as error:
-        return _unknown(site, heads, math.nan, noise, str(error))
+        return _unknown(heads, math.nan, noise, str(error))
     except Exception as error:  # attributes of the known names that mean something else
         reason = f"it cannot be read ({type(error).__name__}: {_one_line(error)})"
-        return _unknown(site, heads, math.nan, noise, reason)
+        return _unknown(heads, math.nan, noise, reason)
     reason = f"attention recomputed from what was read of the model differs by {best:.1e}"
-    return _unknown(site, heads, best, noise, reason)
+    return _unknown(heads, best, noise, reason)
 
 
-def _unknown(
-    site: AttentionSite, heads: Heads, error: float, noise: float, reason: str
-) -> Understood:
-    if "residual" in inspect.signature(site.module.forward).parameters:  # BLOOM
-        reason += "; its output includes the residual stream, to which it adds"
+def _unknown(heads: Heads, error: float, noise: float, reason: str) -> Understood:
     return Understood(None, heads, LayerCheck(error, noise, reason=reason))
 
 

@@ -7,22 +7,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import transformers
-from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ..errors import LanguageModelError
 from .aliases import ModelPath, resolve
 from .choices import DEVICES, MODEL_DTYPES
 from .device import choose_device
-from .families import attention_names
+from .families import attention_names, attention_of
 from .load import attempt, load_config, load_model
+from .strangers import own_code
+from .traced import Found
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-MODEL_WEIGHT_FILES = tuple(
-    name + index
-    for name in ("model.safetensors", "pytorch_model.bin")
-    for index in ("", ".index.json")
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +75,22 @@ class Subject:
         return getattr(self._text, "max_position_embeddings", None)
 
     @cached_property
-    def attention(self) -> dict[int, str]:
-        """Layers that have attention, with the dotted names of their modules.
+    def found(self) -> dict[int, Found]:
+        """What computes attention in each layer, where there is such a module.
 
         Raises:
             LanguageModelError: it is no causal language model, or has no attention that is found.
         """
-        return attention_names(self.config)
+        return attention_of(self.config)
+
+    @property
+    def attention(self) -> dict[int, str]:
+        """Return the layers whose attention can be stored, with their modules' dotted names.
+
+        Raises:
+            LanguageModelError: there is none.
+        """
+        return attention_names(self.found)
 
     @property
     def has_tokenizer(self) -> bool:
@@ -96,13 +102,32 @@ class Subject:
     @property
     def has_weights(self) -> bool:
         """Return whether the weights are on this machine."""
-        name, gguf_file, revision, _offline = self.path
+        return self.path.has_weights
+
+    def left_out(self) -> list[str]:
+        """Return a line for each kind of code that the model's files name and that is not run."""
+        lines = []
+        if files := own_code(self.config):
+            lines.append(
+                f"config.json of {self.id} names code of its own ({', '.join(files)}), which is "
+                f"not run: transformers' own {self._text.model_type} is used"
+            )
+        if files := own_code(self._tokenizer_settings()):
+            lines.append(
+                f"tokenizer_config.json of {self.id} names code of its own ({', '.join(files)}), "
+                "which is not run: transformers' own tokenizer is used"
+            )
+        return lines
+
+    def _tokenizer_settings(self) -> dict[str, Any]:
+        """Return what a tokenizer_config.json says; nothing where there is none."""
+        name, gguf_file, revision, offline = self.path
         if gguf_file is not None:
-            return True
-        if Path(name).is_dir():
-            return any((Path(name) / file).is_file() for file in MODEL_WEIGHT_FILES)
-        cached = (try_to_load_from_cache(name, f, revision=revision) for f in MODEL_WEIGHT_FILES)
-        return any(isinstance(found, str) for found in cached)
+            return {}
+        try:
+            return get_tokenizer_config(name, revision=revision, local_files_only=offline)
+        except Exception:  # whatever a damaged file leads to; loading the tokenizer names it
+            return {}
 
     def tokenizer(self, *, needed: bool = True) -> Any:
         """Return transformers' tokenizer; without one, None where it is not needed.
@@ -110,9 +135,8 @@ class Subject:
         Raises:
             LanguageModelError: it has none, and one is needed.
         """
-        load = AutoTokenizer.from_pretrained
         try:
-            tokenizer = attempt(self.path, load, what="the tokenizer of ")
+            tokenizer = attempt(self.path, _working_tokenizer, what="the tokenizer of ")
             if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
                 # transformers makes an empty one where there are no files
                 raise LanguageModelError(
@@ -167,6 +191,13 @@ class Subject:
     def _text(self) -> Any:
         """Return the configuration of the part that reads text."""
         return self.config.get_text_config()
+
+
+def _working_tokenizer(name: str, **settings: Any) -> Any:
+    """Load a tokenizer and use it once: some settings are only read then."""
+    tokenizer = AutoTokenizer.from_pretrained(name, **settings)
+    tokenizer("a")
+    return tokenizer
 
 
 class ModelAndTokenizer(NamedTuple):

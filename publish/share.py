@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ..dictionaries.attach import require_layer_input
 from ..dictionaries.checkpoint import WEIGHTS, is_bound, load, save
-from ..dictionaries.checkpoint_files import CONFIG
+from ..dictionaries.choices import CONFIG
 from ..dictionaries.fetch import local_folder
 from ..errors import PublishError
 from ..evaluate.kept import weights_sha256

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .parquet import numbers
+
 MOST_EMPTY = 64
 """Times as many cells as rows that shards and arrays of a table may make."""
 
@@ -283,7 +285,7 @@ def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
         if name not in Entry._field_defaults:
             raise ValueError(f"{name} is missing")
         column = column.fill_null(Entry._field_defaults[name])
-    values: npt.NDArray[Any] = column.to_numpy()
+    values = numbers(column)
     for extreme in (values.min(), values.max()) if len(values) else ():
         if values.dtype == np.float64:
             _require_float(name, float(extreme))
@@ -302,4 +304,4 @@ def array_names(table: pa.Table) -> tuple[list[str], npt.NDArray[np.int32]]:
     order = sorted(range(len(texts)), key=texts.__getitem__)
     place = np.zeros(len(texts), np.int32)
     place[order] = np.arange(len(texts), dtype=np.int32)
-    return [texts[i] for i in order], place[names.indices.to_numpy(zero_copy_only=False)]
+    return [texts[i] for i in order], place[np.from_dlpack(names.indices)]

@@ -20,15 +20,16 @@ from zarr.storage import MemoryStore
 
 from ..errors import DamageError, StoreError, UnreachableError, reason_of
 from ..seal import crc32c, hexadecimal
+from .arrays import DISK_DTYPES, DOCUMENTS, channel_of, itemsize
 from .bucket import BucketPath
-from .encoding import DTYPES, from_disk, to_disk
-from .layout import DOCUMENTS, channel_of, put_later
+from .encoding import from_disk, to_disk
+from .layout import put_later
 from .manifest import Manifest
-from .parquet import read_parquet, write_parquet
+from .parquet import read_bounded, write_parquet
 from .places import Place, file_size, read_json, reading
+from .schema import METADATA
 from .shard import CRC_BYTES
 
-METADATA = "zarr.json"
 RESTORE = "restore it from a copy, or delete the store and harvest again"
 _LITTLE = {"endian": "little"}
 
@@ -39,12 +40,14 @@ class _Facts(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     """Logical dtype"""
+    chunk_name: str
+    """Path of its chunk in the store"""
     chunk: Place
 
     @property
     def n_bytes(self) -> int:
         """Bytes of its values."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * itemsize(self.dtype)
 
 
 def write_array(root: Place | MemoryStore, name: str, values: Tensor) -> dict[str, str]:
@@ -86,11 +89,11 @@ def read_array(root: Place, manifest: Manifest, name: str) -> Tensor:
             raise DamageError(problem)
         with reading(facts.chunk):
             data = facts.chunk.read_bytes()
-        values = np.frombuffer(bytearray(data[:-CRC_BYTES]), DTYPES[facts.dtype].disk)
+        values = np.frombuffer(bytearray(data[:-CRC_BYTES]), DISK_DTYPES[facts.dtype])
         crc = crc32c(values) if values.size else 0
         if crc.to_bytes(CRC_BYTES, "little") != data[-CRC_BYTES:]:
             raise DamageError(f"{facts.chunk} is damaged (its checksum)")
-        _compare(manifest, facts.chunk.relative_to(root).as_posix(), crc, facts.chunk)
+        _compare(manifest, facts.chunk_name, crc, facts.chunk)
         return from_disk(values.reshape(facts.shape), facts.dtype)
     except UnreachableError:
         raise
@@ -157,10 +160,11 @@ def _facts(root: Place, manifest: Manifest, name: str) -> _Facts:
         shape, dtype = tuple(content["shape"]), content["attributes"]["lorsa_dtype"]
         if not all(type(n) is int and 0 < n < 1 << 31 for n in shape):
             raise ValueError(f"shape {shape}")
-        _require_form(content, shape, DTYPES[dtype].disk)
+        _require_form(content, shape, DISK_DTYPES[dtype])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamageError(f"{path} is not as lorsa writes it ({reason_of(error)})") from None
-    return _Facts(shape, dtype, (root / name).joinpath("c", *["0"] * len(shape)))
+    chunk = "/".join([name, "c", *["0"] * len(shape)])
+    return _Facts(shape, dtype, chunk, root / chunk)
 
 
 def _require_form(content: Mapping[str, Any], shape: tuple[int, ...], disk: str) -> None:
@@ -245,7 +249,7 @@ def read_documents(root: Place, manifest: Manifest) -> list[str]:
         with reading(path):
             content = path.read_bytes()
             _compare(manifest, DOCUMENTS, crc32c(content), path)
-            table = read_parquet(content, _most_documents(manifest), texts=["name"])
+            table = read_bounded(content, _most_documents(manifest), texts=["name"])
             names = table.column("name").combine_chunks()
             texts = names.dictionary.to_pylist()
             return [texts[i] for i in names.indices.to_pylist()]

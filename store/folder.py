@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ..errors import StoreError, UnreachableError
+from .arrays import DOCUMENTS, ArraySpec, all_arrays, layer_arrays, text_arrays
 from .bucket import BucketPath
 from .entries import Entries, Key
 from .journal import read_journal
 from .layers import spell_layers
-from .layout import DOCUMENTS, ArraySpec, all_arrays, layer_arrays, text_arrays
 from .locks.bucket_lock import LOCK
 from .manifest import JOURNAL, MANIFEST, PLAN, Manifest, read_manifest
 from .places import Place, file_sizes, files_in, remove_tree

@@ -3,11 +3,8 @@
 import json
 from typing import Any
 
-from zarr.storage import MemoryStore
-
 from ..errors import StoreError
-from .encoding import DTYPES
-from .layout import all_arrays, create_arrays
+from .arrays import DISK_DTYPES, all_arrays
 from .manifest import Manifest
 from .places import Place, read_json
 
@@ -23,18 +20,6 @@ _MATTERS = (
     "dimension_names",
 )
 """Fields that decide whether an array is found and read correctly."""
-
-
-def metadata(manifest: Manifest) -> dict[str, bytes]:
-    """Return the zarr.json that every group and sharded array should have, by its path."""
-    files: dict[str, Any] = {}
-    create_arrays(MemoryStore(files), manifest)
-    contents = {name: buffer.to_bytes() for name, buffer in files.items()}
-    group = contents[METADATA]
-    owners = [f"weights/{layer}" for layer, facts in manifest.layers.items() if facts["weights"]]
-    for folder in ("weights", *owners) if owners else ():
-        contents[f"{folder}/{METADATA}"] = group
-    return contents
 
 
 def difference(path: Place, expected: bytes) -> str | None:
@@ -70,7 +55,7 @@ def require_shapes(root: Place, manifest: Manifest) -> None:
             facts = found["shape"], found["data_type"]
         except (OSError, ValueError, KeyError, TypeError):
             facts = None
-        expected = [manifest.n_seq, *spec.row_shape], DTYPES[spec.dtype].disk
+        expected = [manifest.n_seq, *spec.row_shape], DISK_DTYPES[spec.dtype]
         if facts != expected:
             has = "cannot be read" if facts is None else f"says {facts[0]} {facts[1]}"
             raise StoreError(

@@ -27,8 +27,8 @@ import google_crc32c
 import numpy as np
 
 from ..errors import AGAIN, DamageError, StoreError, remedy_of
+from .arrays import DiskArray
 from .bucket import BucketPath
-from .encoding import DiskArray
 from .open_files import or_let_go
 from .places import Place, read_blocks, read_tail, sync
 

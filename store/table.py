@@ -11,7 +11,7 @@ from ..errors import StoreError, UnreachableError, reason_of
 from ..seal import crc32c, hexadecimal
 from .entries import SCHEMA, Entries, array_names
 from .manifest import Manifest
-from .parquet import read_parquet, write_parquet
+from .parquet import numbers, read_bounded, write_parquet
 from .places import Place, reading, write_atomically
 
 TABLE = "shards.parquet"
@@ -28,7 +28,7 @@ _READ = SCHEMA.set(
 def _checksum(table: pa.Table) -> str:
     """Return the crc32c of the values of all rows."""
     names, column = array_names(table)
-    columns = [table.column(name).to_numpy() for name in SCHEMA.names if name != "array"]
+    columns = [numbers(table.column(name)) for name in SCHEMA.names if name != "array"]
     crc = crc32c("\n".join(names).encode())
     for values in (column, *columns):
         crc = crc32c(np.ascontiguousarray(values), crc)
@@ -58,7 +58,7 @@ def read_table(store: Place, manifest: Manifest) -> Entries:
     try:
         with reading(path):
             content = path.read_bytes()
-            table = read_parquet(content, len(content) // ROW_BYTES, schema=_READ, texts=["array"])
+            table = read_bounded(content, len(content) // ROW_BYTES, schema=_READ, texts=["array"])
             _require_own(table, manifest)
             return Entries.from_arrow(table)
     except UnreachableError:

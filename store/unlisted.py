@@ -7,9 +7,9 @@ Others are a journal that was lost: their files are listed again, not written ag
 from collections.abc import Callable, Iterable, Iterator
 
 from ..errors import StoreError
+from .arrays import ArraySpec, layer_arrays, text_arrays
 from .entries import Entries
 from .folder import repair_command
-from .layout import ArraySpec, layer_arrays, text_arrays
 from .locks.bucket_lock import CLAIM
 from .manifest import JOURNAL, Manifest
 from .places import Place, file_sizes, files_in

@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 
 from ...errors import DamageError, StoreError, UnreachableError
-from ..encoding import DiskArray
+from ..arrays import ArraySpec, DiskArray, all_arrays
 from ..entries import Entries, Entry
-from ..layout import ArraySpec, all_arrays
 from ..manifest import Manifest
 from ..places import Place, file_size
 from ..read.rows import RowReader

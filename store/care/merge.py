@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ...errors import StoreError
-from ..encoding import to_disk
+from ..arrays import ArraySpec, layer_arrays, sites
+from ..encoding import blosc, to_disk
 from ..entries import Entry
 from ..folder import is_begun, is_complete, require_free
-from ..layout import ArraySpec, layer_arrays, sites
 from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..open_files import OpenFiles
 from ..places import Place, free_disk_bytes, place
@@ -164,9 +164,13 @@ def _writer(
 def _require_same_merge(out: Place, name: str, manifest: Manifest) -> None:
     """Raise StoreError unless a folder holds this merge, perhaps without some of its layers."""
     begun = read_manifest(out / name)
-    corpus = begun.corpus | {"tokens_sha256": None}
-    same = {"uuid": manifest.uuid, "created": manifest.created, "checksums": {}}
-    own = replace(begun, corpus=corpus, **same)
+    own = replace(
+        begun,
+        corpus=begun.corpus | {"tokens_sha256": None},
+        uuid=manifest.uuid,
+        created=manifest.created,
+        checksums={},
+    )
     if own != manifest.only(begun.layers):
         raise StoreError(f"{out} holds another store; choose another --out, or delete it")
 
@@ -233,7 +237,9 @@ def _write_shard(
     seqs = manifest.shard_rows(shard)
     at_once = max(1, READ_BYTES // spec.row_bytes)
     path = spec.shard_path(writer.root, shard)
-    file = ShardWriter(path, n_chunks=manifest.shard_seqs, codec=spec.codec)
+    file = ShardWriter(
+        path, n_chunks=manifest.shard_seqs, codec=blosc(spec.compression, spec.itemsize)
+    )
     try:
         for first in range(seqs.start, seqs.stop, at_once):
             part = slice(first, min(first + at_once, seqs.stop))

@@ -3,11 +3,11 @@
 from typing import Any, Literal, NamedTuple
 
 from ...errors import FormatVersionError, StoreError, UnreachableError
+from ..arrays import all_arrays
 from ..entries import Entries
 from ..folder import different_facts, why_not_a_store
 from ..journal import Journal
 from ..layers import spell_layers
-from ..layout import all_arrays
 from ..manifest import JOURNAL, MANIFEST, PLAN, Manifest, read_manifest
 from ..places import Place
 from ..table import TABLE, read_table

@@ -12,10 +12,10 @@ from ...errors import AGAIN, StoreError, UnreachableError, remedy_of
 from ..entries import Entries
 from ..folder import is_begun, is_complete, layers_being_added, resume_command, why_not_a_store
 from ..journal import Journal, JournalWriter, rewrite_journal
+from ..layout import metadata
 from ..locks.lock import Lock, take_lock
 from ..manifest import MANIFEST, PLAN, read_manifest
 from ..places import Place, place, sync, write_atomically
-from ..schema import metadata
 from ..table import write_table
 from ..write.writer import StoreWriter
 from .adopt import adopted

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...errors import DamageError, StoreError, UnreachableError
+from ..arrays import DOCUMENTS, all_arrays, layer_arrays, whole_arrays
 from ..entries import Entries, Entry, Key
 from ..fixed import array_problem, read_documents
 from ..folder import is_complete, orphaned_folders, text_names
-from ..layout import DOCUMENTS, all_arrays, layer_arrays, whole_arrays
+from ..layout import metadata
 from ..manifest import JOURNAL, Manifest
 from ..places import Place, file_sizes, reading
-from ..schema import difference, metadata
+from ..schema import difference
 from ..shard import read_checksum
 from ..table import TABLE
 from ..unlisted import lost_shards

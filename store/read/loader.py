@@ -19,8 +19,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..arrays import scale_of, sites
 from ..encoding import DTYPES, Encoded, disk_view
-from ..layout import scale_of, sites
 from .reader import Activations, ActivationStore, Derive, Stored
 from .rows import Seqs
 
@@ -57,7 +57,7 @@ class _Slot:
         is_int8 = store.manifest.dtype == "int8"
         for name in [*self._sites, *(scale_of(site) for site in self._sites if is_int8)]:
             spec = store.reader(name).spec
-            shape, dtype = (n_seqs, *spec.row_shape), DTYPES[spec.dtype].torch
+            shape, dtype = (n_seqs, *spec.row_shape), DTYPES[spec.dtype]
             self._memory[name] = torch.empty(shape, dtype=dtype, pin_memory=pin)
         self._disk = {name: disk_view(memory) for name, memory in self._memory.items()}
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ...errors import DamageError, StoreError, UnreachableError, reason_of, remedy_of
+from ..arrays import DISK_DTYPES, ArraySpec, DiskArray
 from ..bucket import BucketPath
-from ..encoding import DTYPES, DiskArray, from_disk
-from ..layout import ArraySpec
+from ..encoding import blosc, from_disk
 from ..open_files import OpenFiles
 from ..places import Place
 from ..shard import read_chunk, read_index
@@ -68,7 +68,7 @@ class RowReader:
         self._root = root
         self._n_seq = n_seq
         self._shard_seqs = shard_seqs
-        self._codec = spec.codec
+        self._codec = blosc(spec.compression, spec.itemsize)
         self._files = files or OpenFiles()
         self._name = str(root / spec.name)
 
@@ -79,7 +79,7 @@ class RowReader:
             StoreError: a chunk is missing or damaged.
             IndexError: a sequence number is out of range.
         """
-        out: DiskArray = np.empty((len(seqs), *self.spec.row_shape), DTYPES[self.spec.dtype].disk)
+        out: DiskArray = np.empty((len(seqs), *self.spec.row_shape), DISK_DTYPES[self.spec.dtype])
         self.read_into(seqs, out)
         return from_disk(out, self.spec.dtype)
 

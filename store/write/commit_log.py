@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from ...errors import AGAIN, StoreError, remedy_of
+from ..arrays import layer_arrays
 from ..entries import Entry
 from ..folder import is_complete
 from ..journal import JournalWriter
-from ..layout import layer_arrays
 from ..locks.lock import LOCK_WAIT_S, Lock
 from ..manifest import MANIFEST, Manifest, read_manifest
 from ..places import Place, sync, write_atomically

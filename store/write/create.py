@@ -13,19 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import AGAIN, BegunError, StoreError, remedy_of
+from ..arrays import ArraySpec, channel_of, sites, text_arrays
 from ..encoding import channel_scale, to_disk
 from ..entries import Entry
 from ..fixed import write_array, write_documents, write_weights
 from ..folder import clear, is_begun, layer_folders, read_folder, require_free
 from ..journal import TEXT, JournalWriter, read_journal
 from ..layers import spell_layers
-from ..layout import (
-    ArraySpec,
-    channel_of,
-    create_arrays,
-    sites,
-    text_arrays,
-)
+from ..layout import create_arrays
 from ..locks.lock import take_lock
 from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..places import Place, remove_tree, sync, sync_tree, unmade_folders, write_atomically

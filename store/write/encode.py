@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encoding import DiskArray, disk_view, encode
-from ..layout import attn_in, attn_out, norms, scale_of, sites, summed
+from ..arrays import DiskArray, attn_in, attn_out, norms, scale_of, sites, summed
+from ..encoding import disk_view, encode
 from ..manifest import Manifest
 
 

@@ -7,10 +7,10 @@ has claimed it is exact after the next read.
 from collections.abc import Iterable
 
 from ...errors import StoreError, UnreachableError
+from ..arrays import all_arrays, layer_arrays
 from ..entries import Entries, Entry, Key
 from ..folder import lost_files
 from ..journal import Journal
-from ..layout import all_arrays, layer_arrays
 from ..manifest import MANIFEST, Manifest, read_manifest
 from ..places import Place, file_size
 from ..table import read_table

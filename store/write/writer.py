@@ -19,10 +19,10 @@ from typing import Any, Self
 from torch import Tensor
 
 from ...errors import BusyError, StoreError
+from ..arrays import sites, text_arrays
 from ..entries import Entry
 from ..fixed import read_channel
 from ..folder import is_begun, is_complete, repair_command, require_covered, why_not_a_store
-from ..layout import sites, text_arrays
 from ..locks.lock import LOCK_WAIT_S, Claim, Lock, take_lock
 from ..manifest import PLAN, Manifest, read_manifest
 from ..places import Place

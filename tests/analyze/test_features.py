@@ -13,7 +13,7 @@ from lorsa.analyze.choices import STORE_SCORES
 from lorsa.analyze.config import AnalyzeConfig
 from lorsa.analyze.features import analyze_run
 from lorsa.analyze.result import Analysis
-from lorsa.analyze.schema import DISTANCES
+from lorsa.analyze.schema import DISTANCES, VERSION
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import AnalyzeError, HarvestError
 from lorsa.progress import Measured
@@ -214,7 +214,7 @@ def test_what_another_version_collected_is_not_resumed(
 ) -> None:
     """Of a stopped analysis whose file holds other tensors, nothing can be taken."""
 
-    def load(path: Path, request: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
+    def load(path: Path, *_: object) -> tuple[dict[str, Tensor], int]:
         return {"reading.n_fired": torch.zeros(3)}, 1
 
     monkeypatch.setattr("lorsa.analyze.features.load_partial", load)
@@ -226,7 +226,7 @@ def test_what_another_version_collected_is_not_resumed(
 
 def test_a_finished_analysis_is_not_made_again(request_: AnalyzeConfig, analysis: Analysis) -> None:
     told: list[Any] = []
-    assert analyze_run(request_, report=told.append)["version"] == 1
+    assert analyze_run(request_, report=told.append)["version"] == VERSION
     assert told == [f"{request_.folder} is finished already"]
 
 
@@ -287,7 +287,7 @@ def test_a_half_written_analysis_is_refused(analysis: Analysis, tmp_path: Path) 
     with pytest.raises(AnalyzeError, match="lacks heads.parquet"):
         Analysis.open(folder)
     (folder / "analysis.json").write_text("{")
-    with pytest.raises(AnalyzeError, match="cannot be read"):
+    with pytest.raises(AnalyzeError, match="is damaged"):
         Analysis.open(folder)
 
 

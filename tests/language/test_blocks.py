@@ -1,11 +1,14 @@
 """Attention is found where it is; that it is the right module, test_families.py says."""
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
 from lorsa.errors import AttachError
-from lorsa.language.blocks import attention_paths, attention_sites
+from lorsa.language.blocks import attention_modules, attention_sites
 from tiny import FAMILIES, make_model
+from torch import Tensor
 
 
 @pytest.mark.parametrize("layer", [3, -1])
@@ -24,16 +27,24 @@ def test_sites_are_in_the_order_asked_for() -> None:
 
 def test_a_model_without_its_head_has_the_same_layers() -> None:
     model = transformers.AutoModel.from_config(FAMILIES["llama-gqa"]())
-    assert attention_paths(model) == {i: f"layers.{i}.self_attn" for i in range(3)}
+    names = {layer: found.name for layer, found in attention_modules(model).items()}
+    assert names == {i: f"layers.{i}.self_attn" for i in range(3)}
+
+
+class _Mix(torch.nn.Module):
+    """What stands in for attention where tokens are mixed without a softmax."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        return hidden_states.cumsum(dim=1), None
 
 
 def test_layers_without_attention_are_named() -> None:
     model = make_model("llama-gqa")
-    model.model.layers[1].self_attn = torch.nn.Linear(32, 32)
-    with pytest.raises(AttachError, match="layer 1 has no attention; these layers have: 0, 2"):
+    model.model.layers[1].self_attn = _Mix()
+    with pytest.raises(AttachError, match="layer 1 has no attention; give --layers out of 0,2"):
         attention_sites(model, [0, 1])
     for layer in model.model.layers:
-        layer.self_attn = torch.nn.Linear(32, 32)
+        layer.self_attn = _Mix()
     with pytest.raises(AttachError, match="models of type llama have no attention that lorsa can"):
         attention_sites(model, [0])
 

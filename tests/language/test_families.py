@@ -13,7 +13,7 @@ from lorsa.harvest.harvest import harvest
 from lorsa.language.attention import layer_attention
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
-from lorsa.language.families import SUPPORTED, attention_names, require_attention
+from lorsa.language.families import SUPPORTED, attention_names, attention_of, require_attention
 from lorsa.language.geometry import Rope
 from lorsa.language.selfcheck import (
     LIMIT,
@@ -248,7 +248,7 @@ def test_norms_of_one_plus_a_weight_are_folded() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_configuration_alone_names_the_modules(family: str) -> None:
     model = make_model(family)
-    names = attention_names(FAMILIES[family]())
+    names = attention_names(attention_of(FAMILIES[family]()))
     assert sorted(names) == [0, 1, 2]
     sites = attention_sites(model, [0, 1, 2])
     assert {site.layer: site.name for site in sites} == names
@@ -273,7 +273,7 @@ def test_tested_families_are_those_that_are_called_supported() -> None:
 )
 def test_what_is_no_causal_language_model_is_refused(config: Any, message: str) -> None:
     with pytest.raises(LanguageModelError, match=message):
-        attention_names(config())
+        attention_of(config())
 
 
 def test_layers_without_attention_are_named() -> None:
@@ -289,10 +289,11 @@ def test_layers_without_attention_are_named() -> None:
         num_experts=1,
         vocab_size=400,
     )
-    names = attention_names(config)
+    found = attention_of(config)
+    names = attention_names(found)
     assert names == {1: "model.layers.1.self_attn", 3: "model.layers.3.self_attn"}
-    require_attention(names, [1, 3])
+    require_attention(found, [1, 3])
     with pytest.raises(
         LanguageModelError, match="layer 2 has no attention; give --layers out of 1,3"
     ):
-        require_attention(names, [1, 2])
+        require_attention(found, [1, 2])

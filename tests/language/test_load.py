@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from lorsa.errors import LanguageModelError
 from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.harvest import harvest
@@ -16,7 +17,7 @@ from lorsa.language.load import load_config
 from lorsa.language.subject import Subject
 from lorsa.store.read.reader import ActivationStore
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, N_CTX, NEW, TEXT, make_model, make_tokenizer, write_gguf
+from tiny import FAMILIES, GQA, N_CTX, NEW, SIZES, TEXT, make_model, make_tokenizer, write_gguf
 
 
 def _load(folder: Path, dtype: str = "auto", n_layers: int | None = None) -> Any:
@@ -60,6 +61,94 @@ def test_layers_after_the_last_one_asked_for_are_not_loaded(family: str, tmp_pat
     for layer, (x, y) in found[0].items():
         assert torch.equal(found[1][layer][0], x)
         assert torch.equal(found[1][layer][1], y)
+
+
+DEPTH: dict[str, Any] = {
+    "gemma3n": lambda: transformers.Gemma3nTextConfig(
+        **(SIZES | GQA | {"num_hidden_layers": 4}),
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        head_dim=8,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=400,
+        num_kv_shared_layers=1,
+        laurel_rank=4,
+        altup_num_inputs=2,
+        sliding_window=8,
+    ),
+    "gpt-neox-japanese": lambda: transformers.GPTNeoXJapaneseConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=3, num_attention_heads=4
+    ),
+    "gemma3n-kv": lambda: transformers.Gemma3nTextConfig(
+        **(SIZES | GQA | {"num_hidden_layers": 5}),
+        layer_types=["full_attention"] * 5,
+        head_dim=8,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=400,
+        num_kv_shared_layers=2,
+        laurel_rank=4,
+        altup_num_inputs=2,
+    ),
+}
+"""Models in which weights or layers depend on how many layers there are."""
+
+
+@pytest.mark.parametrize("family", DEPTH)
+def test_layers_that_depend_on_their_number_are_loaded_with_all(
+    family: str, tmp_path: Path
+) -> None:
+    """Fewer were loaded than the weights are made for, and then said to be lacking."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(DEPTH[family]()).eval()
+    model.save_pretrained(tmp_path)
+    n_layers = model.config.num_hidden_layers
+    found = []
+    for loaded in (_load(tmp_path), _load(tmp_path, n_layers=2)):
+        assert loaded.config.num_hidden_layers == n_layers
+        with Capture(loaded, attention_sites(loaded, [0, 1])) as capture:
+            found.append(capture.run(torch.arange(2 * N_CTX).view(2, N_CTX)))
+    for layer, (x, y) in found[0].items():
+        assert torch.equal(found[1][layer][0], x)
+        assert torch.equal(found[1][layer][1], y)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking"),
+    [
+        ("AutoModel", "lm_head.weight"),
+        ("AutoModelForSequenceClassification", "lm_head.weight"),
+        ("AutoModelForCausalLM", "model.norm.weight"),
+    ],
+)
+def test_weights_after_the_last_layer_are_needed_by_no_harvest(
+    kind: str, lacking: str, tmp_path: Path
+) -> None:
+    """Any missing weight refused a model: embedding and reward models have no lm_head."""
+    torch.manual_seed(0)
+    config = FAMILIES["llama-gqa"]()
+    config.pad_token_id = 0
+    getattr(transformers, kind).from_config(config).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(lacking, None)
+    save_file(tensors, file, {"format": "pt"})
+    for n_layers in (1, 3):
+        loaded = _load(tmp_path, n_layers=n_layers)
+        stored = next(t for name, t in tensors.items() if "layers.0.self_attn.q_proj" in name)
+        assert torch.equal(loaded.model.layers[0].self_attn.q_proj.weight, stored)
+    with pytest.raises(LanguageModelError, match=rf"lacks weights .*: {lacking}$"):
+        _load(tmp_path)  # for whom logits are needed
+
+
+@pytest.mark.parametrize(
+    "name", ["embed_tokens", "layers.0.mlp.up_proj", "layers.1.input_layernorm"]
+)
+def test_weights_before_the_last_layer_are_needed(folder: Path, name: str) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors[f"model.{name}.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(LanguageModelError, match=rf"lacks weights .*: .*model.{name}.weight$"):
+        _load(folder, n_layers=2)
 
 
 def test_a_model_is_split_where_one_gpu_does_not_take_it(

@@ -100,9 +100,10 @@ def test_no_norm_is_kept_for_the_whole_text() -> None:
     def count(module: Any, args: Any) -> None:
         kept.append(sum(size for at, size in _alive().items() if at not in before))
 
+    (site,) = attention_sites(model, [1])
     model.get_output_embeddings().register_forward_pre_hook(count)
     model.get_output_embeddings().register_forward_hook(lambda *_: pytest.fail("logits were made"))
-    assert surroundings(model, attention_sites(model, [1])[0], tokens) is not None
+    assert surroundings(model, site, tokens) is not None
     assert n_norms == 13
     assert max(kept) < 2 * one  # what the unembedding is given, and masks
 
