@@ -20,6 +20,7 @@ from .screen import Screen
 from .store import info_table, merge_table, rm_table, verify_lines
 from .sweep import sweep_table
 from .train import train_table
+from .verify import verified_lines
 from .view import view_table
 
 
@@ -51,5 +52,6 @@ _TABLES: dict[str, Callable[[dict[str, Any]], RenderableType]] = {
     "store rm": rm_table,
     "store merge": merge_table,
     "push": push_lines,
+    "verify": verified_lines,
     "demo": demo_table,
 }
