@@ -41,7 +41,11 @@ DEFAULT_TOKENS = 1_000_000
 SAVE_EVERY_S = 60.0
 """Seconds between files of what is collected."""
 STAGES = ("reading heads", "sources of examples", "comparing with the layer's own heads")
-IN_THE_MODEL = ("probing with repeated random tokens", "effects on the logits")
+IN_THE_MODEL = (
+    "probing with repeated random tokens",
+    "checking types by ablation",
+    "effects on the logits",
+)
 """Parts of an analysis as they are reported, without a language model and with one besides."""
 
 

@@ -24,7 +24,7 @@ from ..store.parquet import Part, numbers, read_parquet
 from ..whole import whole, write_json
 from .config import ANALYSIS_FOLDER
 from .explanations import EXPLANATIONS, read_explanations
-from .schema import FACTS_FILE, PARTIAL_FILE, READABLE, TABLES, VERSION
+from .schema import FACTS_FILE, PARTIAL_FILE, READABLE, TABLES, VERSION, require_whole
 
 NEEDED = ("run", "layer", "model", "store_uuid", "with_model", "n_tokens", "n_ctx")
 """Facts that every analysis must have."""
@@ -190,7 +190,9 @@ class Analysis:
     def _read(self, name: str, part: Part | None = None) -> pa.Table:
         path = self.root / f"{name}.parquet"
         try:
-            return read_parquet(path, TABLES[name], part=part)
+            table = read_parquet(path, TABLES[name], part=part)
+            require_whole(table, name)
+            return table
         except (OSError, MemoryError, ValueError, pa.ArrowException) as error:
             raise AnalyzeError(unreadable(path, error)) from None
 

@@ -17,7 +17,8 @@ from .choices import LOWER, PROBE_SCORES, STORE_SCORES
 
 VERSION = 2
 READABLE = (1, 2)
-"""Versions that can be read. In 1 no score has a bound, and types are by shares in text alone."""
+"""Versions that can be read. In 1 no score has a bound, types are by shares in text alone,
+and what is listed has no z."""
 FACTS_FILE = "analysis.json"
 PARTIAL_FILE = "partial.safetensors"
 """File of what was collected while the analysis is not finished."""
@@ -25,6 +26,12 @@ PARTIAL_FILE = "partial.safetensors"
 TYPES = ("previous_token", "induction", "duplicate_token", "first_token", "same_token", "local",
          "long_range", "mixed", "rare", "silent")  # fmt: skip
 """Values of heads.parquet's `type`."""
+
+
+LISTED = ("promoted", "suppressed", "reads_embedding", "reads", "similar_o", "similar_v")
+"""Columns of heads.parquet that list tokens or heads; a column of z belongs to each."""
+TESTED_AS_LISTS = ("promoted", "suppressed", "reads_embedding")
+"""Those of which the whole list has a z, too: as many tokens compete as there are."""
 
 
 def _rows(name: str, value: str) -> pa.DataType:
@@ -73,6 +80,9 @@ HEADS = pa.schema(
         ("reads", _rows("token", "share")),  # source tokens of its examples
         ("similar_o", _rows("head", "cosine")),  # nearest heads by w_O
         ("similar_v", _rows("head", "cosine")),  # nearest heads by w_V
+        # standard deviations by which what is listed goes beyond chance, and by which a list does
+        *((f"{name}_z", pa.list_(pa.float32())) for name in LISTED),
+        *((f"{name}_list_z", pa.float32()) for name in TESTED_AS_LISTS),
     ]
 )  # fmt: skip
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -99,3 +109,17 @@ SEQUENCES = pa.schema([("seq", pa.int64()), ("tokens", pa.list_(pa.int32()))])
 TOKENS = pa.schema([("token", pa.int32()), ("text", pa.string())])  # null: no tokenizer at hand
 
 TABLES = {"heads": HEADS, "examples": EXAMPLES, "sequences": SEQUENCES, "tokens": TOKENS}
+KNOWN = {
+    "heads": ("head", "type", "n_fired", "frequency"),
+    "examples": ("head", "kind", "rank", "act", "seq", "position", "sources", "source_acts"),
+    "sequences": ("seq", "tokens"),
+    "tokens": ("token",),
+}
+"""Columns of each table that are never null."""
+
+
+def require_whole(table: pa.Table, name: str) -> None:
+    """Raise ValueError where a column of KNOWN has a null."""
+    for column in KNOWN[name]:
+        if table[column].null_count:
+            raise ValueError(f"{column} is null in {table[column].null_count:,} rows")

@@ -57,18 +57,18 @@ def told_in_a_line(command: str, as_json: bool) -> Iterator[None]:
 
 
 def print_json(command: str, result: dict[str, Any]) -> None:
-    """Print an object on stdout: which lorsa and command it is of, and the command's own names.
+    """Print an object on stdout: lorsa, command, ok, and the command's own names (docs/json.md).
 
     Numbers that are not finite are null.
     """
-    content = {"lorsa": __version__, "command": command} | finite(result)
+    content = {"lorsa": __version__, "command": command, "ok": True} | finite(result)
     print(json.dumps(content, allow_nan=False), flush=True)
 
 
 def print_failure(command: str, message: str, line: str, as_json: bool) -> None:
     """Print a line on stderr and, where JSON is asked for, the message on stdout."""
     if as_json and IS_MAIN:
-        print_json(command, {"error": message})
+        print_json(command, {"ok": False, "error": message})
     print(printable(line), file=sys.stderr, flush=True)
 
 

@@ -1,5 +1,6 @@
 """Settings of a harvest."""
 
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,6 +140,6 @@ class HarvestConfig:
         is_name = self.data == STDLIB or is_hub_id(self.data)
         return settings | {
             "model": canonical(self.model),
-            "data": self.data if is_name else str(Path(self.data).expanduser().resolve()),
+            "data": self.data if is_name else str(Path(os.path.expanduser(self.data)).resolve()),
             "data_config": config_of(self.data, self.data_config),
         }

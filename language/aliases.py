@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,7 +117,7 @@ def resolve(model: str) -> ModelPath:
     Raises:
         LanguageModelError: none of these.
     """
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if not model.strip():
         raise LanguageModelError(
             "model is empty; give an alias, a Hub id, a folder, or a .gguf file"
@@ -175,7 +176,7 @@ def at_hand(model: str, revision: str | None = None) -> str | None:
         model: as a store or a Lorsa names it: a Hub id, a folder, or a .gguf file.
         revision: commit that is meant, of a model of the Hub.
     """
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if path.suffix == ".gguf":
         return model if path.is_file() else _packaged(path.name)
     if path.is_dir():
@@ -195,7 +196,7 @@ def _packaged(file: str) -> str | None:
 
 def canonical(model: str) -> str:
     """Return one spelling of a --model: the Hub id of an alias, the absolute path of a file."""
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if model.lower() == DEMO_MODEL and not path.exists():
         path = demo_file()
     return str(path.resolve()) if path.exists() else ALIASES.get(model.lower(), model)

@@ -62,9 +62,9 @@ def own_code(config: Any) -> list[str]:
     """Return the files of code that a transformers config or a tokenizer's settings name.
 
     Args:
-        config: transformers' config, or the settings of a tokenizer as a dict.
+        config: transformers' config, or the settings of a tokenizer, a dict where they are whole.
     """
-    settings = config if isinstance(config, dict) else vars(config)
+    settings = config if isinstance(config, dict) else getattr(config, "__dict__", {})
     names = tree_leaves(settings.get("auto_map"))
     files = {name.split("--")[-1].split(".")[0] for name in names if isinstance(name, str)}
     return sorted(f"{repr(file)[1:-1][:60]}.py" for file in files)

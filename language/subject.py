@@ -135,9 +135,8 @@ class Subject:
         Raises:
             LanguageModelError: it has none, and one is needed.
         """
-        load = AutoTokenizer.from_pretrained
         try:
-            tokenizer = attempt(self.path, load, what="the tokenizer of ")
+            tokenizer = attempt(self.path, _working_tokenizer, what="the tokenizer of ")
             if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
                 # transformers makes an empty one where there are no files
                 raise LanguageModelError(
@@ -192,6 +191,13 @@ class Subject:
     def _text(self) -> Any:
         """Return the configuration of the part that reads text."""
         return self.config.get_text_config()
+
+
+def _working_tokenizer(name: str, **settings: Any) -> Any:
+    """Load a tokenizer and use it once: some settings are only read then."""
+    tokenizer = AutoTokenizer.from_pretrained(name, **settings)
+    tokenizer("a")
+    return tokenizer
 
 
 class ModelAndTokenizer(NamedTuple):

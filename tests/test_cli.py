@@ -74,7 +74,7 @@ def test_what_libraries_say_on_stdout_is_no_part_of_the_result(noise: str) -> No
     """Gloo in torch 2.10 tells there, from C++, how many processes it has found."""
     done = _run_alone(f"{{'a': [{noise}] and 5}}")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"lorsa": __version__, "command": "x", "a": 5}
+    assert json.loads(done.stdout) == {"lorsa": __version__, "command": "x", "ok": True, "a": 5}
     assert done.stderr.strip() == "noise"
 
 
@@ -631,7 +631,7 @@ def test_every_end_of_a_command_is_one_line(
     out, err = capsys.readouterr()
     assert told in err
     assert len(err.splitlines()) == 1
-    assert set(json.loads(out)) == {"lorsa", "command", "error"}
+    assert set(json.loads(out)) == {"lorsa", "command", "ok", "error"}
 
 
 @pytest.mark.parametrize("end", ["| true", "> /dev/full"])

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lorsa.analyze.choices import KINDS, LOWER
+from lorsa.analyze.choices import KINDS, LOWER, TOKEN_BAR
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import HEADS
 from lorsa.errors import AnalyzeError
@@ -106,10 +106,11 @@ def test_page_names_heads_that_can_be_trusted_only(run: Path) -> None:
     for kind in KINDS[:-1]:
         low = np.minimum(*(analysis.heads[LOWER[n]].to_numpy() for n in (kind, f"probe_{kind}")))
         low = np.nan_to_num(low, nan=-1.0)
-        called = np.array([name == kind for name in analysis.heads["type"].to_pylist()])
-        best = np.argsort(-np.where(called & (low >= 0.5), low, -1.0), kind="stable")
-        expected = [int(head) for head in best[:3] if called[head] and low[head] >= 0.5]
-        assert named[kind]["heads"] == expected
+        for head in named[kind]["heads"]:
+            assert low[head] >= 0.5
+            row = analysis.head(head)
+            assert row["type"] == kind
+            assert min(row[kind], row[f"probe_{kind}"]) >= 0.5
         assert named[kind]["best"] == pytest.approx(low.max(), abs=1e-3)
     assert any(start["heads"] for start in named.values())
     assert index["columns"]["type_by"] == analysis.heads["type_by"].to_pylist()
@@ -177,12 +178,22 @@ def test_no_path_of_this_machine_is_on_a_page(run: Path) -> None:
 
 
 def test_search_finds_what_a_head_promotes(run: Path) -> None:
+    """What chance promotes was found, too."""
     build_page(run)
     analysis = Analysis.open(run)
     found = _read(run / "page", "search")["promotes"]
     start = sum(found["counts"][:7])
-    tokens = found["tokens"][start : start + found["counts"][7]]
-    assert tokens == sorted({row["token"] for row in analysis.head(7)["promoted"]})
+    part = slice(start, start + found["counts"][7])
+    row = analysis.head(7)
+    beyond = [
+        (each["token"], z)
+        for each, z in zip(row["promoted"], row["promoted_z"], strict=True)
+        if z >= TOKEN_BAR
+    ]
+    assert 0 < len(beyond) < len(row["promoted"])
+    assert list(zip(found["tokens"][part], found["strengths"][part], strict=True)) == [
+        (token, pytest.approx(z, rel=1e-3)) for token, z in beyond
+    ]
 
 
 def test_size_and_number_of_files_are_reported(run: Path) -> None:
