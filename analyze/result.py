@@ -147,6 +147,8 @@ class Analysis:
         table = self._read("sequences")
         row = {seq: i for i, seq in enumerate(table["seq"].to_pylist())}
         flat = numbers(pa.chunked_array([table["tokens"].combine_chunks().flatten()]))
+        if len(row) != table.num_rows or len(flat) != len(row) * self.facts["n_ctx"]:
+            raise self._damaged("sequences", "its sequences are not those of its examples")
         return row, flat.reshape(len(row), -1) if row else flat.reshape(0, 0)
 
     @cached_property
@@ -166,10 +168,11 @@ class Analysis:
             require_whole(table, name)
             return table
         except (OSError, ValueError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise AnalyzeError(
-                f"{path} cannot be read ({reason}); delete it and analyze again"
-            ) from None
+            raise self._damaged(name, str(error).splitlines()[0]) from None
+
+    def _damaged(self, name: str, reason: str) -> AnalyzeError:
+        path = self.root / f"{name}.parquet"
+        return AnalyzeError(f"{path} cannot be read ({reason}); delete it and analyze again")
 
 
 def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table]) -> None:
