@@ -87,9 +87,8 @@ class _Demo:
             n_ctx=N_CTX,
             tokens=self._tokens,
         )
-        asked = json.loads(json.dumps(config.request()))
-        is_there = is_complete(config.store)
-        if not is_there or read_manifest(config.store / MANIFEST).request != asked:
+        known = read_manifest(config.store / MANIFEST) if is_complete(config.store) else None
+        if known is None or known.request != config.request() or LAYER not in known.layers:
             from .harvest.harvest import harvest
 
             harvest(config, report=self._begin("harvest"))

@@ -71,7 +71,7 @@ def _refuse_constant(name: str) -> Any:
 def _require_shallow(content: Any) -> None:
     """Raise ValueError for data that is nested deeper than MOST_DEPTH; it does not recurse."""
     level = [content]
-    for _ in range(MOST_DEPTH + 1):
+    for _ in range(MOST_DEPTH):
         nested: list[Any] = []
         for each in level:
             if isinstance(each, dict):

@@ -61,8 +61,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON by `whole`, indented by one space; see `finite`."""
-    write_whole(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
+    """Write JSON by `whole`; see `json_text`."""
+    write_whole(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """Return JSON indented by one space; see `finite`."""
+    return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
 
 
 def finite(content: Any) -> Any:

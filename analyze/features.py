@@ -10,6 +10,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from ..dictionaries.checkpoint import weights_path
+from ..errors import AnalyzeError
 from ..evaluate.opened import (
     LanguageModel,
     Opened,
@@ -21,7 +22,7 @@ from ..evaluate.opened import (
 from ..language.aliases import resolve
 from ..language.norms import surroundings
 from ..progress import Measured, Report, Stages
-from ..reading import read_json
+from ..seal import read_summed
 from ..stop import Stop, stop_when_whole
 from ..store.read.reader import ActivationStore
 from ..whole import file_crc32
@@ -40,7 +41,11 @@ DEFAULT_TOKENS = 1_000_000
 SAVE_EVERY_S = 60.0
 """Seconds between files of what is collected."""
 STAGES = ("reading heads", "sources of examples", "comparing with the layer's own heads")
-IN_THE_MODEL = ("probing with repeated random tokens", "effects on the logits")
+IN_THE_MODEL = (
+    "probing with repeated random tokens",
+    "checking types by ablation",
+    "effects on the logits",
+)
 """Parts of an analysis as they are reported, without a language model and with one besides."""
 
 
@@ -68,7 +73,7 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
     opened = open_run(config.run, ActivationStore.open(config.store), device)
     n_seqs = _n_sequences(opened.store, config.tokens)
     request = _request(config, opened, n_seqs)
-    facts = earlier_facts(config.folder)
+    facts = earlier_facts(config.folder, report)
     if facts.get("request") == request:
         report(f"{config.folder} is finished already")
         return facts
@@ -165,10 +170,17 @@ def _type_counts(heads: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def _run_result(run: Path) -> dict[str, Any]:
-    """Return what training measured; nothing of a folder that is no run."""
+    """Return what training measured; nothing of a folder that is no run.
+
+    Raises:
+        AnalyzeError: it is damaged.
+    """
+    path = run / "run.json"
     try:
-        return read_json(run / "run.json").get("result") or {}
-    except (OSError, ValueError, AttributeError):
+        return read_summed(path).get("result") or {}
+    except ValueError as error:
+        raise AnalyzeError(f"{path} is damaged ({error}); restore it from a copy") from None
+    except (OSError, AttributeError):
         return {}
 
 
@@ -187,7 +199,7 @@ def _collect(
     partial = config.folder / PARTIAL_FILE
     found = Firings.none(lorsa.config.n_ov_heads, n_top=config.n_top, n_sample=N_SAMPLE)
     tensors = found.tensors() | by_kind.tensors()
-    saved, done = load_partial(partial, request)
+    saved, done = load_partial(partial, request, report)
     if saved.keys() == tensors.keys():
         for name, tensor in tensors.items():
             tensor.copy_(saved[name])

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from ..errors import AnalyzeError
 from ..language.spelling import is_piece, whole_characters
 from ..reading import read_json
+from ..seal import SEAL, first_damage, write_seal
 from ..store.parquet import Part, numbers, read_parquet
 from ..whole import whole, write_json
 from .config import ANALYSIS_FOLDER
@@ -48,7 +49,21 @@ class Analysis:
             where: the run's folder, or the folder of the analysis itself.
 
         Raises:
-            AnalyzeError: there is none, it is unfinished, or of another version.
+            AnalyzeError: there is none, it is unfinished, damaged, or of another version; or it
+                cannot be read.
+        """
+        try:
+            return cls.compared(where)
+        except OSError as error:
+            raise AnalyzeError(f"{error.filename} cannot be read ({error.strerror})") from None
+
+    @classmethod
+    def compared(cls, where: str | Path) -> "Analysis":
+        """Open the analysis of a run as `open` does, after comparing its files with their seal.
+
+        Raises:
+            AnalyzeError: as of `open`.
+            OSError: a file is there and cannot be read, which says nothing of its content.
         """
         where = Path(where)
         itself = (where / FACTS_FILE).exists() or (where / PARTIAL_FILE).exists()
@@ -56,12 +71,16 @@ class Analysis:
         if not (root / FACTS_FILE).exists():
             state = "is unfinished; the same command goes on" if root.is_dir() else "is not there"
             raise AnalyzeError(f"{root} {state}: lorsa analyze {where}")
+        if (problem := first_damage(root)) is not None:
+            raise AnalyzeError(f"{problem}; restore it from a copy, or analyze again")
         try:
             facts = read_json(root / FACTS_FILE)
             version = facts["version"]
             _ = [facts[name] for name in NEEDED]
-        except (ValueError, KeyError, TypeError, OSError):
-            raise AnalyzeError(f"{root / FACTS_FILE} cannot be read; analyze again") from None
+        except (ValueError, KeyError, TypeError):
+            raise AnalyzeError(
+                f"{root / FACTS_FILE} is damaged; restore it from a copy, or analyze again"
+            ) from None
         if version not in READABLE:
             raise AnalyzeError(
                 f"{root} is of version {version}; this lorsa reads {READABLE[0]} to {VERSION}: "
@@ -148,7 +167,7 @@ class Analysis:
         row = {seq: i for i, seq in enumerate(table["seq"].to_pylist())}
         flat = numbers(pa.chunked_array([table["tokens"].combine_chunks().flatten()]))
         if len(row) != table.num_rows or len(flat) != len(row) * self.facts["n_ctx"]:
-            raise self._damaged("sequences", "its sequences are not those of its examples")
+            raise self._unreadable("sequences", "it has a sequence twice, or not all tokens of one")
         return row, flat.reshape(len(row), -1) if row else flat.reshape(0, 0)
 
     @cached_property
@@ -168,15 +187,15 @@ class Analysis:
             require_whole(table, name)
             return table
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise self._damaged(name, str(error).splitlines()[0]) from None
+            raise self._unreadable(name, str(error).splitlines()[0]) from None
 
-    def _damaged(self, name: str, reason: str) -> AnalyzeError:
+    def _unreadable(self, name: str, reason: str) -> AnalyzeError:
         path = self.root / f"{name}.parquet"
-        return AnalyzeError(f"{path} cannot be read ({reason}); delete it and analyze again")
+        return AnalyzeError(f"{path} cannot be read ({reason})")
 
 
 def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table]) -> None:
-    """Write an analysis; analysis.json last.
+    """Write an analysis: its tables, their seal, and analysis.json last.
 
     Args:
         root: its folder, created if it is not there.
@@ -189,6 +208,7 @@ def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table
     try:
         root.mkdir(parents=True, exist_ok=True)
         (root / FACTS_FILE).unlink(missing_ok=True)
+        (root / SEAL).unlink(missing_ok=True)
         for name, table in tables.items():
             with whole(root / f"{name}.parquet") as partial:
                 pq.write_table(
@@ -197,6 +217,8 @@ def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table
                     compression="zstd",
                     row_group_size=EXAMPLES_PER_GROUP,
                 )
-        write_json(root / FACTS_FILE, {"version": VERSION, **facts})
+        content = {"version": VERSION, **facts}
+        write_seal(root, [f"{name}.parquet" for name in tables], {FACTS_FILE: content})
+        write_json(root / FACTS_FILE, content)
     except OSError as error:
         raise AnalyzeError(f"{root} cannot be written ({error}); make room") from None

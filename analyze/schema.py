@@ -5,6 +5,7 @@
       examples.parquet    where heads fired, and from where they read; sorted by head
       sequences.parquet   the token ids of the sequences that examples lie in
       tokens.parquet      the text of every token id that any of the others names
+      seal.json           sizes and checksums of these tables and of analysis.json
       analysis.json       facts of the analysis; written last, so a folder with it is whole
 
 A column that takes the language model is null if that was not given.
@@ -16,7 +17,8 @@ from .choices import LOWER, PROBE_SCORES, STORE_SCORES
 
 VERSION = 2
 READABLE = (1, 2)
-"""Versions that can be read. In 1 no score has a bound, and types are by shares in text alone."""
+"""Versions that can be read. In 1 no score has a bound, types are by shares in text alone,
+and what is listed has no z."""
 FACTS_FILE = "analysis.json"
 PARTIAL_FILE = "partial.safetensors"
 """File of what was collected while the analysis is not finished."""
@@ -24,6 +26,12 @@ PARTIAL_FILE = "partial.safetensors"
 TYPES = ("previous_token", "induction", "duplicate_token", "first_token", "same_token", "local",
          "long_range", "mixed", "rare", "silent")  # fmt: skip
 """Values of heads.parquet's `type`."""
+
+
+LISTED = ("promoted", "suppressed", "reads_embedding", "reads", "similar_o", "similar_v")
+"""Columns of heads.parquet that list tokens or heads; a column of z belongs to each."""
+TESTED_AS_LISTS = ("promoted", "suppressed", "reads_embedding")
+"""Those of which the whole list has a z, too: as many tokens compete as there are."""
 
 
 def _rows(name: str, value: str) -> pa.DataType:
@@ -72,6 +80,9 @@ HEADS = pa.schema(
         ("reads", _rows("token", "share")),  # source tokens of its examples
         ("similar_o", _rows("head", "cosine")),  # nearest heads by w_O
         ("similar_v", _rows("head", "cosine")),  # nearest heads by w_V
+        # standard deviations by which what is listed goes beyond chance, and by which a list does
+        *((f"{name}_z", pa.list_(pa.float32())) for name in LISTED),
+        *((f"{name}_list_z", pa.float32()) for name in TESTED_AS_LISTS),
     ]
 )  # fmt: skip
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)

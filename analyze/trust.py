@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..store.parquet import numbers
-from .choices import KINDS, LABEL_FROM, LEAST_FIRED, LOWER, STORE_SCORES
+from .choices import KINDS, LABEL_FROM, LEAST_FIRED, LOWER, N_SINGLE, STORE_SCORES
 from .result import Analysis
 
 Scores = NDArray[np.float64]
@@ -93,11 +93,19 @@ def trusted_types(analysis: Analysis) -> Scores:
 
 
 def of_type(analysis: Analysis, kind: str) -> list[int]:
-    """Return the heads that are called by a type and can be trusted to be of it, the best first."""
+    """Return the heads that can be called by a type and by no other, the best first.
+
+    A head's trust is at least LABEL_FROM, and it is the type by its largest share too, in text and
+    on probes: one that is local in text and previous-token on probes is named by neither.
+    """
     score = trusted(analysis, kind)
-    called = [kind] * len(score) if kind == "successor" else analysis.heads["type"].to_pylist()
+    named = score >= LABEL_FROM
+    if kind != "successor":
+        names = [np.array(analysis.heads["type"].to_pylist(), dtype=object)]
+        names += [_largest(analysis, prefix) for prefix in _measures(analysis)]
+        named &= np.logical_and.reduce([each == kind for each in names])
     ranked = np.argsort(-score, kind="stable")  # NaN comes last
-    return [int(head) for head in ranked if score[head] >= LABEL_FROM and called[head] == kind]
+    return [int(head) for head in ranked if named[head]]
 
 
 class Start(NamedTuple):
@@ -131,7 +139,7 @@ class Agreed(NamedTuple):
     named: int
     """Heads that a page names as of a kind"""
     agreed: int
-    """Those that are called so, fired often, and read by half of that kind in text and on probes"""
+    """Those that are called so, fired often, and are so by their largest share, in both"""
 
 
 def count_agreed(analysis: Analysis, n: int = N_STARTS) -> Agreed:
@@ -145,10 +153,36 @@ def count_agreed(analysis: Analysis, n: int = N_STARTS) -> Agreed:
     agreed = [
         row["type"] == kind
         and min(row["n_fired"], row["probe_fired"] or 0) >= LEAST_FIRED
-        and min(row[kind] or 0, row[f"probe_{kind}"] or 0) >= LABEL_FROM
+        and all(label({n: row[f"{on}{n}"] for n in STORE_SCORES}) == kind for on in ("", "probe_"))
         for kind, row in rows
     ]
     return Agreed(len(agreed), sum(agreed))
+
+
+def label(shares: dict[str, float | None]) -> str | None:
+    """Return the type that a head is by its shares alone; None where it is of none.
+
+    It is the largest that is at least half. local and long_range, which hold others, count only
+    where none of those is.
+    """
+    for names in (STORE_SCORES[:N_SINGLE], STORE_SCORES[N_SINGLE:]):
+        best = max(names, key=lambda name: shares[name] or 0.0)
+        if (shares[best] or 0.0) >= LABEL_FROM:
+            return best
+    return None
+
+
+def _measures(analysis: Analysis) -> list[str]:
+    """Return the prefixes of columns with shares that were measured."""
+    return ["", "probe_"] if analysis.facts["with_model"] else [""]
+
+
+def _largest(analysis: Analysis, prefix: str) -> NDArray[np.object_]:
+    """Return what each head is by its shares in text ("") or on probes ("probe_"), [n_heads]."""
+    columns = [analysis.heads[f"{prefix}{name}"].to_pylist() for name in STORE_SCORES]
+    rows = zip(*columns, strict=True)
+    found = [label(dict(zip(STORE_SCORES, row, strict=True))) for row in rows]
+    return np.array(found, dtype=object)
 
 
 def _numbers(heads: pa.Table, name: str) -> Scores:

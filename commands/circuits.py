@@ -37,12 +37,13 @@ def ablate(
     def work() -> dict[str, Any]:
         from ..circuits.ablate import ablate as change
         from ..circuits.config import AblateConfig
-        from ..display.bars import say
+        from ..display.bars import MeasureBar
 
         run = Path(given["run"])
         settings = {**given, "heads": _of_type(run, heads)}
         config = make_config(AblateConfig, remember(settings, [run], needs_model=True))
-        found = change(config, report=say)
+        with MeasureBar("ablate") as display:
+            found = change(config, report=display)
         if config.value is None and found.silent == found.heads:
             raise LorsaError(_nothing_fires(len(found.heads), found.strongest))
         return found.to_dict()

@@ -26,9 +26,9 @@ STDOUT, STDERR = 1, 2
 
 def layers_of_store(store: str, layers: str | None) -> list[int]:
     """Return the layers of a store that are meant; all without a choice."""
-    from ..store.read.reader import ActivationStore
+    from ..store.facts import StoreFacts
 
-    return chosen_layers(layers or "all", ActivationStore.open(store).layers, where=store)
+    return chosen_layers(layers or "all", StoreFacts.open(store).layers, where=store)
 
 
 def chosen_layers(layers: str, have: Sequence[int], *, where: str) -> list[int]:

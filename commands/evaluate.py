@@ -41,9 +41,10 @@ def evaluate(
     def work() -> dict[str, Any]:
         from ..display.bars import MeasureBar, say
         from ..evaluate.config import EvalConfig
-        from ..evaluate.kept import kept_answer
 
         settings = remember(given, run, store=True)
+        from ..evaluate.kept import kept_answer
+
         configs = [make_config(EvalConfig, {**settings, "run": folder}) for folder in run]
         follows = {"next": following("analyze", run[0])}
         if len(run) == 1 and not again and (kept := kept_answer(configs[0])) is not None:

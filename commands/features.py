@@ -126,6 +126,7 @@ def find(
             best = _own_heads(name, store, layers, n, device)
         heads = [asdict(head) for head in best if head.score >= least]
         facts = {"type": spelled(name), "least": least, "best": best[0].score, "heads": heads}
+        facts["measured_on"] = best[0].measured_on
         return facts | {"next": following("view", runs[0], "--open") if runs else None}
 
     perform("find", work, as_json)

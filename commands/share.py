@@ -34,11 +34,13 @@ def exchange(
     """
 
     def work() -> dict[str, Any]:
-        from ..display.bars import say
+        from ..display.bars import MeasureBar
         from ..exchange.config import ConvertConfig
         from ..exchange.convert import convert
 
-        return convert(make_config(ConvertConfig, _with_model(given)), report=say).to_dict()
+        config = make_config(ConvertConfig, _with_model(given))
+        with MeasureBar("convert") as display:
+            return convert(config, report=display).to_dict()
 
     perform("convert", work, as_json)
 
@@ -75,11 +77,14 @@ def push(
     """
 
     def work() -> dict[str, Any]:
-        from ..display.bars import say
+        from ..display.bars import MeasureBar
         from ..publish.config import PushConfig
-        from ..publish.push import push as share
 
         settings = make_config(PushConfig, given)
-        return asdict(share(settings, dry_run=dry_run, report=say))
+        with MeasureBar("push") as display:
+            display(f"reading {', '.join(map(str, settings.runs))}")  # before torch is loaded
+            from ..publish.push import push as share
+
+            return asdict(share(settings, dry_run=dry_run, report=display))
 
     perform("push", work, as_json)

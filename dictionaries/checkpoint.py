@@ -136,15 +136,24 @@ def _load_ours(folder: Path, content: dict[str, Any]) -> Saved:
             check_shapes(path, found, expected)
             tensors = {name: file.get_tensor(name) for name in expected}
             metadata = file.metadata()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; the folder has {listing(folder)}") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+        raise CheckpointError(_why_not_read(path, error)) from None
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy or train it again") from None
     require_floats(path, tensors)
     check_sums(path, folder / CONFIG, metadata, content, tensors)
     return Saved("lorsa", config, tensors)
+
+
+def _why_not_read(path: Path, error: OSError) -> str:
+    """Return why weights cannot be read; safetensors calls all that cannot be opened missing."""
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        return f"{path} is missing; the folder has {listing(path.parent)}"
+    except OSError as other:
+        error = other
+    return f"{path} cannot be read ({error.strerror or error})"
 
 
 def _config_of(path: Path, content: dict[str, Any]) -> LorsaConfig:

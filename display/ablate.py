@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from ..store.layers import spell_layers
 from .words import fact_table, list_table, model_name, numbers, short, words
@@ -41,9 +41,9 @@ def _named(heads: list[int]) -> str:
 
 
 def _prompt_table(result: dict[str, Any]) -> Table:
-    position = Column("position", justify="right")
     figures = numbers("loss of the next", "change", "KL")
-    table = list_table("the prompt", position, words("token"), words("heads that fire"), *figures)
+    texts = words("token"), words("heads that fire")
+    table = list_table("the prompt", *numbers("position"), *texts, *figures)
     for token in result["tokens"]:
         acts = _strongest(token["acts"])
         before, after = token["loss_before"], token["loss_after"]

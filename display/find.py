@@ -23,7 +23,8 @@ def find_table(result: dict[str, Any]) -> Table:
     title, least = f"{kind} heads", result["least"]
     if not result["heads"]:
         best = f"the best has a score of {result['best']:.2f}, and it takes {least:g}"
-        return fact_table(title, {"none here": f"{best} (--least 0 shows the best)"})
+        rows = {"none here": f"{best} (--least 0 shows the best)"}
+        return fact_table(title, rows | {"score": SCORED[result["measured_on"]]})
     columns = numbers("layer", "head", "score", "in text", "on probes", "fires")
     table = list_table(title, *columns, words("where it fires <> and what it reads []"))
     for head in result["heads"]:
@@ -37,6 +38,5 @@ def find_table(result: dict[str, Any]) -> Table:
             fires,
             escape("\n".join(head["evidence"] or ["a head of the language model itself"])),
         )
-    measured = sorted({head["measured_on"] for head in result["heads"]})
-    table.caption = "score: " + "; ".join(SCORED[each] for each in measured)
+    table.caption = f"score: {SCORED[result['measured_on']]}"
     return table

@@ -1,7 +1,8 @@
 """The terminal: whatever is shown on it is text, also where others wrote it."""
 
+import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -30,3 +31,15 @@ class Screen(Console):
         for segment in super().render(renderable, options):
             text, style, control = segment
             yield segment if control else Segment(printable(text, lines=True), style)
+
+    def _innermost(self) -> IO[str]:
+        """Return the stream itself: a bar puts a second guard around the one of `printable`."""
+        stream = self._file or (sys.stderr if self.stderr else sys.stdout)
+        while (inner := getattr(stream, "rich_proxied_file", None)) is not None:
+            stream = inner
+        return stream
+
+    def _set_file(self, stream: IO[str]) -> None:
+        self._file = stream
+
+    file = property(_innermost, _set_file)

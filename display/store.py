@@ -41,6 +41,8 @@ def info_table(result: dict[str, Any]) -> Table:
         "uuid": result["uuid"],
         "created": f"{result['created']}, {complete}",
     }
+    if not result["has_checksums"]:
+        rows["checksums"] = "of its shards alone: an earlier version wrote it"
     if result["adding"]:
         rows["being added"] = f"layers {spell_layers(result['adding'])}"
     for layer, facts in result["layers"].items():
@@ -81,6 +83,10 @@ def verify_lines(result: dict[str, Any]) -> str:
         layer = folder.split("/")[1]
         lines.append(
             f"{folder} is no longer in the store: lorsa store rm --layers {layer} frees it"
+        )
+    if not result["has_checksums"]:
+        lines.append(
+            "an earlier version wrote it: manifest, weights and documents have no checksums"
         )
     if result["complete"] and (not result["damages"] or result["repaired"]):
         lines.append(f"{result['store']} is whole ({size})")

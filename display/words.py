@@ -5,6 +5,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..printable import printable
+from .listing import Listing
 
 
 def fact_table(title: str, rows: dict[str, str]) -> Table:
@@ -24,7 +25,7 @@ def fact_table(title: str, rows: dict[str, str]) -> Table:
 
 def list_table(title: str, *columns: Column) -> Table:
     """Return a table of such columns without rows yet, its caption at the left."""
-    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Listing(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
     table.caption_justify = "left"
     return table
 

@@ -24,7 +24,7 @@ from ..store.read.loader import held_out_batches
 from ..store.read.reader import ActivationStore
 from .config import EvalConfig
 from .in_model import Variant, batch_seqs, run_variants
-from .kept import Asked, asked_of, keep_evaluation
+from .kept import Asked, asked_of, keep_evaluation, read_evaluation
 from .losses import CrossEntropy, cross_entropy
 from .on_store import StoreQuality, measure
 from .opened import Opened, device_for, load_store_model, open_run
@@ -113,7 +113,8 @@ def evaluate_run(config: EvalConfig, *, report: Report = lambda event: None) -> 
     Raises:
         CheckpointError: the run holds no Lorsa.
         StoreError: the store cannot be read.
-        AnalyzeError: the Lorsa does not belong to the store, or a loss is not finite.
+        AnalyzeError: the Lorsa does not belong to the store, a loss is not finite, or an earlier
+            evaluation beside it is damaged.
         HarvestError: the language model cannot be had, or is not the store's.
         KeyboardInterrupt: the process was asked to stop.
     """
@@ -141,6 +142,8 @@ def evaluate_runs(
         store = ActivationStore.open(config.store)
         device = device_for(config.device)
         subjects = [open_run(c.run, store, device) for c in configs]
+        for subject in subjects:
+            read_evaluation(local_folder(subject.run))  # what it has of losses is kept
         if config.model is not None:
             Subject.find(config.model)  # refuse a missing model at once
         stages = [_on_store(subject.layer) for subject in subjects]

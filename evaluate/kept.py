@@ -1,4 +1,4 @@
-"""The last evaluation of a Lorsa, in a file beside its weights.
+"""The last evaluation of a Lorsa, in a file beside its weights, with a checksum of its own.
 
 eval.json  {"format": "lorsa-eval", "schema_version": 1, "lorsa_version", "weights_sha256", "asked",
            and `Fidelity.to_dict` without the run's name}
@@ -13,12 +13,12 @@ from typing import Any
 
 from ..dictionaries.checkpoint import weights_path
 from ..dictionaries.fetch import local_folder
-from ..errors import StoreError
+from ..errors import AnalyzeError, StoreError
 from ..language.aliases import canonical
-from ..reading import read_json
+from ..seal import read_summed, write_summed
 from ..store.manifest import MANIFEST, read_manifest
 from ..version import __version__
-from ..whole import finite, write_json
+from ..whole import finite
 from .config import EvalConfig
 
 EVAL = "eval.json"
@@ -54,6 +54,7 @@ def keep_evaluation(folder: Path, measured: dict[str, Any], asked: Asked) -> Non
 
     Raises:
         OSError: the folder cannot be written.
+        AnalyzeError: an earlier evaluation is damaged.
     """
     losses, in_model = measured["cross_entropy"], asked["in_model"]
     if losses is None and (kept := kept_evaluation(folder)) is not None:
@@ -67,7 +68,7 @@ def keep_evaluation(folder: Path, measured: dict[str, Any], asked: Asked) -> Non
         **{name: value for name, value in measured.items() if name != "run"},
         "cross_entropy": losses,
     }
-    write_json(folder / EVAL, content)
+    write_summed(folder / EVAL, content)
 
 
 def kept_answer(config: EvalConfig) -> dict[str, Any] | None:
@@ -96,15 +97,36 @@ def kept_answer(config: EvalConfig) -> dict[str, Any] | None:
 
 
 def kept_evaluation(folder: Path) -> dict[str, Any] | None:
-    """Return the content of eval.json; None if there is none, or it is of other weights."""
+    """Return the content of eval.json; None if there is none, or it is of other weights.
+
+    Raises:
+        AnalyzeError: it is damaged, or cannot be read.
+    """
+    content = read_evaluation(folder)
+    if content is None or content["weights_sha256"] != weights_sha256(folder):
+        return None
+    return content
+
+
+def read_evaluation(folder: Path) -> dict[str, Any] | None:
+    """Return the content of eval.json, of whatever weights; None if there is none.
+
+    Raises:
+        AnalyzeError: it is damaged, or cannot be read.
+    """
+    path = folder / EVAL
     try:
-        content = finite(read_json(folder / EVAL, constant=float))
-        is_known = content["format"] == "lorsa-eval" and content["schema_version"] == EVAL_VERSION
-        if is_known and content["weights_sha256"] == weights_sha256(folder):
-            return dict(content)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # a convenience: what cannot be read is measured again
-    return None
+        content = finite(read_summed(path, constant=lambda name: None))
+        known = content["format"] == "lorsa-eval" and content["schema_version"] == EVAL_VERSION
+        return dict(content) if known and content["weights_sha256"] else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise AnalyzeError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise AnalyzeError(
+            f"{path} is damaged ({error}); restore it from a copy, or delete it and evaluate again"
+        ) from None
 
 
 def weights_sha256(folder: Path) -> str:

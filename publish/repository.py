@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 from ..errors import PublishError
 from ..hub import hub_problem
 from ..reading import read_json
+from ..seal import SEAL, first_damage
 from ..store.care.info import format_bytes
 from ..version import __version__
 from ..whole import PARTIAL
@@ -24,7 +25,7 @@ from .facts import FACTS_VERSION, FORMAT, wrong_fact
 
 README = "README.md"
 TRAINING = "training.json"
-READ = (README, f"layer-*/{TRAINING}")
+READ = (README, f"layer-*/{TRAINING}", f"layer-*/{SEAL}")
 """Patterns of the files that a push reads before it writes."""
 
 
@@ -80,10 +81,14 @@ def _read_facts(path: Path) -> dict[str, Any]:
     """Return a training.json; PublishError if it cannot be read."""
     name = f"{path.parent.name}/{path.name}"
     try:
+        if (problem := first_damage(path.parent, (TRAINING,))) is not None:
+            raise PublishError(f"{problem}; restore it from a copy, or push that layer again")
         facts = read_json(path)
         known = facts["format"] == FORMAT and facts["schema_version"] == FACTS_VERSION
         is_whole = path.parent.name == f"layer-{facts['layer']}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise PublishError(f"the {name} there cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise PublishError(
             f"the {name} there cannot be read ({error}); delete that layer"
         ) from None

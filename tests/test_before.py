@@ -34,6 +34,8 @@ from lorsa import (
     train_lorsa,
     verify_store,
 )
+from lorsa.analyze.said import said
+from lorsa.analyze.schema import LISTED
 
 BEFORE = Path(__file__).parent / "before"
 RECORDED = json.loads((BEFORE / "recorded.json").read_text("utf-8"))
@@ -268,6 +270,11 @@ def test_an_analysis_finds_the_same_heads(before: Path, kind: str) -> None:
 
 
 def test_a_page_is_made_of_an_analysis(before: Path, tmp_path: Path) -> None:
+    """It has no z: nothing that it lists is said of a head."""
+    row = Analysis.open(before / "runs/topk").head(0)
+    for name in LISTED:
+        assert row[name], name
+        assert said(row, name) is None
     page = build_page(before / "runs/topk", tmp_path / "page")
     assert page.file.exists()
 

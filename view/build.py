@@ -12,7 +12,7 @@ from ..analyze.choices import PROBE_SCORES, STORE_SCORES
 from ..analyze.result import Analysis
 from ..analyze.schema import DISTANCES, QUANTILES, TYPES
 from ..analyze.trust import Start, said_by, starts, trusted_types
-from .columns import details, index_columns, named_tokens, rounded, searched_tokens
+from .columns import details, index_columns, named_tokens, rounded, searched
 from .contexts import contexts
 from .files import INDEX, data_file, new_page, require_ours
 from .made import current_folder, keep_origin, origin_of
@@ -105,7 +105,7 @@ def _write_data(analysis: Analysis, folder: Path, report: Callable[[int, int], N
     write("index", _index(analysis, fires))
     ids, texts = analysis.vocabulary
     write("tokens", {"ids": ids, "texts": texts})
-    write("search", searched_tokens(analysis.heads, firing))
+    write("search", searched(analysis.heads, firing, explanations))
 
 
 def _index(analysis: Analysis, fires: list[list[int]]) -> dict[str, Any]:

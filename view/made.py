@@ -1,12 +1,11 @@
 """What a page was made of: by it, one that is up to date is not made again.
 
-made.json, beside the page's data:
+made.json, beside the page's data and sealed with them:
 
-    {"of": {file of the analysis: CRC-32}, "by": CRC-32 of the program, "files": {name: CRC-32}}
+    {"of": {file of the analysis: CRC-32}, "by": CRC-32 of the program}
 """
 
 import json
-import re
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from ..analyze.explanations import EXPLANATIONS
 from ..analyze.schema import FACTS_FILE, TABLES
 from ..version import __version__
 from ..whole import file_crc32, write_json
-from .files import INDEX, STATIC
+from .files import STATIC, data_folder, page_problems
 
 MADE = "made.json"
 HERE = Path(__file__).parent
@@ -45,9 +44,8 @@ def origin_of(analysis: Path) -> Origin:
 
 
 def keep_origin(folder: Path, origin: Origin) -> None:
-    """Write made.json into the folder of a page's data, after all of its other files."""
-    files = {path.name: file_crc32(path) for path in sorted(folder.iterdir())}
-    write_json(folder / MADE, {**origin._asdict(), "files": files})
+    """Write made.json into the folder of a page's data."""
+    write_json(folder / MADE, origin._asdict())
 
 
 def current_folder(out: Path, origin: Origin) -> Path | None:
@@ -58,13 +56,12 @@ def current_folder(out: Path, origin: Origin) -> Path | None:
         origin: what it has to be made of.
     """
     try:
-        named = re.findall(r'src="(page-[0-9a-f]{8})/data\.js"', (out / INDEX).read_text("utf-8"))
-        folder = out / named[0]
+        folder = data_folder(out)
+        if folder is None or page_problems(out) != []:
+            return None
         made: Any = json.loads((folder / MADE).read_text("utf-8"))
-        is_same = (made["of"], made["by"]) == origin
-        found = {name: file_crc32(folder / name) for name in made["files"]}
-        return folder if is_same and found == made["files"] else None
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return folder if (made["of"], made["by"]) == origin else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # whatever it is, a new one takes its place
 
 

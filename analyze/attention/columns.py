@@ -64,9 +64,11 @@ class AttentionColumns:
         """
         c = self._opened.lorsa.config
         sources = find_sources(self._opened, chosen, report)
+        reads, reads_z = source_tokens(chosen, sources, shown, c.n_ov_heads)
         heads: dict[str, Any] = {
             "qk_head": np.arange(c.n_ov_heads) // (c.n_ov_heads // c.n_qk_heads),
-            "reads": source_tokens(chosen, sources, shown, c.n_ov_heads),
+            "reads": reads,
+            "reads_z": reads_z,
             **_attended_columns(self._attended),
         }
         if (parents := self._parents(n_seqs, report)) is not None:

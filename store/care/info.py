@@ -43,6 +43,7 @@ def store_info(root: str | Place) -> dict[str, Any]:
             "dtype": manifest.dtype,
             "compression": manifest.compression,
             "outputs": manifest.outputs,
+            "has_checksums": manifest.is_sealed,
             "n_bytes": store.total_bytes,
             "layers": {str(layer): _layer_info(store, layer) for layer in store.layers},
             "next": None if complete else resume_command(root, manifest, folder.adding),

@@ -133,6 +133,7 @@ def _result(root: Place, found: Verification, *, repaired: bool) -> dict[str, An
         "store": str(root),
         "ok": complete and (repaired or not found.damages),
         "full": found.full,
+        "has_checksums": found.manifest.is_sealed,
         "complete": complete,
         "n_shards": found.manifest.n_shards,
         "n_missing_shards": len(found.missing),

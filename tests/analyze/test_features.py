@@ -214,7 +214,7 @@ def test_what_another_version_collected_is_not_resumed(
 ) -> None:
     """Of a stopped analysis whose file holds other tensors, nothing can be taken."""
 
-    def load(path: Path, request: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
+    def load(path: Path, *_: object) -> tuple[dict[str, Tensor], int]:
         return {"reading.n_fired": torch.zeros(3)}, 1
 
     monkeypatch.setattr("lorsa.analyze.features.load_partial", load)
@@ -287,7 +287,7 @@ def test_a_half_written_analysis_is_refused(analysis: Analysis, tmp_path: Path) 
     with pytest.raises(AnalyzeError, match="lacks heads.parquet"):
         Analysis.open(folder)
     (folder / "analysis.json").write_text("{")
-    with pytest.raises(AnalyzeError, match="cannot be read"):
+    with pytest.raises(AnalyzeError, match="is damaged"):
         Analysis.open(folder)
 
 

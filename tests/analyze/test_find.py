@@ -1,6 +1,7 @@
 """Finding heads of a type."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from lorsa.store.read.reader import ActivationStore
 from lorsa.train.train import train
 from runs import config
 from typer.testing import CliRunner
+from unseal import change_json, unseal
 
 from reading import make_analysis
 
@@ -67,8 +69,8 @@ def test_heads_without_a_score_are_left_out(store_folder: Path, tmp_path: Path) 
         row["n_fired"], row["induction_low"] = 30, 0.5 if row["head"] == 3 else None
     pq.write_table(pa.Table.from_pylist(heads, HEADS), root / "heads.parquet")
     uuid = ActivationStore.open(store_folder).manifest.uuid
-    facts = json.loads((root / "analysis.json").read_text())
-    (root / "analysis.json").write_text(json.dumps(facts | {"store_uuid": uuid}))
+    unseal(root)
+    change_json(root / "analysis.json", store_uuid=uuid)
     found = find_heads("induction", store=store_folder, runs=[root])
     assert [(head.head, head.score) for head in found] == [(3, 0.5)]
     for row in heads:
@@ -114,12 +116,11 @@ def test_what_cannot_be_found_is_said(run: Path, store_folder: Path, tmp_path: P
         find_heads("successor", store=store_folder)
     with pytest.raises(AnalyzeError, match="lorsa analyze"):
         find_heads("induction", store=store_folder, runs=[tmp_path])
-    facts = Analysis.open(run).root / "analysis.json"
-    whole = facts.read_text()
-    facts.write_text(json.dumps(json.loads(whole) | {"store_uuid": "other"}))
+    shutil.copytree(Analysis.open(run).root, tmp_path / "other")
+    unseal(tmp_path / "other")
+    change_json(tmp_path / "other/analysis.json", store_uuid="other")
     with pytest.raises(AnalyzeError, match="another store"):
-        find_heads("induction", store=store_folder, runs=[run])
-    facts.write_text(whole)
+        find_heads("induction", store=store_folder, runs=[tmp_path / "other"])
 
 
 def test_the_command_prints_a_table_or_json(run: Path, store_folder: Path) -> None:

@@ -11,7 +11,7 @@ from lorsa.analyze.choices import LEAST_FIRED, LOWER, PROBE_SCORES, STORE_SCORES
 from lorsa.analyze.named import DOES, named_heads
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import HEADS, READABLE, VERSION
-from lorsa.analyze.trust import of_type, trusted
+from lorsa.analyze.trust import Start, count_agreed, of_type, trusted
 
 from reading import make_analysis
 
@@ -108,3 +108,42 @@ def test_without_probes_text_speaks_alone_and_says_so(tmp_path: Path) -> None:
 
 def test_every_type_has_its_words() -> None:
     assert DOES.keys() == set(STORE_SCORES)
+
+
+def test_a_head_that_is_something_nearer_by_one_measure_is_not_named(tmp_path: Path) -> None:
+    """Heads stood under local that are previous-token heads on probes."""
+    nearer = {"probe_previous_token": 0.6, "previous_token": 0.4}
+    heads = {
+        1: of("local", 0.95, 0.95) | nearer,
+        2: of("local", 0.7, 0.7),
+        3: of("induction", 0.6, 0.9) | {"same_token": 0.7},
+        4: of("long_range", 0.8, 0.8, induction=0.52, probe_induction=0.52),
+    }
+    analysis = analysis_of(tmp_path / "a", heads)
+    assert of_type(analysis, "local") == [2]
+    assert of_type(analysis, "induction") == of_type(analysis, "long_range") == []
+
+
+def test_named_heads_are_counted_by_their_shares(tmp_path: Path) -> None:
+    """At least 95 % of the heads that a page names are to have that type in text and on probes."""
+    heads = {i: of("induction", 0.6 + i / 100, 0.9) for i in range(1, 9)}
+    heads |= {i: of("previous_token", 0.9, 0.9) for i in range(9, 12)}
+    analysis = analysis_of(tmp_path / "a", heads)
+    assert count_agreed(analysis) == (6, 6)
+    assert count_agreed(analysis, 50) == (11, 11)
+
+
+def test_heads_that_a_page_names_wrongly_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = {
+        1: of("induction", 0.9, 0.9),
+        2: of("induction", 0.9, 0.3),
+        3: of("mixed", 0.9, 0.9) | {"induction": 0.9, "probe_induction": 0.9},
+        4: of("induction", 0.9, 0.9, probe_fired=3),
+        5: of("induction", 0.9, 0.9, previous_token=0.95),
+    }
+    analysis = analysis_of(tmp_path / "a", heads)
+    wrong = [Start("induction", [1, 2, 3, 4, 5], [0.9] * 5, 0.9)]
+    monkeypatch.setattr("lorsa.analyze.trust.starts", lambda analysis, n: wrong)
+    assert count_agreed(analysis) == (5, 1)

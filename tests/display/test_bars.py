@@ -1,5 +1,9 @@
 """Progress: parts of the work, times that are true, and a pulse while nothing is known."""
 
+import os
+import pty
+import subprocess
+import sys
 import time
 from io import StringIO
 from pathlib import Path
@@ -175,3 +179,26 @@ def test_parts_of_an_evaluation_come_as_they_are_told(
     )
     told, came = _parts(events)
     assert tuple(came) == told
+
+
+def test_a_bar_draws_on_a_terminal_as_the_command_line_sets_it_up() -> None:
+    """Guards of two kinds lay around stderr, so each frame was spelled: <0D><1B>[2K."""
+    code = (
+        "import time; from lorsa.printable import guard_streams; guard_streams()\n"
+        "from lorsa.display.bars import Bar, say\n"
+        "with Bar('read') as bar:\n"
+        "    say('one'); bar.update(1, 2, 'heads'); time.sleep(0.3)\n"
+    )
+    ours, theirs = pty.openpty()
+    done = subprocess.run([sys.executable, "-c", code], stderr=theirs, env=_terminal(), check=True)
+    os.close(theirs)
+    drawn = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert "<1B>" not in drawn
+    assert "\x1b[2K" in drawn
+    assert "50 %" in drawn
+
+
+def _terminal() -> dict[str, str]:
+    return os.environ | {"TERM": "xterm", "COLUMNS": "60"}

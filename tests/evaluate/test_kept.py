@@ -10,6 +10,7 @@ import pytest
 import torch
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.errors import AnalyzeError
 from lorsa.evaluate import kept as evaluation
 from lorsa.evaluate.config import EvalConfig
 from lorsa.evaluate.evaluate import evaluate_run
@@ -17,6 +18,7 @@ from lorsa.evaluate.kept import EVAL, keep_evaluation, kept_answer, kept_evaluat
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
 from runs import settings
+from unseal import change_json, unseal
 
 LOSSES = {"original": 1.0, "recovered_from_zero": 0.5, "by_position": {"original": [1.0]}}
 MEASURED: dict[str, Any] = {
@@ -83,7 +85,7 @@ def test_an_earlier_version_s_figures_answer_no_request(tmp_path: Path) -> None:
     _save(tmp_path)
     keep_evaluation(tmp_path, MEASURED, ASKED)
     content = json.loads((tmp_path / EVAL).read_text("utf-8"))
-    del content["asked"]
+    del content["asked"], content["crc32c"]
     (tmp_path / EVAL).write_text(json.dumps(content), "utf-8")
     assert kept_evaluation(tmp_path) is not None
     keep_evaluation(tmp_path, {**MEASURED, "cross_entropy": None}, ASKED)
@@ -108,6 +110,7 @@ def test_a_number_that_is_not_finite_is_none(tmp_path: Path) -> None:
     text = (tmp_path / EVAL).read_text("utf-8")
     assert "NaN" not in text
     (tmp_path / EVAL).write_text(text.replace('"fvu": null', '"fvu": NaN'), "utf-8")
+    unseal(tmp_path)
     kept = kept_evaluation(tmp_path)
     assert kept is not None
     assert kept["fvu"] is None
@@ -124,10 +127,23 @@ def test_figures_of_other_weights_are_not_told(tmp_path: Path) -> None:
     assert kept["cross_entropy"] is None
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": "other"}', json.dumps(MEASURED)])
-def test_what_cannot_be_read_is_as_if_it_were_not_there(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps(MEASURED), None])
+def test_a_damaged_evaluation_is_named(tmp_path: Path, content: str | None) -> None:
+    """It passed for none: `push` shared no figures, and `eval` dropped its losses, in silence."""
     _save(tmp_path)
-    (tmp_path / EVAL).write_text(content)
+    keep_evaluation(tmp_path, MEASURED, ASKED)
+    path = tmp_path / EVAL
+    path.write_text(content or path.read_text().replace("0.2", "0.3"))
+    with pytest.raises(AnalyzeError, match=f"{path} is damaged .*delete it and evaluate again"):
+        kept_evaluation(tmp_path)
+    with pytest.raises(AnalyzeError, match=f"{path} is damaged"):
+        keep_evaluation(tmp_path, {**MEASURED, "cross_entropy": None}, ASKED)
+
+
+def test_an_evaluation_of_another_version_is_none_here(tmp_path: Path) -> None:
+    _save(tmp_path)
+    keep_evaluation(tmp_path, MEASURED, ASKED)
+    change_json(tmp_path / EVAL, schema_version=99)
     assert kept_evaluation(tmp_path) is None
 
 
@@ -138,7 +154,7 @@ def test_a_run_that_cannot_be_written_is_measured_all_the_same(
         raise PermissionError(13, "Permission denied")
 
     train(TrainConfig(**settings(store_folder, train_tokens=512), out=tmp_path / "run"))
-    monkeypatch.setattr(evaluation, "write_json", refuse)
+    monkeypatch.setattr(evaluation, "write_summed", refuse)
     told: list[object] = []
     found = evaluate_run(EvalConfig(run=tmp_path / "run", store=store_folder), report=told.append)
     assert found.fvu > 0

@@ -112,21 +112,39 @@ function meter(x, kind) {
   return el("span", { class: `meter ${kind}`, vars: { w: `${100 * Math.max(0, Math.min(1, x ?? 0))}%` } });
 }
 
-/** Draw tokens with a value each, as bars that share a scale. */
-function tokenRows([tokens, values], spellValue, tone = "pos") {
+/** Draw tokens with a value each, as bars that share a scale; what chance explains is grey. */
+function tokenRows([tokens, values, z, beyond], spellValue, tone = "pos") {
   const top = Math.max(...values.map(Math.abs), 1e-9);
   return el(
-    "ol",
-    { class: `ranked ${tone}` },
-    ...tokens.map((token, i) =>
-      el(
-        "li",
-        { vars: { w: `${(100 * Math.abs(values[i])) / top}%` } },
-        tokenLabel(token),
-        el("span", { class: "n" }, spellValue(values[i])),
+    "div",
+    {},
+    el(
+      "ol",
+      { class: `ranked ${tone}` },
+      ...tokens.map((token, i) =>
+        el(
+          "li",
+          { vars: { w: `${(100 * Math.abs(values[i])) / top}%` }, ...chanceMark(z, beyond, i) },
+          tokenLabel(token),
+          el("span", { class: "n" }, spellValue(values[i])),
+        ),
       ),
     ),
+    chanceNote(beyond),
   );
+}
+
+/** Return the class and the title of what is listed at a place: its z, and whether chance explains it. */
+function chanceMark(z, beyond, i) {
+  if (!beyond) return { class: "chance", title: "not compared with chance" };
+  return beyond[i] ? { title: `z ${num(z[i])}` } : { class: "chance", title: `no better than random: z ${num(z[i])}` };
+}
+
+/** Say what is grey in a list, and why. */
+function chanceNote(beyond) {
+  if (beyond?.every((x) => x)) return null;
+  const why = !beyond ? "Not tested against chance: analyze again." : beyond.some((x) => x) ? "Grey is no better than random." : "No better than random.";
+  return el("p", { class: "note" }, why);
 }
 
 /** Draw the quantiles of a head's activation on a line from 0 to its largest. */

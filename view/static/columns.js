@@ -36,9 +36,11 @@ function layOutColumns() {
   });
   COLUMNS = [
     { id: "head", label: "head", about: "number of the OV head", kind: "head", width: 78 },
+    { id: "match", label: "matches", about: "what the search found, the strongest first: which relation, the token, how strong", kind: "match", width: 330 },
     { id: "type", label: "type", about: "its strongest kind of reading; grey and with a question mark where text and probes do not both say so", kind: "type", width: 148 },
+    { id: "trust", label: "sure", about: "how sure its type is: a lower bound of the share, of text and probes the smaller", kind: "score", width: 70 },
     { id: "fires", label: "fires on", about: "tokens on which it fires most in its top examples", kind: "tokens", width: 210 },
-    { id: "promotes", label: "promotes", about: "tokens that it makes likelier", kind: "tokens", width: 240 },
+    { id: "promotes", label: "promotes", about: "tokens that it makes likelier than chance would: empty for most heads", kind: "tokens", width: 200 },
     { id: "frequency", label: "frequency", about: "share of tokens on which it fires", kind: "share", width: 96, log: true },
     { id: "max_act", label: "max act", about: "largest activation", kind: "number", width: 72 },
     { id: "distance", label: "distance", about: "mean distance of what it reads, in tokens", kind: "number", width: 76 },
@@ -50,7 +52,7 @@ function layOutColumns() {
     ...index.scores.map((id) => score(id, false)),
     { id: "successor", label: "successor", about: "share of its reading of ordinal words (days, months, numbers, letters) that is of words whose next one it makes likeliest; known of heads that read 8 words of 3 classes", kind: "score", width: 84 },
     ...index.probes.map((id) => score(id, true)),
-    { id: "trust", label: "sure", about: "how sure its type is: a lower bound of the share, of text and probes the smaller", kind: "score", width: 70 },
+    { id: "promotes_z", label: "promotes: z", about: "z of what it makes likelier, against random lists; said from 4.25 on", kind: "number", width: 84 },
     { id: "successor_words", label: "words read", about: "days, months, numbers and letters that it reads; successor needs 8 of 3 classes", kind: "int", width: 64 },
     { id: "n_fired", label: "fired", about: "tokens on which it fired", kind: "int", width: 84, log: true },
     { id: "mean_act", label: "mean act", about: "mean activation where it fired", kind: "number", width: 72 },
@@ -67,7 +69,7 @@ function columnOf(id) {
 
 /** Return the columns that are numbers and known: for ranges and axes. */
 function numberColumns() {
-  return COLUMNS.filter((c) => !["head", "type", "tokens"].includes(c.kind) && known(c.id));
+  return COLUMNS.filter((c) => !["head", "type", "tokens", "match"].includes(c.kind) && known(c.id));
 }
 
 /** Spell a cell. */

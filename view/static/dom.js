@@ -120,6 +120,6 @@ function headTip(head) {
     ["frequency", percent(value("frequency", head))],
     ["fires on", list("fires") || "–"],
   ];
-  if (known("promotes")) lines.push(["promotes", list("promotes") || "–"]);
+  if (list("promotes")) lines.push(["promotes", list("promotes")]);
   return lines;
 }

@@ -136,9 +136,15 @@ function parentPanel(parents) {
 
 function neighbours(pairs) {
   if (!pairs || pairs[0].length === 0) return silence("None.");
+  const [heads, cosines, z, beyond] = pairs;
   return el(
-    "ul",
-    { class: "near" },
-    ...pairs[0].map((head, i) => el("li", {}, el("a", { href: `#/head/${head}` }, el("b", {}, String(head)), el("span", { class: "fires" }, ...tokensOf("fires", head)), el("span", { class: "n" }, fixed(pairs[1][i]))))),
+    "div",
+    {},
+    el(
+      "ul",
+      { class: "near" },
+      ...heads.map((head, i) => el("li", chanceMark(z, beyond, i), el("a", { href: `#/head/${head}` }, el("b", {}, String(head)), el("span", { class: "fires" }, ...tokensOf("fires", head)), el("span", { class: "n" }, fixed(cosines[i]))))),
+    ),
+    chanceNote(beyond),
   );
 }

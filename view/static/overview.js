@@ -209,6 +209,6 @@ function noneHere({ kind, best }, i) {
   return [i ? "; " : "None here: ", el("b", {}, words(kind)), ` (best ${fixed(best)})`];
 }
 
-function tokensOf(column, head) {
-  return (value(column, head) ?? []).map((token) => tokenLabel(token));
+function tokensOf(column, head, hits = new Set()) {
+  return (value(column, head) ?? []).map((token) => tokenLabel(token, hits.has(token) ? { class: "token hit" } : {}));
 }
