@@ -60,9 +60,9 @@ def case(world: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "argv",
     [
-        ["harvest", "--model", "model", "--data", "~nouser/x", "--store", "new"],
+        ["harvest", "--model", "model", "--data", "~nouser/x", "--store", "new", "--n-ctx", "16"],
         ["harvest", "--model", "~nouser/x", "--data", "text", "--store", "new"],
-        ["push", "runs/layer-1", "--repo", "~nouser/x/y\0"],
+        ["eval", "runs/layer-1", "--store", "acts", "--model", "~nouser/x"],
     ],
 )
 def test_a_home_of_nobody_is_a_path_as_others(argv: list[str], case: Path) -> None:
