@@ -1,5 +1,6 @@
 """Finding heads of a type."""
 
+import io
 import json
 import shutil
 from pathlib import Path
