@@ -22,11 +22,7 @@ from typing import Any
 import torch
 
 from ..dictionaries.choices import CONFIG, WEIGHTS
-<<<<<<< HEAD
 from ..errors import TrainError, unreadable
-=======
-from ..errors import TrainError
->>>>>>> h-first
 from ..seal import SEAL, first_damage, read_summed, summed, unsummed, write_seal, write_summed
 from ..version import __version__
 from ..whole import lock_folder, write_json, write_whole
