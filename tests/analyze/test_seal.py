@@ -14,8 +14,9 @@ from lorsa.analyze.folder import earlier_facts, load_partial, save_partial
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import TABLES
 from lorsa.errors import AnalyzeError
-from reading import make_analysis
 from unseal import unseal
+
+from reading import make_analysis
 
 FILES = ("analysis.json", "seal.json", *(f"{name}.parquet" for name in TABLES))
 
