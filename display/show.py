@@ -40,5 +40,6 @@ _TABLES = {
     "store merge": ("store", "merge_table"),
     "push": ("push", "push_lines"),
     "demo": ("demo", "demo_table"),
+    "verify": ("verify", "verified_lines"),
 }
 """Module here, and its function, by command; that of the command alone is loaded."""

@@ -5,7 +5,6 @@ language model is taken only where it is on this machine, so nothing is fetched 
 compare its revision and the layer's weights, as they do with a model that was given.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from ..dictionaries.choices import CONFIG
 from ..errors import StoreError, TrainError
 from ..language.aliases import at_hand
+from ..reading import read_json
 from ..store.manifest import MANIFEST, read_manifest
 from ..store.places import place
 
@@ -32,7 +32,7 @@ def store_of(run: Path) -> str:
     Raises:
         TrainError: the run names no store, or it is not where the run says.
     """
-    facts = _read(run / RUN)
+    facts = read_facts(run / RUN)
     name = _text(facts, "config", "store")
     uuid = _text(facts, "decisive", "store_uuid") or _text(facts_of(run), "store_uuid")
     if name is None:
@@ -74,7 +74,7 @@ def model_at_hand(run: Path) -> str | None:
 
 def facts_of(run: Path) -> dict[str, Any]:
     """Return what a Lorsa's config.json says of its shape and origin; nothing without one."""
-    facts = _read(run / CONFIG).get("config")
+    facts = read_facts(run / CONFIG).get("config")
     return facts if isinstance(facts, dict) else {}
 
 
@@ -88,11 +88,11 @@ def _candidates(name: str, run: Path) -> Iterator[str]:
         yield min(path, os.path.relpath(path), key=len)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_facts(path: Path) -> dict[str, Any]:
     """Return the content of a file of facts; nothing of one that is not there or is damaged."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
