@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..dictionaries.choices import CONFIG, WEIGHTS
-from ..errors import AnalyzeError, StoreError
+from ..errors import AnalyzeError, StoreError, unreadable
 from ..language.aliases import canonical
 from ..seal import read_summed, write_summed
 from ..store.manifest import MANIFEST, read_manifest
@@ -125,7 +125,7 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise AnalyzeError(f"{path} cannot be read ({error.strerror})") from None
+        raise AnalyzeError(unreadable(path, error)) from None
     except (ValueError, KeyError, TypeError) as error:
         raise AnalyzeError(
             f"{path} is damaged ({error}); restore it from a copy, or delete it and evaluate again"

@@ -19,8 +19,7 @@ FOREIGN = ROOT / "dictionaries/formats/foreign.py"
 """Reads pickled files, as tensors alone."""
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
 LATE = {"commands", "demo", "display", "evaluate"}
-"""Rooms whose functions import: commands and stages of the demo load what they need when they run,
-and an answer that is kept needs nothing that takes seconds."""
+"""Rooms whose functions import: what a command or a stage of the demo needs, when it runs."""
 
 
 class Import(NamedTuple):
