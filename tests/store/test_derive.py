@@ -68,9 +68,7 @@ def test_a_derived_y_has_the_norms_that_the_harvest_kept(make_store: Callable[..
     assert torch.equal(store.activations(3, seqs, _known(seqs)).y, values(3, 1)[seqs])
     rotated = _known(seqs)(store.inputs(3, seqs)).roll(1, dims=-1)
     assert store.activations(3, seqs, lambda x: rotated).y is rotated  # norms are all that is kept
-    with pytest.raises(
-        StoreError, match=r"layer 3: y that is derived .* by 0.002 in its norm"
-    ):
+    with pytest.raises(StoreError, match=r"layer 3: y that is derived .* by 0.002 in its norm"):
         store.activations(3, seqs, _known(seqs, 1.002))
     sampler = Sampler(store.train_seqs, store.manifest.shard_seqs, batch_seqs=3)
     for batch in batches(store, 3, sampler, first_step=0, n_steps=2):
