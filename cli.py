@@ -12,10 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import circuits, evaluate, features, harvest, share, store, train
-from .commands.common import print_failure
+from .commands import circuits, evaluate, features, harvest, share, store, train, verify
 from .commands.demo import demo
+from .commands.ending import print_failure, told_in_a_line
 from .commands.options import add_command
+from .commands.panels import panel_of_command
+from .printable import guard_streams
 from .version import __version__
 
 _ParserError: Any = typer.BadParameter.__base__
@@ -23,28 +25,32 @@ _ParserError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="lorsa",
-    help="Low-Rank Sparse Attention: harvest a model's attention, train Lorsas, measure them.\n\n"
-    "Example: lorsa harvest --model qwen2-7b --layers 0-27 && lorsa train --store ./acts",
+    help="Low-Rank Sparse Attention: the attention layers of a language model as heads that can be "
+    "read.\n\n"
+    "Example: lorsa demo\n\n"
+    "Example: lorsa harvest --model qwen2-7b --layers 0-27 && lorsa train --store ./acts\n\n"
+    "Example: lorsa analyze runs/layer-12 && lorsa view runs/layer-12 --open",
+    epilog="More: docs/index.md",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 store_app = typer.Typer(help="Look after activation stores.", no_args_is_help=True)
-app.add_typer(store_app, name="store")
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
     "harvest": harvest.harvest,
     "train": train.train,
     "sweep": train.sweep,
     "eval": evaluate.evaluate,
-    "ablate": circuits.ablate,
     "analyze": features.analyze,
+    "view": features.view,
     "find": features.find,
     "explain": features.explain,
-    "view": features.view,
-    "convert": share.exchange,
+    "ablate": circuits.ablate,
     "push": share.push,
-    "demo": demo,
+    "convert": share.exchange,
+    "verify": verify.verify,
 }
 STORE_COMMANDS: dict[str, Callable[..., None]] = {
     "info": store.info,
@@ -54,8 +60,9 @@ STORE_COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, command in COMMANDS.items():
     add_command(app, name, command)
+app.add_typer(store_app, name="store", rich_help_panel=panel_of_command("store"))
 for name, command in STORE_COMMANDS.items():
-    add_command(store_app, name, command)
+    add_command(store_app, name, command, of="store")
 
 
 def _show_version(asked: bool) -> None:
@@ -89,15 +96,35 @@ def main() -> None:
     _open_streams()
     os.environ.setdefault("TQDM_DISABLE", "1")  # other packages' bars disturb ours and log files
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost process gets one line of ours
+    guard_streams()
+    as_json = "--json" in sys.argv
     try:
-        code = app(standalone_mode=False)
+        with told_in_a_line("", as_json):
+            code = _run(as_json)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run(as_json: bool) -> Any:
+    """Run a command and return its exit code, if it says one."""
+    try:
+        return app(prog_name="lorsa", standalone_mode=False)
     except _ParserError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
-            sys.exit(2)
+            raise typer.Exit(2) from None
         message = " ".join(error.format_message().split())
-        command = error.ctx.command_path if error.ctx else "lorsa"
-        line = f"error: {message.rstrip('.')}. See: {command} --help"
-        print_failure(message, line, "--json" in sys.argv)
-        sys.exit(2)
-    sys.exit(code if isinstance(code, int) else 0)
+        command = _command(error.ctx)
+        line = f"error: {message.rstrip('.')}. See: {' '.join(['lorsa', *command])} --help"
+        print_failure(" ".join(command), message, line, as_json)
+        raise typer.Exit(2) from None
+
+
+def _command(context: Any) -> list[str]:
+    """Return the words that name the command of the parser's context, after `lorsa`."""
+    words: list[str] = []
+    while context is not None and context.parent is not None:
+        words.insert(0, context.info_name)
+        context = context.parent
+    return words

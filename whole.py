@@ -30,7 +30,8 @@ def partial_of(path: Path) -> Path:
 def whole(path: Path) -> Iterator[Path]:
     """Yield a temporary name to write to, which is renamed to path when the block ends.
 
-    If the block raises, what it wrote is removed and what was at path stays.
+    If the block raises, what it wrote is removed and what was at path stays. What a killed process
+    left under the temporary name is removed first.
 
     Args:
         path: file, or folder that does not exist yet; its parent exists.
@@ -39,6 +40,7 @@ def whole(path: Path) -> Iterator[Path]:
         OSError: the disk does not take it.
     """
     partial = partial_of(path)
+    _remove(partial)
     try:
         yield partial
         if partial.is_dir():
@@ -59,8 +61,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON by `whole`, indented by one space; see `finite`."""
-    write_whole(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
+    """Write JSON by `whole`; see `json_text`."""
+    write_whole(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """Return JSON indented by one space; see `finite`."""
+    return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
 
 
 def finite(content: Any) -> Any:

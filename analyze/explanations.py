@@ -5,8 +5,8 @@
     {"head": 17, "score": null, "n_scored": 0, "scorer": null}             too little was held out
     {"head": 17, "error": "..."}                                           request failed
 
-The last line of a kind counts. Lines are flushed to the disk one by one and never changed. A line
-that is torn, or is none of these, is skipped.
+The last line of a kind counts. Lines are flushed to the disk one by one and never changed; each has
+a checksum of its own. A line that a crash tore, or that is none of these, is skipped.
 """
 
 import fcntl
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import AnalyzeError
+from ..seal import SUM, summed, unsummed
 
 EXPLANATIONS = "explanations.jsonl"
 
@@ -30,7 +31,7 @@ def read_explanations(path: Path) -> dict[int, dict[str, Any]]:
         yet; "scorer", the model that was tried, or None.
 
     Raises:
-        AnalyzeError: the file is there and cannot be read.
+        AnalyzeError: the file is there and cannot be read, or a line is damaged.
     """
     found: dict[int, dict[str, Any]] = {}
     for head, entry in _entries(path):
@@ -51,7 +52,7 @@ def read_failed(path: Path) -> set[int]:
     """Return the heads whose last line is an error.
 
     Raises:
-        AnalyzeError: the file is there and cannot be read.
+        AnalyzeError: the file is there and cannot be read, or a line is damaged.
     """
     last = dict(_entries(path))
     return {head for head, entry in last.items() if "error" in entry}
@@ -60,30 +61,35 @@ def read_failed(path: Path) -> set[int]:
 def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the heads and the lines of a file, if it is there."""
     try:
-        lines = path.read_text("utf-8", "replace").split("\n")
+        *lines, torn = path.read_text("utf-8", "replace").split("\n")
     except FileNotFoundError:
         return
     except OSError as error:
         raise AnalyzeError(f"{path} cannot be read ({error.strerror}); repair or move it") from None
-    for line in lines:
-        entry = _parsed(line)
-        if isinstance(head := entry.get("head"), int):
+    for number, line in enumerate([*lines, torn], 1):
+        try:
+            entry = unsummed(line, constant=lambda name: None)  # no NaN
+        except ValueError as error:
+            if number > len(lines) or _was_torn(line):
+                continue
+            raise AnalyzeError(
+                f"{path}: line {number} is damaged ({error}); restore the file from a copy, or "
+                "delete that line"
+            ) from None
+        if isinstance(entry, dict) and isinstance(head := entry.get("head"), int):
             yield head, entry
 
 
-def _parsed(line: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(line, parse_constant=lambda name: None)  # no NaN
-    except ValueError:
-        return {}
-    return entry if isinstance(entry, dict) else {}
+def _was_torn(line: str) -> bool:
+    """Return whether a line is one of before, which a crash tore and the next call ended."""
+    return f'"{SUM}' not in line and not line.endswith("}")
 
 
 class Record:
     """File of explanations, open for more lines by one process at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open and lock the file; a torn last line is ended.
+        """Open and lock the file; a last line that a crash tore is dropped.
 
         Raises:
             AnalyzeError: it cannot be written, or another process writes it.
@@ -98,10 +104,16 @@ class Record:
         except BlockingIOError:
             self._file.close()
             raise AnalyzeError(f"{path} is being written by another process; wait for it") from None
-        if self._file.seek(0, os.SEEK_END):
-            self._file.seek(-1, os.SEEK_END)
-            if self._file.read(1) != b"\n":
-                self._write(b"\n")
+        self._file.seek(0)
+        torn = self._file.read().rpartition(b"\n")[2]
+        if not torn:
+            return
+        try:
+            unsummed(torn)
+        except ValueError:
+            self._file.truncate(self._file.tell() - len(torn))
+        else:
+            self._write(b"\n")  # which is all that it lacks
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +127,7 @@ class Record:
         Raises:
             AnalyzeError: the disk does not take it.
         """
-        self._write(json.dumps(line).encode() + b"\n")
+        self._write(json.dumps(summed(line)).encode() + b"\n")
 
     def _write(self, data: bytes) -> None:
         try:

@@ -1,6 +1,5 @@
 """Analysis of a run: from a Lorsa and its store to a folder of tables."""
 
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,6 +10,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from ..dictionaries.checkpoint import weights_path
+from ..errors import AnalyzeError
 from ..evaluate.opened import (
     LanguageModel,
     Opened,
@@ -21,12 +21,14 @@ from ..evaluate.opened import (
 )
 from ..language.aliases import resolve
 from ..language.norms import surroundings
-from ..progress import Measured, Report
+from ..progress import Measured, Report, Stages
+from ..seal import read_summed
 from ..stop import Stop, stop_when_whole
 from ..store.read.reader import ActivationStore
 from ..whole import file_crc32
 from . import tables
 from .attention.columns import AttentionColumns
+from .attention.families import Family
 from .collect import READ_TOKENS, Chosen, Firings, choose_examples
 from .config import N_SAMPLE, AnalyzeConfig
 from .effects import effects
@@ -38,6 +40,13 @@ DEFAULT_TOKENS = 1_000_000
 """Stored tokens that are read at most, unless more are asked for."""
 SAVE_EVERY_S = 60.0
 """Seconds between files of what is collected."""
+STAGES = ("reading heads", "sources of examples", "comparing with the layer's own heads")
+IN_THE_MODEL = (
+    "probing with repeated random tokens",
+    "checking types by ablation",
+    "effects on the logits",
+)
+"""Parts of an analysis as they are reported, without a language model and with one besides."""
 
 
 def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -> dict[str, Any]:
@@ -64,17 +73,19 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
     opened = open_run(config.run, ActivationStore.open(config.store), device)
     n_seqs = _n_sequences(opened.store, config.tokens)
     request = _request(config, opened, n_seqs)
-    facts = earlier_facts(config.folder)
+    facts = earlier_facts(config.folder, report)
     if facts.get("request") == request:
         report(f"{config.folder} is finished already")
         return facts
     if (config.folder / FACTS_FILE).exists():
         report(f"{config.folder} holds another analysis, which is replaced when this one is done")
+    loading, in_the_model = ((), ()) if config.model is None else (("loading",), IN_THE_MODEL)
+    report(Stages((*loading, *STAGES, *in_the_model, "writing")))
     with locked(config.folder):
-        made = _make_tables(config, opened, n_seqs, request, report)
-        types = Counter(made["heads"]["type"].to_pylist())
-        facts = {**_facts(config, opened, n_seqs), "request": request}
-        facts["types"] = {name: types[name] for name in TYPES if name in types}
+        made, families = _make_tables(config, opened, n_seqs, request, report)
+        facts = {**_facts(config, opened, n_seqs), **_type_counts(made["heads"])}
+        facts["families"] = {name: family._asdict() for name, family in families.items()}
+        facts["request"] = request
         facts["seconds"] = time.perf_counter() - started
         archive_explanations(config.folder, request)
         write_analysis(config.folder, facts, made)
@@ -84,8 +95,8 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
 
 def _make_tables(
     config: AnalyzeConfig, opened: Opened, n_seqs: int, request: dict[str, Any], report: Report
-) -> dict[str, pa.Table]:
-    """Go through the store and return the tables, by name."""
+) -> tuple[dict[str, pa.Table], dict[str, Family]]:
+    """Go through the store and return the tables by name, and the families that were checked."""
     subject = None
     if config.model is not None:
         subject = load_store_model(
@@ -95,12 +106,13 @@ def _make_tables(
         by_kind = AttentionColumns(opened)
         found = _collect(config, opened, by_kind, n_seqs, request, stop, report)
 
-        def report_step(step: str | Measured) -> None:
+        def report_step(step: str | Measured | Stages) -> None:
             if stop.asked:
                 raise KeyboardInterrupt
             report(step)
 
-        return _tables(config, opened, subject, by_kind, found, n_seqs, report_step)
+        made = _tables(config, opened, subject, by_kind, found, n_seqs, report_step)
+        return made, by_kind.families
 
 
 def _n_sequences(store: ActivationStore, tokens: int | None) -> int:
@@ -146,11 +158,29 @@ def _facts(config: AnalyzeConfig, opened: Opened, n_seqs: int) -> dict[str, Any]
     }
 
 
+def _type_counts(heads: pa.Table) -> dict[str, dict[str, int]]:
+    """Return how many heads are of each type, and how many of them by text and probes both."""
+    by, types = (heads[name].to_pylist() for name in ("type_by", "type"))
+    counts = Counter(types)
+    both = Counter(name for name, how in zip(types, by, strict=True) if how == "both")
+    return {
+        "types": {name: counts[name] for name in TYPES if name in counts},
+        "types_by_both": {name: both[name] for name in TYPES if name in both},
+    }
+
+
 def _run_result(run: Path) -> dict[str, Any]:
-    """Return what training measured; nothing of a folder that is no run."""
+    """Return what training measured; nothing of a folder that is no run.
+
+    Raises:
+        AnalyzeError: it is damaged.
+    """
+    path = run / "run.json"
     try:
-        return json.loads((run / "run.json").read_text("utf-8")).get("result") or {}
-    except (OSError, ValueError, AttributeError):
+        return read_summed(path).get("result") or {}
+    except ValueError as error:
+        raise AnalyzeError(f"{path} is damaged ({error}); restore it from a copy") from None
+    except (OSError, AttributeError):
         return {}
 
 
@@ -169,13 +199,15 @@ def _collect(
     partial = config.folder / PARTIAL_FILE
     found = Firings.none(lorsa.config.n_ov_heads, n_top=config.n_top, n_sample=N_SAMPLE)
     tensors = found.tensors() | by_kind.tensors()
-    saved, done = load_partial(partial, request)
+    saved, done = load_partial(partial, request, report)
     if saved.keys() == tensors.keys():
         for name, tensor in tensors.items():
             tensor.copy_(saved[name])
         report(f"going on after {done * n_ctx:,} tokens")
     else:
         done = 0
+        if partial.exists():
+            report(f"{partial} is of another request or an earlier version: all is read again")
     step = max(1, READ_TOKENS // n_ctx)
     began, before, saved_at = time.perf_counter(), done, time.perf_counter()
     while done < n_seqs:
@@ -212,6 +244,7 @@ def _tables(
     if subject is not None:
         columns |= _in_the_model(opened, subject, by_kind, tokenizer, found.mean_acts, report)
     report("writing")
+    columns |= by_kind.types()
     quantile_acts = tables.quantiles_of(ascending)
     columns |= tables.firing_columns(found, quantile_acts, n_seqs * store.manifest.n_ctx)
     columns |= tables.direction_columns(opened.lorsa)

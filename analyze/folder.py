@@ -10,7 +10,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import AnalyzeError
+from ..dictionaries.checkpoint_sums import tensors_crc32c
+from ..errors import AnalyzeError, unreadable
+from ..progress import Report
+from ..reading import parse_json, read_json
+from ..seal import SUM, crc32c, first_damage
 from ..whole import lock_folder, whole
 from .collect import Tensors
 from .explanations import EXPLANATIONS
@@ -42,18 +46,29 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def earlier_facts(folder: Path) -> dict[str, Any]:
-    """Return the facts of the analysis in a folder; none if it cannot be read."""
-    try:
-        return Analysis.open(folder).facts
-    except AnalyzeError:
+def earlier_facts(folder: Path, report: Report) -> dict[str, Any]:
+    """Return the facts of the analysis in a folder; none, and a report, if it is damaged.
+
+    Raises:
+        AnalyzeError: it is there and cannot be read.
+    """
+    if not (folder / FACTS_FILE).exists():
         return {}
+    try:
+        return Analysis.compared(folder).facts
+    except AnalyzeError as error:
+        report(str(error))
+        return {}
+    except OSError as error:
+        raise AnalyzeError(unreadable(folder, error)) from None
 
 
 def archive_explanations(folder: Path, request: dict[str, Any]) -> None:
     """Rename the explanations of other weights, whose analysis is about to be replaced."""
     try:
-        before = json.loads((folder / FACTS_FILE).read_text("utf-8"))
+        if first_damage(folder, (FACTS_FILE,)) is not None:
+            return
+        before = read_json(folder / FACTS_FILE)
         weights = int(before["request"]["weights_crc32"])  # it becomes part of a name
     except (OSError, ValueError, LookupError, TypeError):
         return
@@ -69,6 +84,7 @@ def save_partial(path: Path, tensors: Tensors, done: int, request: dict[str, Any
         AnalyzeError: the disk does not take it.
     """
     about = {"request": json.dumps(request), "done": str(done)}
+    about[SUM] = _sum(about, tensors)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as partial:
@@ -77,16 +93,50 @@ def save_partial(path: Path, tensors: Tensors, done: int, request: dict[str, Any
         raise AnalyzeError(f"{path} cannot be written ({error}); make room") from None
 
 
-def load_partial(path: Path, request: dict[str, Any]) -> tuple[Tensors, int]:
-    """Return what an earlier call of the same request collected, and of how many sequences."""
+def load_partial(path: Path, request: dict[str, Any], report: Report) -> tuple[Tensors, int]:
+    """Return what an earlier call of the same request collected, and of how many sequences.
+
+    Nothing of a damaged file is returned; a report says so.
+
+    Raises:
+        AnalyzeError: it is there and cannot be read.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            if json.loads(about.get("request", "null")) != request:
-                return {}, 0
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if "reading.n_fired" in tensors:  # version 0.1.0 kept it with what is read alone
-                tensors.setdefault("n_fired", tensors["reading.n_fired"])
-            return tensors, int(about["done"])
-    except (OSError, SafetensorError, ValueError):
+        about, tensors = _compared(path)
+        if parse_json(about.get("request", "null")) != request:
+            return {}, 0
+        return tensors, int(about["done"])
+    except FileNotFoundError:
         return {}, 0
+    except OSError as error:
+        raise AnalyzeError(unreadable(path, error)) from None
+    except (SafetensorError, ValueError, KeyError) as error:
+        report(f"{path} is damaged ({error}); collecting anew")
+        return {}, 0
+
+
+def partial_problem(path: Path) -> str | None:
+    """Return what is wrong with a file of what was collected, in a line; None if nothing is."""
+    try:
+        _compared(path)
+    except OSError as error:
+        return unreadable(path, error)
+    except (SafetensorError, ValueError) as error:
+        return f"{path} is damaged ({error})"
+    return None
+
+
+def _compared(path: Path) -> tuple[dict[str, str], Tensors]:
+    """Return what a file of what was collected says, and its tensors; ValueError if damaged."""
+    path.open("rb").close()  # safetensors calls all that cannot be opened missing
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if (expected := about.pop(SUM, None)) is not None and expected != _sum(about, tensors):
+        raise ValueError("its checksum is wrong")
+    return about, tensors
+
+
+def _sum(about: dict[str, str], tensors: Tensors) -> str:
+    """Return the checksum of what was collected, and of what it is."""
+    return tensors_crc32c(tensors, crc32c(json.dumps(about, sort_keys=True).encode()))

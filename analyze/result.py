@@ -6,7 +6,6 @@ analysis.examples(301)              # where head 301 fired, a list of dicts
 analysis.text(analysis.tokens(seq)) # the tokens of a sequence as text
 """
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +16,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import AnalyzeError
+from ..errors import AnalyzeError, unreadable
 from ..language.spelling import is_piece, whole_characters
+from ..reading import read_json
+from ..seal import SEAL, first_damage, write_seal
+from ..store.parquet import Part, numbers, read_parquet
 from ..whole import whole, write_json
 from .config import ANALYSIS_FOLDER
 from .explanations import EXPLANATIONS, read_explanations
-from .schema import FACTS_FILE, PARTIAL_FILE, TABLES, VERSION
+from .schema import FACTS_FILE, PARTIAL_FILE, READABLE, TABLES, VERSION, require_whole
 
 NEEDED = ("run", "layer", "model", "store_uuid", "with_model", "n_tokens", "n_ctx")
 """Facts that every analysis must have."""
@@ -47,23 +49,42 @@ class Analysis:
             where: the run's folder, or the folder of the analysis itself.
 
         Raises:
-            AnalyzeError: there is none, it is unfinished, or of another version.
+            AnalyzeError: there is none, it is unfinished, damaged, or of another version; or it
+                cannot be read.
+        """
+        try:
+            return cls.compared(where)
+        except OSError as error:
+            raise AnalyzeError(unreadable(where, error)) from None
+
+    @classmethod
+    def compared(cls, where: str | Path) -> "Analysis":
+        """Open the analysis of a run as `open` does, after comparing its files with their seal.
+
+        Raises:
+            AnalyzeError: as of `open`.
+            OSError: a file is there and cannot be read, which says nothing of its content.
         """
         where = Path(where)
         itself = (where / FACTS_FILE).exists() or (where / PARTIAL_FILE).exists()
         root = where if itself else where / ANALYSIS_FOLDER
         if not (root / FACTS_FILE).exists():
             state = "is unfinished; the same command goes on" if root.is_dir() else "is not there"
-            raise AnalyzeError(f"{root} {state}: lorsa analyze {where} --store STORE")
+            raise AnalyzeError(f"{root} {state}: lorsa analyze {where}")
+        if (problem := first_damage(root)) is not None:
+            raise AnalyzeError(f"{problem}; restore it from a copy, or analyze again")
         try:
-            facts = json.loads((root / FACTS_FILE).read_text("utf-8"))
+            facts = read_json(root / FACTS_FILE)
             version = facts["version"]
             _ = [facts[name] for name in NEEDED]
-        except (ValueError, KeyError, TypeError, OSError):
-            raise AnalyzeError(f"{root / FACTS_FILE} cannot be read; analyze again") from None
-        if version != VERSION:
+        except (ValueError, KeyError, TypeError):
             raise AnalyzeError(
-                f"{root} is of version {version}; this lorsa reads {VERSION}: analyze again"
+                f"{root / FACTS_FILE} is damaged; restore it from a copy, or analyze again"
+            ) from None
+        if version not in READABLE:
+            raise AnalyzeError(
+                f"{root} is of version {version}; this lorsa reads {READABLE[0]} to {VERSION}: "
+                "analyze again"
             )
         missing = [name for name in TABLES if not (root / f"{name}.parquet").exists()]
         if missing:
@@ -88,12 +109,12 @@ class Analysis:
 
     def examples(self, head: int) -> list[dict[str, Any]]:
         """Return a head's rows of examples.parquet: the top ones first, then samples."""
-        rows: list[dict[str, Any]] = self._read("examples", [("head", "=", head)]).to_pylist()
+        rows: list[dict[str, Any]] = self.examples_of(range(head, head + 1)).to_pylist()
         return sorted(rows, key=lambda row: (row["kind"] != "top", row["rank"]))
 
     def examples_of(self, heads: range) -> pa.Table:
         """Return the rows of examples.parquet of consecutive heads, in the order of the file."""
-        return self._read("examples", [("head", ">=", heads.start), ("head", "<", heads.stop)])
+        return self._read("examples", Part("head", heads))
 
     def tokens(self, seq: int) -> npt.NDArray[np.int32]:
         """Return the token ids of a sequence that some example lies in, [n_ctx]."""
@@ -131,6 +152,15 @@ class Analysis:
         """Whether a tokenizer was at hand."""
         return any(self._texts.values())
 
+    def read_all(self) -> None:
+        """Read every table.
+
+        Raises:
+            AnalyzeError: one cannot be read.
+        """
+        for name in TABLES:
+            self._read(name)
+
     def explanations(self) -> dict[int, dict[str, Any]]:
         """Return the explanations of heads, by head; see `read_explanations`."""
         return read_explanations(self.root / EXPLANATIONS)
@@ -144,7 +174,9 @@ class Analysis:
     def _sequences(self) -> tuple[dict[int, int], npt.NDArray[np.int32]]:
         table = self._read("sequences")
         row = {seq: i for i, seq in enumerate(table["seq"].to_pylist())}
-        flat = table["tokens"].combine_chunks().flatten().to_numpy()
+        flat = numbers(pa.chunked_array([table["tokens"].combine_chunks().flatten()]))
+        if len(row) != table.num_rows or len(flat) != len(row) * self.facts["n_ctx"]:
+            raise self._unreadable("sequences", "it has a sequence twice, or not all tokens of one")
         return row, flat.reshape(len(row), -1) if row else flat.reshape(0, 0)
 
     @cached_property
@@ -157,19 +189,21 @@ class Analysis:
         """Tokens that are parts of characters."""
         return {token for token, text in self._texts.items() if text is not None and is_piece(text)}
 
-    def _read(self, name: str, filters: Any = None) -> pa.Table:
+    def _read(self, name: str, part: Part | None = None) -> pa.Table:
         path = self.root / f"{name}.parquet"
         try:
-            return pq.read_table(path, filters=filters, schema=TABLES[name])
-        except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise AnalyzeError(
-                f"{path} cannot be read ({reason}); delete it and analyze again"
-            ) from None
+            table = read_parquet(path, TABLES[name], part=part)
+            require_whole(table, name)
+            return table
+        except (OSError, MemoryError, ValueError, pa.ArrowException) as error:
+            raise AnalyzeError(unreadable(path, error)) from None
+
+    def _unreadable(self, name: str, reason: str) -> AnalyzeError:
+        return AnalyzeError(f"{self.root / name}.parquet cannot be read ({reason})")
 
 
 def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table]) -> None:
-    """Write an analysis; analysis.json last.
+    """Write an analysis: its tables, their seal, and analysis.json last.
 
     Args:
         root: its folder, created if it is not there.
@@ -182,6 +216,7 @@ def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table
     try:
         root.mkdir(parents=True, exist_ok=True)
         (root / FACTS_FILE).unlink(missing_ok=True)
+        (root / SEAL).unlink(missing_ok=True)
         for name, table in tables.items():
             with whole(root / f"{name}.parquet") as partial:
                 pq.write_table(
@@ -190,6 +225,8 @@ def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table
                     compression="zstd",
                     row_group_size=EXAMPLES_PER_GROUP,
                 )
-        write_json(root / FACTS_FILE, {"version": VERSION, **facts})
+        content = {"version": VERSION, **facts}
+        write_seal(root, [f"{name}.parquet" for name in tables], {FACTS_FILE: content})
+        write_json(root / FACTS_FILE, content)
     except OSError as error:
         raise AnalyzeError(f"{root} cannot be written ({error}); make room") from None

@@ -5,6 +5,7 @@
       examples.parquet    where heads fired, and from where they read; sorted by head
       sequences.parquet   the token ids of the sequences that examples lie in
       tokens.parquet      the text of every token id that any of the others names
+      seal.json           sizes and checksums of these tables and of analysis.json
       analysis.json       facts of the analysis; written last, so a folder with it is whole
 
 A column that takes the language model is null if that was not given.
@@ -12,16 +13,25 @@ A column that takes the language model is null if that was not given.
 
 import pyarrow as pa
 
-from .choices import PROBE_SCORES, STORE_SCORES
+from .choices import LOWER, PROBE_SCORES, STORE_SCORES
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""Versions that can be read. In 1 no score has a bound, types are by shares in text alone,
+and what is listed has no z."""
 FACTS_FILE = "analysis.json"
 PARTIAL_FILE = "partial.safetensors"
 """File of what was collected while the analysis is not finished."""
 
 TYPES = ("previous_token", "induction", "duplicate_token", "first_token", "same_token", "local",
-         "long_range", "mixed", "silent")  # fmt: skip
+         "long_range", "mixed", "rare", "silent")  # fmt: skip
 """Values of heads.parquet's `type`."""
+
+
+LISTED = ("promoted", "suppressed", "reads_embedding", "reads", "similar_o", "similar_v")
+"""Columns of heads.parquet that list tokens or heads; a column of z belongs to each."""
+TESTED_AS_LISTS = ("promoted", "suppressed", "reads_embedding")
+"""Those of which the whole list has a z, too: as many tokens compete as there are."""
 
 
 def _rows(name: str, value: str) -> pa.DataType:
@@ -33,6 +43,7 @@ HEADS = pa.schema(
         ("head", pa.int32()),  # of n_ov_heads; the row number too
         ("qk_head", pa.int32()),  # whose attention pattern it has
         ("type", pa.dictionary(pa.int8(), pa.string())),  # one of TYPES
+        ("type_by", pa.dictionary(pa.int8(), pa.string())),  # one of BY; null of one of no type
         ("n_fired", pa.int64()),  # tokens on which it fired
         ("frequency", pa.float64()),  # their share of all
         ("mean_act", pa.float32()),  # mean of its activation z where it fired; null if it never did
@@ -47,6 +58,9 @@ HEADS = pa.schema(
         ("probe_fired", pa.int64()),  # tokens of the probe on which it fired
         *((name, pa.float32()) for name in PROBE_SCORES),
         ("successor", pa.float32()),  # share of ordinal words it reads whose successor it promotes
+        ("successor_words", pa.int32()),  # ordinal words that it reads
+        ("successor_chance", pa.float32()),  # score that chance gives for these words
+        *((low, pa.float32()) for low in LOWER.values()),  # lower bounds of the scores, 95 %
         (
             "parents",  # heads of the original layer, the likeliest first
             pa.list_(
@@ -66,6 +80,9 @@ HEADS = pa.schema(
         ("reads", _rows("token", "share")),  # source tokens of its examples
         ("similar_o", _rows("head", "cosine")),  # nearest heads by w_O
         ("similar_v", _rows("head", "cosine")),  # nearest heads by w_V
+        # standard deviations by which what is listed goes beyond chance, and by which a list does
+        *((f"{name}_z", pa.list_(pa.float32())) for name in LISTED),
+        *((f"{name}_list_z", pa.float32()) for name in TESTED_AS_LISTS),
     ]
 )  # fmt: skip
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -92,3 +109,17 @@ SEQUENCES = pa.schema([("seq", pa.int64()), ("tokens", pa.list_(pa.int32()))])
 TOKENS = pa.schema([("token", pa.int32()), ("text", pa.string())])  # null: no tokenizer at hand
 
 TABLES = {"heads": HEADS, "examples": EXAMPLES, "sequences": SEQUENCES, "tokens": TOKENS}
+KNOWN = {
+    "heads": ("head", "type", "n_fired", "frequency"),
+    "examples": ("head", "kind", "rank", "act", "seq", "position", "sources", "source_acts"),
+    "sequences": ("seq", "tokens"),
+    "tokens": ("token",),
+}
+"""Columns of each table that are never null."""
+
+
+def require_whole(table: pa.Table, name: str) -> None:
+    """Raise ValueError where a column of KNOWN has a null."""
+    for column in KNOWN[name]:
+        if table[column].null_count:
+            raise ValueError(f"{column} is null in {table[column].null_count:,} rows")

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..dictionaries.lorsa.module import Lorsa
 from ..language.norms import in_chunks
 from ..language.spelling import token_text
+from .chance import likeness_by_chance, unit
 from .collect import Chosen, Firings
 from .effects import Effects, Listed
 from .schema import EXAMPLES, HEADS, QUANTILES, SEQUENCES, TOKENS
@@ -75,17 +76,17 @@ def direction_columns(lorsa: Lorsa) -> dict[str, Any]:
     return {
         "norm_o": lorsa.W_O.detach().float().norm(dim=1).cpu().numpy(),
         "norm_v": lorsa.W_V.detach().float().norm(dim=1).cpu().numpy(),
-        "similar_o": _listed(neighbours(lorsa.W_O), "head", "cosine"),
-        "similar_v": _listed(neighbours(lorsa.W_V), "head", "cosine"),
+        **_listed("similar_o", neighbours(lorsa.W_O), "head", "cosine"),
+        **_listed("similar_v", neighbours(lorsa.W_V), "head", "cosine"),
     }
 
 
 def effect_columns(effects: Effects) -> dict[str, Any]:
     """Return the columns of heads.parquet that are of the language model's own maps."""
     return {
-        "promoted": _listed(effects.promoted, "token", "logit"),
-        "suppressed": _listed(effects.suppressed, "token", "logit"),
-        "reads_embedding": _listed(effects.reads_embedding, "token", "value"),
+        **_listed("promoted", effects.promoted, "token", "logit"),
+        **_listed("suppressed", effects.suppressed, "token", "logit"),
+        **_listed("reads_embedding", effects.reads_embedding, "token", "value"),
     }
 
 
@@ -143,18 +144,22 @@ def tokens_table(tables: list[pa.Table], tokenizer: Any) -> pa.Table:
 
 @torch.no_grad()
 def neighbours(vectors: Tensor) -> Listed:
-    """Return the nearest rows by cosine, the nearest first, each row itself left out."""
-    unit = torch.nn.functional.normalize(vectors.detach().float(), dim=1)
-    n = min(N_NEIGHBOURS, len(unit) - 1)
-    ids, cosines = [], []
-    for rows in in_chunks(len(unit), len(unit)):
-        likeness = unit[rows] @ unit.T
-        itself = torch.arange(rows.start, rows.stop, device=unit.device)
-        likeness[torch.arange(len(itself), device=unit.device), itself] = -torch.inf
-        found = likeness.topk(n, dim=1)
-        ids.append(found.indices.cpu())
-        cosines.append(found.values.cpu())
-    return torch.cat(ids), torch.cat(cosines)
+    """Return the nearest rows by cosine, the nearest first, each row itself left out.
+
+    The z of a pair is that of the head whose directions are the more often met.
+    """
+    directions = unit(vectors)
+    n = min(N_NEIGHBOURS, len(directions) - 1)
+    step = next(in_chunks(len(directions), len(directions))).stop
+    chance = likeness_by_chance(directions, step)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for rows in in_chunks(len(directions), len(directions)):
+        likeness = directions[rows] @ directions.T
+        likeness[:, rows].fill_diagonal_(-torch.inf)
+        cosines, ids = likeness.topk(n, dim=1)
+        z = cosines / torch.maximum(chance[ids], chance[rows, None])
+        found.append((ids.cpu(), cosines.cpu(), z.cpu()))
+    return Listed(*map(torch.cat, zip(*found, strict=True)))
 
 
 def quantiles_of(ascending: Tensor) -> Tensor:
@@ -174,8 +179,13 @@ def lists(rows: NDArray[Any]) -> list[list[float] | None]:
     return [None if np.isnan(row).any() else row.tolist() for row in rows]
 
 
-def _listed(listed: Listed, name: str, value: str) -> pa.Array:
-    return structs(**{name: listed[0], value: listed[1]})
+def _listed(column: str, listed: Listed, name: str, value: str) -> dict[str, Any]:
+    """Return the column of what is listed of each feature, and those of z."""
+    found = {
+        column: structs(**{name: listed.ids, value: listed.values}),
+        f"{column}_z": lists(listed.z.numpy()),
+    }
+    return found | ({} if listed.list_z is None else {f"{column}_list_z": listed.list_z.numpy()})
 
 
 def structs(**columns: Tensor) -> pa.Array:

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lorsa.demo import smollm2
 from lorsa.harvest.corpus.corpus import open_corpus
 from lorsa.harvest.corpus.document import Document
 from lorsa.harvest.corpus.packing import pack
 from lorsa.harvest.corpus.tokenise import ids_of_texts
+from lorsa.language.aliases import demo_file
 from lorsa.language.subject import Subject
 from measure import append_row, machine
 
@@ -46,7 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "tokenizer"
-        Subject.find(str(smollm2())).tokenizer().save_pretrained(tokenizer)
+        Subject.find(str(demo_file())).tokenizer().save_pretrained(tokenizer)
         write_corpus(Path(folder), args.tokens * 4)
         result = {
             name: alone(job, folder, args)

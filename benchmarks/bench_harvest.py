@@ -29,11 +29,11 @@ from typing import Any
 
 import torch
 import transformers
-from lorsa.demo import smollm2
 from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.events import Progress
 from lorsa.harvest.harvest import harvest
 from lorsa.harvest.plan import Estimate
+from lorsa.language.aliases import demo_file
 from lorsa.store.layers import choose_layers
 from lorsa.store.places import place
 from lorsa.store.read.reader import ActivationStore
@@ -96,7 +96,7 @@ def parse() -> argparse.Namespace:
 def save_model(args: argparse.Namespace, folder: Path) -> None:
     """Write a folder that transformers loads quickly: SmolLM2, or random weights of a shape."""
     if args.shape == "smollm2":
-        file = smollm2()
+        file = demo_file()
         where = {"gguf_file": file.name}
         read = transformers.AutoModelForCausalLM.from_pretrained(
             file.parent, **where, dtype=torch.float32

@@ -38,6 +38,7 @@ from lorsa.analyze.result import write_analysis
 from lorsa.analyze.schema import TABLES
 from lorsa.view.build import build_page
 from playwright.sync_api import Browser
+
 from reading import make_analysis
 
 RESULTS = Path(__file__).parent / "results" / "bench_page.md"

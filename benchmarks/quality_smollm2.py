@@ -21,11 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lorsa.demo import smollm2
 from lorsa.display.harvest import HarvestDisplay
 from lorsa.display.train import TrainDisplay
 from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.harvest import harvest
+from lorsa.language.aliases import demo_file
 from lorsa.store.places import Place
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
@@ -96,7 +96,7 @@ def harvested(args: argparse.Namespace) -> Place:
         f"{Path(args.data).resolve().as_posix().strip('/').replace('/', '-')}-{args.layer}-{tokens}"
     )
     config = HarvestConfig(
-        model=str(smollm2()),
+        model=str(demo_file()),
         layers=str(args.layer),
         store=args.folder / name,
         data=args.data,

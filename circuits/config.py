@@ -33,7 +33,7 @@ class AblateConfig:
     error: str = "keep"
     """What the Lorsa misses of the layer's output: keep or drop it."""
     top: int = 10
-    """Next tokens that are shown."""
+    """Next tokens that are shown, those whose probability changes most."""
     device: str = "auto"
     """Device to compute on: auto, cpu or cuda."""
 

@@ -5,7 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import IS_MAIN, ConfigFile, Json, perform
+from ..store.layers import spell_layers
+from .common import ConfigFile, Json, perform
+from .ending import IS_MAIN
+from .following import following
 from .options import FromConfig, Given
 from .settings import make_config
 
@@ -24,6 +27,10 @@ def harvest(
     finished store, of the same tokens. What is not given is as the store has it.
 
     Example: lorsa harvest --model smollm2-135m --layers 12 --n-ctx 256 --tokens 400000
+
+    Example: lorsa harvest --model qwen2-7b --layers 0-27 --dtype int8 --budget 500GB --dry-run
+
+    Example: lorsa harvest --model ./my-model --data ./texts --store s3://bucket/acts
     """
 
     def work() -> dict[str, Any]:
@@ -39,6 +46,19 @@ def harvest(
             report = display if IS_MAIN else lambda event: None
             if IS_MAIN:
                 display.taken_over(asked, settings)
-            return asdict((plan_harvest if dry_run else run)(settings, report=report))
+            if dry_run:
+                return asdict(plan_harvest(settings, report=report))
+            harvested = asdict(run(settings, report=report))
+            return harvested | {"next": next_of_harvest(harvested)}
 
-    perform("plan" if dry_run else "harvest", work, as_json)
+    perform("harvest --dry-run" if dry_run else "harvest", work, as_json)
+
+
+def next_of_harvest(harvested: dict[str, Any]) -> str | None:
+    """Return the command that trains on the layers of a store that can be trained on."""
+    bad = harvested["nonfinite_layers"]
+    good = [layer for layer in harvested["layers"] if layer not in bad]
+    if not good:
+        return None
+    words = ["train", "--store", harvested["store"]]
+    return following(*words, *(["--layers", spell_layers(good)] if bad else []))

@@ -26,6 +26,9 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
+from .completing import COMPLETED
+from .panels import footer, panel_of_command, panel_of_option
+
 Given = dict[str, Any]
 """Settings that were typed, by the name of the field."""
 _SENTENCE = re.compile(r".+?\.(?=\s|$)")
@@ -44,6 +47,8 @@ class FromConfig:
     """Fields that are arguments."""
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of options that are not their fields'."""
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Fields that the command fills in where they are not given, and what is shown as the value."""
     many: bool = False
     """Whether an option is a text with several values, joined by commas."""
 
@@ -54,8 +59,17 @@ class FromConfig:
         return kind
 
 
-def add_command(app: typer.Typer, name: str, command: Callable[..., None]) -> None:
-    """Add a command to an app; its options are made when it runs or shows its help."""
+def add_command(
+    app: typer.Typer, name: str, command: Callable[..., None], *, of: str | None = None
+) -> None:
+    """Add a command to an app; its options are made when it runs or shows its help.
+
+    Args:
+        app: to which it is added.
+        name: as it is typed.
+        command: function with its options.
+        of: command to which this one belongs.
+    """
 
     class Command(TyperCommand):
         is_made = False
@@ -64,9 +78,30 @@ def add_command(app: typer.Typer, name: str, command: Callable[..., None]) -> No
             if not self.is_made:
                 made = _with_options(command)
                 self.params, self.callback, self.is_made = made.params, made.callback, True
+                for param in made.params:
+                    self.in_panel(param)
             return super().get_params(ctx)
 
-    app.command(name, cls=Command, help=inspect.getdoc(command))(lambda: None)
+        def get_help_option(self, ctx: Any) -> Any:
+            return self.in_panel(super().get_help_option(ctx))
+
+        def in_panel(self, param: Any) -> Any:
+            if param is not None:
+                param.rich_help_panel = panel_of_option(name, param.name or "help")
+            return param
+
+    app.command(
+        name,
+        cls=Command,
+        help=_flowing(inspect.getdoc(command) or ""),
+        epilog=footer(of or name),
+        rich_help_panel=None if of else panel_of_command(name),
+    )(lambda: None)
+
+
+def _flowing(text: str) -> str:
+    """Return a docstring whose paragraphs are a line each, for help of any width."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def field_docs(config: type[Any]) -> dict[str, str]:
@@ -133,8 +168,11 @@ def _gathering(command: Callable[..., None], given: str, source: FromConfig) -> 
 def _parameter(setting: "Field[Any]", doc: str, source: FromConfig) -> inspect.Parameter:
     """Return a field as the parameter that typer makes an option or argument of."""
     kind = str if source.many else _type_of(setting.type)
-    is_required = setting.default is MISSING
-    said: dict[str, Any] = {"help": first_sentence(doc), "show_default": _shown(setting, doc)}
+    filled_in = source.defaults.get(setting.name)
+    is_required = setting.default is MISSING and filled_in is None
+    shown = filled_in or _shown(setting, doc)
+    said: dict[str, Any] = {"help": first_sentence(doc), "show_default": shown}
+    said["autocompletion"] = COMPLETED.get(setting.name)
     if setting.name in source.arguments:
         info = typer.Argument(**said)
     else:

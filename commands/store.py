@@ -4,15 +4,25 @@ from typing import Annotated, Any
 
 import typer
 
+from . import completing
 from .common import Json, perform
+
+Store = Annotated[str, typer.Argument(help="Activation store.", autocompletion=completing.stores)]
 
 
 def info(
-    store: Annotated[str, typer.Argument(help="Activation store.")], as_json: Json = False
+    store: Annotated[
+        str, typer.Argument(help="Activation store.", autocompletion=completing.stores)
+    ],
+    as_json: Json = False,
 ) -> None:
     """Show what a store holds, whether it is complete, and how to go on if it is not.
 
     Example: lorsa store info ./acts
+
+    Example: lorsa store info s3://bucket/acts
+
+    Example: lorsa store info ./acts --json
     """
 
     def work() -> dict[str, Any]:
@@ -20,11 +30,13 @@ def info(
 
         return store_info(store)
 
-    perform("info", work, as_json)
+    perform("store info", work, as_json)
 
 
 def verify(
-    store: Annotated[str, typer.Argument(help="Activation store.")],
+    store: Annotated[
+        str, typer.Argument(help="Activation store.", autocompletion=completing.stores)
+    ],
     full: Annotated[
         bool, typer.Option("--full", help="Read every byte and compare its checksum.")
     ] = False,
@@ -39,6 +51,10 @@ def verify(
     Without --full: is everything there, with the right sizes and metadata?
 
     Example: lorsa store verify ./acts --full
+
+    Example: lorsa store verify ./acts
+
+    Example: lorsa store verify ./acts --full --repair
     """
 
     def work() -> dict[str, Any]:
@@ -48,17 +64,26 @@ def verify(
         with CareDisplay("verify") as display:
             return verify_store(store, full=full, repair=repair, report=display)
 
-    perform("verify", work, as_json)
+    perform("store verify", work, as_json)
 
 
 def remove(
-    store: Annotated[str, typer.Argument(help="Activation store.")],
-    layers: Annotated[str, typer.Option(help="Layers to remove: 0-27 or 3,7,12.")],
+    store: Annotated[
+        str, typer.Argument(help="Activation store.", autocompletion=completing.stores)
+    ],
+    layers: Annotated[
+        str,
+        typer.Option(help="Layers to remove: 0-27 or 3,7,12.", autocompletion=completing.layers),
+    ],
     as_json: Json = False,
 ) -> None:
     """Remove layers from a store and free their bytes; the other layers stay as they are.
 
     Example: lorsa store rm ./acts --layers 3,5
+
+    Example: lorsa store rm ./acts --layers 0-11
+
+    Example: lorsa store rm s3://bucket/acts --layers 27 --json
     """
 
     def work() -> dict[str, Any]:
@@ -66,11 +91,16 @@ def remove(
 
         return remove_layers(store, layers)
 
-    perform("rm", work, as_json)
+    perform("store rm", work, as_json)
 
 
 def merge(
-    stores: Annotated[list[str], typer.Argument(help="Two or more stores; they stay as they are.")],
+    stores: Annotated[
+        list[str],
+        typer.Argument(
+            help="Two or more stores; they stay as they are.", autocompletion=completing.stores
+        ),
+    ],
     out: Annotated[str, typer.Option(help="Folder of the new store, or s3://bucket/folder.")],
     as_json: Json = False,
 ) -> None:
@@ -79,6 +109,10 @@ def merge(
     Held-out sequences stay held out. The same command goes on where an earlier one was stopped.
 
     Example: lorsa store merge ./acts-a ./acts-b --out ./acts
+
+    Example: lorsa store merge ./acts-a ./acts-b ./acts-c --out s3://bucket/acts
+
+    Example: lorsa store merge ./part-* --out ./acts --json
     """
 
     def work() -> dict[str, Any]:
@@ -88,4 +122,4 @@ def merge(
         with CareDisplay("merge") as display:
             return merge_stores(stores, out, report=display)
 
-    perform("merge", work, as_json)
+    perform("store merge", work, as_json)

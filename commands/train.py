@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import IS_MAIN, ConfigFile, Json, layers_of_store, perform
+from ..store.choices import DEFAULT_STORE
+from . import completing
+from .common import ConfigFile, Json, layers_of_store, perform
+from .ending import IS_MAIN
+from .following import following
 from .options import FromConfig, Given
 from .settings import make_config, make_grid
 
@@ -25,15 +29,23 @@ TRAINED = (
     "store", *SWEPT, "minutes", "micro_batch_tokens", "shard", "exact", "loss_mask", "tracker",
 )  # fmt: skip
 CONFIG = "train.config.TrainConfig"
+NEW_STORE = {"store": DEFAULT_STORE}
+"""Default of a command that makes something of a store, as that of a harvest."""
 
 Layers = Annotated[
     str | None,
-    typer.Option("--layers", "--layer", help="0-27, 3,7,12 or all.", show_default="all stored"),
+    typer.Option(
+        "--layers",
+        "--layer",
+        help="0-27, 3,7,12 or all.",
+        show_default="all stored",
+        autocompletion=completing.layers,
+    ),
 ]
 
 
 def train(
-    given: Annotated[Given, FromConfig(CONFIG, only=TRAINED, names=NAMES)],
+    given: Annotated[Given, FromConfig(CONFIG, only=TRAINED, names=NAMES, defaults=NEW_STORE)],
     layer: Layers = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs; a layer's is OUT/layer-L.")] = Path(
         "runs"
@@ -54,14 +66,19 @@ def train(
     The same command goes on where an earlier one was stopped, and passes over finished layers.
 
     Example: lorsa train --store ./acts --layers 12 --top-k 32
+
+    Example: lorsa train --store ./acts --minutes 30 --activation batchtopk
+
+    Example: accelerate launch -m lorsa train --store ./acts --shard
     """
 
     def work() -> dict[str, Any]:
         from ..train.config import TrainConfig
 
+        settings = NEW_STORE | given
         configs = [
-            make_config(TrainConfig, {**given, "layer": n, "out": out / f"layer-{n}"}, config)
-            for n in layers_of_store(given["store"], layer)
+            make_config(TrainConfig, {**settings, "layer": n, "out": out / f"layer-{n}"}, config)
+            for n in layers_of_store(settings["store"], layer)
         ]
         outcomes = _train(configs, apart=apart)
         failed = [
@@ -70,7 +87,8 @@ def train(
             if o.failure is not None
         ]
         results = [asdict(o.result) for o in outcomes if o.result is not None]
-        return {"runs": results, "failed": failed, "ok": not failed}
+        follows = following("eval", *(run["run"] for run in results)) if results else None
+        return {"runs": results, "failed": failed, "ok": not failed, "next": follows}
 
     perform("train", work, as_json)
 
@@ -94,7 +112,10 @@ def _train(configs: Sequence["TrainConfig"], *, apart: bool) -> "list[RunOutcome
 
 
 def sweep(
-    given: Annotated[Given, FromConfig(CONFIG, only=("store", *SWEPT), names=NAMES, many=True)],
+    given: Annotated[
+        Given,
+        FromConfig(CONFIG, only=("store", *SWEPT), names=NAMES, many=True, defaults=NEW_STORE),
+    ],
     layer: Layers = None,
     out: Annotated[
         Path, typer.Option(help="Folder of the sweep: its runs, table and plot.")
@@ -122,6 +143,10 @@ def sweep(
     was stopped, and passes over finished runs; a run that fails does not stop the others.
 
     Example: lorsa sweep --store ./acts --layer 12 --top-k 32,64,128 --lr 1e-3,2e-3
+
+    Example: lorsa sweep --store ./acts --layer 12 --seed 0,1,2 --set warmup_frac=0.05,0.1
+
+    Example: lorsa sweep --store ./acts --layers all --config sweep.toml --out sweeps/first
     """
 
     def work() -> dict[str, Any]:
@@ -130,7 +155,7 @@ def sweep(
         from ..train.sweep import points, write_sweep
         from ..train.sweep import sweep as run
 
-        store = given.pop("store")
+        store = given.pop("store", DEFAULT_STORE)
         chosen = ",".join(map(str, layers_of_store(store, layer)))
         base, changes = make_grid(TrainConfig, {"layer": chosen, **given}, others or [], config)
         asked = points({**base, "store": store}, changes, out)
@@ -139,9 +164,16 @@ def sweep(
             result = run(asked, out, apart=apart, report=_by_name(display))
         if IS_MAIN:
             write_sweep(result)
-        return asdict(result)
+        return asdict(result) | {"next": _measuring_best(result.rows)}
 
     perform("sweep", work, as_json)
+
+
+def _measuring_best(rows: Sequence[dict[str, Any]]) -> str | None:
+    """Return the command that measures the best run of a sweep, if any has an FVU."""
+    measured = [row for row in rows if row.get("fvu") is not None]
+    best = min(measured, key=lambda row: float(row["fvu"]), default=None)
+    return None if best is None else following("eval", best["run"])
 
 
 def _by_name(display: Callable[[Any], None]) -> Callable[[Any], None]:

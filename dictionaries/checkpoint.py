@@ -8,15 +8,14 @@ The weights are for raw activations. Folders of other tools are loaded as well; 
 whose they are.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
+from ..reading import read_json
 from .checkpoint_files import (
-    CONFIG,
     Saved,
     check_shapes,
     listing,
@@ -25,11 +24,11 @@ from .checkpoint_files import (
     write_folder,
 )
 from .checkpoint_sums import check_sums, has_sums, sums_of
+from .choices import CONFIG, WEIGHTS
 from .formats import llamascopium, openmoss
 from .lorsa.config import LorsaConfig, tensor_shapes
 
 CHECKPOINT_VERSION = 1
-WEIGHTS = "lorsa.safetensors"
 WEIGHTS_BY_FORMAT = {
     "lorsa": (WEIGHTS,),
     "llamascopium": (llamascopium.WEIGHTS, *llamascopium.OTHER_WEIGHTS),
@@ -111,7 +110,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path, constant=float)  # other tools may write NaN
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} holds no Lorsa ({CONFIG} is missing; there is {listing(path.parent)}); "
@@ -119,8 +118,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from None
-    except RecursionError:
-        raise CheckpointError(f"{path} cannot be read (it is nested too deeply)") from None
     if not isinstance(content, dict) or format_of(content) is None:
         raise CheckpointError(
             f"{path} is not a Lorsa's config: neither its format nor its sae_type is 'lorsa'"
@@ -138,15 +135,24 @@ def _load_ours(folder: Path, content: dict[str, Any]) -> Saved:
             check_shapes(path, found, expected)
             tensors = {name: file.get_tensor(name) for name in expected}
             metadata = file.metadata()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; the folder has {listing(folder)}") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+        raise CheckpointError(_why_not_read(path, error)) from None
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy or train it again") from None
     require_floats(path, tensors)
     check_sums(path, folder / CONFIG, metadata, content, tensors)
     return Saved("lorsa", config, tensors)
+
+
+def _why_not_read(path: Path, error: OSError) -> str:
+    """Return why weights cannot be read; safetensors calls all that cannot be opened missing."""
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        return f"{path} is missing; the folder has {listing(path.parent)}"
+    except OSError as other:
+        error = other
+    return f"{path} cannot be read ({error.strerror or error})"
 
 
 def _config_of(path: Path, content: dict[str, Any]) -> LorsaConfig:

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..whole import whole, write_json
+from .choices import CONFIG
 from .lorsa.config import LorsaConfig
-
-CONFIG = "config.json"
 
 SHOWN_CHARACTERS = 80
 MOST_NAMED = 12

@@ -31,7 +31,7 @@ def sums_of(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
         content: what config.json holds.
         tensors: by name, of any device.
     """
-    return {**PLAIN, TENSORS: _tensors_sum(tensors), CONFIG_SUM: json_crc32c(content)}
+    return {**PLAIN, TENSORS: tensors_crc32c(tensors), CONFIG_SUM: json_crc32c(content)}
 
 
 def has_sums(found: Mapping[str, str] | None) -> bool:
@@ -61,7 +61,7 @@ def check_sums(
     if not has_sums(found):
         return
     assert found is not None
-    if found.get(TENSORS) != _tensors_sum(tensors) or not PLAIN.items() <= found.items():
+    if found.get(TENSORS) != tensors_crc32c(tensors) or not PLAIN.items() <= found.items():
         raise CheckpointError(
             f"{weights} is damaged (its checksum is wrong); copy or train it again"
         )
@@ -72,9 +72,9 @@ def check_sums(
         )
 
 
-def _tensors_sum(tensors: Mapping[str, Tensor]) -> str:
-    """Return the crc32c of tensors: names, dtypes, shapes and bytes, by name."""
-    crc = 0
+def tensors_crc32c(tensors: Mapping[str, Tensor], start: int = 0) -> str:
+    """Return the crc32c of tensors, after `start`: names, dtypes, shapes and bytes, by name."""
+    crc = start
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         about = [name, str(tensor.dtype), list(tensor.shape)]

@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 from ..errors import CheckpointError
 from ..hub import HUB_ID, hub_problem
 from .checkpoint import WEIGHTS_BY_FORMAT, format_of, read_config
-from .checkpoint_files import CONFIG
+from .choices import CONFIG
 
 
 def local_folder(

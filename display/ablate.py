@@ -5,41 +5,47 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from ..store.layers import spell_layers
-from .words import fact_table, list_table, numbers, short, words
+from .words import fact_table, list_table, model_name, numbers, short, words
+
+MOST_NAMED = 12
+"""Heads that are named before the others are counted."""
+MOST_ACTS = 4
+"""Heads whose activations are shown at a token."""
 
 
 def ablate_tables(result: dict[str, Any]) -> RenderableType:
     """Return what `lorsa ablate` prints."""
     kept = {"keep": "stays", "drop": "is dropped: the Lorsa stands in for the layer"}
     rows = {
-        "heads": f"{spell_layers(result['heads'])} {result['change']}",
+        "heads": f"{_named(result['heads'])} {result['change']}",
         "Lorsa's error": f"{kept[result['error']]} (NMSE {result['prompt_nmse']:.3f} here)",
         "before": result["before"],
         "KL": f"{result['kl']:.4g} nats between the predictions before and after",
     }
-    if result["silent"]:
-        rows["silent"] = f"{spell_layers(result['silent'])} do not fire on this prompt"
+    if silent := result["silent"]:
+        rows["silent"] = f"{_named(silent)} {'does' if len(silent) == 1 else 'do'} not fire here"
     strongest = ", ".join(f"{head}: {act:.3g}" for head, act in result["strongest"].items())
     rows["strongest"] = f"{strongest or 'none'} (at the last token, of all heads)"
-    title = f"layer {result['layer']} of {result['run']}, in {result['model']}"
-    return Group(
-        fact_table(title, rows),
-        _prompt_table(result),
-        _next_table("likeliest next tokens before", result["likeliest_before"]),
-        _next_table("likeliest after", result["likeliest_after"]),
-        _next_table("changed most", result["most_changed"]),
-    )
+    title = f"layer {result['layer']} of {result['run']}, in {model_name(result['model'])}"
+    return Group(fact_table(title, rows), _prompt_table(result), _next_table(result))
+
+
+def _named(heads: list[int]) -> str:
+    """Spell heads; of many, how many there are and the first."""
+    if len(heads) <= MOST_NAMED:
+        return spell_layers(heads)
+    return f"{len(heads):,} heads ({spell_layers(heads[:MOST_NAMED])}, ...)"
 
 
 def _prompt_table(result: dict[str, Any]) -> Table:
-    position = Column("position", justify="right")
     figures = numbers("loss of the next", "change", "KL")
-    table = list_table("the prompt", position, words("token"), words("heads that fire"), *figures)
+    texts = words("token"), words("heads that fire")
+    table = list_table("the prompt", *numbers("position"), *texts, *figures)
     for token in result["tokens"]:
-        acts = ", ".join(f"{head}: {act:.3g}" for head, act in token["acts"].items())
+        acts = _strongest(token["acts"])
         before, after = token["loss_before"], token["loss_after"]
         change = "-" if before is None or math.isinf(before) else f"{after - before:+.4f}"
         cells = (_spelled(token), acts, short(before), change, f"{token['kl']:.4f}")
@@ -47,9 +53,20 @@ def _prompt_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _next_table(title: str, tokens: list[dict[str, Any]]) -> Table:
-    table = list_table(title, words("token"), *numbers("before", "after", "change"))
-    for token in tokens:
+def _strongest(acts: dict[int, float]) -> str:
+    """Spell the heads with the largest activations, and how many there are besides."""
+    ranked = sorted(acts.items(), key=lambda item: -abs(item[1]))
+    shown = [f"{head}: {act:.3g}" for head, act in ranked[:MOST_ACTS]]
+    rest = [f"{len(ranked) - MOST_ACTS} more"] if len(ranked) > MOST_ACTS else []
+    return ", ".join(shown + rest)
+
+
+def _next_table(result: dict[str, Any]) -> Table:
+    """Show the next tokens that change most, with the likeliest before and after."""
+    likeliest = [*result["likeliest_before"][:1], *result["likeliest_after"][:1]]
+    tokens = {token["id"]: token for token in [*result["most_changed"], *likeliest]}
+    table = list_table("the next token", words("token"), *numbers("before", "after", "change"))
+    for token in sorted(tokens.values(), key=lambda t: -abs(t["after"] - t["before"])):
         before, after = token["before"], token["after"]
         cells = (f"{before:.2%}", f"{after:.2%}", f"{after - before:+.2%}")
         table.add_row(_spelled(token), *cells)

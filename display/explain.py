@@ -28,7 +28,7 @@ class ExplainDisplay(Bar):
                 say(", ".join(estimate_rows(asdict(event)).values()))
             case HeadDone():
                 note = f"head {event.head}: {event.words}"
-                self.update(event.n_done, event.n_heads, escape(note[:60]))
+                self.update(event.n_done, event.n_heads, note)
 
 
 def estimate_rows(result: dict[str, Any]) -> dict[str, str]:

@@ -5,18 +5,28 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from .words import list_table, numbers, short, words
+from .words import fact_table, list_table, numbers, short, words
 
-MAINLY = 0.5
-"""The score from which on a head is mainly of a type."""
+SCORED = {
+    "both": "the share of its reading that is of the type, in text or on random tokens that are "
+    "repeated, whichever is smaller, by a lower bound",
+    "text": "the share of its reading that is of the type, by a lower bound, in text alone",
+    "words": "the share of the ordinal words it reads whose next one it makes likeliest, by a "
+    "lower bound",
+}
+"""Scores in words, by what they are measured on."""
 
 
 def find_table(result: dict[str, Any]) -> Table:
-    """Show heads of a type, each with what it is seen to do."""
+    """Show heads of a type, each with what it is seen to do; a line where there is none."""
     kind = result["type"].replace("_", "-")
-    columns = numbers("layer", "head", "score", "on text", "fires")
-    evidence = words("where it fires <> and what it reads []")
-    table = list_table(f"{kind} heads", *columns, evidence)
+    title, least = f"{kind} heads", result["least"]
+    if not result["heads"]:
+        best = f"the best has a score of {result['best']:.2f}, and it takes {least:g}"
+        rows = {"none here": f"{best} (--least 0 shows the best)"}
+        return fact_table(title, rows | {"score": SCORED[result["measured_on"]]})
+    columns = numbers("layer", "head", "score", "in text", "on probes", "fires")
+    table = list_table(title, *columns, words("where it fires <> and what it reads []"))
     for head in result["heads"]:
         fires = "" if head["frequency"] is None else f"{head['frequency']:.3%}"
         table.add_row(
@@ -24,21 +34,9 @@ def find_table(result: dict[str, Any]) -> Table:
             str(head["head"]),
             f"{head['score']:.2f}",
             short(head["score_on_text"], ".2f"),
+            short(head["score_on_probes"], ".2f"),
             fires,
             escape("\n".join(head["evidence"] or ["a head of the language model itself"])),
         )
-    table.caption = _score_in_words(kind, result["heads"])
+    table.caption = f"score: {SCORED[result['measured_on']]}"
     return table
-
-
-def _score_in_words(kind: str, heads: list[dict[str, Any]]) -> str:
-    """Say what the scores of `find` are, and where the best of them is no such head."""
-    if kind == "successor":
-        told = "score: share of the ordinal words it reads whose next one it makes likeliest"
-        return f"{told}; often of a single word, so look at the examples"
-    spelled = {"probe": "random tokens that are repeated", "text": "text"}
-    on = " or ".join(spelled[each] for each in sorted({head["measured_on"] for head in heads}))
-    told = f"score: share of its reading that is of the type, on {on}"
-    best = max(head["score"] for head in heads)
-    few = f"; the best is {best:.2f}, so none is mainly {kind}"
-    return told + (few if best < MAINLY else "")

@@ -1,6 +1,5 @@
 """Progress and results of a harvest."""
 
-import shlex
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from rich.table import Column, Table
 from ..store.care.info import format_bytes
 from ..store.layers import spell_layers
 from .bars import Bar, err, say
-from .words import fact_table, spell_time
+from .words import fact_table, model_name, spell_time
 
 if TYPE_CHECKING:
     from ..harvest.config import HarvestConfig
@@ -42,6 +41,7 @@ class HarvestDisplay(Bar):
             case SelfCheck():
                 self._self_check(event)
             case Estimate():
+                self.expect(event.seconds)
                 say(
                     f"about {spell_time(event.seconds)}: {event.tokens_per_second:,.0f} tokens/s, "
                     f"{event.batch_seqs} sequences in a forward pass"
@@ -84,7 +84,7 @@ def _plan_rows(plan: dict[str, Any]) -> dict[str, str]:
     names = list(plan["layers"].values())
     shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
     rows = {
-        "model": f"{plan['model']} on {plan['device']}",
+        "model": f"{model_name(plan['model'])} on {plan['device']}",
         "layers": f"{spell_layers(list(plan['layers']))} ({shown})",
         "tokens": f"{plan['n_tokens']:,} in sequences of {plan['n_ctx']:,}"
         + ("" if plan["n_documents"] is None else f", documents: {plan['n_documents']:,}"),
@@ -110,7 +110,7 @@ def plan_table(result: dict[str, Any]) -> Table:
 def harvest_table(result: dict[str, Any]) -> Table:
     """Return what a harvest wrote."""
     rows = {
-        "model": result["model"],
+        "model": model_name(result["model"]),
         "layers": spell_layers(result["layers"]),
         "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences",
         "size": format_bytes(result["n_bytes"]),
@@ -118,11 +118,6 @@ def harvest_table(result: dict[str, Any]) -> Table:
         + (f", {rate:,.0f} tokens/s" if (rate := result["tokens_per_second"]) else ""),
         "store": result["store"],
     }
-    bad = result["nonfinite_layers"]
-    good = [layer for layer in result["layers"] if layer not in bad]
-    if bad:
+    if bad := result["nonfinite_layers"]:
         rows["NaN or Inf"] = f"layers {spell_layers(bad)}, which cannot be trained on"
-    if good:
-        words = ["lorsa", "train", "--store", result["store"]]
-        rows["next"] = shlex.join(words + (["--layers", spell_layers(good)] if bad else []))
     return fact_table("harvested", rows)

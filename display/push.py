@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from ..printable import printable
 from ..store.care.info import format_bytes
 from ..store.layers import spell_layers
 
@@ -14,11 +15,11 @@ def push_lines(result: dict[str, Any]) -> str:
     where = result["url"] or result["repo"]
     if not result["sent"]:
         told = ["", f"nothing was sent; {where} would get", *files]
-        return escape("\n".join([result["card"], *told]))
+        return escape("\n".join([result["card"], *map(printable, told)]))
     told = [f"{'written' if result['url'] is None else 'pushed'} to {where}", *files]
     if result["commit"] is not None:
         told.append(f"in commit {result['commit']}")
     others = [layer for layer in result["layers"] if layer not in result["pushed"]]
     if others:
         told.append(f"beside layers {spell_layers(others)}, which were there")
-    return escape("\n".join(told))
+    return escape("\n".join(map(printable, told)))

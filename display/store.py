@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from ..printable import printable
 from ..store.care.info import format_bytes
 from ..store.layers import spell_layers
 from .bars import Bar
-from .words import fact_table
+from .words import fact_table, model_name
 
 if TYPE_CHECKING:
     from ..store.care.verify import Checked
@@ -30,7 +31,8 @@ def info_table(result: dict[str, Any]) -> Table:
     if not result["complete"]:
         complete = f"{result['n_missing_shards']:,} of {result['n_shards']:,} shards are missing"
     rows = {
-        "model": result["model"] + (f" @ {result['revision']}" if result["revision"] else ""),
+        "model": model_name(result["model"])
+        + (f" @ {result['revision']}" if result["revision"] else ""),
         "corpus": f"{result['corpus']}, {result['n_documents']:,} documents",
         "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences of {result['n_ctx']:,}",
         "held out": f"{result['n_held_out_tokens']:,} tokens",
@@ -39,6 +41,8 @@ def info_table(result: dict[str, Any]) -> Table:
         "uuid": result["uuid"],
         "created": f"{result['created']}, {complete}",
     }
+    if not result["has_checksums"]:
+        rows["checksums"] = "of its shards alone: an earlier version wrote it"
     if result["adding"]:
         rows["being added"] = f"layers {spell_layers(result['adding'])}"
     for layer, facts in result["layers"].items():
@@ -80,6 +84,10 @@ def verify_lines(result: dict[str, Any]) -> str:
         lines.append(
             f"{folder} is no longer in the store: lorsa store rm --layers {layer} frees it"
         )
+    if not result["has_checksums"]:
+        lines.append(
+            "an earlier version wrote it: manifest, weights and documents have no checksums"
+        )
     if result["complete"] and (not result["damages"] or result["repaired"]):
         lines.append(f"{result['store']} is whole ({size})")
     elif result["complete"]:
@@ -87,7 +95,7 @@ def verify_lines(result: dict[str, Any]) -> str:
     else:
         missing = f"{result['n_missing_shards']:,} of {result['n_shards']:,} shards are missing"
         lines.append(f"{result['store']} is unfinished: {missing} ({size})")
-    return escape("\n".join(lines))
+    return escape("\n".join(map(printable, lines)))
 
 
 def rm_table(result: dict[str, Any]) -> Table:

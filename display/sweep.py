@@ -24,10 +24,18 @@ from .words import list_table, number, numbers, short, spell_time, words
 if TYPE_CHECKING:
     from ..train.report.events import Ended, RunEvent, TrainEvent
 
-WAITING, RUNNING, FINISHED = "waiting", "running", "finished"
+WAITING, STARTING, RUNNING, FINISHED = "waiting", "starting", "running", "finished"
 FAILED, BEFORE = "failed", "finished before"
-STYLES = {WAITING: "dim", RUNNING: "cyan", FINISHED: "green", FAILED: "red", BEFORE: "dim green"}
-FIRST = (FAILED, RUNNING, FINISHED, WAITING, BEFORE)
+STYLES = {
+    WAITING: "dim",
+    STARTING: "cyan",
+    RUNNING: "cyan",
+    FINISHED: "green",
+    FAILED: "red",
+    BEFORE: "dim green",
+}
+GOING = (WAITING, STARTING, RUNNING)
+FIRST = (FAILED, RUNNING, STARTING, FINISHED, WAITING, BEFORE)
 """Whose rows are shown where there is no room for all."""
 REFRESH_PER_S = 2
 NUMBERS_WIDTH = 32
@@ -93,6 +101,7 @@ class SweepDisplay:
 
         match event:
             case str():
+                run.state = STARTING if run.state == WAITING else run.state
                 say(f"{name}: {event}")
             case StepReport():
                 run.state = RUNNING
@@ -136,7 +145,7 @@ class SweepDisplay:
         """
         runs = self._runs.values()
         usual = max((run.train_tokens for run in runs), default=0)
-        going = [run for run in runs if run.state in (WAITING, RUNNING)]
+        going = [run for run in runs if run.state in GOING]
         left = sum((run.train_tokens or usual) - run.tokens for run in going)
         return left, sum(run.train_tokens or usual for run in runs)
 
@@ -144,7 +153,7 @@ class SweepDisplay:
         """Return the share of all work that is done."""
         left, total = self._tokens()
         if not total:
-            return float(all(r.state not in (WAITING, RUNNING) for r in self._runs.values()))
+            return float(all(r.state not in GOING for r in self._runs.values()))
         return 1 - left / total
 
     def _rate(self) -> float:

@@ -24,6 +24,8 @@ def view_table(result: dict[str, Any]) -> Table:
         "heads": f"{result['n_heads']:,}",
         "size": f"{format_bytes(result['n_bytes'])} in {result['n_files']:,} files",
     }
+    if not result["is_new"]:
+        rows["made"] = "before: it is up to date with the analysis"
     if result["url"]:
         rows["at"] = f"{result['url']}  (Ctrl-C ends it)"
     if result["opened"] is False:

@@ -4,25 +4,28 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
+from ..printable import printable
+from .listing import Listing
+
 
 def fact_table(title: str, rows: dict[str, str]) -> Table:
-    """Return a table of names and values, escaped."""
+    """Return a table of names and values, each value in a line."""
     table = Table(
         "",
         Column(overflow="fold"),
-        title=escape(title),
+        title=escape(printable(title)),
         title_justify="left",
         show_header=False,
         box=SIMPLE_HEAD,
     )
     for name, value in rows.items():
-        table.add_row(escape(name), escape(value))
+        table.add_row(escape(printable(name)), escape(printable(value)))
     return table
 
 
 def list_table(title: str, *columns: Column) -> Table:
     """Return a table of such columns without rows yet, its caption at the left."""
-    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Listing(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
     table.caption_justify = "left"
     return table
 
@@ -50,6 +53,12 @@ def short(value: float | None, form: str = ".4f") -> str:
 def share(value: float | None) -> str:
     """Spell a share of the loss that ablation costs."""
     return "undefined (ablation costs nothing)" if value is None else f"{value:.1%}"
+
+
+def model_name(model: str) -> str:
+    """Return the name of a language model: the last part of a path, an id of the Hub whole."""
+    is_path = model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1
+    return model.rstrip("/").rpartition("/")[2] if is_path else model
 
 
 def spell_time(seconds: float) -> str:

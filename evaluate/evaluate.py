@@ -18,19 +18,21 @@ from ..dictionaries.fetch import local_folder
 from ..language.edit import Replacement
 from ..language.stored import deriver
 from ..language.subject import Subject
-from ..progress import Measured, Report
+from ..progress import Measured, Report, Stages
 from ..stop import stop_at_once
 from ..store.read.loader import held_out_batches
 from ..store.read.reader import ActivationStore
 from .config import EvalConfig
 from .in_model import Variant, batch_seqs, run_variants
-from .kept import keep_evaluation
+from .kept import Asked, asked_of, keep_evaluation, read_evaluation
 from .losses import CrossEntropy, cross_entropy
 from .on_store import StoreQuality, measure
 from .opened import Opened, device_for, load_store_model, open_run
 
 MEAN_SEQS = 64
 """Training sequences that the mean of y is taken over."""
+IN_MODEL = "in the model"
+"""Part of an evaluation as it is reported."""
 TOGETHER = "all runs together"
 """Name of the losses with all layers replaced at once, among those of single runs."""
 VARIANTS = ("lorsa", "zero_ablated", "mean_ablated")
@@ -111,7 +113,8 @@ def evaluate_run(config: EvalConfig, *, report: Report = lambda event: None) -> 
     Raises:
         CheckpointError: the run holds no Lorsa.
         StoreError: the store cannot be read.
-        AnalyzeError: the Lorsa does not belong to the store, or a loss is not finite.
+        AnalyzeError: the Lorsa does not belong to the store, a loss is not finite, or an earlier
+            evaluation beside it is damaged.
         HarvestError: the language model cannot be had, or is not the store's.
         KeyboardInterrupt: the process was asked to stop.
     """
@@ -139,8 +142,12 @@ def evaluate_runs(
         store = ActivationStore.open(config.store)
         device = device_for(config.device)
         subjects = [open_run(c.run, store, device) for c in configs]
+        for subject in subjects:
+            read_evaluation(local_folder(subject.run))  # what it has of losses is kept
         if config.model is not None:
             Subject.find(config.model)  # refuse a missing model at once
+        stages = [_on_store(subject.layer) for subject in subjects]
+        report(Stages((*stages, *(() if config.model is None else ("loading", IN_MODEL)))))
         qualities = [_on_the_store(subject, config, device, report) for subject in subjects]
         losses = {}
         if config.model is not None:
@@ -154,17 +161,23 @@ def evaluate_runs(
         )
         for subject, quality in zip(subjects, qualities, strict=True)
     ]
+    asked = asked_of(config, store.manifest.uuid)
     for found in runs:
-        _write(found, report)
+        _write(found, asked, report)
     return Fidelities(runs=runs, together=losses.get(TOGETHER))
 
 
-def _write(found: Fidelity, report: Report) -> None:
+def _write(found: Fidelity, asked: Asked, report: Report) -> None:
     """Write the measures of a run beside it; a run that cannot be written is no failure."""
     try:
-        keep_evaluation(local_folder(Path(found.run)), found.to_dict())
+        keep_evaluation(local_folder(Path(found.run)), found.to_dict(), asked)
     except OSError as error:
         report(f"the figures of {found.run} were not kept beside it: {error.strerror or error}")
+
+
+def _on_store(layer: int) -> str:
+    """Return what is reported as a layer is measured on the store."""
+    return f"layer {layer} on the store"
 
 
 def _on_the_store(subject: Opened, config: EvalConfig, device: str, report: Report) -> StoreQuality:
@@ -182,7 +195,7 @@ def _on_the_store(subject: Opened, config: EvalConfig, device: str, report: Repo
         derive=deriver(subject.layer, store, device),
     )
 
-    what = f"layer {subject.layer} on the store"
+    what = _on_store(subject.layer)
     return measure(subject.lorsa, batches, n_ctx, lambda n: report(Measured(n, total, what)))
 
 
@@ -209,7 +222,7 @@ def _in_the_model(
         for run, of_run in replaced.items()
         for name in VARIANTS
     }
-    total, what = tokens.numel(), f"in the model, {len(variants) + 1} times"
+    total, what = tokens.numel(), f"{IN_MODEL}, {len(variants) + 1} times"
     original, found = run_variants(
         model, tokens, variants, lambda n: report(Measured(n, total, what))
     )

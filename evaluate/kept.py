@@ -1,62 +1,143 @@
-"""The last evaluation of a Lorsa, in a file beside its weights.
+"""The last evaluation of a Lorsa, in a file beside its weights, with a checksum of its own.
 
-eval.json  {"format": "lorsa-eval", "schema_version": 1, "lorsa_version", "weights_sha256", and
-           `Fidelity.to_dict` without the run's name and the measures by position or decade}
+eval.json  {"format": "lorsa-eval", "schema_version": 1, "lorsa_version", "weights_sha256", "asked",
+           and `Fidelity.to_dict` without the run's name}
+
+`asked` is the request, of the measures on the store and of those in the model. An evaluation that
+is asked for again has its answer there.
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-from ..dictionaries.checkpoint import weights_path
+from ..dictionaries.choices import CONFIG, WEIGHTS
+from ..errors import AnalyzeError, StoreError, unreadable
+from ..language.aliases import canonical
+from ..seal import read_summed, write_summed
+from ..store.manifest import MANIFEST, read_manifest
 from ..version import __version__
-from ..whole import finite, write_json
+from ..whole import finite
+from .config import EvalConfig
 
 EVAL = "eval.json"
 EVAL_VERSION = 1
-LEFT_OUT = ("run", "frequency_histogram", "by_position")
-"""Measures that are not written."""
+HEADER = ("format", "schema_version", "lorsa_version", "weights_sha256", "asked")
+"""Facts of the file that are no measures."""
+Asked = dict[str, dict[str, Any] | None]
+"""Request by the kind of measure: `on_store`, and `in_model`, which is None without a model."""
 
 
-def keep_evaluation(folder: Path, measured: dict[str, Any]) -> None:
+def asked_of(config: EvalConfig, store_uuid: str) -> Asked:
+    """Return what the measures of an evaluation depend on besides the weights.
+
+    A language model is named by a checksum, for its path is of one machine.
+    """
+    in_model = None
+    if config.model is not None:
+        name = hashlib.sha256(canonical(config.model).encode()).hexdigest()
+        in_model = {"store_uuid": store_uuid, "ce_tokens": config.ce_tokens, "model_sha256": name}
+    return {
+        "on_store": {"store_uuid": store_uuid, "tokens": config.tokens},
+        "in_model": in_model,
+    }
+
+
+def keep_evaluation(folder: Path, measured: dict[str, Any], asked: Asked) -> None:
     """Write eval.json; without new cross-entropies, those of an earlier evaluation stay.
 
     Args:
         folder: the Lorsa's.
         measured: from `Fidelity.to_dict`.
+        asked: request that they answer.
 
     Raises:
         OSError: the folder cannot be written.
+        AnalyzeError: an earlier evaluation is damaged.
     """
-    kept = kept_evaluation(folder) or {}
-    losses = measured["cross_entropy"] or kept.get("cross_entropy")
-    if losses is not None:
-        losses = {name: value for name, value in losses.items() if name != "by_position"}
+    losses, in_model = measured["cross_entropy"], asked["in_model"]
+    if losses is None and (kept := kept_evaluation(folder)) is not None:
+        losses, in_model = kept["cross_entropy"], kept.get("asked", {}).get("in_model")
     content = {
         "format": "lorsa-eval",
         "schema_version": EVAL_VERSION,
         "lorsa_version": __version__,
         "weights_sha256": weights_sha256(folder),
-        **{name: value for name, value in measured.items() if name not in LEFT_OUT},
+        "asked": {**asked, "in_model": in_model},
+        **{name: value for name, value in measured.items() if name != "run"},
         "cross_entropy": losses,
     }
-    write_json(folder / EVAL, content)
+    write_summed(folder / EVAL, content)
+
+
+def kept_answer(config: EvalConfig) -> dict[str, Any] | None:
+    """Return what `evaluate_run` would, as `Fidelity.to_dict`, if it was asked the same before.
+
+    Returns:
+        None unless this version of lorsa measured these weights on the same tokens and model.
+    """
+    folder = config.run
+    if not (folder / CONFIG).is_file():
+        from ..dictionaries.fetch import local_folder  # here, for it loads what takes seconds
+
+        folder = local_folder(folder)
+    kept = kept_evaluation(folder)
+    if kept is None or kept["lorsa_version"] != __version__:
+        return None
+    try:
+        asked = asked_of(config, read_manifest(config.store / MANIFEST).uuid)
+    except (StoreError, OSError):
+        return None  # whoever measures says what is wrong with it
+    before = kept.get("asked", {})
+    if before.get("on_store") != asked["on_store"]:
+        return None
+    if config.model is None:
+        kept["cross_entropy"] = None
+    elif before.get("in_model") != asked["in_model"]:
+        return None
+    measured = {name: value for name, value in kept.items() if name not in HEADER}
+    return {"run": str(config.run), **measured}
 
 
 def kept_evaluation(folder: Path) -> dict[str, Any] | None:
-    """Return the content of eval.json; None if there is none, or it is of other weights."""
+    """Return the content of eval.json; None if there is none, or it is of other weights.
+
+    Raises:
+        AnalyzeError: it is damaged, or cannot be read.
+    """
+    content = read_evaluation(folder)
+    if content is None or content["weights_sha256"] != weights_sha256(folder):
+        return None
+    return content
+
+
+def read_evaluation(folder: Path) -> dict[str, Any] | None:
+    """Return the content of eval.json, of whatever weights; None if there is none.
+
+    Raises:
+        AnalyzeError: it is damaged, or cannot be read.
+    """
+    path = folder / EVAL
     try:
-        content = finite(json.loads((folder / EVAL).read_text("utf-8")))
-        is_known = content["format"] == "lorsa-eval" and content["schema_version"] == EVAL_VERSION
-        if is_known and content["weights_sha256"] == weights_sha256(folder):
-            return dict(content)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # a convenience: what cannot be read is measured again
-    return None
+        content = finite(read_summed(path, constant=lambda name: None))
+        known = content["format"] == "lorsa-eval" and content["schema_version"] == EVAL_VERSION
+        return dict(content) if known and content["weights_sha256"] else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise AnalyzeError(unreadable(path, error)) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise AnalyzeError(
+            f"{path} is damaged ({error}); restore it from a copy, or delete it and evaluate again"
+        ) from None
 
 
 def weights_sha256(folder: Path) -> str:
     """Return the SHA-256 of a Lorsa's weights, in hexadecimal digits."""
-    with weights_path(folder).open("rb") as file:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        from ..dictionaries.checkpoint import weights_path  # of another tool; it loads torch
+
+        path = weights_path(folder)
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,5 @@
 """Conversion of Lorsas from one tool's format to another's."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from ..errors import ExchangeError
 from ..language.blocks import attention_sites
 from ..language.norms import Norm
 from ..language.subject import Subject
+from ..whole import whole
 from .config import ConvertConfig
 from .norm import norm_before, read_after, read_before
 
@@ -69,17 +69,12 @@ def convert(
         raise ExchangeError(f"{config.out} is there already; give a new folder")
     lorsa = _read(config)
     hook = None if config.model is None else _fold(lorsa, config, report)
-    was_there = config.out.exists()
-    try:
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    with whole(config.out.resolve()) as partial:
         if config.to == "lorsa":
-            lorsa.save_pretrained(config.out)
+            lorsa.save_pretrained(partial)
         else:
-            write_llamascopium(lorsa.saved(), config.out, hook)
-    except BaseException:  # of Ctrl-C too: a half of it would keep the same command from its folder
-        shutil.rmtree(config.out, ignore_errors=True)
-        if was_there:
-            config.out.mkdir(exist_ok=True)
-        raise
+            write_llamascopium(lorsa.saved(), partial, hook)
     shape = lorsa.config
     return Converted(
         out=str(config.out),

@@ -37,11 +37,13 @@ def norm_before(model: Any, site: AttentionSite) -> Norm:
             "that norm, which no weights can take back"
         )
     if modules.before is None:
-        raise ExchangeError(f"layer {site.layer} reads no norm's output; leave --model out")
+        raise ExchangeError(
+            f"layer {site.layer} reads no norm's output; leave the model out (--model none)"
+        )
     try:
         return Norm.read(modules.before, model.config.get_text_config().hidden_size)
     except LanguageModelError as error:
-        raise ExchangeError(f"{error}; leave --model out") from None
+        raise ExchangeError(f"{error}; leave the model out (--model none)") from None
 
 
 @torch.no_grad()

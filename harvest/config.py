@@ -1,5 +1,6 @@
 """Settings of a harvest."""
 
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from ..checks import require_one_of, require_positive
 from ..language.aliases import canonical
 from ..language.choices import BOS_RULES, DEVICES, MODEL_DTYPES
-from ..store.choices import ACTIVATION_DTYPES, COMPRESSIONS, OUTPUTS
+from ..store.choices import ACTIVATION_DTYPES, COMPRESSIONS, DEFAULT_STORE, OUTPUTS
 from ..store.places import Place, place
 from .corpus.choices import DEFAULT_DATA, PACKINGS, STDLIB, config_of, is_hub_id
 
@@ -30,7 +31,7 @@ class HarvestConfig:
     """Alias (qwen2-7b), Hub id, transformers folder, or .gguf file."""
     layers: str = "all"
     """Layers counted from 0, ends included: 0-27, 3,7,12 or all."""
-    store: Place = Path("acts")
+    store: Place = Path(DEFAULT_STORE)
     """Folder to write, or s3://bucket/folder. It must be new, empty, or a harvest of the same
     request."""
     data: str = DEFAULT_DATA
@@ -139,6 +140,6 @@ class HarvestConfig:
         is_name = self.data == STDLIB or is_hub_id(self.data)
         return settings | {
             "model": canonical(self.model),
-            "data": self.data if is_name else str(Path(self.data).expanduser().resolve()),
+            "data": self.data if is_name else str(Path(os.path.expanduser(self.data)).resolve()),
             "data_config": config_of(self.data, self.data_config),
         }

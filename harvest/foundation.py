@@ -13,7 +13,7 @@ from ..language.causal import require_causal
 from ..language.families import is_supported
 from ..language.selfcheck import SelfCheck, require_derivable, require_understood, understand
 from ..language.tokenizer import tokenizer_facts
-from ..store.encoding import DTYPES
+from ..store.arrays import itemsize
 from ..store.manifest import Manifest, held_out_shards
 from ..store.write.writer import StoreWriter
 from ..version import __version__
@@ -196,7 +196,7 @@ def _manifest(
     layers: dict[int, dict[str, Any]],
 ) -> Manifest:
     n_seq, n_ctx = text.packed.tokens.shape
-    seq_bytes = n_ctx * target.subject.d_model * DTYPES[config.dtype].itemsize
+    seq_bytes = n_ctx * target.subject.d_model * itemsize(config.dtype)
     n_arrays = n_sites(config.outputs) * len(layers)
     n_shard_seqs = shard_seqs(n_seq, seq_bytes=seq_bytes, n_arrays=n_arrays)
     return Manifest(

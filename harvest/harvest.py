@@ -4,9 +4,10 @@ import time
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..errors import BegunError, HarvestError, StoreError
+from ..errors import BegunError, DamageError, HarvestError, StoreError
 from ..store.folder import is_begun, is_complete, repair_command, require_free
 from ..store.layers import spell_layers
+from ..store.locks.lock import require_conditions
 from ..store.manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..store.places import Place
 from ..store.read.reader import ActivationStore
@@ -131,6 +132,7 @@ def _harvest(config: HarvestConfig, report: HarvestReport) -> float:
     """Do what is left to do for a request; return tokens per second."""
     if not is_begun(config.store) and not is_complete(config.store):
         require_free(config.store)
+        require_conditions(config.store)
         return harvest_new(config, report)
     plan = _planned(config.store)
     require_same_request(config.store, plan.request, config.request())
@@ -174,7 +176,7 @@ def _is_whole(store: Place, report: HarvestReport) -> bool:
     """Whether a complete store lacks no file."""
     try:
         ActivationStore.open(store)
-    except StoreError as error:
+    except DamageError as error:
         if not is_begun(store):
             raise StoreError(
                 f"{error}; but its plan is gone too, so first: {repair_command(store)}"

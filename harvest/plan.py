@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from ..errors import HarvestError
+from ..store.arrays import itemsize
 from ..store.care.info import format_bytes
-from ..store.encoding import DTYPES
 from ..store.layers import spell_layers
 from ..store.places import Place, free_disk_bytes, tree_bytes
 from .config import HarvestConfig
@@ -102,11 +102,11 @@ class Cost(NamedTuple):
 
 def cost(n_layers: int, d_model: int, *, dtype: str, outputs: str) -> Cost:
     """Return the bytes that a store of n_layers takes, before compression."""
-    site_bytes = d_model * DTYPES[dtype].itemsize + (SCALE_BYTES if dtype == "int8" else 0)
+    site_bytes = d_model * itemsize(dtype) + (SCALE_BYTES if dtype == "int8" else 0)
     activation_bytes = n_sites(outputs) * n_layers * site_bytes
     token_bytes = activation_bytes + NORM_BYTES * n_layers + TOKEN_BYTES
     # W_Q, W_K, W_V and W_O in float32, if all are square
-    fixed_bytes = 4 * n_layers * d_model * d_model * DTYPES["float32"].itemsize
+    fixed_bytes = 4 * n_layers * d_model * d_model * itemsize("float32")
     return Cost(activation_bytes, token_bytes, fixed_bytes)
 
 

@@ -14,6 +14,7 @@ import torch
 from ..language.device import choose_device
 
 POLL_S = 0.5
+REPORT_AFTER_S = 4.0
 REPORT_EVERY_S = 60.0
 
 
@@ -67,9 +68,10 @@ def own_devices(name: str, process: Processes) -> list[str]:
 
 def wait_for_main(ready: Callable[[], bool], report: Callable[[str], None]) -> None:
     """Wait until the main process has created the store; the launcher ends this one if it fails."""
-    started = reported = time.monotonic()
+    started = time.monotonic()
+    report_at = started + min(REPORT_AFTER_S, REPORT_EVERY_S)
     while not ready():
         time.sleep(POLL_S)
-        if time.monotonic() - reported > REPORT_EVERY_S:
-            reported = time.monotonic()
-            report(f"waiting for the main process, {reported - started:.0f} s")
+        if (now := time.monotonic()) > report_at:
+            report_at = now + REPORT_EVERY_S
+            report(f"waiting for the main process to create the store, {now - started:.0f} s")

@@ -1,7 +1,9 @@
-"""The two operators as everybody calls them: check the tensors, choose a path, run it.
+"""The four operators, and the path that runs them: check the tensors, choose a path, run it.
 
     acts, ids = sparse_topk_attention(q, k, v, w_o_norm, top_k=64, scale=d_qk_head ** -0.5)
+    acts, ids = sparse_topk_linear(x, W, b, norm, top_k=32)
     y_hat     = sparse_decode(acts, ids, W_O)
+    h         = sparse_dot(x, ids, W)
 
 `reference` defines the result; `torch` is the same in blocks, for any device and quick on CPUs;
 `triton` is for GPUs. `auto` takes Triton on a GPU, once a small example has shown that it agrees
@@ -21,7 +23,7 @@ from torch import Tensor
 from . import reference, torch_path
 from .choices import BACKENDS, SELECTIONS
 from .reference import Score
-from .selfcheck import AttentionKind, DecodeKind, why_not_triton
+from .selfcheck import AttentionKind, DecodeKind, Kind, LinearKind, why_not_triton
 
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -60,7 +62,7 @@ def _why_no_triton(device: str) -> str | None:
 
 
 @cache
-def _path_for(backend: str, kind: AttentionKind | DecodeKind) -> ModuleType:
+def _path_for(backend: str, kind: Kind) -> ModuleType:
     """Return the path for an operator's tensors; why `auto` leaves Triton is logged once.
 
     Raises:
@@ -78,7 +80,7 @@ def _path_for(backend: str, kind: AttentionKind | DecodeKind) -> ModuleType:
         return path
     logger.warning(
         "Triton's sparse %s is not used on %s, %s: %s; the torch path takes its place",
-        "decode" if isinstance(kind, DecodeKind) else "top-k attention",
+        kind.operator,
         kind.device,
         kind.dtype,
         reason,
@@ -206,16 +208,130 @@ def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor, *, backend: str = "aut
             "acts and ids must both be [batch, seq, top_k]; "
             f"acts is {list(acts.shape)}, ids is {list(ids.shape)}"
         )
-    if ids.is_floating_point() or ids.numel() == 0:
-        raise ValueError(f"ids must be integers and some; they are {ids.dtype}, {list(ids.shape)}")
-    if W_O.ndim != 2:
-        raise ValueError(f"W_O must be [n_ov_heads, d_model]; it is {list(W_O.shape)}")
-    if acts.dtype != W_O.dtype or not acts.device == ids.device == W_O.device:
-        raise ValueError(
-            f"acts and W_O must share dtype and device; acts is {acts.dtype} on {acts.device}, "
-            f"W_O is {W_O.dtype} on {W_O.device}, ids are on {ids.device}"
-        )
+    _check_gathered("acts", acts, ids, "W_O", W_O)
     path = _path_for(backend, DecodeKind(acts.device, acts.dtype))
     with torch.cuda.device_of(acts), torch.autocast(acts.device.type, enabled=False):
         y_hat: Tensor = path.sparse_decode(acts, ids, W_O)
     return y_hat
+
+
+def sparse_topk_linear(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor,
+    norm: Tensor,
+    *,
+    top_k: int,
+    select: str = "relu",
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Keep the top_k features of a linear map of every token.
+
+    z[b, t, i]     = <x[b, t], W[i]> + b[i]
+    score[b, t, i] = select(z[b, t, i]) * norm[i]
+
+    The dense z of a few tokens at a time is a scratch; none is saved. Gradients flow to x, W and b
+    through the kept features alone.
+
+    Args:
+        x: [batch, seq, width].
+        W: read directions, [n_features, width], dtype and device of x.
+        b: biases, [n_features], alike.
+        norm: factors of the scores, [n_features]; takes part in the choice only, gets no gradient.
+        top_k: features kept per token, 1..n_features.
+        select: "relu" keeps the largest positive z, "abs" the largest in size.
+        backend: "auto", "torch", "triton" or "reference".
+
+    Returns:
+        acts: z of the kept features, [batch, seq, top_k], dtype of x; with "relu" zero where a
+            token has fewer than top_k positive features.
+        ids: the kept features, ascending, int32, [batch, seq, top_k]; of equal scores the lowest.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, an option is out of range, or the backend
+            asked for cannot run here.
+
+    Source: Gao et al. 2024, arXiv:2406.04093, section 2.3, with W their W_enc and b their b_enc.
+    """
+    _check_linear(x, W, b, norm)
+    n_features = len(W)
+    if not 1 <= top_k <= n_features:
+        raise ValueError(f"top_k is {top_k}; allowed: 1..{n_features} (n_features)")
+    if select not in SELECTIONS:
+        raise ValueError(f"select is {select!r}; allowed: {', '.join(SELECTIONS)}")
+    path = _path_for(backend, LinearKind(x.device, x.dtype, n_features, select))
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        acts, ids = path.sparse_topk_linear(x, W, b, norm.detach(), top_k, select)
+    return acts, ids
+
+
+def _check_linear(x: Tensor, W: Tensor, b: Tensor, norm: Tensor) -> None:
+    """Raise ValueError unless shapes, dtypes and devices fit each other."""
+    if x.ndim != 3 or x.numel() == 0:
+        raise ValueError(f"x must be [batch, seq, width] and not empty; it is {list(x.shape)}")
+    if W.ndim != 2 or W.shape[1] != x.shape[2] or not len(W):
+        raise ValueError(
+            f"W must be [n_features, {x.shape[2]}], as x has it; it is {list(W.shape)}"
+        )
+    if b.shape != (len(W),) or norm.shape != (len(W),):
+        raise ValueError(
+            f"b and norm must be [{len(W)}]; b is {list(b.shape)}, norm is {list(norm.shape)}"
+        )
+    if not x.dtype == W.dtype == b.dtype or not x.is_floating_point():
+        raise ValueError(
+            f"x, W and b must have one floating dtype; x is {x.dtype}, W is {W.dtype}, "
+            f"b is {b.dtype}"
+        )
+    if len({t.device for t in (x, W, b, norm)}) > 1:
+        raise ValueError(
+            f"x, W, b and norm must be on one device; x is on {x.device}, W on {W.device}, "
+            f"b on {b.device}, norm on {norm.device}"
+        )
+
+
+def sparse_dot(x: Tensor, ids: Tensor, W: Tensor, *, backend: str = "auto") -> Tensor:
+    """Return dot products of every token with a few rows of a matrix.
+
+    h[b, t, j] = <x[b, t], W[ids[b, t, j]]>
+
+    Equivalent to (x @ W.T).gather(-1, ids), without the dense product. Gradients flow to x and W.
+
+    Args:
+        x: [batch, seq, width].
+        ids: rows in 0..n_features - 1, integer, [batch, seq, slots].
+        W: [n_features, width], dtype and device of x.
+        backend: "auto", "torch", "triton" or "reference".
+
+    Returns:
+        h, [batch, seq, slots], dtype of x.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.
+    """
+    if x.ndim != 3 or ids.ndim != 3 or x.shape[:2] != ids.shape[:2]:
+        raise ValueError(
+            "x must be [batch, seq, width] and ids [batch, seq, slots]; "
+            f"x is {list(x.shape)}, ids is {list(ids.shape)}"
+        )
+    _check_gathered("x", x, ids, "W", W)
+    if W.shape[1] != x.shape[2]:
+        raise ValueError(
+            f"W must be [n_features, {x.shape[2]}], as x has it; it is {list(W.shape)}"
+        )
+    path = _path_for(backend, DecodeKind(x.device, x.dtype))
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        h: Tensor = path.sparse_dot(x, ids, W)
+    return h
+
+
+def _check_gathered(name: str, given: Tensor, ids: Tensor, weights: str, W: Tensor) -> None:
+    """Raise ValueError unless ids can choose rows of W for what is given."""
+    if ids.is_floating_point() or ids.numel() == 0:
+        raise ValueError(f"ids must be integers and some; they are {ids.dtype}, {list(ids.shape)}")
+    if W.ndim != 2:
+        raise ValueError(f"{weights} must be [n_features, width]; it is {list(W.shape)}")
+    if given.dtype != W.dtype or not given.device == ids.device == W.device:
+        raise ValueError(
+            f"{name} and {weights} must share dtype and device; {name} is {given.dtype} on "
+            f"{given.device}, {weights} is {W.dtype} on {W.device}, ids are on {ids.device}"
+        )

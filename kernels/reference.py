@@ -1,9 +1,11 @@
-"""The definition of the two operators in plain torch: any device, any dtype, autograd.
+"""The definition of the four operators in plain torch: any device, any dtype, autograd.
 
     pattern[b, h, t, s] = softmax over s <= t of scale * <q[b, t, h], k[b, s, h]>
     z_pre[b, t, i]  = sum_s pattern[b, h, t, s] * v[b, s, i],   h = i // (n_ov_heads // n_qk_heads)
     acts, ids       = the top_k of z_pre by select(z_pre) * w_o_norm, ids ascending
     y_hat[b, t]     = sum_j acts[b, t, j] * W_O[ids[b, t, j]]
+
+`sparse_topk_linear` takes x W^T + b for z_pre; `sparse_dot` is <x[b, t], W[ids[b, t, j]]>.
 
 Every fast path is compared with this file. Nothing here is meant to be quick: whole patterns and
 whole rows of z are held in memory.
@@ -117,6 +119,18 @@ def sparse_topk_attention(
     """Attend, then keep the top_k heads of every token; see `dispatch.sparse_topk_attention`."""
     z_pre = lorsa_attention(q, k, v, score)
     return select_top_k(z_pre, w_o_norm, top_k=top_k, select=select)
+
+
+def sparse_topk_linear(
+    x: Tensor, W: Tensor, b: Tensor, norm: Tensor, top_k: int, select: str
+) -> tuple[Tensor, Tensor]:
+    """Keep the top_k of a linear map; see `dispatch.sparse_topk_linear`."""
+    return select_top_k(x @ W.T + b, norm, top_k=top_k, select=select)
+
+
+def sparse_dot(x: Tensor, ids: Tensor, W: Tensor) -> Tensor:
+    """Return dot products with gathered rows; see `dispatch.sparse_dot`."""
+    return (x @ W.T).gather(-1, ids.long())  # [batch, seq, slots]
 
 
 def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The check, once for every kind of Lorsa, that the Triton path agrees with the definition.
+"""Check, once a kind of tensors, that the Triton path agrees with the definition.
 
 Before `backend="auto"` takes Triton it runs the kernels that it is about to use, for the same
 dtype, widths and options, on a small example and compares them with reference.py in float64. A GPU,
@@ -24,6 +24,11 @@ TOP_K = 32
 class AttentionKind(NamedTuple):
     """The properties of tensors that the attention kernels are compiled for."""
 
+    @property
+    def operator(self) -> str:
+        """Name of the operator."""
+        return "top-k attention"
+
     device: torch.device
     dtype: torch.dtype
     d_qk_head: int
@@ -38,20 +43,46 @@ class AttentionKind(NamedTuple):
 
 
 class DecodeKind(NamedTuple):
-    """The properties of tensors that the decode kernels are compiled for."""
+    """The properties of tensors that the kernels of decode and dot are compiled for."""
 
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def operator(self) -> str:
+        """Name of the operator."""
+        return "decode"
 
-def why_not_triton(path: Any, kind: AttentionKind | DecodeKind) -> str | None:
+
+class LinearKind(NamedTuple):
+    """The properties of tensors that the kernels of a linear map's top_k are compiled for."""
+
+    device: torch.device
+    dtype: torch.dtype
+    n_features: int
+    select: str
+
+    @property
+    def operator(self) -> str:
+        """Name of the operator."""
+        return "top-k linear map"
+
+
+Kind = AttentionKind | DecodeKind | LinearKind
+
+
+def why_not_triton(path: Any, kind: Kind) -> str | None:
     """Return what is wrong with an operator of a path, the Triton one; None if nothing is."""
     own_precision = torch.autocast(kind.device.type, enabled=False)  # whatever the caller's is
     try:
         with torch.inference_mode(False), torch.enable_grad(), own_precision:
             if isinstance(kind, DecodeKind):
                 return _compare_decode(path, kind)
-            return _compare_attention(path, kind) or _compare_selection(path, kind)
+            if isinstance(kind, LinearKind):
+                by_score = kind.n_features, kind.select
+                return _compare_linear(path, kind) or _compare_selection(path, kind, *by_score)
+            by_score = kind.n_ov_heads, kind.select
+            return _compare_attention(path, kind) or _compare_selection(path, kind, *by_score)
     except torch.OutOfMemoryError:  # says nothing of the kernels
         raise
     except Exception as error:  # whatever the compiler or the driver raises
@@ -82,17 +113,37 @@ def _compare_attention(path: Any, kind: AttentionKind) -> str | None:
     return _worst(found, run(reference, q.double(), k.double(), v.double()), kind.dtype)
 
 
-def _compare_selection(path: Any, kind: AttentionKind) -> str | None:
+def _compare_selection(path: Any, kind: Kind, n_features: int, select: str) -> str | None:
     """Compare which heads are kept of given z, ties included: exactly."""
     generator = torch.Generator().manual_seed(1)
-    z = torch.randn(4, kind.n_ov_heads, generator=generator).round(decimals=2).to(kind.device)
-    norm = torch.rand(kind.n_ov_heads, generator=generator).round(decimals=1).to(kind.device)
-    top_k = min(TOP_K, kind.n_ov_heads)
+    z = torch.randn(4, n_features, generator=generator).round(decimals=2).to(kind.device)
+    norm = torch.rand(n_features, generator=generator).round(decimals=1).to(kind.device)
+    top_k = min(TOP_K, n_features)
     found, expected = (
-        by.select_top_k(z, norm, top_k=top_k, select=kind.select) for by in (path, torch_path)
+        by.select_top_k(z, norm, top_k=top_k, select=select) for by in (path, torch_path)
     )
     same = torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
-    return None if same else "it keeps other heads than the definition"
+    return None if same else "it keeps other features than the definition"
+
+
+def _compare_linear(path: Any, kind: LinearKind) -> str | None:
+    """Compare acts and gradients with all features kept, and widths off the tiles."""
+    device, dtype, _n_features, _select = kind
+    generator = torch.Generator().manual_seed(3)
+    x, W = (torch.randn(*s, generator=generator).to(dtype) for s in ((1, SEQ, 90), (200, 90)))
+    b = torch.randn(200, generator=generator).to(dtype)
+    weight = torch.randn(1, SEQ, 200, generator=generator).to(device)
+    norm = torch.ones(200, device=device)
+
+    def run(by: Any, *given: Tensor) -> dict[str, Any]:
+        leaves = [t.to(device, copy=True).requires_grad_() for t in given]
+        acts, _ids = by.sparse_topk_linear(*leaves, norm, 200, "abs")
+        (acts.double() * weight).sum().backward()
+        grads: dict[str, Any] = {f"d{n}": t.grad for n, t in zip("xWb", leaves, strict=True)}
+        return {"acts": acts.detach(), **grads}
+
+    found = run(path, x, W, b)
+    return _worst(found, run(reference, x.double(), W.double(), b.double()), dtype)
 
 
 def _compare_decode(path: Any, kind: DecodeKind) -> str | None:

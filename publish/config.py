@@ -1,5 +1,6 @@
 """Settings of a push."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,6 @@ class PushConfig:
     @property
     def folder(self) -> Path | None:
         """Folder that is meant; None is a repository on the Hub."""
-        path = Path(self.repo).expanduser()
+        path = Path(os.path.expanduser(self.repo))
         is_path = self.repo.startswith((".", "~")) or path.is_absolute() or path.is_dir()
         return path if is_path else None

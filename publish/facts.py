@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from ..dictionaries.lorsa.config import LorsaConfig
-from ..errors import PublishError, StoreError
+from ..errors import PublishError, StoreError, unreadable
 from ..evaluate.kept import kept_evaluation, weights_sha256
 from ..hub import HUB_ID
+from ..seal import first_damage, read_summed
 from ..store.read.reader import ActivationStore
 from ..train.config import TrainConfig
-from ..train.run_folder import RUN, RUN_VERSION
+from ..train.origin import RUN
+from ..train.run_folder import RUN_VERSION
 
 FACTS_VERSION = 1
 FORMAT = "lorsa-training"
@@ -142,15 +144,17 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     """Return the run.json of a finished run; None if a folder has none.
 
     Raises:
-        PublishError: the run is not finished, or of another version.
+        PublishError: the run is not finished, of another version, or damaged.
     """
     path = folder / RUN
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_summed(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise PublishError(f"{path} cannot be read ({error})") from None
+    except OSError as error:
+        raise PublishError(unreadable(path, error)) from None
+    except ValueError as error:
+        raise PublishError(f"{path} is damaged ({error}); restore it from a copy") from None
     if not isinstance(content, dict) or content.get("schema_version") != RUN_VERSION:
         raise PublishError(
             f"{path} is of another version of lorsa; push with the one that wrote it"
@@ -159,6 +163,8 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         raise PublishError(
             f"{folder} is not finished; the lorsa train command that began it goes on with it"
         )
+    if (problem := first_damage(folder)) is not None:
+        raise PublishError(f"{problem}; restore it from a copy")
     return content
 
 

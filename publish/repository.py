@@ -1,6 +1,5 @@
 """A repository on the Hub, or a folder: its content before a push, and a commit to it."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -14,8 +13,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..errors import PublishError
+from ..errors import PublishError, unreadable
 from ..hub import hub_problem
+from ..reading import read_json
+from ..seal import SEAL, first_damage
 from ..store.care.info import format_bytes
 from ..version import __version__
 from ..whole import PARTIAL
@@ -24,7 +25,7 @@ from .facts import FACTS_VERSION, FORMAT, wrong_fact
 
 README = "README.md"
 TRAINING = "training.json"
-READ = (README, f"layer-*/{TRAINING}")
+READ = (README, f"layer-*/{TRAINING}", f"layer-*/{SEAL}")
 """Patterns of the files that a push reads before it writes."""
 
 
@@ -80,10 +81,14 @@ def _read_facts(path: Path) -> dict[str, Any]:
     """Return a training.json; PublishError if it cannot be read."""
     name = f"{path.parent.name}/{path.name}"
     try:
-        facts = json.loads(path.read_text("utf-8"))
+        if (problem := first_damage(path.parent, (TRAINING,))) is not None:
+            raise PublishError(f"{problem}; restore it from a copy, or push that layer again")
+        facts = read_json(path)
         known = facts["format"] == FORMAT and facts["schema_version"] == FACTS_VERSION
         is_whole = path.parent.name == f"layer-{facts['layer']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise PublishError(unreadable(f"the {name} there", error)) from None
+    except (ValueError, KeyError, TypeError) as error:
         raise PublishError(
             f"the {name} there cannot be read ({error}); delete that layer"
         ) from None

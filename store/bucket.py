@@ -24,6 +24,7 @@ from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import StoreError, UnreachableError
+from .waiting import waiting_for
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 PART_BYTES = 8 << 20
 """Bytes of a part of an upload, and of a block of a download that is not kept."""
 PARTS_AT_ONCE = 4
+SLOW_BYTES_PER_S = 5e6
+"""Least rate of an upload that is not taken for a wait."""
 _URL = re.compile(r"s3:/+([^/]+)(/.*)?")
 _REMEDY = "check the URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
 
@@ -218,7 +221,8 @@ class BucketPath:
 
     def upload(self, file: IO[bytes]) -> None:
         """Put a file's content as an object, in parts; it becomes visible when it is whole."""
-        with self._talk(writing=True):
+        with self._talk(writing=True, n_bytes=file.seek(0, os.SEEK_END)):
+            file.seek(0)
             _obstore().put(
                 self.client(),
                 self.key,
@@ -265,10 +269,14 @@ class BucketPath:
         return _client(self.bucket)
 
     @contextmanager
-    def _talk(self, *, writing: bool = False) -> Iterator[None]:
-        """Turn errors of obstore into ours; EOFError is a read past the end."""
+    def _talk(self, *, writing: bool = False, n_bytes: int = 0) -> Iterator[None]:
+        """Turn errors of obstore into ours; EOFError is a read past the end.
+
+        A wait is named when it is longer than so many bytes take.
+        """
         try:
-            yield
+            with waiting_for(f"the server of {self}", n_bytes / SLOW_BYTES_PER_S):
+                yield
         except FileNotFoundError:
             if writing:  # only a bucket can be missing then
                 raise UnreachableError(f"{self} cannot be written: no such bucket") from None

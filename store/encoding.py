@@ -12,44 +12,22 @@ A few channels of a language model's activations are tens of times larger than t
 |x[t, c] / channel[c]| / 127.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from numcodecs import Blosc
 from torch import Tensor
 
+from .arrays import DISK_DTYPES, DiskArray
 from .choices import COMPRESSION_LEVELS
-
-DiskArray = npt.NDArray[Any]
-"""Array of values as they lie on disk"""
 
 INT8_LARGEST = 127
 QUIETEST = 1 / 64
 """Least scale of a channel, as a fraction of the median channel's."""
 
 
-class DType(NamedTuple):
-    """Logical dtype: as torch computes with it, and as it lies on disk."""
-
-    torch: torch.dtype
-    disk: str
-    """numpy and Zarr data type"""
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one value."""
-        return np.dtype(self.disk).itemsize
-
-
-DTYPES = {
-    "bfloat16": DType(torch.bfloat16, "uint16"),
-    "float16": DType(torch.float16, "float16"),
-    "float32": DType(torch.float32, "float32"),
-    "int8": DType(torch.int8, "int8"),
-    "int32": DType(torch.int32, "int32"),
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DISK_DTYPES}
+"""Logical dtypes, as torch computes with them."""
 
 
 class Encoded(NamedTuple):
@@ -87,7 +65,7 @@ def encode(values: Tensor, dtype: str, channel: Tensor | None = None) -> Encoded
     """
     values = values.detach()
     if dtype != "int8":
-        return Encoded(values.to(DTYPES[dtype].torch, copy=True))
+        return Encoded(values.to(DTYPES[dtype], copy=True))
     assert channel is not None
     channel = channel.to(values.device)
     wide = values / channel
@@ -118,7 +96,7 @@ def channel_scale(sample: Tensor) -> Tensor:
 
 def to_disk(values: Tensor, dtype: str) -> DiskArray:
     """Return a copy of a tensor, rounded to the logical dtype, as it lies on disk."""
-    cast = values.detach().to("cpu", DTYPES[dtype].torch, copy=True).contiguous()
+    cast = values.detach().to("cpu", DTYPES[dtype], copy=True).contiguous()
     return disk_view(cast)
 
 

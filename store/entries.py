@@ -1,4 +1,4 @@
-"""The committed files of a store, with the facts of each, and shards.parquet.
+"""The committed files of a store, with the facts of each.
 
 A large store has a million of them. They are held in one array of records, a row for every shard
 and a column for every array. An `Entry` is made when it is asked for.
@@ -13,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ..errors import StoreError
-from .places import Place, write_atomically
+from .parquet import numbers
 
-TABLE = "shards.parquet"
+MOST_EMPTY = 64
+"""Times as many cells as rows that shards and arrays of a table may make."""
 
 
 class Entry(NamedTuple):
@@ -58,7 +57,7 @@ _KINDS: dict[str, tuple[Any, pa.DataType]] = {
     "max_scale": (np.float64, pa.float64()),
 }
 _INTEGERS = ("shard", "n_seq", "n_bytes", "crc32c", "n_nonfinite")
-_SCHEMA = pa.schema([(name, kind) for name, (_, kind) in _KINDS.items()])
+SCHEMA = pa.schema([(name, kind) for name, (_, kind) in _KINDS.items()])
 _LARGEST = {n: int(np.iinfo(kind).max) for n, (kind, _) in _KINDS.items() if n in _INTEGERS}
 _FACTS = [name for name in _KINDS if name not in ("shard", "array")]
 _CELL = np.dtype([("state", "u1"), ("rank", "i4"), *((name, _KINDS[name][0]) for name in _FACTS)])
@@ -251,12 +250,12 @@ class Entries(Mapping[Key, Entry]):
         state = self._cells["state"][np.ix_(rows, columns)]
         row, column = np.nonzero(state == _COMMITTED)
         facts = {
-            name: pa.array(self._cells[name][rows[row], columns[column]], _SCHEMA.field(name).type)
+            name: pa.array(self._cells[name][rows[row], columns[column]], SCHEMA.field(name).type)
             for name in _FACTS
         }
         facts["shard"] = pa.array(np.array(shards, dtype=np.int32)[row])
         facts["array"] = pa.array(names, pa.string()).take(pa.array(column))
-        return pa.table([facts[name] for name in _SCHEMA.names], schema=_SCHEMA)
+        return pa.table([facts[name] for name in SCHEMA.names], schema=SCHEMA)
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> "Entries":
@@ -264,13 +263,14 @@ class Entries(Mapping[Key, Entry]):
         values = {name: _column(table, name) for name in _KINDS if name != "array"}
         if table.column("array").null_count:
             raise ValueError("array is missing")
-        names = pc.dictionary_encode(table.column("array")).combine_chunks()
-        for name in (arrays := names.dictionary.to_pylist()):
+        arrays, column = array_names(table)
+        for name in arrays:
             _require_array(name)
         shards, row = np.unique(values.pop("shard"), return_inverse=True)
+        if len(shards) * len(arrays) > MOST_EMPTY * (len(row) + MOST_EMPTY):
+            raise ValueError(f"{len(row)} rows are of {len(shards)} shards, {len(arrays)} arrays")
         found = cls()
         found._grow(shards.tolist(), arrays)
-        column = names.indices.to_numpy(zero_copy_only=False)
         for name, facts in values.items():
             found._cells[name][row, column] = facts
         found._cells["state"][row, column] = _COMMITTED
@@ -285,7 +285,7 @@ def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
         if name not in Entry._field_defaults:
             raise ValueError(f"{name} is missing")
         column = column.fill_null(Entry._field_defaults[name])
-    values: npt.NDArray[Any] = column.to_numpy()
+    values = numbers(column)
     for extreme in (values.min(), values.max()) if len(values) else ():
         if values.dtype == np.float64:
             _require_float(name, float(extreme))
@@ -294,27 +294,14 @@ def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
     return values
 
 
-def write_table(store: Place, entries: Entries) -> None:
-    """Write shards.parquet, with a checksum in every page."""
-    content = pa.BufferOutputStream()
-    pq.write_table(entries.to_arrow(), content, write_page_checksum=True)
-    write_atomically(store / TABLE, content.getvalue().to_pybytes())
-
-
-def read_table(store: Place) -> Entries:
-    """Read shards.parquet.
-
-    Raises:
-        StoreError: missing, damaged, of another schema, or with a row that cannot be an entry.
-    """
-    path = store / TABLE
-    try:
-        content = pa.BufferReader(path.read_bytes())
-        table = pq.read_table(content, schema=_SCHEMA, page_checksum_verification=True)
-        return Entries.from_arrow(table)
-    except (OSError, pa.ArrowException, ValueError, TypeError, MemoryError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StoreError(
-            f"{path} cannot be read ({reason}); lorsa store verify {store} --repair makes it anew "
-            "from the journal, or restore a copy"
-        ) from None
+def array_names(table: pa.Table) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Return the names of arrays in order, and the number of each row's name among them."""
+    column = table.column("array")
+    if not pa.types.is_dictionary(column.type):
+        column = pc.dictionary_encode(column)
+    names = column.combine_chunks()
+    texts = names.dictionary.to_pylist()
+    order = sorted(range(len(texts)), key=texts.__getitem__)
+    place = np.zeros(len(texts), np.int32)
+    place[order] = np.arange(len(texts), dtype=np.int32)
+    return [texts[i] for i in order], place[np.from_dlpack(names.indices)]

@@ -10,15 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ..errors import StoreError, UnreachableError
+from .arrays import DOCUMENTS, ArraySpec, all_arrays, layer_arrays, text_arrays
 from .bucket import BucketPath
-from .entries import TABLE, Entries, Key, read_table
+from .entries import Entries, Key
 from .journal import read_journal
 from .layers import spell_layers
-from .layout import DOCUMENTS, ArraySpec, all_arrays, layer_arrays, text_arrays
 from .locks.bucket_lock import LOCK
 from .manifest import JOURNAL, MANIFEST, PLAN, Manifest, read_manifest
-from .places import Place, file_sizes, remove_tree
+from .places import Place, file_sizes, files_in, remove_tree
+from .table import TABLE, read_table
 
+SHARDED = ("attn_in", "attn_out", "norms")
+"""Arrays of a layer whose shards are written after the plan."""
 OUR_NAMES = {JOURNAL, DOCUMENTS, TABLE, "zarr.json", "tokens", "documents", "layers", "weights"}
 """Names that an unfinished store may contain."""
 
@@ -34,13 +37,30 @@ def is_begun(root: Place) -> bool:
 
 
 def is_hardly_begun(root: Place) -> bool:
-    """Return whether a folder holds a store whose creation was interrupted before the plan."""
+    """Return whether a folder holds a store whose creation was interrupted before the plan.
+
+    One with shards of a layer has lost its plan: there is nothing that may be made anew.
+    """
     names = [path.name for path in root.iterdir()] if root.is_dir() else []
     return (
         ((names == [JOURNAL] and _is_empty(root / JOURNAL)) or (root / JOURNAL / LOCK).is_file())
         and not is_begun(root)
         and not is_complete(root)
         and all(_is_ours(name) for name in names)
+        and not has_shards(root)
+    )
+
+
+def has_shards(root: Place) -> bool:
+    """Return whether shards of a layer are there, or a journal file of those who write them."""
+    if files_in(root / JOURNAL, "w*.jsonl"):
+        return True
+    layers = root / "layers"
+    return layers.is_dir() and any(
+        array.name in SHARDED and (array / "c").is_dir()
+        for layer in layers.iterdir()
+        if layer.is_dir()
+        for array in layer.iterdir()
     )
 
 
@@ -59,6 +79,8 @@ def require_free(root: Place) -> None:
     A store whose creation was interrupted before the plan does not count.
     """
     if root.is_dir():
+        if not is_begun(root) and not is_complete(root) and has_shards(root):
+            raise StoreError(why_not_a_store(root))
         if any(root.iterdir()) and not is_hardly_begun(root):
             raise StoreError(f"{root} is a folder with other things in it; choose an empty one")
     elif root.is_file():  # another process may make the folder right now
@@ -91,6 +113,11 @@ def why_not_a_store(root: Place) -> str:
         )
     if is_hardly_begun(root):
         return f"{root} is hardly begun: run the same lorsa harvest command again"
+    if root.is_dir() and has_shards(root):
+        return (
+            f"{root} has shards but neither {MANIFEST} nor {PLAN}, which says what they are of; "
+            "restore one of them from a copy, or choose another --store"
+        )
     if not root.exists():
         return (
             f"{root} does not exist; make a store with: lorsa harvest --model MODEL --store {root}"
@@ -154,7 +181,7 @@ def read_folder(root: Place) -> Folder:
         return Folder(root, plan, plan, complete, read_journal(root))
     manifest = read_manifest(root / MANIFEST)
     plan = _plan_beside(root, manifest)
-    entries = read_table(root)
+    entries = read_table(root, manifest)
     adding = [n for n in plan.layers if n not in manifest.layers]
     new = {spec.name for layer in adding for spec in layer_arrays(plan, layer)}
     if new:
@@ -171,6 +198,24 @@ def _plan_beside(root: Place, manifest: Manifest) -> Manifest:
         raise
     except StoreError:
         return manifest
+
+
+def require_agreement(root: Place, manifest: Manifest) -> None:
+    """Raise StoreError if the plan says other facts than a manifest that has no checksum."""
+    if manifest.is_sealed:
+        return
+    plan = _plan_beside(root, manifest)
+    shared = manifest.layers.keys() & plan.layers.keys()
+    if different := different_facts(manifest.only(shared), plan.only(shared)):
+        raise StoreError(
+            f"{root / MANIFEST} says another {', '.join(different)} than {root / PLAN}; move the "
+            "one that is wrong out of the store"
+        )
+
+
+def different_facts(one: Manifest, other: Manifest) -> list[str]:
+    """Return the names of the facts in which two manifests differ."""
+    return [name for name in Manifest.__slots__ if getattr(one, name) != getattr(other, name)]
 
 
 def layers_being_added(root: Place) -> list[int]:
@@ -216,15 +261,17 @@ def missing_shards(
 def require_covered(root: Place, manifest: Manifest, committed: Entries) -> None:
     """Raise StoreError unless the journal lists the token ids and all files of the table."""
     names = all_arrays(manifest)
-    table = read_table(root) if is_complete(root) else Entries()
+    table = read_table(root, manifest) if is_complete(root) else Entries()
     if any(key not in committed for key in table.only(names.__contains__)):
         raise StoreError(
             f"{root} has a journal that lacks files of {TABLE}; write it anew with: "
             f"{repair_command(root)}"
         )
     if missing_shards(root, manifest, committed, text_arrays(manifest)):
-        remedy = f"see {repair_command(root)}" if table else "delete it and harvest again"
-        raise StoreError(f"{root} lacks token ids; {remedy}")
+        raise StoreError(
+            f"{root} lacks token ids: {repair_command(root)} says which; restore them from a copy, "
+            "or harvest into another --store"
+        )
 
 
 def repair_command(root: Place) -> str:

@@ -6,8 +6,11 @@ files of its shard, so a line lists files that are whole. A line torn by a crash
 file and is skipped; its shard is written again. A new mention of a file goes to a journal file that
 sorts after all earlier mentions of it.
 
-    [{"shard": 0, "array": "layers/12/attn_in", "n_seq": 64, ...}, ...]     committed
-    {"dropped": [[0, "layers/12/attn_in"], ...]}                            no longer committed
+    {"committed": [{"shard": 0, "array": "layers/12/attn_in", ...}, ...], "crc32c": "0a1b2c3d"}
+    {"dropped": [[0, "layers/12/attn_in"], ...], "crc32c": "0a1b2c3d"}      no longer committed
+
+The checksum is that of the line before it. Version 0.1.0 wrote none, and a line of committed files
+as their list alone.
 
 A journal is read while it grows; each read continues where the one before ended.
 """
@@ -20,12 +23,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import StoreError
+from ..errors import AGAIN, StoreError, UnreachableError, reason_of, remedy_of
+from ..seal import crc32c, hexadecimal
 from .bucket import BucketPath
-from .entries import TABLE, Entries, Entry, Key, entry_of, key_of
+from .entries import Entries, Entry, Key, entry_of, key_of
 from .manifest import JOURNAL
 from .places import Place, files_in, read_from, sync, write_atomically
 
+_SEAL = b', "crc32c": "%s"}'
+"""End of a line."""
 TEXT = "text"
 """Name of the journal file that lists the files of tokens and documents."""
 OBJECT_BYTES = 1 << 20
@@ -50,7 +56,7 @@ class JournalWriter:
 
     def commit(self, entries: Iterable[Entry]) -> None:
         """Record files that are on the disk, all of them in one line."""
-        self._append([entry._asdict() for entry in entries])
+        self._append({"committed": [entry._asdict() for entry in entries]})
 
     def drop(self, keys: Iterable[Key]) -> None:
         """Record that files are no longer committed, all of them in one line."""
@@ -65,7 +71,8 @@ class JournalWriter:
         self._path, self._content = None, b""
 
     def _append(self, content: Any) -> None:
-        line = (json.dumps(content) + "\n").encode()
+        body = json.dumps(content).encode()[:-1]
+        line = body + _SEAL % hexadecimal(crc32c(body)).encode() + b"\n"
         try:
             if self._content and not self._is_named and len(self._content + line) > OBJECT_BYTES:
                 self._begin_another()
@@ -78,7 +85,7 @@ class JournalWriter:
         except OSError as error:
             raise StoreError(
                 f"{self._path or self._journal} cannot be written ({error.strerror}); what was "
-                "committed is safe: make room and run the same command again"
+                f"committed is safe: {remedy_of(error) or AGAIN}"
             ) from error
 
 
@@ -124,9 +131,17 @@ def _parse(text: bytes) -> _Line | None:
     try:
         content = json.loads(text)
         if isinstance(content, list):
-            return _Line([entry_of(fields) for fields in content], [])
-        return _Line([], [key_of(*key) for key in content["dropped"]])
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            content = {"committed": content}
+        elif "crc32c" in content:
+            body = text.rstrip(b"\n")[: -len(_SEAL % (b"0" * 8))]
+            if not text.startswith(body + _SEAL % hexadecimal(crc32c(body)).encode()):
+                return None
+            del content["crc32c"]
+        ((what, listed),) = content.items()
+        if what == "committed":
+            return _Line([entry_of(fields) for fields in listed], [])
+        return _Line([], [key_of(*key) for key in listed]) if what == "dropped" else None
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, AttributeError):
         return None
 
 
@@ -172,10 +187,12 @@ class Journal:
             before = self.entries.shards
             self._reset()
             return before | (self._read_on() or set())
-        except OSError as error:
-            raise StoreError(
-                f"{error.filename or self._store / JOURNAL} cannot be read ({error.strerror})"
-            ) from None
+        except (OSError, MemoryError) as error:
+            where = getattr(error, "filename", None) or self._store / JOURNAL
+            remedy = remedy_of(error)
+            kind = StoreError if remedy is None else UnreachableError
+            told = f"{where} cannot be read ({reason_of(error)})"
+            raise kind(f"{told}; {remedy}" if remedy else told) from None
 
     def _read_on(self) -> set[int] | None:
         """Read the lines that were added; None if what was read before has changed."""
@@ -216,11 +233,9 @@ class Journal:
     def require_readable(self) -> None:
         """Raise StoreError, with what to type, if a line is damaged."""
         for path in self.damaged:
-            if path.stem == TEXT and not (self._store / TABLE).exists():
-                raise StoreError(f"{path} has a damaged line; delete the store and harvest again")
             raise StoreError(
-                f"{path} has a damaged line; lorsa store verify {self._store} --repair drops it, "
-                "and the same lorsa harvest command writes the shards that it listed again"
+                f"{path} has a damaged line; lorsa store verify {self._store} --repair lists again "
+                "what it listed"
             )
 
 

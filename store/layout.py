@@ -1,149 +1,19 @@
-"""Arrays of a store and their Zarr v3 metadata, by which any Zarr tool opens the folder.
-
-    tokens               [n_seq, n_ctx] int32         token ids, as fed to the model
-    documents            [n_seq, n_ctx] int32         document that each token comes from
-    documents.parquet                                 the name of every document
-    layers/<l>/attn_in   [n_seq, n_ctx, d_model]      x, after the pre-attention norm
-    layers/<l>/attn_out  [n_seq, n_ctx, d_model]      y, after the output projection, unless derived
-    layers/<l>/norms     [n_seq, n_ctx, 2] float32    ||x||, ||y|| of every token
-    weights/<l>/<name>                                the layer's own parameters
-
-    layers/<l>/attn_in_scale    [n_seq, n_ctx] float32    scale of every token, int8 alone
-    layers/<l>/attn_in_channel  [d_model] float32         scale of every channel, int8 alone
-
-and the same two for attn_out. All arrays but weights and channels are cut alike: a chunk is a
-sequence, a shard is `shard_seqs` of them, one file.
-"""
+"""Zarr v3 metadata of a store, by which any Zarr tool opens it, and its small arrays."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-import numcodecs
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 import zarr
-from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from ..errors import StoreError
+from .arrays import DISK_DTYPES, ArraySpec, all_arrays, layer_arrays
 from .bucket import BucketPath
 from .choices import COMPRESSION_LEVELS
-from .encoding import DTYPES, blosc, from_disk, to_disk
 from .manifest import Manifest
-from .places import Place, zarr_store
-
-DOCUMENTS = "documents.parquet"
-RESTORE = "restore it from a copy, or delete the store and harvest again"
-
-
-class ArraySpec(NamedTuple):
-    """One sharded array of a store."""
-
-    name: str
-    """Path of the array in the store"""
-    row_shape: tuple[int, ...]
-    """Shape of one sequence"""
-    dims: tuple[str, ...]
-    """Names of the axes"""
-    dtype: str
-    """Logical dtype"""
-    compression: str
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one sequence before compression."""
-        size = DTYPES[self.dtype].itemsize
-        for length in self.row_shape:
-            size *= length
-        return size
-
-    @property
-    def codec(self) -> "numcodecs.Blosc | None":
-        """Codec of a chunk's bytes; None if they are not compressed."""
-        return blosc(self.compression, DTYPES[self.dtype].itemsize)
-
-    def shard_name(self, shard: int) -> str:
-        """Return the path in the store of one shard's file, by Zarr's default chunk keys."""
-        return f"{self.name}/c/{shard}{'/0' * len(self.row_shape)}"
-
-    def shard_path(self, root: Place, shard: int) -> Place:
-        """Return the place of one shard's file."""
-        return root / self.shard_name(shard)
-
-
-def attn_in(layer: int) -> str:
-    """Return the name of a layer's x."""
-    return f"layers/{layer}/attn_in"
-
-
-def attn_out(layer: int) -> str:
-    """Return the name of a layer's y."""
-    return f"layers/{layer}/attn_out"
-
-
-def scale_of(site: str) -> str:
-    """Return the name of the token scales of an int8 array, given that array's name."""
-    return f"{site}_scale"
-
-
-def channel_of(site: str) -> str:
-    """Return the name of the channel scales of an int8 array, given that array's name."""
-    return f"{site}_channel"
-
-
-def sites(manifest: Manifest, layer: int) -> list[str]:
-    """Return the names of a layer's activations: x, and y unless it is derived."""
-    return [attn_in(layer), *([attn_out(layer)] if manifest.outputs == "store" else [])]
-
-
-def norms(layer: int) -> str:
-    """Return the name of a layer's token norms."""
-    return f"layers/{layer}/norms"
-
-
-def summed(manifest: Manifest, layer: int) -> tuple[str, str]:
-    """Return the arrays whose entries carry the sums of ||x|| and of ||y||."""
-    return attn_in(layer), attn_out(layer) if manifest.outputs == "store" else norms(layer)
-
-
-def whole_arrays(manifest: Manifest) -> Iterator[tuple[str, list[int] | None]]:
-    """Yield the arrays that are one chunk, with their shape where the manifest gives it."""
-    for layer, facts in manifest.layers.items():
-        for weight in facts["weights"]:
-            yield f"weights/{layer}/{weight}", None
-        for site in sites(manifest, layer) if manifest.dtype == "int8" else ():
-            yield channel_of(site), [manifest.d_model]
-
-
-def text_arrays(manifest: Manifest) -> list[ArraySpec]:
-    """Return the arrays that are written before the model runs."""
-    shape, dims = (manifest.n_ctx,), ("seq", "pos")
-    return [ArraySpec(name, shape, dims, "int32", "none") for name in ("tokens", "documents")]
-
-
-def layer_arrays(manifest: Manifest, layer: int) -> list[ArraySpec]:
-    """Return the arrays of one layer."""
-    n_ctx, d_model = manifest.n_ctx, manifest.d_model
-    arrays = []
-    for site in sites(manifest, layer):
-        dims = ("seq", "pos", "d_model")
-        arrays.append(ArraySpec(site, (n_ctx, d_model), dims, manifest.dtype, manifest.compression))
-        if manifest.dtype == "int8":
-            arrays.append(ArraySpec(scale_of(site), (n_ctx,), ("seq", "pos"), "float32", "none"))
-    dims = ("seq", "pos", "in_out")
-    return [*arrays, ArraySpec(norms(layer), (n_ctx, 2), dims, "float32", "none")]
-
-
-def all_arrays(manifest: Manifest) -> dict[str, ArraySpec]:
-    """Return every sharded array of a store by name."""
-    specs = text_arrays(manifest)
-    for layer in manifest.layers:
-        specs += layer_arrays(manifest, layer)
-    return {spec.name: spec for spec in specs}
+from .places import Place
+from .schema import METADATA
 
 
 def create_arrays(
@@ -151,7 +21,7 @@ def create_arrays(
 ) -> None:
     """Write the Zarr metadata of the group and of all sharded arrays, or only those of layers."""
     if isinstance(root, BucketPath):
-        with _put_later(root) as memory:
+        with put_later(root) as memory:
             create_arrays(memory, manifest, layers)
         return
     group = zarr.open_group(root, mode="a", zarr_format=3)
@@ -167,7 +37,7 @@ def create_arrays(
             shape=(manifest.n_seq, *spec.row_shape),
             chunks=(1, *spec.row_shape),
             shards=(manifest.shard_seqs, *spec.row_shape),
-            dtype=DTYPES[spec.dtype].disk,
+            dtype=DISK_DTYPES[spec.dtype],
             compressors=compressors,
             fill_value=0,
             dimension_names=spec.dims,
@@ -176,8 +46,20 @@ def create_arrays(
         )
 
 
+def metadata(manifest: Manifest) -> dict[str, bytes]:
+    """Return the zarr.json that every group and sharded array should have, by its path."""
+    files: dict[str, Any] = {}
+    create_arrays(MemoryStore(files), manifest)
+    contents = {name: buffer.to_bytes() for name, buffer in files.items()}
+    group = contents[METADATA]
+    owners = [f"weights/{layer}" for layer, facts in manifest.layers.items() if facts["weights"]]
+    for folder in ("weights", *owners) if owners else ():
+        contents[f"{folder}/{METADATA}"] = group
+    return contents
+
+
 def _blosc_metadata(spec: ArraySpec) -> BloscCodec:
-    itemsize = DTYPES[spec.dtype].itemsize
+    itemsize = spec.itemsize
     return BloscCodec(
         cname=spec.compression,  # type: ignore[arg-type]
         clevel=COMPRESSION_LEVELS[spec.compression],
@@ -187,99 +69,9 @@ def _blosc_metadata(spec: ArraySpec) -> BloscCodec:
 
 
 @contextmanager
-def _put_later(root: BucketPath) -> Iterator[MemoryStore]:
+def put_later(root: BucketPath) -> Iterator[MemoryStore]:
     """Collect the files that zarr writes and put each once; zarr alone sends many more requests."""
     files: dict[str, Any] = {}
     yield MemoryStore(files)
     for name, content in files.items():
         (root / name).write_bytes(content.to_bytes())
-
-
-def write_weights(root: Place, layer: int, weights: dict[str, Tensor]) -> None:
-    """Write a layer's own parameters, in their own dtype."""
-    for name, weight in weights.items():
-        write_array(root, f"weights/{layer}/{name}", weight)
-
-
-def read_weights(root: Place, manifest: Manifest, layer: int) -> dict[str, Tensor]:
-    """Read a layer's own parameters by name.
-
-    Raises:
-        StoreError: one is missing or damaged.
-    """
-    return {
-        name: read_whole(root, f"weights/{layer}/{name}")
-        for name in manifest.layers[layer]["weights"]
-    }
-
-
-def write_array(root: Place | MemoryStore, name: str, values: Tensor) -> None:
-    """Write a small array as one chunk, in its own dtype."""
-    if isinstance(root, BucketPath):
-        with _put_later(root) as memory:
-            write_array(memory, name, values)
-        return
-    dtype = str(values.dtype).removeprefix("torch.")
-    zarr.open_group(root, mode="a", zarr_format=3).create_array(
-        name,
-        data=to_disk(values, dtype),
-        chunks=tuple(values.shape),
-        compressors=[Crc32cCodec()],
-        attributes={"lorsa_dtype": dtype},
-        config={"write_empty_chunks": True},
-        overwrite=True,
-    )
-
-
-def read_whole(root: Place, name: str) -> Tensor:
-    """Read a small array.
-
-    Raises:
-        StoreError: it is missing or damaged.
-    """
-    try:
-        array = zarr.open_array(zarr_store(root / name), mode="r")
-        if array.nchunks_initialized < array.nchunks:
-            raise ValueError("it has no data")
-        values, dtype = np.asarray(array[...]), str(array.attrs["lorsa_dtype"])
-        return from_disk(values, dtype)
-    except Exception as error:  # zarr raises what it likes on damaged metadata
-        raise StoreError(f"{root / name} cannot be read ({error}); {RESTORE}") from None
-
-
-def read_channel(root: Place, manifest: Manifest, site: str) -> Tensor:
-    """Read int8's scale of every channel of an array, float32, [d_model].
-
-    Raises:
-        StoreError: it is missing, damaged or of another shape.
-    """
-    name = channel_of(site)
-    channel = read_whole(root, name)
-    if channel.shape != (manifest.d_model,) or channel.dtype != torch.float32:
-        raise StoreError(
-            f"{root / name} is {channel.dtype} {list(channel.shape)}, not float32 "
-            f"[{manifest.d_model}]; {RESTORE}"
-        )
-    return channel
-
-
-def write_documents(root: Place, names: list[str]) -> None:
-    """Write documents.parquet: number and name of every document."""
-    table = pa.table({"document": pa.array(range(len(names)), pa.int32()), "name": names})
-    content = pa.BufferOutputStream()
-    pq.write_table(table, content, write_page_checksum=True)
-    (root / DOCUMENTS).write_bytes(content.getvalue().to_pybytes())
-
-
-def read_documents(root: Place) -> list[str]:
-    """Return the name of every document, by its number."""
-    try:
-        content = pa.BufferReader((root / DOCUMENTS).read_bytes())
-        table = pq.read_table(content, page_checksum_verification=True)
-        names: list[str] = table.column("name").to_pylist()
-    except (OSError, KeyError, ValueError, MemoryError, pa.ArrowException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StoreError(
-            f"{root / DOCUMENTS} cannot be read ({reason}); restore it from a copy"
-        ) from None
-    return names

@@ -8,12 +8,15 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from .. import whole
-from ..errors import StoreError
+from ..errors import StoreError, UnreachableError, reason_of, remedy_of
+from ..reading import parse_json
+from ..reading import read_json as read_json_file
 from .bucket import BucketPath
 
 Place = Path | BucketPath
@@ -102,10 +105,7 @@ def file_size(path: Place) -> int | None:
     """Return the size of a file in bytes, None if there is none."""
     if isinstance(path, BucketPath):
         return path.size()
-    try:
-        return path.stat().st_size if path.is_file() else None
-    except OSError:
-        return None
+    return _size(path)
 
 
 def file_sizes(root: Place) -> Callable[[str], int | None]:
@@ -114,14 +114,21 @@ def file_sizes(root: Place) -> Callable[[str], int | None]:
         return root.sizes_by_name().get
     folder = str(root)
 
-    def size(name: str) -> int | None:
-        try:
-            found = os.stat(f"{folder}/{name}")
-        except OSError:
-            return None
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return lambda name: _size(f"{folder}/{name}")
 
-    return size
+
+def _size(path: str | Path) -> int | None:
+    """Return the size of a file on a disk; what cannot be looked at is not called missing."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        remedy = remedy_of(error)
+        if remedy is None:
+            return None
+        raise UnreachableError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def files_in(folder: Place, pattern: str) -> dict[Place, int | None]:
@@ -129,6 +136,33 @@ def files_in(folder: Place, pattern: str) -> dict[Place, int | None]:
     if isinstance(folder, BucketPath):
         return {path: n for path, n in folder.files().items() if fnmatch(path.name, pattern)}
     return dict.fromkeys(folder.glob(pattern))
+
+
+def read_json(path: Place, *, constant: Callable[[str], Any] | None = None) -> Any:
+    """Read a JSON file; see `parse_json`.
+
+    Raises:
+        UnreachableError: this machine failed, and nothing is known of the file.
+        OSError, ValueError: it is missing, or no such JSON as ours.
+    """
+    with reading(path):
+        if isinstance(path, BucketPath):
+            return parse_json(path.read_bytes(), constant=constant)
+        return read_json_file(path, constant=constant)
+
+
+@contextmanager
+def reading(path: Place) -> Iterator[None]:
+    """Raise UnreachableError where this machine fails in the block, which reads a file.
+
+    Other errors stay: by them, the file is missing or damaged.
+    """
+    try:
+        yield
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (remedy := remedy_of(error)) is None:
+            raise
+        raise UnreachableError(f"{path} cannot be read ({reason_of(error)}); {remedy}") from error
 
 
 def read_tail(path: Place, n_bytes: int) -> bytes:
@@ -162,13 +196,3 @@ def read_blocks(path: Place) -> Iterator[Any]:
     with path.open("rb", buffering=0) as file:
         while n_read := file.readinto(block.data):
             yield block[:n_read]
-
-
-def zarr_store(folder: Place) -> Any:
-    """Return the argument by which zarr-python opens a folder."""
-    if not isinstance(folder, BucketPath):
-        return folder
-    from obstore.store import S3Store
-    from zarr.storage import ObjectStore
-
-    return ObjectStore(S3Store(folder.bucket, prefix=folder.key))

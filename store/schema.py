@@ -1,18 +1,12 @@
 """Comparison of a store's Zarr metadata with its manifest."""
 
 import json
-import math
 from typing import Any
 
-import numpy as np
-from zarr.storage import MemoryStore
-
 from ..errors import StoreError
-from .encoding import DTYPES
-from .layout import all_arrays, create_arrays
+from .arrays import DISK_DTYPES, all_arrays
 from .manifest import Manifest
-from .places import Place, file_size
-from .shard import CRC_BYTES
+from .places import Place, read_json
 
 METADATA = "zarr.json"
 _MATTERS = (
@@ -28,22 +22,10 @@ _MATTERS = (
 """Fields that decide whether an array is found and read correctly."""
 
 
-def metadata(manifest: Manifest) -> dict[str, bytes]:
-    """Return the zarr.json that every group and sharded array should have, by its path."""
-    files: dict[str, Any] = {}
-    create_arrays(MemoryStore(files), manifest)
-    contents = {name: buffer.to_bytes() for name, buffer in files.items()}
-    group = contents[METADATA]
-    owners = [f"weights/{layer}" for layer, facts in manifest.layers.items() if facts["weights"]]
-    for folder in ("weights", *owners) if owners else ():
-        contents[f"{folder}/{METADATA}"] = group
-    return contents
-
-
 def difference(path: Place, expected: bytes) -> str | None:
     """Return how a zarr.json differs from what is expected, None if it does not."""
     try:
-        found, wanted = json.loads(path.read_bytes()), json.loads(expected)
+        found, wanted = read_json(path), json.loads(expected)
     except OSError as error:
         return "is missing" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
     except ValueError:
@@ -64,39 +46,16 @@ def _short(value: Any) -> str:
     return text if len(text) < 80 else text[:76] + " ..."
 
 
-def whole_problem(folder: Place, shape: list[int] | None = None) -> str | None:
-    """Return what is wrong with an array of one chunk, by its metadata and the chunk's size.
-
-    Args:
-        folder: folder of the array.
-        shape: expected shape, None if it is not known.
-    """
-    try:
-        facts = json.loads((folder / METADATA).read_bytes())
-        n_bytes = math.prod(facts["shape"]) * np.dtype(facts["data_type"]).itemsize + CRC_BYTES
-        chunk = folder.joinpath("c", *["0"] * len(facts["shape"]))
-    except FileNotFoundError:
-        return "is missing"
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return "has damaged metadata"
-    if shape not in (None, facts["shape"]):
-        return f"has the shape {facts['shape']} instead of {shape}"
-    size = file_size(chunk)
-    if size is None:
-        return "has no data"
-    return None if size == n_bytes else f"has {size:,} bytes instead of {n_bytes:,}"
-
-
 def require_shapes(root: Place, manifest: Manifest) -> None:
     """Raise StoreError unless every array has the shape and data type of the manifest."""
     for name, spec in all_arrays(manifest).items():
         path = root / name / METADATA
         try:
-            found = json.loads(path.read_bytes())
+            found = read_json(path)
             facts = found["shape"], found["data_type"]
         except (OSError, ValueError, KeyError, TypeError):
             facts = None
-        expected = [manifest.n_seq, *spec.row_shape], DTYPES[spec.dtype].disk
+        expected = [manifest.n_seq, *spec.row_shape], DISK_DTYPES[spec.dtype]
         if facts != expected:
             has = "cannot be read" if facts is None else f"says {facts[0]} {facts[1]}"
             raise StoreError(

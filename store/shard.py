@@ -26,9 +26,10 @@ from typing import IO, Any, NamedTuple
 import google_crc32c
 import numpy as np
 
-from ..errors import DamageError, StoreError
+from ..errors import AGAIN, DamageError, StoreError, remedy_of
+from .arrays import DiskArray
 from .bucket import BucketPath
-from .encoding import DiskArray
+from .open_files import or_let_go
 from .places import Place, read_blocks, read_tail, sync
 
 NO_CHUNK = np.uint64(2**64 - 1)
@@ -38,6 +39,8 @@ FLUSH_BYTES = 64 << 20
 """Bytes of a growing file that may wait in the page cache."""
 N_FOLDERS = 4
 """Folders from a shard file up to its array, which may be new and are flushed."""
+LARGER_BYTES = 4096
+"""Bytes that a compressed chunk may have more than its values; blosc adds a header of 16."""
 BLOSC_SIZE = slice(4, 8)
 """Bytes of a blosc chunk that hold its decoded size, little-endian."""
 
@@ -149,9 +152,9 @@ def _crc_bytes(data: Any) -> bytes:
 def _open_draft(path: Place) -> IO[bytes]:
     """Open the file in which a shard grows: beside it, or in TMPDIR for a bucket."""
     if isinstance(path, BucketPath):
-        return tempfile.TemporaryFile()
+        return or_let_go(tempfile.TemporaryFile)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return _partial(path).open("wb")
+    return or_let_go(lambda: _partial(path).open("wb"))
 
 
 def _partial(path: Path) -> Path:
@@ -162,7 +165,7 @@ def _cannot_write(path: Place, error: OSError) -> StoreError:
     where = f" in {tempfile.gettempdir()}, see TMPDIR" if isinstance(path, BucketPath) else ""
     return StoreError(
         f"{path} cannot be written ({error.strerror}{where}); what was committed is safe: "
-        "make room and run the same command again"
+        f"{remedy_of(error) or AGAIN}"
     )
 
 
@@ -201,6 +204,8 @@ def read_chunk(
     if entry[0] == NO_CHUNK:
         raise DamageError(f"{path} lacks a sequence")
     if length < CRC_BYTES or (codec is None and out.nbytes + CRC_BYTES != length):
+        raise DamageError(f"{path} is damaged (length at byte {offset})")
+    if codec is not None and length > out.nbytes + LARGER_BYTES + CRC_BYTES:
         raise DamageError(f"{path} is damaged (length at byte {offset})")
     data = out if codec is None else np.empty(length - CRC_BYTES, dtype=np.uint8)
     crc = bytearray(CRC_BYTES)

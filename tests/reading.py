@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from lorsa.analyze.choices import PROBE_SCORES, STORE_SCORES
+from lorsa.analyze.choices import BAR, BY, LIST_BAR, LOWER, PROBE_SCORES, STORE_SCORES
 from lorsa.analyze.result import write_analysis
 from lorsa.analyze.schema import (
     DISTANCES,
     EXAMPLES,
     HEADS,
+    LISTED,
     SEQUENCES,
+    TESTED_AS_LISTS,
     TOKENS,
     TYPES,
 )
@@ -35,10 +37,12 @@ def make_analysis(
     n_sources: int = 3,
     words: Sequence[str] = WORDS,
     with_model: bool = True,
+    tested: bool = True,
 ) -> Path:
     """Write an analysis of a made-up Lorsa; its last head never fired.
 
-    Tokens are drawn by Zipf's law. Without a model, the columns that need one are null.
+    Tokens are drawn by Zipf's law. Without a model, the columns that need one are null. Of what is
+    listed the first half is beyond chance; all of it is untested where an earlier version wrote it.
     """
     rng = np.random.default_rng(0)
     chances = 1 / np.arange(1, len(words) + 1)
@@ -52,6 +56,10 @@ def make_analysis(
     heads = [_head(rng, i, n_heads, len(words)) for i in range(n_heads)]
     if not with_model:
         heads = [row | dict.fromkeys(OF_MODEL) for row in heads]
+    for row in heads:
+        if tested:
+            row |= {f"{name}_z": _z(row.get(name)) for name in LISTED}
+            row |= {f"{name}_list_z": row[name] and LIST_BAR for name in TESTED_AS_LISTS}
     tables = {
         "heads": pa.Table.from_pylist(heads, HEADS),
         "examples": pa.Table.from_pylist(examples, EXAMPLES),
@@ -93,6 +101,7 @@ def _head(rng: np.random.Generator, head: int, n_heads: int, n_words: int) -> di
         "head": head,
         "qk_head": head // 2,
         "type": "silent" if silent else TYPES[head % 8],
+        "type_by": None if silent or TYPES[head % 8] == "mixed" else BY[head // 8 % len(BY)],
         "n_fired": 0 if silent else 1 + head,
         "frequency": 0.0 if silent else 10 ** rng.uniform(-5, -1),
         "norm_o": 1.0,
@@ -118,7 +127,16 @@ def _head(rng: np.random.Generator, head: int, n_heads: int, n_words: int) -> di
             "reads": [{"token": t, "share": 0.2 - 0.02 * i} for i, t in enumerate(some)],
             **{name: float(rng.uniform()) for name in (*STORE_SCORES, *PROBE_SCORES)},
         }
+        row |= {low: 0.9 * row[name] for name, low in LOWER.items()}
     return row
+
+
+def _z(listed: list[dict[str, Any]] | None) -> list[float] | None:
+    return (
+        None
+        if listed is None
+        else [2 * BAR - 2 * BAR * i / len(listed) for i in range(len(listed))]
+    )
 
 
 def _example(

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,11 @@ from typing import Any
 import pytest
 import typer
 from lorsa import cli
+from lorsa.commands.ending import told_in_a_line
+from lorsa.commands.harvest import next_of_harvest
 from lorsa.display import show as display
 from lorsa.train.config import TrainConfig
+from lorsa.version import __version__
 from small import digests
 from tiny import N_CTX
 from typer.testing import CliRunner, Result
@@ -69,13 +73,16 @@ def _run_alone(work: str, redirection: str = "") -> subprocess.CompletedProcess[
 def test_what_libraries_say_on_stdout_is_no_part_of_the_result(noise: str) -> None:
     """Gloo in torch 2.10 tells there, from C++, how many processes it has found."""
     done = _run_alone(f"{{'a': [{noise}] and 5}}")
-    assert (done.returncode, done.stdout) == (0, '{"a": 5}\n'), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"lorsa": __version__, "command": "x", "ok": True, "a": 5}
     assert done.stderr.strip() == "noise"
 
 
-@pytest.mark.parametrize(("stderr", "told"), [("&-", '{"a": 5}'), ("/dev/full", '{"error": ')])
+@pytest.mark.parametrize(("stderr", "told"), [("&-", '"a": 5}'), ("/dev/full", '"error": ')])
 def test_stdout_has_the_result_alone_whatever_becomes_of_stderr(stderr: str, told: str) -> None:
-    assert _run_alone("{'a': [print('noise')] and 5}", f"2>{stderr}").stdout.startswith(told)
+    done = _run_alone("{'a': [print('noise')] and 5}", f"2>{stderr}")
+    assert told in done.stdout
+    assert json.loads(done.stdout)["command"] == "x"
 
 
 def test_a_closed_stdout_is_no_file_s() -> None:
@@ -363,8 +370,10 @@ def test_the_layers_that_can_be_trained_are_named(capsys: pytest.CaptureFixture[
     """The next command of a harvest was one that fails where some layer has NaN."""
     facts = {"model": "m", "layers": [0, 1, 2], "nonfinite_layers": [1], "store": "my acts"}
     sizes = {"n_tokens": 8, "n_seq": 2, "n_bytes": 9, "seconds": 1.0, "tokens_per_second": 0.0}
-    display.show("harvest", facts | sizes)
-    assert "lorsa train --store 'my acts' --layers 0,2" in capsys.readouterr().out
+    found = facts | sizes
+    display.show("harvest", found | {"next": next_of_harvest(found)})
+    assert "next: lorsa train --store 'my acts' --layers 0,2\n" in capsys.readouterr().out
+    assert next_of_harvest(found | {"nonfinite_layers": [0, 1, 2]}) is None
 
 
 def test_info_shows_the_scales_of_int8(lorsa: Lorsa, harvest_args: list[object]) -> None:
@@ -554,7 +563,9 @@ def test_eval_refuses_in_one_line(
 def test_an_error_in_json_is_one_object_too(lorsa: Lorsa) -> None:
     result = lorsa("store", "info", "nowhere", "--json")
     assert result.exit_code == 1
-    assert "does not exist" in json.loads(result.stdout)["error"]
+    told = json.loads(result.stdout)
+    assert (told["lorsa"], told["command"]) == (__version__, "store info")
+    assert "does not exist" in told["error"]
 
 
 def test_debug_shows_the_trace(lorsa: Lorsa, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -563,14 +574,92 @@ def test_debug_shows_the_trace(lorsa: Lorsa, monkeypatch: pytest.MonkeyPatch) ->
     assert type(result.exception).__name__ == "StoreError"
 
 
-def test_a_bug_keeps_its_trace(lorsa: Lorsa, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def bug(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let `lorsa store info` fail as nobody foresaw, with text of a stranger's."""
     from lorsa.store.care import info
 
     def broken(_root: Path) -> None:
-        raise ZeroDivisionError
+        raise KeyError("no\x1b[2J\nkey")
 
     monkeypatch.setattr(info, "store_info", broken)
-    assert isinstance(lorsa("store", "info", "x").exception, ZeroDivisionError)
+    (tmp_path / "traces").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "traces"))
+
+
+@pytest.mark.usefixtures("bug")
+def test_a_bug_is_one_line_that_names_its_trace(lorsa: Lorsa, tmp_path: Path) -> None:
+    """A bug printed its whole trace, and in JSON nothing."""
+    result = lorsa("store", "info", "x", "--json")
+    line = _one_line_error(result, 70)
+    (trace,) = (tmp_path / "traces").iterdir()
+    assert str(trace) in line
+    assert "LORSA_DEBUG=1" in line
+    assert line.isprintable()
+    assert "KeyError" in trace.read_text()
+    assert "in broken" in trace.read_text()
+    told = json.loads(result.stdout)
+    assert told["command"] == "store info"
+    assert str(trace) in told["error"]
+
+
+@pytest.mark.usefixtures("bug")
+def test_a_bug_whose_trace_cannot_be_kept_says_so(
+    lorsa: Lorsa, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    line = _one_line_error(lorsa("store", "info", "x"), 70)
+    assert "its trace cannot be kept (No such file" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (MemoryError(), 1, "this machine's memory is full"),
+        (PermissionError(13, "Permission denied", "a\nb"), 1, "a↵b: Permission denied"),
+        (RuntimeError("x" * 999), 70, "a bug of lorsa (RuntimeError: x"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (typer.Abort(), 130, "stopped"),
+    ],
+)
+def test_every_end_of_a_command_is_one_line(
+    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as end, told_in_a_line("store info", as_json=True):
+        raise error
+    assert end.value.exit_code == code
+    out, err = capsys.readouterr()
+    assert told in err
+    assert len(err.splitlines()) == 1
+    assert set(json.loads(out)) == {"lorsa", "command", "ok", "error"}
+
+
+@pytest.mark.parametrize("end", ["| true", "> /dev/full"])
+@pytest.mark.parametrize("form", ["", "--json"])
+def test_output_that_nobody_takes_is_no_trace(end: str, form: str, store_folder: Path) -> None:
+    """A full disk or a pager that was closed gave a trace, or a line of Python's own."""
+    line = f"{shlex.quote(sys.executable)} -m lorsa store info {store_folder} {form} {end}"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert len(done.stderr.splitlines()) == ("full" in end)
+
+
+def test_an_encoding_without_our_characters_is_no_trace(store_folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lorsa", "store", "info", str(store_folder)],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.isascii()
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:
+    """A process that was asked to end while its model loaded printed nothing, also not in JSON."""
+    done = _run_alone("{'a': os.kill(os.getpid(), 15)}")
+    assert done.returncode == 130
+    assert json.loads(done.stdout)["error"] == "stopped"
 
 
 @pytest.mark.parametrize("args", [[], ["harvest"], ["train", "--nonsense"], ["nonsense"]])
@@ -593,18 +682,12 @@ def test_wrong_usage_is_one_line_and_one_object(args: list[str], message: str) -
         [sys.executable, "-m", "lorsa", *args], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert message in json.loads(done.stdout)["error"]
+    told = json.loads(done.stdout)
+    assert message in told["error"]
+    assert told["command"] == (args[0] if args[0] == "harvest" else "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert line.endswith("--help")
-
-
-def test_every_command_shows_an_example() -> None:
-    group: Any = typer.main.get_command(cli.app)
-    for name in ("harvest", "train", "eval", "ablate", "push"):
-        assert "Example: lorsa" in (group.commands[name].help or "")
-    for command in group.commands["store"].commands.values():
-        assert "Example: lorsa store" in (command.help or "")
 
 
 @pytest.mark.parametrize("layers", ["1"])

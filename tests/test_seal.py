@@ -5,7 +5,19 @@ import os
 from pathlib import Path
 
 import pytest
-from lorsa.seal import SEAL, check_seal, is_sealed, seal_of, write_seal
+from lorsa.seal import (
+    SEAL,
+    check_seal,
+    first_damage,
+    is_sealed,
+    read_summed,
+    seal_of,
+    summed,
+    unsummed,
+    write_seal,
+    write_summed,
+)
+from lorsa.whole import write_json
 
 NAMES = ("a.json", "data/b.bin", "empty")
 
@@ -82,3 +94,41 @@ def test_a_seal_that_is_none_is_one_line(sealed: Path, text: str) -> None:
 def test_what_may_not_be_read_is_not_called_damaged(sealed: Path) -> None:
     (sealed / "a.json").chmod(0)
     assert check_seal(sealed) == [f"{sealed / 'a.json'} cannot be read (Permission denied)"]
+
+
+def test_a_file_may_be_written_after_the_seal_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    content = {"nan": float("nan"), "n": [1, 2.5]}
+    write_seal(tmp_path, ["a"], {"facts.json": content})
+    (problem,) = check_seal(tmp_path)
+    assert problem == f"{tmp_path / 'facts.json'} is missing"
+    write_json(tmp_path / "facts.json", content)
+    assert check_seal(tmp_path) == []
+    (tmp_path / "facts.json").write_text("{}")
+    assert check_seal(tmp_path, only=["a"]) == []
+    assert first_damage(tmp_path) == check_seal(tmp_path)[0]
+
+
+def test_json_with_a_sum_of_its_own_is_compared(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    content = {"b": 0.1, "a": {"tuple": (1, 2), "none": float("inf")}}
+    write_summed(path, content)
+    assert read_summed(path) == {"b": 0.1, "a": {"tuple": [1, 2], "none": None}}
+    path.write_text(path.read_text().replace("0.1", "0.2"))
+    with pytest.raises(ValueError, match="its checksum is wrong"):
+        read_summed(path)
+    path.write_text('{"b": 0.2}')  # as earlier versions wrote it
+    assert read_summed(path) == {"b": 0.2}
+    assert unsummed(json.dumps(summed({"x": "ü"}))) == {"x": "ü"}
+    with pytest.raises(ValueError, match="nested too deeply"):
+        unsummed("[" * 100_000)
+
+
+def test_what_cannot_be_read_is_no_damage(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(24, "Too many open files", "a.json")
+
+    monkeypatch.setattr("lorsa.seal._facts", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        first_damage(sealed)
+    assert check_seal(sealed)[0].endswith("a.json cannot be read (Too many open files)")

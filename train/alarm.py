@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..errors import LorsaError, TrainError
+from ..printable import printable
 
 READ_EVERY_S = 0.5
 """Seconds between two reads of the key store."""
@@ -116,7 +117,7 @@ class Alarm:
             waited_s = 0.0 if self.apart else waited_s + READ_EVERY_S
         with self.writing:
             try:
-                print(f"error: {self._cause}", file=sys.stderr, flush=True)
+                print(printable(f"error: {self._cause}"), file=sys.stderr, flush=True)
             finally:  # whatever became of stderr
                 os._exit(1)
 

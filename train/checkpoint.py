@@ -10,6 +10,7 @@ detect what a disk does to it afterwards. Weights are stored for raw activations
 training are powers of two, so they come back to the bit.
 """
 
+import errno
 import json
 import shutil
 import zlib
@@ -21,11 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..dictionaries.checkpoint import WEIGHTS
-from ..dictionaries.checkpoint_files import CONFIG
+from ..dictionaries.choices import CONFIG, WEIGHTS
 from ..dictionaries.lorsa.config import LorsaConfig
 from ..dictionaries.lorsa.module import Lorsa
-from ..errors import CheckpointError
+from ..errors import CheckpointError, unreadable
+from ..reading import read_json
 from ..whole import file_crc32, whole
 from .learner import Whole
 from .start import Scales
@@ -124,14 +125,14 @@ def checkpoints(run: Path) -> list[Path]:
 def load_newest_checkpoint(run: Path, report: Callable[[str], None]) -> Restored | None:
     """Read the newest good checkpoint of a run; None if there is no checkpoint.
 
-    Newer ones, which are damaged, are removed.
+    Newer ones, which are damaged, are put aside as damaged-step-000000512.
 
     Args:
         run: run folder.
         report: receives a line for each checkpoint that is passed over or resumed from.
 
     Raises:
-        CheckpointError: it has checkpoints, and all are damaged.
+        CheckpointError: it has checkpoints, and all are damaged, or one cannot be read.
     """
     found = checkpoints(run)
     damaged: list[Path] = []
@@ -141,16 +142,26 @@ def load_newest_checkpoint(run: Path, report: Callable[[str], None]) -> Restored
         except CheckpointError as error:
             report(f"passed over: {error}")
             damaged.append(folder)
+        except OSError as error:
+            raise CheckpointError(unreadable(folder, error)) from None
         else:
             report(f"going on from {folder}")
             for other in damaged:
-                shutil.rmtree(other)
+                _put_aside(other)
             return restored
     if found:
         raise CheckpointError(
-            f"{run / CHECKPOINTS} has only damaged checkpoints; delete {run} to begin anew"
+            f"{run / CHECKPOINTS} has only damaged checkpoints ({damaged[0]} and older); restore "
+            "one from a copy, or begin anew in another folder by --out"
         )
     return None
+
+
+def _put_aside(folder: Path) -> None:
+    """Rename a damaged checkpoint, whose place another takes; one of before makes room."""
+    aside = folder.with_name(f"damaged-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
 
 
 def load_checkpoint(folder: Path) -> Restored:
@@ -158,16 +169,21 @@ def load_checkpoint(folder: Path) -> Restored:
 
     Raises:
         CheckpointError: it is damaged.
+        OSError: a file is there and cannot be read, which says nothing of its content.
     """
     try:
-        facts = json.loads((folder / STATE).read_text("utf-8"))
+        facts = read_json(folder / STATE)
         sealed = facts.pop("crc32")
         if sealed != _sealed(facts, folder)["crc32"]:
             raise ValueError("a checksum is wrong")
         lorsa = Lorsa.from_pretrained(folder)
         moments = load_file(folder / OPTIMIZER)
         last_fired = moments.pop("last_fired")
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} is damaged ({error})") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EIO):
+            raise
         raise CheckpointError(f"{folder} is damaged ({error})") from None
     state = State(facts["step"], last_fired, facts["n_steps"], facts["spent_s"])
     return Restored(lorsa, moments, state)

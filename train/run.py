@@ -26,7 +26,7 @@ from .objective import Outcome
 from .report.events import Ended, ReportEvent, TrainEvent, TrainResult
 from .report.trackers import Tracker, open_tracker
 from .request import Request, describe
-from .run_folder import RunFolder
+from .run_folder import METRICS, RunFolder
 from .schedule import lr_at, steps_in_time, top_k_at
 from .start import Scales, activation_scales
 
@@ -123,7 +123,10 @@ class Run:
             self.report("initialising")
             self.team.together(initialise)
         self.lorsa.rescale_(*self.scales)
-        self.team.on_main(lambda: self.folder.drop_after(self.done))
+        damaged = self.team.on_main(lambda: self.folder.drop_after(self.done))
+        if damaged:
+            lines = ", ".join(map(str, damaged))
+            self.report(f"{self.folder.root / METRICS}: left out damaged lines, {lines}")
         self.team.on_main(self._open_tracker)
         moments = None if restored is None else restored.moments
         self.learner = Learner(self.lorsa, self.config, self.team, moments)

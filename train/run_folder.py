@@ -3,25 +3,33 @@
 run.json                        settings, versions, corpus; the result of a finished run
 metrics.jsonl                   a line per report
 config.json, lorsa.safetensors  the Lorsa of a finished run
+seal.json                       sizes and checksums of these files of a finished run
+curves.png                      a picture of the metrics
 checkpoints/                    checkpoints of a run that is not finished
+
+run.json and each line of metrics.jsonl have a checksum of their own, as they are written before the
+run is finished.
 """
 
 import json
 import os
 import shutil
 from dataclasses import fields
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import TrainError
+from ..dictionaries.choices import CONFIG, WEIGHTS
+from ..errors import TrainError, unreadable
+from ..seal import SEAL, first_damage, read_summed, summed, unsummed, write_seal, write_summed
 from ..version import __version__
-from ..whole import finite, lock_folder, write_json, write_whole
+from ..whole import lock_folder, write_json, write_whole
 from .checkpoint import CHECKPOINTS, checkpoints
 from .config import TrainConfig
+from .origin import RUN
 
-RUN = "run.json"
 METRICS = "metrics.jsonl"
 RUN_VERSION = 1
 
@@ -48,7 +56,8 @@ class RunFolder:
             The result, if the run is already finished.
 
         Raises:
-            TrainError: the folder holds another run or other things, or a process writes it.
+            TrainError: the folder holds another run or other things, it is damaged, or a process
+                writes it.
         """
         self.require_same(config, facts)
         self.root.mkdir(parents=True, exist_ok=True)
@@ -59,9 +68,17 @@ class RunFolder:
                 "wait for it or choose another folder by --out"
             )
         if not self._is_begun():
-            (self.root / METRICS).unlink(missing_ok=True)
-            self._write({**self._header(config, facts), "corpus": corpus, "result": None})
+            for name in (SEAL, METRICS):
+                (self.root / name).unlink(missing_ok=True)
+            begun = {**self._header(config, facts), "corpus": corpus, "result": None}
+            write_summed(self.root / RUN, begun)
         result: dict[str, Any] | None = self._read().get("result")
+        if result is not None:
+            if (problem := first_damage(self.root)) is not None:
+                raise TrainError(
+                    f"{problem}; restore it from a copy, or train again into another --out"
+                )
+            shutil.rmtree(self.root / CHECKPOINTS, ignore_errors=True)  # the end was a kill
         return result
 
     def release(self) -> None:
@@ -112,28 +129,35 @@ class RunFolder:
         path = self.root / METRICS
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(finite(line)) + "\n")
+                file.write(json.dumps(summed(line)) + "\n")
         except OSError as error:
             raise TrainError(
                 f"{path} cannot be written ({error.strerror or error}); put it right and run the "
                 "same command again"
             ) from None
 
-    def drop_after(self, step: int) -> None:
-        """Drop the metrics of steps after `step`, which are about to be done again."""
+    def drop_after(self, step: int) -> list[int]:
+        """Drop the metrics of steps after `step`, which are about to be done again.
+
+        Returns:
+            Numbers of the lines, from 1, that are damaged; they are dropped too. A last line that
+            was torn by a crash is not among them.
+        """
         path = self.root / METRICS
         if not path.exists():
-            return
-        lines = [
-            line
-            for line in path.read_text("utf-8", "replace").splitlines()
-            if _step_of(line) <= step
-        ]
-        write_whole(path, "".join(line + "\n" for line in lines))
+            return []
+        damaged = damaged_lines(path)
+        lines = path.read_text("utf-8", "replace").split("\n")
+        steps = [_step_of(line) for line in lines]
+        done = [at is not None and at <= step for at in steps]
+        write_whole(path, "".join(f"{line}\n" for line in compress(lines, done)))
+        return damaged
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write the result into run.json and remove the checkpoints."""
-        self._write({**self._read(), "result": result})
+        """Seal the files, write the result into run.json, and remove the checkpoints."""
+        content = summed({**self._read(), "result": result})
+        write_seal(self.root, (CONFIG, WEIGHTS, METRICS), {RUN: content})
+        write_json(self.root / RUN, content)
         shutil.rmtree(self.root / CHECKPOINTS, ignore_errors=True)
 
     def _header(self, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
@@ -148,22 +172,37 @@ class RunFolder:
     def _read(self) -> dict[str, Any]:
         path = self.root / RUN
         try:
-            content = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            content = read_summed(path)
+        except OSError as error:
+            raise TrainError(unreadable(path, error)) from None
+        except ValueError as error:
             raise TrainError(
-                f"{path} cannot be read ({error}); choose another folder by --out"
+                f"{path} is damaged ({error}); restore it from a copy, or choose another folder by "
+                "--out"
             ) from None
         if not isinstance(content, dict) or content.get("schema_version") != RUN_VERSION:
             raise TrainError(f"{path} is of another version; choose another folder by --out")
         return content
 
-    def _write(self, content: dict[str, Any]) -> None:
-        write_json(self.root / RUN, content)
 
+def damaged_lines(path: Path) -> list[int]:
+    """Return the numbers of the lines of metrics.jsonl, from 1, that are not what was written.
 
-def _step_of(line: str) -> float:
-    """Return the step of a metrics line; a line torn by a crash counts as after everything."""
+    A last line that was torn by a crash is not among them.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
     try:
-        return float(json.loads(line)["step"])
+        lines = path.read_text("utf-8", "replace").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [number for number, line in enumerate(lines, 1) if _step_of(line) is None]
+
+
+def _step_of(line: str) -> float | None:
+    """Return the step of a metrics line; None if it is not what was written."""
+    try:
+        return float(unsummed(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return None

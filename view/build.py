@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 from ..analyze.choices import PROBE_SCORES, STORE_SCORES
 from ..analyze.result import Analysis
 from ..analyze.schema import DISTANCES, QUANTILES, TYPES
-from .columns import details, index_columns, named_tokens, searched_tokens
+from ..analyze.trust import Start, said_by, starts, trusted_types
+from .columns import details, index_columns, named_tokens, rounded, searched
 from .contexts import contexts
 from .files import INDEX, data_file, new_page, require_ours
+from .made import current_folder, keep_origin, origin_of
 
 HEADS_PER_FILE = 48
 """Heads whose contexts share a file: about 250 kB, read in a few hundredths of a second."""
-SHOWN = ("layer", "model", "n_tokens", "n_ctx", "n_qk_heads", "top_k", "fvu", "l0", "with_model")
+SHOWN = ("layer", "model", "n_tokens", "n_ctx", "n_qk_heads", "top_k", "fvu", "l0", "with_model",
+         "families")  # fmt: skip
 """Facts of the analysis that a page shows: no paths, for it may be given away."""
 PAGE = "page"
 """Folder of the page inside a run's."""
@@ -34,6 +37,8 @@ class Page(NamedTuple):
     """Files of the page."""
     n_bytes: int
     """Size of all its files."""
+    is_new: bool
+    """Whether it was written now; one that was up to date stays."""
 
 
 def build_page(
@@ -42,7 +47,7 @@ def build_page(
     *,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Page:
-    """Write the page of a run's analysis.
+    """Write the page of a run's analysis, unless the one there is of the same analysis.
 
     An earlier page in the folder is replaced when the new one is whole; other files stay.
 
@@ -57,15 +62,24 @@ def build_page(
     analysis = Analysis.open(run)
     out = Path(run) / PAGE if out is None else Path(out)
     require_ours(out)
+    origin = origin_of(analysis.root)
+    if (current := current_folder(out, origin)) is not None:
+        return _page(analysis, out, current, is_new=False)
+    report(0, analysis.heads.num_rows)
     with new_page(out) as folder:
         _write_data(analysis, folder, report)
-        sizes = [path.stat().st_size for path in folder.iterdir()]
-    sizes.append((out / INDEX).stat().st_size)
+        keep_origin(folder, origin)
+    return _page(analysis, out, out / folder.with_suffix("").name, is_new=True)
+
+
+def _page(analysis: Analysis, out: Path, folder: Path, *, is_new: bool) -> Page:
+    sizes = [path.stat().st_size for path in (*folder.iterdir(), out / INDEX)]
     return Page(
         file=out / INDEX,
         n_heads=analysis.heads.num_rows,
         n_files=len(sizes),
         n_bytes=sum(sizes),
+        is_new=is_new,
     )
 
 
@@ -91,7 +105,7 @@ def _write_data(analysis: Analysis, folder: Path, report: Callable[[int, int], N
     write("index", _index(analysis, fires))
     ids, texts = analysis.vocabulary
     write("tokens", {"ids": ids, "texts": texts})
-    write("search", searched_tokens(analysis.heads, firing))
+    write("search", searched(analysis.heads, firing, explanations))
 
 
 def _index(analysis: Analysis, fires: list[list[int]]) -> dict[str, Any]:
@@ -104,8 +118,19 @@ def _index(analysis: Analysis, fires: list[list[int]]) -> dict[str, Any]:
         "probes": PROBE_SCORES,
         "quantiles": QUANTILES,
         "distances": DISTANCES,
-        "columns": {**index_columns(analysis.heads), "fires": fires},
+        "starts": [_start(start) for start in starts(analysis)],
+        "columns": {
+            **index_columns(analysis.heads),
+            "type_by": said_by(analysis),
+            "trust": rounded(trusted_types(analysis)),
+            "fires": fires,
+        },
     }
+
+
+def _start(start: Start) -> dict[str, Any]:
+    (best,) = rounded([start.best])
+    return {**start._asdict(), "scores": rounded(start.scores), "best": best}
 
 
 def _facts(analysis: Analysis) -> dict[str, Any]:

@@ -4,9 +4,8 @@ A context has the tokens around the one on which the head fired, in one stretch 
 read from far away, in several.
 """
 
+from operator import itemgetter
 from typing import Any
-
-import numpy as np
 
 from ..analyze.result import Analysis
 from ..errors import AnalyzeError
@@ -52,8 +51,7 @@ def contexts(analysis: Analysis, heads: range) -> list[dict[str, list[dict[str, 
     """
     found: list[dict[str, list[dict[str, Any]]]] = [{"top": [], "sample": []} for _ in heads]
     table = analysis.examples_of(heads)
-    in_order = np.lexsort((table["rank"].to_numpy(), table["head"].to_numpy()))
-    for row in table.take(in_order).to_pylist():
+    for row in sorted(table.to_pylist(), key=itemgetter("head", "rank")):
         found[row["head"] - heads.start][row["kind"]].append(_context(analysis, row))
     return found
 

@@ -6,9 +6,9 @@ A page that is opened from the disk may load scripts, but read no files. So data
 
 Nothing of a corpus can end such a string or begin an element, whatever it holds.
 
-    OUT/index.html          names the folder of all the rest; replaced last
+    OUT/index.html          names the folder of all the rest; replaced last; ends in its checksum
     OUT/page-1f2e3d4c/      scripts and style; data-index.js, data-tokens.js, data-search.js,
-                            data-heads-0.js, ...
+                            data-heads-0.js, ...; made.json (made.py); seal.json (seal.py)
 """
 
 import base64
@@ -22,11 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AnalyzeError
+from ..seal import SEAL, check_seal, crc32c, hexadecimal, is_sealed, write_seal
 from ..whole import whole, write_whole
 
 STATIC = Path(__file__).parent / "static"
 INDEX = "index.html"
 _MARK = '<meta name="generator" content="lorsa view">'
+_NAMED = re.compile(r'src="(page-[0-9a-f]{8})/data\.js"')
+_SUM = b"<!-- crc32c "
 _FOLDER = re.compile(r"page-[0-9a-f]{8}(\.partial)?")
 
 
@@ -64,10 +67,49 @@ def new_page(out: Path) -> Iterator[Path]:
         for path in (*STATIC.glob("*.js"), *STATIC.glob("*.css")):
             (partial / path.name).write_bytes(path.read_bytes())
         yield partial
-    index = (STATIC / INDEX).read_text("utf-8").replace("@FOLDER@", folder.name)
-    write_whole(out / INDEX, index)
+        write_seal(partial, sorted(path.name for path in partial.iterdir()))
+    index = (STATIC / INDEX).read_text("utf-8").replace("@FOLDER@", folder.name).encode()
+    write_whole(out / INDEX, index + _sum_of(index))
     for path in earlier:
         _remove(path)
+
+
+def data_folder(out: Path) -> Path | None:
+    """Return the folder of a page's data, as index.html names it; None if it names none.
+
+    Raises:
+        OSError: index.html cannot be read.
+    """
+    named = _NAMED.search((out / INDEX).read_text("utf-8", errors="replace"))
+    return None if named is None else out / named[1]
+
+
+def is_page(out: Path) -> bool:
+    """Return whether a folder has a page of ours, damaged or not."""
+    try:
+        folder = data_folder(out)
+    except OSError:
+        return False
+    return folder is not None and folder.is_dir()
+
+
+def page_problems(out: Path) -> list[str] | None:
+    """Return what is wrong with a page, a line for each file; None if an earlier version made it.
+
+    Raises:
+        OSError: index.html cannot be read.
+    """
+    text, _, end = (out / INDEX).read_bytes().rpartition(_SUM)
+    folder = data_folder(out)
+    if not text and (folder is None or not is_sealed(folder)):
+        return None
+    if folder is None or _SUM + end != _sum_of(text):
+        return [f"{out / INDEX} is damaged (its checksum is wrong)"]
+    return check_seal(folder) if is_sealed(folder) else [f"{folder / SEAL} is missing"]
+
+
+def _sum_of(index: bytes) -> bytes:
+    return _SUM + f"{hexadecimal(crc32c(index))} -->\n".encode()
 
 
 def _remove(folder: Path) -> None:
@@ -75,7 +117,7 @@ def _remove(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if path.suffix in (".js", ".css"):
+        if path.suffix in (".js", ".css", ".json"):
             path.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()

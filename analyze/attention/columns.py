@@ -12,14 +12,16 @@ from ...language.attention import LayerWeights
 from ...language.geometry import AttentionGeometry
 from ...language.norms import Language
 from ...progress import Report
-from ..choices import PROBE_SCORES, STORE_SCORES
+from ..choices import LEAST_FIRED, LOWER, PROBE_SCORES, STORE_SCORES
 from ..collect import Chosen, Tensors, tensors_of
 from ..tables import Shown, lists, nullable, structs
-from .kinds import LEAST_FIRED, Attended, label
+from .families import Family, verify_families
+from .kinds import Attended
 from .parents import Parents, find_parents
 from .probes import probe, probe_tokens
 from .sources import find_sources, source_columns, source_tokens
 from .successors import inputs_at, ordinal_tokens, successor_scores
+from .types import Types, types_of
 
 PARENT_TOKENS = 4096
 """Tokens on which attention patterns are compared."""
@@ -32,6 +34,9 @@ class AttentionColumns:
         """Start with no token."""
         self._opened = opened
         self._attended = Attended.none(opened.lorsa.config.n_ov_heads)
+        self._probed: Attended | None = None
+        self.families: dict[str, Family] = {}
+        """Results of the causal check, by type; none without a language model."""
 
     def add(self, x: Tensor, tokens: Tensor) -> Code:
         """Add sequences of the pass over the store, and return what fires in them.
@@ -59,9 +64,11 @@ class AttentionColumns:
         """
         c = self._opened.lorsa.config
         sources = find_sources(self._opened, chosen, report)
+        reads, reads_z = source_tokens(chosen, sources, shown, c.n_ov_heads)
         heads: dict[str, Any] = {
             "qk_head": np.arange(c.n_ov_heads) // (c.n_ov_heads // c.n_qk_heads),
-            "reads": source_tokens(chosen, sources, shown, c.n_ov_heads),
+            "reads": reads,
+            "reads_z": reads_z,
             **_attended_columns(self._attended),
         }
         if (parents := self._parents(n_seqs, report)) is not None:
@@ -92,13 +99,37 @@ class AttentionColumns:
         usable = np.setdiff1d(some, manifest.tokenizer.get("special_token_ids") or [])
         bos = manifest.tokenizer.get("bos_token_id") if manifest.corpus.get("bos") else None
         text = probe_tokens(usable.astype(np.int64), n_ctx=manifest.n_ctx, bos=bos)
-        columns = _probe_columns(probe(lorsa, subject.model, site, text))
+        self._probed = probe(lorsa, subject.model, site, text)
+        columns = _probe_columns(self._probed)
+        self.families = verify_families(
+            lorsa, subject.model, site, text, self._called_by_both(), report
+        )
         classes = [] if language is None or tokenizer is None else ordinal_tokens(tokenizer)
         if language is not None and classes:
             xs = [inputs_at(subject.model, site, ids, bos) for ids in classes]
-            scores = successor_scores(lorsa, language, classes, xs, mean_acts)
-            columns["successor"] = nullable(scores)
+            found = successor_scores(lorsa, language, classes, xs, mean_acts)
+            columns["successor"] = nullable(found.score)
+            columns[LOWER["successor"]] = nullable(found.low)
+            columns["successor_words"] = found.n_words.int().numpy()
+            columns["successor_chance"] = nullable(found.chance)
         return columns
+
+    def types(self) -> dict[str, Any]:
+        """Return the columns of heads.parquet that are types, and by what they are given."""
+        found = self._types()
+        return {"type": found.type, "type_by": found.by}
+
+    def _types(self) -> Types:
+        text, probed = self._attended, self._probed
+        return types_of(text.n_fired, text.bounds(), None if probed is None else probed.bounds())
+
+    def _called_by_both(self) -> dict[str, list[int]]:
+        """Return the heads of each type that text and probes both give."""
+        families: dict[str, list[int]] = {name: [] for name in STORE_SCORES}
+        for head, (name, by) in enumerate(zip(*self._types(), strict=True)):
+            if by == "both":
+                families[name].append(head)
+        return families
 
     def _parents(self, n_seqs: int, report: Report) -> Parents | None:
         """Return the parents of all heads; None of a layer whose weights are not known."""
@@ -119,11 +150,11 @@ def _attended_columns(attended: Attended) -> dict[str, Any]:
     """Return the columns of heads.parquet that are of reading in the stored text."""
     shares, amount = attended.shares(), attended.amount
     return {
-        "type": _labels(shares, attended.n_fired),
         "distance": nullable(attended.distance / amount),
         "entropy": nullable(attended.entropy / amount),
         "by_distance": lists((attended.by_distance / amount[:, None]).numpy()),
         **{name: nullable(shares[name]) for name in STORE_SCORES},
+        **_bound_columns(attended, STORE_SCORES),
     }
 
 
@@ -133,13 +164,10 @@ def _probe_columns(attended: Attended) -> dict[str, Any]:
     columns: dict[str, Any] = {"probe_fired": attended.n_fired.long().numpy()}
     for name, share in zip(PROBE_SCORES, STORE_SCORES, strict=True):
         columns[name] = nullable(torch.where(often, shares[share], torch.nan))
-    return columns
+    return columns | _bound_columns(attended, PROBE_SCORES)
 
 
-def _labels(shares: dict[str, Tensor], n_fired: Tensor) -> list[str]:
-    """Return each head's type."""
-    columns = [shares[name].nan_to_num().tolist() for name in STORE_SCORES]
-    return [
-        label(dict(zip(STORE_SCORES, row, strict=True)), silent=n == 0)
-        for *row, n in zip(*columns, n_fired.tolist(), strict=True)
-    ]
+def _bound_columns(attended: Attended, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the columns with the lower bounds of scores."""
+    bounds = attended.bounds().unbind(dim=1)
+    return {LOWER[name]: nullable(bound) for name, bound in zip(names, bounds, strict=True)}

@@ -8,7 +8,7 @@ head is not blamed for what a text does not offer, or a window hides. m[s] is th
     previous_token    s = t - 1
     same_token        s = t
     duplicate_token   s < t and m[s] = m[t]
-    induction         0 < s <= t and m[s - 1] = m[t]
+    induction         0 < s < t and m[s - 1] = m[t]
     first_token       s = 0 < t - 1; at t = 1 it is the previous token, no sign of a sink
     local             t - 8 <= s < t
     long_range        s <= t - 64
@@ -30,19 +30,24 @@ from ...dictionaries.lorsa.contributions import Block, blocks
 from ...dictionaries.lorsa.module import Lorsa
 from ..choices import STORE_SCORES
 from ..schema import DISTANCES
+from .bounds import Sums, lower_bounds
 
 LOCAL = 8
 """Distance up to which tokens are near."""
 LONG = 64
 """Distance from which on tokens are far."""
-LEAST_FIRED = 20
-"""Firings below which a share means little."""
-LABEL_FROM = 0.5
-"""Share from which on a head is called by a type."""
-
-N_SINGLE = 5
-"""Number of STORE_SCORES, from the first, that do not hold another."""
 N_KINDS, N_BUCKETS = len(STORE_SCORES), len(DISTANCES)
+SUMMED = {
+    "by_kind": N_KINDS,
+    "by_distance": N_BUCKETS,
+    "distance": 1,
+    "amount": 1,
+    "entropy": 1,
+    "offered": N_KINDS,
+    "n_offered": N_KINDS,
+    "n_fired": 1,
+}
+"""Widths of what is summed over firings, in the order of the columns of one."""
 
 
 def kinds(tokens: Tensor, rows: slice, window: int | None = None) -> Tensor:
@@ -61,12 +66,11 @@ def kinds(tokens: Tensor, rows: slice, window: int | None = None) -> Tensor:
     before = distance > 0
     here = tokens[:, rows, None]
     preceding = torch.roll(tokens, 1, dims=1)[:, None, :]  # [batch, 1, seq]; of s = 0, none
-    follows = (distance >= 0) & (position > 0)
     found = {
         "previous_token": distance == 1,
         "same_token": distance == 0,
         "duplicate_token": before & (tokens[:, None, :] == here),
-        "induction": follows & (preceding == here),
+        "induction": before & (position > 0) & (preceding == here),
         "first_token": (position == 0) & (distance > 1),
         "local": before & (distance <= LOCAL),
         "long_range": distance >= LONG,
@@ -96,10 +100,10 @@ def _of_distance(rows: slice, seq: int, kind: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class Attended:
-    """Sums of what each head reads, over the tokens on which it fires; all float64."""
+    """Sums of what each head reads, over the tokens t > 0 on which it fires; all float64."""
 
     n_fired: Tensor
-    """Tokens on which it fired, [n_ov_heads]"""
+    """Tokens on which it fired, t = 0 among them, [n_ov_heads]"""
     amount: Tensor
     """sum |P v|, [n_ov_heads]"""
     distance: Tensor
@@ -112,13 +116,23 @@ class Attended:
     """sum |P v| from sources of each kind, [n_ov_heads, kinds]"""
     offered: Tensor
     """sum |P v| over tokens that have a source of the kind, [n_ov_heads, kinds]"""
+    n_offered: Tensor
+    """Tokens on which it fired that have a source of the kind, [n_ov_heads, kinds]"""
+    n_seqs: Tensor
+    """Sequences with such tokens, [n_ov_heads, kinds]"""
+    kind_squared: Tensor
+    """sum over sequences of a sequence's by_kind squared, [n_ov_heads, kinds]"""
+    kind_offered: Tensor
+    """sum over sequences of a sequence's by_kind times its offered, [n_ov_heads, kinds]"""
+    offered_squared: Tensor
+    """sum over sequences of a sequence's offered squared, [n_ov_heads, kinds]"""
 
     @classmethod
     def none(cls, n_ov_heads: int) -> Self:
         """Return the sums over no token."""
-        widths = {"by_distance": N_BUCKETS, "by_kind": N_KINDS, "offered": N_KINDS}
-        sizes = [[widths[name]] if name in widths else [] for name in cls.__slots__]
-        return cls(*(torch.zeros(n_ov_heads, *size, dtype=torch.float64) for size in sizes))
+        widths = [SUMMED.get(name, N_KINDS) for name in cls.__slots__]
+        zeros = (torch.zeros(n_ov_heads, width, dtype=torch.float64) for width in widths)
+        return cls(*(each.squeeze(1) for each in zeros))
 
     @torch.no_grad()
     def add(self, lorsa: Lorsa, x: Tensor, tokens: Tensor) -> Code:
@@ -132,49 +146,62 @@ class Attended:
         projected = lorsa.project(x)
         code = lorsa.encode(projected)
         tokens = tokens.to(x.device)
-        for block in blocks(lorsa.config, projected, code.ids):
-            self._add(block, code, tokens)
+        found = [_read(block, code, tokens) for block in blocks(lorsa.config, projected, code.ids)]
+        seqs, heads, sums = (torch.cat(each) for each in zip(*found, strict=True))
+        self._add(seqs, heads, sums)
         return code
 
-    def _add(self, block: Block, code: Code, tokens: Tensor) -> None:
-        """Add some queries; their contributions, made for this alone, are overwritten."""
-        rows, parts = block.rows, block.parts.abs_()
-        _batch, _n_rows, _slots, seq = parts.shape
-        tokens = tokens[:, : rows.stop]
-        kind = kinds(tokens, rows, block.window)
-        columns = torch.cat([kind, _of_distance(rows, seq, kind)], dim=-1).to(parts.dtype)
-        sums = parts @ columns  # [batch, rows, slots, columns]
-        amount = sums[..., -1:]
-        # sum c log (amount / c), c = |P v|
-        entropy = torch.special.entr(parts).sum(dim=-1, keepdim=True) + torch.xlogy(amount, amount)
-        offered = kind.any(dim=2)[:, :, None] * amount  # [batch, rows, slots, kinds]
-        fires = code.acts[:, rows] != 0
-        found = torch.cat([sums, entropy, offered, torch.ones_like(amount)], dim=-1)
-        total = torch.zeros(len(self.amount), found.shape[-1], dtype=torch.float64)
-        heads = code.ids[:, rows][fires].long().cpu()
-        total.index_add_(0, heads, found[fires].double().cpu())
-        widths = [N_KINDS, N_BUCKETS, 1, 1, 1, N_KINDS, 1]
-        names = ["by_kind", "by_distance", "distance", "amount", "entropy", "offered", "n_fired"]
-        for name, part in zip(names, total.split(widths, dim=1), strict=True):
+    def _add(self, seqs: Tensor, heads: Tensor, sums: Tensor) -> None:
+        """Add firings: their sequences, their heads, each [n], and columns SUMMED, [n, columns]."""
+        n_ov_heads = len(self.amount)
+        both, row = (seqs * n_ov_heads + heads).unique(return_inverse=True)
+        of_seq = torch.zeros(len(both), sums.shape[1], dtype=torch.float64)
+        of_seq.index_add_(0, row, sums.double())
+        parts = dict(zip(SUMMED, of_seq.split(list(SUMMED.values()), dim=1), strict=True))
+        c, o = parts["by_kind"], parts["offered"]
+        parts |= {"n_seqs": (o > 0).double(), "kind_squared": c * c}
+        parts |= {"kind_offered": c * o, "offered_squared": o * o}
+        for name, part in parts.items():
             mine = getattr(self, name)
-            mine += part.view(mine.shape)
+            mine.index_add_(0, both % n_ov_heads, part.view(-1, *mine.shape[1:]))
 
     def shares(self) -> dict[str, Tensor]:
         """Return each head's share of every kind, float64, [n_ov_heads]; NaN where undefined."""
         found = self.by_kind / self.offered
         return dict(zip(STORE_SCORES, found.unbind(dim=1), strict=True))
 
+    def bounds(self) -> Tensor:
+        """Return lower bounds of the shares, [n_ov_heads, kinds]; NaN where too little was seen."""
+        sums = Sums(
+            self.by_kind,
+            self.offered,
+            self.kind_squared,
+            self.kind_offered,
+            self.offered_squared,
+            self.n_seqs,
+        )
+        return lower_bounds(sums, self.n_offered)
 
-def label(shares: dict[str, float], *, silent: bool) -> str:
-    """Return the type that a head is called by.
 
-    It is the largest of its shares that is at least half. local and long_range, which hold others,
-    count only where none of those is.
+def _read(block: Block, code: Code, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what fires at some queries; the block's contributions are overwritten.
+
+    Returns:
+        Sequences in the batch and heads, int64, [n] each; the columns SUMMED, [n, columns].
     """
-    if silent:
-        return "silent"
-    for names in (STORE_SCORES[:N_SINGLE], STORE_SCORES[N_SINGLE:]):
-        best = max(names, key=lambda name: shares.get(name, 0.0))
-        if shares.get(best, 0.0) >= LABEL_FROM:
-            return best
-    return "mixed"
+    rows, parts = block.rows, block.parts.abs_()
+    if rows.start == 0:
+        parts[:, 0] = 0  # the first token has itself alone to read
+    _batch, _n_rows, _slots, seq = parts.shape
+    tokens = tokens[:, : rows.stop]
+    kind = kinds(tokens, rows, block.window)
+    columns = torch.cat([kind, _of_distance(rows, seq, kind)], dim=-1).to(parts.dtype)
+    sums = parts @ columns  # [batch, rows, slots, columns]
+    amount = sums[..., -1:]
+    # sum c log (amount / c), c = |P v|
+    entropy = torch.special.entr(parts).sum(dim=-1, keepdim=True) + torch.xlogy(amount, amount)
+    has = kind.any(dim=2)[:, :, None].expand(*amount.shape[:3], N_KINDS)
+    found = torch.cat([sums, entropy, has * amount, has, torch.ones_like(amount)], dim=-1)
+    fires = code.acts[:, rows] != 0
+    heads = code.ids[:, rows][fires].long().cpu()
+    return fires.nonzero()[:, 0].cpu(), heads, found[fires].cpu()

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...dictionaries.lorsa.module import contributions_at
 from ...evaluate.opened import Opened
 from ...progress import Measured, Report
+from ..chance import FEWEST_OTHERS, share_scores
 from ..collect import READ_TOKENS, Chosen
 from ..tables import Shown
 
@@ -84,23 +86,41 @@ def source_columns(chosen: Chosen, sources: Sources) -> dict[str, Any]:
 
 def source_tokens(
     chosen: Chosen, sources: Sources, shown: Shown, n_heads: int
-) -> list[list[dict[str, Any]]]:
-    """Return the tokens that each head's top examples read most, with their shares."""
+) -> tuple[list[list[dict[str, Any]]], list[list[float]]]:
+    """Return the tokens that each head's top examples read most, with their shares; and their z.
+
+    The z is that of the mean share of the examples, where a token is expected as often as it
+    stands in the text, or as all heads read it, whichever is more.
+    """
     mine = chosen.is_top.numpy()
     n_vocab = int(shown.tokens.max(initial=0)) + 1
     row, _position = shown.find(chosen.places.numpy()[mine])
     positions, parts, _total = (each.numpy()[mine] for each in sources)
-    read = np.abs(parts).reshape(-1)
+    read = np.abs(parts).astype(np.float64)
     heads = chosen.features.numpy()[mine]
     keys = heads[:, None] * n_vocab + shown.tokens[row[:, None], positions]
     unique, inverse = np.unique(keys.reshape(-1), return_inverse=True)
-    amount = np.bincount(inverse.reshape(-1), weights=read, minlength=len(unique))
+
+    def summed(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        flat = inverse.reshape(-1), weights.reshape(-1)
+        return np.bincount(*flat, minlength=len(unique)).astype(np.float64)
+
+    amount = summed(read)
     head, token = unique // n_vocab, unique % n_vocab
     per_head = np.bincount(head, weights=amount, minlength=n_heads)
+    n = np.bincount(heads, minlength=n_heads)
+    mean = summed(read / read.sum(axis=1, keepdims=True).clip(1e-30)) / n[head].clip(1)
+    in_text = np.bincount(shown.tokens.reshape(-1), minlength=n_vocab) / max(shown.tokens.size, 1)
+    n_firing = int(np.count_nonzero(n))
+    by_heads = np.bincount(token, weights=mean, minlength=n_vocab) / max(n_firing, 1)
+    some = n_firing >= FEWEST_OTHERS
+    z = share_scores(mean, (np.maximum(in_text, by_heads) if some else in_text)[token], n[head])
     lists: list[list[dict[str, Any]]] = [[] for _ in range(n_heads)]
+    scores: list[list[float]] = [[] for _ in range(n_heads)]
     for each in np.lexsort((-amount, head)):
         listed = lists[head[each]]
         if len(listed) < N_READ and amount[each] > 0:
             share = float(amount[each] / per_head[head[each]])
             listed.append({"token": int(token[each]), "share": share})
-    return lists
+            scores[head[each]].append(float(z[each]))
+    return lists, scores

@@ -4,7 +4,7 @@ Source: Gould et al. 2023, arXiv:2312.09230.
 """
 
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ...dictionaries.lorsa.module import Lorsa
 from ...language.blocks import AttentionSite
 from ...language.capture import Capture
 from ...language.norms import Language, in_chunks
+from .bounds import Sums, lower_bounds
 
 ORDINALS = (
     "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
@@ -23,6 +24,8 @@ ORDINALS = (
     "0 1 2 3 4 5 6 7 8 9",
 )
 """Words in an order that a language model knows."""
+LEAST_WORDS, LEAST_CLASSES = 8, 3
+"""Words that a head must read to have a score, and classes that they must be of."""
 
 
 def ordinal_tokens(tokenizer: Any) -> list[list[int]]:
@@ -55,6 +58,20 @@ def inputs_at(model: Any, site: AttentionSite, words: list[int], bos: int | None
     return x[:, 1].float()
 
 
+class Successors(NamedTuple):
+    """Scores of heads as successors, each [n_ov_heads]."""
+
+    score: Tensor
+    """Share of the words it reads whose next one it makes likeliest, 0..1; NaN of heads that read
+    fewer than LEAST_WORDS of LEAST_CLASSES"""
+    low: Tensor
+    """Lower bound of the score, over words; NaN as the score is"""
+    n_words: Tensor
+    """Words that it reads"""
+    chance: Tensor
+    """Score of a head that makes any word of a class likeliest by chance; NaN as the score is"""
+
+
 @torch.no_grad()
 def successor_scores(
     lorsa: Lorsa,
@@ -62,35 +79,38 @@ def successor_scores(
     classes: list[list[int]],
     xs: list[Tensor],
     mean_acts: Tensor,
-) -> Tensor:
+) -> Successors:
     """Return how far each head turns ordinal words into the next one.
 
     The score is a share of what its value reads of the words of a class: that of the words a for
     which it raises, of all words of the class, the one after a most. A head that writes one
-    direction can serve one word. A word is read if its value, were all attention on it, would make
-    the head fire as it does on average. Less is noise, by which some heads have 1.00 by chance.
+    direction can serve one word of a class; one that reads a single word has 1.00 or 0.00 by
+    chance, and none at all here. A word is read if its value, were all attention on it, would make
+    the head fire as it does on average.
 
     Args:
         classes: token ids in order.
         xs: the layer's input at each word of a class, [n_words, d_model] each.
         mean_acts: of each head where it fires on text, NaN where it does not, [n_ov_heads].
-
-    Returns:
-        0..1, [n_ov_heads]; NaN of heads that read none of the words.
     """
-    hit = torch.zeros(lorsa.config.n_ov_heads, device=lorsa.W_V.device)
-    read = torch.zeros_like(hit)
-    least = mean_acts.to(hit)
+    least = mean_acts.to(lorsa.W_V)
+    hits, reads, chances, n_classes = [], [], [], torch.zeros_like(least)
     for ids, x in zip(classes, xs, strict=True):
         best = torch.cat(
             [
                 language.to_logits(lorsa.W_O[rows])[:, ids].argmax(dim=1)
-                for rows in in_chunks(len(hit), len(language.unembedding))
+                for rows in in_chunks(len(least), len(language.unembedding))
             ]
         )  # [n_ov_heads]
-        values = (x @ lorsa.W_V.T + lorsa.b_V).relu()  # [n_words, n_ov_heads]
+        values = (x @ lorsa.W_V.T + lorsa.b_V).relu()[:-1]  # [n_words - 1, n_ov_heads]
         values = torch.where(values >= least, values, 0.0)
         word = torch.arange(len(ids) - 1, device=best.device)[:, None]
-        hit += (values[:-1] * (best[None] == word + 1)).sum(dim=0)
-        read += values[:-1].sum(dim=0)
-    return (hit / read).cpu()
+        reads.append(values)
+        hits.append(values * (best[None] == word + 1))
+        chances.append(values / len(ids))
+        n_classes += (values > 0).any(dim=0)
+    sums = Sums.of(torch.cat(hits).cpu(), torch.cat(reads).cpu())
+    enough = (sums.n >= LEAST_WORDS) & (n_classes.cpu() >= LEAST_CLASSES)
+    told = (sums.c / sums.o, lower_bounds(sums), torch.cat(chances).sum(dim=0).cpu() / sums.o)
+    score, low, chance = (torch.where(enough, each, torch.nan) for each in told)
+    return Successors(score, low, sums.n, chance)

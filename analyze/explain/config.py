@@ -19,7 +19,7 @@ class ExplainConfig:
     endpoint: str
     """URL of an OpenAI-compatible server: http://127.0.0.1:8080/v1. /chat/completions is added."""
     model: str
-    """Name of the model there."""
+    """Name of the language model there, which explains."""
     heads: str | None = None
     """Heads to explain: 17,301 or 0-99. None takes the first ones by `sort`."""
     top: int | None = None

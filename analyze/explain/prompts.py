@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..result import Analysis
+from ..said import said
 from .endpoint import one_line
 
 N_SHOWN = 10
@@ -136,8 +137,8 @@ class Prompts:
         facts = [f"Kind of attention: {kind}."]
         if row["distance"] is not None:
             facts.append(f"Its sources are {row['distance']:.1f} tokens back on average.")
-        if row["promoted"]:
-            ids = [found["token"] for found in row["promoted"][:8]]
+        if promoted := said(row, "promoted"):
+            ids = [found["token"] for found in promoted[:8]]
             words = ", ".join(json.dumps(t, ensure_ascii=False) for t in self._analysis.text(ids))
             facts.append(f"Next tokens that it makes likelier: {words}.")
         return "\n".join(facts)

@@ -6,9 +6,9 @@
 A body of status 200 may be a refusal too. Then the status is the one that it names.
 """
 
-import json
 from typing import Any, NamedTuple
 
+from ...reading import parse_json
 from .endpoint import one_line
 
 MOST_COUNTED = 10**9
@@ -89,8 +89,8 @@ def said(found: Any) -> str:
 def _parsed(body: str) -> Any:
     """Return what JSON says; None if it is none, or too deep."""
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
+        return parse_json(body, constant=float)
+    except ValueError:
         return None
 
 

@@ -1,5 +1,6 @@
 """Settings of a corpus: texts by their names; imports nothing heavy."""
 
+import os
 from pathlib import Path
 
 from ...hub import HUB_ID
@@ -22,7 +23,7 @@ PACKED_SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz", ".
 
 def is_hub_id(data: str) -> bool:
     """Tell whether data means a dataset of the Hub: owner/name, and no path that is there."""
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     is_file = suffix_of(path) in KNOWN_SUFFIXES
     return bool(HUB_ID.fullmatch(data)) and not is_file and not path.exists()
 

@@ -157,7 +157,7 @@ def open_corpus(
         if column.is_ids:
             raise HarvestError("data stdlib is text: leave out --tokens-column")
         return Corpus(data, _Stdlib(), seed=seed)
-    root = Path(data).expanduser()
+    root = Path(os.path.expanduser(data))
     _require_path(root)
     return Corpus(data, LocalFiles(root, column), seed=seed)
 

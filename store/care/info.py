@@ -3,9 +3,9 @@
 from typing import Any
 
 from ...errors import StoreError
+from ..facts import StoreFacts
 from ..folder import read_folder, resume_command
 from ..places import Place, place
-from ..read.reader import ActivationStore
 
 
 def store_info(root: str | Place) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def store_info(root: str | Place) -> dict[str, Any]:
     """
     folder = read_folder(root := place(root))
     manifest = folder.manifest
-    store = ActivationStore(root, manifest, folder.entries)
+    store = StoreFacts(root, manifest, folder.entries)
     missing = folder.missing_shards()
     complete = folder.complete and not missing and not folder.adding
     held_out = len(store.held_out_seqs)
@@ -43,6 +43,7 @@ def store_info(root: str | Place) -> dict[str, Any]:
             "dtype": manifest.dtype,
             "compression": manifest.compression,
             "outputs": manifest.outputs,
+            "has_checksums": manifest.is_sealed,
             "n_bytes": store.total_bytes,
             "layers": {str(layer): _layer_info(store, layer) for layer in store.layers},
             "next": None if complete else resume_command(root, manifest, folder.adding),
@@ -51,7 +52,7 @@ def store_info(root: str | Place) -> dict[str, Any]:
         raise StoreError(f"{root} lacks facts of its model, text or layers: {error}") from None
 
 
-def _layer_info(store: ActivationStore, layer: int) -> dict[str, Any]:
+def _layer_info(store: StoreFacts, layer: int) -> dict[str, Any]:
     facts, norms = store.manifest.layers[layer], store.mean_norms(layer)
     return {
         "n_bytes": store.n_bytes(layer),

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from ...errors import StoreError
-from ..encoding import to_disk
+from ..arrays import ArraySpec, layer_arrays, sites
+from ..encoding import blosc, to_disk
 from ..entries import Entry
 from ..folder import is_begun, is_complete, require_free
-from ..layout import ArraySpec, layer_arrays, norms, scale_of, sites, summed
 from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
+from ..open_files import OpenFiles
 from ..places import Place, free_disk_bytes, place
 from ..read.reader import ActivationStore
-from ..read.rows import OpenFiles
 from ..shard import ShardWriter
-from ..write.encode import ShardSums
+from ..write.encode import sums_of
 from ..write.writer import StoreWriter
 from .mergeable import channels_of, require_mergeable
 from .verify import Checked, CheckReport
@@ -113,6 +113,7 @@ def _manifest(stores: list[ActivationStore], n_train: int) -> Manifest:
     }
     return replace(
         first,
+        checksums={},
         uuid=str(uuid.uuid4()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         corpus=corpus,
@@ -163,10 +164,14 @@ def _writer(
 def _require_same_merge(out: Place, name: str, manifest: Manifest) -> None:
     """Raise StoreError unless a folder holds this merge, perhaps without some of its layers."""
     begun = read_manifest(out / name)
-    corpus = begun.corpus | {"tokens_sha256": None}
-    own = replace(begun, corpus=corpus, uuid=manifest.uuid, created=manifest.created)
-    layers = {n: facts for n, facts in manifest.layers.items() if n in begun.layers}
-    if own != replace(manifest, layers=layers):
+    own = replace(
+        begun,
+        corpus=begun.corpus | {"tokens_sha256": None},
+        uuid=manifest.uuid,
+        created=manifest.created,
+        checksums={},
+    )
+    if own != manifest.only(begun.layers):
         raise StoreError(f"{out} holds another store; choose another --out, or delete it")
 
 
@@ -232,7 +237,9 @@ def _write_shard(
     seqs = manifest.shard_rows(shard)
     at_once = max(1, READ_BYTES // spec.row_bytes)
     path = spec.shard_path(writer.root, shard)
-    file = ShardWriter(path, n_chunks=manifest.shard_seqs, codec=spec.codec)
+    file = ShardWriter(
+        path, n_chunks=manifest.shard_seqs, codec=blosc(spec.compression, spec.itemsize)
+    )
     try:
         for first in range(seqs.start, seqs.stop, at_once):
             part = slice(first, min(first + at_once, seqs.stop))
@@ -241,7 +248,8 @@ def _write_shard(
     except BaseException:
         file.discard()
         raise
-    sums = _sums(stores, rows, spec.name, slice(seqs.start, seqs.stop))
+    part = slice(seqs.start, seqs.stop)
+    sums = sums_of(manifest, spec.name, lambda name: _read(stores, rows, name, part).numpy())
     return Entry(shard, spec.name, len(seqs), done.n_bytes, done.crc32c, **sums.facts())
 
 
@@ -251,18 +259,6 @@ def _read(stores: list[ActivationStore], rows: _Sources, name: str, part: slice)
     cuts = np.flatnonzero(np.diff(of_store)) + 1
     runs = zip(np.split(of_store, cuts), np.split(seqs, cuts), strict=True)
     return torch.cat([stores[of[0]].read(name, run) for of, run in runs])
-
-
-def _sums(stores: list[ActivationStore], rows: _Sources, name: str, part: slice) -> ShardSums:
-    """Return the sums that a harvest would have made over consecutive sequences of an array."""
-    manifest, layer = stores[0].manifest, int(name.split("/")[1])
-    sums, of_norms = ShardSums(), summed(manifest, layer)
-    if name in of_norms:
-        sizes = _read(stores, rows, norms(layer), part)[..., of_norms.index(name)]
-        sums.add(sizes.numpy())
-    elif name in map(scale_of, sites(manifest, layer)):
-        sums.add_scales(_read(stores, rows, name, part).numpy())
-    return sums
 
 
 def _result(stores: list[ActivationStore], merged: ActivationStore) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...errors import StoreError
-from ..layout import channel_of, sites
+from ..arrays import channel_of, sites
 from ..read.reader import ActivationStore
 
 SAME = ("n_ctx", "d_model", "dtype", "compression", "outputs")

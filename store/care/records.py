@@ -1,16 +1,16 @@
 """Records of a store (manifest, plan, table, journal) and the damage found in them."""
 
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from ...errors import FormatVersionError, StoreError, UnreachableError
-from ..entries import TABLE, Entries, read_table
-from ..folder import why_not_a_store
+from ..arrays import all_arrays
+from ..entries import Entries
+from ..folder import different_facts, why_not_a_store
 from ..journal import Journal
 from ..layers import spell_layers
-from ..layout import all_arrays
 from ..manifest import JOURNAL, MANIFEST, PLAN, Manifest, read_manifest
 from ..places import Place
+from ..table import TABLE, read_table
 
 Fix = Literal["harvest", "rewrite", "none"]
 
@@ -49,7 +49,7 @@ def read_manifests(root: Place, damages: list[Damage]) -> tuple[Manifest, list[i
             raise
         except StoreError as error:
             errors.append(error)
-            damages.append(Damage(name, "cannot be read", "rewrite"))
+            damages.append(Damage(name, "is damaged", "rewrite"))
     if not found:
         raise errors[0]
     if MANIFEST in found and PLAN not in there:
@@ -63,20 +63,18 @@ def read_manifests(root: Place, damages: list[Damage]) -> tuple[Manifest, list[i
 
 def _adding(manifest: Manifest, plan: Manifest) -> list[int]:
     """Return the layers that a plan adds; none if it also differs in other ways."""
-    old = {layer: facts for layer, facts in plan.layers.items() if layer in manifest.layers}
-    return sorted(plan.layers.keys() - old.keys()) if replace(plan, layers=old) == manifest else []
+    new = sorted(plan.layers.keys() - manifest.layers.keys())
+    return new if plan.only(manifest.layers) == manifest else []
 
 
 def _disagreement(root: Place, manifest: Manifest, plan: Manifest) -> Damage:
-    different = [
-        name for name in Manifest.__slots__ if getattr(manifest, name) != getattr(plan, name)
-    ]
     removed = sorted(set(manifest.layers) - set(plan.layers))
-    if different == ["layers"] and removed:
+    if removed and manifest.only(plan.layers) == plan:
         rest = f"lorsa store rm {root} --layers {spell_layers(removed)}"
         text = f"still has layers that were being removed: end that with {rest}"
     else:
-        text = f"says another {', '.join(different)} than {PLAN}; delete the one that is wrong"
+        different = ", ".join(different_facts(manifest, plan))
+        text = f"says another {different} than {PLAN}; move the one that is wrong out of the store"
     return Damage(MANIFEST, text, "none")
 
 
@@ -98,7 +96,7 @@ def committed_files(
         damages.append(Damage(name_of(root, path), "has a line that cannot be read", "rewrite"))
     if complete:
         try:
-            table = read_table(root)
+            table = read_table(root, manifest)
             if not journal.damaged and not _covers(journalled, table, manifest):
                 text = f"does not list every file of {TABLE}"
                 damages.append(Damage(JOURNAL, text, "rewrite"))

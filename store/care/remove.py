@@ -3,17 +3,16 @@
 import errno
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from ...errors import StoreError
-from ..entries import write_table
 from ..folder import Folder, is_begun, layer_folders, orphaned_folders, read_folder
 from ..journal import JournalWriter
 from ..layers import choose_layers, spell_layers
 from ..locks.lock import take_lock
 from ..manifest import MANIFEST, PLAN
 from ..places import Place, leads_out, place, remove_tree, tree_bytes, write_atomically
+from ..table import write_table
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -97,15 +96,15 @@ def _forget(folder: Folder, layers: Iterable[int]) -> None:
         (MANIFEST, folder.manifest, folder.complete),
     ):
         if is_there:
-            keep = {n: own for n, own in facts.layers.items() if f"layers/{n}" not in gone}
-            write_atomically(root / name, replace(facts, layers=keep).to_json())
+            keep = [n for n in facts.layers if f"layers/{n}" not in gone]
+            write_atomically(root / name, facts.only(keep).to_json())
     dropped = {key for key in folder.entries if os.path.dirname(key[1]) in gone}
     if dropped:
         JournalWriter(root).drop(dropped)
         if folder.complete:
             gone |= {f"layers/{layer}" for layer in folder.adding}
             kept = folder.entries.only(lambda array: os.path.dirname(array) not in gone)
-            write_table(root, kept)
+            write_table(root, kept, folder.plan.uuid)
 
 
 def _delete(root: Place, layers: Iterable[int]) -> None:

@@ -8,15 +8,17 @@ process is killed, the same command repairs the rest.
 
 from typing import Any
 
-from ...errors import StoreError
-from ..entries import Entries, write_table
+from ...errors import AGAIN, StoreError, UnreachableError, remedy_of
+from ..entries import Entries
 from ..folder import is_begun, is_complete, layers_being_added, resume_command, why_not_a_store
 from ..journal import Journal, JournalWriter, rewrite_journal
+from ..layout import metadata
 from ..locks.lock import Lock, take_lock
 from ..manifest import MANIFEST, PLAN, read_manifest
 from ..places import Place, place, sync, write_atomically
-from ..schema import metadata
+from ..table import write_table
 from ..write.writer import StoreWriter
+from .adopt import adopted
 from .verify import CheckReport, Verification, find_damages
 
 
@@ -52,8 +54,8 @@ def verify_store(
             _repair(root, found, lock)
     except OSError as error:
         raise StoreError(
-            f"{root} cannot be repaired ({error.strerror}); nothing is lost: make room and run "
-            "the same command again"
+            f"{root} cannot be repaired ({error.strerror}); nothing is lost: "
+            f"{remedy_of(error) or AGAIN}"
         ) from None
     finally:
         lock.release()
@@ -72,7 +74,8 @@ def _repair(root: Place, found: Verification, lock: Lock) -> None:
         writer.finish()
     elif found.complete:
         new = tuple(f"layers/{layer}/" for layer in found.adding)
-        write_table(root, _kept(found).only(lambda array: not array.startswith(new)))
+        kept = _kept(found).only(lambda array: not array.startswith(new))
+        write_table(root, kept, manifest.uuid)
         if writer.status.missing_shards(set(manifest.layers) - set(found.adding)):
             (root / MANIFEST).unlink()
             sync(root)
@@ -81,6 +84,8 @@ def _repair(root: Place, found: Verification, lock: Lock) -> None:
 def _says(path: Place, found: Verification) -> bool:
     try:
         return read_manifest(path) == found.manifest
+    except UnreachableError:
+        raise
     except StoreError:
         return False
 
@@ -115,6 +120,10 @@ def _repair_journal(root: Place, found: Verification) -> None:
         journal.drop(gone)
     if new := [e for e in keep.in_order() if listed.get((e.shard, e.array)) != e]:
         journal.commit(new)
+    listed.put(new)
+    unfinished = found.adding if found.complete else list(found.manifest.layers)
+    for entry in adopted(root, found.manifest, listed, unfinished):
+        journal.commit([entry])
 
 
 def _result(root: Place, found: Verification, *, repaired: bool) -> dict[str, Any]:
@@ -124,6 +133,7 @@ def _result(root: Place, found: Verification, *, repaired: bool) -> dict[str, An
         "store": str(root),
         "ok": complete and (repaired or not found.damages),
         "full": found.full,
+        "has_checksums": found.manifest.is_sealed,
         "complete": complete,
         "n_shards": found.manifest.n_shards,
         "n_missing_shards": len(found.missing),

@@ -6,21 +6,26 @@ its checksum, and the chunks' checksums with the file's, which finds a file in a
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...errors import DamageError, StoreError, UnreachableError
-from ..entries import TABLE, Entries, Entry, Key
+from ..arrays import DOCUMENTS, all_arrays, layer_arrays, whole_arrays
+from ..entries import Entries, Entry, Key
+from ..fixed import array_problem, read_documents
 from ..folder import is_complete, orphaned_folders, text_names
-from ..layout import DOCUMENTS, all_arrays, layer_arrays, read_documents, read_whole, whole_arrays
-from ..manifest import Manifest
-from ..places import Place, file_sizes
-from ..schema import difference, metadata, whole_problem
+from ..layout import metadata
+from ..manifest import JOURNAL, Manifest
+from ..places import Place, file_sizes, reading
+from ..schema import difference
 from ..shard import read_checksum
+from ..table import TABLE
+from ..unlisted import lost_shards
 from .records import Damage, Fix, committed_files, name_of, read_manifests
 
+MISSING = "is missing"
 N_THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -89,6 +94,7 @@ def find_damages(
             whole[key] = entries[key]
         else:
             damages.append(damage)
+    damages += _journal_damages(root, manifest, entries, adding if complete else manifest.layers)
     if full:
         damages += _checksum_damages(root, manifest, whole, report)
     lost = {damage.shard for damage in damages}
@@ -110,6 +116,13 @@ def find_damages(
     )
 
 
+def _journal_damages(
+    root: Place, manifest: Manifest, entries: Entries, unfinished: Iterable[int]
+) -> Iterator[Damage]:
+    if lost := lost_shards(root, manifest, entries, unfinished):
+        yield Damage(JOURNAL, f"lists none of {len(lost)} shards that are there", "rewrite")
+
+
 def _metadata_damages(root: Place, manifest: Manifest) -> Iterator[Damage]:
     for name, content in metadata(manifest).items():
         problem = difference(root / name, content)
@@ -120,28 +133,20 @@ def _metadata_damages(root: Place, manifest: Manifest) -> Iterator[Damage]:
 def _fixed_damages(root: Place, manifest: Manifest, *, full: bool) -> Iterator[Damage]:
     """Yield the damage of files that no harvest can write again."""
     try:
-        n_names, n_known = len(read_documents(root)), manifest.corpus.get("n_documents")
+        n_names = len(read_documents(root, manifest))
+        n_known = manifest.corpus.get("n_documents")
         if n_known not in (None, n_names):
             yield Damage(DOCUMENTS, f"names {n_names} documents of {n_known}", "none")
     except UnreachableError:
         raise
     except StoreError:
-        problem = "cannot be read" if (root / DOCUMENTS).exists() else "is missing"
+        there = (root / DOCUMENTS).exists()
+        problem = "is damaged, or another store's" if there else "is missing"
         yield Damage(DOCUMENTS, problem, "none")
     for name, shape in whole_arrays(manifest):
-        found = whole_problem(root / name, shape)
-        if found is None and full:
-            found = _whole_damage(root, name)
+        found = array_problem(root, manifest, name, shape, full=full)
         if found is not None:
             yield Damage(name, found, "none")
-
-
-def _whole_damage(root: Place, name: str) -> str | None:
-    try:
-        read_whole(root, name)
-    except StoreError:
-        return "is damaged"
-    return None
 
 
 def _file_damages(
@@ -164,12 +169,14 @@ def _file_damages(
                 yield (shard, name), None
             else:
                 fix: Fix = "none" if name in given else "harvest"
+                if entry is None and name in given and name in unfinished and problem != MISSING:
+                    fix = "rewrite"  # its line in the journal is lost
                 yield (shard, name), Damage(name_of(root, path), problem, fix, shard)
 
 
 def _problem(size: int | None, entry: Entry | None, n_seq: int) -> str | None:
     if size is None:
-        return "is missing"
+        return MISSING
     if entry is None:
         return f"is in no row of {TABLE}"
     if size != entry.n_bytes:
@@ -198,7 +205,7 @@ def _checksum_damages(
         for read in as_completed(reads):
             entry = reads[read]
             path = arrays[entry.array].shard_path(root, entry.shard)
-            problem = _read_problem(read, entry)
+            problem = _read_problem(read, entry, path)
             if problem is not None:
                 fix: Fix = "none" if entry.array in given else "harvest"
                 yield Damage(name_of(root, path), problem, fix, entry.shard)
@@ -208,9 +215,10 @@ def _checksum_damages(
         pool.shutdown(cancel_futures=True)
 
 
-def _read_problem(read: Future[int], entry: Entry) -> str | None:
+def _read_problem(read: Future[int], entry: Entry, path: Place) -> str | None:
     try:
-        same = read.result() == entry.crc32c
+        with reading(path):
+            same = read.result() == entry.crc32c
         return None if same else "is whole, but not the file that was committed (checksum)"
     except DamageError:
         return "is damaged (checksum)"

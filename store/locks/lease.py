@@ -16,9 +16,12 @@ from contextlib import suppress
 from typing import Any
 
 from ...errors import BusyError, StoreError
+from ...reading import parse_json
 from ..bucket import BucketPath, Version
 
 RENEW_S = 20.0
+_TRIED: set[str] = set()
+"""Buckets whose conditional writes this process has tried."""
 DEAD_S = 120.0
 """Seconds without renewal after which a lease expires. Clocks differ by less, and a server is
 rarely out of reach for longer."""
@@ -50,7 +53,7 @@ class Lease:
         }
         self._renewed = time.time()
         version = self._put(None) or self._take_over()
-        self._version = version
+        self._version = self._try_conditions(version)
         self._lost = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lorsa-lease", daemon=True)
@@ -100,6 +103,32 @@ class Lease:
                 if read_facts(found.content).get("owner") == self.owner:
                     return found.etag
             return None
+
+    def _try_conditions(self, version: str) -> str:
+        """Put the lease on conditions that do not hold, which a server must refuse, once a bucket.
+
+        Returns:
+            The lease's version.
+
+        Raises:
+            StoreError: the server has not refused: two processes would write the same store.
+        """
+        bucket = self.path.bucket
+        if bucket in _TRIED:
+            return version
+        newer = self._put(version)
+        if newer is None:
+            raise self._refusal("another process")
+        for header, over in (("If-None-Match", None), ("If-Match", version)):
+            with suppress(FileExistsError):
+                self.path.write_version(self.path.read_bytes(), over)
+                raise StoreError(
+                    f"s3://{bucket} ignores conditional writes ({header}), by which processes "
+                    "agree who writes a store: use a server that has them, or harvest to a disk "
+                    "and copy the store there"
+                )
+        _TRIED.add(bucket)
+        return newer
 
     def _take_over(self) -> str:
         """Take over a lease that was released or has expired."""
@@ -151,7 +180,7 @@ def expire(path: BucketPath, found: Version) -> bool:
 def read_facts(content: bytes) -> dict[str, Any]:
     """Return the JSON object of a lease or claim; empty if it is damaged."""
     with suppress(ValueError):
-        found = json.loads(content)
+        found = parse_json(content)
         if isinstance(found, dict):
             return found
     return {}

@@ -8,6 +8,7 @@ On a disk, locks and claims are flock(2) on files in the journal's folder, which
 process. In a bucket they are objects; see `bucket_lock`.
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -16,12 +17,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol
 
-from ...errors import BusyError, StoreError
+from ...errors import AGAIN, BusyError, StoreError, remedy_of
 from ..bucket import BucketPath
 from ..manifest import JOURNAL
+from ..open_files import or_let_go
 from ..places import Place
+from ..waiting import waiting_for
 from .bucket_lock import CLAIM, LOCK, BucketLock
 
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 LOCK_POLL_S = 0.1
 """Seconds between two tries"""
 LOCK_WAIT_S = 60.0
@@ -85,10 +89,10 @@ class FolderLock:
             self._journal.mkdir(parents=True, exist_ok=True)
             self._file = _open(self._journal / LOCK)
         except OSError as error:
-            raise StoreError(
-                f"{store} cannot be written ({error.strerror}), only read; make it writable, or "
-                "copy it to another disk"
-            ) from None
+            remedy = "make it writable, or copy it to another disk"
+            if error.errno not in _READ_ONLY:
+                remedy = remedy_of(error) or AGAIN
+            raise StoreError(f"{store} cannot be written ({error.strerror}); {remedy}") from None
         if not _flock(self._file, store, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH):
             raise BusyError(
                 f"{store} is being {'written' if exclusive else 'changed'} by another process; "
@@ -107,7 +111,7 @@ class FolderLock:
             except OSError as error:
                 raise StoreError(
                     f"{path} cannot be written ({error.strerror}); what was committed is safe: "
-                    "make room and run the same command again"
+                    f"{remedy_of(error) or AGAIN}"
                 ) from None
             if not _flock(file, path, fcntl.LOCK_EX):
                 return None
@@ -133,7 +137,7 @@ class FolderLock:
 
 def _open(path: Path) -> IO[bytes]:
     # over NFS, a shared lock takes a file that can be read, an exclusive one that can be written
-    return path.open("a+b")
+    return or_let_go(lambda: path.open("a+b"))
 
 
 def _flock(file: IO[bytes], path: Path, kind: int) -> bool:
@@ -147,6 +151,13 @@ def _flock(file: IO[bytes], path: Path, kind: int) -> bool:
         file.close()
         raise StoreError(f"{path} cannot be locked ({error.strerror})") from None
     return True
+
+
+def require_conditions(store: Place) -> None:
+    """Raise StoreError if a store cannot be locked where it is to be; known before long work."""
+    if isinstance(store, BucketPath):
+        with suppress(BusyError):  # whose holder has tried
+            take_lock(store).release()
 
 
 def take_lock(
@@ -169,13 +180,14 @@ def take_lock(
         StoreError: the store cannot be written.
     """
     ends = time.monotonic() + wait_s
-    while True:
-        unless()
-        try:
-            if isinstance(store, BucketPath):
-                return BucketLock(store, exclusive=exclusive)
-            return FolderLock(store, exclusive=exclusive)
-        except BusyError:
-            if time.monotonic() >= ends:
-                raise
-        time.sleep(LOCK_POLL_S)
+    with waiting_for(f"another process that writes or changes {store}"):
+        while True:
+            unless()
+            try:
+                if isinstance(store, BucketPath):
+                    return BucketLock(store, exclusive=exclusive)
+                return FolderLock(store, exclusive=exclusive)
+            except BusyError:
+                if time.monotonic() >= ends:
+                    raise
+            time.sleep(LOCK_POLL_S)

@@ -19,8 +19,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..arrays import norms, scale_of, sites
 from ..encoding import DTYPES, Encoded, disk_view
-from ..layout import norms, scale_of, sites
 from .reader import Activations, ActivationStore, Derive, Stored
 from .rows import Seqs
 
@@ -60,7 +60,7 @@ class _Slot:
         known = [norms(layer)] if store.manifest.outputs == "derive" else []
         for name in [*self._sites, *scales, *known]:
             spec = store.reader(name).spec
-            shape, dtype = (n_seqs, *spec.row_shape), DTYPES[spec.dtype].torch
+            shape, dtype = (n_seqs, *spec.row_shape), DTYPES[spec.dtype]
             self._memory[name] = torch.empty(shape, dtype=dtype, pin_memory=pin)
         self._disk = {name: disk_view(memory) for name, memory in self._memory.items()}
 
@@ -79,7 +79,7 @@ class _Slot:
 
         x, *y = (part(site) for site in self._sites)
         if y:
-            return Stored(x, *y)
+            return Stored(x, y[0])
         known = self._memory[norms(self._layer)][:n_seqs]
         return Stored(x, None, self._store.known_norms(self._layer, known))
 

@@ -1,10 +1,7 @@
 """Reading of any sequences of one array, each by one positioned read, each checked."""
 
-import errno
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -13,16 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ...errors import DamageError, StoreError
+from ...errors import DamageError, StoreError, UnreachableError, reason_of, remedy_of
+from ..arrays import DISK_DTYPES, ArraySpec, DiskArray
 from ..bucket import BucketPath
-from ..encoding import DTYPES, DiskArray, from_disk
-from ..layout import ArraySpec
+from ..encoding import blosc, from_disk
+from ..open_files import OpenFiles
 from ..places import Place
 from ..shard import read_chunk, read_index
 
 Seqs = npt.NDArray[np.int64] | Sequence[int]
-OPEN_FILES = 384
-"""Files that are kept open, over all arrays; systems usually allow a process about a thousand."""
 N_REQUESTS = 32
 _REQUESTS = ThreadPoolExecutor(N_REQUESTS, thread_name_prefix="lorsa-bucket")
 """Threads that read from buckets, for all arrays; they start with the first request."""
@@ -45,34 +41,6 @@ class OpenShard:
         with suppress(AttributeError, OSError):  # it was never opened
             if isinstance(self.handle, int):
                 os.close(self.handle)
-
-
-class OpenFiles:
-    """Files that were used last, kept open; it may be used by many threads."""
-
-    def __init__(self) -> None:
-        self.bytes_read = 0
-        """Bytes of chunks that were read, over all arrays"""
-        self._files: OrderedDict[tuple[str, int], OpenShard] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple[str, int], opened: Callable[[], OpenShard]) -> OpenShard:
-        """Return the file of a key; if it has to be opened, drop the least recently used one."""
-        with self._lock:
-            if key in self._files:
-                self._files.move_to_end(key)
-                return self._files[key]
-        file = opened()
-        with self._lock:
-            self._files[key] = file
-            while len(self._files) > OPEN_FILES:
-                self._files.popitem(last=False)
-        return file
-
-    def count(self, n_bytes: int) -> None:
-        """Add to the bytes that were read."""
-        with self._lock:
-            self.bytes_read += n_bytes
 
 
 class RowReader:
@@ -100,7 +68,7 @@ class RowReader:
         self._root = root
         self._n_seq = n_seq
         self._shard_seqs = shard_seqs
-        self._codec = spec.codec
+        self._codec = blosc(spec.compression, spec.itemsize)
         self._files = files or OpenFiles()
         self._name = str(root / spec.name)
 
@@ -111,7 +79,7 @@ class RowReader:
             StoreError: a chunk is missing or damaged.
             IndexError: a sequence number is out of range.
         """
-        out: DiskArray = np.empty((len(seqs), *self.spec.row_shape), DTYPES[self.spec.dtype].disk)
+        out: DiskArray = np.empty((len(seqs), *self.spec.row_shape), DISK_DTYPES[self.spec.dtype])
         self.read_into(seqs, out)
         return from_disk(out, self.spec.dtype)
 
@@ -131,10 +99,11 @@ class RowReader:
             file = self._files.get((self._name, shard), partial(self._open, shard))
             read_chunk(file.handle, file.path, file.index[row], out, self._codec)
             self._files.count(int(file.index[row][1]))
-        except OSError as error:
-            path = self.spec.shard_path(self._root, shard)
-            raise StoreError(
-                f"{path} cannot be read ({error.strerror}); {self._remedy(error.errno)}"
+        except (OSError, MemoryError) as error:
+            path, remedy = self.spec.shard_path(self._root, shard), remedy_of(error)
+            kind = StoreError if remedy is None else UnreachableError
+            raise kind(
+                f"{path} cannot be read ({reason_of(error)}); {remedy or self._remedy()}"
             ) from None
         except DamageError as error:
             raise DamageError(f"{error}; {self._remedy()}") from None
@@ -142,9 +111,7 @@ class RowReader:
     def _open(self, shard: int) -> OpenShard:
         return OpenShard(self.spec.shard_path(self._root, shard), self._shard_seqs)
 
-    def _remedy(self, reason: int | None = None) -> str:
-        if reason in (errno.EMFILE, errno.ENFILE):  # the store is in order
-            return "allow more open files (ulimit -n 4096) and run the same command again"
+    def _remedy(self) -> str:
         return (
             f"lorsa store verify {self._root} --full --repair finds all damage and says how to "
             "have it written again"

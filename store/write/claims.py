@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from ...errors import BusyError
 from ..locks.lock import LOCK_POLL_S, Claim, Lock
+from ..waiting import waiting_for
 from .status import ShardStatus
 
 REFRESH_S = 5.0
@@ -85,10 +86,11 @@ def _claim_one(lock: Lock, shards: Collection[int]) -> tuple[int, Claim | None]:
 def claimed(lock: Lock, name: str, wait_s: float, *, busy: str) -> Iterator[None]:
     """Hold a claim during a block; wait for it, and raise BusyError with a message if in vain."""
     ends = time.monotonic() + wait_s
-    while (claim := lock.claim(name)) is None:
-        if time.monotonic() >= ends:
-            raise BusyError(busy)
-        time.sleep(LOCK_POLL_S)
+    with waiting_for(f"another process that has claimed {name!r} of the same store"):
+        while (claim := lock.claim(name)) is None:
+            if time.monotonic() >= ends:
+                raise BusyError(busy)
+            time.sleep(LOCK_POLL_S)
     try:
         yield
     finally:

@@ -8,14 +8,15 @@ import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-from ...errors import StoreError
-from ..entries import Entry, write_table
+from ...errors import AGAIN, StoreError, remedy_of
+from ..arrays import layer_arrays
+from ..entries import Entry
 from ..folder import is_complete
 from ..journal import JournalWriter
-from ..layout import layer_arrays
 from ..locks.lock import LOCK_WAIT_S, Lock
 from ..manifest import MANIFEST, Manifest, read_manifest
 from ..places import Place, sync, write_atomically
+from ..table import write_table
 from .claims import claimed
 from .status import ShardStatus
 
@@ -78,13 +79,13 @@ class CommitLog:
             try:
                 self._lock.require_held()
                 if not self._status.is_finished():
-                    write_table(self._root, self._status.rows())
+                    write_table(self._root, self._status.rows(), self._manifest.uuid)
                     write_atomically(self._root / MANIFEST, self._manifest.to_json())
                 self._lock.sweep()
             except OSError as error:
                 raise StoreError(
                     f"{self._root} cannot be finished ({error.strerror}); all shards are safe: "
-                    "make room and run the same command again"
+                    f"{remedy_of(error) or AGAIN}"
                 ) from None
 
     def _finishing(self) -> AbstractContextManager[None]:

@@ -12,22 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import BegunError, StoreError
+from ...errors import AGAIN, BegunError, StoreError, remedy_of
+from ..arrays import ArraySpec, channel_of, sites, text_arrays
 from ..encoding import channel_scale, to_disk
 from ..entries import Entry
+from ..fixed import write_array, write_documents, write_weights
 from ..folder import clear, is_begun, layer_folders, read_folder, require_free
 from ..journal import TEXT, JournalWriter, read_journal
 from ..layers import spell_layers
-from ..layout import (
-    ArraySpec,
-    channel_of,
-    create_arrays,
-    sites,
-    text_arrays,
-    write_array,
-    write_documents,
-    write_weights,
-)
+from ..layout import create_arrays
 from ..locks.lock import take_lock
 from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..places import Place, remove_tree, sync, sync_tree, unmade_folders, write_atomically
@@ -71,15 +64,15 @@ def create_store(
     with _creating(root, require_nothing):
         clear(root)
         create_arrays(root, manifest)
-        write_documents(root, document_names)
-        _write_given(root, manifest, weights, sample)
+        checksums = write_documents(root, document_names)
+        checksums |= _write_given(root, manifest, weights, sample)
         journal = JournalWriter(root, TEXT)
         for spec, values in zip(text_arrays(manifest), (tokens, documents), strict=True):
             journal.commit(_write_text(root, manifest, spec, values))
         sync_tree(root)
         for folder in unmade:  # a power cut would take their names
             sync(folder.parent)
-        write_atomically(root / PLAN, manifest.to_json())
+        write_atomically(root / PLAN, replace(manifest, checksums=checksums).to_json())
 
 
 def create_layers(
@@ -105,7 +98,9 @@ def create_layers(
         _require_given(plan, layers, weights, sample)
         _remove_leftovers(root, layers)
         create_arrays(root, plan, layers)
-        _write_given(root, plan, weights, sample)
+        checksums = _write_given(root, plan, weights, sample)
+        if manifest.is_sealed:
+            plan = replace(plan, checksums=manifest.checksums | checksums)
         for folder in layer_folders(root, layers):
             sync_tree(folder)
             sync(folder.parent)
@@ -120,7 +115,8 @@ def _creating(root: Place, require: Callable[[], None]) -> Iterator[None]:
         require()
         yield
     except OSError as error:
-        raise StoreError(f"{root} cannot be written ({error.strerror})") from None
+        remedy = remedy_of(error) or AGAIN
+        raise StoreError(f"{root} cannot be written ({error.strerror}); {remedy}") from None
     finally:
         lock.release()
 
@@ -145,13 +141,21 @@ def _require_given(
         raise ValueError("int8 needs a sample of every layer")
 
 
-def _write_given(root: Place, manifest: Manifest, weights: Weights, sample: Sample) -> None:
-    """Write the weights of layers and, for int8, the scales of their channels."""
+def _write_given(
+    root: Place, manifest: Manifest, weights: Weights, sample: Sample
+) -> dict[str, str]:
+    """Write the weights of layers and, for int8, the scales of their channels.
+
+    Returns:
+        The checksums of their files.
+    """
+    checksums: dict[str, str] = {}
     for layer, parameters in weights.items():
-        write_weights(root, layer, parameters)
+        checksums |= write_weights(root, layer, parameters)
     for layer, pair in sample.items() if manifest.dtype == "int8" else ():
         for site, values in zip(sites(manifest, layer), pair, strict=False):
-            write_array(root, channel_of(site), channel_scale(values))
+            checksums |= write_array(root, channel_of(site), channel_scale(values))
+    return checksums
 
 
 def _write_text(root: Place, manifest: Manifest, spec: ArraySpec, values: Tensor) -> list[Entry]:

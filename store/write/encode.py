@@ -4,6 +4,7 @@ Arithmetic runs on the device of the activations. The copy to the host starts at
 that writes waits for it.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encoding import DiskArray, disk_view, encode
-from ..layout import attn_in, attn_out, norms, scale_of, summed
+from ..arrays import DiskArray, attn_in, attn_out, norms, scale_of, sites, summed
+from ..encoding import disk_view, encode
 from ..manifest import Manifest
 
 
@@ -46,6 +47,23 @@ class ShardSums:
     def facts(self) -> dict[str, Any]:
         """Return the sums as fields of a journal entry."""
         return asdict(self)
+
+
+def sums_of(manifest: Manifest, name: str, read: Callable[[str], DiskArray]) -> ShardSums:
+    """Return the sums that a harvest has made over a shard of an array of a layer.
+
+    Args:
+        manifest: facts of the store.
+        name: path of the array in the store.
+        read: function from the path of an array of that layer to its values in this shard.
+    """
+    layer = int(name.split("/")[1])
+    sums, of_norms = ShardSums(), summed(manifest, layer)
+    if name in of_norms:
+        sums.add(read(norms(layer))[..., of_norms.index(name)])
+    elif name in map(scale_of, sites(manifest, layer)):
+        sums.add_scales(read(name))
+    return sums
 
 
 class EncodedLayer(NamedTuple):

@@ -7,9 +7,10 @@ from functools import partial
 from torch import Tensor
 
 from ...errors import StoreError
+from ..arrays import layer_arrays
 from ..bucket import BucketPath
+from ..encoding import blosc
 from ..entries import Entry
-from ..layout import layer_arrays
 from ..manifest import Manifest
 from ..places import Place
 from ..shard import ShardWriter
@@ -151,7 +152,7 @@ class ShardSession:
                 self._files[name] = ShardWriter(
                     path,
                     n_chunks=self._manifest.shard_seqs,
-                    codec=spec.codec,
+                    codec=blosc(spec.compression, spec.itemsize),
                     each=self._queue.pool.map,
                 )
             self._files[name].append(values)

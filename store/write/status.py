@@ -6,13 +6,14 @@ has claimed it is exact after the next read.
 
 from collections.abc import Iterable
 
-from ...errors import StoreError
-from ..entries import Entries, Entry, Key, read_table
+from ...errors import StoreError, UnreachableError
+from ..arrays import all_arrays, layer_arrays
+from ..entries import Entries, Entry, Key
 from ..folder import lost_files
 from ..journal import Journal
-from ..layout import all_arrays, layer_arrays
 from ..manifest import MANIFEST, Manifest, read_manifest
 from ..places import Place, file_size
+from ..table import read_table
 
 
 class ShardStatus:
@@ -40,6 +41,11 @@ class ShardStatus:
     def read(self) -> None:
         """Read the lines that were added to the journal; files are not checked."""
         self._update(self._journal.read())
+
+    def read_entries(self) -> Entries:
+        """Read the lines that were added; return the files that are committed."""
+        self.read()
+        return self.entries
 
     def take_changed(self) -> set[int]:
         """Return the shards that have changed since the last call."""
@@ -92,7 +98,10 @@ class ShardStatus:
     def is_finished(self) -> bool:
         """Return whether table and manifest are written and complete."""
         try:
-            manifest, rows = read_manifest(self._root / MANIFEST), read_table(self._root)
+            manifest = read_manifest(self._root / MANIFEST)
+            rows = read_table(self._root, manifest)
+        except UnreachableError:
+            raise
         except StoreError:
             return False
         return manifest == self._manifest and rows.to_arrow() == self.rows().to_arrow()

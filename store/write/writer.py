@@ -19,13 +19,15 @@ from typing import Any, Self
 from torch import Tensor
 
 from ...errors import BusyError, StoreError
+from ..arrays import sites, text_arrays
 from ..entries import Entry
+from ..fixed import read_channel
 from ..folder import is_begun, is_complete, repair_command, require_covered, why_not_a_store
-from ..layout import read_channel, sites, text_arrays
 from ..locks.lock import LOCK_WAIT_S, Claim, Lock, take_lock
 from ..manifest import PLAN, Manifest, read_manifest
 from ..places import Place
 from ..read.rows import RowReader
+from ..unlisted import require_listed
 from .claims import claim_shards
 from .commit_log import CommitLog
 from .create import create_layers, create_store
@@ -154,6 +156,7 @@ class StoreWriter:
         lock = take_lock(root, exclusive=False, wait_s=LOCK_WAIT_S)
         try:
             writer = cls(root, read_manifest(root / PLAN), lock, buffer_bytes=buffer_bytes)
+            require_listed(root, writer.manifest, writer.status.read_entries)
             require_covered(root, writer.manifest, writer.status.entries)
         except BaseException:
             lock.release()

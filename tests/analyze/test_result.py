@@ -9,6 +9,7 @@ from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import TABLES
 from lorsa.errors import AnalyzeError
 from power import PowerCutError, power_cut
+
 from reading import make_analysis
 
 
@@ -37,6 +38,6 @@ def test_tables_are_on_the_disk_before_the_facts(
 
     monkeypatch.setattr(os, "fsync", fsync)
     make_analysis(tmp_path)
-    files = [*(f"{name}.parquet" for name in TABLES), "analysis.json"]
+    files = [*(f"{name}.parquet" for name in TABLES), "seal.json", "analysis.json"]
     files_synced = [number for number in synced if number != tmp_path.stat().st_ino]
     assert files_synced == [(tmp_path / name).stat().st_ino for name in files]

@@ -1,7 +1,9 @@
 """`ablate`: what is found for a prompt, and what is refused."""
 
 import dataclasses
+import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,20 @@ from typing import Any
 import pytest
 import torch
 from lorsa import cli
+from lorsa.analyze.config import AnalyzeConfig
+from lorsa.analyze.features import analyze_run
+from lorsa.analyze.result import Analysis
 from lorsa.circuits.ablate import _texts, ablate
 from lorsa.circuits.config import AblateConfig
 from lorsa.circuits.intervene import intervene
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.display.ablate import ablate_tables
 from lorsa.errors import AnalyzeError, AttachError, HarvestError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
+from rich.console import Console
 from tiny import N_CTX, make_model, make_tokenizer
 from typer.testing import CliRunner
 
@@ -206,7 +213,7 @@ def test_the_command_prints_tables_and_json(run: Path, model_folder: Path) -> No
     words += ["--device", "cpu", "--top", "3"]
     shown = CliRunner().invoke(cli.app, [*words, "--prompt", PROMPT])
     assert shown.exit_code == 0, shown.output
-    for part in ("scaled by 0", "stays", "the model as it is", "'The'", "changed most"):
+    for part in ("scaled by 0", "stays", "the model as it is", "'The'", "the next token"):
         assert part in shown.stdout
     drop = CliRunner().invoke(cli.app, [*words, "--prompt", PROMPT, "--error", "drop"])
     assert "is dropped" in drop.stdout
@@ -219,3 +226,71 @@ def test_the_command_prints_tables_and_json(run: Path, model_folder: Path) -> No
     far = CliRunner().invoke(cli.app, [*words, "--prompt", "a", "--heads", "5000"])
     assert far.exit_code == 1
     assert "Traceback" not in far.output
+
+
+def test_heads_that_do_not_fire_end_in_a_line(run: Path, model_folder: Path) -> None:
+    """Three tables of +0.00 % were printed, and in one row of them that none fires."""
+    words = ["ablate", str(run), "--model", str(model_folder), "--device", "cpu"]
+    found = ablate(AblateConfig(run=run, model=str(model_folder), heads="0-255", prompt=PROMPT))
+    silent = ",".join(map(str, found.silent[:3]))
+    done = CliRunner().invoke(cli.app, [*words, "--heads", silent, "--prompt", PROMPT])
+    assert (done.exit_code, done.stdout) == (1, "")
+    named = ", ".join(map(str, found.strongest))
+    assert done.stderr.splitlines()[-1] == (
+        "error: none of the 3 heads fires on this prompt, so nothing changes; strongest at its "
+        f"last token: {named}"
+    )
+    for others in (
+        ["--heads", silent, "--value", "1"],
+        ["--heads", f"{silent},{named.split(',')[0]}"],
+    ):
+        done = CliRunner().invoke(cli.app, [*words, *others, "--prompt", PROMPT])
+        assert done.exit_code == 0, done.output
+    one = [*words, "--heads", silent.split(",")[0], "--prompt", PROMPT, "--json"]
+    done = CliRunner().invoke(cli.app, one)
+    assert "this head does not fire" in json.loads(done.stdout)["error"]
+
+
+def test_the_next_tokens_are_one_table_sorted_by_change() -> None:
+    """Three tables held the same tokens; the model was a path of 95 characters."""
+
+    def token(text: str, before: float, after: float) -> dict[str, Any]:
+        return {"id": len(text), "text": text, "before": before, "after": after}
+
+    a, b, c = token("a", 0.5, 0.3), token("bb", 0.1, 0.5), token("ccc", 0.2, 0.1)
+    result = {
+        "run": "runs/layer-1", "model": "/long/path/Tiny.gguf", "layer": 1, "change": "scaled by 0",
+        "heads": list(range(30)), "silent": [4], "strongest": {7: 1.5}, "error": "keep",
+        "before": "the model as it is", "prompt_nmse": 0.1, "kl": 0.2,
+        "tokens": [
+            {"position": 0, "id": 1, "text": "x", "acts": dict.fromkeys(range(9), 1.0),
+             "loss_before": None, "loss_after": None, "kl": 0.0}
+        ],
+        "likeliest_before": [a, c], "likeliest_after": [b, a], "most_changed": [b, a],
+    }  # fmt: skip
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(ablate_tables(result))
+    shown = console.export_text()
+    assert shown.index("+40.00%") < shown.index("-20.00%")
+    assert shown.count("'bb'") == shown.count("'a'") == 1
+    assert "in Tiny.gguf" in shown
+    assert "30 heads (0-11, ...) scaled by 0" in shown
+    assert "0: 1, 1: 1, 2: 1, 3: 1, 5 more" in " ".join(shown.split())
+
+
+def test_all_heads_of_a_type_are_named_by_it(
+    run: Path, store_folder: Path, model_folder: Path
+) -> None:
+    """They took a program of ten lines, though the types are in the run's analysis."""
+    shutil.copytree(run, copy := run.parent / "analysed")
+    words = ["ablate", str(copy), "--model", str(model_folder), "--device", "cpu"]
+    words += ["--tokens", "0-31", "--json", "--heads"]
+    refused = json.loads(CliRunner().invoke(cli.app, [*words, "local"]).stdout)
+    assert "analysis is not there" in refused["error"]
+    analyze_run(AnalyzeConfig(run=copy, store=store_folder))
+    types = Analysis.open(copy).heads["type"].to_pylist()
+    for name in ("local", "mixed"):
+        done = json.loads(CliRunner().invoke(cli.app, [*words, name]).stdout)
+        assert done["heads"] == [head for head, kind in enumerate(types) if kind == name]
+    refused = json.loads(CliRunner().invoke(cli.app, [*words, "long-range"]).stdout)
+    assert "has no head of type long-range" in refused["error"]

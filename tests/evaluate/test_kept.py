@@ -1,6 +1,8 @@
 """An evaluation is kept beside the weights that it is of."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,16 @@ import pytest
 import torch
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.errors import AnalyzeError
 from lorsa.evaluate import kept as evaluation
 from lorsa.evaluate.config import EvalConfig
 from lorsa.evaluate.evaluate import evaluate_run
-from lorsa.evaluate.kept import EVAL, keep_evaluation, kept_evaluation
+from lorsa.evaluate.kept import EVAL, keep_evaluation, kept_answer, kept_evaluation
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
 from runs import settings
+from small import edit_manifest
+from unseal import change_json, unseal
 
 LOSSES = {"original": 1.0, "recovered_from_zero": 0.5, "by_position": {"original": [1.0]}}
 MEASURED: dict[str, Any] = {
@@ -25,6 +30,7 @@ MEASURED: dict[str, Any] = {
     "frequency_histogram": {},
     "cross_entropy": LOSSES,
 }
+ASKED: dict[str, Any] = {"on_store": {"tokens": None}, "in_model": None}
 
 
 def _save(folder: Path, scale: float = 1.0) -> None:
@@ -50,24 +56,61 @@ def test_what_lorsa_eval_measures_is_kept(
     assert str(tmp_path) not in (tmp_path / "run" / EVAL).read_text()
 
 
+def test_what_was_asked_before_is_answered_as_it_was(
+    store_folder: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation of a finished run took minutes each time, though the answer was kept."""
+    run = tmp_path / "run"
+    train(TrainConfig(**settings(store_folder, train_tokens=512), out=run))
+    asked = EvalConfig(run=run, store=store_folder, model=str(model_folder), ce_tokens=64)
+    assert kept_answer(asked) is None
+    found = evaluate_run(asked).to_dict()
+    assert kept_answer(asked) == json.loads(json.dumps(found))
+    alone = replace(asked, model=None)
+    assert kept_answer(alone) == json.loads(json.dumps(found | {"cross_entropy": None}))
+    for change in ({"tokens": 32}, {"ce_tokens": 32}, {"model": str(tmp_path)}):
+        assert kept_answer(replace(asked, **change)) is None
+    shutil.copytree(store_folder, tmp_path / "other")
+    edit_manifest(tmp_path / "other", uuid="another")
+    assert kept_answer(replace(asked, store=tmp_path / "other")) is None
+    assert kept_answer(replace(asked, store=tmp_path / "nowhere")) is None
+    evaluate_run(replace(alone, tokens=32))  # the losses stay, and what they answer
+    assert kept_answer(replace(asked, tokens=32)) is not None
+    monkeypatch.setattr(evaluation, "__version__", "9")
+    assert kept_answer(asked) is None
+
+
+def test_an_earlier_version_s_figures_answer_no_request(tmp_path: Path) -> None:
+    """They do not say what was asked; `lorsa push` shows them all the same."""
+    _save(tmp_path)
+    keep_evaluation(tmp_path, MEASURED, ASKED)
+    content = json.loads((tmp_path / EVAL).read_text("utf-8"))
+    del content["asked"], content["crc32c"]
+    (tmp_path / EVAL).write_text(json.dumps(content), "utf-8")
+    assert kept_evaluation(tmp_path) is not None
+    keep_evaluation(tmp_path, {**MEASURED, "cross_entropy": None}, ASKED)
+    assert kept_evaluation(tmp_path)["cross_entropy"] == LOSSES  # type: ignore[index]
+
+
 def test_losses_stay_where_none_are_measured_anew(tmp_path: Path) -> None:
     _save(tmp_path)
-    keep_evaluation(tmp_path, MEASURED)
-    keep_evaluation(tmp_path, {**MEASURED, "fvu": 0.3, "cross_entropy": None})
+    keep_evaluation(tmp_path, MEASURED, ASKED)
+    keep_evaluation(tmp_path, {**MEASURED, "fvu": 0.3, "cross_entropy": None}, ASKED)
     kept = kept_evaluation(tmp_path)
     assert kept is not None
     assert kept["fvu"] == 0.3
-    assert kept["cross_entropy"] == {"original": 1.0, "recovered_from_zero": 0.5}
-    assert not kept.keys() & {"run", "by_position", "frequency_histogram"}
+    assert kept["cross_entropy"] == LOSSES
+    assert "run" not in kept
 
 
 def test_a_number_that_is_not_finite_is_none(tmp_path: Path) -> None:
     """Earlier versions wrote NaN, which is no JSON, and `lorsa push` passed it on."""
     _save(tmp_path)
-    keep_evaluation(tmp_path, {**MEASURED, "fvu": float("nan")})
+    keep_evaluation(tmp_path, {**MEASURED, "fvu": float("nan")}, ASKED)
     text = (tmp_path / EVAL).read_text("utf-8")
     assert "NaN" not in text
     (tmp_path / EVAL).write_text(text.replace('"fvu": null', '"fvu": NaN'), "utf-8")
+    unseal(tmp_path)
     kept = kept_evaluation(tmp_path)
     assert kept is not None
     assert kept["fvu"] is None
@@ -75,19 +118,32 @@ def test_a_number_that_is_not_finite_is_none(tmp_path: Path) -> None:
 
 def test_figures_of_other_weights_are_not_told(tmp_path: Path) -> None:
     _save(tmp_path)
-    keep_evaluation(tmp_path, MEASURED)
+    keep_evaluation(tmp_path, MEASURED, ASKED)
     _save(tmp_path, scale=2.0)
     assert kept_evaluation(tmp_path) is None
-    keep_evaluation(tmp_path, {**MEASURED, "cross_entropy": None})
+    keep_evaluation(tmp_path, {**MEASURED, "cross_entropy": None}, ASKED)
     kept = kept_evaluation(tmp_path)
     assert kept is not None
     assert kept["cross_entropy"] is None
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": "other"}', json.dumps(MEASURED)])
-def test_what_cannot_be_read_is_as_if_it_were_not_there(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps(MEASURED), None])
+def test_a_damaged_evaluation_is_named(tmp_path: Path, content: str | None) -> None:
+    """It passed for none: `push` shared no figures, and `eval` dropped its losses, in silence."""
     _save(tmp_path)
-    (tmp_path / EVAL).write_text(content)
+    keep_evaluation(tmp_path, MEASURED, ASKED)
+    path = tmp_path / EVAL
+    path.write_text(content or path.read_text().replace("0.2", "0.3"))
+    with pytest.raises(AnalyzeError, match=f"{path} is damaged .*delete it and evaluate again"):
+        kept_evaluation(tmp_path)
+    with pytest.raises(AnalyzeError, match=f"{path} is damaged"):
+        keep_evaluation(tmp_path, {**MEASURED, "cross_entropy": None}, ASKED)
+
+
+def test_an_evaluation_of_another_version_is_none_here(tmp_path: Path) -> None:
+    _save(tmp_path)
+    keep_evaluation(tmp_path, MEASURED, ASKED)
+    change_json(tmp_path / EVAL, schema_version=99)
     assert kept_evaluation(tmp_path) is None
 
 
@@ -98,7 +154,7 @@ def test_a_run_that_cannot_be_written_is_measured_all_the_same(
         raise PermissionError(13, "Permission denied")
 
     train(TrainConfig(**settings(store_folder, train_tokens=512), out=tmp_path / "run"))
-    monkeypatch.setattr(evaluation, "write_json", refuse)
+    monkeypatch.setattr(evaluation, "write_summed", refuse)
     told: list[object] = []
     found = evaluate_run(EvalConfig(run=tmp_path / "run", store=store_folder), report=told.append)
     assert found.fvu > 0

@@ -131,6 +131,7 @@ def test_waiting_for_the_main_process_is_said(monkeypatch: pytest.MonkeyPatch) -
     from lorsa.harvest import processes
 
     monkeypatch.setattr(processes, "POLL_S", 0.001)
+    monkeypatch.setattr(processes, "REPORT_AFTER_S", 0.01)
     monkeypatch.setattr(processes, "REPORT_EVERY_S", 0.01)
     said: list[str] = []
     until = time.monotonic() + 0.05

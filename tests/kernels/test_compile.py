@@ -55,16 +55,18 @@ OTHERS = {
     ],
     "row_sums_kernel": [{"GROUP": 128, "BLOCK": 64, "BLOCK_J": 16}],
     "decode_kernel": [DECODE],
-    "d_acts_kernel": [DECODE],
-    "dw_kernel": [DECODE],
+    "dots_kernel": [DECODE],
+    "dw_kernel": [DECODE, DECODE | {"db_ptr": None}],
 }
 
 
 def _asked(floats: str) -> list[tuple[str, dict[str, Any]]]:
     """Return every kernel with the constants of some Lorsas; the last has window and softcap."""
-    from lorsa.kernels.triton_path import constants
+    from lorsa.kernels.triton_attention import constants
+    from lorsa.kernels.triton_sparse import linear_constants
 
     asked = [(name, case) for name, cases in OTHERS.items() for case in cases]
+    asked.append(("linear_kernel", linear_constants(DTYPES[floats])))
     for kernel in ("attend", "dq", "dkv"):
         cases = [constants(kernel, DTYPES[floats], *sizes) for sizes in SIZES]
         asked += [(f"{kernel}_kernel", case | PLAIN) for case in cases]

@@ -59,7 +59,7 @@ def test_sparse_topk_attention_refuses_an_empty_batch() -> None:
     ("acts", "ids", "W_O", "message"),
     [
         ((2, 5, 3), (2, 5, 2), (6, 4), "acts and ids"),
-        ((2, 5, 3), (2, 5, 3), (6,), r"W_O must be \[n_ov_heads, d_model\]"),
+        ((2, 5, 3), (2, 5, 3), (6,), r"W_O must be \[n_features, width\]"),
     ],
 )
 def test_sparse_decode_names_what_is_wrong(acts: Any, ids: Any, W_O: Any, message: str) -> None:

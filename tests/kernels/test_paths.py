@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.kernels import reference, torch_path
+from lorsa.kernels import reference, torch_attention, torch_select
 from lorsa.kernels.dispatch import choose_path, sparse_decode, sparse_topk_attention
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -126,10 +126,10 @@ def test_the_same_bits_twice(backend: str) -> None:
 
 @pytest.mark.triton
 def test_triton_in_scratches_of_one_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = _triton_path()
+    pytest.importorskip("triton")
     inputs = _inputs(3, 40, 2, 8, 4)
     whole = _run(inputs, "triton", 3, {})
-    monkeypatch.setattr(path, "SCRATCH_BYTES", 1)
+    monkeypatch.setattr("lorsa.kernels.triton_attention.SCRATCH_BYTES", 1)
     parts = _run(inputs, "triton", 3, {})
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
 
@@ -148,7 +148,7 @@ def test_fast_paths_rank_as_the_reference(
     """
     path = choose_path(backend, DEVICE)
     if backend == "triton":
-        monkeypatch.setattr(path, "SELECT_TILE", 16)
+        monkeypatch.setattr("lorsa.kernels.triton_select.SELECT_TILE", 16)
     generator = torch.Generator().manual_seed(n_ov_heads)
     z = torch.randn(6, n_ov_heads, generator=generator).round(decimals=1)
     z[4] -= 2
@@ -196,7 +196,7 @@ def _triton_path() -> Any:
 def test_torch_path_in_small_chunks_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = _inputs(1, 140, 5, 8, 3)
     whole = _run(inputs, "torch", 4, {})
-    monkeypatch.setattr(torch_path, "SCORES_AT_ONCE", 1)
+    monkeypatch.setattr(torch_attention, "SCORES_AT_ONCE", 1)
     chunked = _run(inputs, "torch", 4, {})
     errors = {name: _relative(chunked[name], whole[name]) for name in NAMES}
     assert max(errors.values()) < RTOL, errors
@@ -204,7 +204,7 @@ def test_torch_path_in_small_chunks_of_heads(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("options", [{}, {"select": "abs", "softcap": 2.0, "window": 3}])
 def test_gradients_in_float64(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_path, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(torch_attention, "QUERY_BLOCK", 4)
     inputs = _inputs(1, 6, 2, 3, 2, torch.float64)
     norm = inputs["W_O"].norm(dim=1)
 
@@ -290,7 +290,7 @@ def test_an_infinite_gradient_reaches_only_what_fired(backend: str) -> None:
 def test_nan_ranks_as_in_the_reference() -> None:
     z = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)).round(decimals=1)
     z[torch.rand(z.shape, generator=torch.Generator().manual_seed(1)) < 0.2] = float("nan")
-    found = torch_path.select_top_k(z, torch.ones(30), top_k=7, select="relu")
+    found = torch_select.select_top_k(z, torch.ones(30), top_k=7, select="relu")
     assert torch.equal(
         found[1], reference.select_top_k(z, torch.ones(30), top_k=7, select="relu")[1]
     )

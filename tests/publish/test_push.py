@@ -25,6 +25,7 @@ from lorsa.train.train import train_many
 from runs import settings
 from safetensors.torch import load_file
 from typer.testing import CliRunner
+from unseal import change_json
 
 SENT = {"config.json", "lorsa.safetensors", "training.json", "seal.json"}
 
@@ -260,8 +261,7 @@ def test_lorsas_of_another_model_are_refused(tmp_path: Path) -> None:
 def test_a_run_that_is_not_finished_is_refused(runs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs / "layer-1", run)
-    content = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(content | {"result": None}))
+    change_json(run / "run.json", result=None)
     with pytest.raises(PublishError, match="run is not finished; the lorsa train command"):
         push(PushConfig(runs=(run,), repo=str(tmp_path / "shared")))
 

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lorsa.errors import StoreError
 from lorsa.store import journal as journal_module
-from lorsa.store.entries import Entries, Entry, read_table, write_table
+from lorsa.store.entries import Entries, Entry
 from lorsa.store.journal import Journal, JournalWriter, read_journal
 from lorsa.store.places import read_from
 from lorsa.store.read.reader import ActivationStore
+from lorsa.store.table import read_table, write_table
 from lorsa.store.write.writer import StoreWriter
-from small import create, fill, make_manifest
+from small import as_before, create, fill, make_manifest
 
 SUMS = st.floats(0, 1e30, allow_nan=False)
 ENTRIES = st.lists(
@@ -56,8 +57,8 @@ def test_what_is_committed_is_read(
         writer.commit(entries)
         known |= {(entry.shard, entry.array): entry for entry in entries}
     assert list(read_journal(root).in_order()) == sorted(known.values())
-    write_table(root, Entries(known.values()))
-    assert list(read_table(root).in_order()) == sorted(known.values())
+    write_table(root, Entries(known.values()), "u")
+    assert list(read_table(root, make_manifest()).in_order()) == sorted(known.values())
 
 
 def test_the_last_writer_is_believed(tmp_path: Path) -> None:
@@ -153,6 +154,7 @@ def test_no_row_of_the_table_leads_out_of_the_store(
     make_store: Callable[..., Path], array: str
 ) -> None:
     root = make_store()
+    as_before(root)
     table = pq.read_table(root / "shards.parquet").to_pylist()
     table[0]["array"] = array
     pq.write_table(pa.Table.from_pylist(table), root / "shards.parquet")
@@ -162,6 +164,7 @@ def test_no_row_of_the_table_leads_out_of_the_store(
 
 def test_a_table_of_an_earlier_version_is_read(make_store: Callable[..., Path]) -> None:
     path = make_store() / "shards.parquet"
+    as_before(path.parent)
     pq.write_table(pq.read_table(path).drop_columns(["n_nonfinite", "max_scale"]), path)
     entries = ActivationStore.open(path.parent).entries
     assert {(entry.n_nonfinite, entry.max_scale) for entry in entries} == {(0, 0.0)}
@@ -274,7 +277,9 @@ def test_a_journal_that_is_another_is_read_anew(tmp_path: Path) -> None:
     path.write_bytes(lines[0])  # cut: the disk was full, and the line is taken back
     assert journal.read() == {0, 1}
     assert [shard for shard, _ in journal.entries] == [0]
-    path.write_bytes(lines[0].replace(b'"shard": 0', b'"shard": 7') + lines[1])  # longer
+    path.unlink()
+    JournalWriter(tmp_path).commit([_entry(7)])
+    path.write_bytes(path.read_bytes() + lines[1])  # longer
     assert journal.read() == {0, 1, 7}
     assert [shard for shard, _ in journal.entries] == [1, 7]
     path.rename(path.with_name("w000002.jsonl"))
@@ -330,15 +335,15 @@ def test_a_table_is_the_same_bytes_as_of_rows(tmp_path: Path) -> None:
         _entry(s, a, crc32c=s, norm_sum=s / 3) for s in (2, 0, 1) for a in ("tokens", "b", "a")
     ]
     entries = Entries(found[1:])
-    write_table(tmp_path, entries)
+    write_table(tmp_path, entries, "u")
     content = pa.BufferOutputStream()
     rows = [entry._asdict() for entry in sorted(found[1:])]
     table = pa.Table.from_pylist(rows, schema=pq.read_schema(tmp_path / "shards.parquet"))
     pq.write_table(table, content, write_page_checksum=True)
     assert (tmp_path / "shards.parquet").read_bytes() == content.getvalue().to_pybytes()
-    assert list(read_table(tmp_path).in_order()) == sorted(found[1:])
-    write_table(tmp_path, Entries())
-    assert len(read_table(tmp_path)) == 0
+    assert list(read_table(tmp_path, make_manifest()).in_order()) == sorted(found[1:])
+    write_table(tmp_path, Entries(), "u")
+    assert len(read_table(tmp_path, make_manifest())) == 0
 
 
 def test_entries_are_a_mapping() -> None:

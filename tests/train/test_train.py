@@ -22,6 +22,7 @@ from lorsa.evaluate.config import EvalConfig
 from lorsa.evaluate.evaluate import evaluate_run
 from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.harvest import harvest
+from lorsa.seal import check_seal
 from lorsa.store.read.loader import held_out_batches
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.read.sampler import Sampler
@@ -32,7 +33,7 @@ from lorsa.train.request import lorsa_config
 from lorsa.train.start import Initialiser, activation_scales
 from lorsa.train.train import train
 from safetensors.torch import load_file
-from small import edit_manifest
+from small import edit_manifest, edit_table
 from tiny import N_CTX
 
 TwoProcesses = Callable[..., subprocess.CompletedProcess[str]]
@@ -79,7 +80,10 @@ def test_training_improves_on_the_start(store_folder: Path, tmp_path: Path) -> N
 def test_a_run_folder_holds_what_it_should(store_folder: Path, tmp_path: Path) -> None:
     result = train(_config(store_folder, tmp_path / "run"))
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert names == {"run.json", "metrics.jsonl", "curves.png", "config.json", "lorsa.safetensors"}
+    sealed = {"run.json", "metrics.jsonl", "config.json", "lorsa.safetensors"}
+    assert names == sealed | {"curves.png", "seal.json"}
+    assert json.loads((tmp_path / "run/seal.json").read_text())["files"].keys() == sealed
+    assert check_seal(tmp_path / "run") == []
     run = json.loads((tmp_path / "run/run.json").read_text())
     assert run["result"]["fvu"] == result.fvu
     assert run["config"]["lr"] == 1e-3
@@ -311,7 +315,7 @@ def test_only_damaged_checkpoints_are_named(store_folder: Path, tmp_path: Path) 
         train(config, report=_stop_at(30))
     for folder in checkpoints(tmp_path / "run"):
         (folder / "state.json").unlink()
-    with pytest.raises(CheckpointError, match="has only damaged checkpoints; delete .* anew"):
+    with pytest.raises(CheckpointError, match="has only damaged checkpoints .* begin anew"):
         train(config)
 
 
@@ -416,7 +420,7 @@ def test_a_smaller_store_trains_nearly_the_same_lorsa(
 def test_a_run_does_not_fail_for_want_of_a_picture(
     store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(run: Path) -> Path:
+    def fail(run: Path, result: object) -> Path:
         raise OSError("no room for a picture")
 
     monkeypatch.setattr("lorsa.train.report.reporting.draw_curves", fail)
@@ -431,10 +435,8 @@ def test_a_layer_with_nan_is_refused(store_folder: Path, tmp_path: Path) -> None
     bad = pa.array([name == "layers/1/attn_in" for name in table["array"].to_pylist()])
     column = table.schema.get_field_index("n_nonfinite")
     shutil.copytree(store_folder, tmp_path / "acts")
-    pq.write_table(
-        table.set_column(column, "n_nonfinite", bad.cast(pa.int64())),
-        tmp_path / "acts/shards.parquet",
-    )
+    table = table.set_column(column, "n_nonfinite", bad.cast(pa.int64()))
+    edit_table(tmp_path / "acts", table)
     with pytest.raises(TrainError, match="layer 1 of .* tokens with NaN or Inf.* other --layers$"):
         train(_config(tmp_path / "acts", tmp_path / "run"))
     path = tmp_path / "acts/manifest.json"

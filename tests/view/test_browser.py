@@ -1,14 +1,21 @@
 """The page in Chromium, from the disk: what is clicked, typed, pointed at and shown."""
 
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from lorsa.analyze.choices import LOWER
 from lorsa.analyze.result import Analysis
+from lorsa.analyze.said import said
+from lorsa.analyze.schema import HEADS
 from lorsa.view.build import build_page
 from lorsa.view.columns import rounded
+
 from reading import WORDS, make_analysis
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
@@ -182,8 +189,16 @@ def test_search_finds_heads_by_token_and_number(page: Page, run: Path) -> None:
     expect(page.locator(".count")).to_contain_text("of")
     analysis = Analysis.open(run)
     token = WORDS.index(" 東京")
-    wanted = [i for i in range(60) if token in {r["token"] for r in analysis.head(i)["promoted"]}]
-    assert _listed(page)[:10] == wanted[:10]
+    scores = {
+        head: each["z"]
+        for head in range(N_HEADS)
+        for each in said(analysis.head(head), "promoted") or []
+        if each["token"] == token
+    }
+    assert _listed(page)[:10] == sorted(scores, key=lambda head: (-scores[head], head))[:10]
+    first = page.locator(".rows .cell.match").first
+    expect(first).to_have_text(f"promotes ·東京z {max(scores.values()):g}")
+    expect(first.locator(".token.hit")).to_have_text("·東京")
     page.fill("#search", "no such token")
     expect(page.locator(".none")).to_be_visible()
     page.fill("#search", "↵")
@@ -191,6 +206,53 @@ def test_search_finds_heads_by_token_and_number(page: Page, run: Path) -> None:
     page.fill("#search", "123")
     page.keyboard.press("Enter")
     expect(page.locator("h1")).to_have_text("Head 123")
+
+
+def test_search_says_what_matched_the_strongest_first(page: Page, tmp_path: Path) -> None:
+    """Heads came by their number, and most of their rows did not show the token anywhere."""
+    make_analysis(tmp_path / "analysis", n_heads=40)
+    explained = {"head": 7, "text": "copies a cat", "model": "m"}
+    (tmp_path / "analysis" / "explanations.jsonl").write_text(json.dumps(explained) + "\n")
+    build_page(tmp_path)
+    _go(page, tmp_path, "#/heads?q=cat")
+    expect(page.locator("[aria-sort=descending] [data-sort=match]")).to_have_count(1)
+    rows = page.locator(".rows .row")
+    for row in rows.all():
+        expect(row.locator(".cell.match")).to_contain_text("cat")
+    relations = {"fires on", "reads", "reads embedding", "promotes", "explanation"}
+    found = page.locator(".rows .match > .note").all_inner_texts()
+    assert {each.strip() for each in found} == relations
+    _go(page, tmp_path, "#/heads?q=explained%3A+cat")
+    assert _listed(page) == [7]
+    expect(page.locator(".rows .cell.match")).to_contain_text("explanation copies a cat")
+    _go(page, tmp_path, "#/heads?q=cat&sort=-frequency")
+    expect(page.locator("[aria-sort=descending] [data-sort=frequency]")).to_have_count(1)
+    page.fill("#search", "")
+    expect(page.locator("[data-sort=match]")).to_have_count(0)
+
+
+def test_what_chance_explains_is_grey(page: Page, run: Path) -> None:
+    """Tokens and heads that random directions have too stood as facts, in the table as well."""
+    row = Analysis.open(run).head(17)
+    _go(page, run, "#/head/17")
+    for title, name in (("Makes likelier", "promoted"), ("Heads that write alike", "similar_o")):
+        panel = page.locator(".panel", has_text=title)
+        expect(panel.locator("li")).to_have_count(len(row[name]))
+        expect(panel.locator("li:not(.chance)")).to_have_count(len(said(row, name) or []))
+        expect(panel).to_contain_text("Grey is no better than random.")
+
+
+def test_an_analysis_without_a_test_says_so(page: Page, tmp_path: Path) -> None:
+    """Those of earlier versions have no z: their lists are grey, and nothing is said of them."""
+    make_analysis(tmp_path / "analysis", tested=False)
+    build_page(tmp_path)
+    _go(page, tmp_path, "#/head/3")
+    panel = page.locator(".panel", has_text="Makes likelier")
+    expect(panel).to_contain_text("Not tested against chance: analyze again.")
+    expect(panel.locator("li:not(.chance)")).to_have_count(0)
+    _go(page, tmp_path, "#/heads?q=promotes%3A+cat")
+    assert _listed(page) == []
+    assert page.locator("[data-sort=promotes]").count() == 0
 
 
 def test_head_shows_values_of_what_it_read(page: Page, run: Path) -> None:
@@ -282,6 +344,54 @@ def test_phone_needs_no_scrolling_sideways(page: Page, run: Path, address: str) 
     page.set_viewport_size({"width": 360, "height": 740})
     _go(page, run, address)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_types_that_are_not_sure_are_grey_and_say_so(page: Page, run: Path) -> None:
+    """A head that fired once stood there as an induction head like any other."""
+    heads = Analysis.open(run).heads.select(["head", "type", "type_by"]).to_pylist()
+    reasons = {"text": "by text only", "probes": "by probes only", "disputed": "by text only"}
+    for by, reason in reasons.items():
+        head = next(row for row in heads if row["type_by"] == by)
+        _go(page, run, f"#/head/{head['head']}")
+        expect(page.locator("h1")).to_have_text(f"Head {head['head']}")
+        expect(page.locator(".title .unsure")).to_contain_text("?")
+        expect(page.locator(".title .by")).to_have_text(reason)
+    sure = next(row["head"] for row in heads if row["type_by"] == "both")
+    _go(page, run, f"#/head/{sure}")
+    expect(page.locator("h1")).to_have_text(f"Head {sure}")
+    expect(page.locator(".title .unsure")).to_have_count(0)
+    _go(page, run)
+    expect(page.locator(".types")).to_contain_text(" of ")
+
+
+def test_kinds_without_a_head_say_none_here(page: Page, tmp_path: Path) -> None:
+    """Every kind had three heads to start with, whatever they were."""
+    make_analysis(tmp_path / "analysis", n_heads=12)
+    path = tmp_path / "analysis/heads.parquet"
+    rows = pq.read_table(path).to_pylist()
+    for row in rows:
+        row |= dict.fromkeys(LOWER.values(), 0.31)
+    rows[3] |= {"type": "local", "local_low": 0.7, "probe_local_low": 0.8}
+    pq.write_table(pa.Table.from_pylist(rows, HEADS), path)
+    build_page(tmp_path)
+    _go(page, tmp_path)
+    expect(page.locator(".card h3")).to_have_text(["local"])
+    expect(page.locator(".card li")).to_have_count(1)
+    expect(page.locator(".card .n")).to_have_text("0.70")
+    expect(page.locator(".none-here")).to_contain_text("induction (best 0.31)")
+
+
+def test_verified_families_are_marked(page: Page, tmp_path: Path) -> None:
+    make_analysis(tmp_path / "analysis", n_heads=40)
+    path = tmp_path / "analysis/analysis.json"
+    family = {"n_heads": 7, "effect": 0.47, "low": 0.4, "null": [0.0, 0.02], "writes": 1.0}
+    families = {"induction": family | {"verified": True}, "local": family | {"verified": False}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"families": families}))
+    build_page(tmp_path)
+    _go(page, tmp_path)
+    mark = page.locator(".types .verified")
+    expect(mark).to_have_count(1)
+    expect(mark).to_have_attribute("title", re.compile("7 heads .* 0.47 nats .* 0.02 at most"))
 
 
 def test_page_without_a_model_says_how_to_get_the_rest(page: Page, tmp_path: Path) -> None:

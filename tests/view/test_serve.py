@@ -14,8 +14,9 @@ import pytest
 from lorsa import cli
 from lorsa.errors import AnalyzeError
 from lorsa.view.serve import PageServer
-from reading import make_analysis
 from typer.testing import CliRunner
+
+from reading import make_analysis
 
 
 @pytest.fixture

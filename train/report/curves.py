@@ -3,13 +3,13 @@
 matplotlib is loaded when a picture is drawn, and draws into a file without a screen.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import TrainError
+from ...seal import read_summed, unsummed
 from ...whole import whole
 
 CURVES = "curves.png"
@@ -23,11 +23,12 @@ Line = dict[str, Any]
 Row = Mapping[str, Any]
 
 
-def draw_curves(run: Path) -> Path:
+def draw_curves(run: Path, result: Row | None = None) -> Path:
     """Draw loss, held-out FVU, dead heads, learning rate and top_k of a run over its tokens.
 
     Args:
         run: run folder, with run.json and metrics.jsonl.
+        result: of a run whose run.json does not have it yet.
 
     Returns:
         The picture, RUN/curves.png.
@@ -35,7 +36,7 @@ def draw_curves(run: Path) -> Path:
     Raises:
         TrainError: run.json or metrics.jsonl cannot be read.
     """
-    lines, title = _read(run)
+    lines, title = _read(run, result)
     steps = [line for line in lines if "loss" in line]
     evals = [{**line["held_out"], "tokens": line["tokens"]} for line in lines if "held_out" in line]
     figure = _figure(9.5, 6.4)
@@ -129,19 +130,19 @@ def draw_pareto(rows: Sequence[Row], path: Path) -> Path:
     return _save(figure, path)
 
 
-def _read(run: Path) -> tuple[list[Line], str]:
+def _read(run: Path, result: Row | None) -> tuple[list[Line], str]:
     """Return the lines of metrics.jsonl and the title of the run's picture."""
     try:
-        header = json.loads((run / "run.json").read_text("utf-8"))
+        header = read_summed(run / "run.json")
         text = (run / "metrics.jsonl").read_text("utf-8")
-        lines = [json.loads(line) for line in text.splitlines()]
+        lines = [unsummed(line) for line in text.splitlines()]
     except FileNotFoundError as error:
         if error.filename is None or not str(error.filename).endswith("metrics.jsonl"):
             raise TrainError(f"{run} is no run folder: it has no run.json") from None
         lines = []
     except (OSError, ValueError) as error:
         raise TrainError(f"{run} cannot be drawn ({error})") from None
-    config, result = header.get("config", {}), header.get("result") or {}
+    config, result = header.get("config", {}), result or header.get("result") or {}
     facts = {**config, **{name: value for name, value in result.items() if value is not None}}
     parts = [f"{run.name}: layer {facts.get('layer')}"]
     if n_ov_heads := facts.get("n_ov_heads"):

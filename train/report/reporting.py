@@ -73,12 +73,11 @@ def finish(run: Run, quality: Quality, clock: Clock) -> None:
     def write() -> None:
         _log_eval(run, quality)
         raw_lorsa(run.shape, learned, run.scales).save_pretrained(run.folder.root)
+        _draw(run, asdict(result))
         run.folder.finish(asdict(result))
 
     run.team.on_main(write)
     run.result = result
-    if run.team.is_main:
-        _draw(run)
     run.report(EvalReport(run.done, run.tokens(), quality))
     run.report(Ended(result))
 
@@ -94,9 +93,9 @@ def _log(run: Run, line: dict[str, Any]) -> None:
         run.tracker.log(line, run.done)
 
 
-def _draw(run: Run) -> None:
+def _draw(run: Run, result: dict[str, Any]) -> None:
     """Draw the curves; a finished run does not fail for want of a picture."""
     try:
-        draw_curves(run.folder.root)
+        draw_curves(run.folder.root, result)
     except Exception as error:
         run.report(f"no picture of the curves: {error}")

@@ -19,6 +19,7 @@ from typing import Any
 from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
 from ...errors import TrainError
+from ...reading import read_json
 from ..config import TRACKERS
 
 PROJECT = "lorsa"
@@ -123,7 +124,7 @@ def _wandb(run: Path, config: dict[str, Any], first_step: int) -> Any:
         PROJECT,
         name=run.name,
         group=run.parent.name or None,
-        id=json.loads(path.read_text("utf-8"))["wandb"],
+        id=read_json(path)["wandb"],
         resume="allow",
         reinit="create_new",  # beside other runs of this process
         dir=str(run),

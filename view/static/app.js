@@ -106,8 +106,8 @@ async function leaveSearch(opens = false) {
   runSearch();
   search.blur();
   if (place().view !== "heads") return;
-  const found = await findHeads(place().params);
-  if (opens && found.length === 1) go(`#/head/${found[0]}`);
+  const { heads } = await findHeads(place().params);
+  if (opens && heads.length === 1) go(`#/head/${heads[0]}`);
   else table.grid?.focus({ preventScroll: true });
 }
 

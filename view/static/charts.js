@@ -112,21 +112,39 @@ function meter(x, kind) {
   return el("span", { class: `meter ${kind}`, vars: { w: `${100 * Math.max(0, Math.min(1, x ?? 0))}%` } });
 }
 
-/** Draw tokens with a value each, as bars that share a scale. */
-function tokenRows([tokens, values], spellValue, tone = "pos") {
+/** Draw tokens with a value each, as bars that share a scale; what chance explains is grey. */
+function tokenRows([tokens, values, z, beyond], spellValue, { tone = "pos", chance = "no better than random" } = {}) {
   const top = Math.max(...values.map(Math.abs), 1e-9);
   return el(
-    "ol",
-    { class: `ranked ${tone}` },
-    ...tokens.map((token, i) =>
-      el(
-        "li",
-        { vars: { w: `${(100 * Math.abs(values[i])) / top}%` } },
-        tokenLabel(token),
-        el("span", { class: "n" }, spellValue(values[i])),
+    "div",
+    {},
+    el(
+      "ol",
+      { class: `ranked ${tone}` },
+      ...tokens.map((token, i) =>
+        el(
+          "li",
+          { vars: { w: `${(100 * Math.abs(values[i])) / top}%` }, ...chanceMark(z, beyond, i, chance) },
+          tokenLabel(token),
+          el("span", { class: "n" }, spellValue(values[i])),
+        ),
       ),
     ),
+    chanceNote(beyond, chance),
   );
+}
+
+/** Return the class and the title of what is listed at a place: its z, and whether chance explains it. */
+function chanceMark(z, beyond, i, chance = "no better than random") {
+  if (!beyond) return { class: "chance", title: "not compared with chance" };
+  return beyond[i] ? { title: `z ${num(z[i])}` } : { class: "chance", title: `${chance}: z ${num(z[i])}` };
+}
+
+/** Say what is grey in a list, and why. */
+function chanceNote(beyond, chance = "no better than random") {
+  if (beyond?.every((x) => x)) return null;
+  if (!beyond) return el("p", { class: "note" }, "Not tested against chance: analyze again.");
+  return el("p", { class: "note" }, beyond.some((x) => x) ? "Grey is " : "All is ", `${chance}.`);
 }
 
 /** Draw the quantiles of a head's activation on a line from 0 to its largest. */

@@ -49,9 +49,9 @@ function percent(x) {
   return `${x < 0 ? "−" : ""}${size >= 10 ? Math.round(size) : Number(size.toPrecision(2))} %`;
 }
 
-/** Spell a name of the analysis: previous_token as "previous token". */
+/** Spell a name of the analysis as the command line does: previous_token as "previous-token". */
 function words(name) {
-  return name.replace(/^probe_/, "").replaceAll("_", " ");
+  return name.replace(/^probe_/, "").replaceAll("_", "-");
 }
 
 const MARKS = { " ": "·", "\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽" };
@@ -71,8 +71,15 @@ function tokenLabel(token, props = {}) {
   return el("span", { class: "token", title: `token ${token}`, ...props }, visible(textOf(token)));
 }
 
-function typeMark(type) {
-  return el("span", { class: "type", vars: { hue: `var(--type-${type})` } }, words(type));
+/** Make the mark of a type; grey and with a question mark where it is not sure, for the reason given. */
+function typeMark(type, { sure = true, about = null } = {}) {
+  return el("span", { class: sure ? "type" : "type unsure", title: about, vars: { hue: `var(--type-${type})` } }, sure ? words(type) : `${words(type)}\u00a0?`);
+}
+
+/** Make the mark of a head's own type. */
+function headType(head) {
+  const about = BY_ABOUT[value("type_by", head)] ?? TYPE_ABOUT[value("type", head)];
+  return typeMark(value("type", head) ?? "mixed", { sure: isSure(head), about });
 }
 
 /** Say that a part needs the language model, and how to get it. */
@@ -109,10 +116,10 @@ function headTip(head) {
   const list = (column) => (value(column, head) ?? []).map((t) => visible(textOf(t))).join("  ");
   const lines = [
     ["head", String(head)],
-    ["type", words(value("type", head) ?? "unknown")],
+    ["type", `${words(value("type", head) ?? "unknown")}${isSure(head) ? "" : " ?"}`],
     ["frequency", percent(value("frequency", head))],
     ["fires on", list("fires") || "–"],
   ];
-  if (known("promotes")) lines.push(["promotes", list("promotes") || "–"]);
+  if (list("promotes")) lines.push(["promotes", list("promotes")]);
   return lines;
 }

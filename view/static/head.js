@@ -49,7 +49,8 @@ function headTitle(head, explained) {
       "div",
       { class: "title" },
       el("h1", {}, `Head ${head}`),
-      typeMark(v("type") ?? "mixed"),
+      headType(head),
+      isSure(head) ? null : el("span", { class: "note by" }, BY_ABOUT[v("type_by")].split(":")[0]),
       el("a", { class: "quiet", href: `#/heads?qk_head=${v("qk_head")}` }, `QK head ${v("qk_head") ?? "–"}`),
       el("nav", { "aria-label": "Heads" }, step(-1, "←", "["), step(1, "→", "]")),
     ),
@@ -82,12 +83,12 @@ function contextPanels(head, { top, sample }) {
 function sidePanels(head, found) {
   const { by_distance: byDistance, act_quantiles: quantiles } = found;
   return [
-    panel("What it reads, by kind", scorePanel(head)),
+    panel("What it reads, by kind", scorePanel(head, found.low ?? {})),
     panel("How far back", byDistance ? distancePlot(byDistance) : silence("It read nothing.")),
     panel("Heads of the model it comes from", parentPanel(found.parents)),
     panel("Makes likelier", found.promoted ? tokenRows(found.promoted, (x) => num(x, true)) : needsModel("The effect on the logits")),
-    panel("Makes less likely", found.suppressed ? tokenRows(found.suppressed, (x) => num(x, true), "neg") : needsModel("The effect on the logits")),
-    panel("Tokens it reads, in its examples", found.reads ? tokenRows(found.reads, percent) : silence("It read nothing.")),
+    panel("Makes less likely", found.suppressed ? tokenRows(found.suppressed, (x) => num(x, true), { tone: "neg" }) : needsModel("The effect on the logits")),
+    panel("Tokens it reads, in its examples", found.reads ? tokenRows(found.reads, percent, { chance: "what as many examples would read by chance" }) : silence("It read nothing.")),
     panel("Tokens whose embedding it reads", found.reads_embedding ? tokenRows(found.reads_embedding, (x) => num(x, true)) : needsModel("What it reads of embeddings")),
     panel("Activations", quantiles ? quantilePlot(quantiles, value("mean_act", head), value("max_act", head)) : silence("It never fired.")),
     panel("Heads that write alike", neighbours(found.similar_o)),
@@ -103,10 +104,11 @@ function silence(text) {
   return el("p", { class: "missing" }, text);
 }
 
-function scorePanel(head) {
+function scorePanel(head, low) {
+  const least = (id) => (low[id] === undefined ? "cannot be told" : `at least ${fixed(low[id])}`);
   const rows = index.scores.map((id) => ({
     name: words(id),
-    about: columnOf(id).about,
+    about: `Share of its reading ${SCORE_ABOUT[id]}, ${WHERE_OFFERED}. With 95 % certainty: in text ${least(id)}, on probes ${least(`probe_${id}`)}.`,
     text: value(id, head),
     probe: value(`probe_${id}`, head),
   }));
@@ -117,6 +119,7 @@ function scorePanel(head) {
     {},
     el("p", { class: "note key" }, el("span", {}, el("i", { class: "swatch" }), "in the text"), el("span", {}, el("i", { class: "swatch probe" }), `on random tokens repeated once${fired === null ? "" : `, where it fired ${whole(fired)} times`}`)),
     scoreRows(rows),
+    el("p", { class: "note" }, "Shares of the reading at tokens that offer such a source: they need not add up to 1."),
   );
 }
 
@@ -133,9 +136,15 @@ function parentPanel(parents) {
 
 function neighbours(pairs) {
   if (!pairs || pairs[0].length === 0) return silence("None.");
+  const [heads, cosines, z, beyond] = pairs;
   return el(
-    "ul",
-    { class: "near" },
-    ...pairs[0].map((head, i) => el("li", {}, el("a", { href: `#/head/${head}` }, el("b", {}, String(head)), el("span", { class: "fires" }, ...tokensOf("fires", head)), el("span", { class: "n" }, fixed(pairs[1][i]))))),
+    "div",
+    {},
+    el(
+      "ul",
+      { class: "near" },
+      ...heads.map((head, i) => el("li", chanceMark(z, beyond, i), el("a", { href: `#/head/${head}` }, el("b", {}, String(head)), el("span", { class: "fires" }, ...tokensOf("fires", head)), el("span", { class: "n" }, fixed(cosines[i]))))),
+    ),
+    chanceNote(beyond),
   );
 }

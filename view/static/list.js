@@ -2,14 +2,37 @@
 // page's address: #/heads?q=cat&type=induction&parent=3&frequency=0.001..0.01&sort=-induction
 "use strict";
 
-/** Promise the heads that a request asks for, in its order. */
+const RELATIONS = {
+  fires: { label: "fires on", about: "share of its top examples", strength: percent, of: fired },
+  reads: { label: "reads", about: "share of what its top examples read", strength: percent, of: (x) => x },
+  embedding: { label: "reads embedding", about: "z, beyond chance", strength: (z) => `z ${num(z)}`, of: beyond },
+  promotes: { label: "promotes", about: "z, beyond chance", strength: (z) => `z ${num(z)}`, of: beyond },
+  explained: { label: "explanation", about: "score", strength: fixed, of: (x) => x ?? 0.5 },
+};
+const ASKED = { fires: ["fires"], reads: ["reads", "embedding"], promotes: ["promotes"], explained: ["explained"] };
+
+/** Return how strong a claim of a share of a head's firings is: less where it fired a few times only. */
+function fired(share, head) {
+  const n = value("n_fired", head);
+  return (share * n) / (n + 3);
+}
+
+/** Return how strong a claim of a z is, between 0 and 1. */
+function beyond(z) {
+  return z / (z + 6);
+}
+
+/** Promise the heads that a request asks for, in its order, and by what each matches its search. */
 async function findHeads(params) {
-  const tests = [await searchTest(params.get("q") ?? ""), typeTest(params), ...rangeTests(params)];
+  const found = await searchMatches(params.get("q") ?? "");
+  const tests = [(head) => found === null || found.has(head), typeTest(params), ...rangeTests(params)];
   const heads = [];
   for (let head = 0; head < index.n_heads; head++) {
     if (tests.every((test) => test(head))) heads.push(head);
   }
-  return sorted(heads, params.get("sort") ?? "");
+  const matches = found ?? new Map();
+  const order = params.get("sort") ?? (matches.size ? "-match" : "");
+  return { heads: sorted(heads, order, matches), matches };
 }
 
 function typeTest(params) {
@@ -22,7 +45,7 @@ function rangesOf(params) {
   const found = [];
   for (const column of COLUMNS) {
     const text = params.get(column.id);
-    if (!text || ["head", "type", "tokens"].includes(column.kind)) continue;
+    if (!text || ["head", "type", "tokens", "match"].includes(column.kind)) continue;
     const [low, high] = text.includes("..") ? text.split("..") : [text, text];
     found.push({
       column,
@@ -41,47 +64,70 @@ function rangeTests(params) {
   });
 }
 
-/** Promise a test of a search: a head number, or a token that the head fires on, promotes or reads. */
-async function searchTest(text) {
+/** Promise what a search finds: by head, its matches, the strongest first; null where nothing is asked.
+ * A match is {relation, token or text, value, strength}: its strength is 0 to 1, less where a token only holds the word. */
+async function searchMatches(text) {
   const query = text.trim();
-  if (query === "") return () => true;
-  if (/^\d+$/.test(query)) return (head) => head === Number(query);
-  const [, relation, rest] = query.match(/^(fires|promotes|reads):(.*)$/s) ?? [null, null, query];
-  const tokens = matchingTokens(rest.trim());
-  if (tokens === null) return () => true; // nothing asked yet
-  const found = new Uint8Array(index.n_heads);
+  if (query === "") return null;
+  if (/^\d+$/.test(query)) return Number(query) < index.n_heads ? new Map([[Number(query), []]]) : new Map();
+  const [, relation, rest] = query.match(/^(fires|promotes|reads|explained):(.*)$/s) ?? [null, null, query];
+  const word = rest.trim();
+  if (word === "") return null;
   const data = await load("search");
-  for (const name of relation ? [relation] : ["fires", "promotes", "reads"]) {
-    const { counts, tokens: listed } = data[name];
-    let at = 0;
-    counts.forEach((count, head) => {
-      for (const end = at + count; at < end; at++) if (tokens.has(listed[at])) found[head] = 1;
-    });
+  const found = new Map();
+  const add = (head, match) => (found.has(head) ? found.get(head).push(match) : found.set(head, [match]));
+  const tokens = matchingTokens(word);
+  for (const name of relation ? ASKED[relation] : Object.keys(RELATIONS)) {
+    if (name === "explained") addExplained(data.explained, word, add);
+    else addTokens(name, data[name], tokens, add);
   }
-  return (head) => found[head] === 1;
+  for (const matches of found.values()) matches.sort((a, b) => b.strength - a.strength);
+  return found;
 }
 
-/** Return the ids of the tokens whose text holds a word, or is what stands in quotes. */
+function addTokens(relation, { counts, tokens: listed, strengths }, tokens, add) {
+  let at = 0;
+  counts.forEach((count, head) => {
+    for (const end = at + count; at < end; at++) {
+      const near = tokens.get(listed[at]);
+      if (near === undefined) continue;
+      add(head, { relation, token: listed[at], value: strengths[at], strength: near * RELATIONS[relation].of(strengths[at], head) });
+    }
+  });
+}
+
+function addExplained(explained, word, add) {
+  const low = (word.match(/^"(.+)"$/s)?.[1] ?? word).toLowerCase();
+  for (const [head, text, score] of explained) {
+    if (text.toLowerCase().includes(low)) add(head, { relation: "explained", text, value: score, strength: RELATIONS.explained.of(score) });
+  }
+}
+
+/** Return the tokens whose text holds a word, or is what stands in quotes; by id, what part of it that is. */
 function matchingTokens(word) {
-  if (word === "") return null;
   const exact = word.match(/^"(.+)"$/s)?.[1];
   const low = word.toLowerCase();
-  const matches = (text) =>
-    exact === undefined
-      ? text.toLowerCase().includes(low) || visible(text).toLowerCase().includes(low)
-      : text === exact || visible(text) === exact;
-  const found = new Set();
-  for (const token of texts.keys()) if (matches(textOf(token))) found.add(token);
+  const found = new Map();
+  for (const token of texts.keys()) {
+    const text = textOf(token);
+    const forms = [text, visible(text)];
+    if (exact !== undefined) {
+      if (forms.includes(exact)) found.set(token, 1);
+    } else if (forms.some((form) => form.toLowerCase().includes(low))) {
+      found.set(token, Math.min(1, low.length / (text.trim().length || 1)));
+    }
+  }
   return found;
 }
 
 /** Order heads by a column; "-" is from large to small. Unknown values come last. */
-function sorted(heads, order) {
+function sorted(heads, order, matches) {
   const falling = order.startsWith("-");
   const id = order.replace("-", "");
   const column = columnOf(id);
   if (!column || id === "head") return falling ? heads.reverse() : heads;
-  const keys = new Map(heads.map((head) => [head, sortKey(column, head)]));
+  const strength = (head) => matches.get(head)?.[0]?.strength ?? null;
+  const keys = new Map(heads.map((head) => [head, id === "match" ? strength(head) : sortKey(column, head)]));
   const sign = falling ? -1 : 1;
   return heads.sort((a, b) => {
     const [x, y] = [keys.get(a), keys.get(b)];

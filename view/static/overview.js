@@ -1,8 +1,11 @@
 // The overview: what was analysed, how good it is, what kinds of heads there are.
 "use strict";
 
-const TYPE_ABOUT = { mixed: "no kind is half of what it reads", silent: "never fired" };
-const START_FIRED = 20; // a head is named as an example of its type if it fired so often
+const TYPE_ABOUT = {
+  mixed: "of no kind is it sure that it is half of what the head reads",
+  rare: "fired so seldom that its kind cannot be told",
+  silent: "never fired",
+};
 
 const overview = {
   /** Show the overview; `params` may hold the axes of the scatter. */
@@ -66,30 +69,46 @@ function introduction() {
 }
 
 function typePanel() {
-  const counts = index.types.map((type) => [type, index.columns.type.filter((t) => t === type).length]);
-  const top = Math.max(1, ...counts.map(([, n]) => n));
+  const heads = [...Array(index.n_heads).keys()];
+  const counts = index.types.map((type) => {
+    const mine = heads.filter((head) => value("type", head) === type);
+    return { type, all: mine.length, sure: mine.filter(isSure).length };
+  });
+  const top = Math.max(1, ...counts.map(({ all }) => all));
+  const unsure = counts.some(({ all, sure }) => sure < all);
   return [
     el("h2", {}, "What they read"),
+    el("ul", { class: "types" }, ...counts.filter(({ all }) => all > 0).map((count) => typeRow(count, top))),
+    unsure
+      ? el("p", { class: "note" }, index.facts.with_model ? "Grey: text and probes do not both say so. Probes are random tokens repeated once, where nothing matches by chance." : "Grey: by text alone, where much matches by chance. Probes need the language model: lorsa analyze RUN --model MODEL.")
+      : null,
+  ].filter((part) => part !== null);
+}
+
+function typeRow({ type, all, sure }, top) {
+  const isKind = index.scores.includes(type);
+  const family = index.facts.families?.[type];
+  const n = sure === all ? [whole(all)] : [whole(sure), el("span", {}, ` of ${whole(all)}`)];
+  return el(
+    "li",
+    {},
     el(
-      "ul",
-      { class: "types" },
-      ...counts
-        .filter(([, n]) => n > 0)
-        .map(([type, n]) =>
-          el(
-            "li",
-            {},
-            el(
-              "a",
-              { title: TYPE_ABOUT[type] ?? `at least half ${SCORE_ABOUT[type]}`, href: `#/heads?type=${type}&sort=${index.scores.includes(type) ? "-" + type : "-frequency"}` },
-              typeMark(type),
-              el("span", { class: "meter", vars: { w: `${(100 * n) / top}%`, hue: `var(--type-${type})` } }),
-              el("span", { class: "n" }, whole(n)),
-            ),
-          ),
-        ),
+      "a",
+      { title: TYPE_ABOUT[type] ?? `at least half of its reading is ${SCORE_ABOUT[type]}, ${WHERE_OFFERED}`, href: `#/heads?type=${type}&sort=${isKind ? "-trust" : "-frequency"}` },
+      el("span", {}, typeMark(type), verifiedMark(family)),
+      el("span", { class: "meter", vars: { w: `${(100 * sure) / top}%`, all: `${(100 * all) / top}%`, hue: `var(--type-${type})` } }),
+      el("span", { class: "n" }, ...n),
     ),
-  ];
+  );
+}
+
+/** Make the mark of a family whose heads do, all together, what their type says; else nothing. */
+function verifiedMark(family) {
+  if (!family?.verified) return null;
+  const about =
+    `Verified: without these ${whole(family.n_heads)} heads the model copies worse. On random tokens repeated once the loss of the second half rises by ` +
+    `${num(family.effect)} nats (at least ${num(family.low)} more than without as many other heads that write as much: ${num(Math.max(...family.null))} at most, ${family.null.length} draws).`;
+  return el("span", { class: "verified", title: about, "aria-label": about }, " ✓");
 }
 
 function histogramPanel() {
@@ -152,54 +171,44 @@ function scatterPanel(state, axes) {
 }
 
 function startPanel() {
-  const often = (head) => (value("n_fired", head) ?? 0) >= START_FIRED;
-  const fired = [...Array(index.n_heads).keys()].filter((head) => (value("n_fired", head) ?? 0) > 0);
-  const pool = fired.some(often) ? fired.filter(often) : fired;
-  const cards = [...index.scores, "successor"]
-    .filter((id) => known(id))
-    .map((kind) => [kind, known(`probe_${kind}`) ? `probe_${kind}` : kind])
-    .map(([kind, id]) => {
-      const best = strongest(pool, id, 3);
-      return el(
-        "div",
-        { class: "card" },
-        el("h3", {}, el("a", { href: `#/heads?sort=-${id}`, title: columnOf(id).about }, words(kind))),
-        el(
-          "ol",
-          {},
-          ...best.map((head) =>
-            el(
-              "li",
-              {},
-              el("a", { href: `#/head/${head}` }, el("b", {}, String(head)), el("span", { class: "fires" }, ...tokensOf("fires", head)), el("span", { class: "n" }, fixed(value(id, head)))),
-            ),
-          ),
-        ),
-      );
-    });
-  const onProbe = index.probes.some((id) => known(id));
+  const on = index.facts.with_model ? "in text and on random tokens repeated once, whichever is smaller" : "in text alone (probes need the language model)";
+  const none = index.starts.filter(({ heads, best }) => best !== null && heads.length === 0);
   return el(
     "section",
     {},
     el("h2", {}, "Where to start"),
-    el("p", { class: "note" }, `The strongest heads of each kind, of those that fired ${START_FIRED} times or more, with the tokens on which they fire${onProbe ? "; by what they read on random tokens repeated once, where nothing matches by chance" : ""}. Below 0.5 a head is mainly something else.`),
-    el("div", { class: "cards" }, ...cards),
+    el("p", { class: "note" }, `The heads that are surest of their kind: by the share of their reading ${on}, by a lower bound. Below 0.5 a head is mainly something else.`),
+    el("div", { class: "cards" }, ...index.starts.filter(({ heads }) => heads.length).map(startCard)),
+    none.length ? el("p", { class: "note none-here" }, ...none.flatMap(noneHere)) : null,
   );
 }
 
-/** Return the heads with the largest values of a column, in one pass. */
-function strongest(heads, id, n) {
-  const found = [];
-  for (const head of heads) {
-    const x = value(id, head);
-    if (x === null || (found.length === n && x <= value(id, found[n - 1]))) continue;
-    found.push(head);
-    found.sort((a, b) => value(id, b) - value(id, a));
-    found.splice(n);
-  }
-  return found;
+function startCard({ kind, heads, scores }) {
+  const request = index.scores.includes(kind) ? `type=${kind}&sort=-trust` : `sort=-${kind}`;
+  return el(
+    "div",
+    { class: "card" },
+    el("h3", {}, el("a", { href: `#/heads?${request}`, title: columnOf(kind).about }, words(kind)), verifiedMark(index.facts.families?.[kind])),
+    el(
+      "ol",
+      {},
+      ...heads.map((head, i) =>
+        el("li", {}, el("a", { href: `#/head/${head}`, title: sharesOf(kind, head) }, el("b", {}, String(head)), el("span", { class: "fires" }, ...tokensOf("fires", head)), el("span", { class: "n" }, fixed(scores[i])))),
+      ),
+    ),
+  );
 }
 
-function tokensOf(column, head) {
-  return (value(column, head) ?? []).map((token) => tokenLabel(token));
+/** Spell the shares that a head is of a kind by. */
+function sharesOf(kind, head) {
+  const probe = value(`probe_${kind}`, head);
+  return `${fixed(value(kind, head))} ${kind === "successor" ? "of the ordinal words it reads" : "in text"}${probe === null ? "" : `, ${fixed(probe)} on probes`}`;
+}
+
+function noneHere({ kind, best }, i) {
+  return [i ? "; " : "None here: ", el("b", {}, words(kind)), ` (best ${fixed(best)})`];
+}
+
+function tokensOf(column, head, hits = new Set()) {
+  return (value(column, head) ?? []).map((token) => tokenLabel(token, hits.has(token) ? { class: "token hit" } : {}));
 }

@@ -123,11 +123,11 @@ function drawPoints(pen, points) {
   const style = getComputedStyle(document.documentElement);
   const radius = points.length > 8000 ? 1.4 : points.length > 1500 ? 1.9 : 2.8;
   pen.globalAlpha = points.length > 8000 ? 0.45 : points.length > 1500 ? 0.6 : 0.8;
-  for (const type of [...index.types].reverse()) {
+  for (const type of ["unsure", ...[...index.types].reverse()]) {
     pen.fillStyle = style.getPropertyValue(`--type-${type}`);
     pen.beginPath();
     for (const { head, x, y } of points) {
-      if (value("type", head) !== type) continue;
+      if ((isSure(head) ? value("type", head) : "unsure") !== type) continue;
       pen.moveTo(x + radius, y);
       pen.arc(x, y, radius, 0, 7);
     }

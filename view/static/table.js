@@ -10,8 +10,7 @@ const table = {
   chosen: null, // head whose row is marked
 
   async mount(main, params) {
-    this.columns = COLUMNS.filter((c) => c.id === "head" || known(c.id));
-    this.template = this.columns.map((column) => `${column.width}px`).join(" ");
+    this.layOut(false);
     this.count = el("p", { class: "count", role: "status" });
     this.chips = el("div", { class: "chips" });
     this.rows = el("div", { class: "rows", role: "rowgroup" });
@@ -20,7 +19,6 @@ const table = {
       "div",
       {
         class: "grid", role: "grid", tabindex: "0", "aria-label": "Heads",
-        "aria-colcount": this.columns.length,
         on: { scroll: () => this.drawRows(), dblclick: hideTip },
       },
       el("div", { role: "rowgroup", class: "top" }, this.header),
@@ -34,6 +32,12 @@ const table = {
     if (document.activeElement !== search) this.grid.focus({ preventScroll: true });
   },
 
+  /** Choose the columns: those that are known, and while a search is on what it matched. */
+  layOut(searched) {
+    this.columns = COLUMNS.filter((c) => c.id === "head" || known(c.id) || (c.id === "match" && searched));
+    this.template = this.columns.map((column) => `${column.width}px`).join(" ");
+  },
+
   unmount() {
     this.watch?.disconnect();
   },
@@ -42,9 +46,13 @@ const table = {
   async update(params, { keep = false } = {}) {
     this.params = params;
     const key = params.toString();
-    const list = await findHeads(params);
+    const { heads: list, matches } = await findHeads(params);
     if (this.params !== params) return; // asked anew meanwhile
-    [this.list, this.key] = [list, key];
+    [this.list, this.key, this.matches] = [list, key, matches];
+    const searched = list.some((head) => matches.get(head)?.length);
+    this.order = params.get("sort") ?? (searched ? "-match" : "head");
+    this.layOut(searched);
+    this.grid.setAttribute("aria-colcount", this.columns.length);
     if (!keep || !list.includes(this.chosen)) this.chosen = list[0] ?? null;
     this.drawHeader();
     drawChips(this.chips, params);
@@ -63,11 +71,12 @@ const table = {
     const cell = this.header.querySelector("[aria-sort=ascending], [aria-sort=descending]");
     const right = cell ? cell.offsetLeft + cell.offsetWidth : 0;
     const seen = this.grid.scrollLeft + this.grid.clientWidth;
-    if (right > seen || (cell && cell.offsetLeft < this.grid.scrollLeft)) this.grid.scrollLeft = right - this.grid.clientWidth;
+    const left = cell ? cell.offsetLeft - this.columns[0].width : 0; // beside the heads' numbers, which stay
+    if (right > seen || left < this.grid.scrollLeft) this.grid.scrollLeft = Math.min(left, right - this.grid.clientWidth);
   },
 
   drawHeader() {
-    const order = this.params.get("sort") ?? "head";
+    const order = this.order;
     const focused = document.activeElement?.dataset.sort;
     this.header.style.gridTemplateColumns = this.template;
     this.header.replaceChildren(
@@ -107,7 +116,7 @@ const table = {
     });
     row.style.gridTemplateColumns = this.template;
     row.style.top = `${i * ROW}px`;
-    row.append(...this.columns.map((column) => makeCell(column, head)));
+    row.append(...this.columns.map((column) => makeCell(column, head, this.matches.get(head) ?? [])));
     return row;
   },
 
@@ -139,17 +148,30 @@ const table = {
   },
 };
 
-function makeCell(column, head) {
+function makeCell(column, head, matches) {
   const cell = el("div", { role: "gridcell", class: `cell ${column.kind}` });
   if (column.kind === "head") cell.append(el("a", { href: `#/head/${head}`, tabindex: "-1" }, String(head)));
-  else if (column.kind === "type") cell.append(typeMark(value("type", head) ?? "mixed"));
-  else if (column.kind === "tokens") cell.append(...tokensOf(column.id, head));
+  else if (column.kind === "type") cell.append(headType(head));
+  else if (column.kind === "match") cell.append(...matches.slice(0, 4).map(matchMark));
+  else if (column.kind === "tokens") cell.append(...tokensOf(column.id, head, new Set(matches.map(({ token }) => token))));
   else {
     const x = value(column.id, head);
     cell.append(spell(column, x));
     if (column.kind === "score" && x !== null) cell.style.setProperty("--w", `${100 * Math.max(0, Math.min(1, x))}%`);
   }
   return cell;
+}
+
+/** Show by what a head matches a search: the relation, the token or the explanation, how strong it is. */
+function matchMark({ relation, token, text, value: strength }) {
+  const { label, about, strength: spelled } = RELATIONS[relation];
+  return el(
+    "span",
+    { class: "match", title: text ?? `${label} ${visible(textOf(token))}: ${about}` },
+    el("span", { class: "note" }, `${label} `),
+    text === undefined ? tokenLabel(token, { class: "token hit" }) : el("span", {}, text),
+    strength === null ? null : el("span", { class: "n" }, spelled(strength)),
+  );
 }
 
 /** Make the choices above the table: type, parent, a range of any number. */

@@ -20,8 +20,9 @@ from lorsa.analyze.explain.prompts import REMINDER, Prompts
 from lorsa.analyze.explanations import Record, read_explanations
 from lorsa.analyze.result import Analysis
 from lorsa.errors import AnalyzeError
-from reading import make_analysis
 from typer.testing import CliRunner
+
+from reading import make_analysis
 
 KEY = "sk-secret-0123456789"
 Settings = dict[str, Any]

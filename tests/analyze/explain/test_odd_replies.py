@@ -17,6 +17,7 @@ from lorsa.analyze.explain.settings import REFUSED_BY, Settings, without_refused
 from lorsa.analyze.explanations import Record, read_failed
 from lorsa.analyze.result import Analysis
 from lorsa.errors import AnalyzeError
+
 from reading import make_analysis
 
 ODD = 5

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from lorsa.analyze.explain.prompts import Prompts, Trial, read_explanation, read_fires
 from lorsa.analyze.result import Analysis
+from lorsa.analyze.said import said
+
 from reading import WORDS, make_analysis
 
 
@@ -20,9 +22,6 @@ def test_the_prompt_marks_where_the_head_fires_and_what_it_reads(analysis: Analy
     prompt = Prompts(analysis, seed=0).explain(2)
     assert "Kind of attention: duplicate token." in prompt
     assert "makes it" not in prompt.split("Passages:")[1]
-    promoted = [WORDS[row["token"]] for row in analysis.head(2)["promoted"][:4]]
-    likelier = ", ".join(json.dumps(word, ensure_ascii=False) for word in promoted)
-    assert f"Next tokens that it makes likelier: {likelier}" in prompt
     lines = [line for line in prompt.split("Passages:\n")[1].splitlines() if line[:1].isdigit()]
     assert len(lines) == 10
     for line, example in zip(lines, analysis.examples(2), strict=False):
@@ -35,6 +34,21 @@ def test_the_prompt_marks_where_the_head_fires_and_what_it_reads(analysis: Analy
         assert share in line
         far = [s for s in example["sources"] if s < example["position"] - 25]
         assert line.count(" … ") >= bool(far)
+
+
+def test_the_prompt_says_nothing_that_chance_explains(
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models were told that a head makes noise likelier, and put it into their line."""
+    row = analysis.head(2)
+    beyond = [WORDS[each["token"]] for each in said(row, "promoted") or []]
+    words = ", ".join(json.dumps(word, ensure_ascii=False) for word in beyond)
+    prompt = Prompts(analysis, seed=0).explain(2)
+    assert f"Next tokens that it makes likelier: {words}.\n" in prompt
+    assert 0 < len(beyond) < len(row["promoted"])
+    for change in ({"promoted_list_z": 1.0}, {"promoted_z": [1.0] * 8}, {"promoted_z": None}):
+        monkeypatch.setattr(analysis, "head", lambda head, change=change: row | change)
+        assert "likelier:" not in Prompts(analysis, seed=0).explain(2)
 
 
 def test_trials_hold_out_what_was_shown_and_end_at_the_token(analysis: Analysis) -> None:

@@ -14,6 +14,7 @@ from lorsa.analyze.explain.config import ExplainConfig
 from lorsa.analyze.explain.endpoint import EndpointError, url_secrets
 from lorsa.analyze.explain.explain import explain
 from lorsa.analyze.explain.secrets import CUT, Secrets
+
 from reading import make_analysis
 
 KEY = "sk-Secret/0123_456+789="

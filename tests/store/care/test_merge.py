@@ -12,15 +12,17 @@ import torch
 import zarr
 from lorsa.errors import StoreError
 from lorsa.harvest.corpus.packing import fingerprint
+from lorsa.store import open_files
 from lorsa.store.care.merge import merge_stores
 from lorsa.store.care.remove import remove_layers
 from lorsa.store.care.repair import verify_store
-from lorsa.store.read import rows
+from lorsa.store.fixed import write_array
+from lorsa.store.manifest import MANIFEST, read_manifest
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.read.rows import OpenShard
 from lorsa.store.write.writer import StoreWriter
 from power import PowerCutError, power_cut
-from small import LAYERS, N_CTX, SMALLEST, digests, make_manifest
+from small import LAYERS, N_CTX, SMALLEST, digests, edit_manifest, make_manifest
 
 MakeOther = Callable[..., Path]
 
@@ -220,8 +222,8 @@ def test_other_layers_and_lengths_are_refused(
 
 def test_another_model_under_the_same_name_is_refused(make_text: MakeOther, tmp_path: Path) -> None:
     roots = [make_text("a", 22, 0), make_text("b", 9, 1000)]
-    array: Any = zarr.open_group(roots[1], mode="a")["weights/3/W_Q"]
-    array[:] = 7
+    changed = write_array(roots[1], "weights/3/W_Q", torch.full((2, 3), 7.0).bfloat16())
+    edit_manifest(roots[1], checksums=read_manifest(roots[1] / MANIFEST).checksums | changed)
     with pytest.raises(StoreError, match="a weight of layer 3 differs"):
         merge_stores(roots, tmp_path / "c")
 
@@ -316,7 +318,7 @@ def test_a_merge_has_few_files_open(
 ) -> None:
     """Every array of every store kept its own open, more than a process may have."""
     roots = [make_text("a", 22, 0), make_text("b", 9, 1000)]
-    monkeypatch.setattr(rows, "OPEN_FILES", 2)
+    monkeypatch.setattr(open_files, "OPEN_FILES", 2)
     there: WeakSet[OpenShard] = WeakSet()
     n_open: list[int] = []
     real = OpenShard.__init__

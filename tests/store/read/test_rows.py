@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lorsa.errors import StoreError
-from lorsa.store.read import rows as rows_module
+from lorsa.store import open_files
 from lorsa.store.read.reader import ActivationStore
 from small import N_SEQ, values
 
@@ -25,7 +25,7 @@ def _n_open() -> int:
 def test_few_files_are_kept_open_and_none_for_ever(
     make_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows_module, "OPEN_FILES", 2)
+    monkeypatch.setattr(open_files, "OPEN_FILES", 2)
     root = make_store()
     before = _n_open()
     store = ActivationStore.open(root)
@@ -55,7 +55,7 @@ def test_too_many_open_files_are_no_damage(make_store: Callable[..., Path]) -> N
 def test_the_arrays_of_a_store_share_the_files_that_are_open(
     make_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows_module, "OPEN_FILES", 2)
+    monkeypatch.setattr(open_files, "OPEN_FILES", 2)
     store = ActivationStore.open(make_store())
     before = _n_open()
     for name in ("tokens", ARRAY, "layers/0/attn_in", "layers/3/attn_out", "layers/3/norms"):
@@ -67,7 +67,7 @@ def test_the_arrays_of_a_store_share_the_files_that_are_open(
 def test_many_threads_read_what_one_does(
     make_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, compression: str
 ) -> None:
-    monkeypatch.setattr(rows_module, "OPEN_FILES", 1)
+    monkeypatch.setattr(open_files, "OPEN_FILES", 1)
     reader = ActivationStore.open(make_store(compression=compression)).reader(ARRAY)
     generator = np.random.default_rng(0)
     choices = [generator.integers(0, N_SEQ, 5) for _ in range(200)]
