@@ -14,8 +14,9 @@ from lorsa.analyze.folder import earlier_facts, load_partial, save_partial
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import TABLES
 from lorsa.errors import AnalyzeError
-from reading import make_analysis
 from unseal import unseal
+
+from reading import make_analysis
 
 FILES = ("analysis.json", "seal.json", *(f"{name}.parquet" for name in TABLES))
 
@@ -68,7 +69,7 @@ def test_what_cannot_be_read_is_not_called_damaged(
     for reader in (Analysis.open, lambda folder: earlier_facts(folder, print)):
         with pytest.raises(AnalyzeError) as caught:
             reader(made)
-        assert str(caught.value) == (
+        assert str(caught.value).startswith(
             f"{made / 'heads.parquet'} cannot be read ({os.strerror(number)})"
         )
 
