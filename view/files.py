@@ -84,6 +84,15 @@ def data_folder(out: Path) -> Path | None:
     return None if named is None else out / named[1]
 
 
+def is_page(out: Path) -> bool:
+    """Return whether a folder has a page of ours, damaged or not."""
+    try:
+        folder = data_folder(out)
+    except OSError:
+        return False
+    return folder is not None and folder.is_dir()
+
+
 def page_problems(out: Path) -> list[str] | None:
     """Return what is wrong with a page, a line for each file; None if an earlier version made it.
 
