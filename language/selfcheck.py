@@ -132,7 +132,7 @@ def understand(
         return _unknown(heads, math.nan, math.nan, reason)
     noise = difference(y, exact)
     try:
-        reading, error, odd = _choose(readings(model, site), x, exact, probes)
+        reading, distance, odd = _choose(readings(model, site), x, exact, probes)
     except torch.OutOfMemoryError:
         raise _no_memory(x) from None
     except Unreadable as error:
@@ -141,10 +141,12 @@ def understand(
         reason = f"it cannot be read ({type(error).__name__}: {_one_line(error)})"
         return _unknown(heads, math.nan, noise, reason)
     if reading is not None:
-        return Understood(reading, heads, LayerCheck(error, noise))
+        return Understood(reading, heads, LayerCheck(distance, noise))
     where = "" if odd is None else f" on {odd.factor:g} times the input of a sequence"
-    reason = f"attention recomputed from what was read of the model differs by {error:.1e}{where}"
-    return _unknown(heads, error, noise, reason)
+    reason = (
+        f"attention recomputed from what was read of the model differs by {distance:.1e}{where}"
+    )
+    return _unknown(heads, distance, noise, reason)
 
 
 class _Choice(NamedTuple):

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..dictionaries.choices import CONFIG
-from ..errors import StoreError, TrainError
+from ..errors import TrainError
 from ..language.aliases import at_hand
-from ..reading import read_json
+from ..seal import read_summed
+from ..store.folder import is_complete
 from ..store.manifest import MANIFEST, read_manifest
 from ..store.places import place
 
@@ -30,7 +31,9 @@ def store_of(run: Path) -> str:
         run: a run's folder, or any folder with a saved Lorsa.
 
     Raises:
-        TrainError: the run names no store, or it is not where the run says.
+        TrainError: the run names no store, it is not where the run says, or a file of the run is
+            damaged.
+        StoreError: the store is damaged, or its bucket cannot be reached.
     """
     facts = read_facts(run / RUN)
     name = _text(facts, "config", "store")
@@ -39,10 +42,10 @@ def store_of(run: Path) -> str:
         raise TrainError(f"{run} does not name its store; give --store")
     others = {}
     for candidate in _candidates(name, run):
-        try:
-            found = read_manifest(place(candidate) / MANIFEST).uuid
-        except (StoreError, OSError):
+        root = place(candidate)
+        if not is_complete(root):
             continue
+        found = read_manifest(root / MANIFEST).uuid
         if uuid in (None, found):
             return candidate
         others[candidate] = found
@@ -89,11 +92,17 @@ def _candidates(name: str, run: Path) -> Iterator[str]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Return the content of a file of facts; nothing of one that is not there or is damaged."""
+    """Return the content of a file of facts; nothing of one that is not there.
+
+    Raises:
+        TrainError: it cannot be read, or is damaged.
+    """
     try:
-        content = read_json(path)
-    except (OSError, ValueError):
+        content = read_summed(path)
+    except (FileNotFoundError, NotADirectoryError):
         return {}
+    except (OSError, ValueError) as error:
+        raise TrainError(f"{path} cannot be read ({error}); restore it from a copy") from None
     return content if isinstance(content, dict) else {}
 
 

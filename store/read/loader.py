@@ -79,7 +79,7 @@ class _Slot:
 
         x, *y = (part(site) for site in self._sites)
         if y:
-            return Stored(x, *y)
+            return Stored(x, y[0])
         known = self._memory[norms(self._layer)][:n_seqs]
         return Stored(x, None, self._store.known_norms(self._layer, known))
 

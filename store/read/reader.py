@@ -50,10 +50,12 @@ class Stored(NamedTuple):
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Stored":
         """Return a copy on a device."""
-        parts = (
-            None if part is None else part.to(device, non_blocking=non_blocking) for part in self
+        x, y, norms = self
+        return Stored(
+            x.to(device, non_blocking=non_blocking),
+            None if y is None else y.to(device, non_blocking=non_blocking),
+            None if norms is None else norms.to(device, non_blocking=non_blocking),
         )
-        return Stored(*parts)
 
     def on(self, device: torch.device | str, derive: Derive | None = None) -> Activations:
         """Return x and y on a device, float32; y is derived there if it is not stored.
@@ -160,7 +162,7 @@ class ActivationStore(StoreFacts):
         self.require_layer(layer)
         x, *y = (self._encoded(site, seqs) for site in sites(self.manifest, layer))
         if y:
-            return Stored(x, *y)
+            return Stored(x, y[0])
         return Stored(x, None, self.known_norms(layer, self.norms(layer, seqs)))
 
     def known_norms(self, layer: int, norms: Tensor) -> KnownNorms:
