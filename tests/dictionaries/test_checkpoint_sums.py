@@ -102,7 +102,7 @@ def test_other_tools_formats_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_lorsa_saved_again_has_the_same_bits(tmp_path: Path) -> None:
-    """Its header had the sums in another order each time, and so another SHA-256 in training.json."""
+    """Its sums were in another order each time: another SHA-256 in training.json."""
     lorsa = Lorsa(
         LorsaConfig(d_model=8, n_qk_heads=2, d_qk_head=4, n_ov_heads=6, top_k=3, scale=1.0)
     )
