@@ -1,4 +1,4 @@
-"""What is wrong with stores, runs, analyses, pages and shared Lorsas: every file is compared."""
+"""Verification of stores, runs, analyses, pages and shared Lorsas: every file is compared."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -9,8 +9,8 @@ from .analyze.explanations import EXPLANATIONS, read_explanations
 from .analyze.folder import partial_problem
 from .analyze.result import Analysis
 from .analyze.schema import FACTS_FILE, PARTIAL_FILE
-from .dictionaries.checkpoint import WEIGHTS, WEIGHTS_BY_FORMAT, is_bound, load
-from .dictionaries.checkpoint_files import CONFIG
+from .dictionaries.checkpoint import WEIGHTS_BY_FORMAT, is_bound, load
+from .dictionaries.choices import CONFIG, WEIGHTS
 from .errors import LorsaError, reason_of
 from .evaluate.kept import EVAL, read_evaluation
 from .seal import SEAL, check_seal, is_sealed, read_summed
@@ -19,7 +19,8 @@ from .store.care.verify import CheckReport
 from .store.folder import is_begun, is_complete
 from .store.places import Place, place
 from .train.checkpoint import CHECKPOINTS, checkpoints, load_checkpoint
-from .train.run_folder import METRICS, RUN, damaged_lines
+from .train.origin import RUN
+from .train.run_folder import METRICS, damaged_lines
 from .train.sweep import SWEEP
 from .view.files import INDEX, is_page, page_problems
 from .whole import PARTIAL
@@ -29,7 +30,7 @@ class Verified(NamedTuple):
     """One thing that was verified."""
 
     path: str
-    """Its folder"""
+    """Folder of the thing"""
     kind: str
     """store, run, analysis, page, sweep or Lorsa"""
     problems: list[str]

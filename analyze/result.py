@@ -175,6 +175,8 @@ class Analysis:
         table = self._read("sequences")
         row = {seq: i for i, seq in enumerate(table["seq"].to_pylist())}
         flat = numbers(pa.chunked_array([table["tokens"].combine_chunks().flatten()]))
+        if len(row) != table.num_rows or len(flat) != len(row) * self.facts["n_ctx"]:
+            raise self._unreadable("sequences", "it has a sequence twice, or not all tokens of one")
         return row, flat.reshape(len(row), -1) if row else flat.reshape(0, 0)
 
     @cached_property
@@ -195,6 +197,9 @@ class Analysis:
             return table
         except (OSError, MemoryError, ValueError, pa.ArrowException) as error:
             raise AnalyzeError(unreadable(path, error)) from None
+
+    def _unreadable(self, name: str, reason: str) -> AnalyzeError:
+        return AnalyzeError(f"{self.root / name}.parquet cannot be read ({reason})")
 
 
 def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table]) -> None:

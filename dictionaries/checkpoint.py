@@ -25,12 +25,11 @@ from .checkpoint_files import (
     write_folder,
 )
 from .checkpoint_sums import check_sums, has_sums, sums_of
-from .choices import CONFIG
+from .choices import CONFIG, WEIGHTS
 from .formats import llamascopium, openmoss
 from .lorsa.config import LorsaConfig, tensor_shapes
 
 CHECKPOINT_VERSION = 1
-WEIGHTS = "lorsa.safetensors"
 WEIGHTS_BY_FORMAT = {
     "lorsa": (WEIGHTS,),
     "llamascopium": (llamascopium.WEIGHTS, *llamascopium.OTHER_WEIGHTS),

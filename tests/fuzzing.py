@@ -32,6 +32,7 @@ from lorsa.store.manifest import SEAL
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
 from tiny import N_CTX
+from unseal import unseal
 
 LONGEST_S = 120
 """Seconds after which a command hangs."""
@@ -81,7 +82,7 @@ class Outcome(NamedTuple):
 
 
 def make_world(folder: Path, model: Path, text: Path, store: Path) -> None:
-    """Make what the commands read: a model, its text, store, run and analysis."""
+    """Make what the commands read: a model, its text, store, and an unsealed run and analysis."""
     for source, name in ((model, "model"), (text, "text"), (store, "acts")):
         shutil.copytree(source, folder / name)
     run = folder / "runs/layer-1"
@@ -89,6 +90,8 @@ def make_world(folder: Path, model: Path, text: Path, store: Path) -> None:
     train(TrainConfig(store=folder / "acts", layer=1, out=run, device="cpu", **settings))
     wanted = {"run": run, "store": folder / "acts", "tokens": 256, "device": "cpu"}
     analyze_run(AnalyzeConfig(model=str(model), **wanted))
+    for sealed in (run, run / "analysis"):
+        unseal(sealed)  # or a seal would tell before anything is read
 
 
 COMMANDS: dict[str, list[list[str]]] = {

@@ -18,8 +18,8 @@ PAGE = (ROOT / "docs/architecture.md").read_text("utf-8")
 FOREIGN = ROOT / "dictionaries/formats/foreign.py"
 """Reads pickled files, as tensors alone."""
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
-LATE = {"commands", "display"}
-"""Rooms whose functions import: a command loads what it needs when it runs."""
+LATE = {"commands", "demo", "display", "evaluate"}
+"""Rooms whose functions import: what a command or a stage of the demo needs, when it runs."""
 
 
 class Import(NamedTuple):

@@ -22,8 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..dictionaries.checkpoint import WEIGHTS
-from ..dictionaries.choices import CONFIG
+from ..dictionaries.choices import CONFIG, WEIGHTS
 from ..dictionaries.lorsa.config import LorsaConfig
 from ..dictionaries.lorsa.module import Lorsa
 from ..errors import CheckpointError, unreadable

@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 
-from ..dictionaries.checkpoint import WEIGHTS
-from ..dictionaries.checkpoint_files import CONFIG
+from ..dictionaries.choices import CONFIG, WEIGHTS
 from ..errors import TrainError, unreadable
 from ..seal import SEAL, first_damage, read_summed, summed, unsummed, write_seal, write_summed
 from ..version import __version__

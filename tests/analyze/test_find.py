@@ -1,5 +1,6 @@
 """Finding heads of a type."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -15,9 +16,11 @@ from lorsa.analyze.found import evidence, in_words
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import HEADS
 from lorsa.cli import app
+from lorsa.display.analyze import analyze_table
 from lorsa.errors import AnalyzeError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.train import train
+from rich.console import Console
 from runs import config
 from typer.testing import CliRunner
 from unseal import change_json, unseal
@@ -87,7 +90,7 @@ def test_evidence_holds_no_controls_of_terminals(tmp_path: Path) -> None:
     lines = [in_words(analysis, each) for head in range(8) for each in analysis.examples(head)]
     assert all(line.isprintable() for line in lines)
     assert "<1B>" in "".join(lines)
-    assert "<0D>↵" in "".join(lines)
+    assert "a↵" in "".join(lines)
 
 
 def test_evidence_has_whole_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +164,8 @@ def test_analyze_prints_its_types(run: Path, store_folder: Path) -> None:
     words = ["analyze", str(run), "--store", str(store_folder), "--tokens", "200"]
     shown = runner.invoke(app, [*words, "--out", str(run / "small")])
     assert shown.exit_code == 0, shown.output
-    assert "not done" in shown.stdout
+    assert "heads of layer 1" in shown.stdout
+    assert "of which" in shown.stdout
     again = runner.invoke(app, [*words, "--out", str(run / "small"), "--json"])
     assert json.loads(again.stdout)["n_tokens"] == 192
 
@@ -176,3 +180,26 @@ def test_evidence_is_from_where_a_head_can_choose(
     monkeypatch.setattr("lorsa.analyze.found.in_words", lambda analysis, each: str(each["rank"]))
     analysis = Analysis.open(make_analysis(tmp_path / "analysis"))
     assert evidence(analysis, 3) == ["2", "4", "0"]
+
+
+def test_counts_of_types_say_what_probes_say() -> None:
+    """1,259 heads were called induction heads, of which probes knew a few hundred."""
+    family = {"n_heads": 438, "effect": 0.21, "verified": True}
+    result = {
+        "n_ov_heads": 4608,
+        "n_tokens": 65_536,
+        "types": {"induction": 997, "mixed": 3000, "silent": 611},
+        "types_by_both": {"induction": 438},
+        "families": {"induction": family, "previous_token": family | {"verified": False}},
+        "with_model": True,
+        "seconds": 1.0,
+        "analysis": "a",
+        "layer": 17,
+        "run": "r",
+    }
+    console = Console(width=100, file=io.StringIO())
+    console.print(analyze_table(result))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "997, of 438 probes say the same" in text
+    assert "induction (copying costs +0.21 nats without them)" in text
+    assert "previous-token (" not in text

@@ -350,12 +350,12 @@ def test_types_that_are_not_sure_are_grey_and_say_so(page: Page, run: Path) -> N
     """A head that fired once stood there as an induction head like any other."""
     heads = Analysis.open(run).heads.select(["head", "type", "type_by"]).to_pylist()
     reasons = {"text": "by text only", "probes": "by probes only", "disputed": "by text only"}
-    for by, said in reasons.items():
+    for by, reason in reasons.items():
         head = next(row for row in heads if row["type_by"] == by)
         _go(page, run, f"#/head/{head['head']}")
         expect(page.locator("h1")).to_have_text(f"Head {head['head']}")
         expect(page.locator(".title .unsure")).to_contain_text("?")
-        expect(page.locator(".title .by")).to_have_text(said)
+        expect(page.locator(".title .by")).to_have_text(reason)
     sure = next(row["head"] for row in heads if row["type_by"] == "both")
     _go(page, run, f"#/head/{sure}")
     expect(page.locator("h1")).to_have_text(f"Head {sure}")
