@@ -26,7 +26,7 @@ import transformers
 from lorsa.errors import LorsaError
 from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.harvest import harvest
-from lorsa.language.subject import Subject
+from lorsa.language.blocks import attention_modules
 from lorsa.store.read.reader import ActivationStore
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -75,13 +75,19 @@ SIZES: dict[int | float, str] = {
 HYBRID = ["mamba", "attention", "mamba", "attention"]
 PARTICULAR: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
+    "dbrx": {
+        "attn_config": {"clip_qkv": 0.5, "kv_n_heads": 2, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 2, "moe_top_k": 1},
+    },
     "gemma3n_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "granitemoehybrid": {"layer_types": HYBRID},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8, "expand": 2},
     "mpt": {"d_model": 32},
     "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
+    "prophetnet": {"num_hidden_layers": None},
     "reformer": {"is_decoder": True},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1},
     "zaya": {"num_experts_per_tok": 1},
@@ -91,8 +97,9 @@ _LATENT = (
     "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa longcat_flash "
     "minicpm3 youtu"
 )
-"""Types with keys of a rank, whose head_dim is made of other sizes."""
-PARTICULAR |= {kind: {"head_dim": None} for kind in _LATENT.split()}
+"""Types with keys of a rank, whose head_dim is that of the part which rotates."""
+_KEYS = {"head_dim": 8, "qk_head_dim": None, "num_key_value_heads": 4}
+PARTICULAR |= dict.fromkeys(_LATENT.split(), _KEYS)
 PARTICULAR |= {k: {"head_dim": 8} for k in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")}
 
 
@@ -149,11 +156,10 @@ def tiny_config(kind: str) -> Any:
     """Return a configuration of a type with few weights."""
     usual = AutoConfig.for_model(kind)
     settings = _small(usual) | PARTICULAR.get(kind, {})
-    settings = {name: value for name, value in settings.items() if value is not None}
     for name in getattr(usual, "sub_configs", None) or {}:
-        if hasattr(part := getattr(usual, name, None), "to_dict"):
+        if name not in settings and hasattr(part := getattr(usual, name, None), "to_dict"):
             settings[name] = _small(part)
-    return type(usual)(**settings)
+    return type(usual)(**{name: value for name, value in settings.items() if value is not None})
 
 
 def _small(config: Any) -> dict[str, Any]:
@@ -165,9 +171,12 @@ def _small(config: Any) -> dict[str, Any]:
                 value = getattr(config, name, None)
             except Exception:  # an attribute that differs from layer to layer
                 continue
-            if name == "pad_token_id" and hasattr(config, name):
-                found[name] = size
-            if isinstance(value, int | float) and _can_be_set(config, name):
+            if isinstance(value, bool):
+                found[name] = bool(size)
+            is_number = isinstance(value, int | float) and _can_be_set(config, name)
+            if not isinstance(value, bool) and (
+                is_number or (name == "pad_token_id" and hasattr(config, name))
+            ):
                 found[name] = size
     return found
 
@@ -185,7 +194,10 @@ def make(kind: str, folder: Path) -> None:
     if n_weights > MOST_WEIGHTS:
         raise ValueError(f"it has {n_weights:,} weights when it is made tiny")
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).eval().save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        model(input_ids=torch.arange(2 * N_CTX).view(2, N_CTX), use_cache=False)
+    model.save_pretrained(folder)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -239,7 +251,7 @@ def _try(folder: Path, layers: str) -> Outcome:
 def _compared(folder: Path, store: ActivationStore) -> Outcome:
     """Compare a store with what hooks of torch alone see in the model that transformers loads."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    names = Subject.find(str(folder)).attention
+    names = {layer: found.name for layer, found in attention_modules(model).items()}
     seen: dict[int, Any] = {}
 
     def hook(layer: int, args: Any, kwargs: Any, output: Any) -> None:
