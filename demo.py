@@ -92,7 +92,9 @@ class _Demo:
             from .harvest.harvest import harvest
 
             harvest(config, report=self._begin("harvest"))
-        self._facts = store_info(config.store)
+        self._facts = {
+            name: fact for name, fact in store_info(config.store).items() if name != "next"
+        }
         return self._facts
 
     def train(self) -> dict[str, Any]:
@@ -136,7 +138,8 @@ class _Demo:
         }
         known = read_facts(config.folder / FACTS_FILE).get("request", {})
         if {name: known.get(name) for name in asked} == asked:
-            return Analysis.open(config.folder).facts
+            facts = Analysis.open(config.folder).facts
+            return {name: fact for name, fact in facts.items() if name != "version"}
         from .analyze.features import analyze_run
 
         return analyze_run(config, report=self._begin("analyze"))

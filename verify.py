@@ -9,8 +9,8 @@ from .analyze.explanations import EXPLANATIONS, read_explanations
 from .analyze.folder import partial_problem
 from .analyze.result import Analysis
 from .analyze.schema import FACTS_FILE, PARTIAL_FILE
-from .dictionaries.checkpoint import WEIGHTS_BY_FORMAT, load
-from .dictionaries.choices import CONFIG
+from .dictionaries.checkpoint import WEIGHTS_BY_FORMAT, is_bound, load
+from .dictionaries.choices import CONFIG, WEIGHTS
 from .errors import LorsaError, reason_of
 from .evaluate.kept import EVAL, read_evaluation
 from .seal import SEAL, check_seal, is_sealed, read_summed
@@ -158,7 +158,8 @@ def _sweep(where: Path) -> Verified:
 
 def _lorsa(where: Path) -> Verified:
     problems = [*_sealed_or_loaded(where), *_tried(where / EVAL, lambda: read_evaluation(where))]
-    return Verified(str(where), "Lorsa", problems, sealed=is_sealed(where))
+    bound = is_sealed(where) or ((where / WEIGHTS).is_file() and not problems and is_bound(where))
+    return Verified(str(where), "Lorsa", problems, sealed=bound)
 
 
 KINDS: dict[str, Callable[[Path], Verified]] = {

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
 from ..reading import read_json
+from ..seal import first_damage
 from .checkpoint_files import (
     Saved,
     check_shapes,
@@ -63,6 +64,8 @@ def load(folder: str | Path) -> Saved:
     kind = format_of(content)
     if kind == "lorsa":
         return _load_ours(folder, content)
+    if (problem := first_damage(folder)) is not None:  # of what lorsa convert wrote
+        raise CheckpointError(f"{problem}; convert it again, or restore it from a copy")
     if kind == "llamascopium":
         return llamascopium.read(folder, content)
     return openmoss.read(folder, content)

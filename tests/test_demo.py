@@ -17,6 +17,7 @@ from lorsa.display.demo import USUAL_S, Pace
 from lorsa.errors import LanguageModelError
 from lorsa.language import aliases
 from lorsa.language.aliases import DEMO_MODEL, DEMO_PACKAGE, at_hand, canonical, resolve
+from test_json import ENVELOPE, TABLES, _check, _resolved
 from test_light import HEAVY
 from tiny import SIZES, make_tokenizer, write_gguf
 from typer.testing import CliRunner, Result
@@ -132,6 +133,10 @@ def test_what_is_lost_is_made_again_and_the_rest_is_not(
     result = json.loads(again.stdout)
     assert result["eval"]["cross_entropy"]["original"] > 0
     assert result["next"] == "lorsa view demo/runs/layer-17 --open"
+    seen: set[tuple[str, ...]] = set()
+    table = ENVELOPE | _resolved(TABLES["demo"])
+    _check(result, (), table | {(): "object"}, seen)  # as docs/json.md has it
+    assert {name for name, kind in TABLES["demo"].items() if "as " not in kind} <= seen
 
 
 def test_a_finished_demo_loads_nothing_heavy(done: Path, packages: Path) -> None:

@@ -156,7 +156,7 @@ def test_the_analysis_page_can_be_followed(
 
 
 TUTORIAL_CHANGES = (
-    ("$MODEL", "{model}"),
+    ("smollm2-demo", "{model}"),
     ("/usr/share/doc/python3.11/html/_sources", "{text}"),
     ("--layers 16-18", "--layers 0-2"),
     ("layer-16", "layer-0"),
@@ -188,7 +188,6 @@ def test_the_tutorial_can_be_followed(
 ) -> None:
     """Every command and the Python of the page, in order."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MODEL", str(model_folder))
     text = (ROOT / "docs/tutorial.md").read_text("utf-8")
     names: dict[str, Any] = {}
     for language, block in re.findall(r"```(sh|python)\n(.*?)```", text, re.S):

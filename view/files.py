@@ -23,7 +23,7 @@ from typing import Any
 
 from ..errors import AnalyzeError
 from ..seal import SEAL, check_seal, crc32c, hexadecimal, is_sealed, write_seal
-from ..whole import whole, write_whole
+from ..whole import PARTIAL, whole, write_whole
 
 STATIC = Path(__file__).parent / "static"
 INDEX = "index.html"
@@ -117,7 +117,7 @@ def _remove(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if path.suffix in (".js", ".css", ".json"):
+        if path.suffix in (".js", ".css", ".json", PARTIAL):
             path.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()

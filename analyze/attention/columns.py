@@ -12,7 +12,7 @@ from ...language.attention import LayerWeights
 from ...language.geometry import AttentionGeometry
 from ...language.norms import Language
 from ...progress import Report
-from ..choices import LEAST_FIRED, LOWER, PROBE_SCORES, STORE_SCORES
+from ..choices import LABEL_FROM, LEAST_FIRED, LOWER, PROBE_SCORES, STORE_SCORES
 from ..collect import Chosen, Tensors, tensors_of
 from ..tables import Shown, lists, nullable, structs
 from .families import Family, verify_families
@@ -102,7 +102,7 @@ class AttentionColumns:
         self._probed = probe(lorsa, subject.model, site, text)
         columns = _probe_columns(self._probed)
         self.families = verify_families(
-            lorsa, subject.model, site, text, self._called_by_both(), report
+            lorsa, subject.model, site, text, *self._families(self._probed), report
         )
         classes = [] if language is None or tokenizer is None else ordinal_tokens(tokenizer)
         if language is not None and classes:
@@ -123,13 +123,24 @@ class AttentionColumns:
         text, probed = self._attended, self._probed
         return types_of(text.n_fired, text.bounds(), None if probed is None else probed.bounds())
 
-    def _called_by_both(self) -> dict[str, list[int]]:
-        """Return the heads of each type that text and probes both give."""
-        families: dict[str, list[int]] = {name: [] for name in STORE_SCORES}
-        for head, (name, by) in enumerate(zip(*self._types(), strict=True)):
-            if by == "both":
-                families[name].append(head)
-        return families
+    def _families(self, probed: Attended) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+        """Return the heads of each type that text and probes both give, and those that either may.
+
+        The latter read half of the kind, sure or not.
+        """
+        text, probes = self._attended.shares(), probed.shares()
+        called = self._types()
+        families = {
+            name: [
+                head
+                for head, each in enumerate(zip(called.type, called.by, strict=True))
+                if each == (name, "both")
+            ]
+            for name in STORE_SCORES
+        }
+        half = {n: (text[n] >= LABEL_FROM) | (probes[n] >= LABEL_FROM) for n in STORE_SCORES}
+        alike = {name: may_be.nonzero()[:, 0].tolist() for name, may_be in half.items()}
+        return families, alike
 
     def _parents(self, n_seqs: int, report: Report) -> Parents | None:
         """Return the parents of all heads; None of a layer whose weights are not known."""

@@ -4,8 +4,10 @@
 
 The loss is that of the second half of probes, random tokens repeated once, which nothing but
 copying can lower. All heads that text and probes call by a type are ablated at once, what the Lorsa
-misses of the layer's output kept; then N_DRAWS times as many heads that are not called so, each
-drawn among those that write about as much. A family is verified if its effect lies above theirs:
+misses of the layer's output kept; then N_DRAWS times as many others, each drawn among those that
+write about as much. No head is an other that text or probes give half of the kind, sure or not, for
+near-copies of the family copy too. Where the others write less, their effect is taken as that much
+larger. A family is verified if its effect lies above theirs:
 
     low = effect - mean(theirs) - t sqrt((1 + 1 / n) var(theirs) + var(difference) / n_seqs)
 
@@ -36,13 +38,13 @@ from .bounds import t_quantile
 
 CHECKED = ("previous_token", "induction", "duplicate_token")
 """Types of which probes can tell."""
-N_SEQS = 8
+N_SEQS = 4
 """Probe sequences that are read."""
 N_DRAWS = 6
 """Times that other heads are drawn."""
 NEAREST = 20
 """Heads that write about as much as one of the family, of which another is drawn."""
-AS_MUCH = 0.8
+AS_MUCH = 0.5
 """Share of what the family writes that the others must write, or nothing is told."""
 LEAST_EFFECT = 0.01
 """Effect above the others', in nats per token, from which on a family is verified."""
@@ -58,7 +60,7 @@ class Family(NamedTuple):
     low: float
     """Lower bound of how far it lies above that without others"""
     null: list[float]
-    """Rises of the loss without as many others, a draw each"""
+    """Rises of the loss without as many others, a draw each, as if they wrote as much"""
     writes: float
     """What the others write in all, as a share of what the family writes"""
     verified: bool
@@ -82,6 +84,7 @@ def verify_families(
     site: AttentionSite,
     tokens: Tensor,
     families: dict[str, list[int]],
+    alike: dict[str, list[int]],
     report: Report,
 ) -> dict[str, Family]:
     """Ablate families of heads on probes, and others for comparison.
@@ -91,13 +94,14 @@ def verify_families(
         model, site: language model and the layer in it.
         tokens: probes, [n, seq].
         families: heads by their type; of types that are not CHECKED none is ablated.
+        alike: heads that may be of a type, those of the family among them: they are no others.
         report: called with `Measured`, and may raise to stop.
 
     Returns:
         Results by type, of those families that fire on probes and have enough others beside them.
     """
     probed = _look(lorsa, model, site, tokens[:N_SEQS])
-    groups = {kind: _groups(probed.written, families.get(kind, [])) for kind in CHECKED}
+    groups = {kind: _groups(probed.written, families[kind], alike[kind]) for kind in CHECKED}
     n_passes = 1 + sum(len(heads) for heads in groups.values())
     began, size = time.perf_counter(), probed.tokens.numel()
     done = 0
@@ -120,10 +124,10 @@ def verify_families(
     return found
 
 
-def _groups(written: NDArray[np.float64], heads: list[int]) -> list[list[int]]:
+def _groups(written: NDArray[np.float64], heads: list[int], alike: list[int]) -> list[list[int]]:
     """Return the heads of a family that fire, and N_DRAWS times as many others; none if too few."""
     family = [head for head in heads if written[head] > 0]
-    others = np.setdiff1d(np.flatnonzero(written > 0), heads)
+    others = np.setdiff1d(np.flatnonzero(written > 0), alike)
     if not family or len(others) < len(family):
         return []
     rng = np.random.default_rng(0)
@@ -159,6 +163,8 @@ def _family(n_heads: int, effects: Tensor, written: list[float]) -> Family:
         effects: without the family, then without each draw, [1 + n_draws, n_seqs].
         written: what each of these groups writes.
     """
+    as_much = torch.tensor([written[0] / each for each in written], dtype=torch.float64)
+    effects = effects * as_much[:, None]
     mine, null = effects[0], effects[1:].mean(dim=1)
     difference = mine - effects[1:].mean(dim=0)
     n, n_seqs = len(null), len(mine)

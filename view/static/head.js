@@ -88,7 +88,7 @@ function sidePanels(head, found) {
     panel("Heads of the model it comes from", parentPanel(found.parents)),
     panel("Makes likelier", found.promoted ? tokenRows(found.promoted, (x) => num(x, true)) : needsModel("The effect on the logits")),
     panel("Makes less likely", found.suppressed ? tokenRows(found.suppressed, (x) => num(x, true), { tone: "neg" }) : needsModel("The effect on the logits")),
-    panel("Tokens it reads, in its examples", found.reads ? tokenRows(found.reads, percent, { chance: "what as many examples would read by chance" }) : silence("It read nothing.")),
+    panel("Tokens it reads, in its examples", found.reads ? tokenRows(found.reads, percent, { chance: "what so few examples may read by chance" }) : silence("It read nothing.")),
     panel("Tokens whose embedding it reads", found.reads_embedding ? tokenRows(found.reads_embedding, (x) => num(x, true)) : needsModel("What it reads of embeddings")),
     panel("Activations", quantiles ? quantilePlot(quantiles, value("mean_act", head), value("max_act", head)) : silence("It never fired.")),
     panel("Heads that write alike", neighbours(found.similar_o)),

@@ -71,24 +71,26 @@ def test_others_write_as_much_and_are_of_no_family() -> None:
     written[::10] = 0
     family = np.argsort(-written)[5:400:4].tolist()
     family = [head for head in family if written[head] > 0]
-    groups = _groups(written, family)
+    alike = [*family, *range(3000, 3200)]
+    groups = _groups(written, family, alike)
     assert len(groups) == 1 + N_DRAWS
     assert groups[0] == family
     for drawn in groups[1:]:
         assert len(set(drawn)) == len(family)
-        assert not set(drawn) & set(family)
+        assert not set(drawn) & set(alike)
         assert written[drawn].min() > 0
         assert written[drawn].sum() == pytest.approx(written[family].sum(), rel=0.1)
     assert groups[1] != groups[2]
-    alike = _alike(written, family[50:51], np.flatnonzero(written > 0), rng)
-    assert np.log(written[alike[0]] / written[family[50]]) == pytest.approx(0, abs=0.5)
+    drawn = _alike(written, family[50:51], np.flatnonzero(written > 0), rng)
+    assert np.log(written[drawn[0]] / written[family[50]]) == pytest.approx(0, abs=0.5)
 
 
 def test_a_family_without_enough_others_is_not_told() -> None:
     written = np.ones(10)
-    assert _groups(written, list(range(6))) == []
-    assert _groups(written, []) == []
-    assert _groups(np.zeros(10), [1, 2]) == []
+    assert _groups(written, list(range(6)), list(range(6))) == []
+    assert _groups(written, [1, 2], list(range(9))) == []
+    assert _groups(written, [], []) == []
+    assert _groups(np.zeros(10), [1, 2], [1, 2]) == []
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,9 @@ def test_a_family_without_enough_others_is_not_told() -> None:
         (0.47, [0.5, -0.4, 0.3, -0.5, 0.1, 0.2], 1.0, False),
         (LEAST_EFFECT / 2, [0.0] * 6, 1.0, False),
         (-0.1, [0.0] * 6, 1.0, False),
-        (0.47, [0.0] * 6, 0.5, False),
+        (0.47, [0.01] * 6, 0.4, False),
+        (0.47, [0.01] * 6, 0.6, True),
+        (0.47, [0.3] * 6, 0.6, False),
     ],
 )
 def test_a_family_is_verified_above_the_others_only(
@@ -115,7 +119,8 @@ def test_a_family_is_verified_above_the_others_only(
 def test_only_types_of_which_probes_can_tell_are_checked(parts: Any) -> None:
     lorsa, model, site, tokens = parts
     told: list[Any] = []
-    families = {"induction": [0, 1, 2], "local": [3, 4], "first_token": [5], "previous_token": []}
-    found = verify_families(lorsa, model, site, tokens, families, told.append)
+    families = {"induction": [0, 1, 2], "local": [3, 4], "first_token": [5]}
+    families |= {"previous_token": [], "duplicate_token": []}
+    found = verify_families(lorsa, model, site, tokens, families, families, told.append)
     assert set(found) <= {"induction"}
     assert told[-1].done == told[-1].total
