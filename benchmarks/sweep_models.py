@@ -313,7 +313,9 @@ def _general(line: str) -> str:
     line = re.sub(r"^models of type \S+ (cannot be taken: )?", "", line)
     line = re.sub(r"^layer \d+: ", "", line)
     line = re.sub(r"by \d\.\de[+-]\d+", "", line)
-    line = re.sub(r"\b[\w]+(\.[\w]+)*\.\d+\.([\w.]*\w)", r"`\2`", line)
+    line = re.sub(r"\b[a-z_]\w*(\.\w+)*\.\d+\.([\w.]*\w)", r"`\2`", line)
+    line = re.sub(r" in [a-z_]\w*(\.\w+)*\.\d+\b", " in the layer", line)
+    line = re.sub(r"^\w+ has (none|projections)", r"its module has \1", line)
     return line.replace("|", "/")
 
 

@@ -16,6 +16,7 @@ from lorsa.harvest.harvest import harvest
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
 from tiny import GQA, N_CTX, SIZES, SPECIAL, make_tokenizer
+from unseal import change_json
 
 ERRORS = (StoreError, TrainError)
 
@@ -53,12 +54,11 @@ def test_a_wrong_geometry_ends_training_and_evaluation_in_a_line(
     train(_config(store, tmp_path / "run"))
     evaluate_run(EvalConfig(run=tmp_path / "run", store=store, device="cpu"))
     file = store / "manifest.json"
-    manifest = json.loads(file.read_text())
-    facts = manifest["layers"]["1"]["geometry"]
-    facts.update(change)
+    layers = json.loads(file.read_text())["layers"]
+    layers["1"]["geometry"].update(change)
     if change == {"clip": None}:
-        del facts["clip"]
-    file.write_text(json.dumps(manifest))
+        del layers["1"]["geometry"]["clip"]
+    change_json(file, layers=layers)
     with pytest.raises(ERRORS, match=r"layer 1: y that is derived from x differs .* in its norm"):
         train(_config(store, tmp_path / "again"))
     with pytest.raises(ERRORS, match=r"layer 1: y that is derived from x differs .* in its norm"):
