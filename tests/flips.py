@@ -217,7 +217,7 @@ CASES = {
         "analysis/*",
         {"read": _read, "find": _find, "view": _view, "explain": _estimate, "analyze": _analyze},
     ),
-    "a pushed folder": Case("shared", "layer-*/*", {"load": _load, "push": _push_more} | VERIFY),
+    "a pushed folder": Case("shared", "**/*", {"load": _load, "push": _push_more} | VERIFY),
     "a page": Case("runs/layer-1", "page/**/*", {"view": _view_again} | VERIFY),
     "half a run": Case("half/layer-1", "**/*", {"train": _go_on}),
     "half an analysis": Case(
