@@ -25,7 +25,7 @@ from ..dictionaries.choices import CONFIG, WEIGHTS
 from ..errors import TrainError, unreadable
 from ..seal import SEAL, first_damage, read_summed, summed, unsummed, write_seal, write_summed
 from ..version import __version__
-from ..whole import lock_folder, write_json, write_whole
+from ..whole import lock_folder, partial_of, write_json, write_whole
 from .checkpoint import CHECKPOINTS, checkpoints
 from .config import TrainConfig
 from .origin import RUN
@@ -117,7 +117,7 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             raise TrainError(f"{self.root} is a file; choose a folder by --out")
         names = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
-        if names and RUN not in names:
+        if names - {partial_of(Path(RUN)).name} and RUN not in names:
             raise TrainError(f"{self.root} holds other things; choose another folder by --out")
 
     def log(self, line: dict[str, Any]) -> None:
