@@ -371,8 +371,9 @@ def test_kinds_without_a_head_say_none_here(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "analysis/heads.parquet"
     rows = pq.read_table(path).to_pylist()
     for row in rows:
-        row |= dict.fromkeys(LOWER.values(), 0.31)
+        row |= dict.fromkeys(LOWER.values(), 0.31) | dict.fromkeys(LOWER, 0.32)
     rows[3] |= {"type": "local", "local_low": 0.7, "probe_local_low": 0.8}
+    rows[3] |= {"local": 0.75, "probe_local": 0.85}
     pq.write_table(pa.Table.from_pylist(rows, HEADS), path)
     unseal(tmp_path / "analysis")
     build_page(tmp_path)
