@@ -56,6 +56,7 @@ PUBLIC = {
     "sweep_lorsas": "train.sweep.sweep_grid",
     "train_lorsa": "train.train.train",
     "train_lorsas": "train.train.train_many",
+    "verify_paths": "verify.verify_paths",
     "verify_store": "store.care.repair.verify_store",
 }
 """Each public name, and where it is defined: module.name."""

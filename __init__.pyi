@@ -43,6 +43,7 @@ from .train.config import TrainConfig
 from .train.sweep import sweep_grid as sweep_lorsas
 from .train.train import train as train_lorsa
 from .train.train import train_many as train_lorsas
+from .verify import verify_paths
 from .view.build import build_page
 from .view.serve import PageServer
 from .version import __version__
@@ -95,5 +96,6 @@ __all__ = [
     "sweep_lorsas",
     "train_lorsa",
     "train_lorsas",
+    "verify_paths",
     "verify_store",
 ]

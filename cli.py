@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import circuits, evaluate, features, harvest, share, store, train
+from .commands import circuits, evaluate, features, harvest, share, store, train, verify
 from .commands.demo import demo
 from .commands.ending import print_failure, told_in_a_line
 from .commands.options import add_command
@@ -50,6 +50,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ablate": circuits.ablate,
     "push": share.push,
     "convert": share.exchange,
+    "verify": verify.verify,
 }
 STORE_COMMANDS: dict[str, Callable[..., None]] = {
     "info": store.info,

@@ -1,6 +1,5 @@
 """Demo: from a language model that comes in a Python package to a page of heads with names."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -8,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from .analyze.config import AnalyzeConfig
+from .dictionaries.choices import WEIGHTS
 from .evaluate.config import EvalConfig
 from .harvest.config import HarvestConfig
 from .language.aliases import DEMO_MODEL, resolve
 from .progress import Measured
 from .train.config import TrainConfig
-from .train.origin import RUN
+from .train.origin import RUN, read_facts
 from .whole import file_crc32
 
 LAYER = 17
@@ -92,12 +92,14 @@ class _Demo:
             from .harvest.harvest import harvest
 
             harvest(config, report=self._begin("harvest"))
-        self._facts = store_info(config.store)
+        self._facts = {
+            name: fact for name, fact in store_info(config.store).items() if name != "next"
+        }
         return self._facts
 
     def train(self) -> dict[str, Any]:
         """Return the result of the run."""
-        known = _read(self._run / RUN)
+        known = read_facts(self._run / RUN)
         same_store = known.get("decisive", {}).get("store_uuid") == self._facts["uuid"]
         if known.get("result") and same_store:
             return {**known["result"], "run": str(self._run)}
@@ -129,14 +131,15 @@ class _Demo:
         )
         asked = {
             "version": VERSION,
-            "weights_crc32": file_crc32(self._run / "lorsa.safetensors"),
+            "weights_crc32": file_crc32(self._run / WEIGHTS),
             "store_uuid": self._facts["uuid"],
             "n_seqs": min(READ_TOKENS // N_CTX, self._facts["n_seq"]),
             "model": self._model,
         }
-        known = _read(config.folder / FACTS_FILE).get("request", {})
+        known = read_facts(config.folder / FACTS_FILE).get("request", {})
         if {name: known.get(name) for name in asked} == asked:
-            return Analysis.open(config.folder).facts
+            facts = Analysis.open(config.folder).facts
+            return {name: fact for name, fact in facts.items() if name != "version"}
         from .analyze.features import analyze_run
 
         return analyze_run(config, report=self._begin("analyze"))
@@ -161,12 +164,3 @@ class _Demo:
         """Report that a stage begins; return what its events are reported to."""
         self._report(stage, None)
         return lambda event: self._report(stage, event)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return a file of facts; nothing of one that is not there: what it is of is made again."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -45,6 +45,13 @@ def reason_of(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def unreadable(what: object, error: BaseException) -> str:
+    """Return that a file, or what is given, cannot be read, why, and what to do if known."""
+    path = getattr(error, "filename", None) or what
+    remedy = remedy_of(error)
+    return f"{path} cannot be read ({reason_of(error)})" + ("" if remedy is None else f"; {remedy}")
+
+
 class LorsaError(Exception):
     """Known failure; the message is one line that says what was given and what to do."""
 

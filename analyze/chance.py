@@ -93,7 +93,8 @@ class RandomLists(NamedTuple):
         above = n - torch.searchsorted(self.best, found) + 1
         chance = len(tail) / n * torch.exp(-(found - tail[0]) / excess)
         chance = torch.where(found > tail[0], chance, above / (n + 1))
-        return -torch.special.ndtri(chance.clamp(min=1e-300))
+        z: Tensor = -torch.special.ndtri(chance.clamp(min=1e-300))
+        return z
 
 
 def _best(z: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..dictionaries.checkpoint_sums import tensors_crc32c
-from ..errors import AnalyzeError
+from ..errors import AnalyzeError, unreadable
 from ..progress import Report
 from ..reading import parse_json, read_json
 from ..seal import SUM, crc32c, first_damage
@@ -60,7 +60,7 @@ def earlier_facts(folder: Path, report: Report) -> dict[str, Any]:
         report(str(error))
         return {}
     except OSError as error:
-        raise AnalyzeError(f"{error.filename} cannot be read ({error.strerror})") from None
+        raise AnalyzeError(unreadable(folder, error)) from None
 
 
 def archive_explanations(folder: Path, request: dict[str, Any]) -> None:
@@ -102,22 +102,39 @@ def load_partial(path: Path, request: dict[str, Any], report: Report) -> tuple[T
         AnalyzeError: it is there and cannot be read.
     """
     try:
-        path.open("rb").close()  # safetensors calls all that cannot be opened missing
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if (expected := about.pop(SUM, None)) is not None and expected != _sum(about, tensors):
-            raise ValueError("its checksum is wrong")
+        about, tensors = _compared(path)
         if parse_json(about.get("request", "null")) != request:
             return {}, 0
         return tensors, int(about["done"])
     except FileNotFoundError:
         return {}, 0
     except OSError as error:
-        raise AnalyzeError(f"{path} cannot be read ({error.strerror or error})") from None
+        raise AnalyzeError(unreadable(path, error)) from None
     except (SafetensorError, ValueError, KeyError) as error:
         report(f"{path} is damaged ({error}); collecting anew")
         return {}, 0
+
+
+def partial_problem(path: Path) -> str | None:
+    """Return what is wrong with a file of what was collected, in a line; None if nothing is."""
+    try:
+        _compared(path)
+    except OSError as error:
+        return unreadable(path, error)
+    except (SafetensorError, ValueError) as error:
+        return f"{path} is damaged ({error})"
+    return None
+
+
+def _compared(path: Path) -> tuple[dict[str, str], Tensors]:
+    """Return what a file of what was collected says, and its tensors; ValueError if damaged."""
+    path.open("rb").close()  # safetensors calls all that cannot be opened missing
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if (expected := about.pop(SUM, None)) is not None and expected != _sum(about, tensors):
+        raise ValueError("its checksum is wrong")
+    return about, tensors
 
 
 def _sum(about: dict[str, str], tensors: Tensors) -> str:

@@ -4,6 +4,8 @@ for head in named_heads("runs/layer-17", 3):
     print(head.head, head.sentence, head.context)
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,10 @@ DOES = {
     "long_range": "reads tokens 64 or more before the current one",
 }
 """Types in words, the most telling first."""
+CONTEXTS = 8
+"""Largest firings of which one is shown: words say more than spaces and brackets do."""
+_MARKED = re.compile(r"<( ?\w\w+)>|\[( ?\w\w+)\]")
+"""A word that fires, or that is read"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +74,6 @@ def named_heads(analysis: Analysis | str | Path, n: int) -> list[NamedHead]:
 def _named(analysis: Analysis, kind: str, head: int) -> NamedHead:
     row = analysis.head(head)
     on_probes = row[f"probe_{kind}"] if measured_on(analysis, kind) == "both" else None
-    contexts = evidence(analysis, head, 1)
     return NamedHead(
         head=head,
         type=kind,
@@ -76,8 +81,13 @@ def _named(analysis: Analysis, kind: str, head: int) -> NamedHead:
         on_text=row[kind],
         on_probes=on_probes,
         sentence=sentence(kind, row[kind], on_probes),
-        context=contexts[0] if contexts else None,
+        context=_telling(evidence(analysis, head, CONTEXTS)),
     )
+
+
+def _telling(contexts: Sequence[str]) -> str | None:
+    """Return the context in which most of what is marked are words; of equals, the first."""
+    return max(contexts, key=lambda context: len(_MARKED.findall(context)), default=None)
 
 
 def sentence(kind: str, on_text: float, on_probes: float | None) -> str:

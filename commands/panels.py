@@ -5,7 +5,7 @@ from collections.abc import Mapping
 COMMANDS = {
     "Make": ("demo", "harvest", "train", "sweep", "eval"),
     "Read": ("analyze", "view", "find", "explain", "ablate"),
-    "Share": ("push", "convert"),
+    "Share": ("push", "convert", "verify"),
     "Store": ("store",),
 }
 """Commands, in the order in which they are shown."""
@@ -22,6 +22,7 @@ PAGES = {
     "ablate": "fidelity",
     "push": "publish",
     "convert": "exchange",
+    "verify": "verify",
     "store": "store",
 }
 """Page of docs/ that says more of a command."""

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
 from ..reading import read_json
+from ..seal import first_damage
 from .checkpoint_files import (
     Saved,
     check_shapes,
@@ -24,12 +25,11 @@ from .checkpoint_files import (
     write_folder,
 )
 from .checkpoint_sums import check_sums, has_sums, sums_of
-from .choices import CONFIG
+from .choices import CONFIG, WEIGHTS
 from .formats import llamascopium, openmoss
 from .lorsa.config import LorsaConfig, tensor_shapes
 
 CHECKPOINT_VERSION = 1
-WEIGHTS = "lorsa.safetensors"
 WEIGHTS_BY_FORMAT = {
     "lorsa": (WEIGHTS,),
     "llamascopium": (llamascopium.WEIGHTS, *llamascopium.OTHER_WEIGHTS),
@@ -64,6 +64,8 @@ def load(folder: str | Path) -> Saved:
     kind = format_of(content)
     if kind == "lorsa":
         return _load_ours(folder, content)
+    if (problem := first_damage(folder)) is not None:  # of what lorsa convert wrote
+        raise CheckpointError(f"{problem}; convert it again, or restore it from a copy")
     if kind == "llamascopium":
         return llamascopium.read(folder, content)
     return openmoss.read(folder, content)

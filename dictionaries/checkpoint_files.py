@@ -1,5 +1,6 @@
 """The files of a checkpoint, written whole or not at all, and checks of what is read."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,10 +62,22 @@ def write_folder(
             partial.touch()
             mode = partial.stat().st_mode  # safetensors would make the file private to its owner
             save_file(plain, partial, metadata=dict(metadata))
+            _sort_metadata(partial)
             partial.chmod(mode)
         write_json(folder / CONFIG, content)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be written ({error}); make room") from None
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: it has another each time, to no purpose."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def check_shapes(path: Path, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:

@@ -1,5 +1,6 @@
-"""Choices of a dictionary's settings, and the name of their file; imports nothing heavy."""
+"""Choices of a dictionary's settings, and the names of its files; imports nothing heavy."""
 
 ACTIVATIONS = ("topk", "batchtopk", "jumprelu")
 CONFIG = "config.json"
 """File of a dictionary's shape and origin, beside its weights."""
+WEIGHTS = "lorsa.safetensors"

@@ -14,13 +14,17 @@ from .bars import Bar, say
 from .evaluate import quality_rows
 from .words import fact_table, model_name, spell_time
 
-USUAL_S = {"harvest": 130.0, "train": 70.0, "eval": 60.0, "analyze": 180.0, "page": 15.0}
+USUAL_S = {"harvest": 170.0, "train": 80.0, "eval": 60.0, "analyze": 110.0, "page": 15.0}
 """Seconds of each stage on two quiet cores; a machine's own pace is a multiple of them."""
 PARTS = {
     "harvest": {"harvest": (0.15, 1.0)},
     "train": {"train": (0.15, 0.85)},
     "eval": {"on the store": (0.05, 0.3), "in the model": (0.35, 1.0)},
-    "analyze": {"reading heads": (0.05, 0.6), "sources of examples": (0.6, 0.75)},
+    "analyze": {
+        "reading heads": (0.05, 0.2),
+        "sources of examples": (0.2, 0.3),
+        "checking types": (0.5, 0.95),
+    },
     "page": {"heads": (0.0, 1.0)},
 }
 """Parts of a stage that report how far they are, and the share of the stage that each is."""
@@ -47,7 +51,8 @@ class DemoDisplay(Bar):
         if isinstance(event, str):
             say(event)
         elif (found := _progress(stage, event)) is not None:
-            self._pace.reach(stage, _share(stage, found))
+            if (share := _share(stage, found)) is not None:
+                self._pace.reach(stage, share)
             note = f"{found.tokens_per_second:,.0f} tokens/s" if found.tokens_per_second else ""
             if found.what != stage:
                 note = f"{found.what}  {note}"
@@ -109,11 +114,12 @@ def _progress(stage: str, event: Any) -> Measured | None:
     return event if isinstance(event, Measured) else None
 
 
-def _share(stage: str, part: Measured) -> float:
-    """Return how much of a stage is done, 0..1."""
-    found = (share for name, share in PARTS[stage].items() if name in part.what)
-    first, last = next(found, (0.0, 1.0))
-    return first + (last - first) * part.done / max(part.total, 1)
+def _share(stage: str, part: Measured) -> float | None:
+    """Return how much of a stage is done, 0..1; None in a part of which it is not known."""
+    for name, (first, last) in PARTS[stage].items():
+        if name in part.what:
+            return first + (last - first) * part.done / max(part.total, 1)
+    return None
 
 
 def demo_table(result: dict[str, Any]) -> RenderableType:

@@ -11,9 +11,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ..dictionaries.checkpoint import weights_path
-from ..dictionaries.fetch import local_folder
-from ..errors import AnalyzeError, StoreError
+from ..dictionaries.choices import CONFIG, WEIGHTS
+from ..errors import AnalyzeError, StoreError, unreadable
 from ..language.aliases import canonical
 from ..seal import read_summed, write_summed
 from ..store.manifest import MANIFEST, read_manifest
@@ -77,7 +76,11 @@ def kept_answer(config: EvalConfig) -> dict[str, Any] | None:
     Returns:
         None unless this version of lorsa measured these weights on the same tokens and model.
     """
-    folder = local_folder(config.run)
+    folder = config.run
+    if not (folder / CONFIG).is_file():
+        from ..dictionaries.fetch import local_folder  # here, for it loads what takes seconds
+
+        folder = local_folder(folder)
     kept = kept_evaluation(folder)
     if kept is None or kept["lorsa_version"] != __version__:
         return None
@@ -122,7 +125,7 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise AnalyzeError(f"{path} cannot be read ({error.strerror})") from None
+        raise AnalyzeError(unreadable(path, error)) from None
     except (ValueError, KeyError, TypeError) as error:
         raise AnalyzeError(
             f"{path} is damaged ({error}); restore it from a copy, or delete it and evaluate again"
@@ -131,5 +134,10 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
 
 def weights_sha256(folder: Path) -> str:
     """Return the SHA-256 of a Lorsa's weights, in hexadecimal digits."""
-    with weights_path(folder).open("rb") as file:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        from ..dictionaries.checkpoint import weights_path  # of another tool; it loads torch
+
+        path = weights_path(folder)
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

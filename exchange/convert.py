@@ -12,6 +12,7 @@ from ..errors import ExchangeError
 from ..language.blocks import attention_sites
 from ..language.norms import Norm
 from ..language.subject import Subject
+from ..seal import write_seal
 from ..whole import whole
 from .config import ConvertConfig
 from .norm import norm_before, read_after, read_before
@@ -75,6 +76,7 @@ def convert(
             lorsa.save_pretrained(partial)
         else:
             write_llamascopium(lorsa.saved(), partial, hook)
+            write_seal(partial, sorted(path.name for path in partial.iterdir()))
     shape = lorsa.config
     return Converted(
         out=str(config.out),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import HarvestError
 from ..language.capture import Call, Capture
+from ..language.causal import require_causal
 from ..language.families import is_supported
 from ..language.selfcheck import SelfCheck, require_derivable, require_understood, understand
 from ..language.tokenizer import tokenizer_facts
@@ -117,6 +118,8 @@ def look_into(
         require_understood(check)
     if config.outputs == "derive":
         require_derivable(check)
+    unknown = [n for n, one in check.layers.items() if one.finite and not one.passed]
+    require_causal(run.capture, tokens[0], unknown)
     return Foundation(
         facts={layer: each.facts() for layer, each in found.items()},
         weights={layer: each.weights for layer, each in found.items()},

@@ -7,6 +7,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..language.capture import Capture
+from ..language.readings import Reading
+from ..language.stored import stored_readings
+from ..language.watch import Watch
 from ..stop import stop_when_whole
 from ..store.manifest import Manifest
 from ..store.write.writer import StoreWriter
@@ -98,10 +101,11 @@ def write_shards(writer: StoreWriter, run: Pass) -> float:
             run.report(f"waiting for {n_shards} shards that other processes are writing")
         n_awaited = n_shards
 
+    known = stored_readings(writer.root, writer.manifest)
     with stop_when_whole(on_first=report_stop) as stop:
         meter.stored(writer.status.n_missing_seqs())
         for shard in writer.claimed_shards(waiting=wait):
-            _write(writer, shard, run, meter)
+            _write(writer, shard, run, meter, known)
             # as of the last claim: reading every file after every shard would take long
             meter.stored(writer.status.n_missing_seqs(but=writer.unsettled))
             if stop.asked:
@@ -111,16 +115,22 @@ def write_shards(writer: StoreWriter, run: Pass) -> float:
     return meter.rate
 
 
-def _write(writer: StoreWriter, shard: int, run: Pass, meter: _Meter) -> None:
+def _write(
+    writer: StoreWriter, shard: int, run: Pass, meter: _Meter, known: dict[int, Reading]
+) -> None:
     """Harvest one shard; from its start with smaller batches where the GPU's memory is full."""
     rows = writer.manifest.shard_rows(shard)
 
     def attempt(n_seqs: int) -> None:
+        watch = Watch(run.capture.model, run.capture.sites, known)
         with writer.shard(shard, keep_nonfinite=run.keep_nonfinite, wait=False) as session:
             for some in _split(rows, n_seqs):
-                session.append(run.capture.run(writer.tokens(some)))
+                calls = run.capture.calls(writer.tokens(some))
+                watch.see(calls, some.start)
+                session.append({layer: (call.x, call.y) for layer, call in calls.items()})
                 writer.settle(wait=False)
                 meter.done(len(some), some.stop - rows.start)
+            watch.check()
 
     run.batch.fitting(attempt, run.report)
 

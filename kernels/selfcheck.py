@@ -1,4 +1,4 @@
-"""The check, once for every kind of tensors, that the Triton path agrees with the definition.
+"""Check, once a kind of tensors, that the Triton path agrees with the definition.
 
 Before `backend="auto"` takes Triton it runs the kernels that it is about to use, for the same
 dtype, widths and options, on a small example and compares them with reference.py in float64. A GPU,

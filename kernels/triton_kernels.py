@@ -1,4 +1,4 @@
-"""The Triton kernels of the triton_*.py beside it, which launch them and say what they are for.
+"""Triton kernels of the triton_*.py beside it, which say what they are for.
 
 Names as in triton_attention.py: T and S are tiles of positions and of keys, K the width of a QK
 head, G the OV heads of a QK head. Tensors are contiguous. A `window` or `softcap` of None is

@@ -1,4 +1,4 @@
-"""Sums of sparse codes in Triton: nothing is added atomically, so the bits are the same each time.
+"""Sums of sparse codes in Triton, none of them atomic: the bits are the same each time.
 
 weighted_sums   a program a token and block of channels
 gathered_dots   a program a token, block of slots and slice of channels

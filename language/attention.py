@@ -1,6 +1,7 @@
 """One attention layer of the language model as a plain function of its weights and geometry.
 
-    q = rope(qk_norm(x W_Q + b_Q))    k = rope(qk_norm(x W_K + b_K))    v = x W_V + b_V
+    q = rope(clip(qk_norm(x W_Q + b_Q)))    k = rope(clip(qk_norm(x W_K + b_K)))
+    v = clip(x W_V + b_V)
     y[t] = sum over heads of (sum_{s <= t} pattern[t, s] v[s]) W_O + b_O
 
 Used to check that the geometry read off a model is right, to start a Lorsa from the layer, and to
@@ -88,9 +89,16 @@ def queries_keys(
     g, w = geometry, weights
     q = project(x, w.W_Q, w.b_Q)
     k = project(x, w.W_K, w.b_K)
-    q = norm_and_rotate(q, norm=g.qk_norm, weight=w.q_norm, bias=w.q_norm_bias, rope=g.rope)
-    k = norm_and_rotate(k, norm=g.qk_norm, weight=w.k_norm, bias=w.k_norm_bias, rope=g.rope)
+    q = norm_and_rotate(q, norm=g.qk_norm, weight=w.q_norm, bias=w.q_norm_bias, rope=None)
+    k = norm_and_rotate(k, norm=g.qk_norm, weight=w.k_norm, bias=w.k_norm_bias, rope=None)
+    q, k = (_clipped(part, g) for part in (q, k))
+    q, k = (norm_and_rotate(part, norm=None, weight=None, rope=g.rope) for part in (q, k))
     return q, k
+
+
+def _clipped(part: Tensor, geometry: AttentionGeometry) -> Tensor:
+    """Return queries, keys or values as the layer limits them."""
+    return part if geometry.clip is None else part.clamp(-geometry.clip, geometry.clip)
 
 
 def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
@@ -105,7 +113,7 @@ def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) 
     _batch, seq, _d_model = x.shape
     g = geometry
     q, k = queries_keys(x, weights, g)
-    v = project(x, weights.W_V, weights.b_V)
+    v = _clipped(project(x, weights.W_V, weights.b_V), g)
     k, v = (part.repeat_interleave(g.n_heads // g.n_kv_heads, dim=2) for part in (k, v))
     if g.softcap is not None:
         return _head_by_head(q, k, v, g)

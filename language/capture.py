@@ -32,6 +32,19 @@ class Call(NamedTuple):
         """The module's output, [n, n_ctx, d_model]."""
         return module_output(self.output)
 
+    def of(self, rows: list[int]) -> "Call":
+        """Return a copy of the call as it would have been of some of its sequences alone."""
+        n = len(self.x)
+
+        def some(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(some, value))
+            is_by_row = isinstance(value, Tensor) and value.ndim > 1 and len(value) == n
+            return value[rows] if is_by_row else value
+
+        args, kwargs = tuple(map(some, self.args)), {k: some(v) for k, v in self.kwargs.items()}
+        return Call(args, kwargs, self.y[rows])
+
 
 class Capture:
     """Hooks on the attention layers of a model, for as long as the `with` block lasts.
@@ -47,7 +60,7 @@ class Capture:
             model: a causal language model of transformers.
             sites: its attention layers; nothing after the last of them is computed.
         """
-        self._model = model
+        self.model = model
         self.sites = sites
         self._calls: dict[int, Call] = {}
         self._handles: list[Any] = []
@@ -81,6 +94,6 @@ class Capture:
         """
         self._calls = {}
         with suppress(Enough):
-            self._model(input_ids=tokens.long().to(self._model.device), use_cache=False)
+            self.model(input_ids=tokens.long().to(self.model.device), use_cache=False)
         calls, self._calls = self._calls, {}
         return calls

@@ -83,10 +83,15 @@ def attention_of(config: Any) -> dict[int, Found]:
     try:
         return attention_modules(model)
     except AttachError as error:
+        n_layers = config.get_text_config().num_hidden_layers
+        blocks = block_lists(model, n_layers)[:1]
+        if not blocks:
+            kind = config.model_type
+            raise LanguageModelError(
+                f"models of type {kind} have no list of their {n_layers} layers that lorsa can find"
+            ) from None
         if error.__cause__ is None:
             raise LanguageModelError(str(error)) from None
-    n_layers = config.get_text_config().num_hidden_layers
-    blocks = block_lists(model, n_layers)[:1]
     return {i: Found(f"{name}.{i}", ADDED, 1) for name in blocks for i in range(n_layers)}
 
 
@@ -116,13 +121,14 @@ def require_attention(found: dict[int, Found], layers: list[int]) -> None:
 def modules_after_layer(config: Any, layer: int) -> set[str]:
     """Return the names of the modules that run only after the attention of a layer.
 
-    None where it does not show without weights.
+    Where it does not show without weights, these are the unembedding alone.
     """
     model = empty_model(config)
     try:
         return modules_after(model, attention_modules(model)[layer].name)
     except Exception:  # whatever a model's forward leads to
-        return set()
+        head = model.get_output_embeddings()
+        return {name for name, module in model.named_modules() if module is head}
 
 
 def shortened(config: Any, n_layers: int | None) -> Any:

@@ -70,10 +70,15 @@ class AttentionGeometry:
     """Scores become softcap * tanh(scores / softcap) before the softmax (Gemma 2)."""
     window: int | None = None
     """A query sees itself and the window - 1 positions before it."""
+    clip: float | None = None
+    """Queries, keys and values are limited to +-clip before the rotation (OLMo, MPT, DBRX)."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the geometry as JSON-able data."""
-        return asdict(self)
+        """Return the geometry as JSON-able data; `clip` is in it where there is one."""
+        data = asdict(self)
+        if self.clip is None:  # which earlier versions do not know
+            del data["clip"]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "AttentionGeometry":

@@ -58,23 +58,24 @@ def readings(model: Any, site: AttentionSite) -> Iterator[Reading]:
     """
     config, module = model.config.get_text_config(), site.module
     heads, ropes = heads_of(model, site), ropes_of(model, site)
-    windows = _windows(config, module, site.layer)
-    for weights in weight_readings(model, site):
-        for rope, scale, window in product(ropes, _scales(module, heads), windows):
-            yield Reading(
-                AttentionGeometry(
-                    d_model=config.hidden_size,
-                    n_heads=len(weights.W_Q),
-                    n_kv_heads=len(weights.W_K),
-                    d_head=heads.d_head,
-                    scale=scale,
-                    rope=rope,
-                    qk_norm=_qk_norm(module, len(weights.W_Q)),
-                    softcap=getattr(module, "attn_logit_softcapping", None),
-                    window=window,
-                ),
-                weights,
-            )
+    windows, clips = _windows(config, module, site.layer), _clips(config, module)
+    choices = product(clips, ropes, _scales(module, heads), windows)
+    for weights, (clip, rope, scale, window) in product(weight_readings(model, site), choices):
+        yield Reading(
+            AttentionGeometry(
+                d_model=config.hidden_size,
+                n_heads=len(weights.W_Q),
+                n_kv_heads=len(weights.W_K),
+                d_head=heads.d_head,
+                scale=scale,
+                rope=rope,
+                qk_norm=_qk_norm(module, len(weights.W_Q)),
+                softcap=getattr(module, "attn_logit_softcapping", None),
+                window=window,
+                clip=clip,
+            ),
+            weights,
+        )
 
 
 def heads_of(model: Any, site: AttentionSite) -> Heads:
@@ -108,6 +109,14 @@ def _windows(config: Any, module: Any, layer: int) -> list[int | None]:
         return [module.sliding_window or None]
     window = getattr(config, "sliding_window", None)
     return [window, None] if window else [None]
+
+
+def _clips(config: Any, module: Any) -> list[float | None]:
+    """Return what queries, keys and values may be limited to: the module's own or the model's."""
+    for holder in (module, config, getattr(config, "attn_config", None)):
+        if isinstance(said := getattr(holder, "clip_qkv", None), float | int) and said:
+            return [float(said), None]
+    return [None]
 
 
 def weight_readings(model: Any, site: AttentionSite) -> list[LayerWeights]:

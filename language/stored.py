@@ -6,9 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..store.fixed import read_weights
+from ..store.manifest import Manifest
+from ..store.places import Place
 from ..store.read.reader import ActivationStore, Derive
 from .attention import LayerWeights, layer_attention
 from .geometry import AttentionGeometry
+from .readings import Reading
 
 
 def stored_attention(
@@ -29,6 +33,17 @@ def stored_attention(
         return layer_attention(x, placed, shape)
 
     return attend
+
+
+def stored_readings(root: Place, manifest: Manifest) -> dict[int, Reading]:
+    """Return geometry and weights of a store's layers, of those where they are known."""
+    found = {}
+    for layer, facts in manifest.layers.items():
+        if facts["geometry"] is not None:
+            geometry = AttentionGeometry.from_dict(facts["geometry"])
+            weights = LayerWeights(**read_weights(root, manifest, layer))
+            found[layer] = Reading(geometry, weights)
+    return found
 
 
 def layer_geometry(layer: int, store: ActivationStore) -> AttentionGeometry:

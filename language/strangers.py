@@ -6,7 +6,6 @@ terminal whether to run the first, downloads the second, and passes the third ov
 where the package peft is missing.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..errors import LanguageModelError
+from ..reading import read_json
 from .aliases import ModelPath
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -52,8 +52,8 @@ def _on_the_hub(path: ModelPath) -> Path | None:
 def _base_of(file: Path) -> str | None:
     """Return the model that an adapter's configuration names, fit to print."""
     try:
-        named = json.loads(file.read_text("utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        named = read_json(file, constant=float)["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError):
         return None
     return repr(named)[1:-1][:100] if isinstance(named, str) else None
 

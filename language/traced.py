@@ -35,7 +35,7 @@ class Found(NamedTuple):
     fate: str
     """Clause that says what becomes of its output; ADDED if it is what the layer adds"""
     n_calls: int
-    """How often the module runs in one run of the model"""
+    """Number of times that the module runs in one run of the model"""
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..dictionaries.lorsa.config import LorsaConfig
-from ..errors import PublishError, StoreError
+from ..errors import PublishError, StoreError, unreadable
 from ..evaluate.kept import kept_evaluation, weights_sha256
 from ..hub import HUB_ID
 from ..seal import first_damage, read_summed
@@ -152,7 +152,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise PublishError(f"{path} cannot be read ({error.strerror})") from None
+        raise PublishError(unreadable(path, error)) from None
     except ValueError as error:
         raise PublishError(f"{path} is damaged ({error}); restore it from a copy") from None
     if not isinstance(content, dict) or content.get("schema_version") != RUN_VERSION:

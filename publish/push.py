@@ -80,16 +80,23 @@ def push(
         shared.sort(key=lambda each: int(each.facts["layer"]))
         _require_one_of_each(shared)
         if config.folder is not None:
-            return _to_folder(config, config.folder, shared, dry_run=dry_run)
+            return _to_folder(config, config.folder, shared, dry_run=dry_run, report=report)
         return _to_hub(config, shared, dry_run=dry_run, report=report)
 
 
-def _to_folder(config: PushConfig, folder: Path, shared: list[Shared], *, dry_run: bool) -> Pushed:
+def _to_folder(
+    config: PushConfig,
+    folder: Path,
+    shared: list[Shared],
+    *,
+    dry_run: bool,
+    report: Callable[[str], None],
+) -> Pushed:
     if dry_run:
-        return _pushed(config, shared, _contents(config, shared, read_present(folder)))
+        return _pushed(config, shared, _contents(config, shared, read_present(folder), report))
     with _locked(folder):
         put_all_back(folder)
-        contents = _contents(config, shared, read_present(folder))
+        contents = _contents(config, shared, read_present(folder), report)
         _write(folder, shared, contents.card)
     return _pushed(config, shared, contents, sent=True)
 
@@ -100,7 +107,7 @@ def _to_hub(
     repository = Repository(config, report)
     if not dry_run:
         repository.prepare()
-    contents = _contents(config, shared, repository.present())
+    contents = _contents(config, shared, repository.present(), report)
     commit = None
     if not dry_run:
         commit = repository.commit(contents.files, _message(config, shared))
@@ -138,7 +145,9 @@ def _require_one_of_each(shared: list[Shared]) -> None:
             )
 
 
-def _contents(config: PushConfig, shared: list[Shared], present: Present) -> Contents:
+def _contents(
+    config: PushConfig, shared: list[Shared], present: Present, report: Callable[[str], None]
+) -> Contents:
     """Return what a push sends, and what is there with it."""
     known = present.layers | {each.facts["layer"]: each.facts for each in shared}
     models = {facts["model"]["id"]: layer for layer, facts in known.items()}
@@ -149,6 +158,8 @@ def _contents(config: PushConfig, shared: list[Shared], present: Present) -> Con
             "own --repo"
         )
     layers = sorted(known)
+    if config.license is None and present.license_id is not None:
+        report(f"the license stays {present.license_id}, as the {README} there says")
     text = card(
         config.repo if config.folder is None else f"./{config.folder.resolve().name}",
         [known[layer] for layer in layers],

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..errors import PublishError
+from ..errors import PublishError, unreadable
 from ..hub import hub_problem
 from ..reading import read_json
 from ..seal import SEAL, first_damage
@@ -87,7 +87,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
         known = facts["format"] == FORMAT and facts["schema_version"] == FACTS_VERSION
         is_whole = path.parent.name == f"layer-{facts['layer']}"
     except OSError as error:
-        raise PublishError(f"the {name} there cannot be read ({error.strerror})") from None
+        raise PublishError(unreadable(f"the {name} there", error)) from None
     except (ValueError, KeyError, TypeError) as error:
         raise PublishError(
             f"the {name} there cannot be read ({error}); delete that layer"

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..dictionaries.attach import require_layer_input
-from ..dictionaries.checkpoint import WEIGHTS, is_bound, load, save
-from ..dictionaries.choices import CONFIG
+from ..dictionaries.checkpoint import is_bound, load, save
+from ..dictionaries.choices import CONFIG, WEIGHTS
 from ..dictionaries.fetch import local_folder
 from ..errors import PublishError
 from ..evaluate.kept import weights_sha256

@@ -98,8 +98,7 @@ def read_array(root: Place, manifest: Manifest, name: str) -> Tensor:
     except UnreachableError:
         raise
     except (OSError, DamageError) as error:
-        where = "" if isinstance(error, DamageError) else f"{root / name} cannot be read: "
-        raise StoreError(f"{where}{reason_of(error)}; {RESTORE}") from None
+        raise StoreError(f"{root / name} cannot be read ({reason_of(error)}); {RESTORE}") from None
 
 
 def array_problem(

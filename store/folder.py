@@ -13,7 +13,7 @@ from ..errors import StoreError, UnreachableError
 from .arrays import DOCUMENTS, ArraySpec, all_arrays, layer_arrays, text_arrays
 from .bucket import BucketPath
 from .entries import Entries, Key
-from .journal import TEXT, read_journal
+from .journal import read_journal
 from .layers import spell_layers
 from .locks.bucket_lock import LOCK
 from .manifest import JOURNAL, MANIFEST, PLAN, Manifest, read_manifest
@@ -53,7 +53,7 @@ def is_hardly_begun(root: Place) -> bool:
 
 def has_shards(root: Place) -> bool:
     """Return whether shards of a layer are there, or a journal file of those who write them."""
-    if any(path.name != f"{TEXT}.jsonl" for path in files_in(root / JOURNAL, "*.jsonl")):
+    if files_in(root / JOURNAL, "w*.jsonl"):
         return True
     layers = root / "layers"
     return layers.is_dir() and any(

@@ -25,6 +25,19 @@ SEAL = "crc32c"
 JOURNAL = "journal"
 PLAN = "journal/plan.json"
 HELD_OUT_FRACTION = 0.05
+TEXT, COUNT = (str, type(None)), (int, type(None))
+KINDS: dict[str, dict[str, Any]] = {
+    "model": {"id": str, "revision": TEXT, "dtype": TEXT},
+    "tokenizer": {
+        "vocabulary_sha256": TEXT,
+        "bos_token_id": COUNT,
+        "eos_token_id": COUNT,
+        "special_token_ids": (list, type(None)),
+    },
+    "corpus": {"data": TEXT, "n_documents": COUNT},
+    "layer": {"geometry": (dict, type(None)), "self_check": (dict, type(None))},
+}
+"""Kinds of what is read of the tables in a manifest, where it is there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +86,10 @@ class Manifest:
         for name in ("model", "tokenizer", "corpus", "request", "checksums"):
             if not isinstance(value := getattr(self, name), dict):
                 raise ValueError(f"{name} is {value!r}; it must be a table")
+            _require_kinds(name, value)
+        for name in ("uuid", "created", "lorsa_version"):
+            if not isinstance(value := getattr(self, name), str):
+                raise ValueError(f"{name} is {value!r:.60}; it must be a text")
         for name, allowed in (
             ("dtype", ACTIVATION_DTYPES),
             ("compression", COMPRESSIONS),
@@ -83,6 +100,7 @@ class Manifest:
                     f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
                 )
         for layer, facts in self.layers.items():
+            _require_kinds("layer", facts)
             names = facts["weights"]
             if not isinstance(names, list) or not all(str(n).isidentifier() for n in names):
                 raise ValueError(f"layer {layer} has weights {names}")
@@ -122,6 +140,14 @@ class Manifest:
     def is_sealed(self) -> bool:
         """Whether the files of the store that never change have checksums."""
         return bool(self.checksums)
+
+
+def _require_kinds(table: str, facts: dict[str, Any]) -> None:
+    """Raise ValueError where a fact is not of its kind in KINDS."""
+    for name, kind in KINDS.get(table, {}).items():
+        value = facts.get(name)
+        if name in facts and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ValueError(f"{name} of the {table} is {value!r:.60}")
 
 
 def held_out_shards(n_seq: int, shard_seqs: int) -> tuple[int, ...]:

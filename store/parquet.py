@@ -97,7 +97,8 @@ def read_bounded(
             raise ValueError(f"it has {footer.num_rows:,} rows, and may have {most_rows:,}")
         if n_bytes > max(LEAST_MOST_BYTES, MOST_INFLATION * len(content)):
             raise ValueError(f"{len(content):,} bytes of it stand for {n_bytes:,}")
-        table = file.read()
+        # a thread of Arrow's that lets these bytes go as Python ends would abort it
+        table = file.read(use_threads=False)
     found = table if schema is None else _in_schema(table, schema)
     return found.replace_schema_metadata(footer.metadata)
 

@@ -1,7 +1,7 @@
 """Whole shards that the journal does not list, as where a journal file was lost.
 
-A kill between a shard's last rename and its line in the journal leaves one shard of a process like
-this. More of them are a journal that was lost: their files are listed again, not written again.
+A kill between a shard's last rename and its line in the journal leaves one like this, with a claim.
+Others are a journal that was lost: their files are listed again, not written again.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,11 +10,12 @@ from ..errors import StoreError
 from .arrays import ArraySpec, layer_arrays, text_arrays
 from .entries import Entries
 from .folder import repair_command
-from .manifest import Manifest
-from .places import Place, file_sizes
+from .locks.bucket_lock import CLAIM
+from .manifest import JOURNAL, Manifest
+from .places import Place, file_sizes, files_in
 
 IN_FLIGHT = 1
-"""Shards that a kill may have left unlisted."""
+"""Shards without a claim that a crash may have left unlisted."""
 
 
 def unlisted_shards(
@@ -39,18 +40,35 @@ def unlisted_shards(
                 yield shard, specs
 
 
-def require_listed(
-    root: Place, manifest: Manifest, entries: Entries, others: Callable[[], bool]
-) -> None:
+def lost_shards(
+    root: Place, manifest: Manifest, entries: Entries, layers: Iterable[int]
+) -> set[int]:
+    """Return the shards of which the journal has lost a line; none if a kill may have done that.
+
+    Whoever writes a shard has claimed it until its line is there.
+    """
+    found = {shard for shard, _ in unlisted_shards(root, manifest, entries, layers)}
+    if found:
+        found -= {
+            int(path.stem)
+            for path in files_in(root / JOURNAL, f"*{CLAIM}")
+            if path.stem.isdecimal()
+        }
+    return found if len(found) > IN_FLIGHT else set()
+
+
+def require_listed(root: Place, manifest: Manifest, read: Callable[[], Entries]) -> None:
     """Raise StoreError if the journal has lost lines: their shards must not be written again.
 
     Args:
-        root, manifest, entries: as `unlisted_shards` takes them.
-        others: whether other processes write the store, who list their shards in a moment.
+        root: place of the store.
+        manifest: its facts.
+        read: reads what was added to the journal; returns all of it.
     """
-    n_lost = len({shard for shard, _ in unlisted_shards(root, manifest, entries, manifest.layers)})
-    if n_lost > IN_FLIGHT and not others():
+    if not lost_shards(root, manifest, read(), manifest.layers):
+        return
+    if lost := lost_shards(root, manifest, read(), manifest.layers):  # not listed meanwhile
         raise StoreError(
-            f"{root} has {n_lost} whole shards that no line of its journal lists; list them again "
-            f"with: {repair_command(root)}"
+            f"{root} has {len(lost)} whole shards that no line of its journal lists; list them "
+            f"again with: {repair_command(root)}"
         )

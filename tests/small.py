@@ -5,9 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from lorsa.seal import json_crc32c
-from lorsa.store.manifest import Manifest, held_out_shards
+from lorsa.store.entries import Entries
+from lorsa.store.manifest import Manifest, held_out_shards, read_manifest
+from lorsa.store.table import write_table
 from lorsa.store.write.writer import StoreWriter
 
 N_SEQ, N_CTX, D_MODEL, SHARD_SEQS = 22, 6, 5, 4
@@ -101,3 +105,18 @@ def edit_manifest(root: Path, **changes: Any) -> None:
     content = json.loads(json.dumps(json.loads(path.read_text()) | changes))
     del content["crc32c"]
     path.write_text(json.dumps(content | {"crc32c": json_crc32c(content)}))
+
+
+def as_before(root: Path) -> None:
+    """Take from a store the checksums that version 0.1.0 did not write."""
+    for path in (root / "manifest.json", root / "journal/plan.json"):
+        content = json.loads(path.read_text())
+        del content["checksums"], content["crc32c"]
+        path.write_text(json.dumps(content))
+    table = pq.read_table(root / "shards.parquet")
+    pq.write_table(table.replace_schema_metadata(None), root / "shards.parquet")
+
+
+def edit_table(root: Path, table: pa.Table) -> None:
+    """Write shards.parquet, as its writer would have."""
+    write_table(root, Entries.from_arrow(table), read_manifest(root / "manifest.json").uuid)

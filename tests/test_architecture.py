@@ -18,8 +18,8 @@ PAGE = (ROOT / "docs/architecture.md").read_text("utf-8")
 FOREIGN = ROOT / "dictionaries/formats/foreign.py"
 """Reads pickled files, as tensors alone."""
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
-LATE = {"commands", "demo", "display"}
-"""Rooms whose functions import: commands and stages of the demo load what they need when they run."""
+LATE = {"commands", "demo", "display", "evaluate"}
+"""Rooms whose functions import: what a command or a stage of the demo needs, when it runs."""
 
 
 class Import(NamedTuple):

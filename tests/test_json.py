@@ -143,6 +143,7 @@ def _commands(model: Path, text: Path, stub: Stub) -> Iterator[list[object]]:
     stub.answer = lambda prompt: says("no JSON")
     yield ["explain", *asked, "0-60", "--endpoint", stub.url, "--yes"]
     yield ["view", run]
+    yield ["verify", run, "acts"]
     yield ["convert", run, "theirs", "--to", "llamascopium"]
     yield ["push", run, "--repo", "./shared", "--dry-run"]
     yield ["push", run, "--repo", "./shared"]
@@ -152,6 +153,7 @@ def _commands(model: Path, text: Path, stub: Stub) -> Iterator[list[object]]:
     yield ["store merge", "acts", "more", "--out", "merged"]
     Path("acts/layers/1/attn_in/c/0/0/0").unlink()
     yield ["store verify", "acts"]
+    yield ["verify", "acts"]
     yield ["store rm", "merged", "--layers", 0]
 
 

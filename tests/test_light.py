@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from unseal import change_json, unseal
 
 from reading import make_analysis
 
@@ -65,9 +66,10 @@ def test_help_of_all_reads_no_config() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory, store_folder: Path) -> Path:
     """A folder with an analysis, of that store."""
     folder = tmp_path_factory.mktemp("light") / "run"
-    facts = make_analysis(folder / "analysis") / "analysis.json"
+    make_analysis(folder / "analysis")
+    unseal(folder / "analysis")
     manifest = json.loads((store_folder / "manifest.json").read_text())
-    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"store_uuid": manifest["uuid"]}))
+    change_json(folder / "analysis/analysis.json", store_uuid=manifest["uuid"])
     return folder
 
 

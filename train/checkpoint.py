@@ -22,11 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..dictionaries.checkpoint import WEIGHTS
-from ..dictionaries.choices import CONFIG
+from ..dictionaries.choices import CONFIG, WEIGHTS
 from ..dictionaries.lorsa.config import LorsaConfig
 from ..dictionaries.lorsa.module import Lorsa
-from ..errors import CheckpointError
+from ..errors import CheckpointError, unreadable
 from ..reading import read_json
 from ..whole import file_crc32, whole
 from .learner import Whole
@@ -144,10 +143,7 @@ def load_newest_checkpoint(run: Path, report: Callable[[str], None]) -> Restored
             report(f"passed over: {error}")
             damaged.append(folder)
         except OSError as error:
-            raise CheckpointError(
-                f"{folder} cannot be read ({error.strerror or error}); put it right and run the "
-                "same command again"
-            ) from None
+            raise CheckpointError(unreadable(folder, error)) from None
         else:
             report(f"going on from {folder}")
             for other in damaged:

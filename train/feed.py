@@ -54,4 +54,4 @@ def _move(batch: Batch, stream: torch.cuda.Stream) -> _Moving:
 
 def _tensors(batch: Batch) -> Iterator[torch.Tensor]:
     for part in batch.stored:
-        yield from (tensor for tensor in part or () if tensor is not None)
+        yield from (each for each in part or () if isinstance(each, torch.Tensor))

@@ -5,15 +5,16 @@ language model is taken only where it is on this machine, so nothing is fetched 
 compare its revision and the layer's weights, as they do with a model that was given.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..dictionaries.choices import CONFIG
-from ..errors import StoreError, TrainError
+from ..errors import TrainError
 from ..language.aliases import at_hand
+from ..seal import read_summed
+from ..store.folder import is_complete
 from ..store.manifest import MANIFEST, read_manifest
 from ..store.places import place
 
@@ -30,19 +31,21 @@ def store_of(run: Path) -> str:
         run: a run's folder, or any folder with a saved Lorsa.
 
     Raises:
-        TrainError: the run names no store, or it is not where the run says.
+        TrainError: the run names no store, it is not where the run says, or a file of the run is
+            damaged.
+        StoreError: the store is damaged, or its bucket cannot be reached.
     """
-    facts = _read(run / RUN)
+    facts = read_facts(run / RUN)
     name = _text(facts, "config", "store")
     uuid = _text(facts, "decisive", "store_uuid") or _text(facts_of(run), "store_uuid")
     if name is None:
         raise TrainError(f"{run} does not name its store; give --store")
     others = {}
     for candidate in _candidates(name, run):
-        try:
-            found = read_manifest(place(candidate) / MANIFEST).uuid
-        except (StoreError, OSError):
+        root = place(candidate)
+        if not is_complete(root):
             continue
+        found = read_manifest(root / MANIFEST).uuid
         if uuid in (None, found):
             return candidate
         others[candidate] = found
@@ -74,7 +77,7 @@ def model_at_hand(run: Path) -> str | None:
 
 def facts_of(run: Path) -> dict[str, Any]:
     """Return what a Lorsa's config.json says of its shape and origin; nothing without one."""
-    facts = _read(run / CONFIG).get("config")
+    facts = read_facts(run / CONFIG).get("config")
     return facts if isinstance(facts, dict) else {}
 
 
@@ -88,12 +91,18 @@ def _candidates(name: str, run: Path) -> Iterator[str]:
         yield min(path, os.path.relpath(path), key=len)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return the content of a file of facts; nothing of one that is not there or is damaged."""
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the content of a file of facts; nothing of one that is not there.
+
+    Raises:
+        TrainError: it cannot be read, or is damaged.
+    """
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_summed(path)
+    except (FileNotFoundError, NotADirectoryError):
         return {}
+    except (OSError, ValueError) as error:
+        raise TrainError(f"{path} cannot be read ({error}); restore it from a copy") from None
     return content if isinstance(content, dict) else {}
 
 

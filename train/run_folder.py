@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 
-from ..dictionaries.checkpoint import WEIGHTS
-from ..dictionaries.checkpoint_files import CONFIG
-from ..errors import TrainError
+from ..dictionaries.choices import CONFIG, WEIGHTS
+from ..errors import TrainError, unreadable
 from ..seal import SEAL, first_damage, read_summed, summed, unsummed, write_seal, write_summed
 from ..version import __version__
-from ..whole import lock_folder, write_json, write_whole
+from ..whole import lock_folder, partial_of, write_json, write_whole
 from .checkpoint import CHECKPOINTS, checkpoints
 from .config import TrainConfig
 from .origin import RUN
@@ -118,7 +117,7 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             raise TrainError(f"{self.root} is a file; choose a folder by --out")
         names = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
-        if names and RUN not in names:
+        if names - {partial_of(Path(RUN)).name} and RUN not in names:
             raise TrainError(f"{self.root} holds other things; choose another folder by --out")
 
     def log(self, line: dict[str, Any]) -> None:
@@ -147,11 +146,12 @@ class RunFolder:
         path = self.root / METRICS
         if not path.exists():
             return []
-        *lines, torn = path.read_text("utf-8", "replace").split("\n")
-        steps = [_step_of(line) for line in (*lines, torn)]
+        damaged = damaged_lines(path)
+        lines = path.read_text("utf-8", "replace").split("\n")
+        steps = [_step_of(line) for line in lines]
         done = [at is not None and at <= step for at in steps]
-        write_whole(path, "".join(f"{line}\n" for line in compress((*lines, torn), done)))
-        return [number for number, at in enumerate(steps[:-1], 1) if at is None]
+        write_whole(path, "".join(f"{line}\n" for line in compress(lines, done)))
+        return damaged
 
     def finish(self, result: dict[str, Any]) -> None:
         """Seal the files, write the result into run.json, and remove the checkpoints."""
@@ -174,10 +174,7 @@ class RunFolder:
         try:
             content = read_summed(path)
         except OSError as error:
-            raise TrainError(
-                f"{path} cannot be read ({error.strerror}); put it right, or choose another folder "
-                "by --out"
-            ) from None
+            raise TrainError(unreadable(path, error)) from None
         except ValueError as error:
             raise TrainError(
                 f"{path} is damaged ({error}); restore it from a copy, or choose another folder by "
@@ -186,6 +183,21 @@ class RunFolder:
         if not isinstance(content, dict) or content.get("schema_version") != RUN_VERSION:
             raise TrainError(f"{path} is of another version; choose another folder by --out")
         return content
+
+
+def damaged_lines(path: Path) -> list[int]:
+    """Return the numbers of the lines of metrics.jsonl, from 1, that are not what was written.
+
+    A last line that was torn by a crash is not among them.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
+    try:
+        lines = path.read_text("utf-8", "replace").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [number for number, line in enumerate(lines, 1) if _step_of(line) is None]
 
 
 def _step_of(line: str) -> float | None:

@@ -3,6 +3,7 @@
 sweep.json          a row per run, bytes read, time
 sweep.csv           the same rows
 pareto.png          FVU against L0
+seal.json           sizes and checksums of these three
 top_k=32,lr=0.001/  a run folder like any other
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import TrainError
+from ..seal import SEAL, write_seal
 from ..whole import finite, whole, write_json
 from .config import TrainConfig
 from .report.curves import draw_pareto
@@ -26,6 +28,7 @@ from .train import RunOutcome, train_many
 
 MEASURES = ("fvu", "l0", "dead_fraction", "n_ov_heads", "train_tokens", "tokens_per_second")
 MAX_NAME = 100
+SWEEP = "sweep.json"
 
 
 class Point(NamedTuple):
@@ -177,9 +180,11 @@ def write_sweep(result: SweepResult) -> None:
     """
     out = Path(result.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "sweep.json", asdict(result))
+    (out / SEAL).unlink(missing_ok=True)
+    write_json(out / SWEEP, asdict(result))
     write_csv(result.rows, out / "sweep.csv")
     draw_pareto(result.rows, out / "pareto.png")
+    write_seal(out, (SWEEP, "sweep.csv", "pareto.png"))
 
 
 def _row(settings: Sequence[str], point: Point, outcome: RunOutcome | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from ..errors import AnalyzeError
 from ..seal import SEAL, check_seal, crc32c, hexadecimal, is_sealed, write_seal
-from ..whole import whole, write_whole
+from ..whole import PARTIAL, whole, write_whole
 
 STATIC = Path(__file__).parent / "static"
 INDEX = "index.html"
@@ -84,6 +84,15 @@ def data_folder(out: Path) -> Path | None:
     return None if named is None else out / named[1]
 
 
+def is_page(out: Path) -> bool:
+    """Return whether a folder has a page of ours, damaged or not."""
+    try:
+        folder = data_folder(out)
+    except OSError:
+        return False
+    return folder is not None and folder.is_dir()
+
+
 def page_problems(out: Path) -> list[str] | None:
     """Return what is wrong with a page, a line for each file; None if an earlier version made it.
 
@@ -108,7 +117,7 @@ def _remove(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if path.suffix in (".js", ".css", ".json"):
+        if path.suffix in (".js", ".css", ".json", PARTIAL):
             path.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()

@@ -5,13 +5,13 @@ made.json, beside the page's data and sealed with them:
     {"of": {file of the analysis: CRC-32}, "by": CRC-32 of the program}
 """
 
-import json
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..analyze.explanations import EXPLANATIONS
 from ..analyze.schema import FACTS_FILE, TABLES
+from ..reading import read_json
 from ..version import __version__
 from ..whole import file_crc32, write_json
 from .files import STATIC, data_folder, page_problems
@@ -59,9 +59,9 @@ def current_folder(out: Path, origin: Origin) -> Path | None:
         folder = data_folder(out)
         if folder is None or page_problems(out) != []:
             return None
-        made: Any = json.loads((folder / MADE).read_text("utf-8"))
+        made: Any = read_json(folder / MADE)
         return folder if (made["of"], made["by"]) == origin else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None  # whatever it is, a new one takes its place
 
 

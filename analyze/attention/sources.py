@@ -102,7 +102,8 @@ def source_tokens(
     unique, inverse = np.unique(keys.reshape(-1), return_inverse=True)
 
     def summed(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(inverse.reshape(-1), weights=weights.reshape(-1), minlength=len(unique))
+        flat = inverse.reshape(-1), weights.reshape(-1)
+        return np.bincount(*flat, minlength=len(unique)).astype(np.float64)
 
     amount = summed(read)
     head, token = unique // n_vocab, unique % n_vocab
@@ -110,8 +111,9 @@ def source_tokens(
     n = np.bincount(heads, minlength=n_heads)
     mean = summed(read / read.sum(axis=1, keepdims=True).clip(1e-30)) / n[head].clip(1)
     in_text = np.bincount(shown.tokens.reshape(-1), minlength=n_vocab) / max(shown.tokens.size, 1)
-    by_heads = np.bincount(token, weights=mean, minlength=n_vocab) / max(np.count_nonzero(n), 1)
-    some = np.count_nonzero(n) >= FEWEST_OTHERS
+    n_firing = int(np.count_nonzero(n))
+    by_heads = np.bincount(token, weights=mean, minlength=n_vocab) / max(n_firing, 1)
+    some = n_firing >= FEWEST_OTHERS
     z = share_scores(mean, (np.maximum(in_text, by_heads) if some else in_text)[token], n[head])
     lists: list[list[dict[str, Any]]] = [[] for _ in range(n_heads)]
     scores: list[list[float]] = [[] for _ in range(n_heads)]

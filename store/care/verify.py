@@ -22,7 +22,7 @@ from ..places import Place, file_sizes, reading
 from ..schema import difference
 from ..shard import read_checksum
 from ..table import TABLE
-from ..unlisted import IN_FLIGHT, unlisted_shards
+from ..unlisted import lost_shards
 from .records import Damage, Fix, committed_files, name_of, read_manifests
 
 MISSING = "is missing"
@@ -119,9 +119,8 @@ def find_damages(
 def _journal_damages(
     root: Place, manifest: Manifest, entries: Entries, unfinished: Iterable[int]
 ) -> Iterator[Damage]:
-    n_lost = len({shard for shard, _ in unlisted_shards(root, manifest, entries, unfinished)})
-    if n_lost > IN_FLIGHT:
-        yield Damage(JOURNAL, f"lists none of {n_lost} shards that are there", "rewrite")
+    if lost := lost_shards(root, manifest, entries, unfinished):
+        yield Damage(JOURNAL, f"lists none of {len(lost)} shards that are there", "rewrite")
 
 
 def _metadata_damages(root: Place, manifest: Manifest) -> Iterator[Damage]:

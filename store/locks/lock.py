@@ -89,10 +89,10 @@ class FolderLock:
             self._journal.mkdir(parents=True, exist_ok=True)
             self._file = _open(self._journal / LOCK)
         except OSError as error:
-            remedy = "make it writable, or copy it to another disk"
-            if error.errno not in _READ_ONLY:
-                remedy = remedy_of(error) or AGAIN
-            raise StoreError(f"{store} cannot be written ({error.strerror}); {remedy}") from None
+            remedy = f"; {remedy_of(error) or AGAIN}"
+            if error.errno in _READ_ONLY:
+                remedy = ", only read; make it writable, or copy it to another disk"
+            raise StoreError(f"{store} cannot be written ({error.strerror}){remedy}") from None
         if not _flock(self._file, store, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH):
             raise BusyError(
                 f"{store} is being {'written' if exclusive else 'changed'} by another process; "

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..arrays import scale_of, sites
+from ..arrays import norms, scale_of, sites
 from ..encoding import DTYPES, Encoded, disk_view
 from .reader import Activations, ActivationStore, Derive, Stored
 from .rows import Seqs
@@ -53,9 +53,12 @@ class _Slot:
         self.n_seqs = n_seqs
         self._memory: dict[str, Tensor] = {}
         self._store = store
+        self._layer = layer
         self._sites = sites(store.manifest, layer)
         is_int8 = store.manifest.dtype == "int8"
-        for name in [*self._sites, *(scale_of(site) for site in self._sites if is_int8)]:
+        scales = [scale_of(site) for site in self._sites if is_int8]
+        known = [norms(layer)] if store.manifest.outputs == "derive" else []
+        for name in [*self._sites, *scales, *known]:
             spec = store.reader(name).spec
             shape, dtype = (n_seqs, *spec.row_shape), DTYPES[spec.dtype]
             self._memory[name] = torch.empty(shape, dtype=dtype, pin_memory=pin)
@@ -75,7 +78,10 @@ class _Slot:
             return Encoded(values, None if scale is None else scale[:n_seqs], channel)
 
         x, *y = (part(site) for site in self._sites)
-        return Stored(x, *y) if y else Stored(x, None)
+        if y:
+            return Stored(x, y[0])
+        known = self._memory[norms(self._layer)][:n_seqs]
+        return Stored(x, None, self._store.known_norms(self._layer, known))
 
 
 class _Reading(NamedTuple):

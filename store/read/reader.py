@@ -22,6 +22,7 @@ from ..facts import StoreFacts
 from ..manifest import Manifest
 from ..open_files import OpenFiles
 from ..places import Place
+from .derived import KnownNorms, norm_limit
 from .rows import RowReader, Seqs
 
 
@@ -44,11 +45,17 @@ class Stored(NamedTuple):
     x: Encoded
     y: Encoded | None
     """None where y is derived"""
+    norms: KnownNorms | None = None
+    """Norms of y as the language model gave it; None where y is stored"""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Stored":
         """Return a copy on a device."""
-        y = None if self.y is None else self.y.to(device, non_blocking=non_blocking)
-        return Stored(self.x.to(device, non_blocking=non_blocking), y)
+        x, y, norms = self
+        return Stored(
+            x.to(device, non_blocking=non_blocking),
+            None if y is None else y.to(device, non_blocking=non_blocking),
+            None if norms is None else norms.to(device, non_blocking=non_blocking),
+        )
 
     def on(self, device: torch.device | str, derive: Derive | None = None) -> Activations:
         """Return x and y on a device, float32; y is derived there if it is not stored.
@@ -56,6 +63,9 @@ class Stored(NamedTuple):
         Args:
             device: device of the result.
             derive: function from x to y; needed if y is not stored.
+
+        Raises:
+            StoreError: y that is derived has other norms than the language model's.
         """
         stored = self.to(device)
         x = stored.x.decode().float()
@@ -63,7 +73,10 @@ class Stored(NamedTuple):
             return Activations(x, stored.y.decode().float())
         if derive is None:
             raise ValueError("y is not stored, and nothing was given to derive it")
-        return Activations(x, derive(x))
+        y = derive(x)
+        if stored.norms is not None:
+            stored.norms.require(y)
+        return Activations(x, y)
 
 
 class ActivationStore(StoreFacts):
@@ -125,7 +138,8 @@ class ActivationStore(StoreFacts):
             derive: function from x to y, on the CPU in float32; needed if y is not stored.
 
         Raises:
-            StoreError: the layer is not stored, a file is damaged, or y can only be derived.
+            StoreError: the layer is not stored, a file is damaged, or y can only be derived, or
+                comes out with other norms than the language model's.
         """
         stored = self.stored(layer, seqs)
         if stored.y is not None:
@@ -147,7 +161,14 @@ class ActivationStore(StoreFacts):
         """Return a layer's x and y of some sequences, encoded as in the store."""
         self.require_layer(layer)
         x, *y = (self._encoded(site, seqs) for site in sites(self.manifest, layer))
-        return Stored(x, *y) if y else Stored(x, None)
+        if y:
+            return Stored(x, y[0])
+        return Stored(x, None, self.known_norms(layer, self.norms(layer, seqs)))
+
+    def known_norms(self, layer: int, norms: Tensor) -> KnownNorms:
+        """Return norms [n, n_ctx, 2] of a layer as what its derived outputs are checked with."""
+        limit = norm_limit(self.manifest, layer)
+        return KnownNorms(norms[..., 1], limit, f"{self.root}, layer {layer}")
 
     def reader(self, name: str) -> RowReader:
         """Return the reader of an array, by its path in the store."""

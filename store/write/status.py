@@ -42,6 +42,11 @@ class ShardStatus:
         """Read the lines that were added to the journal; files are not checked."""
         self._update(self._journal.read())
 
+    def read_entries(self) -> Entries:
+        """Read the lines that were added; return the files that are committed."""
+        self.read()
+        return self.entries
+
     def take_changed(self) -> set[int]:
         """Return the shards that have changed since the last call."""
         found, self._changed = self._changed, set()

@@ -156,9 +156,8 @@ class StoreWriter:
         lock = take_lock(root, exclusive=False, wait_s=LOCK_WAIT_S)
         try:
             writer = cls(root, read_manifest(root / PLAN), lock, buffer_bytes=buffer_bytes)
-            entries = writer.status.entries
-            require_listed(root, writer.manifest, entries, lambda: _is_shared(lock))
-            require_covered(root, writer.manifest, entries)
+            require_listed(root, writer.manifest, writer.status.read_entries)
+            require_covered(root, writer.manifest, writer.status.entries)
         except BaseException:
             lock.release()
             raise
@@ -337,9 +336,3 @@ class StoreWriter:
                 for site in sites(self.manifest, layer):
                     self._channels[site] = read_channel(self.root, self.manifest, site)
         return self._channels
-
-
-def _is_shared(lock: Lock) -> bool:
-    """Return whether other processes, which live, write the store."""
-    lock.sweep()
-    return bool(lock.claimed())

@@ -69,7 +69,7 @@ def test_what_cannot_be_read_is_not_called_damaged(
     for reader in (Analysis.open, lambda folder: earlier_facts(folder, print)):
         with pytest.raises(AnalyzeError) as caught:
             reader(made)
-        assert str(caught.value) == (
+        assert str(caught.value).startswith(
             f"{made / 'heads.parquet'} cannot be read ({os.strerror(number)})"
         )
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from lorsa import cli
 from lorsa.commands.following import following
+from lorsa.seal import read_summed, write_summed
 from lorsa.train.config import TrainConfig
 from lorsa.train.origin import model_at_hand, store_of
 from lorsa.train.train import train
 from runs import settings
+from small import edit_manifest
 from typer.testing import CliRunner, Result
 
 
@@ -78,11 +80,12 @@ def test_another_store_under_the_name_is_not_taken(
     shutil.copytree(made / "runs", tmp_path / "deep/runs")
     shutil.copytree(made / "acts", tmp_path / "acts")
     shutil.copytree(made / "acts", tmp_path / "deep/acts")
-    manifest = json.loads((tmp_path / "deep/acts/manifest.json").read_text("utf-8"))
-    other = json.dumps(manifest | {"uuid": "of another"})
-    (tmp_path / "deep/acts/manifest.json").write_text(other, "utf-8")
+    edit_manifest(tmp_path / "deep/acts", uuid="of another")
     monkeypatch.chdir(tmp_path / "deep")
     assert store_of(Path("runs/layer-1")) == "../acts"
+    content = (tmp_path / "acts/manifest.json").read_bytes()
+    (tmp_path / "acts/manifest.json").write_bytes(content.replace(b'"n_seq": 1', b'"n_seq": 2'))
+    assert "acts/manifest.json is damaged" in _line(_lorsa("eval", "runs/layer-1"))
     (tmp_path / "acts/manifest.json").unlink()
     line = _line(_lorsa("eval", "runs/layer-1"))
     assert line.startswith(
@@ -120,10 +123,11 @@ def test_a_model_that_is_not_here_is_not_fetched(
 def test_a_run_without_facts_names_what_to_give(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    for content in ("{", "[]", '{"config": 3}', '{"config": {"store": 5}}'):
+    for content in ("{}", "[]", '{"config": 3}', '{"config": {"store": 5}}'):
         (tmp_path / "run/run.json").write_text(content, "utf-8")
-        line = _line(_lorsa("eval", "run"))
-        assert line == "error: run does not name its store; give --store"
+        assert _line(_lorsa("eval", "run")) == "error: run does not name its store; give --store"
+    (tmp_path / "run/run.json").write_text("{", "utf-8")
+    assert "run/run.json cannot be read" in _line(_lorsa("eval", "run"))
 
 
 def test_runs_of_several_stores_are_told_apart(
@@ -133,9 +137,9 @@ def test_runs_of_several_stores_are_told_apart(
     monkeypatch.chdir(made)
     shutil.copytree(made / "runs/layer-1", tmp_path / "b")
     shutil.copytree(made / "acts", other := tmp_path / "other")
-    content = (tmp_path / "b/run.json").read_text("utf-8")
-    content = content.replace('"store": "acts"', f'"store": "{other}"')
-    (tmp_path / "b/run.json").write_text(content, "utf-8")
+    content = read_summed(tmp_path / "b/run.json")
+    content["config"]["store"] = str(other)
+    write_summed(tmp_path / "b/run.json", content)
     words = ["eval", "runs/layer-1", tmp_path / "b", "--model", "none"]
     line = _line(_lorsa(*words), 2)
     assert line == f"error: the runs are of several stores (acts, {other}); give --store"

@@ -99,3 +99,15 @@ def test_other_tools_formats_stay_as_they_are(tmp_path: Path) -> None:
     write_llamascopium(lorsa.saved(), tmp_path / "theirs")
     with safe_open(tmp_path / "theirs/sae_weights.safetensors", framework="pt") as file:
         assert file.metadata() == {"version": "2.0.0b34"}
+
+
+def test_a_lorsa_saved_again_has_the_same_bits(tmp_path: Path) -> None:
+    """Its sums were in another order each time: another SHA-256 in training.json."""
+    lorsa = Lorsa(
+        LorsaConfig(d_model=8, n_qk_heads=2, d_qk_head=4, n_ov_heads=6, top_k=3, scale=1.0)
+    )
+    found = set()
+    for number in range(8):
+        lorsa.save_pretrained(tmp_path / str(number))
+        found.add((tmp_path / str(number) / "lorsa.safetensors").read_bytes())
+    assert len(found) == 1

@@ -42,8 +42,8 @@ def test_no_figure_and_no_word_is_lost(width: int, n_figures: int) -> None:
 def test_texts_stand_below_where_it_is_narrow() -> None:
     """The evidence of find was 14 columns wide, nine lines a head."""
     head = {"layer": 1, "head": 61, "score": 0.7, "score_on_text": 0.8, "score_on_probes": 0.7}
-    head |= {"frequency": 0.01, "measured_on": "both", "evidence": ["a [b] <c> d", "[/x] <y>"]}
-    result = {"type": "local", "least": 0.5, "best": 0.7, "heads": [head]}
+    head |= {"frequency": 0.01, "evidence": ["a [b] <c> d", "[/x] <y>"]}
+    result = {"type": "local", "least": 0.5, "best": 0.7, "measured_on": "both", "heads": [head]}
     narrow = _shown(find_table(result), 60).splitlines()
     assert narrow[1].split("  ")[-1].strip() == "fires"
     assert [line.strip() for line in narrow[3:5]] == ["a [b] <c> d", "[/x] <y>"]

@@ -18,6 +18,7 @@ from lorsa.evaluate.kept import EVAL, keep_evaluation, kept_answer, kept_evaluat
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
 from runs import settings
+from small import edit_manifest
 from unseal import change_json, unseal
 
 LOSSES = {"original": 1.0, "recovered_from_zero": 0.5, "by_position": {"original": [1.0]}}
@@ -70,8 +71,7 @@ def test_what_was_asked_before_is_answered_as_it_was(
     for change in ({"tokens": 32}, {"ce_tokens": 32}, {"model": str(tmp_path)}):
         assert kept_answer(replace(asked, **change)) is None
     shutil.copytree(store_folder, tmp_path / "other")
-    manifest = json.loads((tmp_path / "other/manifest.json").read_text("utf-8"))
-    (tmp_path / "other/manifest.json").write_text(json.dumps(manifest | {"uuid": "another"}))
+    edit_manifest(tmp_path / "other", uuid="another")
     assert kept_answer(replace(asked, store=tmp_path / "other")) is None
     assert kept_answer(replace(asked, store=tmp_path / "nowhere")) is None
     evaluate_run(replace(alone, tokens=32))  # the losses stay, and what they answer

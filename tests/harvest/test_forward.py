@@ -57,16 +57,16 @@ def test_a_harvest_goes_on_with_smaller_batches(
     harvest_config: HarvestConfig, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The memory is full in the middle of a shard: it is written anew, whole."""
-    run = Capture.run
+    calls = Capture.calls
     sizes: list[int] = []
 
     def small_memory(self: Capture, tokens: torch.Tensor) -> Any:
         sizes.append(len(tokens))
         if len(sizes) > 4 and len(tokens) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(self, tokens)
+        return calls(self, tokens)
 
-    monkeypatch.setattr(Capture, "run", small_memory)
+    monkeypatch.setattr(Capture, "calls", small_memory)
     said: list[Any] = []
     config = dataclasses.replace(harvest_config, store=tmp_path / "acts")
     result = harvest(config, report=said.append)

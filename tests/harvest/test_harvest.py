@@ -104,17 +104,17 @@ def test_a_late_nan_leaves_no_shard_of_it(
 
     The message's remedy, --keep-nonfinite, was refused as another harvest.
     """
-    run = Capture.run
+    of_model = Capture.calls
     calls = iter(range(10**6))
 
     def poisoned(self: Capture, tokens: torch.Tensor) -> Any:
-        found = run(self, tokens)
+        found = of_model(self, tokens)
         if next(calls) > 5:
-            x, y = found[2]
-            found[2] = (x, torch.full_like(y, float("nan")))
+            y = torch.full_like(found[2].y, float("nan"))
+            found[2] = found[2]._replace(output=y)
         return found
 
-    monkeypatch.setattr(Capture, "run", poisoned)
+    monkeypatch.setattr(Capture, "calls", poisoned)
     with pytest.raises(StoreError, match="the same command with --keep-nonfinite"):
         harvest(config)
     with pytest.raises(StoreError, match="unfinished"):

@@ -253,3 +253,12 @@ def test_facts_of_others_are_of_their_kind(
     other = _save(tmp_path / "two", 1.0, layer=6)
     with pytest.raises(PublishError, match=rf"training.json there cannot be read \({told}\)"):
         push(PushConfig(runs=(other,), repo=str(repo)))
+
+
+def test_a_license_that_is_taken_over_is_said(tmp_path: Path) -> None:
+    """It comes from a card that anybody may edit, and went into the next one without a word."""
+    repo, told = tmp_path / "shared", []
+    push(PushConfig(runs=(_save(tmp_path / "one", 0.5),), repo=str(repo), license="mit"))
+    other = _save(tmp_path / "two", 1.0, layer=6)
+    push(PushConfig(runs=(other,), repo=str(repo)), report=told.append)
+    assert told == ["the license stays mit, as the README.md there says"]

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from lorsa.errors import StoreError
+from lorsa.store.read.derived import LEAST_LIMIT, KnownNorms, norm_limit
 from lorsa.store.read.loader import batches, held_out_batches
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.read.sampler import Sampler
-from small import LAYERS, N_SEQ, values
+from small import LAYERS, N_SEQ, make_manifest, values
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:
@@ -17,7 +18,10 @@ def _double(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_y_is_derived_when_it_is_read(make_store: Callable[..., Path], dtype: str) -> None:
+def test_y_is_derived_when_it_is_read(
+    make_store: Callable[..., Path], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KnownNorms, "require", lambda self, y: None)
     store = ActivationStore.open(make_store(outputs="derive", dtype=dtype))
     assert not (store.root / "layers/3/attn_out").exists()
     x, y = store.activations(3, [4, 1], _double)
@@ -50,3 +54,49 @@ def test_norms_of_y_are_known_all_the_same(make_store: Callable[..., Path]) -> N
         assert store.mean_norms(layer).y == pytest.approx(float(y.mean()), rel=1e-6)
         norms = store.norms(layer, range(N_SEQ))
         assert torch.allclose(norms[..., 1], values(layer, 1).norm(dim=-1))
+
+
+def _known(seqs: list[int], scale: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what derives the small store's own y of some sequences, larger by a factor."""
+    return lambda x: scale * values(3, 1)[seqs]
+
+
+def test_a_derived_y_has_the_norms_that_the_harvest_kept(make_store: Callable[..., Path]) -> None:
+    """Wrong weights or a wrong geometry gave another y without a word, though ||y|| was there."""
+    store = ActivationStore.open(make_store(outputs="derive"))
+    seqs = [4, 1]
+    assert torch.equal(store.activations(3, seqs, _known(seqs)).y, values(3, 1)[seqs])
+    rotated = _known(seqs)(store.inputs(3, seqs)).roll(1, dims=-1)
+    assert store.activations(3, seqs, lambda x: rotated).y is rotated  # norms are all that is kept
+    with pytest.raises(StoreError, match=r"layer 3: y that is derived .* by 0.002 in its norm"):
+        store.activations(3, seqs, _known(seqs, 1.002))
+    sampler = Sampler(store.train_seqs, store.manifest.shard_seqs, batch_seqs=3)
+    for batch in batches(store, 3, sampler, first_step=0, n_steps=2):
+        mine = [int(seq) for seq in batch.seqs]
+        batch.stored.on("cpu", _known(mine))
+        with pytest.raises(StoreError, match="in its norm"):
+            batch.stored.on("cpu", _known(mine, 0.9))
+        with pytest.raises(StoreError, match="by nan in its norm"):
+            batch.stored.on("cpu", _known(mine, float("nan")))
+    with pytest.raises(StoreError, match="in its norm"):
+        next(held_out_batches(store, 3, batch_seqs=2, derive=_known([20, 21], 2.0)))
+
+
+def test_one_wrong_token_is_found(make_store: Callable[..., Path]) -> None:
+    store = ActivationStore.open(make_store(outputs="derive"))
+    seqs = list(range(N_SEQ))
+    y = values(3, 1)
+    y[11, 5] *= 1.1
+    with pytest.raises(StoreError, match="in its norm"):
+        store.activations(3, seqs, lambda x: y)
+
+
+def test_norms_may_differ_by_what_x_was_rounded_to() -> None:
+    """Limits grow with the dtype and with what the model's own precision costs."""
+    limits = [norm_limit(make_manifest(dtype=d), 3) for d in ("float32", "float16", "bfloat16")]
+    assert limits[0] == LEAST_LIMIT == 1e-3
+    assert limits == sorted(limits)
+    assert limits[-1] < norm_limit(make_manifest(dtype="int8"), 3) < 0.1
+    for noise, more in ((0.01, 0.04), (None, 0.0), ("x", 0.0), (float("inf"), 0.0)):
+        facts = {3: {"weights": [], "self_check": {"noise": noise}}}
+        assert norm_limit(make_manifest(layers=facts), 3) == pytest.approx(1e-3 + more)

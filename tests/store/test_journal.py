@@ -19,7 +19,7 @@ from lorsa.store.places import read_from
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.table import read_table, write_table
 from lorsa.store.write.writer import StoreWriter
-from small import create, fill, make_manifest
+from small import as_before, create, fill, make_manifest
 
 SUMS = st.floats(0, 1e30, allow_nan=False)
 ENTRIES = st.lists(
@@ -154,6 +154,7 @@ def test_no_row_of_the_table_leads_out_of_the_store(
     make_store: Callable[..., Path], array: str
 ) -> None:
     root = make_store()
+    as_before(root)
     table = pq.read_table(root / "shards.parquet").to_pylist()
     table[0]["array"] = array
     pq.write_table(pa.Table.from_pylist(table), root / "shards.parquet")
@@ -163,6 +164,7 @@ def test_no_row_of_the_table_leads_out_of_the_store(
 
 def test_a_table_of_an_earlier_version_is_read(make_store: Callable[..., Path]) -> None:
     path = make_store() / "shards.parquet"
+    as_before(path.parent)
     pq.write_table(pq.read_table(path).drop_columns(["n_nonfinite", "max_scale"]), path)
     entries = ActivationStore.open(path.parent).entries
     assert {(entry.n_nonfinite, entry.max_scale) for entry in entries} == {(0, 0.0)}
@@ -275,7 +277,9 @@ def test_a_journal_that_is_another_is_read_anew(tmp_path: Path) -> None:
     path.write_bytes(lines[0])  # cut: the disk was full, and the line is taken back
     assert journal.read() == {0, 1}
     assert [shard for shard, _ in journal.entries] == [0]
-    path.write_bytes(lines[0].replace(b'"shard": 0', b'"shard": 7') + lines[1])  # longer
+    path.unlink()
+    JournalWriter(tmp_path).commit([_entry(7)])
+    path.write_bytes(path.read_bytes() + lines[1])  # longer
     assert journal.read() == {0, 1, 7}
     assert [shard for shard, _ in journal.entries] == [1, 7]
     path.rename(path.with_name("w000002.jsonl"))

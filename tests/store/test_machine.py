@@ -49,13 +49,13 @@ def test_a_machine_that_fails_is_no_damage(
     """A good file was called damaged where memory ran out, with advice to repair or delete it."""
     root = make_store()
     if place == "table":
-        monkeypatch.setattr(parquet.pq, "read_table", _raiser(error))
+        monkeypatch.setattr(parquet.pq.ParquetFile, "read", _raiser(error))
     elif place == "manifest":
         monkeypatch.setattr("lorsa.store.places.read_json_file", _raiser(error))
     elif place == "shard":
         monkeypatch.setattr("lorsa.store.care.verify.read_checksum", _raiser(error))
     else:
-        monkeypatch.setattr("lorsa.store.fixed.read_parquet", _raiser(error))
+        monkeypatch.setattr("lorsa.store.fixed.read_bounded", _raiser(error))
     asked: list[Callable[[], Any]] = [lambda: verify_store(root, full=True, repair=True)]
     if place in ("table", "manifest"):
         asked += [lambda: ActivationStore.open(root), lambda: store_info(root)]

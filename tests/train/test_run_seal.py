@@ -13,6 +13,7 @@ from lorsa.analyze.features import analyze_run
 from lorsa.errors import AnalyzeError, CheckpointError, PublishError, TrainError
 from lorsa.publish.config import PushConfig
 from lorsa.publish.push import push
+from lorsa.seal import check_seal
 from lorsa.train import checkpoint
 from lorsa.train.checkpoint import checkpoints
 from lorsa.train.config import TrainConfig
@@ -174,3 +175,12 @@ def test_a_run_killed_at_its_end_is_finished_by_the_same_command(
     result = train(_config(store_folder, half))
     assert json.loads((half / "run.json").read_text())["result"]["fvu"] == result.fvu
     assert not (half / "checkpoints").exists()
+
+
+def test_a_run_killed_at_its_beginning_begins_anew(store_folder: Path, tmp_path: Path) -> None:
+    """Before run.json had its name, the folder was said to hold other things."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json.partial").write_text('{"form')
+    train(_config(store_folder, tmp_path / "run"))
+    assert check_seal(tmp_path / "run") == []
+    assert not (tmp_path / "run/run.json.partial").exists()

@@ -33,7 +33,7 @@ from lorsa.train.request import lorsa_config
 from lorsa.train.start import Initialiser, activation_scales
 from lorsa.train.train import train
 from safetensors.torch import load_file
-from small import edit_manifest
+from small import edit_manifest, edit_table
 from tiny import N_CTX
 
 TwoProcesses = Callable[..., subprocess.CompletedProcess[str]]
@@ -435,10 +435,8 @@ def test_a_layer_with_nan_is_refused(store_folder: Path, tmp_path: Path) -> None
     bad = pa.array([name == "layers/1/attn_in" for name in table["array"].to_pylist()])
     column = table.schema.get_field_index("n_nonfinite")
     shutil.copytree(store_folder, tmp_path / "acts")
-    pq.write_table(
-        table.set_column(column, "n_nonfinite", bad.cast(pa.int64())),
-        tmp_path / "acts/shards.parquet",
-    )
+    table = table.set_column(column, "n_nonfinite", bad.cast(pa.int64()))
+    edit_table(tmp_path / "acts", table)
     with pytest.raises(TrainError, match="layer 1 of .* tokens with NaN or Inf.* other --layers$"):
         train(_config(tmp_path / "acts", tmp_path / "run"))
     path = tmp_path / "acts/manifest.json"

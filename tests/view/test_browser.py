@@ -15,6 +15,7 @@ from lorsa.analyze.said import said
 from lorsa.analyze.schema import HEADS
 from lorsa.view.build import build_page
 from lorsa.view.columns import rounded
+from unseal import change_json, unseal
 
 from reading import WORDS, make_analysis
 
@@ -373,6 +374,7 @@ def test_kinds_without_a_head_say_none_here(page: Page, tmp_path: Path) -> None:
         row |= dict.fromkeys(LOWER.values(), 0.31)
     rows[3] |= {"type": "local", "local_low": 0.7, "probe_local_low": 0.8}
     pq.write_table(pa.Table.from_pylist(rows, HEADS), path)
+    unseal(tmp_path / "analysis")
     build_page(tmp_path)
     _go(page, tmp_path)
     expect(page.locator(".card h3")).to_have_text(["local"])
@@ -386,7 +388,8 @@ def test_verified_families_are_marked(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "analysis/analysis.json"
     family = {"n_heads": 7, "effect": 0.47, "low": 0.4, "null": [0.0, 0.02], "writes": 1.0}
     families = {"induction": family | {"verified": True}, "local": family | {"verified": False}}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"families": families}))
+    unseal(tmp_path / "analysis")
+    change_json(path, families=families)
     build_page(tmp_path)
     _go(page, tmp_path)
     mark = page.locator(".types .verified")

@@ -113,7 +113,7 @@ function meter(x, kind) {
 }
 
 /** Draw tokens with a value each, as bars that share a scale; what chance explains is grey. */
-function tokenRows([tokens, values, z, beyond], spellValue, tone = "pos") {
+function tokenRows([tokens, values, z, beyond], spellValue, { tone = "pos", chance = "no better than random" } = {}) {
   const top = Math.max(...values.map(Math.abs), 1e-9);
   return el(
     "div",
@@ -124,27 +124,27 @@ function tokenRows([tokens, values, z, beyond], spellValue, tone = "pos") {
       ...tokens.map((token, i) =>
         el(
           "li",
-          { vars: { w: `${(100 * Math.abs(values[i])) / top}%` }, ...chanceMark(z, beyond, i) },
+          { vars: { w: `${(100 * Math.abs(values[i])) / top}%` }, ...chanceMark(z, beyond, i, chance) },
           tokenLabel(token),
           el("span", { class: "n" }, spellValue(values[i])),
         ),
       ),
     ),
-    chanceNote(beyond),
+    chanceNote(beyond, chance),
   );
 }
 
 /** Return the class and the title of what is listed at a place: its z, and whether chance explains it. */
-function chanceMark(z, beyond, i) {
+function chanceMark(z, beyond, i, chance = "no better than random") {
   if (!beyond) return { class: "chance", title: "not compared with chance" };
-  return beyond[i] ? { title: `z ${num(z[i])}` } : { class: "chance", title: `no better than random: z ${num(z[i])}` };
+  return beyond[i] ? { title: `z ${num(z[i])}` } : { class: "chance", title: `${chance}: z ${num(z[i])}` };
 }
 
 /** Say what is grey in a list, and why. */
-function chanceNote(beyond) {
+function chanceNote(beyond, chance = "no better than random") {
   if (beyond?.every((x) => x)) return null;
-  const why = !beyond ? "Not tested against chance: analyze again." : beyond.some((x) => x) ? "Grey is no better than random." : "No better than random.";
-  return el("p", { class: "note" }, why);
+  if (!beyond) return el("p", { class: "note" }, "Not tested against chance: analyze again.");
+  return el("p", { class: "note" }, beyond.some((x) => x) ? "Grey is " : "All is ", `${chance}.`);
 }
 
 /** Draw the quantiles of a head's activation on a line from 0 to its largest. */

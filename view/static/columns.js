@@ -40,7 +40,7 @@ function layOutColumns() {
     { id: "type", label: "type", about: "its strongest kind of reading; grey and with a question mark where text and probes do not both say so", kind: "type", width: 148 },
     { id: "trust", label: "sure", about: "how sure its type is: a lower bound of the share, of text and probes the smaller", kind: "score", width: 70 },
     { id: "fires", label: "fires on", about: "tokens on which it fires most in its top examples", kind: "tokens", width: 210 },
-    { id: "promotes", label: "promotes", about: "tokens that it makes likelier than chance would: empty for most heads", kind: "tokens", width: 200 },
+    { id: "promotes", label: "promotes", about: "tokens that it makes likelier than chance would: empty for most heads", kind: "tokens", width: 170 },
     { id: "frequency", label: "frequency", about: "share of tokens on which it fires", kind: "share", width: 96, log: true },
     { id: "max_act", label: "max act", about: "largest activation", kind: "number", width: 72 },
     { id: "distance", label: "distance", about: "mean distance of what it reads, in tokens", kind: "number", width: 76 },

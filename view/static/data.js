@@ -75,7 +75,7 @@ function value(column, head) {
   return index.columns[column]?.[head] ?? null;
 }
 
-/** Return whether the analysis found a column at all. */
+/** Return whether the analysis found a column at all; lists that are all empty hold nothing. */
 function known(column) {
-  return index.columns[column]?.some((x) => x !== null) ?? false;
+  return index.columns[column]?.some((x) => x !== null && x.length !== 0) ?? false;
 }

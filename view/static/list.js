@@ -3,13 +3,19 @@
 "use strict";
 
 const RELATIONS = {
-  fires: { label: "fires on", about: "share of its top examples", strength: percent, of: (x) => x },
+  fires: { label: "fires on", about: "share of its top examples", strength: percent, of: fired },
   reads: { label: "reads", about: "share of what its top examples read", strength: percent, of: (x) => x },
   embedding: { label: "reads embedding", about: "z, beyond chance", strength: (z) => `z ${num(z)}`, of: beyond },
   promotes: { label: "promotes", about: "z, beyond chance", strength: (z) => `z ${num(z)}`, of: beyond },
   explained: { label: "explanation", about: "score", strength: fixed, of: (x) => x ?? 0.5 },
 };
 const ASKED = { fires: ["fires"], reads: ["reads", "embedding"], promotes: ["promotes"], explained: ["explained"] };
+
+/** Return how strong a claim of a share of a head's firings is: less where it fired a few times only. */
+function fired(share, head) {
+  const n = value("n_fired", head);
+  return (share * n) / (n + 3);
+}
 
 /** Return how strong a claim of a z is, between 0 and 1. */
 function beyond(z) {
@@ -85,8 +91,7 @@ function addTokens(relation, { counts, tokens: listed, strengths }, tokens, add)
     for (const end = at + count; at < end; at++) {
       const near = tokens.get(listed[at]);
       if (near === undefined) continue;
-      const value = strengths[at];
-      add(head, { relation, token: listed[at], value, strength: near * RELATIONS[relation].of(value) });
+      add(head, { relation, token: listed[at], value: strengths[at], strength: near * RELATIONS[relation].of(strengths[at], head) });
     }
   });
 }

@@ -71,7 +71,8 @@ const table = {
     const cell = this.header.querySelector("[aria-sort=ascending], [aria-sort=descending]");
     const right = cell ? cell.offsetLeft + cell.offsetWidth : 0;
     const seen = this.grid.scrollLeft + this.grid.clientWidth;
-    if (right > seen || (cell && cell.offsetLeft < this.grid.scrollLeft)) this.grid.scrollLeft = right - this.grid.clientWidth;
+    const left = cell ? cell.offsetLeft - this.columns[0].width : 0; // beside the heads' numbers, which stay
+    if (right > seen || left < this.grid.scrollLeft) this.grid.scrollLeft = Math.min(left, right - this.grid.clientWidth);
   },
 
   drawHeader() {

@@ -11,6 +11,7 @@ from lorsa.errors import StoreError
 from lorsa.store.care.repair import verify_store
 from lorsa.store.fixed import write_array
 from lorsa.store.folder import is_complete
+from lorsa.store.manifest import read_manifest
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.write.writer import StoreWriter
 from power import PowerCutError, power_cut
@@ -143,7 +144,9 @@ def test_each_damage_of_a_smallest_store_too(
 
 def test_channels_of_another_width_are_named(make_store: MakeStore) -> None:
     root = make_store(**SMALLEST)
-    write_array(root, "layers/3/attn_in_channel", torch.ones(4))
+    changed = write_array(root, "layers/3/attn_in_channel", torch.ones(4))
+    edit_manifest(root, checksums=read_manifest(root / "manifest.json").checksums | changed)
+    shutil.copy(root / "manifest.json", root / "journal/plan.json")
     (damage,) = verify_store(root)["damages"]
     assert damage["problem"] == "has the shape [4] instead of [5]"
     (root / "layers/3/attn_in/c/0/0/0").unlink()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lorsa.errors import BusyError, StoreError
@@ -191,10 +192,10 @@ def test_requests_and_bytes_of_a_shard_do_not_grow_with_the_shards_before(
     n_requests = n_bytes = 0
     talk, put = BucketPath._talk, BucketPath.write_bytes
 
-    def counted(path: BucketPath, *, writing: bool = False) -> AbstractContextManager[None]:
+    def counted(path: BucketPath, **how: Any) -> AbstractContextManager[None]:
         nonlocal n_requests
         n_requests += "/writers/" not in path.key  # which are renewed by the clock
-        return talk(path, writing=writing)
+        return talk(path, **how)
 
     def measured(path: BucketPath, content: bytes) -> None:
         nonlocal n_bytes

@@ -229,7 +229,7 @@ def n_commits(root: Path) -> dict[int, int]:
     found: dict[int, int] = {}
     for path in (root / "journal").glob("w*.jsonl"):
         for line in path.read_text().splitlines():
-            shard = json.loads(line)[0]["shard"]
+            shard = json.loads(line)["committed"][0]["shard"]
             found[shard] = found.get(shard, 0) + 1
     return dict(sorted(found.items()))
 

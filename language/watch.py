@@ -1,0 +1,80 @@
+"""Watch over a harvest: layers are recomputed where their inputs are the largest.
+
+The self-check sees the first sequences. What acts on few tokens alone shows where activations are
+large, so the sequence with the largest one of each shard is recomputed, as the self-check does it.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ..errors import LanguageModelError
+from .blocks import AttentionSite
+from .capture import Call
+from .readings import Reading
+from .selfcheck import in_float32, largest_tokens, reading_error
+
+LIMIT = 1e-3
+"""Largest error; ten times that of the first sequences, for large inputs are exact to less."""
+
+
+class _Largest(NamedTuple):
+    size: float
+    """Norm of the largest token"""
+    seq: int
+    """Number of its sequence in the store"""
+    call: Call
+    """Call of the layer, of that sequence alone"""
+
+
+class Watch:
+    """Sequences with the largest inputs of some layers in a part of the text."""
+
+    def __init__(self, model: Any, sites: list[AttentionSite], known: dict[int, Reading]) -> None:
+        """Watch layers.
+
+        Args:
+            model: the language model.
+            sites: its layers that are harvested.
+            known: what is known of them, by layer; others are not watched.
+        """
+        self._model = model
+        self._sites = {site.layer: site for site in sites if site.layer in known}
+        self._known = known
+        self._largest: dict[int, _Largest] = {}
+
+    @torch.no_grad()
+    def see(self, calls: dict[int, Call], first_seq: int) -> None:
+        """Take note of a batch.
+
+        Args:
+            calls: calls of the layers.
+            first_seq: number of the batch's first sequence in the store.
+        """
+        for layer in self._sites:
+            call = calls[layer]
+            size, row = largest_tokens(call.x).max(dim=0)
+            if layer not in self._largest or float(size) > self._largest[layer].size:
+                self._largest[layer] = _Largest(
+                    float(size), first_seq + int(row), call.of([int(row)])
+                )
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Recompute what was noted.
+
+        Raises:
+            LanguageModelError: a layer computes something else than what was read of it.
+        """
+        for layer, (size, seq, call) in self._largest.items():
+            device = next(self._sites[layer].module.parameters()).device
+            x = call.x.to(device, torch.float32)
+            exact = in_float32(self._model, self._sites[layer], call, x)
+            geometry, weights = self._known[layer]
+            error = reading_error(Reading(geometry, weights.to(device)), x, exact)
+            if size >= 0 and exact.isfinite().all() and not error <= LIMIT:
+                raise LanguageModelError(
+                    f"layer {layer}: its attention in sequence {seq} is not the one that was read "
+                    f"of the model: it differs by {error:.1e} (allowed {LIMIT:.0e}), which the "
+                    "first sequences did not show; delete the store and leave the layer out"
+                )
