@@ -1,6 +1,5 @@
 """Heads that can be called by name: only those of which text and probes say the same."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lorsa.analyze.named import DOES, named_heads
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import HEADS, READABLE, VERSION
 from lorsa.analyze.trust import Start, count_agreed, of_type, trusted
+from unseal import change_json, unseal
 
 from reading import make_analysis
 
@@ -27,6 +27,7 @@ def analysis_of(
     Bounds are the scores; version 1 has none.
     """
     make_analysis(root, **settings)
+    unseal(root)
     rows = pq.read_table(root / "heads.parquet").to_pylist()
     for row in rows:
         row.update(PLAIN | {"type": "mixed"} | heads.get(row["head"], {}))
@@ -34,8 +35,7 @@ def analysis_of(
             fired = row["probe_fired" if name.startswith("probe") else "n_fired"]
             row[low] = row[name] if version > 1 and fired >= LEAST_FIRED else None
     pq.write_table(pa.Table.from_pylist(rows, HEADS), root / "heads.parquet")
-    facts = json.loads((root / "analysis.json").read_text("utf-8"))
-    (root / "analysis.json").write_text(json.dumps(facts | {"version": version}), "utf-8")
+    change_json(root / "analysis.json", version=version)
     return Analysis.open(root)
 
 
