@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import drills
@@ -31,7 +32,8 @@ MOST = ("a store", "a run", "an analysis", "a pushed folder")
 
 def main() -> int:
     args = parse()
-    rows, bad = [], 0
+    rows: list[tuple[object, ...]] = []
+    bad = 0
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, Stub() as stub:
         os.environ["DRILL_ENDPOINT"] = stub.url
@@ -57,7 +59,7 @@ def main() -> int:
     return 1 if bad else 0
 
 
-def say(row: tuple[object, ...], wrong: list[object]) -> int:
+def say(row: tuple[object, ...], wrong: Sequence[object]) -> int:
     """Print a row and what is not as it must be; return how much that is."""
     print(*row, flush=True)
     for each in wrong:

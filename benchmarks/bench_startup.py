@@ -68,12 +68,12 @@ def measure(commands: dict[str, list[str]], rounds: int) -> list[Row]:
             taken = once(words)
             if number:  # the first fills caches
                 found[name].append(taken)
-    medians = {
-        name: [statistics.median(column) for column in zip(*times, strict=True)]
-        for name, times in found.items()
-    }
-    base = medians["python -c pass"][2]
-    return [Row(name, *times, times[2] / base) for name, times in medians.items()]
+    rows = []
+    for name, times in found.items():
+        first, end, cpu = (statistics.median(column) for column in zip(*times, strict=True))
+        rows.append(Row(name, first, end, cpu, cpu))
+    base = next(row.cpu_s for row in rows if row.command == "python -c pass")
+    return [row._replace(ratio=row.cpu_s / base) for row in rows]
 
 
 def commands_of(store: str | None, run: Path | None, folder: Path) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from fuzzing import Outcome, fuzz, make_world, run_case
 from lorsa.harvest.config import HarvestConfig
@@ -30,7 +31,12 @@ def make(folder: Path) -> Path:
     words = TEXT.split()
     for i in range(12):
         (text / f"doc{i}.txt").write_text(" ".join(words[i * 7 :] + words[: i * 7]), "utf-8")
-    settings = {"layers": "1,2", "n_ctx": N_CTX, "tokens": 20 * N_CTX, "device": "cpu"}
+    settings: dict[str, Any] = {
+        "layers": "1,2",
+        "n_ctx": N_CTX,
+        "tokens": 20 * N_CTX,
+        "device": "cpu",
+    }
     harvest(HarvestConfig(model=str(model), data=str(text), store=store, **settings))
     world = folder / "world"
     world.mkdir()

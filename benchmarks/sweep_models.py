@@ -164,7 +164,7 @@ def tiny_config(kind: str) -> Any:
 
 def _small(config: Any) -> dict[str, Any]:
     """Return the sizes that a configuration has, made small."""
-    found = {}
+    found: dict[str, Any] = {}
     for size, names in SIZES.items():
         for name in names.split():
             try:
