@@ -27,7 +27,6 @@ def analysis_of(
     Bounds are the scores; version 1 has none.
     """
     make_analysis(root, **settings)
-    unseal(root)
     rows = pq.read_table(root / "heads.parquet").to_pylist()
     for row in rows:
         row.update(PLAIN | {"type": "mixed"} | heads.get(row["head"], {}))
@@ -35,6 +34,7 @@ def analysis_of(
             fired = row["probe_fired" if name.startswith("probe") else "n_fired"]
             row[low] = row[name] if version > 1 and fired >= LEAST_FIRED else None
     pq.write_table(pa.Table.from_pylist(rows, HEADS), root / "heads.parquet")
+    unseal(root)
     change_json(root / "analysis.json", version=version)
     return Analysis.open(root)
 

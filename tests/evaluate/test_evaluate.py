@@ -22,6 +22,7 @@ from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
 from tiny import N_CTX, make_model
+from unseal import change_json
 
 
 def _train(layer: int, store_folder: Path, out: Path) -> Path:
@@ -107,12 +108,11 @@ def test_another_revision_of_the_model_is_refused(
 ) -> None:
     """Ids alone were compared, so figures were of a model that the run had never seen."""
     store = shutil.copytree(store_folder, tmp_path / "acts")
-    manifest = json.loads((store / "manifest.json").read_text())
-    manifest["uuid"] = "another"
-    manifest["model"]["revision"] = "b" * 40
-    (store / "manifest.json").write_text(json.dumps(manifest))
+    model = json.loads((store / "manifest.json").read_text())["model"]
+    for name in ("manifest.json", "journal/plan.json"):
+        change_json(store / name, model=model | {"revision": "b" * 40}, checksums={})
     lorsa = Lorsa.from_pretrained(run)
-    lorsa.config = dataclasses.replace(lorsa.config, base_revision="a" * 40)
+    lorsa.config = dataclasses.replace(lorsa.config, base_revision="a" * 40, store_uuid="another")
     lorsa.save_pretrained(tmp_path / "run")
     asked = EvalConfig(run=tmp_path / "run", store=store, device="cpu")
     with pytest.raises(AnalyzeError, match=f"of revision {'a' * 40} of .*{'b' * 40}: give a store"):

@@ -139,7 +139,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_damaged(
         return real(path)
 
     monkeypatch.setattr(checkpoint, "file_crc32", refuse)
-    with pytest.raises(CheckpointError, match=f"{newest} cannot be read .{os.strerror(number)}"):
+    with pytest.raises(CheckpointError, match=f"{newest}.* cannot be read .{os.strerror(number)}"):
         train(_config(store_folder, half))
     assert checkpoints(half)[-1] == newest
 
