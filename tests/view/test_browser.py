@@ -371,9 +371,10 @@ def test_kinds_without_a_head_say_none_here(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "analysis/heads.parquet"
     rows = pq.read_table(path).to_pylist()
     for row in rows:
-        row |= dict.fromkeys(LOWER.values(), 0.31) | dict.fromkeys(LOWER, 0.32)
-    rows[3] |= {"type": "local", "local_low": 0.7, "probe_local_low": 0.8}
-    rows[3] |= {"local": 0.75, "probe_local": 0.85}
+        row |= dict.fromkeys(LOWER, 0.35) | dict.fromkeys(LOWER.values(), 0.31)
+    rows[3] |= {"type": "local", "local": 0.9, "probe_local": 0.9}
+    rows[3] |= {"local_low": 0.7, "probe_local_low": 0.8}
+    rows[4] |= {"type": "mixed", "long_range_low": 0.9, "probe_long_range_low": 0.9}
     pq.write_table(pa.Table.from_pylist(rows, HEADS), path)
     unseal(tmp_path / "analysis")
     build_page(tmp_path)
@@ -382,6 +383,7 @@ def test_kinds_without_a_head_say_none_here(page: Page, tmp_path: Path) -> None:
     expect(page.locator(".card li")).to_have_count(1)
     expect(page.locator(".card .n")).to_have_text("0.70")
     expect(page.locator(".none-here")).to_contain_text("induction (best 0.31)")
+    expect(page.locator(".none-here")).to_contain_text("long-range (those that are have a nearer")
 
 
 def test_verified_families_are_marked(page: Page, tmp_path: Path) -> None:

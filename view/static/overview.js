@@ -205,8 +205,9 @@ function sharesOf(kind, head) {
   return `${fixed(value(kind, head))} ${kind === "successor" ? "of the ordinal words it reads" : "in text"}${probe === null ? "" : `, ${fixed(probe)} on probes`}`;
 }
 
+/** Say that no head is of a kind: the best is not half of it, or has a nearer name, as induction is often long-range. */
 function noneHere({ kind, best }, i) {
-  return [i ? "; " : "None here: ", el("b", {}, words(kind)), ` (best ${fixed(best)})`];
+  return [i ? "; " : "None here: ", el("b", {}, words(kind)), best < 0.5 ? ` (best ${fixed(best)})` : " (those that are have a nearer name)"];
 }
 
 function tokensOf(column, head, hits = new Set()) {
