@@ -4,6 +4,7 @@ docs/explain.md shows both prompts. All that is sent is made here, from an analy
 """
 
 import json
+import math
 import random
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..result import Analysis
 from ..said import said
+from ..trust import Scores, trusted_types
 from .endpoint import one_line
 
 N_SHOWN = 10
@@ -132,9 +134,15 @@ class Prompts:
         some = random.Random(self._seed).sample(fired, min(POOL_HEADS, len(fired)))
         return _distinct(e for head in some for e in self._analysis.examples(head))
 
+    @cached_property
+    def _trust(self) -> Scores:
+        """How far each head can be trusted to be of its type, NaN of those that cannot."""
+        return trusted_types(self._analysis)
+
     def _facts(self, row: dict[str, Any]) -> str:
-        kind = str(row["type"]).replace("_", " ")
-        facts = [f"Kind of attention: {kind}."]
+        facts = []
+        if not math.isnan(self._trust[row["head"]]):
+            facts.append(f"Kind of attention: {row['type'].replace('_', ' ')}.")
         if row["distance"] is not None:
             facts.append(f"Its sources are {row['distance']:.1f} tokens back on average.")
         if promoted := said(row, "promoted"):

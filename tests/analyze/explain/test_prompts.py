@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lorsa.analyze.choices import STORE_SCORES
 from lorsa.analyze.explain.prompts import Prompts, Trial, read_explanation, read_fires
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.said import said
+from lorsa.analyze.trust import trusted_types
 
 from reading import WORDS, make_analysis
 
@@ -20,7 +22,6 @@ def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
 def test_the_prompt_marks_where_the_head_fires_and_what_it_reads(analysis: Analysis) -> None:
     """Every top example in a line: firing token, sources with shares, far ones too."""
     prompt = Prompts(analysis, seed=0).explain(2)
-    assert "Kind of attention: duplicate token." in prompt
     assert "makes it" not in prompt.split("Passages:")[1]
     lines = [line for line in prompt.split("Passages:\n")[1].splitlines() if line[:1].isdigit()]
     assert len(lines) == 10
@@ -34,6 +35,16 @@ def test_the_prompt_marks_where_the_head_fires_and_what_it_reads(analysis: Analy
         assert share in line
         far = [s for s in example["sources"] if s < example["position"] - 25]
         assert line.count(" … ") >= bool(far)
+
+
+def test_the_prompt_names_a_type_that_can_be_trusted_only(analysis: Analysis) -> None:
+    """Models were told "induction" of heads that probes showed to be none."""
+    trust, types = trusted_types(analysis), analysis.heads["type"].to_pylist()
+    sure, unsure = (np.flatnonzero(which) for which in (~np.isnan(trust), np.isnan(trust)))
+    named = types[sure[0]].replace("_", " ")
+    assert f"Kind of attention: {named}.\n" in Prompts(analysis, seed=0).explain(int(sure[0]))
+    called = next(int(head) for head in unsure if types[head] in STORE_SCORES)
+    assert "Kind of attention" not in Prompts(analysis, seed=0).explain(called)
 
 
 def test_the_prompt_says_nothing_that_chance_explains(
