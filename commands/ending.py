@@ -68,7 +68,10 @@ def print_json(command: str, result: dict[str, Any]) -> None:
 def print_failure(command: str, message: str, line: str, as_json: bool) -> None:
     """Print a line on stderr and, where JSON is asked for, the message on stdout."""
     if as_json and IS_MAIN:
-        print_json(command, {"ok": False, "error": message})
+        try:
+            print_json(command, {"ok": False, "error": message})
+        except OSError:  # stdout itself is what failed
+            _leave_stdout()
     print(printable(line), file=sys.stderr, flush=True)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..reading import parse_json
 from ..whole import whole, write_json
 from .choices import CONFIG
 from .lorsa.config import LorsaConfig
@@ -73,11 +74,12 @@ def _sort_metadata(path: Path) -> None:
     """Put the metadata of a safetensors file in order: it has another each time, to no purpose."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
+        header = parse_json(file.read(size))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        file.seek(8)
-        file.write(text.ljust(size))
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def check_shapes(path: Path, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:

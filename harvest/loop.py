@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..language.attention import Reading
 from ..language.capture import Capture
-from ..language.readings import Reading
 from ..language.stored import stored_readings
 from ..language.watch import Watch
 from ..stop import stop_when_whole

@@ -142,6 +142,13 @@ def _head_by_head(q: Tensor, k: Tensor, v: Tensor, g: AttentionGeometry) -> Tens
     return out
 
 
+class Reading(NamedTuple):
+    """One way to understand a layer."""
+
+    geometry: AttentionGeometry
+    weights: LayerWeights
+
+
 def layer_attention(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
     """Recompute the layer's output y from its input x.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from .attention import LayerWeights
+from .attention import LayerWeights, Reading
 from .blocks import AttentionSite, float32_copy
 from .geometry import AttentionGeometry, QKNorm
 from .rotary import ropes_of
@@ -38,13 +38,6 @@ class Heads(NamedTuple):
     n_heads: int
     n_kv_heads: int
     d_head: int
-
-
-class Reading(NamedTuple):
-    """One way to understand a layer."""
-
-    geometry: AttentionGeometry
-    weights: LayerWeights
 
 
 def readings(model: Any, site: AttentionSite) -> Iterator[Reading]:

@@ -25,11 +25,11 @@ from ..errors import LanguageModelError
 from ..store.fixed import read_weights as stored_weights
 from ..store.manifest import Manifest
 from ..store.places import Place
-from .attention import LayerWeights, layer_attention
+from .attention import LayerWeights, Reading, layer_attention
 from .blocks import AttentionSite, float32_copy
 from .capture import Call
 from .edit import module_output
-from .readings import Heads, Reading, Unreadable, heads_of, readings, weight_readings
+from .readings import Heads, Unreadable, heads_of, readings, weight_readings
 from .rotary import rotary_of
 
 LIMIT = 1e-4

@@ -10,9 +10,8 @@ from ..store.fixed import read_weights
 from ..store.manifest import Manifest
 from ..store.places import Place
 from ..store.read.reader import ActivationStore, Derive
-from .attention import LayerWeights, layer_attention
+from .attention import LayerWeights, Reading, layer_attention
 from .geometry import AttentionGeometry
-from .readings import Reading
 
 
 def stored_attention(

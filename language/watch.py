@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import LanguageModelError
+from .attention import Reading
 from .blocks import AttentionSite
 from .capture import Call
-from .readings import Reading
 from .selfcheck import in_float32, largest_tokens, reading_error
 
 LIMIT = 1e-3

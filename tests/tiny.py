@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import transformers
 from lorsa.dictionaries.lorsa.config import LorsaConfig
+from lorsa.language.attention import Reading
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
 from lorsa.language.geometry import AttentionGeometry
-from lorsa.language.readings import Reading
 from lorsa.language.selfcheck import understand
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor

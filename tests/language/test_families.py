@@ -197,10 +197,11 @@ def test_the_self_check_says_when_activations_are_not_finite() -> None:
 
 def test_nothing_after_the_last_layer_is_computed() -> None:
     model = make_model("llama-gqa")
+    sites = attention_sites(model, [0, 1])
     ran: list[str] = []
     model.model.layers[2].register_forward_hook(lambda *_: ran.append("layer 2"))
     model.lm_head.register_forward_hook(lambda *_: ran.append("logits"))
-    with Capture(model, attention_sites(model, [0, 1])) as capture:
+    with Capture(model, sites) as capture:
         capture.run(some_tokens())
     assert ran == []
 

