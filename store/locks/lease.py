@@ -122,6 +122,7 @@ class Lease:
         for header, over in (("If-None-Match", None), ("If-Match", version)):
             with suppress(FileExistsError):
                 self.path.write_version(self.path.read_bytes(), over)
+                self.path.unlink()  # whoever asks next is not kept waiting for it
                 raise StoreError(
                     f"s3://{bucket} ignores conditional writes ({header}), by which processes "
                     "agree who writes a store: use a server that has them, or harvest to a disk "
