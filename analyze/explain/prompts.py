@@ -136,7 +136,7 @@ class Prompts:
 
     @cached_property
     def _trust(self) -> Scores:
-        """How far each head can be trusted to be of its type, NaN of those that cannot."""
+        """Trust in the type of each head, NaN where there is none, [n_heads]."""
         return trusted_types(self._analysis)
 
     def _facts(self, row: dict[str, Any]) -> str:
