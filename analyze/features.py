@@ -72,10 +72,12 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
     device = device_for(config.device)
     opened = open_run(config.run, ActivationStore.open(config.store), device)
     n_seqs = _n_sequences(opened.store, config.tokens)
-    request = _request(config, opened, n_seqs)
+    request, partial = _request(config, opened, n_seqs), config.folder / PARTIAL_FILE
     facts = earlier_facts(config.folder, report)
     if facts.get("request") == request:
         report(f"{config.folder} is finished already")
+        if load_partial(partial, request, lambda _: None)[0]:  # killed as it was about to go
+            partial.unlink(missing_ok=True)
         return facts
     if (config.folder / FACTS_FILE).exists():
         report(f"{config.folder} holds another analysis, which is replaced when this one is done")
@@ -89,7 +91,7 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
         facts["seconds"] = time.perf_counter() - started
         archive_explanations(config.folder, request)
         write_analysis(config.folder, facts, made)
-        (config.folder / PARTIAL_FILE).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
     return facts
 
 

@@ -39,14 +39,14 @@ def main() -> int:
         os.environ["DRILL_ENDPOINT"] = stub.url
         root = Path(folder, "prepared")
         drills.prepare(root)
-        for name in args.cases or flips.CASES:
+        for name in flips.CASES if args.cases is None else args.cases:
             n = round((FLIPS if name in MOST else FEW_FLIPS) * args.share)
             outcomes = flips.drill(root, Path(folder, "flips"), name, max(1, n), args.seed)
             counts = Counter(each.verdict for each in outcomes)
             good = counts["same"] + counts["told"]
             rows.append((f"flips of {name}", len(outcomes), good, counts["same"], counts["told"]))
             bad += say(rows[-1], [e for e in outcomes if e.verdict not in ("same", "told")])
-        for name in args.commands or kills.COMMANDS:
+        for name in kills.COMMANDS if args.commands is None else args.commands:
             n = max(1, round(KILLS * args.share / len(kills.COMMANDS)))
             found = kills.drill(root, Path(folder, "kills"), name, n, args.seed)
             wrong = [each for each in found if each.problem]
@@ -73,8 +73,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--share", type=float, default=1.0, help="of all flips and kills")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", nargs="*", help=f"of {', '.join(flips.CASES)}")
-    parser.add_argument("--commands", nargs="*", help=f"of {', '.join(kills.COMMANDS)}")
+    parser.add_argument("--cases", nargs="*", help=f"none, or of {', '.join(flips.CASES)}")
+    parser.add_argument("--commands", nargs="*", help=f"none, or of {', '.join(kills.COMMANDS)}")
     parser.add_argument("--write", action="store_true", help=f"append to {TABLE.name}")
     return parser.parse_args()
 

@@ -12,6 +12,7 @@ import torch
 from lorsa.analyze.choices import STORE_SCORES
 from lorsa.analyze.config import AnalyzeConfig
 from lorsa.analyze.features import analyze_run
+from lorsa.analyze.folder import save_partial
 from lorsa.analyze.result import Analysis
 from lorsa.analyze.schema import DISTANCES, VERSION
 from lorsa.dictionaries.lorsa.module import Lorsa
@@ -226,6 +227,18 @@ def test_a_finished_analysis_is_not_made_again(request_: AnalyzeConfig, analysis
     told: list[Any] = []
     assert analyze_run(request_, report=told.append)["version"] == VERSION
     assert told == [f"{request_.folder} is finished already"]
+
+
+def test_what_a_finished_analysis_collected_is_taken_away(
+    request_: AnalyzeConfig, analysis: Analysis
+) -> None:
+    """A kill at the last step left it for good; that of another request is still wanted."""
+    partial = request_.folder / "partial.safetensors"
+    for request, stays in ((analysis.facts["request"], False), ({"version": 0}, True)):
+        save_partial(partial, {"a": torch.ones(2)}, 1, request)
+        analyze_run(request_)
+        assert partial.exists() is stays
+    partial.unlink()
 
 
 @pytest.mark.parametrize("damage", ["another version", "torn", "a list", "no heads"])
