@@ -103,8 +103,8 @@ def read_array(root: Place, manifest: Manifest, name: str) -> Tensor:
 
 def array_problem(
     root: Place, manifest: Manifest, name: str, shape: list[int] | None, *, full: bool
-) -> str | None:
-    """Return what is wrong with an array of one chunk.
+) -> tuple[str, str] | None:
+    """Return which file of an array of one chunk is not as written, and what is wrong with it.
 
     Args:
         root: place of the store.
@@ -116,24 +116,25 @@ def array_problem(
     try:
         facts = _facts(root, manifest, name)
     except FileNotFoundError:
-        return "is missing"
+        return f"{name}/{METADATA}", "is missing"
     except UnreachableError:
         raise
     except (OSError, DamageError):
-        return "has damaged metadata"
+        return f"{name}/{METADATA}", "is damaged"
     if shape not in (None, list(facts.shape)):
-        return f"has the shape {list(facts.shape)} instead of {shape}"
+        return f"{name}/{METADATA}", f"has the shape {list(facts.shape)} instead of {shape}"
     if (size := file_size(facts.chunk)) is None:
-        return "has no data"
+        return facts.chunk_name, "is missing"
     if size != facts.n_bytes + CRC_BYTES:
-        return f"has {size:,} bytes instead of {facts.n_bytes + CRC_BYTES:,}"
+        due = facts.n_bytes + CRC_BYTES
+        return facts.chunk_name, f"has {size:,} bytes instead of {due:,}"
     if full:
         try:
             read_array(root, manifest, name)
         except UnreachableError:
             raise
         except StoreError:
-            return "is damaged"
+            return facts.chunk_name, "is damaged"
     return None
 
 

@@ -146,7 +146,7 @@ def _fixed_damages(root: Place, manifest: Manifest, *, full: bool) -> Iterator[D
     for name, shape in whole_arrays(manifest):
         found = array_problem(root, manifest, name, shape, full=full)
         if found is not None:
-            yield Damage(name, found, "none")
+            yield Damage(*found, "none")
 
 
 def _file_damages(
