@@ -16,7 +16,7 @@ TENSORS = {"torch", "transformers", "zarr", "numcodecs", "pandas", "scipy", "saf
 """Libraries that take half a second and more, of no use to who reads Parquet and JSON."""
 EVERY = [
     "", "demo", "harvest", "train", "sweep", "eval", "analyze", "view", "find", "explain", "ablate",
-    "push", "convert", "store", "store info", "store verify", "store rm", "store merge",
+    "push", "convert", "store", "store info", "store verify", "verify", "store rm", "store merge",
 ]  # fmt: skip
 CONFIGS = (
     "harvest.config",
