@@ -83,6 +83,8 @@ class Block(NamedTuple):
     """What gives the MLP's output"""
     reads: str | None
     """Dotted name of the module that reads the MLP's input; the MLP itself, if it is one module"""
+    parts: tuple[str, ...]
+    """Dotted names of the MLP's projections, in the order in which they run"""
     norms: Norms
     is_parallel: bool
     """Whether the MLP reads what the attention reads, or a norm of the same residual stream"""
@@ -139,7 +141,8 @@ def _block(
     )
     stream = into if found.before_mlp is None else seen.ran[found.before_mlp].x
     is_parallel = attention is not None and stream is not None and stream is seen.ran[name].x
-    block = Block(layer, name, attention, mlp, reads, found, is_parallel, {}, {})
+    parts = _parts(modules, mlp, reads, seen)
+    block = Block(layer, name, attention, mlp, reads, parts, found, is_parallel, {}, {})
     return block._replace(spots=_spots(block, seen), lacks=_lacks(block, why))
 
 
@@ -182,6 +185,19 @@ def _reader(
         return around
     parts = [n for n in seen.followed if n.rpartition(".")[0] == block]
     return next(n for n in parts if not _related(n, attention))
+
+
+def _parts(
+    modules: dict[str, nn.Module], mlp: Found | None, reads: str | None, seen: Traced
+) -> tuple[str, ...]:
+    """Return the modules of an MLP that hold its weights themselves, in the order of the run."""
+    if mlp is None or reads is None:
+        return ()
+    is_whole = f"{mlp.name}.".startswith(f"{reads}.")
+    own = [n for n in seen.followed if not any(_has_matrix(m) for m in modules[n].children())]
+    if is_whole:
+        return tuple(n for n in own if n.startswith(f"{reads}."))
+    return tuple(own[own.index(reads) : own.index(mlp.name) + 1])
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -326,6 +342,7 @@ def text_config(model: Any) -> Any:
 def float32_copy(module: nn.Module) -> Any:
     """Return a copy of a module with its parameters in float32 and without its hooks."""
     module = copy.deepcopy(module).float()
-    module._forward_hooks.clear()
-    module._forward_pre_hooks.clear()
+    for part in module.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
     return module

@@ -1,8 +1,7 @@
 """Activations at sites of a language model, and calls of its modules, caught while it runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -98,15 +97,14 @@ class Capture:
     def __enter__(self) -> Self:
         for key, name in self._modules.items():
             module = self.model.get_submodule(name)
-            hook = partial(self._see_call, key)
-            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._call(key), with_kwargs=True))
         for site, spot in self.spots.items():
             module = self.model.get_submodule(spot.module)
             if spot.side == "x":
-                before = partial(self._see_input, site, spot)
+                before = self._input(site, spot)
                 handle = module.register_forward_pre_hook(before, with_kwargs=True)
             else:
-                handle = module.register_forward_hook(partial(self._see_output, site, spot))
+                handle = module.register_forward_hook(self._output(site, spot))
             self._handles.append(handle)
         return self
 
@@ -114,14 +112,29 @@ class Capture:
         while self._handles:
             self._handles.pop().remove()
 
-    def _see_call(self, key: Any, module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        self._take(key, Call(args, kwargs, output))
+    def _call(self, key: Any) -> Callable[..., None]:
+        """Return a hook that catches calls of a module; a function, which copies do not copy."""
 
-    def _see_input(self, site: Site, spot: Spot, module: Any, args: Any, kwargs: Any) -> None:
-        self._take(site, _own(module_input(args, kwargs), spot))
+        def hook(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            self._take(key, Call(args, kwargs, output))
 
-    def _see_output(self, site: Site, spot: Spot, module: Any, args: Any, output: Any) -> None:
-        self._take(site, _own(module_output(output), spot))
+        return hook
+
+    def _input(self, site: Site, spot: Spot) -> Callable[..., None]:
+        """Return a hook that catches what a module is given."""
+
+        def hook(_module: Any, args: Any, kwargs: Any) -> None:
+            self._take(site, _own(module_input(args, kwargs), spot))
+
+        return hook
+
+    def _output(self, site: Site, spot: Spot) -> Callable[..., None]:
+        """Return a hook that catches what a module gives."""
+
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            self._take(site, _own(module_output(output), spot))
+
+        return hook
 
     def _take(self, key: Any, value: Any) -> None:
         self._caught[key] = value
