@@ -1,8 +1,8 @@
 """Checkpoints of a run: all that its next step depends on, in safetensors and JSON.
 
     checkpoints/step-000000512/
-      config.json, lorsa.safetensors   a Lorsa like any other, for raw activations
-      optimizer.safetensors            Adam's moments, when each head last fired
+      config.json, lorsa.safetensors   a dictionary like any other, for raw activations
+      optimizer.safetensors            Adam's moments, when each feature last fired
       state.json                       steps done, of how many, in what time; checksums
 
 A checkpoint is written into a folder named *.partial and renamed when it is whole; checksums
@@ -42,7 +42,7 @@ class State(NamedTuple):
     step: int
     """Steps done"""
     last_fired: Tensor
-    """Steps done when each head last fired, int64, [n_ov_heads]"""
+    """Steps done when each feature last fired, int64, [n_features]"""
     n_steps: int | None = None
     """Steps of the whole run, where its minutes decide them"""
     spent_s: float = 0.0
@@ -52,8 +52,8 @@ class State(NamedTuple):
 class Restored(NamedTuple):
     """Contents of a checkpoint, on the CPU."""
 
-    lorsa: Lorsa
-    """Lorsa for raw activations"""
+    dictionary: Lorsa
+    """Dictionary for raw activations"""
     moments: dict[str, Tensor]
     """Moments of Adam, by the parameter's name and their own, as W_Q.exp_avg"""
     state: State

@@ -118,7 +118,8 @@ class Group:
         """Resume or initialise every run."""
         initialiser = Initialiser(self.store, self.derive)
         self.each(
-            self.running(), lambda run: run.start(lambda: initialiser.fill(run.lorsa, run.config))
+            self.running(),
+            lambda run: run.start(lambda: initialiser.fill(run.dictionary, run.config)),
         )
 
     def steps(self, stop: Stop) -> None:
@@ -288,7 +289,7 @@ class Group:
             n_tokens: held-out tokens; None takes all.
             use: receives each run and its quality.
         """
-        tallies = {run: Tally(run.lorsa) for run in runs}
+        tallies = {run: Tally(run.dictionary) for run in runs}
         failures = self.tally(tallies, n_tokens)
 
         def merge(run: Run) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..dictionaries.lorsa.module import Lorsa
+from ..dictionaries.dictionary import Dictionary
 
 
 class Outcome(NamedTuple):
@@ -23,23 +23,23 @@ class Outcome(NamedTuple):
     error: Tensor
     """weight * mean (y_hat - y)^2 over the tokens that count and all channels, no gradient"""
     acts: Tensor
-    """Activations of the heads that fired, [batch, seq, slots], without a gradient; 0 where a token
-    does not count"""
+    """Activations of the features that fired, [batch, seq, slots], no gradient; 0 where a token does
+    not count"""
     ids: Tensor
-    """Heads that fired, [batch, seq, slots]"""
+    """Features that fired, [batch, seq, slots]"""
     edge: Tensor | None
     """Weight * mean of the sequences' smallest scores that were to fire; batchtopk only"""
 
 
 class Objective(nn.Module):
-    """The loss of a Lorsa on some sequences."""
+    """The loss of a dictionary on some sequences."""
 
     def __init__(
-        self, lorsa: Lorsa, *, jump_bandwidth: float = 1.0, l0_coefficient: float = 3.0
+        self, dictionary: Dictionary, *, jump_bandwidth: float = 1.0, l0_coefficient: float = 3.0
     ) -> None:
-        """Choose a Lorsa; the rest are the settings of jumprelu, as in TrainConfig."""
+        """Choose a dictionary; the rest are the settings of jumprelu, as in TrainConfig."""
         super().__init__()
-        self.lorsa = lorsa
+        self.dictionary = dictionary
         self.jump_bandwidth = jump_bandwidth
         self.l0_coefficient = l0_coefficient
 
@@ -49,15 +49,15 @@ class Objective(nn.Module):
         """Return the loss.
 
         Args:
-            x, y: the layer's input and output, scaled, [batch, seq, d_model].
-            top_k: heads that fire per token in this step, or on average.
+            x, y: what the dictionary reads and should write, scaled, [batch, seq, d_model].
+            top_k: features that fire per token in this step, or on average.
             counted: which tokens count, bool, [batch, seq]; None counts all.
             weight: share of these tokens among those of the step, over all processes.
         """
-        acts, ids, edges, fires = self.lorsa.fire(
+        acts, ids, edges, fires = self.dictionary.fire(
             x, top_k=top_k, counted=counted, bandwidth=self.jump_bandwidth
         )
-        error = weight * masked_mean((self.lorsa.decode(acts, ids) - y).square(), counted)
+        error = weight * masked_mean((self.dictionary.decode(acts, ids) - y).square(), counted)
         loss, edge = error, None
         if fires is not None:
             excess = _l0_of_sequences(fires, counted) / top_k - 1
@@ -71,7 +71,7 @@ class Objective(nn.Module):
 
 
 def _l0_of_sequences(fires: Tensor, counted: Tensor | None) -> Tensor:
-    """Return how many heads fire per token that counts, [batch], of fires [batch, seq, slots]."""
+    """Return the features that fire per token that counts, [batch]; fires [batch, seq, slots]."""
     per_token = fires.sum(dim=2)  # [batch, seq]
     if counted is None:
         return per_token.mean(dim=1)

@@ -1,4 +1,4 @@
-"""One run of a group: its Lorsa, its optimizer, its folder, and its progress."""
+"""One run of a group: its dictionary, its optimizer, its folder, and its progress."""
 
 import math
 from collections.abc import Callable
@@ -71,10 +71,10 @@ class Run:
         self.report: ReportEvent = report if self.team.is_main else _ignore
         self.device = self.team.device
         self.scales: Scales = activation_scales(self.config.layer, request.store)
-        self.lorsa = Lorsa(self.shape, backend=self.config.backend).to(self.device)
+        self.dictionary = Lorsa(self.shape, backend=self.config.backend).to(self.device)
         self.learner: Learner | None = None
         self.last_fired = torch.zeros(self.shape.n_ov_heads, dtype=torch.int64, device=self.device)
-        """Steps done when each head last fired"""
+        """Steps done when each feature last fired"""
         self.done = 0
         """Steps done"""
         self.spent_s = 0.0
@@ -122,18 +122,18 @@ class Run:
         else:
             self.report("initialising")
             self.team.together(initialise)
-        self.lorsa.rescale_(*self.scales)
+        self.dictionary.rescale_(*self.scales)
         damaged = self.team.on_main(lambda: self.folder.drop_after(self.done))
         if damaged:
             lines = ", ".join(map(str, damaged))
             self.report(f"{self.folder.root / METRICS}: left out damaged lines, {lines}")
         self.team.on_main(self._open_tracker)
         moments = None if restored is None else restored.moments
-        self.learner = Learner(self.lorsa, self.config, self.team, moments)
+        self.learner = Learner(self.dictionary, self.config, self.team, moments)
 
     def _resume(self, restored: Restored) -> None:
         state = restored.state
-        self.lorsa.load_state_dict(restored.lorsa.state_dict())
+        self.dictionary.load_state_dict(restored.dictionary.state_dict())
         self.done, self.last_fired = state.step, state.last_fired.to(self.device)
         self.spent_s = state.spent_s
         if state.n_steps is not None:
@@ -211,7 +211,7 @@ class Run:
         edges = [out.edge for out in outcomes if out.edge is not None]
         if edges:
             share = 1 - 0.5 ** (self.span.batch_seqs / THRESHOLD_HALF_LIFE_SEQS)
-            self.lorsa.move_threshold(self.team.sum(torch.stack(edges).double().sum()), share)
+            self.dictionary.move_threshold(self.team.sum(torch.stack(edges).double().sum()), share)
 
     def _gradients(
         self, learner: Learner, batch: Activations, mine: Seqs, whole: Seqs, top_k: int
@@ -276,7 +276,7 @@ class Run:
         return self.done * self.span.step_tokens
 
     def dead_fraction(self) -> float:
-        """Return the share of heads that did not fire in the window of dead heads."""
+        """Return the share of features that did not fire in the window of dead ones."""
         silent_tokens = (self.done - self.team.maximum(self.last_fired)) * self.span.step_tokens
         return float((silent_tokens >= self.span.dead_window_tokens).double().mean())
 

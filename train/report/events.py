@@ -23,9 +23,9 @@ class StepReport(NamedTuple):
     lr: float
     """Learning rate of the last step"""
     top_k: int
-    """Heads that fired per token in the last step"""
+    """Features that fired per token in the last step"""
     dead_fraction: float
-    """Share of heads that did not fire in the window of dead heads"""
+    """Share of features that did not fire in the window of dead ones"""
     tokens_per_second: float
     """Tokens per second of the training steps so far"""
     data_wait_fraction: float
@@ -58,9 +58,9 @@ class TrainResult:
     masked_fraction: float = 0.0
     """Share of the held-out tokens that do not count."""
     l0: float
-    """Heads that fire per held-out token."""
+    """Features that fire per held-out token."""
     dead_fraction: float
-    """Share of heads that did not fire on the last `dead_window_tokens` training tokens."""
+    """Share of features that did not fire on the last `dead_window_tokens` training tokens."""
     dead_window_tokens: int
     """Tokens of the window of `dead_fraction`."""
     n_ov_heads: int
@@ -68,7 +68,7 @@ class TrainResult:
     n_qk_heads: int
     """QK heads."""
     top_k: int
-    """Heads that fire per token at most."""
+    """Features that fire per token at most."""
     train_tokens: int
     """Tokens trained on."""
     held_out_tokens: int
