@@ -23,8 +23,8 @@ class Outcome(NamedTuple):
     error: Tensor
     """weight * mean (y_hat - y)^2 over the tokens that count and all channels, no gradient"""
     acts: Tensor
-    """Activations of the features that fired, [batch, seq, slots], no gradient; 0 where a token does
-    not count"""
+    """Activations of the features that fired, [batch, seq, slots], without a gradient; 0 where a
+    token does not count"""
     ids: Tensor
     """Features that fired, [batch, seq, slots]"""
     edge: Tensor | None

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from .checkpoint import (
 )
 from .learner import Learner
 from .objective import Outcome
-from .report.events import Ended, ReportEvent, TrainEvent, TrainResult
+from .report.events import Ended, ReportEvent, TrainEvent, TrainResult, read_result
 from .report.trackers import Tracker, open_tracker
 from .request import Request, describe
 from .run_folder import METRICS, RunFolder
@@ -93,10 +92,8 @@ class Run:
         )
         if finished is not None:
             self.report(f"{self.config.out} is already finished")
-            known = {field.name for field in fields(TrainResult)}
-            facts = {name: value for name, value in finished.items() if name in known}
             try:
-                self.result = TrainResult(**{**facts, "run": str(self.config.out)})
+                self.result = read_result(finished | {"run": str(self.config.out)})
             except TypeError as error:  # all processes have the same
                 raise self.team.agreed(
                     TrainError(
