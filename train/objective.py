@@ -2,17 +2,20 @@
 
     loss = mean (y_hat - y)^2 + l0_coefficient * mean over sequences of (L0 / top_k - 1)^2
 
-The second term is there with jumprelu only. It is a mean over sequences, as are the thresholds of
-batchtopk, so that a step may be cut into any number of parts. All means are over tokens that count:
-a sequence weighs as many tokens as count in it.
+The first term is the mean over the y_hat of all prefixes where there are some (Matryoshka: Bussmann
+et al. 2025, arXiv:2503.17547). The second term is there with jumprelu only. It is a mean over
+sequences, as are the thresholds of batchtopk, so that a step may be cut into any number of parts.
+All means are over tokens that count: a sequence weighs as many tokens as count in it.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.linear import LinearDictionary
 
 
 class Outcome(NamedTuple):
@@ -21,7 +24,8 @@ class Outcome(NamedTuple):
     loss: Tensor
     """Loss that is minimised: weight times the equation above"""
     error: Tensor
-    """weight * mean (y_hat - y)^2 over the tokens that count and all channels, no gradient"""
+    """weight * mean (y_hat - y)^2 over the tokens that count, all channels and, of a Matryoshka,
+    all prefixes; no gradient"""
     acts: Tensor
     """Activations of the features that fired, [batch, seq, slots], without a gradient; 0 where a
     token does not count"""
@@ -57,7 +61,9 @@ class Objective(nn.Module):
         acts, ids, edges, fires = self.dictionary.fire(
             x, top_k=top_k, counted=counted, bandwidth=self.jump_bandwidth
         )
-        error = weight * masked_mean((self.dictionary.decode(acts, ids) - y).square(), counted)
+        hats = self._outputs(acts, ids, x)
+        errors = [masked_mean((y_hat - y).square(), counted) for y_hat in hats]
+        error = weight * (errors[0] if len(errors) == 1 else torch.stack(errors).mean())
         loss, edge = error, None
         if fires is not None:
             excess = _l0_of_sequences(fires, counted) / top_k - 1
@@ -68,6 +74,13 @@ class Objective(nn.Module):
             edge = weight * mean_of_sequences(edges, counted)
         fired = acts.detach() if counted is None else acts.detach() * counted[..., None]
         return Outcome(loss, error.detach(), fired, ids, edge)
+
+    def _outputs(self, acts: Tensor, ids: Tensor, x: Tensor) -> Sequence[Tensor]:
+        """Return y_hat of every prefix of the features, [batch, seq, d_model] each."""
+        dictionary = self.dictionary
+        if isinstance(dictionary, LinearDictionary) and dictionary.config.prefixes is not None:
+            return dictionary.decode_prefixes(acts, ids, x).unbind()
+        return [dictionary.decode(acts, ids, x)]
 
 
 def _l0_of_sequences(fires: Tensor, counted: Tensor | None) -> Tensor:

@@ -5,7 +5,9 @@ Imports nothing heavy.
 
 from typing import Any
 
-KINDS = ("lorsa", "sae", "transcoder")
+from ..dictionaries.choices import SITES
+
+KINDS = tuple(SITES)
 """Kinds of dictionaries that can be trained."""
 ALL = "all"
 """What is asked for in place of a kind: every kind whose sites a store has."""

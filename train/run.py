@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dictionaries.lorsa.module import Lorsa
+from ..dictionaries.kinds import KINDS
 from ..errors import TrainError
 from ..store.read.reader import Activations
 from ..store.read.rows import Seqs
@@ -70,9 +70,10 @@ class Run:
         self.report: ReportEvent = report if self.team.is_main else _ignore
         self.device = self.team.device
         self.scales: Scales = activation_scales(self.config.layer, request.store)
-        self.dictionary = Lorsa(self.shape, backend=self.config.backend).to(self.device)
+        kind = KINDS[self.shape.kind]
+        self.dictionary = kind(self.shape, backend=self.config.backend).to(self.device)
         self.learner: Learner | None = None
-        self.last_fired = torch.zeros(self.shape.n_ov_heads, dtype=torch.int64, device=self.device)
+        self.last_fired = torch.zeros(self.shape.n_features, dtype=torch.int64, device=self.device)
         """Steps done when each feature last fired"""
         self.done = 0
         """Steps done"""
@@ -184,7 +185,7 @@ class Run:
         """
         learner, tokens = self.started_learner(), self.tokens()
         lr = lr_at(self.config, self.span, tokens)
-        top_k = top_k_at(self.config, tokens, self.span.train_tokens, self.shape.n_ov_heads)
+        top_k = top_k_at(self.config, tokens, self.span.train_tokens, self.shape.n_features)
         learner.begin(lr)
         loss, outcomes = self._gradients(learner, batch, mine, whole, top_k)
         norm = learner.clip(self.config.grad_clip)

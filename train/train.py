@@ -205,7 +205,7 @@ def _that_fit(requests: list[Request], room: float) -> list[list[Request]]:
 
 def _cost(group: list[Request]) -> int:
     """Return the cost of a group, in arbitrary units."""
-    return sum(each.shape.n_ov_heads * each.span.train_tokens for each in group)
+    return sum(each.shape.n_features * each.span.train_tokens for each in group)
 
 
 def _share(groups: list[list[Request]], rank: int, world: int) -> list[list[Request]]:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ...dictionaries.metrics import Quality
-from ..checkpoint import raw_lorsa
+from ..checkpoint import raw_dictionary
 from ..run import Clock, Run, StepOutcome
 from .curves import draw_curves
 from .events import Ended, EvalReport, StepReport, TrainResult
@@ -76,7 +76,7 @@ def finish(run: Run, quality: Quality, clock: Clock) -> None:
 
     def write() -> None:
         _log_eval(run, quality)
-        raw_lorsa(run.shape, learned, run.scales).save_pretrained(run.folder.root)
+        raw_dictionary(run.shape, learned, run.scales).save_pretrained(run.folder.root)
         _draw(run, asdict(result))
         run.folder.finish(asdict(result))
 
