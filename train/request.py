@@ -46,14 +46,15 @@ def make_request(
         number: place among the runs that are trained together.
 
     Raises:
-        StoreError: the layer is not stored.
+        StoreError: the store lacks a site; the message says how to add it.
         TrainError: the settings do not fit the store or this machine.
     """
-    store.require_layer(config.layer)
-    if n_bad := store.n_nonfinite(config.layer):
+    sites = config.ports.sites
+    store.require_sites(sites)
+    if n_bad := sum(map(store.n_nonfinite, sites)):
         wide = store.manifest.model.get("dtype") == "float32"
         raise TrainError(
-            f"layer {config.layer} of {config.store} holds {n_bad:,} tokens with NaN or Inf, on "
+            f"{config.label} of {config.store} holds {n_bad:,} tokens with NaN or Inf, on "
             "which nothing can be trained; "
             + ("the model computed in float32: check its weights, and " if wide else "")
             + "train other --layers"
@@ -63,13 +64,13 @@ def make_request(
     low = uses_bfloat16(config, team.device)
     facts = {
         "store_uuid": store.manifest.uuid,
-        "d_model": store.manifest.d_model,
+        "d_model": store.width(sites[0]),
         "train_tokens": span.train_tokens,
         "batch_seqs": span.batch_seqs,
         "arithmetic": _arithmetic(low),
     }
     require_tracker(config.tracker)
-    mask = TokenMask.of(config.loss_mask, store, config.layer)
+    mask = TokenMask.of(config.loss_mask, store, sites)
     shape = shape_of(config, store)
     return Request(number, config, store, team, span, shape, mask, low, facts)
 

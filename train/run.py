@@ -1,7 +1,7 @@
 """One run of a group: its dictionary, its optimizer, its folder, and its progress."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..dictionaries.kinds import KINDS
 from ..errors import TrainError
-from ..store.read.reader import Activations
+from ..sites import Site
 from ..store.read.rows import Seqs
+from ..store.read.stored import Activations, stacked
 from .checkpoint import (
     Restored,
     State,
@@ -27,7 +28,7 @@ from .report.trackers import Tracker, open_tracker
 from .request import Request, describe
 from .run_folder import METRICS, RunFolder
 from .schedule import lr_at, steps_in_time, top_k_at
-from .start import Scales, activation_scales
+from .start import Scales, scales_of
 
 THRESHOLD_HALF_LIFE_SEQS = 64
 """Half-life, in sequences, of the running mean that is the threshold of batchtopk: enough to even
@@ -69,7 +70,8 @@ class Run:
         self.folder = RunFolder(self.config.out)
         self.report: ReportEvent = report if self.team.is_main else _ignore
         self.device = self.team.device
-        self.scales: Scales = activation_scales(self.config.layer, request.store)
+        self.ports = self.config.ports
+        self.scales: Scales = scales_of(self.ports, request.store)
         kind = KINDS[self.shape.kind]
         self.dictionary = kind(self.shape, backend=self.config.backend).to(self.device)
         self.learner: Learner | None = None
@@ -172,11 +174,11 @@ class Run:
         """Return which tokens of some sequences count, [n, n_ctx]; None if all do."""
         return self.mask(seqs).to(self.device) if self.mask.rule.masks else None
 
-    def step(self, batch: Activations, *, mine: Seqs, whole: Seqs) -> StepOutcome:
+    def step(self, values: Mapping[Site, Tensor], *, mine: Seqs, whole: Seqs) -> StepOutcome:
         """Take one optimizer step.
 
         Args:
-            batch: this process's share of the step, scaled.
+            values: this process's share of the step, scaled, [n, n_ctx, width] of each site.
             mine: its sequences.
             whole: sequences of the whole step.
 
@@ -187,6 +189,7 @@ class Run:
         lr = lr_at(self.config, self.span, tokens)
         top_k = top_k_at(self.config, tokens, self.span.train_tokens, self.shape.n_features)
         learner.begin(lr)
+        batch = stacked(self.ports, values)
         loss, outcomes = self._gradients(learner, batch, mine, whole, top_k)
         norm = learner.clip(self.config.grad_clip)
         if not math.isfinite(norm):
