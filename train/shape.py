@@ -31,7 +31,7 @@ def shape_of(config: TrainConfig, store: ActivationStore) -> DictionaryConfig:
 
 
 def _lorsa(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
-    self_check = store.manifest.layers[config.layer]["self_check"]
+    self_check = store.manifest.modules[f"{config.layer}.attention"]["self_check"]
     if config.init != "random" and not self_check["passed"]:
         why = self_check.get("reason") or f"self-check failed, relative error {self_check['error']}"
         raise TrainError(
@@ -68,7 +68,7 @@ def _transcoder(config: TrainConfig, store: ActivationStore) -> TranscoderConfig
 
 def _features(config: TrainConfig, store: ActivationStore) -> dict[str, Any]:
     """Return what SAEs and transcoders have in common besides what all kinds have."""
-    wanted = math.ceil(config.expansion * store.manifest.d_model)
+    wanted = math.ceil(config.expansion * store.width(config.ports.reads[0]))
     return {"n_features": config.n_features or wanted, "prefixes": config.prefixes}
 
 
@@ -76,7 +76,7 @@ def _common(config: TrainConfig, store: ActivationStore) -> dict[str, Any]:
     """Return what dictionaries of every kind have."""
     facts = store.manifest
     return {
-        "d_model": facts.d_model,
+        "d_model": store.width(config.ports.reads[0]),
         "top_k": config.top_k,
         "select": config.select,
         "activation": config.activation,

@@ -11,8 +11,9 @@ from ..dictionaries.lorsa.start import fit_output, init_from_layer, init_random
 from ..language.attention import LayerWeights
 from ..language.stored import layer_geometry
 from ..sites import Ports, Site
-from ..store.read.reader import Activations, ActivationStore, Derive, Stored
+from ..store.read.reader import ActivationStore
 from ..store.read.sampler import sequence_order
+from ..store.read.stored import Activations, Derive, Stored
 from .config import TrainConfig
 
 
@@ -72,7 +73,9 @@ class Initialiser:
         elif config.init == "random":
             init_random(start, x, seed=config.seed)
         else:
-            weights = LayerWeights(**self._store.weights(config.layer)).to(device, torch.float32)
+            weights = LayerWeights(**self._store.weights(f"{config.layer}.attention")).to(
+                device, torch.float32
+            )
             geometry = layer_geometry(config.layer, self._store)
             weighted = config.init == "layer-weighted"
             init_from_layer(start, weights, geometry, x, seed=config.seed, weighted=weighted)
@@ -86,4 +89,4 @@ def _init_sample(config: TrainConfig, store: ActivationStore) -> Stored:
     shard_seqs = store.manifest.shard_seqs
     seqs = sequence_order(store.train_seqs, shard_seqs, seed=config.order_seed, epoch=0)
     n_seqs = max(1, config.init_tokens // store.manifest.n_ctx)
-    return store.stored(config.layer, seqs[:n_seqs])
+    return store.stored(config.ports, seqs[:n_seqs])
