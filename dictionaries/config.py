@@ -85,6 +85,15 @@ class DictionaryConfig(ABC):
         """Return the sites that it would read and write at a layer."""
         return ports_of(self.kind, layer)
 
+    @property
+    def sizes(self) -> str:
+        """Sizes of its parts in words, as "4,608 features"."""
+        return f"{self.n_features:,} features"
+
+    @abstractmethod
+    def token_bytes(self) -> int:
+        """Return about how many bytes a token takes in a step, besides the parameters."""
+
     @abstractmethod
     def weight_shapes(self) -> Shapes:
         """Return the shape of every parameter but the thresholds, by name."""

@@ -120,7 +120,7 @@ def runs(args: argparse.Namespace, store: ActivationStore, layers: list[int]) ->
                     seed=seed,
                     loss_mask=rule,
                 )
-                with TrainDisplay(layer) as display:
+                with TrainDisplay(f"layer {layer}") as display:
                     result = train(config, report=display)
                 lorsa = Lorsa.from_pretrained(config.out)
                 found = evaluate(lorsa, held_out(store, layer, mask))
