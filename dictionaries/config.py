@@ -28,6 +28,10 @@ class DictionaryConfig(ABC):
     """Kind of dictionary, as files and options have it"""
     title: ClassVar[str]
     """The kind in a sentence, as "a Lorsa" """
+    noun: ClassVar[str]
+    """The same without its article"""
+    reads_sequences: ClassVar[bool] = False
+    """Whether a token's features depend on the tokens before it"""
     features: ClassVar[str] = "n_features"
     """Field that has the number of features"""
 

@@ -6,15 +6,17 @@ in training and after it, files, and a dictionary's place in a language model.
 """
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .activation import above, batch_top_k, jump
+from .attach import attached
 from .checkpoint import load, save
 from .checkpoint_files import Saved
 from .config import DictionaryConfig
@@ -294,6 +296,27 @@ class Dictionary(nn.Module, ABC):
             f"d_model={c.d_model}, n_features={c.n_features}, top_k={c.top_k}, "
             f"activation={c.activation}{layer}"
         )
+
+    def attach(self, model: Any, layer: int | None = None) -> AbstractContextManager[None]:
+        """Put this dictionary in place of what it stands in for while a block lasts.
+
+        with dictionary.attach(model):
+            logits = model(input_ids=ids, use_cache=False).logits
+
+        Its output takes the place of the activations at the site that it writes. Blocks within
+        blocks have several, of any kinds. A Lorsa reads whole sequences without padding on their
+        left, and generates with use_cache=False; a call that goes on from a cache is refused.
+
+        Args:
+            model: causal language model of transformers, on this dictionary's device.
+            layer: counted from 0; None is the config's.
+
+        Raises:
+            AttachError: the model has no such site or another width, or is no model of
+                transformers; the dictionary reads something else (config.hook_in); in the model's
+                call: it goes on from a cache, or lies on another device.
+        """
+        return attached(self, self.config, model, layer)
 
     def saved(self) -> Saved:
         """Return this dictionary as plain data; its tensors are shared."""

@@ -24,6 +24,8 @@ class LorsaConfig(DictionaryConfig):
 
     kind: ClassVar[str] = "lorsa"
     title: ClassVar[str] = "a Lorsa"
+    noun: ClassVar[str] = "Lorsa"
+    reads_sequences: ClassVar[bool] = True
     features: ClassVar[str] = "n_ov_heads"
 
     n_qk_heads: int
