@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..dictionaries.attach import require_stand_in
-from ..dictionaries.dictionary import Code
+from ..dictionaries.attach import stand_in_gap
+from ..dictionaries.code import Code
 from ..dictionaries.lorsa.module import Lorsa
 from ..errors import AnalyzeError
 from ..evaluate.in_model import logits_of, token_figures
@@ -167,7 +167,7 @@ def _load(config: AblateConfig, report: Callable[[str], None]) -> _Prompted:
     ids = _ids(config, tokenizer)
     report(f"loading {subject.id} on {device}")
     model = subject.load(devices=[device])
-    require_stand_in(lorsa.config, model)
+    stand_in_gap(lorsa.config, model, layer)
     _require_readable(ids, model)
     return _Prompted(lorsa.to(device), layer, heads, subject.id, model, tokenizer, ids)
 

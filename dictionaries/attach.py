@@ -1,15 +1,14 @@
-"""Dictionaries in place of what they stand in for, in a language model that runs.
+"""Dictionaries in their places in a language model that runs.
 
-The model computes as ever, and a dictionary's output takes the place of the activations at the site
-that it writes before the model goes on with them. Several are blocks within blocks, of any kinds
-and layers, and what was attached first acts first where two meet:
+What a dictionary replaces is computed as ever, and what it writes is put in its place before the
+model goes on. Several dictionaries are blocks within blocks:
 
-    with lorsa_12.attach(model), transcoder_12.attach(model), sae_12.attach(model):
+    with lorsa_3.attach(model), transcoder_12.attach(model):
         logits = model(input_ids=ids, use_cache=False).logits
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import AttachError, LorsaError
 from ..language.blocks import text_config
-from ..language.edit import changed, places_of, watched
+from ..language.edit import Gap, gaps, replaced
 from .config import DictionaryConfig
 
 
@@ -28,46 +27,34 @@ def attached(
     """Run a language model with a dictionary in its place; see `Dictionary.attach`."""
     at = config.layer if layer is None else layer
     if at is None:
-        raise AttachError(f"the {config.noun} does not say at which layer it lies; give layer=")
-    (read,), (written,) = config.ports_at(at)
-    places = places_of(model, {read, written})
-    require_stand_in(config, model)
-    given: list[Tensor] = []
-
-    def see(x: Tensor) -> None:
-        given[:] = [x]
-
-    def stand_in(y: Tensor) -> Tensor:
-        x = y if read == written else given.pop()
-        _require_device(dictionary, config, x)
-        y_hat: Tensor = dictionary(x)
-        return y_hat
-
-    with ExitStack() as hooks:
-        if read != written:
-            hooks.enter_context(watched(places[read], see, whole=config.reads_sequences))
-        hooks.enter_context(changed(places[written], stand_in))
+        raise AttachError(f"the {config.noun} does not say which layer it replaces; give layer=")
+    gap = stand_in_gap(config, model, at)
+    with replaced(gap, on_its_device(dictionary, config)):
         yield
 
 
-def require_stand_in(config: DictionaryConfig, model: Any) -> None:
-    """Raise AttachError if a dictionary can stand in for nothing of a model.
+def stand_in_gap(config: DictionaryConfig, model: Any, layer: int) -> Gap:
+    """Return a dictionary's place in a model.
 
-    Either their widths differ, or it does not read one of the model's sites.
+    Raises:
+        AttachError: there is no such layer or site, the widths differ, or the dictionary does not
+            read what the site has.
     """
-    require_layer_input(config)
+    (gap,) = gaps(model, [config.ports_at(layer)])
+    require_site_read(config)
     width = text_config(model).hidden_size
     if width != config.d_model:
         raise AttachError(
             f"the {config.noun} is of {config.base_model} (d_model {config.d_model}); the "
             f"model given has d_model {width}"
         )
+    return gap
 
 
-def require_layer_input(
+def require_site_read(
     config: DictionaryConfig, run: Path | None = None, error: type[LorsaError] = AttachError
 ) -> None:
-    """Raise an error if a dictionary reads something else than a site of a language model.
+    """Raise an error if a dictionary reads something else than the site that its kind reads.
 
     Args:
         config: of the dictionary.
@@ -75,17 +62,25 @@ def require_layer_input(
         error: kind to raise.
     """
     if config.hook_in is not None:
+        what = "layer's input after the norm's weight" if config.kind == "lorsa" else "site itself"
         raise error(
-            f"{run or f'the {config.noun}'} reads {config.hook_in}, not the layer's input after "
-            f"the norm's weight; type: lorsa convert {run or 'LORSA'} FOLDER --model MODEL"
+            f"{run or f'the {config.noun}'} reads {config.hook_in}, not the {what}; type: lorsa "
+            f"convert {run or 'LORSA'} FOLDER --model MODEL"
         )
 
 
-def _require_device(dictionary: nn.Module, config: DictionaryConfig, x: Tensor) -> None:
-    """Raise AttachError if a dictionary is on another device than the activations it reads."""
-    device, wanted = str(next(dictionary.parameters()).device), str(x.device)
-    if device != wanted:
-        raise AttachError(
-            f"the {config.noun} is on {device}, its layer on {wanted}; move it: "
-            f"{config.kind}.to({wanted!r})"
-        )
+def on_its_device(dictionary: nn.Module, config: DictionaryConfig) -> Callable[[Tensor], Tensor]:
+    """Return a dictionary as a function; AttachError if it is given what is on another device."""
+
+    def stand_in(x: Tensor) -> Tensor:
+        device, wanted = str(next(dictionary.parameters()).device), str(x.device)
+        if device != wanted:
+            what = "its layer" if config.kind == "lorsa" else "what it reads"
+            raise AttachError(
+                f"the {config.noun} is on {device}, {what} on {wanted}; move it: "
+                f"{config.kind}.to({wanted!r})"
+            )
+        y_hat: Tensor = dictionary(x)
+        return y_hat
+
+    return stand_in

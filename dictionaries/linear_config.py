@@ -28,6 +28,13 @@ class LinearConfig(DictionaryConfig):
         """Features in each prefix, ascending; the last has all."""
         return tuple(round(share * self.n_features) for share in self.prefixes or (1.0,))
 
+    def token_bytes(self) -> int:
+        """Return about how many bytes a token takes in a step, besides the parameters."""
+        n_prefixes = len(self.prefix_sizes)
+        # x, what is read, y and its gradient; y_hat, its gradient and acts of every prefix
+        width = 4 * self.d_model + n_prefixes * (3 * self.d_model + 2 * self.n_slots)
+        return 4 * (width + 8 * self.n_slots)
+
     def weight_shapes(self) -> Shapes:
         """Return the shape of every parameter but the thresholds, by name."""
         return {
@@ -50,7 +57,6 @@ class SaeConfig(LinearConfig):
 
     kind: ClassVar[str] = "sae"
     title: ClassVar[str] = "an SAE"
-    noun: ClassVar[str] = "SAE"
 
     site: str
     """Site of the layer that it reads and writes, one of SITE_NAMES."""
@@ -71,7 +77,6 @@ class TranscoderConfig(LinearConfig):
 
     kind: ClassVar[str] = "transcoder"
     title: ClassVar[str] = "a transcoder"
-    noun: ClassVar[str] = "transcoder"
 
     skip: bool = False
     """Whether its input reaches the output by a linear map besides, W_skip."""

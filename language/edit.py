@@ -1,89 +1,105 @@
-"""Changes of the activations at a site of a language model that runs."""
+"""Changes of a language model while it runs: something stands in at its sites.
+
+A stand-in reads the activations of one site and writes those of another, or of the same. The model
+computes what it always does, and goes on with what was written.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ..errors import AttachError
-from ..sites import SITE_GROUPS, Site
+from ..sites import SITE_GROUPS, Ports, Site
 from .blocks import AttentionSite, attention_sites, find_blocks, text_config
 
+ORDER = ("resid_in", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_out")
+"""Names of a layer's sites in the order in which a model computes them."""
+SHARED = "resid_mid"
+"""Site whose tensor two modules read: a norm, and the sum after the MLP."""
 
-class Place(NamedTuple):
-    """Where a site is in a loaded model, to be watched or changed."""
+Replacement = Callable[[Tensor], Tensor]
+"""Function from what a stand-in reads to what it writes, both [batch, seq, d_model]."""
+
+Edit = Callable[[Tensor, Tensor], Tensor]
+"""Function from what a stand-in reads, and what the model has where it writes, to what it
+writes."""
+
+
+class Port(NamedTuple):
+    """Site of a loaded model."""
 
     site: Site
     module: nn.Module
-    """Module in whose input or output the activations are"""
     side: str
-    """"x" for its input, "y" for its output"""
-    stream: nn.Module | None = None
-    """Block around a module that reads the residual stream: what changes there goes on beside it"""
+    """"x" for what the module is given, "y" for what it gives"""
+    changes: bool = False
+    """Whether the model writes to that tensor later, so that it has to be copied at once"""
 
 
-Change = Callable[[Tensor], Tensor]
-"""Function from a site's activations to what stands in for them, both [batch, seq, width]."""
+class Gap(NamedTuple):
+    """Place in a loaded model for something that stands in."""
 
-Replacement = Callable[[Tensor], Tensor]
-"""Function from an attention layer's input to what stands in for its output, both
-[batch, seq, d_model]."""
+    reads: Port
+    writes: Port
 
-Edit = Callable[[Tensor, Tensor], Tensor]
-"""Function from an attention layer's input and output to what stands in for the output."""
+    @property
+    def depth(self) -> tuple[int, int]:
+        """Key to sort by: which of two places a model comes to first."""
+        return self.writes.site.layer, ORDER.index(self.writes.site.name)
 
 
-def places_of(model: Any, sites: Iterable[Site]) -> dict[Site, Place]:
-    """Return where sites are in a loaded model; hooks that it has meanwhile are left out of it.
+def gaps(model: Any, ports: Iterable[Ports]) -> list[Gap]:
+    """Return where dictionaries of these ports stand in a loaded model, in their order.
 
-    The model is run once or twice on a few tokens to find them.
+    The model is run once or twice on a few tokens to find the sites, without what already stands in
+    at some.
 
     Args:
         model: causal language model of transformers.
-        sites: of any layers.
+        ports: sites that are read and written, one of each.
 
     Raises:
-        AttachError: a layer is outside the model or has no such site.
+        AttachError: the model has no such layer, or the layer no such site.
     """
-    wanted = list(sites)
-    n_layers = text_config(model).num_hidden_layers
-    if outside := [site.layer for site in wanted if not 0 <= site.layer < n_layers]:
-        raise AttachError(f"layer {outside[0]} is outside the model; it has 0-{n_layers - 1}")
+    wanted = list(ports)
     with _unhooked(model):
-        return {**_attention_places(model, wanted), **_block_places(model, wanted)}
+        found = _ports(model, {site for each in wanted for site in each.sites})
+    return [Gap(found[each.reads[0]], found[each.writes[0]]) for each in wanted]
 
 
-def _attention_places(model: Any, sites: Iterable[Site]) -> dict[Site, Place]:
-    mine = [site for site in sites if site.name in SITE_GROUPS["attn"]]
-    if not mine:
-        return {}
-    layers = sorted({site.layer for site in mine})
-    found = {at.layer: at.module for at in attention_sites(model, layers)}
-    side = {"attn_in": "x", "attn_out": "y"}
-    return {site: Place(site, found[site.layer], side[site.name]) for site in mine}
+def attention_gap(site: AttentionSite) -> Gap:
+    """Return the place of what stands in for an attention layer."""
+    reads = Port(Site(site.layer, "attn_in"), site.module, "x")
+    return Gap(reads, Port(Site(site.layer, "attn_out"), site.module, "y"))
 
 
-def _block_places(model: Any, sites: Iterable[Site]) -> dict[Site, Place]:
-    mine = [site for site in sites if site.name not in SITE_GROUPS["attn"]]
-    blocks = find_blocks(model) if mine else {}
-    places = {}
-    for site in mine:
-        block = blocks[site.layer]
-        if site.name not in block.spots:
-            raise AttachError(
-                f"layer {site.layer} {block.lacks[site.name]}, so there is no site {site}"
-            )
-        spot = block.spots[site.name]
-        stream = model.get_submodule(block.name) if site.name == "resid_mid" else None
-        places[site] = Place(site, model.get_submodule(spot.module), spot.side, stream)
-    return places
+def _ports(model: Any, sites: set[Site]) -> dict[Site, Port]:
+    n_layers = text_config(model).num_hidden_layers
+    if outside := [site for site in sorted(sites) if not 0 <= site.layer < n_layers]:
+        raise AttachError(f"layer {outside[0].layer} is outside the model; it has 0-{n_layers - 1}")
+    attention = {site.layer for site in sites if site.name in SITE_GROUPS["attn"]}
+    ends = [attention_gap(site) for site in attention_sites(model, sorted(attention))]
+    found = {port.site: port for gap in ends for port in gap}
+    if others := sorted(sites - set(found)):
+        blocks = find_blocks(model)
+        found |= {site: _port(model, site, blocks[site.layer]) for site in others}
+    return found
+
+
+def _port(model: Any, site: Site, block: Any) -> Port:
+    if (spot := block.spots.get(site.name)) is None:
+        raise AttachError(
+            f"{site} is no site of this model: layer {site.layer} {block.lacks[site.name]}"
+        )
+    return Port(site, model.get_submodule(spot.module), spot.side, spot.changes)
 
 
 @contextmanager
 def _unhooked(model: nn.Module) -> Iterator[None]:
-    """Run a model as it is, without the hooks by which its activations are watched or changed."""
+    """Have a model without hooks, which may hide what its tensors are made of."""
     kept = []
     for module in model.modules():
         if module._forward_hooks or module._forward_pre_hooks:
@@ -96,121 +112,91 @@ def _unhooked(model: nn.Module) -> Iterator[None]:
             module._forward_hooks, module._forward_pre_hooks = after, before
 
 
-@contextmanager
-def watched(place: Place, see: Callable[[Tensor], None], *, whole: bool = False) -> Iterator[None]:
-    """Show a site's activations to a function while the block lasts.
+def replaced(where: Gap | AttentionSite, replacement: Replacement) -> AbstractContextManager[None]:
+    """Let something stand in while the block lasts.
 
     Args:
-        place: where the site is.
-        see: is called with them, [batch, seq, width].
-        whole: whether a call that goes on from cached tokens is refused.
-
-    Raises:
-        AttachError: in the model's call, if it goes on from a cache.
-    """
-
-    def before(module: Any, args: Any, kwargs: Any) -> None:
-        x = module_input(args, kwargs)
-        if whole:
-            _require_whole(x, kwargs, place.site.layer)
-        see(x)
-
-    def after(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        y = module_output(output)
-        if whole:
-            _require_whole(y, kwargs, place.site.layer)
-        see(y)
-
-    if place.side == "x":
-        handle = place.module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = place.module.register_forward_hook(after, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def changed(place: Place, change: Change) -> Iterator[None]:
-    """Put something in place of a site's activations while the block lasts.
-
-    Of several changes of a site, the one that was begun first is done first.
-
-    Args:
-        place: where the site is.
-        change: makes the new activations of those that are there.
-    """
-    moved: list[Tensor] = []  # by how much the stream changes that goes on beside a module
-
-    def before(module: Any, args: Any, kwargs: Any) -> Any:
-        x = module_input(args, kwargs)
-        new = change(x).to(x.dtype)
-        if place.stream is not None:
-            moved.append(new - x)
-        return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
-
-    def after(module: Any, args: Any, output: Any) -> Any:
-        y = module_output(output)
-        return _with_first(output, change(y).to(y.dtype))
-
-    def beside(module: Any, args: Any, output: Any) -> Any:
-        return _with_first(output, module_output(output) + moved.pop())
-
-    with ExitStack() as handles:
-        if place.side == "x":
-            hook = place.module.register_forward_pre_hook(before, with_kwargs=True)
-        else:
-            hook = place.module.register_forward_hook(after)
-        handles.callback(hook.remove)
-        if place.stream is not None:  # before whatever else waits for the block's output
-            handles.callback(place.stream.register_forward_hook(beside, prepend=True).remove)
-        yield
-
-
-def _with_first(output: Any, y: Tensor) -> Any:
-    """Return a module's output with another y."""
-    return (y, *output[1:]) if isinstance(output, tuple | list) else y
-
-
-def replaced(site: AttentionSite, replacement: Replacement) -> AbstractContextManager[None]:
-    """Let something stand in for an attention layer's output while the block lasts.
-
-    Args:
-        site: the layer.
-        replacement: what to compute from its input.
+        where: its place.
+        replacement: what to compute from what it reads.
 
     Raises:
         AttachError: see `edited`.
     """
-    return edited(site, lambda x, y: replacement(x))
+    return edited(where, lambda x, y: replacement(x))
 
 
 @contextmanager
-def edited(site: AttentionSite, edit: Edit) -> Iterator[None]:
-    """Change an attention layer's output while the block lasts.
+def edited(where: Gap | AttentionSite, edit: Edit) -> Iterator[None]:
+    """Change what a language model has at a site while the block lasts.
 
-    Every call must be of whole sequences without padding, as a Lorsa sees no cached tokens.
+    Calls of a model in which an attention layer is replaced must be of whole sequences without
+    padding, as a Lorsa sees no cached tokens.
 
     Args:
-        site: the layer.
-        edit: makes the new output of its input and output.
+        where: sites that the change reads and writes; or an attention layer, its input and output.
+        edit: makes the new activations of what it reads and what is there.
 
     Raises:
-        AttachError: in the model's call, if it goes on from a cache.
+        AttachError: in the model's call, if attention is replaced and goes on from a cache.
     """
+    gap = where if isinstance(where, Gap) else attention_gap(where)
+    read: list[Tensor] = []
+    handles = []
+    if gap.reads.site != gap.writes.site:
+        handles.append(_hook(gap.reads, lambda x, kwargs: read.append(_own(x, gap.reads))))
+    needs_all = gap.reads.site.name == "attn_in" and gap.writes.site.name == "attn_out"
 
-    def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        x, y = module_input(args, kwargs), module_output(output)
-        _require_whole(x, kwargs, site.layer)
-        new = edit(x, y).to(y.dtype)
-        return _with_first(output, new)
+    def change(y: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        x = read.pop() if read else y
+        if needs_all:
+            _require_whole(x, kwargs, gap.reads.site.layer)
+        return edit(_rows(x), _rows(y)).to(y.dtype).view(y.shape)
 
-    handle = site.module.register_forward_hook(hook, with_kwargs=True)
+    handles.append(_hook(gap.writes, change))
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(port: Port, see: Callable[[Tensor, dict[str, Any]], Tensor | None]) -> Any:
+    """Call a function with a site's activations whenever the model has them.
+
+    It is given the keywords of the module's call too; a tensor that it returns takes their place.
+    """
+
+    def before(_module: Any, args: Any, kwargs: Any) -> Any:
+        x = module_input(args, kwargs)
+        if port.site.name == SHARED:
+            if (new := see(x.clone(), kwargs)) is not None:
+                x.copy_(new)
+            return None
+        new = see(x, kwargs)
+        return None if new is None else _with_input(args, kwargs, new)
+
+    def after(_module: Any, _args: Any, kwargs: Any, output: Any) -> Any:
+        new = see(module_output(output), kwargs)
+        return (new, *output[1:]) if isinstance(output, tuple | list) and new is not None else new
+
+    if port.side == "x":
+        return port.module.register_forward_pre_hook(before, with_kwargs=True)
+    return port.module.register_forward_hook(after, with_kwargs=True)
+
+
+def _own(x: Tensor, port: Port) -> Tensor:
+    """Return a tensor as it is now, copied where the model changes it later."""
+    return x.clone() if port.changes else x
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return activations as [batch, seq, d_model]; some MLPs are given all tokens in one row."""
+    return x if x.ndim == 3 else x[None]
+
+
+def _with_input(args: Any, kwargs: Any, x: Tensor) -> tuple[Any, Any]:
+    """Return the arguments of a module with another input; see `module_input`."""
+    return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
 
 def module_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

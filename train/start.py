@@ -1,4 +1,4 @@
-"""Start of a run: the scales of the activations, and the first weights of its Lorsa."""
+"""Start of a run: the scales of the activations, and the first weights of its dictionary."""
 
 import math
 from typing import NamedTuple
@@ -10,8 +10,10 @@ from ..dictionaries.lorsa.module import Lorsa
 from ..dictionaries.lorsa.start import fit_output, init_from_layer, init_random
 from ..language.attention import LayerWeights
 from ..language.stored import layer_geometry
-from ..store.read.reader import Activations, ActivationStore, Derive, Stored
+from ..sites import Ports, Site
+from ..store.read.reader import ActivationStore
 from ..store.read.sampler import sequence_order
+from ..store.read.stored import Activations, Derive, Stored
 from .config import TrainConfig
 
 
@@ -19,22 +21,23 @@ class Scales(NamedTuple):
     """Factors of the activations in training: powers of two, so that they fold away exactly.
 
     E||x|| and E||y|| come to lie within a factor sqrt(2) of sqrt(d_model), so one learning rate
-    serves all layers.
+    serves all sites and layers.
     """
 
     x: float
     y: float
 
 
-def activation_scales(layer: int, store: ActivationStore) -> Scales:
-    """Return the powers of two that bring the mean norms nearest to sqrt(d_model)."""
-    norms = store.mean_norms(layer)
-    target = math.sqrt(store.manifest.d_model)
+def activation_scale(site: Site, store: ActivationStore) -> float:
+    """Return the power of two that brings a site's mean norm nearest to sqrt(width)."""
+    norm, target = store.mean_norm(site), math.sqrt(store.width(site))
+    return 2.0 ** round(math.log2(target / norm)) if norm > 0 else 1.0
 
-    def nearest(norm: float) -> float:
-        return 2.0 ** round(math.log2(target / norm)) if norm > 0 else 1.0
 
-    return Scales(nearest(norms.x), nearest(norms.y))
+def scales_of(ports: Ports, store: ActivationStore) -> Scales:
+    """Return the factors of what is read and what is written at one site each."""
+    (read,), (written,) = ports
+    return Scales(activation_scale(read, store), activation_scale(written, store))
 
 
 class Initialiser:
@@ -70,7 +73,9 @@ class Initialiser:
         elif config.init == "random":
             init_random(start, x, seed=config.seed)
         else:
-            weights = LayerWeights(**self._store.weights(config.layer)).to(device, torch.float32)
+            weights = LayerWeights(**self._store.weights(f"{config.layer}.attention")).to(
+                device, torch.float32
+            )
             geometry = layer_geometry(config.layer, self._store)
             weighted = config.init == "layer-weighted"
             init_from_layer(start, weights, geometry, x, seed=config.seed, weighted=weighted)
@@ -84,4 +89,4 @@ def _init_sample(config: TrainConfig, store: ActivationStore) -> Stored:
     shard_seqs = store.manifest.shard_seqs
     seqs = sequence_order(store.train_seqs, shard_seqs, seed=config.order_seed, epoch=0)
     n_seqs = max(1, config.init_tokens // store.manifest.n_ctx)
-    return store.stored(config.layer, seqs[:n_seqs])
+    return store.stored(config.ports, seqs[:n_seqs])

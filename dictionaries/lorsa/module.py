@@ -20,7 +20,8 @@ from ...kernels.dispatch import sparse_decode, sparse_topk_attention
 from ...kernels.reference import attention_pattern, lorsa_attention
 from ...language.attention import project
 from ...language.qk import norm_and_rotate
-from ..dictionary import Code, Dictionary, Directions, Input
+from ..code import Code, Directions, Input
+from ..dictionary import Dictionary
 from .config import LorsaConfig
 from .contributions import BLOCK_ELEMENTS, Projected, blocks
 from .units import rescale_

@@ -13,8 +13,8 @@ from lorsa.dictionaries.transcoder import Transcoder
 from lorsa.errors import AttachError
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
-from lorsa.language.edit import places_of, replaced, watched
-from lorsa.sites import SITE_NAMES, Site
+from lorsa.language.edit import edited, gaps, replaced
+from lorsa.sites import SITE_NAMES, Ports, Site
 from tiny import make_model, some_tokens
 from torch import Tensor
 
@@ -123,7 +123,7 @@ def test_tokens_after_the_text_change_nothing_before_them() -> None:
 @pytest.mark.parametrize(
     ("lorsa", "layer", "message"),
     [
-        (_lorsa(layer=None), None, "the Lorsa does not say at which layer it lies; give layer="),
+        (_lorsa(layer=None), None, "the Lorsa does not say which layer it replaces; give layer="),
         (_lorsa(), 3, "layer 3 is outside the model; it has 0-2"),
         (_lorsa(layer=9), None, "layer 9 is outside the model; it has 0-2"),
         (_lorsa(d_model=16), None, r"d_model 16\); the model given has d_model 32"),
@@ -189,10 +189,16 @@ def _linear(site: str | None, seed: int = 0, **settings: Any) -> Sae | Transcode
 
 def _seen(model: Any, tokens: Tensor, *names: str) -> list[Tensor]:
     """Return the activations at sites of layer 1, with whatever is attached."""
-    places, found = places_of(model, [Site(LAYER, name) for name in names]), {}
+    places = gaps(model, [Ports((Site(LAYER, name),), (Site(LAYER, name),)) for name in names])
+    found: dict[str, Tensor] = {}
+
+    def see(x: Tensor, at: str) -> Tensor:
+        found[at] = x
+        return x
+
     with ExitStack() as hooks, torch.no_grad():
-        for site, place in places.items():
-            hooks.enter_context(watched(place, lambda x, at=site.name: found.update({at: x})))
+        for name, place in zip(names, places, strict=True):
+            hooks.enter_context(edited(place, lambda x, _y, at=name: see(x, at)))
         model(input_ids=tokens, use_cache=False)
     return [found[name] for name in names]
 
@@ -267,6 +273,6 @@ def test_an_sae_goes_on_from_a_cache() -> None:
 
 def test_a_site_that_a_family_has_not_is_refused() -> None:
     model = make_model("neox-partial")
-    message = r"layer 1 has none: attention and MLP read .*, so there is no site 1\.resid_mid"
+    message = r"1\.resid_mid is no site of this model: layer 1 has none: attention and MLP read"
     with pytest.raises(AttachError, match=message), _linear("resid_mid").attach(model):
         pass
