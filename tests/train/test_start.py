@@ -14,7 +14,7 @@ from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
 from lorsa.train.extent import extent
 from lorsa.train.shape import shape_of
-from lorsa.train.start import Initialiser, activation_scales
+from lorsa.train.start import Initialiser, scales_of
 from tiny import N_CTX
 
 
@@ -64,8 +64,9 @@ def test_a_layer_that_is_not_understood_needs_a_random_start(store: ActivationSt
 
 
 def test_scales_are_powers_of_two_near_sqrt_d_model(store: ActivationStore) -> None:
-    scales, norms = activation_scales(1, store), store.mean_norms(1)
-    for scale, norm in ((scales.x, norms.x), (scales.y, norms.y)):
+    ports = _config(store).ports
+    norms = map(store.mean_norm, ports.sites)
+    for scale, norm in zip(scales_of(ports, store), norms, strict=True):
         assert math.log2(scale).is_integer()
         assert 2**-0.5 <= scale * norm / 32**0.5 <= 2**0.5
 
