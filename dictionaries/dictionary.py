@@ -255,6 +255,25 @@ class Dictionary(nn.Module, ABC):
             other.register_parameter(name, self._parameters[name])
         return other
 
+    def attach(self, model: Any, layer: int | None = None) -> AbstractContextManager[None]:
+        """Put this dictionary in its place in a language model while a block lasts.
+
+        with lorsa_3.attach(model), transcoder_12.attach(model):
+            logits = model(input_ids=ids, use_cache=False).logits
+
+        Args:
+            model: causal language model of transformers, on this dictionary's device. With a Lorsa
+                it reads whole sequences without padding on their left, and generates with
+                use_cache=False; a call that goes on from a cache is refused.
+            layer: counted from 0; None is the config's.
+
+        Raises:
+            AttachError: the model has no such layer or site, or another width, or is no model of
+                transformers; the dictionary reads something else (config.hook_in); in the model's
+                call: a Lorsa's goes on from a cache, or the model lies on another device.
+        """
+        return attached(self, self.config, model, layer)
+
     def extra_repr(self) -> str:
         """Return the sizes for `print`."""
         c = self.config
@@ -263,27 +282,6 @@ class Dictionary(nn.Module, ABC):
             f"d_model={c.d_model}, n_features={c.n_features}, top_k={c.top_k}, "
             f"activation={c.activation}{layer}"
         )
-
-    def attach(self, model: Any, layer: int | None = None) -> AbstractContextManager[None]:
-        """Put this dictionary in place of what it stands in for while a block lasts.
-
-        with dictionary.attach(model):
-            logits = model(input_ids=ids, use_cache=False).logits
-
-        Its output takes the place of the activations at the site that it writes. Blocks within
-        blocks have several, of any kinds. A Lorsa reads whole sequences without padding on their
-        left, and generates with use_cache=False; a call that goes on from a cache is refused.
-
-        Args:
-            model: causal language model of transformers, on this dictionary's device.
-            layer: counted from 0; None is the config's.
-
-        Raises:
-            AttachError: the model has no such site or another width, or is no model of
-                transformers; the dictionary reads something else (config.hook_in); in the model's
-                call: it goes on from a cache, or lies on another device.
-        """
-        return attached(self, self.config, model, layer)
 
     def saved(self) -> Saved:
         """Return this dictionary as plain data; its tensors are shared."""

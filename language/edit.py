@@ -64,7 +64,8 @@ def gaps(model: Any, ports: Iterable[Ports]) -> list[Gap]:
         AttachError: the model has no such layer, or the layer no such site.
     """
     wanted = list(ports)
-    found = _ports(model, {site for each in wanted for site in each.sites})
+    with _unhooked(model):
+        found = _ports(model, {site for each in wanted for site in each.sites})
     return [Gap(found[each.reads[0]], found[each.writes[0]]) for each in wanted]
 
 

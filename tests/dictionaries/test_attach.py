@@ -123,7 +123,7 @@ def test_tokens_after_the_text_change_nothing_before_them() -> None:
 @pytest.mark.parametrize(
     ("lorsa", "layer", "message"),
     [
-        (_lorsa(layer=None), None, "the Lorsa does not say at which layer it lies; give layer="),
+        (_lorsa(layer=None), None, "the Lorsa does not say which layer it replaces; give layer="),
         (_lorsa(), 3, "layer 3 is outside the model; it has 0-2"),
         (_lorsa(layer=9), None, "layer 9 is outside the model; it has 0-2"),
         (_lorsa(d_model=16), None, r"d_model 16\); the model given has d_model 32"),
@@ -272,6 +272,6 @@ def test_an_sae_goes_on_from_a_cache() -> None:
 
 def test_a_site_that_a_family_has_not_is_refused() -> None:
     model = make_model("neox-partial")
-    message = r"layer 1 has none: attention and MLP read .*, so there is no site 1\.resid_mid"
+    message = r"1\.resid_mid is no site of this model: layer 1 has none: attention and MLP read"
     with pytest.raises(AttachError, match=message), _linear("resid_mid").attach(model):
         pass
