@@ -32,6 +32,7 @@ SUPPORTED = (
     "llama",
     "mistral",
     "mixtral",
+    "olmo",
     "olmo2",
     "olmo3",
     "opt",

@@ -8,6 +8,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+RARE = ("clip",)
+"""Settings that earlier versions do not know; they are written where a layer has them."""
 NORM_KINDS = ("rms", "rms_by_head", "rms_full", "layer")
 
 
@@ -74,11 +76,8 @@ class AttentionGeometry:
     """Queries, keys and values are limited to +-clip before the rotation (OLMo, MPT, DBRX)."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the geometry as JSON-able data; `clip` is in it where there is one."""
-        data = asdict(self)
-        if self.clip is None:  # which earlier versions do not know
-            del data["clip"]
-        return data
+        """Return the geometry as JSON-able data, without what only some layers have."""
+        return present(asdict(self))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "AttentionGeometry":
@@ -86,6 +85,11 @@ class AttentionGeometry:
         return cls(
             **{**data, "rope": read_rope(data["rope"]), "qk_norm": read_qk_norm(data["qk_norm"])}
         )
+
+
+def present(data: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of a layer or Lorsa without those of RARE that it has not."""
+    return {name: value for name, value in data.items() if name not in RARE or value}
 
 
 def _is_finite(value: Any) -> bool:

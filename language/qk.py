@@ -1,12 +1,64 @@
-"""Queries and keys between projection and score: first the qk-norm, then RoPE."""
+"""Queries and keys between projection and score: the qk-norm, the clip, then RoPE."""
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .geometry import QKNorm, Rope
+
+
+class Shaped(Protocol):
+    """The shape of a layer or of a Lorsa: what is done to its queries and keys."""
+
+    @property
+    def qk_norm(self) -> QKNorm | None:
+        """Norm of queries and keys."""
+
+    @property
+    def clip(self) -> float | None:
+        """Limit of queries and keys, after the norm."""
+
+    @property
+    def rope(self) -> Rope | None:
+        """Rotation, after the limit."""
+
+
+class Normed(Protocol):
+    """The weights of a layer, or a Lorsa: those of the qk-norm, as `normalise` takes them."""
+
+    @property
+    def q_norm(self) -> Tensor | None:
+        """Factors of the queries."""
+
+    @property
+    def k_norm(self) -> Tensor | None:
+        """Factors of the keys."""
+
+    @property
+    def q_norm_bias(self) -> Tensor | None:
+        """Added to the queries."""
+
+    @property
+    def k_norm_bias(self) -> Tensor | None:
+        """Added to the keys."""
+
+
+def as_scored(q: Tensor, k: Tensor, by: Shaped, of: Normed) -> tuple[Tensor, Tensor]:
+    """Return projected queries and keys as they enter the score.
+
+    Args:
+        q, k: [batch, seq, heads, d_head]; positions are 0..seq - 1.
+        by: the shape of the layer or Lorsa whose they are.
+        of: its weights.
+    """
+    one, other = (of.q_norm, of.q_norm_bias), (of.k_norm, of.k_norm_bias)
+    q, k = (
+        norm_and_rotate(part, norm=by.qk_norm, weight=weight, bias=bias, clip=by.clip, rope=by.rope)
+        for part, (weight, bias) in ((q, one), (k, other))
+    )
+    return q, k
 
 
 def norm_and_rotate(
@@ -15,15 +67,17 @@ def norm_and_rotate(
     norm: QKNorm | None,
     weight: Tensor | None,
     bias: Tensor | None = None,
+    clip: float | None = None,
     rope: Rope | None,
 ) -> Tensor:
-    """Return projected queries or keys as they enter the score.
+    """Return projected queries or keys normalised, limited and rotated.
 
     Args:
         x: [batch, seq, heads, d_head]; positions are 0..seq - 1.
         norm: norm of the queries or keys, if any.
         weight: factor of the norm, [d_head]; where the norm is `by_head`, [heads, d_head].
         bias: what the norm adds, [heads, d_head]; only a norm of kind "layer" may have one.
+        clip: limit of their size, if any.
         rope: rotation, if any.
 
     Returns:
@@ -32,6 +86,8 @@ def norm_and_rotate(
     if norm is not None:
         assert weight is not None
         x = normalise(x, norm, weight, bias)
+    if clip is not None:
+        x = x.clamp(-clip, clip)
     return x if rope is None else rotate(x, rope)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 from lorsa.dictionaries.lorsa.config import LorsaConfig
+from lorsa.dictionaries.lorsa.start import scored_as
 from lorsa.language.attention import Reading
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
@@ -147,6 +148,7 @@ FAMILIES: dict[str, Any] = {
         original_max_position_embeddings=16,
         **_rope(LONG_ROPE),
     ),
+    "olmo": lambda: transformers.OlmoConfig(**SPECIAL, **SIZES, **GQA, clip_qkv=1.0),
     "olmo2": lambda: transformers.Olmo2Config(**SIZES, **GQA),
     "olmo3": lambda: transformers.Olmo3Config(
         **SIZES, **GQA, sliding_window=6, layer_types=LAYER_TYPES
@@ -182,6 +184,8 @@ FAMILIES: dict[str, Any] = {
         **SIZES, rotary_pct=1.0, use_parallel_residual=False
     ),
 }
+NOT_EXACT = ("olmo",)
+"""Families whose values are not linear in x, as those of every Lorsa are."""
 OTHERS: dict[str, Any] = {
     "gptj": lambda: transformers.GPTJConfig(
         vocab_size=400,
@@ -256,10 +260,8 @@ def read_layer(
 
 def config_like(geometry: AttentionGeometry, **settings: Any) -> LorsaConfig:
     """Return the config of a Lorsa whose heads attend as a layer's; unless set, as many of them."""
-    alike = ("scale", "rope", "qk_norm", "softcap", "window", "d_model")
-    fields = {name: getattr(geometry, name) for name in alike}
-    fields |= {"n_qk_heads": geometry.n_heads, "d_qk_head": geometry.d_head}
-    return LorsaConfig(**{**fields, **settings})
+    fields = {"d_model": geometry.d_model, "d_qk_head": geometry.d_head, **scored_as(geometry)}
+    return LorsaConfig(**{**fields, "n_qk_heads": geometry.n_heads, **settings})
 
 
 def make_tokenizer() -> Any:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..dictionaries.lorsa.config import LorsaConfig
-from ..dictionaries.lorsa.start import require_fit
+from ..dictionaries.lorsa.start import require_fit, scored_as
 from ..errors import TrainError
 from ..kernels.dispatch import choose_path
 from ..language.stored import layer_geometry
@@ -103,14 +103,10 @@ def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
             d_qk_head=geometry.d_head,
             n_ov_heads=config.n_ov_heads or wanted,
             top_k=config.top_k,
-            scale=geometry.scale,
             select=config.select,
             activation=config.activation,
             max_l0=config.max_l0,
-            rope=geometry.rope,
-            qk_norm=geometry.qk_norm,
-            softcap=geometry.softcap,
-            window=geometry.window,
+            **scored_as(geometry),
             n_ctx=store.manifest.n_ctx,
             base_model=store.manifest.model.get("id"),
             base_revision=store.manifest.model.get("revision"),

@@ -7,7 +7,7 @@ from unicodedata import category
 
 from ...checks import require_at_least, require_one_of, require_positive
 from ...kernels.choices import SELECTIONS
-from ...language.geometry import QKNorm, Rope, read_qk_norm, read_rope
+from ...language.geometry import QKNorm, Rope, present, read_qk_norm, read_rope
 from ..activation import MAX_L0_FACTOR
 from ..choices import ACTIVATIONS
 
@@ -53,6 +53,9 @@ class LorsaConfig:
     """Cap of the scores, as the layer has it."""
     window: int | None = None
     """Sliding window of the attention, as the layer has it."""
+    clip: float | None = None
+    """Queries and keys are limited to +-clip before the rotation, as the layer does. Its values are
+    limited too; a head's value, a direction of many of them, is not."""
     n_ctx: int | None = None
     """Sequence length of the activations that it was trained on; information only."""
     base_model: str | None = None
@@ -72,7 +75,7 @@ class LorsaConfig:
         sizes = ("d_model", "n_qk_heads", "d_qk_head", "n_ov_heads", "n_ctx", "window")
         require_at_least(self, 1, *sizes)
         require_at_least(self, 0, "layer")
-        require_positive(self, "softcap")
+        require_positive(self, "softcap", "clip")
         if self.n_ov_heads % self.n_qk_heads:
             below = self.n_ov_heads // self.n_qk_heads * self.n_qk_heads
             near = f"{below} or " if below else ""
@@ -135,8 +138,8 @@ class LorsaConfig:
         return self.top_k if self.max_l0 is None else self.max_l0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config as JSON-able data."""
-        return asdict(self)
+        """Return the config as JSON-able data, without what only some layers have."""
+        return present(asdict(self))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "LorsaConfig":

@@ -22,6 +22,8 @@ Weighted, head p becomes more QK heads the more it writes: in proportion to the 
 o_p W_O^p, one at least.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -96,6 +98,12 @@ def init_from_layer(
         if weights.b_V is not None:
             lorsa.b_V[mine] += read @ weights.b_V[head // kv_share]
         lorsa.W_O[mine] = write @ weights.W_O[head]
+
+
+def scored_as(geometry: AttentionGeometry) -> dict[str, Any]:
+    """Return the settings of a LorsaConfig by which its heads attend as a layer's."""
+    names = ("scale", "rope", "qk_norm", "softcap", "window", "clip")
+    return {name: getattr(geometry, name) for name in names}
 
 
 def require_fit(config: LorsaConfig, geometry: AttentionGeometry) -> None:

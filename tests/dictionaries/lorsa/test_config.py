@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from lorsa.dictionaries.lorsa.config import LorsaConfig
-from lorsa.language.geometry import AttentionGeometry, QKNorm, Rope, read_qk_norm
+from lorsa.language.geometry import RARE, AttentionGeometry, QKNorm, Rope, read_qk_norm
 
 GOOD: dict[str, Any] = {
     "d_model": 8,
@@ -89,3 +89,12 @@ def test_geometry_survives_json() -> None:
 
 def test_a_name_may_have_spaces_of_any_script() -> None:
     assert LorsaConfig(**GOOD, base_model="/data/模型\u3000v1").base_model == "/data/模型\u3000v1"
+
+
+def test_what_only_some_layers_have_is_written_where_it_is() -> None:
+    """Earlier versions read the config of every other Lorsa."""
+    config = LorsaConfig(**GOOD)
+    assert not set(RARE) & set(config.to_dict())
+    clipped = LorsaConfig(**GOOD, clip=2.0)
+    assert clipped.to_dict()["clip"] == 2.0
+    assert LorsaConfig.from_dict(json.loads(json.dumps(clipped.to_dict()))) == clipped
