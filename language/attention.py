@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.reference import attention_pattern
+from ..kernels.reference import attention_pattern, hidden
 from .geometry import AttentionGeometry
 from .qk import as_scored
 
@@ -109,9 +109,9 @@ def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) 
     k, v = (part.repeat_interleave(g.n_heads // g.n_kv_heads, dim=2) for part in (k, v))
     if g.softcap is not None:
         return _head_by_head(q, k, v, g)
-    sees = None
-    if g.window is not None and g.window < seq:
-        sees = torch.ones(seq, seq, dtype=torch.bool, device=x.device).tril().triu(1 - g.window)
+    position = torch.arange(seq, device=x.device)
+    is_plain = all(size is None or size >= seq for size in (g.window, g.chunk))
+    sees = None if is_plain else ~hidden(position, position, g)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),

@@ -30,6 +30,7 @@ SUPPORTED = (
     "gpt_neox",
     "granite",
     "llama",
+    "llama4_text",
     "mistral",
     "mixtral",
     "olmo",

@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-RARE = ("clip",)
+RARE = ("clip", "chunk", "stretch")
 """Settings that earlier versions do not know; they are written where a layer has them."""
 NORM_KINDS = ("rms", "rms_by_head", "rms_full", "layer")
 
@@ -56,6 +56,22 @@ class QKNorm:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Stretch:
+    """Growth of the queries with their position t: 1 + gain * log(1 + floor((t + first) / every)).
+
+    Source: Nakanishi 2025, arXiv:2501.19399, as Llama 4 and Ministral 3 have it.
+    """
+
+    gain: float
+    every: float
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        if not all(map(_is_finite, (self.gain, self.every, self.first))) or self.every <= 0:
+            raise ValueError(f"stretch of the queries is {self}; finite numbers are meant")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionGeometry:
     """One attention layer of the language model."""
 
@@ -74,6 +90,10 @@ class AttentionGeometry:
     """A query sees itself and the window - 1 positions before it."""
     clip: float | None = None
     """Queries, keys and values are limited to +-clip before the rotation (OLMo, MPT, DBRX)."""
+    chunk: int | None = None
+    """A query sees the positions of its own chunk of so many up to itself (Llama 4)."""
+    stretch: Stretch | None = None
+    """Growth of the queries with their position, after the rotation (Llama 4, Ministral 3)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the geometry as JSON-able data, without what only some layers have."""
@@ -82,9 +102,7 @@ class AttentionGeometry:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "AttentionGeometry":
         """Read what `to_dict` wrote."""
-        return cls(
-            **{**data, "rope": read_rope(data["rope"]), "qk_norm": read_qk_norm(data["qk_norm"])}
-        )
+        return cls(**read_parts(data))
 
 
 def present(data: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +113,20 @@ def present(data: dict[str, Any]) -> dict[str, Any]:
 def _is_finite(value: Any) -> bool:
     """Return whether a value, as a stranger's file may have it, is a finite number."""
     return isinstance(value, (float, int)) and abs(value) < math.inf
+
+
+def read_parts(data: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of a layer or Lorsa from JSON data, with the parts that are objects read."""
+    found = dict(data)
+    for name, read in (("rope", read_rope), ("qk_norm", read_qk_norm), ("stretch", _read_stretch)):
+        if name in data:
+            found[name] = read(data[name])
+    return found
+
+
+def _read_stretch(data: dict[str, Any] | None) -> Stretch | None:
+    """Read a `Stretch` from JSON data."""
+    return None if data is None else Stretch(**data)
 
 
 def read_rope(data: dict[str, Any] | None) -> Rope | None:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .geometry import QKNorm, Rope
+from .geometry import QKNorm, Rope, Stretch
 
 
 class Shaped(Protocol):
@@ -23,6 +23,10 @@ class Shaped(Protocol):
     @property
     def rope(self) -> Rope | None:
         """Rotation, after the limit."""
+
+    @property
+    def stretch(self) -> Stretch | None:
+        """Growth of the queries with their position, after the rotation."""
 
 
 class Normed(Protocol):
@@ -58,7 +62,14 @@ def as_scored(q: Tensor, k: Tensor, by: Shaped, of: Normed) -> tuple[Tensor, Ten
         norm_and_rotate(part, norm=by.qk_norm, weight=weight, bias=bias, clip=by.clip, rope=by.rope)
         for part, (weight, bias) in ((q, one), (k, other))
     )
-    return q, k
+    return (q if by.stretch is None else q * _growth(q, by.stretch)), k
+
+
+def _growth(q: Tensor, stretch: Stretch) -> Tensor:
+    """Return the factor of queries [batch, seq, heads, d_head] by position, [seq, 1, 1]."""
+    position = torch.arange(q.shape[1], dtype=torch.float32, device=q.device)
+    steps = ((position + stretch.first) / stretch.every).floor()
+    return (1 + stretch.gain * steps.log1p()).to(q.dtype)[:, None, None]
 
 
 def norm_and_rotate(

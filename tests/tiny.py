@@ -71,6 +71,13 @@ GEMMA3 = {
     "sliding_window": 7,
     "layer_types": LAYER_TYPES,
 }
+LLAMA4 = {
+    "intermediate_size_mlp": 48,
+    "num_local_experts": 2,
+    "attention_chunk_size": 9,
+    "floor_scale": 5,
+    "attn_scale": 0.4,
+}
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -97,6 +104,23 @@ FAMILIES: dict[str, Any] = {
     "llama-wide-heads": lambda: transformers.LlamaConfig(**SIZES, **GQA, head_dim=16),
     "llama-llama3-rope": lambda: transformers.LlamaConfig(**SIZES, **GQA, **_rope(LLAMA3_ROPE)),
     "llama-yarn-rope": lambda: transformers.LlamaConfig(**SIZES, **GQA, **_rope(YARN_ROPE)),
+    "llama4": lambda: transformers.Llama4TextConfig(
+        **SPECIAL,
+        **SIZES,
+        **GQA,
+        **LLAMA4,
+        head_dim=8,
+        no_rope_layers=[1, 0, 1],
+    ),
+    "llama4-no-norm": lambda: transformers.Llama4TextConfig(
+        **SPECIAL,
+        **SIZES,
+        **GQA,
+        **LLAMA4,
+        head_dim=8,
+        no_rope_layers=[0, 1, 0],
+        use_qk_norm=False,
+    ),
     "mistral": lambda: transformers.MistralConfig(**SIZES, **GQA, sliding_window=None),
     "mistral-window": lambda: transformers.MistralConfig(**SIZES, **GQA, sliding_window=7),
     "qwen2": lambda: transformers.Qwen2Config(**SIZES, **GQA),

@@ -7,7 +7,7 @@ from unicodedata import category
 
 from ...checks import require_at_least, require_one_of, require_positive
 from ...kernels.choices import SELECTIONS
-from ...language.geometry import QKNorm, Rope, present, read_qk_norm, read_rope
+from ...language.geometry import QKNorm, Rope, Stretch, present, read_parts
 from ..activation import MAX_L0_FACTOR
 from ..choices import ACTIVATIONS
 
@@ -56,6 +56,10 @@ class LorsaConfig:
     clip: float | None = None
     """Queries and keys are limited to +-clip before the rotation, as the layer does. Its values are
     limited too; a head's value, a direction of many of them, is not."""
+    chunk: int | None = None
+    """Size of the chunks within which queries see keys, as the layer has it."""
+    stretch: Stretch | None = None
+    """Growth of the queries with their position, as the layer has it."""
     n_ctx: int | None = None
     """Sequence length of the activations that it was trained on; information only."""
     base_model: str | None = None
@@ -72,7 +76,7 @@ class LorsaConfig:
 
     def __post_init__(self) -> None:
         self._check_kinds()
-        sizes = ("d_model", "n_qk_heads", "d_qk_head", "n_ov_heads", "n_ctx", "window")
+        sizes = ("d_model", "n_qk_heads", "d_qk_head", "n_ov_heads", "n_ctx", "window", "chunk")
         require_at_least(self, 1, *sizes)
         require_at_least(self, 0, "layer")
         require_positive(self, "softcap", "clip")
@@ -144,8 +148,7 @@ class LorsaConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "LorsaConfig":
         """Read what `to_dict` wrote; TypeError names a field that is missing or unknown."""
-        rope, qk_norm = read_rope(data.get("rope")), read_qk_norm(data.get("qk_norm"))
-        return cls(**{**data, "rope": rope, "qk_norm": qk_norm})
+        return cls(**read_parts(data))
 
 
 def parameter_shapes(config: LorsaConfig) -> dict[str, tuple[int, ...]]:

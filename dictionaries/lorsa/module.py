@@ -122,6 +122,7 @@ class Lorsa(Dictionary):
             scale=c.scale,
             select=c.select,
             window=c.window,
+            chunk=c.chunk,
             softcap=c.softcap,
             backend=self.backend,
         )

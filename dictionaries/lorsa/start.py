@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...language.attention import LayerWeights, head_outputs
-from ...language.geometry import AttentionGeometry
+from ...language.geometry import RARE, AttentionGeometry
 from .config import LorsaConfig
 from .module import Lorsa
 
@@ -102,7 +102,7 @@ def init_from_layer(
 
 def scored_as(geometry: AttentionGeometry) -> dict[str, Any]:
     """Return the settings of a LorsaConfig by which its heads attend as a layer's."""
-    names = ("scale", "rope", "qk_norm", "softcap", "window", "clip")
+    names = ("scale", "rope", "qk_norm", "softcap", "window", *RARE)
     return {name: getattr(geometry, name) for name in names}
 
 
