@@ -195,7 +195,8 @@ def _in_chunks(t: Tensor, size: int) -> Tensor:
     """Return a tensor [batch, seq, ...] as chunks, [batch * chunks, size, ...], the last padded."""
     short = -t.shape[1] % size
     t = torch.cat([t, t.new_zeros(t.shape[0], short, *t.shape[2:])], dim=1) if short else t
-    return t.unflatten(1, (-1, size)).flatten(0, 1)
+    chunks: Tensor = t.unflatten(1, (-1, size)).flatten(0, 1)
+    return chunks
 
 
 def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor, *, backend: str = "auto") -> Tensor:

@@ -85,6 +85,7 @@ def queries_keys(
     Returns:
         q: [batch, seq, n_heads, d_head].
         k: [batch, seq, n_kv_heads, d_head].
+        With linear biases both are of n_heads, and have some channels more; see `as_scored`.
     """
     w = weights
     q, k = project(x, w.W_Q, w.b_Q), project(x, w.W_K, w.b_K)
@@ -106,7 +107,7 @@ def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) 
     v = project(x, weights.W_V, weights.b_V)
     if g.clip is not None:
         v = v.clamp(-g.clip, g.clip)
-    k, v = (part.repeat_interleave(g.n_heads // g.n_kv_heads, dim=2) for part in (k, v))
+    k, v = (part.repeat_interleave(g.n_heads // part.shape[2], dim=2) for part in (k, v))
     if g.softcap is not None:
         return _head_by_head(q, k, v, g)
     position = torch.arange(seq, device=x.device)

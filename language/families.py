@@ -22,6 +22,7 @@ from .traced import ADDED, Found, modules_after
 SUPPORTED = (
     "cohere",
     "cohere2",
+    "falcon",
     "gemma",
     "gemma2",
     "gemma3_text",
@@ -33,6 +34,7 @@ SUPPORTED = (
     "llama4_text",
     "mistral",
     "mixtral",
+    "mpt",
     "olmo",
     "olmo2",
     "olmo3",

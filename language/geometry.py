@@ -5,10 +5,11 @@ them. Nothing here is typed in by a user.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-RARE = ("clip", "chunk", "stretch")
+RARE = ("clip", "chunk", "stretch", "alibi")
 """Settings that earlier versions do not know; they are written where a layer has them."""
 NORM_KINDS = ("rms", "rms_by_head", "rms_full", "layer")
 
@@ -72,6 +73,34 @@ class Stretch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Alibi:
+    """Linear biases: slope * s is added to the score of a head with the key at position s.
+
+    Source: Press et al. 2021, arXiv:2108.12409; the softmax takes off what depends on t alone.
+    """
+
+    slopes: tuple[float, ...]
+    """Slope of each query head."""
+    scaled: bool = False
+    """Whether the scale multiplies the bias too (Falcon)."""
+    rounded: bool = False
+    """Whether slope * s is rounded to bfloat16, whatever precision the model has (Falcon)."""
+    cast: str | None = None
+    """Precision to which the scaled bias is rounded: "bfloat16" or "float16" (Falcon in these)."""
+
+    def __post_init__(self) -> None:
+        if not all(map(_is_finite, self.slopes)):
+            raise ValueError("alibi has a slope that is no finite number")
+        if self.cast not in (None, "bfloat16", "float16"):
+            raise ValueError(f"alibi is cast to {self.cast!r:.80}; allowed: bfloat16, float16")
+
+    def of_heads(self, n_heads: int) -> "Alibi":
+        """Return the biases of more or fewer heads, which take after these in equal shares."""
+        n = len(self.slopes)
+        return replace(self, slopes=tuple(self.slopes[i * n // n_heads] for i in range(n_heads)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionGeometry:
     """One attention layer of the language model."""
 
@@ -95,6 +124,9 @@ class AttentionGeometry:
     stretch: Stretch | None = None
     """Growth of the queries with their position, after the rotation (Llama 4, Ministral 3)."""
 
+    alibi: Alibi | None = None
+    """Linear biases of the scores (MPT, Falcon)."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return the geometry as JSON-able data, without what only some layers have."""
         return present(asdict(self))
@@ -117,16 +149,17 @@ def _is_finite(value: Any) -> bool:
 
 def read_parts(data: dict[str, Any]) -> dict[str, Any]:
     """Return settings of a layer or Lorsa from JSON data, with the parts that are objects read."""
+    readers: dict[str, Callable[[Any], Any]] = {
+        "rope": read_rope,
+        "qk_norm": read_qk_norm,
+        "stretch": lambda part: Stretch(**part),
+        "alibi": lambda part: Alibi(**{**part, "slopes": tuple(part["slopes"])}),
+    }
     found = dict(data)
-    for name, read in (("rope", read_rope), ("qk_norm", read_qk_norm), ("stretch", _read_stretch)):
-        if name in data:
+    for name, read in readers.items():
+        if data.get(name) is not None:
             found[name] = read(data[name])
     return found
-
-
-def _read_stretch(data: dict[str, Any] | None) -> Stretch | None:
-    """Read a `Stretch` from JSON data."""
-    return None if data is None else Stretch(**data)
 
 
 def read_rope(data: dict[str, Any] | None) -> Rope | None:

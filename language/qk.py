@@ -6,7 +6,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .geometry import QKNorm, Rope, Stretch
+from .geometry import Alibi, QKNorm, Rope, Stretch
+
+BIAS = 3
+"""Channels that a linear bias takes: as many bfloat16 numbers are as exact as a float32."""
 
 
 class Shaped(Protocol):
@@ -27,6 +30,14 @@ class Shaped(Protocol):
     @property
     def stretch(self) -> Stretch | None:
         """Growth of the queries with their position, after the rotation."""
+
+    @property
+    def alibi(self) -> Alibi | None:
+        """Linear biases of the scores."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the scores."""
 
 
 class Normed(Protocol):
@@ -56,13 +67,18 @@ def as_scored(q: Tensor, k: Tensor, by: Shaped, of: Normed) -> tuple[Tensor, Ten
         q, k: [batch, seq, heads, d_head]; positions are 0..seq - 1.
         by: the shape of the layer or Lorsa whose they are.
         of: its weights.
+
+    Returns:
+        q and k, alike; with linear biases of as many heads as q has, and BIAS channels more.
     """
     one, other = (of.q_norm, of.q_norm_bias), (of.k_norm, of.k_norm_bias)
     q, k = (
         norm_and_rotate(part, norm=by.qk_norm, weight=weight, bias=bias, clip=by.clip, rope=by.rope)
         for part, (weight, bias) in ((q, one), (k, other))
     )
-    return (q if by.stretch is None else q * _growth(q, by.stretch)), k
+    if by.stretch is not None:
+        q = q * _growth(q, by.stretch)
+    return (q, k) if by.alibi is None else _with_bias(q, k, by.alibi, by.scale)
 
 
 def _growth(q: Tensor, stretch: Stretch) -> Tensor:
@@ -70,6 +86,25 @@ def _growth(q: Tensor, stretch: Stretch) -> Tensor:
     position = torch.arange(q.shape[1], dtype=torch.float32, device=q.device)
     steps = ((position + stretch.first) / stretch.every).floor()
     return (1 + stretch.gain * steps.log1p()).to(q.dtype)[:, None, None]
+
+
+def _with_bias(q: Tensor, k: Tensor, alibi: Alibi, scale: float) -> tuple[Tensor, Tensor]:
+    """Return q and k with channels whose product is the bias, so that any attention adds it."""
+    position = torch.arange(k.shape[1], dtype=torch.float32, device=k.device)
+    rest = position[:, None] * torch.tensor(alibi.slopes, device=k.device)  # [seq, heads]
+    if alibi.rounded:
+        rest = rest.bfloat16().float()
+    if alibi.cast is not None:
+        rest = (rest * scale).to(getattr(torch, alibi.cast)).float() / scale
+    if not alibi.scaled:
+        rest = rest / scale
+    parts = []
+    for _ in range(BIAS):  # each is exact in any precision
+        parts.append(rest.bfloat16().float())
+        rest = rest - parts[-1]
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
+    bias = torch.stack(parts, dim=-1).to(k.dtype).expand(len(k), -1, -1, -1)
+    return torch.cat([q, torch.ones_like(bias)], dim=-1), torch.cat([k, bias], dim=-1)
 
 
 def norm_and_rotate(

@@ -15,13 +15,15 @@ from transformers.pytorch_utils import Conv1D
 
 from .attention import LayerWeights, Reading
 from .blocks import AttentionSite, float32_copy
-from .geometry import AttentionGeometry, QKNorm, Stretch
+from .capture import Call
+from .geometry import Alibi, AttentionGeometry, QKNorm, Stretch
 from .rotary import ropes_of
 
 FUSED = ("query_key_value", "qkv_proj", "c_attn", "Wqkv")
 SEPARATE = ("q_proj", "k_proj", "v_proj")
 OUTPUT = ("o_proj", "out_proj", "dense", "c_proj")
 QK_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("qk_norm", "qk_norm"))
+BIASES = ("alibi", "position_bias")
 SCALES = ("scaling", "softmax_scale", "inv_norm_factor")
 
 
@@ -40,11 +42,15 @@ class Heads(NamedTuple):
     d_head: int
 
 
-def readings(model: Any, site: AttentionSite) -> Iterator[Reading]:
+def readings(model: Any, site: AttentionSite, call: Call) -> Iterator[Reading]:
     """Yield every way in which a layer may be understood, the likeliest first.
 
     Call it after a forward at the length that is harvested: some rotary modules fit their
     frequencies to the length. Weights are in the model's dtype, on its device.
+
+    Args:
+        model, site: language model and the layer in it.
+        call: how the layer was run; biases of the scores are among its arguments.
 
     Raises:
         Unreadable: the module does not say enough.
@@ -53,9 +59,10 @@ def readings(model: Any, site: AttentionSite) -> Iterator[Reading]:
     heads, ropes = heads_of(model, site), ropes_of(model, site)
     windows, clips = _windows(config, module, site.layer), _clips(config, module)
     stretches, chunk = _stretches(config, module), _chunk(config, site.layer)
-    choices = product(clips, ropes, _scales(module, heads), windows, stretches)
+    alibis, scales = _alibis(call, heads.n_heads), _scales(module, heads)
+    choices = product(clips, ropes, scales, windows, stretches, alibis)
     for weights, choice in product(weight_readings(model, site), choices):
-        clip, rope, scale, window, stretch = choice
+        clip, rope, scale, window, stretch, alibi = choice
         yield Reading(
             AttentionGeometry(
                 d_model=config.hidden_size,
@@ -70,6 +77,7 @@ def readings(model: Any, site: AttentionSite) -> Iterator[Reading]:
                 clip=clip,
                 chunk=chunk,
                 stretch=stretch,
+                alibi=alibi,
             ),
             weights,
         )
@@ -136,6 +144,21 @@ def _clips(config: Any, module: Any) -> list[float | None]:
         if isinstance(said := getattr(holder, "clip_qkv", None), float | int) and said:
             return [float(said), None]
     return [None]
+
+
+def _alibis(call: Call, n_heads: int) -> list[Alibi | None]:
+    """Return the linear biases that a layer may add to its scores, as it was given them."""
+    given = next((b for name in BIASES if (b := call.kwargs.get(name)) is not None), None)
+    if given is None:
+        return [None]
+    bias = given.double().reshape(-1, n_heads, given.shape[-1])[0]  # [n_heads, keys]
+    half = None if given.dtype == torch.float32 else str(given.dtype).removeprefix("torch.")
+    first, mean = bias[:, 1] - bias[:, 0], (bias[:, -1] - bias[:, 0]) / (bias.shape[1] - 1)
+    return [
+        Alibi(slopes=tuple(slopes.tolist()), scaled=scaled, rounded=rounded, cast=cast)
+        for slopes, rounded in ((mean, False), (first, True))
+        for scaled, cast in dict.fromkeys([(False, None), (True, half), (True, None)])
+    ]
 
 
 def weight_readings(model: Any, site: AttentionSite) -> list[LayerWeights]:

@@ -203,6 +203,18 @@ FAMILIES: dict[str, Any] = {
     "falcon-new": lambda: transformers.FalconConfig(
         **SIZES, new_decoder_architecture=True, num_kv_heads=2
     ),
+    "falcon-alibi": lambda: transformers.FalconConfig(
+        **SIZES, alibi=True, new_decoder_architecture=False
+    ),
+    "falcon-alibi-rounded": lambda: transformers.FalconConfig(
+        **{**SIZES, "num_attention_heads": 16},
+        alibi=True,
+        multi_query=False,
+        new_decoder_architecture=False,
+    ),
+    "mpt": lambda: transformers.MptConfig(
+        vocab_size=400, d_model=32, n_heads=4, n_layers=3, max_seq_len=128, initializer_range=0.3
+    ),
     "neox-partial": lambda: transformers.GPTNeoXConfig(**SIZES, rotary_pct=0.25),
     "neox-full": lambda: transformers.GPTNeoXConfig(
         **SIZES, rotary_pct=1.0, use_parallel_residual=False
@@ -220,14 +232,19 @@ OTHERS: dict[str, Any] = {
         rotary_dim=4,
         initializer_range=0.3,
     ),
-    "mpt": lambda: transformers.MptConfig(
-        vocab_size=400, d_model=32, n_heads=4, n_layers=3, max_seq_len=128, initializer_range=0.3
-    ),
     "bloom": lambda: transformers.BloomConfig(
         **SPECIAL, vocab_size=400, hidden_size=32, n_head=4, n_layer=3, initializer_range=0.3
     ),
-    "falcon-alibi": lambda: transformers.FalconConfig(
-        **SIZES, alibi=True, new_decoder_architecture=False
+    "bitnet": lambda: transformers.BitNetConfig(**SPECIAL, **SIZES, **GQA),
+    "codegen": lambda: transformers.CodeGenConfig(
+        **SPECIAL,
+        vocab_size=400,
+        n_positions=128,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        rotary_dim=4,
+        initializer_range=0.3,
     ),
 }
 """Models that are not called supported: GPT-J is understood all the same, the others are not."""
@@ -284,8 +301,10 @@ def read_layer(
 
 def config_like(geometry: AttentionGeometry, **settings: Any) -> LorsaConfig:
     """Return the config of a Lorsa whose heads attend as a layer's; unless set, as many of them."""
-    fields = {"d_model": geometry.d_model, "d_qk_head": geometry.d_head, **scored_as(geometry)}
-    return LorsaConfig(**{**fields, "n_qk_heads": geometry.n_heads, **settings})
+    sizes = {"d_model": geometry.d_model, "d_qk_head": geometry.d_head}
+    n_qk_heads = settings.get("n_qk_heads", geometry.n_heads)
+    alike = scored_as(geometry, n_qk_heads)
+    return LorsaConfig(**{**sizes, "n_qk_heads": n_qk_heads, **alike, **settings})
 
 
 def make_tokenizer() -> Any:

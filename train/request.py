@@ -106,7 +106,7 @@ def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
             select=config.select,
             activation=config.activation,
             max_l0=config.max_l0,
-            **scored_as(geometry),
+            **scored_as(geometry, n_qk_heads),
             n_ctx=store.manifest.n_ctx,
             base_model=store.manifest.model.get("id"),
             base_revision=store.manifest.model.get("revision"),

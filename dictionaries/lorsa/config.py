@@ -7,7 +7,7 @@ from unicodedata import category
 
 from ...checks import require_at_least, require_one_of, require_positive
 from ...kernels.choices import SELECTIONS
-from ...language.geometry import QKNorm, Rope, Stretch, present, read_parts
+from ...language.geometry import Alibi, QKNorm, Rope, Stretch, present, read_parts
 from ..activation import MAX_L0_FACTOR
 from ..choices import ACTIVATIONS
 
@@ -60,6 +60,8 @@ class LorsaConfig:
     """Size of the chunks within which queries see keys, as the layer has it."""
     stretch: Stretch | None = None
     """Growth of the queries with their position, as the layer has it."""
+    alibi: Alibi | None = None
+    """Linear biases of the scores, a slope for each QK head: that of the layer's head."""
     n_ctx: int | None = None
     """Sequence length of the activations that it was trained on; information only."""
     base_model: str | None = None
@@ -95,6 +97,11 @@ class LorsaConfig:
             raise ValueError(
                 f"rope rotates {2 * len(self.rope.inv_freq)} channels; "
                 f"d_qk_head is {self.d_qk_head}"
+            )
+
+        if self.alibi is not None and len(self.alibi.slopes) != self.n_qk_heads:
+            raise ValueError(
+                f"alibi has {len(self.alibi.slopes)} slopes; n_qk_heads is {self.n_qk_heads}"
             )
 
     def _check_kinds(self) -> None:

@@ -86,7 +86,8 @@ def init_from_layer(
     kv_share = geometry.n_heads // geometry.n_kv_heads
     outputs = head_outputs(x, weights, geometry).flatten(0, 1)  # [tokens, n_heads, d_head]
     copies = torch.full((geometry.n_heads,), c.n_qk_heads // geometry.n_heads)
-    if weighted and not (c.qk_norm is not None and c.qk_norm.kind == "rms_full"):
+    by_place = c.alibi is not None or (c.qk_norm is not None and c.qk_norm.kind == "rms_full")
+    if weighted and not by_place:
         copies = _weighted_copies(outputs, weights.W_O, c.n_qk_heads)
     _copy_queries_keys(lorsa, weights, copies)
     ends = [0, *(copies.cumsum(0) * (c.n_ov_heads // c.n_qk_heads)).tolist()]
@@ -100,10 +101,13 @@ def init_from_layer(
         lorsa.W_O[mine] = write @ weights.W_O[head]
 
 
-def scored_as(geometry: AttentionGeometry) -> dict[str, Any]:
-    """Return the settings of a LorsaConfig by which its heads attend as a layer's."""
+def scored_as(geometry: AttentionGeometry, n_qk_heads: int) -> dict[str, Any]:
+    """Return the settings of a LorsaConfig by which so many heads attend as a layer's."""
     names = ("scale", "rope", "qk_norm", "softcap", "window", *RARE)
-    return {name: getattr(geometry, name) for name in names}
+    settings = {name: getattr(geometry, name) for name in names}
+    if geometry.alibi is not None:
+        settings["alibi"] = geometry.alibi.of_heads(n_qk_heads)
+    return settings
 
 
 def require_fit(config: LorsaConfig, geometry: AttentionGeometry) -> None:
