@@ -17,14 +17,14 @@ from torch import Tensor
 from ..errors import AttachError, LorsaError
 from ..language.blocks import attention_sites, text_config
 from ..language.edit import replaced
+from .config import DictionaryConfig
 from .dictionary import Dictionary
-from .lorsa.config import LorsaConfig
 
 
 @contextmanager
 def attached(lorsa: Dictionary, model: Any, layer: int | None = None) -> Iterator[None]:
     """Run a language model with a Lorsa in place of a layer's attention; see `Lorsa.attach`."""
-    config: LorsaConfig = lorsa.config
+    config = lorsa.config
     at = config.layer if layer is None else layer
     if at is None:
         raise AttachError("the Lorsa does not say which layer it replaces; give layer=")
@@ -40,7 +40,7 @@ def attached(lorsa: Dictionary, model: Any, layer: int | None = None) -> Iterato
         yield
 
 
-def require_stand_in(config: LorsaConfig, model: Any) -> None:
+def require_stand_in(config: DictionaryConfig, model: Any) -> None:
     """Raise AttachError if a Lorsa can stand in for no layer of a model.
 
     Either their widths differ, or the Lorsa does not read a layer's input.
@@ -55,7 +55,7 @@ def require_stand_in(config: LorsaConfig, model: Any) -> None:
 
 
 def require_layer_input(
-    config: LorsaConfig, run: Path | None = None, error: type[LorsaError] = AttachError
+    config: DictionaryConfig, run: Path | None = None, error: type[LorsaError] = AttachError
 ) -> None:
     """Raise an error if a Lorsa reads something else than its layer's input after the norm.
 

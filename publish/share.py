@@ -8,6 +8,7 @@ from ..dictionaries.attach import require_layer_input
 from ..dictionaries.checkpoint import is_bound, load, save
 from ..dictionaries.choices import CONFIG, WEIGHTS
 from ..dictionaries.fetch import local_folder
+from ..dictionaries.lorsa.config import LorsaConfig
 from ..errors import PublishError
 from ..evaluate.kept import weights_sha256
 from ..seal import SEAL, seal_of
@@ -48,6 +49,8 @@ def share(run: Path, spare: Path) -> Shared:
     folder = local_folder(run)
     saved = load(folder)  # fails here if it is damaged
     config = saved.config
+    if not isinstance(config, LorsaConfig):
+        raise PublishError(f"{run} holds {config.title}; only Lorsas can be pushed")
     if config.layer is None:
         raise PublishError(f"{run} does not say which layer it replaces")
     require_layer_input(config, run, PublishError)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from ..dictionaries.lorsa.config import LorsaConfig, parameter_shapes
+from ..dictionaries.lorsa.config import LorsaConfig
 from ..errors import TrainError
 from ..store.read.reader import ActivationStore
 from .config import TrainConfig
@@ -111,7 +111,7 @@ def _state_bytes(config: TrainConfig, world: int) -> float:
 
 def _n_params(shape: LorsaConfig) -> int:
     """Return the number of parameters of a Lorsa."""
-    return sum(math.prod(sizes) for sizes in parameter_shapes(shape).values())
+    return sum(math.prod(sizes) for sizes in shape.parameter_shapes().values())
 
 
 def run_bytes(shape: LorsaConfig, span: Extent, world: int) -> int:

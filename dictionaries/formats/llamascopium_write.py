@@ -32,6 +32,8 @@ def write(saved: Saved, folder: Path, hook_in: str | None = None) -> None:
         CheckpointError: a setting has no like in theirs, or the disk does not take it.
     """
     c, found = saved.config, saved.tensors
+    if not isinstance(c, LorsaConfig):
+        raise CheckpointError(f"{c.title} cannot be written for Llamascopium; only Lorsas can")
     settings = _settings(c, folder)
     layer = 0 if c.layer is None else c.layer
     settings["hook_point_in"] = hook_in or c.hook_in or f"blocks.{layer}.{WEIGHTED_INPUT}"
