@@ -225,7 +225,8 @@ def _measure(subject: _Prompted, tokens: Tensor) -> tuple[Tensor, dict[int, floa
     """
     lorsa, layer, model = subject.lorsa, subject.layer, subject.model
     with Capture(model, attention_sites(model, [layer])) as capture:
-        x, y = capture.run(tokens)[layer]
+        call = capture.calls(tokens)[layer]
+    x, y = call.x, call.y
     code = lorsa.encode(x.float())
     wanted = torch.tensor(subject.heads, device=x.device)
     z = activations_of(code, wanted, lorsa.config.n_ov_heads)[0]

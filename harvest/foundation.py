@@ -108,7 +108,7 @@ def look_into(
     keep = config.keep_nonfinite and config.outputs == "store"  # y is derived from checked layers
     found = {
         site.layer: understand(model, site, calls[site.layer], keep_nonfinite=keep)
-        for site in run.capture.sites
+        for site in run.capture.attention
     }
     if config.dtype == "float16":
         _require_float16(sample)
@@ -133,11 +133,15 @@ def _first_look(
     """Run batches of n_seqs sequences; return the first one's calls, and x and y of all tokens."""
     first, *rest = tokens.split(n_seqs)
     calls = capture.calls(first)
-    sample = {layer: (call.x, call.y) for layer, call in calls.items()}
+    sample = _pairs(calls)
     if rest:
-        parts = [sample, *map(capture.run, rest)]
+        parts = [sample, *(_pairs(capture.calls(some)) for some in rest)]
         sample = {layer: _joined([part.pop(layer) for part in parts]) for layer in calls}
     return calls, sample
+
+
+def _pairs(calls: dict[int, Call]) -> dict[int, tuple[Tensor, Tensor]]:
+    return {layer: (call.x, call.y) for layer, call in calls.items()}
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -171,7 +171,7 @@ def weight_readings(model: Any, site: AttentionSite) -> list[LayerWeights]:
     output = _child(module, OUTPUT)
     if all(hasattr(module, name) for name in SEPARATE):
         projections = [getattr(module, name) for name in SEPARATE]
-        rows, biases = [_rows(p) for p in projections], [p.bias for p in projections]
+        rows, biases = [weight_rows(p) for p in projections], [p.bias for p in projections]
         return [_as_heads(module, output, rows, biases, heads.d_head)]
     fused = _child(module, FUSED)
     cuts: list[Cut] = [_cut_in_blocks, _cut_by_group]
@@ -181,7 +181,7 @@ def weight_readings(model: Any, site: AttentionSite) -> list[LayerWeights]:
         _as_heads(
             module,
             output,
-            cut(_rows(fused), heads),
+            cut(weight_rows(fused), heads),
             [None] * 3 if fused.bias is None else [*cut(fused.bias, heads)],
             heads.d_head,
         )
@@ -197,7 +197,7 @@ def _child(module: Any, names: tuple[str, ...]) -> Any:
     raise Unreadable(f"{type(module).__name__} has none of {', '.join(names)}")
 
 
-def _rows(projection: Any) -> Tensor:
+def weight_rows(projection: Any) -> Tensor:
     """Return a projection's weight, [n_out, n_in]."""
     weight = projection.weight
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
@@ -229,7 +229,7 @@ def _as_heads(
     module: Any, output: Any, rows: list[Tensor], biases: list[Tensor | None], d_head: int
 ) -> LayerWeights:
     """Return weights by head of the rows of q, k and v, [n_heads * d_head, d_model] each."""
-    out = _rows(output)  # [d_model, n_heads * d_head]
+    out = weight_rows(output)  # [d_model, n_heads * d_head]
     n_q = len(rows[0])
     if out.shape[1] != n_q or len(rows[1]) != len(rows[2]) or n_q % len(rows[1]) or n_q % d_head:
         raise Unreadable(

@@ -181,7 +181,7 @@ def _look(lorsa: Lorsa, model: Any, site: AttentionSite, tokens: Tensor) -> Prob
     codes = []
     with Capture(model, [site]) as capture:
         for batch in tokens.split(batch_seqs(tokens.shape[1])):
-            x, _y = capture.run(batch)[site.layer]
+            x = capture.calls(batch)[site.layer].x
             codes.append(lorsa.encode(x.float()))
     code = Code(*(torch.cat(each) for each in zip(*codes, strict=True)))
     norms = lorsa.W_O.norm(dim=1)

@@ -120,7 +120,7 @@ def look(opened: Opened, language: LanguageModel, ids: Tensor) -> Seen:
     losses, acts, fired = [], [], []
     for batch in ids.split(BATCH_SEQS):
         with Capture(language.model, [language.sites[opened.layer]]) as capture:
-            x, _y = capture.run(batch)[opened.layer]
+            x = capture.calls(batch)[opened.layer].x
         encoding = opened.lorsa.encode(x.float())
         losses.append(loss_of(language, batch))
         acts.append(encoding.acts)

@@ -35,7 +35,7 @@ def _logits(model: Any, tokens: Tensor) -> Tensor:
 
 def _y_hat(model: Any, lorsa: Lorsa, layer: int, tokens: Tensor) -> Tensor:
     with Capture(model, attention_sites(model, [layer])) as capture, torch.no_grad():
-        y_hat: Tensor = lorsa(capture.run(tokens)[layer][0].float())
+        y_hat: Tensor = lorsa(capture.calls(tokens)[layer].x.float())
     return y_hat
 
 
