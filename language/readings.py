@@ -285,7 +285,7 @@ def _norm_weights(module: Any, n_heads: dict[str, int], d_head: int) -> dict[str
     kind = _qk_norm(module, n_heads["q"])
     found = {}
     for side, parts in _norms(module).items():
-        factors = [_factor(part, _rows(_child(module, OUTPUT)).new_ones(d_head)) for part in parts]
+        factors = [_factor(part, _child(module, OUTPUT).weight.new_ones(d_head)) for part in parts]
         biases = [b for part in parts if (b := getattr(part, "bias", None)) is not None]
         for name, tensors in ((f"{side}_norm", factors), (f"{side}_norm_bias", biases)):
             if tensors:
