@@ -135,7 +135,7 @@ def understand(
         return _unknown(heads, math.nan, math.nan, reason)
     noise = difference(y, exact)
     try:
-        reading, distance, odd = _choose(readings(model, site), x, exact, probes)
+        reading, distance, odd = _choose(readings(model, site, call), x, exact, probes)
     except torch.OutOfMemoryError:
         raise no_memory(x) from None
     except Unreadable as error:
@@ -312,8 +312,14 @@ def run_again(module: Any, call: Call, x: Tensor, rotary: Rotary | None) -> Any:
 
 
 def _wide(value: Any) -> Any:
-    """Return an argument of a module, in float32 if it is a floating-point tensor."""
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+    """Return an argument of a module, in float32 if it is a floating-point tensor.
+
+    The least number of its precision, by which masks hide keys, becomes that of float32.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    least = torch.finfo(value.dtype).min
+    return value.float().masked_fill(value == least, torch.finfo(torch.float32).min)
 
 
 def require_same_weights(

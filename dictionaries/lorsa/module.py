@@ -1,6 +1,7 @@
 """The Lorsa module: an attention layer as many rank-1 heads of which few fire per token.
 
-    q = rope(qk_norm(x W_Q + b_Q))   k = rope(qk_norm(x W_K + b_K))   v = x W_V^T + b_V
+    q = x W_Q + b_Q,  k = x W_K + b_K    normed, limited and rotated as the layer does
+    v = x W_V^T + b_V
     z_pre[t, i] = sum_{s <= t} softmax_s(scale * <q[t, h], k[s, h]>) v[s, i]
     z = z_pre where it is among the top_k of select(z_pre) * ||w_O||, else 0; or as
         dictionaries/activation.py says
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from ...kernels.dispatch import sparse_decode, sparse_topk_attention
 from ...kernels.reference import attention_pattern, lorsa_attention
 from ...language.attention import project
-from ...language.qk import norm_and_rotate
+from ...language.qk import as_scored
 from ..code import Code, Directions, Input
 from ..dictionary import Dictionary
 from .config import LorsaConfig
@@ -81,13 +82,8 @@ class Lorsa(Dictionary):
         Returns:
             q, k: [batch, seq, n_qk_heads, d_qk_head].
         """
-        c, norm = self.config, self.config.qk_norm
-        q = project(x, self.W_Q, self.b_Q)
-        q = norm_and_rotate(q, norm=norm, weight=self.q_norm, bias=self.q_norm_bias, rope=c.rope)
-        k = project(x, self.W_K, self.b_K)
-        return q, norm_and_rotate(
-            k, norm=norm, weight=self.k_norm, bias=self.k_norm_bias, rope=c.rope
-        )
+        q, k = project(x, self.W_Q, self.b_Q), project(x, self.W_K, self.b_K)
+        return as_scored(q, k, self.config, self)
 
     def values(self, x: Tensor) -> Tensor:
         """Return the scalar value of every OV head, [batch, seq, n_ov_heads]."""
@@ -118,6 +114,7 @@ class Lorsa(Dictionary):
             scale=c.scale,
             select=c.select,
             window=c.window,
+            chunk=c.chunk,
             softcap=c.softcap,
             backend=self.backend,
         )
