@@ -28,7 +28,7 @@ CRC_BYTES = 4
 KINDS: dict[str, dict[str, Any]] = {
     "lorsa": {},
     "sae": {"kind": "sae"},
-    "attn-out": {"kind": "sae", "site": "attn_out", "activation": "batchtopk"},
+    "attn-out": {"kind": "sae", "site": "attn_out", "activation": "batchtopk", "loss_mask": "none"},
     "transcoder": {"kind": "transcoder", "activation": "jumprelu"},
     "skip": {"kind": "transcoder", "skip": True, "prefixes": (0.25, 1)},
 }
