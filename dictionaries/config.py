@@ -11,7 +11,7 @@ from ..checks import require_at_least, require_one_of
 from ..kernels.choices import SELECTIONS
 from ..sites import Ports
 from .activation import MAX_L0_FACTOR
-from .choices import ACTIVATIONS, ports_of
+from .choices import ACTIVATIONS, place_of, ports_of
 
 BREAKS = ("Cc", "Zl", "Zp")
 """Unicode's categories of characters that end a line, or move a terminal."""
@@ -28,6 +28,8 @@ class DictionaryConfig(ABC):
     """Kind of dictionary, as files and options have it"""
     title: ClassVar[str]
     """The kind in a sentence, as "a Lorsa" """
+    unit: ClassVar[str] = "feature"
+    """What one of its features is called in a sentence"""
     features: ClassVar[str] = "n_features"
     """Field that has the number of features"""
 
@@ -69,6 +71,21 @@ class DictionaryConfig(ABC):
     @abstractmethod
     def n_features(self) -> int:
         """Number of features."""
+
+    @property
+    def noun(self) -> str:
+        """The kind in a sentence, without an article."""
+        return self.title.partition(" ")[2]
+
+    @property
+    def place(self) -> str:
+        """Name of its place, which is its folder's: layer-12 of a Lorsa, else 12.mlp, 12.resid_out.
+
+        Raises:
+            ValueError: it does not say at which layer it lies.
+        """
+        ports = self.ports
+        return place_of(self.kind, ports.writes[0])
 
     @property
     def ports(self) -> Ports:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
 from ...checks import require_at_least, require_positive
-from ...language.geometry import QKNorm, Rope, read_qk_norm, read_rope
+from ...language.geometry import RARE, Alibi, QKNorm, Rope, Stretch, present, read_parts
 from ..config import DictionaryConfig, Shapes
 
 ORDER = (
@@ -24,6 +24,7 @@ class LorsaConfig(DictionaryConfig):
 
     kind: ClassVar[str] = "lorsa"
     title: ClassVar[str] = "a Lorsa"
+    unit: ClassVar[str] = "head"
     features: ClassVar[str] = "n_ov_heads"
 
     n_qk_heads: int
@@ -42,6 +43,15 @@ class LorsaConfig(DictionaryConfig):
     """Cap of the scores, as the layer has it."""
     window: int | None = None
     """Sliding window of the attention, as the layer has it."""
+    clip: float | None = None
+    """Queries and keys are limited to +-clip before the rotation, as the layer does. Its values are
+    limited too; a head's value, a direction of many of them, is not."""
+    chunk: int | None = None
+    """Size of the chunks within which queries see keys, as the layer has it."""
+    stretch: Stretch | None = None
+    """Growth of the queries with their position, as the layer has it."""
+    alibi: Alibi | None = None
+    """Linear biases of the scores, a slope for each QK head: that of the layer's head."""
 
     @property
     def n_features(self) -> int:
@@ -61,8 +71,8 @@ class LorsaConfig(DictionaryConfig):
         return 4 * width
 
     def _check_shape(self) -> None:
-        require_at_least(self, 1, "n_qk_heads", "d_qk_head", "window")
-        require_positive(self, "softcap")
+        require_at_least(self, 1, "n_qk_heads", "d_qk_head", "window", "chunk")
+        require_positive(self, "softcap", "clip")
         if self.n_ov_heads % self.n_qk_heads:
             below = self.n_ov_heads // self.n_qk_heads * self.n_qk_heads
             near = f"{below} or " if below else ""
@@ -74,6 +84,10 @@ class LorsaConfig(DictionaryConfig):
             raise ValueError(
                 f"rope rotates {2 * len(self.rope.inv_freq)} channels; "
                 f"d_qk_head is {self.d_qk_head}"
+            )
+        if self.alibi is not None and len(self.alibi.slopes) != self.n_qk_heads:
+            raise ValueError(
+                f"alibi has {len(self.alibi.slopes)} slopes; n_qk_heads is {self.n_qk_heads}"
             )
 
     def weight_shapes(self) -> Shapes:
@@ -97,12 +111,11 @@ class LorsaConfig(DictionaryConfig):
         return shapes
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config as JSON-able data, in the order of files."""
+        """Return the config as JSON-able data, in the order of files, without what it has not."""
         data = asdict(self)
-        return {name: data[name] for name in ORDER}
+        return present({name: data[name] for name in (*ORDER, *RARE)})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Read what `to_dict` wrote; TypeError names a field that is missing or unknown."""
-        rope, qk_norm = read_rope(data.get("rope")), read_qk_norm(data.get("qk_norm"))
-        return cls(**{**data, "rope": rope, "qk_norm": qk_norm})
+        return cls(**read_parts(data))

@@ -1,6 +1,7 @@
 """The Lorsa module: an attention layer as many rank-1 heads of which few fire per token.
 
-    q = rope(qk_norm(x W_Q + b_Q))   k = rope(qk_norm(x W_K + b_K))   v = x W_V^T + b_V
+    q = x W_Q + b_Q,  k = x W_K + b_K    normed, limited and rotated as the layer does
+    v = x W_V^T + b_V
     z_pre[t, i] = sum_{s <= t} softmax_s(scale * <q[t, h], k[s, h]>) v[s, i]
     z = z_pre where it is among the top_k of select(z_pre) * ||w_O||, else 0; or as
         dictionaries/activation.py says
@@ -10,8 +11,7 @@ Source: He et al. 2025, arXiv:2504.20938, section 3.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from ...kernels.dispatch import sparse_decode, sparse_topk_attention
 from ...kernels.reference import attention_pattern, lorsa_attention
 from ...language.attention import project
-from ...language.qk import norm_and_rotate
-from ..attach import attached
-from ..dictionary import Code, Dictionary, Directions, Input
+from ...language.qk import as_scored
+from ..code import Code, Directions, Input
+from ..dictionary import Dictionary
 from .config import LorsaConfig
 from .contributions import BLOCK_ELEMENTS, Projected, blocks
 from .units import rescale_
@@ -82,13 +82,8 @@ class Lorsa(Dictionary):
         Returns:
             q, k: [batch, seq, n_qk_heads, d_qk_head].
         """
-        c, norm = self.config, self.config.qk_norm
-        q = project(x, self.W_Q, self.b_Q)
-        q = norm_and_rotate(q, norm=norm, weight=self.q_norm, bias=self.q_norm_bias, rope=c.rope)
-        k = project(x, self.W_K, self.b_K)
-        return q, norm_and_rotate(
-            k, norm=norm, weight=self.k_norm, bias=self.k_norm_bias, rope=c.rope
-        )
+        q, k = project(x, self.W_Q, self.b_Q), project(x, self.W_K, self.b_K)
+        return as_scored(q, k, self.config, self)
 
     def values(self, x: Tensor) -> Tensor:
         """Return the scalar value of every OV head, [batch, seq, n_ov_heads]."""
@@ -119,6 +114,7 @@ class Lorsa(Dictionary):
             scale=c.scale,
             select=c.select,
             window=c.window,
+            chunk=c.chunk,
             softcap=c.softcap,
             backend=self.backend,
         )
@@ -210,27 +206,6 @@ class Lorsa(Dictionary):
             f"d_model={c.d_model}, n_ov_heads={c.n_ov_heads}, n_qk_heads={c.n_qk_heads}, "
             f"d_qk_head={c.d_qk_head}, top_k={c.top_k}, activation={c.activation}{layer}"
         )
-
-    def attach(self, model: Any, layer: int | None = None) -> AbstractContextManager[None]:
-        """Put this Lorsa in place of an attention layer of a language model while a block lasts.
-
-        with lorsa.attach(model):
-            logits = model(input_ids=ids, use_cache=False).logits
-
-        The model reads whole sequences without padding on their left, and generates with
-        use_cache=False; a call that goes on from a cache is refused. Blocks within blocks replace
-        several layers.
-
-        Args:
-            model: causal language model of transformers, on this Lorsa's device.
-            layer: counted from 0; None is the config's.
-
-        Raises:
-            AttachError: the model has no such layer or another width, or is no model of
-                transformers; the Lorsa reads something else (config.hook_in); in the model's call:
-                it goes on from a cache, or lies on another device.
-        """
-        return attached(self, model, layer)
 
     def rescale_(self, x_scale: float, y_scale: float) -> Self:
         """Change units in place: y_hat(x_scale * x) becomes y_scale times what y_hat(x) was.
