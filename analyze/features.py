@@ -23,6 +23,7 @@ from ..language.aliases import resolve
 from ..language.norms import surroundings
 from ..progress import Measured, Report, Stages
 from ..seal import read_summed
+from ..sites import Site
 from ..stop import Stop, stop_when_whole
 from ..store.read.reader import ActivationStore
 from ..whole import file_crc32
@@ -214,7 +215,7 @@ def _collect(
     began, before, saved_at = time.perf_counter(), done, time.perf_counter()
     while done < n_seqs:
         batch = list(range(done, min(done + step, n_seqs)))
-        x = store.inputs(opened.layer, batch).to(lorsa.W_V.device).float()
+        x = store.values(Site(opened.layer, "attn_in"), batch).to(lorsa.W_V.device).float()
         found.add(by_kind.add(x, store.tokens(batch).long()), done * n_ctx)
         done += len(batch)
         rate = (done - before) * n_ctx / (time.perf_counter() - began)

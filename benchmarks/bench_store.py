@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import zarr
 from lorsa import __version__
+from lorsa.sites import attention_ports
 from lorsa.store.care.info import format_bytes
 from lorsa.store.manifest import Manifest, held_out_shards
 from lorsa.store.read.loader import batches
@@ -147,7 +148,7 @@ def stored(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Return x and y of a store's first sequences, float32."""
     store = ActivationStore.open(args.source)
     n_seqs = min(store.manifest.n_seq, args.tokens // store.manifest.n_ctx)
-    x, y = store.activations(args.layer, range(n_seqs // BATCH_SEQS * BATCH_SEQS))
+    x, y = store.activations(attention_ports(args.layer), range(n_seqs // BATCH_SEQS * BATCH_SEQS))
     return x.float(), y.float()
 
 
@@ -270,7 +271,9 @@ def activation_bytes(store: ActivationStore) -> int:
 
 
 def read_lorsa(case: Case, source: Any, steps: range) -> None:
-    for _ in batches(case.store, LAYER, source, first_step=steps.start, n_steps=steps.stop):
+    for _ in batches(
+        case.store, attention_ports(LAYER), source, first_step=steps.start, n_steps=steps.stop
+    ):
         pass
 
 
@@ -304,7 +307,9 @@ def rss_growth(case: Case, epochs: int = 50) -> float:
     sampler = Sampler(np.arange(n_seq), SHARD_SEQS, batch_seqs=BATCH_SEQS)
     n_steps = epochs * sampler.n_batches
     early = late = 0.0
-    for step, _ in enumerate(batches(case.store, LAYER, sampler, first_step=0, n_steps=n_steps)):
+    for step, _ in enumerate(
+        batches(case.store, attention_ports(LAYER), sampler, first_step=0, n_steps=n_steps)
+    ):
         if step == 2 * sampler.n_batches:
             early = resident_mb()
         late = resident_mb() if step == n_steps - 1 else late

@@ -22,6 +22,7 @@ import torch
 from lorsa.display.train import TrainDisplay
 from lorsa.evaluate.config import EvalConfig
 from lorsa.evaluate.evaluate import evaluate_run
+from lorsa.sites import attention_ports
 from lorsa.store.folder import is_complete
 from lorsa.store.read.loader import batches
 from lorsa.store.read.reader import ActivationStore
@@ -119,10 +120,10 @@ def write(source: ActivationStore, root: Path, encoding: Encoding, layer: int) -
         dtype=encoding.dtype,
         outputs=encoding.outputs,
         compression=encoding.compression,
-        layers={layer: source.manifest.layers[layer]},
+        layers={layer: source.manifest.modules[f"{layer}.attention"]},
     )
     everything = range(manifest.n_seq)
-    x, y = source.activations(layer, range(SAMPLE_SEQS))
+    x, y = source.activations(attention_ports(layer), range(SAMPLE_SEQS))
     sample = (x, y) if encoding.channels else (torch.ones_like(x), torch.ones_like(y))
     with StoreWriter.create(
         root,
@@ -130,13 +131,13 @@ def write(source: ActivationStore, root: Path, encoding: Encoding, layer: int) -
         tokens=source.tokens(everything),
         documents=source.documents(everything),
         document_names=source.document_names(),
-        weights={layer: source.weights(layer)},
+        weights={layer: source.weights(f"{layer}.attention")},
         sample={layer: sample},
     ) as writer:
         for shard in writer.missing_shards():
             with writer.shard(shard) as session:
                 for seq in manifest.shard_rows(shard):
-                    session.append({layer: source.activations(layer, [seq])})
+                    session.append({layer: source.activations(attention_ports(layer), [seq])})
         writer.finish()
 
 
@@ -146,7 +147,9 @@ def read_rate(store: ActivationStore, layer: int, passes: int = 5) -> float:
     rates = []
     for trip in range(passes + 1):
         n_bytes, started, n = 0, time.perf_counter(), sampler.n_batches
-        for batch in batches(store, layer, sampler, first_step=trip * n, n_steps=(trip + 1) * n):
+        for batch in batches(
+            store, attention_ports(layer), sampler, first_step=trip * n, n_steps=(trip + 1) * n
+        ):
             n_bytes += sum(t.nbytes for part in batch.stored for t in tensors(part))
         rates.append(n_bytes / 1e9 / (time.perf_counter() - started))
     return statistics.median(rates[1:])

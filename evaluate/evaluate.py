@@ -19,6 +19,7 @@ from ..language.edit import Replacement
 from ..language.stored import deriver
 from ..language.subject import Subject
 from ..progress import Measured, Report, Stages
+from ..sites import attention_ports
 from ..stop import stop_at_once
 from ..store.read.loader import held_out_batches
 from ..store.read.reader import ActivationStore
@@ -188,11 +189,11 @@ def _on_the_store(subject: Opened, config: EvalConfig, device: str, report: Repo
         total = min(total, -(-config.tokens // n_ctx) * n_ctx)
     batches = held_out_batches(
         store,
-        subject.layer,
+        attention_ports(subject.layer),
         batch_seqs=batch_seqs(n_ctx),
         n_tokens=config.tokens,
         device=device,
-        derive=deriver(subject.layer, store, device),
+        derive=deriver(store, device),
     )
 
     what = _on_store(subject.layer)
@@ -234,11 +235,12 @@ def _in_the_model(
 
 def _stand_ins(subject: Opened, device: str) -> dict[str, Replacement]:
     """Return replacements of a layer's output, by VARIANTS."""
-    store, derive = subject.store, deriver(subject.layer, subject.store, device)
+    store, ports = subject.store, attention_ports(subject.layer)
+    derive = deriver(store, device)
     seqs = store.train_seqs[:MEAN_SEQS]
-    total = torch.zeros(store.manifest.d_model, dtype=torch.float64, device=device)
+    total = torch.zeros(store.width(*ports.writes), dtype=torch.float64, device=device)
     for seq in seqs.tolist():
-        total += store.stored(subject.layer, [seq]).on(device, derive).y.double().sum(dim=(0, 1))
+        total += store.stored(ports, [seq]).on(device, derive).y.double().sum(dim=(0, 1))
     mean = (total / (len(seqs) * store.manifest.n_ctx)).float()
     return {
         "lorsa": lambda x: subject.lorsa(x.float()),

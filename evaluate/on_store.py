@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..dictionaries.lorsa.module import Lorsa
 from ..dictionaries.metrics import FVU, firing_counts
-from ..store.read.reader import Activations
+from ..store.read.stored import Activations
 from ..whole import finite
 
 

@@ -13,6 +13,7 @@ from ..language.selfcheck import require_same_weights
 from ..language.subject import Subject
 from ..language.tokenizer import tokenizer_facts
 from ..progress import Report
+from ..sites import Site, attention_ports
 from ..store.read.reader import ActivationStore
 
 
@@ -70,20 +71,21 @@ def open_run(run: Path, store: ActivationStore, device: str) -> Opened:
     """
     lorsa = Lorsa.from_pretrained(run)
     layer = layer_of(lorsa, run)
-    store.require_layer(layer)
-    _require_same_model(lorsa, run, store)
+    store.require_sites(attention_ports(layer).sites)
+    _require_same_model(lorsa, run, store, layer)
     return Opened(run, lorsa.to(device), store, layer)
 
 
-def _require_same_model(lorsa: Lorsa, run: Path, store: ActivationStore) -> None:
+def _require_same_model(lorsa: Lorsa, run: Path, store: ActivationStore, layer: int) -> None:
     """Raise AnalyzeError unless a Lorsa and a store are of the same model and revision of it."""
     shape, manifest = lorsa.config, store.manifest
     same_store = shape.store_uuid == manifest.uuid
     same_model = same_store or shape.base_model == manifest.model["id"]
-    if not same_model or shape.d_model != manifest.d_model:
+    width = store.width(Site(layer, "attn_in"))
+    if not same_model or shape.d_model != width:
         raise AnalyzeError(
             f"{run} is a Lorsa of {shape.base_model} (d_model {shape.d_model}); "
-            f"{store.root} holds {manifest.model['id']} (d_model {manifest.d_model})"
+            f"{store.root} holds {manifest.model['id']} (d_model {width})"
         )
     ours, theirs = shape.base_revision, manifest.model.get("revision")
     if not same_store and None not in (ours, theirs) and ours != theirs:

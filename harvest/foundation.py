@@ -1,6 +1,7 @@
 """What a store holds before any shard: text, weights, geometry and checks of layers."""
 
 import uuid
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -13,15 +14,18 @@ from ..language.causal import require_causal
 from ..language.families import is_supported
 from ..language.selfcheck import SelfCheck, require_derivable, require_understood, understand
 from ..language.tokenizer import tokenizer_facts
+from ..sites import Site
 from ..store.arrays import itemsize
+from ..store.layered import pair_facts
 from ..store.manifest import Manifest, held_out_shards
+from ..store.site_facts import SiteFacts
 from ..store.write.writer import StoreWriter
 from ..version import __version__
 from .config import HarvestConfig
 from .corpus.corpus import open_corpus
 from .corpus.packing import Packed, fingerprint, first_text, pack
 from .events import HarvestReport
-from .loop import Pass
+from .loop import Pass, sites_of
 from .plan import n_sites, shard_seqs
 from .target import Target
 
@@ -40,14 +44,21 @@ class Text(NamedTuple):
 
 
 class Foundation(NamedTuple):
-    """What a store keeps of some layers besides their activations."""
+    """What a store keeps of some sites besides their activations."""
 
-    facts: dict[int, dict[str, Any]]
-    """Entries of the manifest"""
-    weights: dict[int, dict[str, Tensor]]
-    """Parameters by name"""
-    sample: dict[int, tuple[Tensor, Tensor]]
-    """Some x and y"""
+    sites: dict[Site, SiteFacts]
+    """Sites of the manifest"""
+    facts: dict[str, dict[str, Any]]
+    """Facts of their modules, such as 12.attention"""
+    weights: dict[str, dict[str, Tensor]]
+    """Parameters by module and name"""
+    sample: dict[Site, Tensor]
+    """Some activations"""
+
+    def of(self, sites: Collection[Site]) -> "Foundation":
+        """Return what is kept of some sites; modules are kept whole."""
+        facts = {site: self.sites[site] for site in sites}
+        return self._replace(sites=facts, sample={site: self.sample[site] for site in sites})
 
 
 def read_text(
@@ -120,45 +131,40 @@ def look_into(
         require_derivable(check)
     unknown = [n for n, one in check.layers.items() if one.finite and not one.passed]
     require_causal(run.capture, tokens[0], unknown)
+    sites: dict[Site, SiteFacts] = {}
+    for layer in found:
+        width = sample[Site(layer, "attn_in")].shape[-1]
+        sites |= pair_facts(layer, width, config.outputs)
     return Foundation(
-        facts={layer: each.facts() for layer, each in found.items()},
-        weights={layer: each.weights for layer, each in found.items()},
+        sites=sites,
+        facts={f"{layer}.attention": each.facts() for layer, each in found.items()},
+        weights={f"{layer}.attention": each.weights for layer, each in found.items()},
         sample=sample,
     )
 
 
 def _first_look(
     capture: Capture, tokens: Tensor, n_seqs: int
-) -> tuple[dict[int, Call], dict[int, tuple[Tensor, Tensor]]]:
-    """Run batches of n_seqs sequences; return the first one's calls, and x and y of all tokens."""
+) -> tuple[dict[int, Call], dict[Site, Tensor]]:
+    """Run batches of n_seqs sequences; return the first one's calls, and sites of all tokens."""
     first, *rest = tokens.split(n_seqs)
     calls = capture.calls(first)
-    sample = _pairs(calls)
+    sample = sites_of(calls)
     if rest:
-        parts = [sample, *(_pairs(capture.calls(some)) for some in rest)]
-        sample = {layer: _joined([part.pop(layer) for part in parts]) for layer in calls}
+        parts = [sample, *(sites_of(capture.calls(some)) for some in rest)]
+        sample = {site: torch.cat([part.pop(site) for part in parts]) for site in list(sample)}
     return calls, sample
 
 
-def _pairs(calls: dict[int, Call]) -> dict[int, tuple[Tensor, Tensor]]:
-    return {layer: (call.x, call.y) for layer, call in calls.items()}
-
-
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    x, y = zip(*parts, strict=True)
-    return torch.cat(x), torch.cat(y)
-
-
-def _require_float16(sample: dict[int, tuple[Tensor, Tensor]]) -> None:
+def _require_float16(sample: dict[Site, Tensor]) -> None:
     """Raise HarvestError if the first activations do not fit float16; later ones may still not."""
     largest = torch.finfo(torch.float16).max
-    for layer, (x, y) in sample.items():
-        for what, values in (("input", x), ("output", y)):
-            if (found := float(values.abs().max())) > largest:
-                raise HarvestError(
-                    f"layer {layer}: its {what} reaches {found:.3g}, and float16 ends at "
-                    f"{largest:,.0f}: use --dtype bfloat16"
-                )
+    for site, values in sample.items():
+        if (found := float(values.abs().max())) > largest:
+            raise HarvestError(
+                f"{site} reaches {found:.3g}, and float16 ends at {largest:,.0f}: use --dtype "
+                "bfloat16"
+            )
 
 
 def create_from_sample(
@@ -171,22 +177,23 @@ def create_from_sample(
     """Create a store with its text and its first layers."""
     return StoreWriter.create(
         config.store,
-        _manifest(config, target, model, text, foundation.facts),
+        _manifest(config, target, model, text, foundation),
         tokens=text.packed.tokens,
         documents=text.packed.documents,
         document_names=text.packed.names,
-        weights=foundation.weights,
+        modules=foundation.weights,
         sample=foundation.sample,
         buffer_bytes=config.buffer_bytes,
     )
 
 
 def add_to_store(config: HarvestConfig, foundation: Foundation) -> StoreWriter:
-    """Create new layers of a finished store."""
-    return StoreWriter.add_layers(
+    """Create new sites of a finished store."""
+    return StoreWriter.add_sites(
         config.store,
-        layers=foundation.facts,
-        weights=foundation.weights,
+        foundation.sites,
+        foundation.facts,
+        modules=foundation.weights,
         sample=foundation.sample,
         buffer_bytes=config.buffer_bytes,
     )
@@ -197,11 +204,11 @@ def _manifest(
     target: Target,
     model: Any,
     text: Text,
-    layers: dict[int, dict[str, Any]],
+    foundation: Foundation,
 ) -> Manifest:
     n_seq, n_ctx = text.packed.tokens.shape
     seq_bytes = n_ctx * target.subject.d_model * itemsize(config.dtype)
-    n_arrays = n_sites(config.outputs) * len(layers)
+    n_arrays = n_sites(config.outputs) * len({site.layer for site in foundation.sites})
     n_shard_seqs = shard_seqs(n_seq, seq_bytes=seq_bytes, n_arrays=n_arrays)
     return Manifest(
         uuid=str(uuid.uuid4()),
@@ -221,11 +228,10 @@ def _manifest(
         request=config.request(),
         n_seq=n_seq,
         n_ctx=n_ctx,
-        d_model=target.subject.d_model,
         shard_seqs=n_shard_seqs,
         dtype=config.dtype,
         compression=config.compression,
-        outputs=config.outputs,
-        layers=layers,
+        sites=foundation.sites,
+        modules=foundation.facts,
         held_out_shards=held_out_shards(n_seq, n_shard_seqs),
     )

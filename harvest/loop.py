@@ -7,9 +7,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..language.attention import Reading
-from ..language.capture import Capture
+from ..language.capture import Call, Capture
 from ..language.stored import stored_readings
 from ..language.watch import Watch
+from ..sites import Site
 from ..stop import stop_when_whole
 from ..store.manifest import Manifest
 from ..store.write.writer import StoreWriter
@@ -23,7 +24,7 @@ class Pass(NamedTuple):
     """Language model with hooks, and how it is run over a shard."""
 
     capture: Capture
-    """Hooks on the layers that are to be written"""
+    """Hooks on the sites that are to be written"""
     batch: BatchSize
     """Sequences of a forward pass"""
     keep_nonfinite: bool
@@ -127,12 +128,21 @@ def _write(
             for some in _split(rows, n_seqs):
                 calls = run.capture.calls(writer.tokens(some))
                 watch.see(calls, some.start)
-                session.append({layer: (call.x, call.y) for layer, call in calls.items()})
+                found = sites_of(calls)
+                session.append({site: found[site] for site in writer.sites_to_write})
                 writer.settle(wait=False)
                 meter.done(len(some), some.stop - rows.start)
             watch.check()
 
     run.batch.fitting(attempt, run.report)
+
+
+def sites_of(calls: dict[int, Call]) -> dict[Site, Tensor]:
+    """Return x and y of calls of attention layers, by site."""
+    found: dict[Site, Tensor] = {}
+    for layer, call in calls.items():
+        found |= {Site(layer, "attn_in"): call.x, Site(layer, "attn_out"): call.y}
+    return found
 
 
 def _split(rows: range, size: int) -> Iterator[range]:

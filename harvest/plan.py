@@ -119,7 +119,7 @@ class Sizes:
         layers: dict[int, str],
         d_model: int,
         *,
-        there: Sequence[int] | None = None,
+        there: Sequence[Place] | None = None,
     ) -> None:
         """Measure the free disk.
 
@@ -127,7 +127,7 @@ class Sizes:
             config: the request.
             layers: layers to be written, with the names of their attention modules.
             d_model: width of an activation.
-            there: layers whose bytes in the store are overwritten, or count towards what is to be
+            there: folders whose bytes in the store are overwritten, or count towards what is to be
                 written; None: all that is there.
         """
         self._config = config
@@ -135,9 +135,7 @@ class Sizes:
         self._d_model = d_model
         self.cost = self._cost()
         free = free_disk_bytes(config.store)
-        rooms = [config.store]
-        if there is not None:
-            rooms = [config.store / room / str(n) for room in ("layers", "weights") for n in there]
+        rooms = [config.store] if there is None else there
         self.free_bytes = None if free is None else free + sum(map(tree_bytes, rooms))
 
     def _cost(self, n_layers: int | None = None, **changes: str) -> Cost:

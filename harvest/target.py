@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from ..errors import HarvestError
 from ..language.families import require_attention
 from ..language.subject import Subject
+from ..sites import SITE_GROUPS, Site
 from ..store.layers import choose_layers
 from ..store.manifest import Manifest
 from .config import HarvestConfig
@@ -66,11 +67,12 @@ def find_target(
     return Target(subject, layers, devices)
 
 
-def asked_layers(config: HarvestConfig, manifest: Manifest) -> list[int]:
-    """Return the layers that are asked for, out of those of a store's model."""
+def asked_sites(config: HarvestConfig, manifest: Manifest) -> list[Site]:
+    """Return the sites that are asked for, out of those of a store's model, by layer."""
     model = manifest.model
     among = model.get("attention_layers") or range(model["n_layers"])
-    return _layers(config.layers, among, where=model["id"])
+    layers = _layers(config.layers, among, where=model["id"])
+    return [Site(layer, name) for layer in layers for name in SITE_GROUPS["attn"]]
 
 
 def _layers(text: str, among: Sequence[int], *, where: str) -> list[int]:

@@ -8,9 +8,11 @@ from ..errors import HarvestError
 from ..language.blocks import attention_sites
 from ..language.capture import Capture
 from ..language.selfcheck import require_same_weights
-from ..store.layers import spell_layers
+from ..sites import Site
 from ..store.manifest import Manifest
 from ..store.read.reader import ActivationStore
+from ..store.rooms import own_folders
+from ..store.spelling import layers_of, spell_sites
 from ..store.write.writer import StoreWriter
 from .config import HarvestConfig
 from .events import HarvestReport
@@ -36,20 +38,19 @@ def harvest_new(config: HarvestConfig, report: HarvestReport) -> float:
 
 
 def harvest_more(
-    config: HarvestConfig, plan: Manifest, layers: list[int], report: HarvestReport
+    config: HarvestConfig, plan: Manifest, sites: list[Site], report: HarvestReport
 ) -> float:
-    """Add layers to a finished store; return tokens per second."""
-    report(f"adding layers {spell_layers(layers)} to {config.store}, of the tokens that it has")
-    target, _plan = _same_target(config, plan, layers, report)
+    """Add sites to a finished store; return tokens per second."""
+    report(f"adding {spell_sites(sites)} to {config.store}, of the tokens that it has")
+    target, _plan = _same_target(config, plan, sites, report)
     store = ActivationStore.open(config.store)
-    known = store.layers[0]
-    model = _load(target, [known, *layers], plan.model["dtype"], report)
-    sites = attention_sites(model, [known])
-    require_same_weights(model, sites, config.store, store.manifest)
-    with _capture(model, layers) as capture:
+    known = [n for n in store.layers if f"{n}.attention" in store.manifest.modules][:1]
+    model = _load(target, [*known, *layers_of(sites)], plan.model["dtype"], report)
+    require_same_weights(model, attention_sites(model, known), config.store, store.manifest)
+    with _capture(model, layers_of(sites)) as capture:
         run = _run(config, target, capture, report)
         tokens = store.tokens(range(min(plan.n_seq, sample_seqs(plan.n_ctx))))
-        foundation = look_into(config, model, run, tokens=tokens)
+        foundation = look_into(config, model, run, tokens=tokens).of(sites)
         with add_to_store(config, foundation) as writer:
             del foundation
             return write_shards(writer, run)
@@ -58,13 +59,13 @@ def harvest_more(
 def harvest_rest(config: HarvestConfig, report: HarvestReport) -> float:
     """Finish a store that was created earlier; return tokens per second."""
     with StoreWriter.resume(config.store, buffer_bytes=config.buffer_bytes) as writer:
-        plan, layers = writer.manifest, writer.layers_to_write
+        plan, layers = writer.manifest, layers_of(writer.sites_to_write)
         if not layers:  # others have done it
             writer.finish()
             return 0.0
         n_missing = len(writer.missing_shards())
         report(f"going on: {plan.n_shards - n_missing} of {plan.n_shards} shards are there")
-        target, _plan = _same_target(config, plan, layers, report)
+        target, _plan = _same_target(config, plan, writer.sites_to_write, report)
         model = _load(target, layers, plan.model["dtype"], report)
         sites = attention_sites(model, layers)
         require_same_weights(model, sites, config.store, plan)
@@ -95,10 +96,10 @@ def preview(config: HarvestConfig, report: HarvestReport) -> Plan:
 
 
 def preview_more(
-    config: HarvestConfig, manifest: Manifest, layers: Sequence[int], report: HarvestReport
+    config: HarvestConfig, manifest: Manifest, sites: Sequence[Site], report: HarvestReport
 ) -> Plan:
-    """Return what `harvest_rest` or `harvest_more` would write of some layers, without its time."""
-    _target, plan = _same_target(config, manifest, layers, report)
+    """Return what `harvest_rest` or `harvest_more` would write of some sites, without its time."""
+    _target, plan = _same_target(config, manifest, sites, report)
     return plan
 
 
@@ -134,19 +135,20 @@ def _read(
 
 
 def _same_target(
-    config: HarvestConfig, manifest: Manifest, layers: Sequence[int], report: HarvestReport
+    config: HarvestConfig, manifest: Manifest, sites: Sequence[Site], report: HarvestReport
 ) -> tuple[Target, Plan]:
-    """Find the model that a store was created with, and check that the disk takes the layers.
+    """Find the model that a store was created with, and check that the disk takes the sites.
 
     Args:
         config: the request.
         manifest: manifest of the store, or its plan.
-        layers: layers of which something is missing.
+        sites: sites of which something is missing.
         report: is called with the `Plan`.
     """
     report(f"looking at {config.model}")
     target = find_target(config, store=manifest, report=report)
-    sizes = Sizes(config, target.named(layers), target.subject.d_model, there=layers)
+    there = own_folders(config.store, manifest, sites)
+    sizes = Sizes(config, target.named(layers_of(sites)), target.subject.d_model, there=there)
     n_tokens = manifest.n_seq * manifest.n_ctx
     sizes.require_room(n_tokens, changeable=False)
     plan = sizes.plan(target.subject.id, n_tokens, device=target.devices[0])

@@ -321,7 +321,7 @@ def require_same_weights(
 ) -> None:
     """Raise LanguageModelError unless a model's attention weights are those of a store."""
     for site in sites:
-        theirs = stored_weights(root, manifest, site.layer)
+        theirs = stored_weights(root, manifest, f"{site.layer}.attention")
         if not theirs:
             continue  # its geometry is unknown, so there are none to compare
         try:

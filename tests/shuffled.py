@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from lorsa.sites import attention_ports
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.write.writer import StoreWriter
 
@@ -18,16 +19,18 @@ def shuffled_store(source: Path, out: Path, layer: int) -> Path:
     store = ActivationStore.open(source)
     manifest = store.manifest
     seqs = range(manifest.n_seq)
-    x, y = (each.flatten(0, 1) for each in store.activations(layer, seqs)[:2])
+    x, y = (each.flatten(0, 1) for each in store.activations(attention_ports(layer), seqs)[:2])
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     order = order.view(manifest.n_seq, manifest.n_ctx)
     with StoreWriter.create(
         out,
-        replace(manifest, uuid=str(uuid.uuid4()), layers={layer: manifest.layers[layer]}),
+        replace(
+            manifest, uuid=str(uuid.uuid4()), layers={layer: manifest.modules[f"{layer}.attention"]}
+        ),
         tokens=store.tokens(seqs),
         documents=store.documents(seqs),
         document_names=store.document_names(),
-        weights={layer: store.weights(layer)},
+        weights={layer: store.weights(f"{layer}.attention")},
     ) as writer:
         for shard in writer.missing_shards():
             rows = order[list(manifest.shard_rows(shard))]

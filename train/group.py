@@ -17,10 +17,12 @@ import torch
 from ..dictionaries.metrics import Quality, Tally
 from ..errors import RUN_ERRORS, TrainError
 from ..language.stored import deriver
+from ..sites import attention_ports
 from ..stop import Stop, stop_when_whole
 from ..store.read.loader import Batch, batches, held_out_parts
-from ..store.read.reader import Activations, ActivationStore, Derive
+from ..store.read.reader import ActivationStore
 from ..store.read.sampler import Sampler
+from ..store.read.stored import Activations, Derive
 from .alarm import one_line
 from .feed import moved_ahead
 from .report.reporting import finish, report_eval, report_step
@@ -93,9 +95,7 @@ class Group:
         """
         self.started = self.saved_at = time.monotonic()
         try:
-            self.derive = self.team.together(
-                lambda: deriver(self.layer, self.store, self.team.device)
-            )
+            self.derive = self.team.together(lambda: deriver(self.store, self.team.device))
             self.each(self.runs, Run.begin)
             self.start()
             self.evaluate([run for run in self.running() if run.done == 0])
@@ -270,7 +270,7 @@ class Group:
         endless = any(run.config.minutes is not None for run in self.running())
         read = batches(
             self.store,
-            self.layer,
+            attention_ports(self.layer),
             self.sampler,
             first_step=first_step,
             n_steps=ENDLESS if endless else max(run.span.n_steps for run in self.running()),
@@ -308,7 +308,7 @@ class Group:
                 unsharded.enter_context(run.started_learner().unsharded())
             for seqs in parts[self.team.rank :: self.team.world]:
                 try:
-                    stored = self.store.stored(self.layer, seqs)
+                    stored = self.store.stored(attention_ports(self.layer), seqs)
                     x, y = self.scaled(stored.on(self.team.device, self.derive))
                 except FAILURES as error:
                     return dict.fromkeys(tallies, error)

@@ -5,6 +5,7 @@ the language model. The rule reads the id and the norms of tokens, which every s
 may choose any.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import TrainError
+from ..sites import attention_ports
 from ..store.read.reader import ActivationStore
 from ..store.read.rows import Seqs
 from .mask_rule import Rule, parse_rule
@@ -109,8 +111,8 @@ class TokenMask:
         if self.token_ids:
             counted &= ~np.isin(self._store.tokens(seqs).numpy(), self.token_ids)
         if self.largest:
-            norms = self._store.norms(self._layer, seqs).numpy()  # [n, n_ctx, 2]
-            counted &= (norms <= np.array(self.largest, dtype=np.float32)).all(axis=-1)
+            for site, largest in zip(attention_ports(self._layer).sites, self.largest, strict=True):
+                counted &= self._store.norms(site, seqs).numpy() <= np.float32(largest)
         return counted
 
 
@@ -142,6 +144,6 @@ def _largest(n_medians: float, store: ActivationStore, layer: int) -> tuple[floa
     """Return the largest ||x|| and ||y|| that count, by evenly spaced training sequences."""
     seqs: Any = store.train_seqs
     n_seqs = min(len(seqs), max(1, MEDIAN_TOKENS // store.manifest.n_ctx))
-    norms = store.norms(layer, seqs[np.arange(n_seqs) * len(seqs) // max(n_seqs, 1)]).numpy()
-    medians = np.median(norms.reshape(-1, 2), axis=0) if n_seqs else np.full(2, np.inf)
-    return tuple(float(n_medians * median) for median in medians)
+    spaced = seqs[np.arange(n_seqs) * len(seqs) // max(n_seqs, 1)]
+    norms = [store.norms(site, spaced).numpy() for site in attention_ports(layer).sites]
+    return tuple(float(n_medians * np.median(each)) if n_seqs else math.inf for each in norms)

@@ -10,6 +10,7 @@ from ..dictionaries.lorsa.start import require_fit
 from ..errors import TrainError
 from ..kernels.dispatch import choose_path
 from ..language.stored import layer_geometry
+from ..sites import attention_ports
 from ..store.read.reader import ActivationStore
 from .config import TrainConfig
 from .extent import Extent, extent
@@ -54,8 +55,9 @@ def make_request(
         StoreError: the layer is not stored.
         TrainError: the settings do not fit the store or this machine.
     """
-    store.require_layer(config.layer)
-    if n_bad := store.n_nonfinite(config.layer):
+    sites = attention_ports(config.layer).sites
+    store.require_sites(sites)
+    if n_bad := sum(map(store.n_nonfinite, sites)):
         wide = store.manifest.model.get("dtype") == "float32"
         raise TrainError(
             f"layer {config.layer} of {config.store} holds {n_bad:,} tokens with NaN or Inf, on "
@@ -68,7 +70,7 @@ def make_request(
     low = uses_bfloat16(config, team.device)
     facts = {
         "store_uuid": store.manifest.uuid,
-        "d_model": store.manifest.d_model,
+        "d_model": store.width(sites[0]),
         "train_tokens": span.train_tokens,
         "batch_seqs": span.batch_seqs,
         "arithmetic": _arithmetic(low),
@@ -86,7 +88,7 @@ def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
         TrainError: sizes do not fit each other, or the layer's attention is not understood and
             init is not "random".
     """
-    self_check = store.manifest.layers[config.layer]["self_check"]
+    self_check = store.manifest.modules[f"{config.layer}.attention"]["self_check"]
     if config.init != "random" and not self_check["passed"]:
         why = self_check.get("reason") or f"self-check failed, relative error {self_check['error']}"
         raise TrainError(

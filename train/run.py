@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..dictionaries.lorsa.module import Lorsa
 from ..errors import TrainError
-from ..store.read.reader import Activations
 from ..store.read.rows import Seqs
+from ..store.read.stored import Activations
 from .checkpoint import (
     Restored,
     State,

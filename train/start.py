@@ -10,8 +10,10 @@ from ..dictionaries.lorsa.module import Lorsa
 from ..dictionaries.lorsa.start import fit_output, init_from_layer, init_random
 from ..language.attention import LayerWeights
 from ..language.stored import layer_geometry
-from ..store.read.reader import Activations, ActivationStore, Derive, Stored
+from ..sites import Site, attention_ports
+from ..store.read.reader import ActivationStore
 from ..store.read.sampler import sequence_order
+from ..store.read.stored import Activations, Derive, Stored
 from .config import TrainConfig
 
 
@@ -28,13 +30,12 @@ class Scales(NamedTuple):
 
 def activation_scales(layer: int, store: ActivationStore) -> Scales:
     """Return the powers of two that bring the mean norms nearest to sqrt(d_model)."""
-    norms = store.mean_norms(layer)
-    target = math.sqrt(store.manifest.d_model)
 
-    def nearest(norm: float) -> float:
+    def nearest(site: Site) -> float:
+        norm, target = store.mean_norm(site), math.sqrt(store.width(site))
         return 2.0 ** round(math.log2(target / norm)) if norm > 0 else 1.0
 
-    return Scales(nearest(norms.x), nearest(norms.y))
+    return Scales(*map(nearest, attention_ports(layer).sites))
 
 
 class Initialiser:
@@ -70,7 +71,8 @@ class Initialiser:
         elif config.init == "random":
             init_random(start, x, seed=config.seed)
         else:
-            weights = LayerWeights(**self._store.weights(config.layer)).to(device, torch.float32)
+            own = self._store.weights(f"{config.layer}.attention")
+            weights = LayerWeights(**own).to(device, torch.float32)
             geometry = layer_geometry(config.layer, self._store)
             weighted = config.init == "layer-weighted"
             init_from_layer(start, weights, geometry, x, seed=config.seed, weighted=weighted)
@@ -84,4 +86,4 @@ def _init_sample(config: TrainConfig, store: ActivationStore) -> Stored:
     shard_seqs = store.manifest.shard_seqs
     seqs = sequence_order(store.train_seqs, shard_seqs, seed=config.order_seed, epoch=0)
     n_seqs = max(1, config.init_tokens // store.manifest.n_ctx)
-    return store.stored(config.layer, seqs[:n_seqs])
+    return store.stored(attention_ports(config.layer), seqs[:n_seqs])

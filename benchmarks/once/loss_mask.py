@@ -20,6 +20,7 @@ from lorsa import __version__
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.dictionaries.metrics import evaluate
 from lorsa.display.train import TrainDisplay
+from lorsa.sites import attention_ports
 from lorsa.store.layers import choose_layers
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
@@ -150,7 +151,7 @@ def held_out(
     seqs = store.held_out_seqs
     for first in range(0, len(seqs), EVAL_SEQS):
         some = seqs[first : first + EVAL_SEQS]
-        x, y = store.stored(layer, some).on("cpu")
+        x, y = store.stored(attention_ports(layer), some).on("cpu")
         yield x, y, mask(some)
 
 

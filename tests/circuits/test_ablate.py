@@ -21,6 +21,7 @@ from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.display.ablate import ablate_tables
 from lorsa.errors import AnalyzeError, AttachError, HarvestError
+from lorsa.sites import attention_ports
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
@@ -127,7 +128,7 @@ def test_the_error_on_the_prompt_is_that_of_the_store(
     seqs = store.held_out_seqs[:1]
     ids = ",".join(map(str, store.tokens(seqs)[0].tolist()))
     found = ablate(config(prompt=None, tokens=ids))
-    x, y = store.activations(1, seqs)
+    x, y = store.activations(attention_ports(1), seqs)
     with torch.no_grad():
         y_hat = Lorsa.from_pretrained(run)(x)
     expected = ((y - y_hat).square().sum(-1) / y.square().sum(-1)).mean()

@@ -18,6 +18,7 @@ from lorsa.evaluate.losses import CrossEntropy, Replacements
 from lorsa.language.blocks import attention_sites
 from lorsa.language.edit import replaced
 from lorsa.progress import Measured
+from lorsa.sites import attention_ports
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
@@ -83,7 +84,7 @@ def test_cross_entropies_are_those_of_the_edited_model(
     with torch.no_grad():
         model.model.layers[1].self_attn.o_proj.weight.zero_()
     assert found.zero_ablated == pytest.approx(loss(model), rel=1e-5)
-    mean = store.activations(1, store.train_seqs[:64]).y.mean(dim=(0, 1))
+    mean = store.activations(attention_ports(1), store.train_seqs[:64]).y.mean(dim=(0, 1))
     o_proj = model.model.layers[1].self_attn.o_proj
     o_proj.bias = torch.nn.Parameter(mean)
     assert found.mean_ablated == pytest.approx(loss(model), rel=1e-5)

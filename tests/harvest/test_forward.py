@@ -113,7 +113,7 @@ def test_the_first_look_in_batches_finds_what_one_pass_does(
         harvest(config)
         stores.append(ActivationStore.open(folder))
     for store in stores:
-        assert store.manifest.layers[1]["self_check"]["passed"]
+        assert store.manifest.modules["1.attention"]["self_check"]["passed"]
     for site in arrays.sites(stores[0].manifest, 1):
         small, large = (store.channel(site) for store in stores)
         assert small is not None

@@ -21,6 +21,7 @@ from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
 from lorsa.language.selfcheck import SelfCheck, understand
 from lorsa.language.stored import stored_attention
+from lorsa.sites import Site, attention_ports
 from lorsa.store.care.repair import verify_store
 from lorsa.store.folder import is_begun, is_complete
 from lorsa.store.read.reader import ActivationStore
@@ -133,13 +134,15 @@ def test_a_derived_y_is_the_models(config: HarvestConfig, store_folder: Path, dt
     store, whole = ActivationStore.open(config.store), ActivationStore.open(store_folder)
     assert store.manifest.outputs == "derive"
     for layer in result.layers:
-        geometry = store.manifest.layers[layer]["geometry"]
-        derive = stored_attention(store.weights(layer), geometry, "cpu")
-        x, y = whole.activations(layer, whole.held_out_seqs)
-        found = store.activations(layer, whole.held_out_seqs, derive)
+        geometry = store.manifest.modules[f"{layer}.attention"]["geometry"]
+        derive = stored_attention(store.weights(f"{layer}.attention"), geometry, "cpu")
+        x, y = whole.activations(attention_ports(layer), whole.held_out_seqs)
+        found = store.activations(attention_ports(layer), whole.held_out_seqs, derive)
         for mine, plain in ((found.x, x), (found.y, y)):
             assert (mine - plain).norm() / plain.norm() < (1e-5 if dtype == "float32" else 0.02)
-        assert store.mean_norms(layer).y == pytest.approx(whole.mean_norms(layer).y, rel=1e-5)
+        assert store.mean_norm(Site(layer, "attn_out")) == pytest.approx(
+            whole.mean_norm(Site(layer, "attn_out")), rel=1e-5
+        )
     plan = next(event for event in said if isinstance(event, Plan))
     assert plan.bytes_per_token == 2 * store.manifest.d_model * (4 if dtype == "float32" else 1) + (
         8 if dtype == "int8" else 0

@@ -58,7 +58,7 @@ def write(root: Place, facts: dict[str, Any]) -> None:
                 for seq in rows:
                     if seq == rows.stop - 1:
                         time.sleep(SHARD_S)
-                    batch = {n: (values(n, 0), values(n, 1)) for n in writer.layers_to_write}
+                    batch = {n: (values(n, 0), values(n, 1)) for n in writer.sites_to_write}
                     session.append({n: (x[[seq]], y[[seq]]) for n, (x, y) in batch.items()})
         writer.finish()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from lorsa.errors import StoreError
+from lorsa.sites import Site, attention_ports
 from lorsa.store.read.derived import LEAST_LIMIT, KnownNorms, norm_limit
 from lorsa.store.read.loader import batches, held_out_batches
 from lorsa.store.read.reader import ActivationStore
@@ -24,34 +25,36 @@ def test_y_is_derived_when_it_is_read(
     monkeypatch.setattr(KnownNorms, "require", lambda self, y: None)
     store = ActivationStore.open(make_store(outputs="derive", dtype=dtype))
     assert not (store.root / "layers/3/attn_out").exists()
-    x, y = store.activations(3, [4, 1], _double)
-    assert torch.equal(x, store.inputs(3, [4, 1]))
+    x, y = store.activations(attention_ports(3), [4, 1], _double)
+    assert torch.equal(x, store.values(Site(3, "attn_in"), [4, 1]))
     assert torch.equal(y, 2 * x)
     assert torch.equal(
-        next(held_out_batches(store, 3, batch_seqs=2, derive=_double)).y[0],
-        (2 * store.inputs(3, [20])[0]),
+        next(held_out_batches(store, attention_ports(3), batch_seqs=2, derive=_double)).y[0],
+        (2 * store.values(Site(3, "attn_in"), [20])[0]),
     )
     sampler = Sampler(store.train_seqs, store.manifest.shard_seqs, batch_seqs=3)
-    for step, batch in enumerate(batches(store, 3, sampler, first_step=0, n_steps=7)):
+    for step, batch in enumerate(
+        batches(store, attention_ports(3), sampler, first_step=0, n_steps=7)
+    ):
         x, y = batch.stored.on("cpu", _double)
-        assert torch.equal(x, store.inputs(3, sampler.batch(step)))
+        assert torch.equal(x, store.values(Site(3, "attn_in"), sampler.batch(step)))
         assert torch.equal(y, 2 * x)
 
 
 def test_nobody_takes_a_derived_y_for_a_stored_one(make_store: Callable[..., Path]) -> None:
     store = ActivationStore.open(make_store(outputs="derive"))
     with pytest.raises(StoreError, match=r"has no y \(outputs: derive\)"):
-        store.activations(3, [0])
+        store.activations(attention_ports(3), [0])
     with pytest.raises(ValueError, match="nothing was given to derive it"):
-        next(held_out_batches(store, 3, batch_seqs=2))
+        next(held_out_batches(store, attention_ports(3), batch_seqs=2))
 
 
 def test_norms_of_y_are_known_all_the_same(make_store: Callable[..., Path]) -> None:
     store = ActivationStore.open(make_store(outputs="derive"))
     for layer in LAYERS:
         x, y = (values(layer, site)[store.train_seqs].norm(dim=-1) for site in (0, 1))
-        assert store.mean_norms(layer).x == pytest.approx(float(x.mean()), rel=1e-6)
-        assert store.mean_norms(layer).y == pytest.approx(float(y.mean()), rel=1e-6)
+        assert store.mean_norm(Site(layer, "attn_in")) == pytest.approx(float(x.mean()), rel=1e-6)
+        assert store.mean_norm(Site(layer, "attn_out")) == pytest.approx(float(y.mean()), rel=1e-6)
         norms = store.norms(layer, range(N_SEQ))
         assert torch.allclose(norms[..., 1], values(layer, 1).norm(dim=-1))
 
@@ -65,13 +68,17 @@ def test_a_derived_y_has_the_norms_that_the_harvest_kept(make_store: Callable[..
     """Wrong weights or a wrong geometry gave another y without a word, though ||y|| was there."""
     store = ActivationStore.open(make_store(outputs="derive"))
     seqs = [4, 1]
-    assert torch.equal(store.activations(3, seqs, _known(seqs)).y, values(3, 1)[seqs])
-    rotated = _known(seqs)(store.inputs(3, seqs)).roll(1, dims=-1)
-    assert store.activations(3, seqs, lambda x: rotated).y is rotated  # norms are all that is kept
+    assert torch.equal(
+        store.activations(attention_ports(3), seqs, _known(seqs)).y, values(3, 1)[seqs]
+    )
+    rotated = _known(seqs)(store.values(Site(3, "attn_in"), seqs)).roll(1, dims=-1)
+    assert (
+        store.activations(attention_ports(3), seqs, lambda x: rotated).y is rotated
+    )  # norms are all that is kept
     with pytest.raises(StoreError, match=r"layer 3: y that is derived .* by 0.002 in its norm"):
-        store.activations(3, seqs, _known(seqs, 1.002))
+        store.activations(attention_ports(3), seqs, _known(seqs, 1.002))
     sampler = Sampler(store.train_seqs, store.manifest.shard_seqs, batch_seqs=3)
-    for batch in batches(store, 3, sampler, first_step=0, n_steps=2):
+    for batch in batches(store, attention_ports(3), sampler, first_step=0, n_steps=2):
         mine = [int(seq) for seq in batch.seqs]
         batch.stored.on("cpu", _known(mine))
         with pytest.raises(StoreError, match="in its norm"):
@@ -79,7 +86,9 @@ def test_a_derived_y_has_the_norms_that_the_harvest_kept(make_store: Callable[..
         with pytest.raises(StoreError, match="by nan in its norm"):
             batch.stored.on("cpu", _known(mine, float("nan")))
     with pytest.raises(StoreError, match="in its norm"):
-        next(held_out_batches(store, 3, batch_seqs=2, derive=_known([20, 21], 2.0)))
+        next(
+            held_out_batches(store, attention_ports(3), batch_seqs=2, derive=_known([20, 21], 2.0))
+        )
 
 
 def test_one_wrong_token_is_found(make_store: Callable[..., Path]) -> None:
@@ -88,7 +97,7 @@ def test_one_wrong_token_is_found(make_store: Callable[..., Path]) -> None:
     y = values(3, 1)
     y[11, 5] *= 1.1
     with pytest.raises(StoreError, match="in its norm"):
-        store.activations(3, seqs, lambda x: y)
+        store.activations(attention_ports(3), seqs, lambda x: y)
 
 
 def test_norms_may_differ_by_what_x_was_rounded_to() -> None:

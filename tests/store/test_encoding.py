@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from lorsa.sites import Site, attention_ports
 from lorsa.store.encoding import channel_scale, encode
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.write.encode import encode_layer
@@ -74,7 +75,7 @@ def test_an_int8_store_comes_back(make_store: Callable[..., Path], compression: 
     store = ActivationStore.open(make_store(dtype="int8", compression=compression))
     seqs = [21, 0, 7, 7]
     for layer in LAYERS:
-        for site, found in enumerate(store.activations(layer, seqs)):
+        for site, found in enumerate(store.activations(attention_ports(layer), seqs)):
             whole = values(layer, site)
             assert torch.equal(found, encode(whole, "int8", channel_scale(whole)).decode()[seqs])
             assert (found - whole[seqs]).norm() / whole.norm() < 0.01
@@ -88,7 +89,9 @@ def test_plain_zarr_reads_int8(make_store: Callable[..., Path]) -> None:
     layer: Any = zarr.open_group(root, mode="r")["layers/3"]
     by_zarr = layer["attn_in"][:] * layer["attn_in_scale"][:][..., None]
     by_zarr = by_zarr * layer["attn_in_channel"][:]
-    assert np.allclose(by_zarr, ActivationStore.open(root).inputs(3, range(N_SEQ)).numpy())
+    assert np.allclose(
+        by_zarr, ActivationStore.open(root).values(Site(3, "attn_in"), range(N_SEQ)).numpy()
+    )
     assert layer["attn_in"].attrs["lorsa_dtype"] == "int8"
 
 

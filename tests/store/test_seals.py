@@ -12,9 +12,10 @@ import pytest
 import torch
 from lorsa.errors import StoreError
 from lorsa.seal import hexadecimal
+from lorsa.sites import Site
 from lorsa.store.care.info import store_info
 from lorsa.store.care.merge import merge_stores
-from lorsa.store.care.remove import remove_layers
+from lorsa.store.care.remove import remove_sites
 from lorsa.store.care.repair import verify_store
 from lorsa.store.fixed import read_documents, write_documents
 from lorsa.store.folder import is_complete
@@ -98,7 +99,7 @@ def test_a_bit_of_a_journal_line_is_damage(tmp_path: Path, what: str) -> None:
     root = tmp_path / "acts"
     with create(root, make_manifest()) as writer:
         fill(writer, [0, 1])
-        writer._log._journal.drop([(1, "layers/0/norms")])
+        writer._log._journal.drop([(1, "layers/0/attn_in_norm")])
     path = root / "journal/w000001.jsonl"
     text = path.read_text()
     at = text.index(what) + len(what) + 5
@@ -165,7 +166,7 @@ def test_a_file_of_another_store_is_told(
     with pytest.raises(StoreError, match=message):
         store = ActivationStore.open(root)
         store.document_names()
-        store.weights(3)
+        store.weights("3.attention")
     assert not verify_store(root, full=True)["ok"]
 
 
@@ -188,14 +189,14 @@ def test_a_weight_is_read_in_the_one_form_that_is_written(
     path.write_text(json.dumps(facts, indent=2))
     store = ActivationStore.open(root)
     with pytest.raises(StoreError, match=rf"{name}/zarr.json is not"):
-        store.weights(0)
-        store.inputs(3, [0])
+        store.weights("0.attention")
+        store.values(Site(3, "attn_in"), [0])
     as_before(root)
     if what != "fill_value":  # which nothing reads
         with pytest.raises(StoreError, match=rf"{name}/zarr.json is not as lorsa writes it"):
             store = ActivationStore.open(root)
-            store.weights(0)
-            store.inputs(3, [0])
+            store.weights("0.attention")
+            store.values(Site(3, "attn_in"), [0])
 
 
 def test_a_weight_of_another_size_is_not_read(make_store: MakeStore) -> None:
@@ -205,13 +206,13 @@ def test_a_weight_of_another_size_is_not_read(make_store: MakeStore) -> None:
     with (root / "weights/0/W_Q/c/0/0").open("r+b") as file:
         file.truncate(1 << 42)  # more than there is memory
     with pytest.raises(StoreError, match="has 4,398,046,511,104 bytes instead of 16"):
-        ActivationStore.open(root).weights(0)
+        ActivationStore.open(root).weights("0.attention")
 
 
 def test_a_store_of_before_opens_and_says_that_it_has_no_checksums(make_store: MakeStore) -> None:
     root = make_store()
     as_before(root)
-    assert ActivationStore.open(root).weights(3)
+    assert ActivationStore.open(root).weights("3.attention")
     assert store_info(root)["has_checksums"] is False
     found = verify_store(root, full=True)
     assert (found["ok"], found["has_checksums"]) == (True, False)
@@ -229,7 +230,7 @@ def test_layers_added_and_removed_keep_their_checksums(make_store: MakeStore) ->
     assert verify_store(root, full=True)["ok"]
     known = read_manifest(root / MANIFEST).checksums
     assert {"weights/5/W_Q/c/0/0", "weights/0/W_Q/c/0/0", "documents.parquet"} <= known.keys()
-    remove_layers(root, "0")
+    remove_sites(root, "0")
     assert verify_store(root, full=True)["ok"]
     assert not [n for n in read_manifest(root / MANIFEST).checksums if n.startswith("weights/0/")]
     assert store_info(root)["has_checksums"] is True

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import TrainError
+from lorsa.sites import attention_ports
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
 from lorsa.train.extent import extent
@@ -56,7 +57,7 @@ def test_sizes_that_do_not_fit_are_named(
 
 
 def test_a_layer_that_is_not_understood_needs_a_random_start(store: ActivationStore) -> None:
-    store.manifest.layers[1]["self_check"]["passed"] = False
+    store.manifest.modules["1.attention"]["self_check"]["passed"] = False
     with pytest.raises(TrainError, match="geometry is unknown .self-check failed.*--init random"):
         lorsa_config(_config(store), store)
     assert lorsa_config(_config(store, init="random"), store).n_ov_heads == 256
@@ -110,7 +111,7 @@ def test_initialisation_is_seeded_and_unbiased(store: ActivationStore, init: str
     first, again, other = start(0), start(0), start(1)
     assert torch.equal(first.W_V, again.W_V)
     assert not torch.equal(first.W_V, other.W_V)
-    x, y = store.activations(1, store.train_seqs)
+    x, y = store.activations(attention_ports(1), store.train_seqs)
     with torch.no_grad():
         residual = (first(x) - y).square().sum() / (y - y.mean(dim=(0, 1))).square().sum()
     assert residual < 1
@@ -124,9 +125,9 @@ def test_init_from_layer_has_the_layers_pattern(store: ActivationStore) -> None:
     config = _config(store)
     lorsa = Lorsa(lorsa_config(config, store))
     Initialiser(store).fill(lorsa, config)
-    x = store.activations(1, [0, 1]).x
+    x = store.activations(attention_ports(1), [0, 1]).x
     geometry = layer_geometry(1, store)
-    q, k = queries_keys(x, LayerWeights(**store.weights(1)), geometry)
+    q, k = queries_keys(x, LayerWeights(**store.weights("1.attention")), geometry)
     k = k.repeat_interleave(geometry.n_heads // geometry.n_kv_heads, dim=2)
     pattern = attention_pattern(q, k, geometry).repeat_interleave(4, dim=1)
     assert torch.allclose(lorsa.pattern(x), pattern, atol=1e-4)

@@ -12,9 +12,10 @@ import torch
 import zarr
 from lorsa.errors import StoreError
 from lorsa.harvest.corpus.packing import fingerprint
+from lorsa.sites import Site, attention_ports
 from lorsa.store import open_files
 from lorsa.store.care.merge import merge_stores
-from lorsa.store.care.remove import remove_layers
+from lorsa.store.care.remove import remove_sites
 from lorsa.store.care.repair import verify_store
 from lorsa.store.fixed import write_array
 from lorsa.store.manifest import MANIFEST, read_manifest
@@ -99,12 +100,14 @@ def test_a_merged_store_has_every_sequence_of_both(
     assert torch.equal(ids[ids[:, 0].argsort()], both)
     for layer in LAYERS:
         x, y = (part.to(getattr(torch, dtype)) for part in _values(layer, ids))
-        found = c.activations(layer, range(22 + n_b))
+        found = c.activations(attention_ports(layer), range(22 + n_b))
         assert torch.equal(found.x, x)
         assert torch.equal(found.y, y)
         norms = c.norms(layer, c.train_seqs).double().mean(dim=(0, 1))
         assert c.mean_norms(layer) == pytest.approx(norms.tolist(), rel=1e-6)
-        assert torch.equal(c.weights(layer)["W_Q"], parts[0].weights(layer)["W_Q"])
+        assert torch.equal(
+            c.weights(f"{layer}.attention")["W_Q"], parts[0].weights(f"{layer}.attention")["W_Q"]
+        )
     held_out = torch.cat([part.tokens(part.held_out_seqs)[:, 0] for part in parts])
     kept = c.tokens(c.held_out_seqs)[:, 0]
     assert set(held_out.tolist()) <= set(kept.tolist())
@@ -133,7 +136,10 @@ def test_a_merged_store_says_of_itself_what_a_harvest_would(
         assert torch.equal(
             c.norms(layer, order).nan_to_num(), whole.norms(layer, range(12)).nan_to_num()
         )
-        mine, theirs = c.stored(layer, order), whole.stored(layer, range(12))
+        mine, theirs = (
+            c.stored(attention_ports(layer), order),
+            whole.stored(attention_ports(layer), range(12)),
+        )
         assert (mine.y is None) is (outputs == "derive")
         for one, other in zip(mine[:2], theirs[:2], strict=True):
             for part, same in zip(one or (), other or (), strict=True):
@@ -148,7 +154,7 @@ def test_a_merged_store_says_of_itself_what_a_harvest_would(
         for store in (c, whole)
     ]
     assert totals[0] == pytest.approx(totals[1])
-    assert c.mean_norms(0).y > 0
+    assert c.mean_norm(Site(0, "attn_out")) > 0
 
 
 def test_int8_with_other_scales_of_the_channels_is_refused(
@@ -293,7 +299,7 @@ def test_the_merge_that_is_shown_goes_on(
     make_text("b", 9, 1000)
     monkeypatch.chdir(tmp_path)
     merge_stores(["a", "b"], "m")
-    remove_layers("m", "3")
+    remove_sites("m", "3")
     before = digests(tmp_path / "m")
     lost = Path("m/layers/0/attn_out/c/1/0/0")
     lost.unlink()

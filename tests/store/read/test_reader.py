@@ -11,6 +11,7 @@ import pytest
 import torch
 import zarr
 from lorsa.errors import StoreError
+from lorsa.sites import Site, attention_ports
 from lorsa.store.care.repair import verify_store
 from lorsa.store.read.reader import ActivationStore
 from small import LAYERS, N_CTX, N_SEQ, create, edit_manifest, fill, make_manifest, tokens, values
@@ -24,7 +25,7 @@ def test_activations_come_back(
     store = ActivationStore.open(make_store(dtype=dtype, compression=compression))
     seqs = [21, 0, 7, 7]
     for layer in LAYERS:
-        x, y = store.activations(layer, seqs)
+        x, y = store.activations(attention_ports(layer), seqs)
         assert x.dtype == getattr(torch, dtype)
         assert torch.equal(x, values(layer, 0)[seqs].to(x.dtype))
         assert torch.equal(y, values(layer, 1)[seqs].to(x.dtype))
@@ -37,9 +38,9 @@ def test_tokens_documents_norms_and_weights_come_back(make_store: Callable[..., 
     assert store.document_names() == ["a", "b"]
     norms = store.norms(3, range(N_SEQ))
     assert torch.allclose(norms[..., 1], values(3, 1).norm(dim=-1))
-    assert store.weights(0)["W_Q"].dtype == torch.bfloat16
+    assert store.weights("0.attention")["W_Q"].dtype == torch.bfloat16
     train = store.train_seqs
-    assert store.mean_norms(3).x == pytest.approx(
+    assert store.mean_norm(Site(3, "attn_in")) == pytest.approx(
         float(values(3, 0)[train].norm(dim=-1).mean()), rel=1e-6
     )
 
@@ -99,9 +100,9 @@ def test_shards_table_has_a_row_per_file(make_store: Callable[..., Path]) -> Non
 
 def test_memory_is_not_shared_between_reads(make_store: Callable[..., Path]) -> None:
     store = ActivationStore.open(make_store())
-    first = store.activations(0, [1]).x
+    first = store.activations(attention_ports(0), [1]).x
     first.zero_()
-    assert store.activations(0, [1]).x.any()
+    assert store.activations(attention_ports(0), [1]).x.any()
 
 
 def test_a_folder_that_is_no_store_says_what_to_type(tmp_path: Path) -> None:
@@ -178,9 +179,9 @@ def test_a_flipped_bit_is_found_when_it_is_read(make_store: Callable[..., Path])
     data[10] ^= 1
     path.write_bytes(data)
     store = ActivationStore.open(root)
-    store.activations(3, [1])
+    store.activations(attention_ports(3), [1])
     with pytest.raises(StoreError, match=f"{path} is damaged"):
-        store.activations(3, [0])
+        store.activations(attention_ports(3), [0])
 
 
 def test_a_damaged_table_is_named(make_store: Callable[..., Path]) -> None:
@@ -195,7 +196,7 @@ def test_missing_weights_are_not_zeros(make_store: Callable[..., Path]) -> None:
     root = make_store()
     shutil.rmtree(root / "weights/0/W_Q/c")
     with pytest.raises(StoreError, match="W_Q/c/0/0 is missing"):
-        ActivationStore.open(root).weights(0)
+        ActivationStore.open(root).weights("0.attention")
 
 
 def test_a_weight_that_is_gone_is_not_a_weight_that_never_was(
@@ -205,7 +206,7 @@ def test_a_weight_that_is_gone_is_not_a_weight_that_never_was(
     root = make_store()
     shutil.rmtree(root / "weights/3/W_Q")
     with pytest.raises(StoreError, match="weights/3/W_Q cannot be read"):
-        ActivationStore.open(root).weights(3)
+        ActivationStore.open(root).weights("3.attention")
 
 
 def test_any_file_cut_short_is_found(make_store: Callable[..., Path]) -> None:
@@ -230,13 +231,13 @@ def _read_everything(root: Path) -> None:
     store = ActivationStore.open(root)
     store.document_names()
     for layer in LAYERS:
-        store.activations(layer, range(N_SEQ))
-        store.weights(layer)
+        store.activations(attention_ports(layer), range(N_SEQ))
+        store.weights(f"{layer}.attention")
 
 
 def test_a_layer_that_is_not_stored_is_named(make_store: Callable[..., Path]) -> None:
     with pytest.raises(StoreError, match="layer 7 is not in .*; it has layers 0,3"):
-        ActivationStore.open(make_store()).activations(7, [0])
+        ActivationStore.open(make_store()).activations(attention_ports(7), [0])
 
 
 def test_a_sequence_out_of_range_is_an_error(make_store: Callable[..., Path]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from lorsa.errors import BusyError, StoreError
+from lorsa.sites import Site, attention_ports
 from lorsa.store.care.repair import verify_store
 from lorsa.store.folder import is_begun, is_complete
 from lorsa.store.read.reader import ActivationStore
@@ -98,8 +99,10 @@ def test_activations_that_are_not_finite_are_counted_and_kept_if_asked_for(
         writer.finish()
     store = ActivationStore.open(root)
     assert [store.n_nonfinite(layer) for layer in LAYERS] == [0, 2]
-    assert torch.equal(store.activations(3, [6]).y[0].nan_to_num(), y[2].nan_to_num())
-    assert 0 < store.mean_norms(3).y < 10
+    assert torch.equal(
+        store.activations(attention_ports(3), [6]).y[0].nan_to_num(), y[2].nan_to_num()
+    )
+    assert 0 < store.mean_norm(Site(3, "attn_out")) < 10
 
 
 def test_what_waits_for_the_disk_is_bounded(tmp_path: Path) -> None:
@@ -190,7 +193,7 @@ def test_leftovers_of_a_store_that_was_hardly_begun_are_cleared(tmp_path: Path) 
     assert not (root / "weights" / "3").exists()
 
 
-@pytest.mark.parametrize("name", ["layers/3/attn_in/c/0/0/0", "layers/0/norms/c/1/0/0"])
+@pytest.mark.parametrize("name", ["layers/3/attn_in/c/0/0/0", "layers/0/attn_in_norm/c/1/0/0"])
 @pytest.mark.parametrize("how", ["cut", "gone"])
 def test_a_committed_file_that_is_cut_or_gone_is_written_again(
     tmp_path: Path, name: str, how: str
@@ -204,7 +207,7 @@ def test_a_committed_file_that_is_cut_or_gone_is_written_again(
         fill(writer)
         writer.finish()
     store = ActivationStore.open(root)
-    assert torch.equal(store.activations(3, range(N_SEQ)).x, values(3, 0))
+    assert torch.equal(store.activations(attention_ports(3), range(N_SEQ)).x, values(3, 0))
 
 
 def test_token_ids_that_are_gone_cannot_be_made_again(tmp_path: Path) -> None:
@@ -282,7 +285,9 @@ def test_a_batch_may_be_used_again_by_its_owner(tmp_path: Path) -> None:
                         for part in pair:
                             part.zero_()
         writer.finish()
-    assert torch.equal(ActivationStore.open(root).activations(0, range(N_SEQ)).x, values(0, 0))
+    assert torch.equal(
+        ActivationStore.open(root).activations(attention_ports(0), range(N_SEQ)).x, values(0, 0)
+    )
 
 
 def test_a_torn_journal_line_costs_its_shard_only(tmp_path: Path) -> None:
