@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from lorsa.seal import json_crc32c
-from lorsa.sites import Site
+from lorsa.sites import Site, attention_ports
 from lorsa.store.entries import Entries
 from lorsa.store.layered import pair_facts
 from lorsa.store.manifest import Manifest, held_out_shards, read_manifest
@@ -55,6 +55,11 @@ def values(layer: int, site: int, width: int = D_MODEL) -> torch.Tensor:
     """
     generator = torch.Generator().manual_seed(10 * layer + site)
     return torch.randn(N_SEQ, N_CTX, width, generator=generator)
+
+
+def pair(layer: int, x: Any, y: Any) -> dict[Site, Any]:
+    """Return something of a layer's attn_in and of its attn_out, by site."""
+    return dict(zip(attention_ports(layer).sites, (x, y), strict=True))
 
 
 def values_of(manifest: Manifest) -> dict[Site, torch.Tensor]:

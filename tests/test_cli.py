@@ -699,7 +699,7 @@ def test_a_killed_harvest_goes_on(
     command = [sys.executable, "-m", "lorsa", *args]
     child = subprocess.Popen(command, cwd=tmp_path, env=os.environ, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    shard = tmp_path / "acts/layers/1/attn_in_norm/c/1/0/0"
+    shard = tmp_path / "acts/layers/1/attn_in_norm/c/1/0"
     while not shard.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     child.kill()

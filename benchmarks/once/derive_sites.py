@@ -102,8 +102,10 @@ def read_layers(model: Any, tokens: Tensor, layers: list[int]) -> dict[int, Laye
         attention = understand(model, at, seen.attention[layer]).reading
         sites = {site.name: values for site, values in seen.sites.items()}
         mlp, block = understand_block(model, blocks[layer], seen.blocks[layer], sites)
-        assert attention is not None and block.reading is not None
-        assert mlp is not None and mlp.reading is not None
+        assert attention is not None
+        assert block.reading is not None
+        assert mlp is not None
+        assert mlp.reading is not None
         found[layer] = Layer(
             block.reading,
             lambda x, a=attention: layer_attention(x, a.weights, a.geometry),
@@ -155,18 +157,18 @@ def ordinary(resid: Tensor) -> Tensor:
 
 
 def measure(
-    layer: int, known: Layer, sampled: Mapping[Site, Tensor], every: Mapping[Site, Tensor]
+    layer: int, known: Layer, sampled: Mapping[Site, Tensor], seen: Mapping[Site, Tensor]
 ) -> list[list[str]]:
     """Return a row for each way to keep a layer and each encoding."""
-    sample, exact = of_layer(sampled, layer), of_layer(every, layer)
+    sample, exact = of_layer(sampled, layer), of_layer(seen, layer)
     usual = ordinary(exact["resid_in"])
     rows = []
     for dtype in DTYPES:
         rounded = Rounded(dtype)
         kept = {name: rounded(values, sample[name]) for name, values in exact.items()}
-        stream = every[Site(0, "resid_in")]  # embeddings, of which the token ids say all
+        stream = seen[Site(0, "resid_in")]  # embeddings, of which the token ids say all
         for i, name in ((i, name) for i in range(layer) for name in ("attn_out", "mlp_out")):
-            added = rounded(every[Site(i, name)], sampled[Site(i, name)])
+            added = rounded(seen[Site(i, name)], sampled[Site(i, name)])
             stream = stream + known.block.geometry.multiplier * added
         ways = {
             "direct": kept,
@@ -189,6 +191,7 @@ def measure(
                 every = error(found[name], exact[name], torch.ones_like(usual))
                 cells.append(f"{some:.1e} / {every:.1e}")
             share = f"{1 - float(usual.float().mean()):.2%}"
+            print(layer, dtype, way, cells, flush=True)
             rows.append([str(layer), share, dtype, way, f"{n_bytes:,}", rate, *cells])
     return rows
 

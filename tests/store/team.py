@@ -23,11 +23,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lorsa.errors import BegunError
-from lorsa.store.folder import is_begun, layers_being_added
+from lorsa.store.folder import is_begun, sites_being_added
 from lorsa.store.locks import lease
 from lorsa.store.places import Place, place
 from lorsa.store.write.writer import StoreWriter
-from small import add_layers, create, make_manifest, values
+from small import add_layers, create, make_manifest, values_of
 
 SHARD_S = 0.2
 """How long a process is in the middle of a shard."""
@@ -42,7 +42,7 @@ def join(root: Place, facts: dict[str, Any]) -> StoreWriter:
             return (
                 StoreWriter.resume(root) if is_begun(root) else create(root, make_manifest(**facts))
             )
-        if layers_being_added(root):
+        if sites_being_added(root):
             return StoreWriter.resume(root)
         return add_layers(root, added)
     except (BegunError, ValueError):  # another has begun, or ended, it
@@ -52,14 +52,14 @@ def join(root: Place, facts: dict[str, Any]) -> StoreWriter:
 def write(root: Place, facts: dict[str, Any]) -> None:
     """Do what a harvest does in one of its processes."""
     with join(root, facts) as writer:
+        held = values_of(writer.manifest)
         for shard in writer.claimed_shards():
             with writer.shard(shard, wait=bool(os.getpid() % 2)) as session:
                 rows = writer.manifest.shard_rows(shard)
                 for seq in rows:
                     if seq == rows.stop - 1:
                         time.sleep(SHARD_S)
-                    batch = {n: (values(n, 0), values(n, 1)) for n in writer.sites_to_write}
-                    session.append({n: (x[[seq]], y[[seq]]) for n, (x, y) in batch.items()})
+                    session.append({site: held[site][[seq]] for site in writer.sites_to_write})
         writer.finish()
 
 

@@ -216,7 +216,7 @@ def test_a_shard_that_fails_leaves_nothing_visible(root: BucketPath) -> None:
     with create(root, make_manifest()) as writer:
         with pytest.raises(RuntimeError):
             with writer.shard(0) as session:
-                session.append({n: (values(n, 0)[:4], values(n, 1)[:4]) for n in (0, 3)})
+                session.append({site: values(*site.place)[:4] for site in writer.sites_to_write})
                 raise RuntimeError
         assert not (root / "layers" / "0" / "attn_in" / "c").exists()
         assert writer.missing_shards() == list(range(6))

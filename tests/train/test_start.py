@@ -64,8 +64,8 @@ def test_a_layer_that_is_not_understood_needs_a_random_start(store: ActivationSt
 
 
 def test_scales_are_powers_of_two_near_sqrt_d_model(store: ActivationStore) -> None:
-    scales, norms = activation_scales(1, store), store.mean_norms(1)
-    for scale, norm in ((scales.x, norms.x), (scales.y, norms.y)):
+    for scale, site in zip(activation_scales(1, store), attention_ports(1).sites, strict=True):
+        norm = store.mean_norm(site)
         assert math.log2(scale).is_integer()
         assert 2**-0.5 <= scale * norm / 32**0.5 <= 2**0.5
 

@@ -433,7 +433,7 @@ def test_a_run_does_not_fail_for_want_of_a_picture(
 
 def test_a_layer_with_nan_is_refused(store_folder: Path, tmp_path: Path) -> None:
     table = pq.read_table(store_folder / "shards.parquet")
-    bad = pa.array([name == "layers/1/attn_in" for name in table["array"].to_pylist()])
+    bad = pa.array([name == "layers/1/attn_in_norm" for name in table["array"].to_pylist()])
     column = table.schema.get_field_index("n_nonfinite")
     shutil.copytree(store_folder, tmp_path / "acts")
     table = table.set_column(column, "n_nonfinite", bad.cast(pa.int64()))
