@@ -11,7 +11,7 @@ from ..dictionaries.lorsa.module import Lorsa
 from ..errors import AnalyzeError, LanguageModelError
 from ..language.blocks import AttentionSite, attention_sites
 from ..language.device import choose_device
-from ..language.selfcheck import require_same_weights
+from ..language.same import require_same_weights
 from ..language.subject import Subject
 from ..language.tokenizer import tokenizer_facts
 from ..progress import Report
@@ -145,7 +145,7 @@ def load_store_model(
     loaded = subject.load(devices=[device])
     known = [n for n in sorted(set(layers)) if f"{n}.attention" in manifest.modules]
     sites = attention_sites(loaded, known)
-    require_same_weights(loaded, sites, store.root, manifest)
+    require_same_weights(loaded, sorted(set(layers)), store.root, manifest)
     return LanguageModel(loaded, {site.layer: site for site in sites}, subject)
 
 

@@ -195,8 +195,8 @@ def _require_same_sites(config: HarvestConfig, plan: Manifest, asked: list[Site]
     """
     if layers_of(asked) != plan.layers or set(names_of(asked)) != set(names_of(plan.sites)):
         raise HarvestError(
-            f"{config.store} is unfinished with {spell_sites(plan.sites)}, and "
-            f"{spell_sites(asked)} are asked for: finish it with "
+            f"{config.store} is unfinished with {spell_sites(plan.sites)}, and what is asked for "
+            f"is {spell_sites(asked)}: finish it with "
             f"{site_options(list(plan.sites))}, then add others, or choose another --store"
         )
 

@@ -85,12 +85,47 @@ def _facts(
     return {"geometry": geometry, "weights": sorted(weights), "self_check": check.facts()}
 
 
+class BlockChecks(NamedTuple):
+    """Results of the check of all layers."""
+
+    mlps: dict[int, LayerCheck]
+    blocks: dict[int, LayerCheck]
+    limit: float = LIMIT
+    """A part with a larger error is not understood"""
+
+
 class Understanding(NamedTuple):
     """What is known of a layer besides its attention."""
 
     mlp: KnownMlp | None
     """None where the layer has no MLP that is found"""
     block: KnownBlock
+
+
+def require_residual(blocks: Mapping[int, LayerCheck]) -> None:
+    """Raise LanguageModelError, naming the first layer whose residual stream does not add up.
+
+    Layers whose activations are not finite, but kept all the same, are passed over.
+    """
+    for layer, found in blocks.items():
+        if found.finite and not found.passed:
+            raise LanguageModelError(
+                f"layer {layer}: its residual stream is not the sum that lorsa knows "
+                f"({found.reason}); leave resid out of --sites. --no-selfcheck harvests it all "
+                "the same"
+            )
+
+
+def require_derivation(module: str, check: LayerCheck | None) -> None:
+    """Raise LanguageModelError unless a module, such as 12.mlp, is understood."""
+    if check is None or not check.passed:
+        layer, _, kind = module.partition(".")
+        reason = "it is not found" if check is None else check.reason
+        what = {"mlp": "MLP", "block": "residual stream"}.get(kind, kind)
+        raise LanguageModelError(
+            f"layer {layer}: the geometry of its {what} is unknown ({reason}), so nothing can be "
+            "derived by it; give --outputs store"
+        )
 
 
 @torch.no_grad()

@@ -91,6 +91,11 @@ class StoreFacts:
         """Return whether a site is in the store, stored or derived."""
         return site in self.manifest.sites
 
+    def is_stored(self, site: Site) -> bool:
+        """Return whether a site's activations are on disk; otherwise they are derived."""
+        self.require_sites([site])
+        return self.manifest.sites[site].is_stored
+
     def width(self, site: Site) -> int:
         """Return the width of a site's activations."""
         self.require_sites([site])

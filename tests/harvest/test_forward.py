@@ -57,16 +57,16 @@ def test_a_harvest_goes_on_with_smaller_batches(
     harvest_config: HarvestConfig, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The memory is full in the middle of a shard: it is written anew, whole."""
-    calls = Capture.calls
+    see = Capture.see
     sizes: list[int] = []
 
     def small_memory(self: Capture, tokens: torch.Tensor) -> Any:
         sizes.append(len(tokens))
         if len(sizes) > 4 and len(tokens) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return calls(self, tokens)
+        return see(self, tokens)
 
-    monkeypatch.setattr(Capture, "calls", small_memory)
+    monkeypatch.setattr(Capture, "see", small_memory)
     said: list[Any] = []
     config = dataclasses.replace(harvest_config, store=tmp_path / "acts")
     result = harvest(config, report=said.append)
@@ -79,14 +79,14 @@ def test_a_harvest_goes_on_with_smaller_batches(
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sequences of every forward pass so far."""
-    calls = Capture.calls
+    see = Capture.see
     seen: list[int] = []
 
     def counted(self: Capture, tokens: torch.Tensor) -> Any:
         seen.append(len(tokens))
-        return calls(self, tokens)
+        return see(self, tokens)
 
-    monkeypatch.setattr(Capture, "calls", counted)
+    monkeypatch.setattr(Capture, "see", counted)
     return seen
 
 
@@ -124,14 +124,14 @@ def test_the_first_look_goes_on_with_smaller_batches(
     harvest_config: HarvestConfig, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU's memory that the sample filled ended the harvest, though fewer sequences would fit."""
-    calls = Capture.calls
+    see = Capture.see
 
     def small_memory(self: Capture, tokens: torch.Tensor) -> Any:
         if len(tokens) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return calls(self, tokens)
+        return see(self, tokens)
 
-    monkeypatch.setattr(Capture, "calls", small_memory)
+    monkeypatch.setattr(Capture, "see", small_memory)
     said: list[Any] = []
     result = harvest(
         dataclasses.replace(harvest_config, store=tmp_path / "acts"), report=said.append
