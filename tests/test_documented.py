@@ -169,7 +169,7 @@ def test_losses_in_the_model_are_as_documented(world: World, measured: Figures) 
     y_hat = world.y_hat[world.held_out].float()
     of = {
         "original": None,
-        "lorsa": y_hat,
+        "replaced": y_hat,
         "zero_ablated": torch.zeros_like(y_hat),
         "mean_ablated": mean.expand_as(y_hat),
     }
@@ -181,7 +181,7 @@ def test_losses_in_the_model_are_as_documented(world: World, measured: Figures) 
         losses[name] = -log_p[name].gather(2, ids[:, 1:, None])[:, :, 0]
         assert told[name] == pytest.approx(float(losses[name].mean()), rel=1e-4)
         _near(told["by_position"][name], losses[name].mean(dim=0))
-    for name in ("lorsa", "zero_ablated", "mean_ablated"):
+    for name in ("replaced", "zero_ablated", "mean_ablated"):
         kl = (log_p["original"].exp() * (log_p["original"] - log_p[name])).sum(dim=2).mean()
         same = (log_p["original"].argmax(dim=2) == log_p[name].argmax(dim=2)).double().mean()
         assert told["kl"][name] == pytest.approx(float(kl), rel=1e-3)
