@@ -64,6 +64,7 @@ class KnownMlp(NamedTuple):
 class KnownBlock(NamedTuple):
     """What is known of the sums and norms of a block."""
 
+    layer: int
     reading: BlockReading | None
     """None if they are unknown"""
     check: LayerCheck
@@ -76,7 +77,8 @@ class KnownBlock(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """Return what the store's manifest says of the block, as JSON-able data."""
         geometry = None if self.reading is None else self.reading.geometry.to_dict()
-        return _facts(geometry, self.weights, self.check)
+        parts = [f"{self.layer}.attention", f"{self.layer}.mlp"]
+        return {**_facts(geometry, self.weights, self.check), "parts": parts}
 
 
 def _facts(
@@ -172,7 +174,7 @@ def understand_block(
 
 def _unknown(block: Block, check: LayerCheck) -> Understanding:
     return Understanding(
-        None if block.mlp is None else KnownMlp(None, check), KnownBlock(None, check)
+        None if block.mlp is None else KnownMlp(None, check), KnownBlock(block.layer, None, check)
     )
 
 
@@ -292,21 +294,21 @@ def _block(
     model: Any, block: Block, exact: Mapping[str, Tensor], noise: Mapping[str, float]
 ) -> KnownBlock:
     """Read the norms and the sums of a block and compare them with what it computes."""
-    lost = noise.get("resid_out", math.nan)
+    lost = max(noise.values(), default=math.nan)
     for name in ("attn_out", "mlp_out"):
         if name not in exact:
             reason = f"its {name} is not there: {block.lacks[name]}"
-            return KnownBlock(None, LayerCheck(math.nan, lost, reason=reason))
+            return KnownBlock(block.layer, None, LayerCheck(math.nan, lost, reason=reason))
     try:
         readings = list(_block_readings(model, block))
     except LanguageModelError as error:
-        return KnownBlock(None, LayerCheck(math.nan, lost, reason=str(error)))
+        return KnownBlock(block.layer, None, LayerCheck(math.nan, lost, reason=str(error)))
     errors = [block_error(reading, exact) for reading in readings]
     site, found = min(errors, key=lambda each: each[1])
     if not found <= LIMIT:
         reason = f"{site} recomputed from the other sites of its layer differs by {found:.1e}"
-        return KnownBlock(None, LayerCheck(found, lost, reason=reason))
-    return KnownBlock(readings[errors.index((site, found))], LayerCheck(found, lost))
+        return KnownBlock(block.layer, None, LayerCheck(found, lost, reason=reason))
+    return KnownBlock(block.layer, readings[errors.index((site, found))], LayerCheck(found, lost))
 
 
 def _block_readings(model: Any, block: Block) -> Iterator[BlockReading]:
