@@ -9,7 +9,7 @@ from ..dictionaries.lorsa.module import Lorsa
 from ..errors import AnalyzeError, LanguageModelError
 from ..language.blocks import AttentionSite, attention_sites
 from ..language.device import choose_device
-from ..language.selfcheck import require_same_weights
+from ..language.same import require_same_weights
 from ..language.subject import Subject
 from ..language.tokenizer import tokenizer_facts
 from ..progress import Report
@@ -110,7 +110,7 @@ def load_store_model(
     report(f"loading {subject.id} on {device}")
     loaded = subject.load(devices=[device])
     sites = attention_sites(loaded, sorted(set(layers)))
-    require_same_weights(loaded, sites, store.root, manifest)
+    require_same_weights(loaded, sorted(set(layers)), store.root, manifest)
     return LanguageModel(loaded, {site.layer: site for site in sites}, subject)
 
 
