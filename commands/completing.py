@@ -1,4 +1,4 @@
-"""What a shell offers at Tab: runs, stores and layers that are here, kinds, sites, types of heads.
+"""What a shell offers at Tab: runs, stores, layers, kinds, sites, and types of heads.
 
 Only JSON and names of folders are read. Where there is nothing of the kind, a shell offers files.
 """
