@@ -24,6 +24,7 @@ class LorsaConfig(DictionaryConfig):
 
     kind: ClassVar[str] = "lorsa"
     title: ClassVar[str] = "a Lorsa"
+    noun: ClassVar[str] = "Lorsa"
     unit: ClassVar[str] = "head"
     features: ClassVar[str] = "n_ov_heads"
 
