@@ -64,7 +64,8 @@ def attention_pattern(
         k: rotated keys, [batch, seq, n_qk_heads, d_qk_head].
         by: how scores are made of q and k.
         at: positions of the queries, [n_queries] or [batch, n_queries]; None is 0, 1, ...
-        sinks: score of what each head attends to besides, which has no value, [n_qk_heads].
+        sinks: score of what each head attends to besides, which has no value, [n_qk_heads], or
+            [batch, n_qk_heads].
 
     Returns:
         [batch, n_qk_heads, q_pos, k_pos], zero where a query may not look; rows sum to 1, or less
@@ -79,7 +80,7 @@ def attention_pattern(
     scores = scores.masked_fill(unseen, float("-inf"))
     if sinks is None:
         return scores.softmax(dim=-1)
-    extra = sinks.to(scores)[:, None, None].expand(*scores.shape[:-1], 1)
+    extra = sinks.to(scores)[..., None, None].expand(*scores.shape[:-1], 1)
     return torch.cat([scores, extra], dim=-1).softmax(dim=-1)[..., :-1]
 
 

@@ -6,6 +6,7 @@ likeliest first, and the self-check takes the first that gives the module's outp
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -16,11 +17,12 @@ from transformers.pytorch_utils import Conv1D
 from .attention import LayerWeights, Reading
 from .blocks import AttentionSite, float32_copy
 from .capture import Call
-from .geometry import Alibi, AttentionGeometry, QKNorm, Stretch
+from .geometry import GATES, Alibi, AttentionGeometry, QKNorm, Stretch
 from .rotary import ropes_of
 
 FUSED = ("query_key_value", "qkv_proj", "c_attn", "Wqkv")
 SEPARATE = ("q_proj", "k_proj", "v_proj")
+GATE = ("gate_proj", "g_proj")
 OUTPUT = ("o_proj", "out_proj", "dense", "c_proj")
 QK_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("qk_norm", "qk_norm"))
 BIASES = ("alibi", "position_bias")
@@ -63,7 +65,7 @@ def readings(model: Any, site: AttentionSite, call: Call) -> Iterator[Reading]:
     choices = product(clips, ropes, scales, windows, stretches, alibis)
     for weights, choice in product(weight_readings(model, site), choices):
         clip, rope, scale, window, stretch, alibi = choice
-        yield Reading(
+        plain = Reading(
             AttentionGeometry(
                 d_model=config.hidden_size,
                 n_heads=len(weights.W_Q),
@@ -78,9 +80,12 @@ def readings(model: Any, site: AttentionSite, call: Call) -> Iterator[Reading]:
                 chunk=chunk,
                 stretch=stretch,
                 alibi=alibi,
+                sinks=weights.sinks is not None,
             ),
             weights,
         )
+        for gate in (None,) if weights.W_G is None else GATES:
+            yield plain._replace(geometry=replace(plain.geometry, gate=gate))
 
 
 def heads_of(model: Any, site: AttentionSite) -> Heads:
@@ -230,14 +235,19 @@ def _as_heads(
 ) -> LayerWeights:
     """Return weights by head of the rows of q, k and v, [n_heads * d_head, d_model] each."""
     out = weight_rows(output)  # [d_model, n_heads * d_head]
+    n_out = out.shape[1]
+    gate, gate_bias = _gate(module)
+    if gate is None and len(rows[0]) == 2 * n_out:  # of each head first q, then the gate
+        (rows[0], gate), (biases[0], gate_bias) = (_halves(t, d_head) for t in (rows[0], biases[0]))
     n_q = len(rows[0])
-    if out.shape[1] != n_q or len(rows[1]) != len(rows[2]) or n_q % len(rows[1]) or n_q % d_head:
+    if n_out != n_q or len(rows[1]) != len(rows[2]) or n_q % len(rows[1]) or n_q % d_head:
         raise Unreadable(
             f"{type(module).__name__} has projections of {[len(r) for r in rows]} rows to heads "
-            f"of {d_head}, and an output of {out.shape[1]}"
+            f"of {d_head}, and an output of {n_out}"
         )
     W_Q, W_K, W_V = (r.unflatten(0, (-1, d_head)).transpose(1, 2) for r in rows)
     b_Q, b_K, b_V = (None if b is None else b.view(-1, d_head) for b in biases)
+    n_heads = len(W_Q)
     weights = LayerWeights(
         W_Q=W_Q,
         W_K=W_K,
@@ -247,9 +257,26 @@ def _as_heads(
         b_K=b_K,
         b_V=b_V,
         b_O=output.bias,
+        sinks=getattr(module, "sinks", None),
+        W_G=None if gate is None else gate.unflatten(0, (n_heads, -1)).transpose(1, 2),
+        b_G=None if gate_bias is None else gate_bias.unflatten(0, (n_heads, -1)),
         **_norm_weights(module, {"q": len(W_Q), "k": len(W_K)}, d_head),
     )
     return LayerWeights(**{name: w.detach() for name, w in weights.present().items()})
+
+
+def _gate(module: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Return weight and bias of the gate's own projection, [n_heads * width, d_model]."""
+    found = next((p for name in GATE if (p := getattr(module, name, None)) is not None), None)
+    return (None, None) if found is None else (weight_rows(found), found.bias)
+
+
+def _halves(rows: Tensor | None, d_head: int) -> tuple[Any, Any]:
+    """Return the first and the second d_head rows of every head; nothing of nothing."""
+    if rows is None:
+        return None, None
+    first, second = rows.unflatten(0, (-1, 2, d_head)).unbind(dim=1)
+    return first.flatten(0, 1), second.flatten(0, 1)
 
 
 def _norms(module: Any) -> dict[str, list[Any]]:
