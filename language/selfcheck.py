@@ -29,7 +29,8 @@ from .attention import LayerWeights, Reading, layer_attention
 from .blocks import AttentionSite, float32_copy
 from .capture import Call
 from .edit import module_output
-from .readings import Heads, Unreadable, heads_of, readings, weight_readings
+from .projections import Heads, Unreadable, heads_of, weight_readings
+from .readings import readings
 from .rotary import Rotary, rotary_of
 
 LIMIT = 1e-4
