@@ -25,7 +25,7 @@ from .capture import Call, Enough
 from .edit import module_input, module_output
 from .mlp import MlpReading, layer_mlp, mlp_readings
 from .norms import Norm
-from .readings import Unreadable
+from .projections import Unreadable
 from .rotary import rotary_of
 from .selfcheck import (
     LIMIT,
