@@ -118,7 +118,7 @@ class Lorsa(Dictionary):
     def candidates(self, x: Input, top_k: int | None) -> Code:
         """Return the heads with the largest scores; see `Dictionary.candidates`."""
         c = self.config
-        q, k, v, sinks, gate = self.project(x) if isinstance(x, Tensor) else x
+        q, k, v, sinks, gate = self.project(x) if isinstance(x, Tensor) else Projected._make(x)
         acts, ids = sparse_topk_attention(
             q,
             k,
@@ -171,7 +171,8 @@ class Lorsa(Dictionary):
         if qk_heads is not None and ov_heads is not None:
             raise ValueError("qk_heads and ov_heads exclude each other; give one")
         c = self.config
-        (q, k), sinks = self.queries_keys(self.as_input(x)), self.sinks
+        q, k = self.queries_keys(self.as_input(x))
+        sinks: Tensor | None = self.sinks
         if ov_heads is not None:
             chosen = self._head_ids("ov_heads", ov_heads, c.n_ov_heads)
             qk_heads = chosen // (c.n_ov_heads // c.n_qk_heads)
