@@ -11,8 +11,13 @@ from .circuits.ablate import ablate as ablate_heads
 from .circuits.config import AblateConfig
 from .circuits.intervene import intervene
 from .demo import run_demo
+from .dictionaries.kinds import load
+from .dictionaries.linear_config import SaeConfig
+from .dictionaries.linear_config import TranscoderConfig
 from .dictionaries.lorsa.config import LorsaConfig
 from .dictionaries.lorsa.module import Lorsa
+from .dictionaries.sae import Sae
+from .dictionaries.transcoder import Transcoder
 from .errors import AnalyzeError
 from .errors import AttachError
 from .errors import CheckpointError
@@ -72,9 +77,13 @@ __all__ = [
     "PageServer",
     "PublishError",
     "PushConfig",
+    "Sae",
+    "SaeConfig",
     "StoreError",
     "TrainConfig",
     "TrainError",
+    "Transcoder",
+    "TranscoderConfig",
     "ablate_heads",
     "analyze_lorsa",
     "build_page",
@@ -85,6 +94,7 @@ __all__ = [
     "find_heads",
     "harvest_activations",
     "intervene",
+    "load",
     "load_language_model",
     "merge_stores",
     "plan_explanations",

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..dictionaries.attach import require_stand_in
-from ..dictionaries.dictionary import Code
+from ..dictionaries.attach import stand_in_gap
+from ..dictionaries.code import Code
 from ..dictionaries.lorsa.module import Lorsa
 from ..errors import AnalyzeError
 from ..evaluate.in_model import logits_of, token_figures
@@ -167,7 +167,7 @@ def _load(config: AblateConfig, report: Callable[[str], None]) -> _Prompted:
     ids = _ids(config, tokenizer)
     report(f"loading {subject.id} on {device}")
     model = subject.load(devices=[device])
-    require_stand_in(lorsa.config, model)
+    stand_in_gap(lorsa.config, model, layer)
     _require_readable(ids, model)
     return _Prompted(lorsa.to(device), layer, heads, subject.id, model, tokenizer, ids)
 
@@ -225,7 +225,8 @@ def _measure(subject: _Prompted, tokens: Tensor) -> tuple[Tensor, dict[int, floa
     """
     lorsa, layer, model = subject.lorsa, subject.layer, subject.model
     with Capture(model, attention_sites(model, [layer])) as capture:
-        x, y = capture.run(tokens)[layer]
+        call = capture.calls(tokens)[layer]
+    x, y = call.x, call.y
     code = lorsa.encode(x.float())
     wanted = torch.tensor(subject.heads, device=x.device)
     z = activations_of(code, wanted, lorsa.config.n_ov_heads)[0]

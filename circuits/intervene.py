@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dictionaries.attach import require_stand_in
-from ..dictionaries.dictionary import Code
+from ..dictionaries.attach import stand_in_gap
+from ..dictionaries.code import Code
 from ..dictionaries.lorsa.module import Lorsa
 from ..errors import AnalyzeError
 from ..language.blocks import attention_sites
@@ -63,7 +63,7 @@ def intervene(
             f"how is {how!r}, error is {error!r}; allowed: {', '.join(HOWS)}; {', '.join(ERRORS)}"
         )
     require_heads(lorsa, list(changes))
-    require_stand_in(lorsa.config, model)
+    stand_in_gap(lorsa.config, model, layer)
     (site,) = attention_sites(model, [layer])
     device = lorsa.W_O.device
     heads = torch.tensor(list(changes), dtype=torch.long, device=device)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..dictionaries.attach import require_layer_input
+from ..dictionaries.attach import require_site_read
 from ..dictionaries.lorsa.module import Lorsa
 from ..errors import AnalyzeError, LanguageModelError
 from ..language.blocks import AttentionSite, attention_sites
@@ -57,7 +57,7 @@ def layer_of(lorsa: Lorsa, run: Path) -> int:
     """
     if lorsa.config.layer is None:
         raise AnalyzeError(f"{run} does not say which layer it replaces")
-    require_layer_input(lorsa.config, run, AnalyzeError)
+    require_site_read(lorsa.config, run, AnalyzeError)
     return lorsa.config.layer
 
 

@@ -119,7 +119,7 @@ def look_into(
     keep = config.keep_nonfinite and config.outputs == "store"  # y is derived from checked layers
     found = {
         site.layer: understand(model, site, calls[site.layer], keep_nonfinite=keep)
-        for site in run.capture.sites
+        for site in run.capture.attention
     }
     if config.dtype == "float16":
         _require_float16(sample)

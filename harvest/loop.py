@@ -123,7 +123,7 @@ def _write(
     rows = writer.manifest.shard_rows(shard)
 
     def attempt(n_seqs: int) -> None:
-        watch = Watch(run.capture.model, run.capture.sites, known)
+        watch = Watch(run.capture.model, run.capture.attention, known)
         with writer.shard(shard, keep_nonfinite=run.keep_nonfinite, wait=False) as session:
             for some in _split(rows, n_seqs):
                 calls = run.capture.calls(writer.tokens(some))

@@ -132,6 +132,7 @@ def sparse_topk_attention(
     scale: float,
     select: str = "relu",
     window: int | None = None,
+    chunk: int | None = None,
     softcap: float | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -150,6 +151,7 @@ def sparse_topk_attention(
         scale: multiplies the scores, usually d_qk_head ** -0.5.
         select: "relu" keeps the largest positive z_pre, "abs" the largest in size.
         window: a query sees itself and the window - 1 positions before it; None sees all before.
+        chunk: a query sees the keys of its own chunk of so many positions; None sees all before.
         softcap: scores become softcap * tanh(scores / softcap) before the softmax.
         backend: "auto", "torch", "triton" or "reference".
 
@@ -175,13 +177,26 @@ def sparse_topk_attention(
         raise ValueError(f"window is {window}; allowed: 1 or more, or None")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap is {softcap}; allowed: above 0, or None")
-    _batch, _seq, n_qk_heads, width = q.shape
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}; allowed: 1 or more, or None")
+    batch, seq, n_qk_heads, width = q.shape
+    if chunk is not None and chunk < seq:  # the chunks are sequences of their own
+        q, k, v = (_in_chunks(t, chunk) for t in (q, k, v))
     options = (select, window is not None, softcap is not None)
     kind = AttentionKind(q.device, q.dtype, width, n_ov_heads // n_qk_heads, n_ov_heads, *options)
     path, norm, score = _path_for(backend, kind), w_o_norm.detach(), Score(scale, softcap, window)
     with torch.cuda.device_of(q), torch.autocast(q.device.type, enabled=False):
         acts, ids = path.sparse_topk_attention(q, k, v, norm, top_k, select, score)
+    acts, ids = (t.reshape(batch, -1, top_k)[:, :seq] for t in (acts, ids))
     return acts, ids
+
+
+def _in_chunks(t: Tensor, size: int) -> Tensor:
+    """Return a tensor [batch, seq, ...] as chunks, [batch * chunks, size, ...], the last padded."""
+    short = -t.shape[1] % size
+    t = torch.cat([t, t.new_zeros(t.shape[0], short, *t.shape[2:])], dim=1) if short else t
+    chunks: Tensor = t.unflatten(1, (-1, size)).flatten(0, 1)
+    return chunks
 
 
 def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor, *, backend: str = "auto") -> Tensor:

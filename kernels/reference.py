@@ -27,6 +27,10 @@ class Score(NamedTuple):
     softcap: float | None = None
     window: int | None = None
 
+    @property
+    def chunk(self) -> None:
+        """Chunk; the operators take each chunk as a sequence of its own."""
+
 
 class Scored(Protocol):
     """A `Score`, or the shape of a layer or of a Lorsa, which has the same options."""
@@ -42,6 +46,10 @@ class Scored(Protocol):
     @property
     def window(self) -> int | None:
         """Window: a query sees itself and the window - 1 positions before it; None sees all."""
+
+    @property
+    def chunk(self) -> int | None:
+        """Chunk: a query sees the keys of its own chunk of so many positions; None sees all."""
 
 
 def attention_pattern(q: Tensor, k: Tensor, by: Scored, at: Tensor | None = None) -> Tensor:
@@ -61,11 +69,25 @@ def attention_pattern(q: Tensor, k: Tensor, by: Scored, at: Tensor | None = None
         scores = by.softcap * torch.tanh(scores / by.softcap)
     position = torch.arange(k.shape[1], device=q.device)
     at = position[: q.shape[1]] if at is None else at
-    distance = (at[..., None] - position).unsqueeze(-3)  # [..., 1, q_pos, k_pos]
-    hidden = distance < 0
+    unseen = hidden(at, position, by).unsqueeze(-3)  # [..., 1, q_pos, k_pos]
+    return scores.masked_fill(unseen, float("-inf")).softmax(dim=-1)
+
+
+def hidden(at: Tensor, position: Tensor, by: Scored) -> Tensor:
+    """Return which keys queries may not look at, [..., q_pos, k_pos], bool.
+
+    Args:
+        at: positions of the queries, [..., n_queries].
+        position: positions of the keys, [n_keys].
+        by: how far queries see.
+    """
+    distance = at[..., None] - position
+    unseen = distance < 0
     if by.window is not None:
-        hidden |= distance >= by.window
-    return scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+        unseen |= distance >= by.window
+    if by.chunk is not None:
+        unseen |= at[..., None] // by.chunk != position // by.chunk
+    return unseen
 
 
 def lorsa_attention(q: Tensor, k: Tensor, v: Tensor, by: Scored) -> Tensor:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.reference import attention_pattern
+from ..kernels.reference import attention_pattern, hidden
 from .geometry import AttentionGeometry
-from .qk import norm_and_rotate
+from .qk import as_scored
 
 
 class LayerWeights(NamedTuple):
@@ -85,20 +85,11 @@ def queries_keys(
     Returns:
         q: [batch, seq, n_heads, d_head].
         k: [batch, seq, n_kv_heads, d_head].
+        With linear biases both are of n_heads, and have some channels more; see `as_scored`.
     """
-    g, w = geometry, weights
-    q = project(x, w.W_Q, w.b_Q)
-    k = project(x, w.W_K, w.b_K)
-    q = norm_and_rotate(q, norm=g.qk_norm, weight=w.q_norm, bias=w.q_norm_bias, rope=None)
-    k = norm_and_rotate(k, norm=g.qk_norm, weight=w.k_norm, bias=w.k_norm_bias, rope=None)
-    q, k = (_clipped(part, g) for part in (q, k))
-    q, k = (norm_and_rotate(part, norm=None, weight=None, rope=g.rope) for part in (q, k))
-    return q, k
-
-
-def _clipped(part: Tensor, geometry: AttentionGeometry) -> Tensor:
-    """Return queries, keys or values as the layer limits them."""
-    return part if geometry.clip is None else part.clamp(-geometry.clip, geometry.clip)
+    w = weights
+    q, k = project(x, w.W_Q, w.b_Q), project(x, w.W_K, w.b_K)
+    return as_scored(q, k, geometry, w)
 
 
 def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
@@ -113,13 +104,15 @@ def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) 
     _batch, seq, _d_model = x.shape
     g = geometry
     q, k = queries_keys(x, weights, g)
-    v = _clipped(project(x, weights.W_V, weights.b_V), g)
-    k, v = (part.repeat_interleave(g.n_heads // g.n_kv_heads, dim=2) for part in (k, v))
+    v = project(x, weights.W_V, weights.b_V)
+    if g.clip is not None:
+        v = v.clamp(-g.clip, g.clip)
+    k, v = (part.repeat_interleave(g.n_heads // part.shape[2], dim=2) for part in (k, v))
     if g.softcap is not None:
         return _head_by_head(q, k, v, g)
-    sees = None
-    if g.window is not None and g.window < seq:
-        sees = torch.ones(seq, seq, dtype=torch.bool, device=x.device).tril().triu(1 - g.window)
+    position = torch.arange(seq, device=x.device)
+    is_plain = all(size is None or size >= seq for size in (g.window, g.chunk))
+    sees = None if is_plain else ~hidden(position, position, g)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),

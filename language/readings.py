@@ -15,13 +15,15 @@ from transformers.pytorch_utils import Conv1D
 
 from .attention import LayerWeights, Reading
 from .blocks import AttentionSite, float32_copy
-from .geometry import AttentionGeometry, QKNorm
+from .capture import Call
+from .geometry import Alibi, AttentionGeometry, QKNorm, Stretch
 from .rotary import ropes_of
 
 FUSED = ("query_key_value", "qkv_proj", "c_attn", "Wqkv")
 SEPARATE = ("q_proj", "k_proj", "v_proj")
 OUTPUT = ("o_proj", "out_proj", "dense", "c_proj")
-QK_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
+QK_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("qk_norm", "qk_norm"))
+BIASES = ("alibi", "position_bias")
 SCALES = ("scaling", "softmax_scale", "inv_norm_factor")
 
 
@@ -40,11 +42,15 @@ class Heads(NamedTuple):
     d_head: int
 
 
-def readings(model: Any, site: AttentionSite) -> Iterator[Reading]:
+def readings(model: Any, site: AttentionSite, call: Call) -> Iterator[Reading]:
     """Yield every way in which a layer may be understood, the likeliest first.
 
     Call it after a forward at the length that is harvested: some rotary modules fit their
     frequencies to the length. Weights are in the model's dtype, on its device.
+
+    Args:
+        model, site: language model and the layer in it.
+        call: how the layer was run; biases of the scores are among its arguments.
 
     Raises:
         Unreadable: the module does not say enough.
@@ -52,8 +58,11 @@ def readings(model: Any, site: AttentionSite) -> Iterator[Reading]:
     config, module = model.config.get_text_config(), site.module
     heads, ropes = heads_of(model, site), ropes_of(model, site)
     windows, clips = _windows(config, module, site.layer), _clips(config, module)
-    choices = product(clips, ropes, _scales(module, heads), windows)
-    for weights, (clip, rope, scale, window) in product(weight_readings(model, site), choices):
+    stretches, chunk = _stretches(config, module), _chunk(config, site.layer)
+    alibis, scales = _alibis(call, heads.n_heads), _scales(module, heads)
+    choices = product(clips, ropes, scales, windows, stretches, alibis)
+    for weights, choice in product(weight_readings(model, site), choices):
+        clip, rope, scale, window, stretch, alibi = choice
         yield Reading(
             AttentionGeometry(
                 d_model=config.hidden_size,
@@ -66,6 +75,9 @@ def readings(model: Any, site: AttentionSite) -> Iterator[Reading]:
                 softcap=getattr(module, "attn_logit_softcapping", None),
                 window=window,
                 clip=clip,
+                chunk=chunk,
+                stretch=stretch,
+                alibi=alibi,
             ),
             weights,
         )
@@ -98,10 +110,32 @@ def _windows(config: Any, module: Any, layer: int) -> list[int | None]:
     """Return the sliding windows that a layer may have: the module's own or the model's."""
     if hasattr(config, "attention_layers"):  # GPT-Neo
         return [config.window_size if config.attention_layers[layer] == "local" else None]
-    if hasattr(module, "sliding_window"):
-        return [module.sliding_window or None]
-    window = getattr(config, "sliding_window", None)
-    return [window, None] if window else [None]
+    window = getattr(module, "sliding_window", getattr(config, "sliding_window", None)) or None
+    kind = _layer_type(config, layer)
+    choices = [None, window] if kind not in (None, "sliding_attention") else [window, None]
+    return list(dict.fromkeys(choices))
+
+
+def _layer_type(config: Any, layer: int) -> str | None:
+    """Return what the config calls a layer's attention, where it does."""
+    types = getattr(config, "layer_types", None)
+    return types[layer] if types else None
+
+
+def _chunk(config: Any, layer: int) -> int | None:
+    """Return the size of the chunks in which a layer attends, if it does."""
+    chunked = _layer_type(config, layer) == "chunked_attention"
+    return config.attention_chunk_size if chunked else None
+
+
+def _stretches(config: Any, module: Any) -> list[Stretch | None]:
+    """Return how a layer's queries may grow with their position."""
+    if getattr(module, "attn_temperature_tuning", False) and not module.use_rope:  # Llama 4
+        return [Stretch(gain=module.attn_scale, every=module.floor_scale, first=1)]
+    said = getattr(config, "rope_parameters", None) or {}
+    if isinstance(gain := said.get("llama_4_scaling_beta"), float):
+        return [Stretch(gain=gain, every=said["original_max_position_embeddings"]), None]
+    return [None]
 
 
 def _clips(config: Any, module: Any) -> list[float | None]:
@@ -110,6 +144,21 @@ def _clips(config: Any, module: Any) -> list[float | None]:
         if isinstance(said := getattr(holder, "clip_qkv", None), float | int) and said:
             return [float(said), None]
     return [None]
+
+
+def _alibis(call: Call, n_heads: int) -> list[Alibi | None]:
+    """Return the linear biases that a layer may add to its scores, as it was given them."""
+    given = next((b for name in BIASES if (b := call.kwargs.get(name)) is not None), None)
+    if given is None:
+        return [None]
+    bias = given.double().reshape(-1, n_heads, given.shape[-1])[0]  # [n_heads, keys]
+    half = None if given.dtype == torch.float32 else str(given.dtype).removeprefix("torch.")
+    first, mean = bias[:, 1] - bias[:, 0], (bias[:, -1] - bias[:, 0]) / (bias.shape[1] - 1)
+    return [
+        Alibi(slopes=tuple(slopes.tolist()), scaled=scaled, rounded=rounded, cast=cast)
+        for slopes, rounded in ((mean, False), (first, True))
+        for scaled, cast in dict.fromkeys([(False, None), (True, half), (True, None)])
+    ]
 
 
 def weight_readings(model: Any, site: AttentionSite) -> list[LayerWeights]:
@@ -122,7 +171,7 @@ def weight_readings(model: Any, site: AttentionSite) -> list[LayerWeights]:
     output = _child(module, OUTPUT)
     if all(hasattr(module, name) for name in SEPARATE):
         projections = [getattr(module, name) for name in SEPARATE]
-        rows, biases = [_rows(p) for p in projections], [p.bias for p in projections]
+        rows, biases = [weight_rows(p) for p in projections], [p.bias for p in projections]
         return [_as_heads(module, output, rows, biases, heads.d_head)]
     fused = _child(module, FUSED)
     cuts: list[Cut] = [_cut_in_blocks, _cut_by_group]
@@ -132,7 +181,7 @@ def weight_readings(model: Any, site: AttentionSite) -> list[LayerWeights]:
         _as_heads(
             module,
             output,
-            cut(_rows(fused), heads),
+            cut(weight_rows(fused), heads),
             [None] * 3 if fused.bias is None else [*cut(fused.bias, heads)],
             heads.d_head,
         )
@@ -148,7 +197,7 @@ def _child(module: Any, names: tuple[str, ...]) -> Any:
     raise Unreadable(f"{type(module).__name__} has none of {', '.join(names)}")
 
 
-def _rows(projection: Any) -> Tensor:
+def weight_rows(projection: Any) -> Tensor:
     """Return a projection's weight, [n_out, n_in]."""
     weight = projection.weight
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
@@ -180,7 +229,7 @@ def _as_heads(
     module: Any, output: Any, rows: list[Tensor], biases: list[Tensor | None], d_head: int
 ) -> LayerWeights:
     """Return weights by head of the rows of q, k and v, [n_heads * d_head, d_model] each."""
-    out = _rows(output)  # [d_model, n_heads * d_head]
+    out = weight_rows(output)  # [d_model, n_heads * d_head]
     n_q = len(rows[0])
     if out.shape[1] != n_q or len(rows[1]) != len(rows[2]) or n_q % len(rows[1]) or n_q % d_head:
         raise Unreadable(
@@ -223,11 +272,11 @@ def _qk_norm(module: Any, n_heads: int) -> QKNorm | None:
     one = norms["q"][0]
     eps = getattr(one, "variance_epsilon", None) or getattr(one, "eps", None)
     kind = type(one).__name__
-    if eps is None or not ("RMS" in kind or "LayerNorm" in kind):
+    if eps is None or not any(name in kind for name in ("RMS", "L2Norm", "LayerNorm")):
         raise Unreadable(f"its qk-norm is a {kind}")
-    if "RMS" not in kind:
+    if not ("RMS" in kind or "L2Norm" in kind):
         return QKNorm(eps=float(eps), kind="layer")
-    full = len(one.weight) == n_heads * module.head_dim
+    full = hasattr(one, "weight") and len(one.weight) == n_heads * module.head_dim
     return QKNorm(eps=float(eps), kind="rms_full" if full and n_heads > 1 else "rms")
 
 
@@ -236,7 +285,7 @@ def _norm_weights(module: Any, n_heads: dict[str, int], d_head: int) -> dict[str
     kind = _qk_norm(module, n_heads["q"])
     found = {}
     for side, parts in _norms(module).items():
-        factors = [_factor(part) for part in parts]
+        factors = [_factor(part, _child(module, OUTPUT).weight.new_ones(d_head)) for part in parts]
         biases = [b for part in parts if (b := getattr(part, "bias", None)) is not None]
         for name, tensors in ((f"{side}_norm", factors), (f"{side}_norm_bias", biases)):
             if tensors:
@@ -246,10 +295,10 @@ def _norm_weights(module: Any, n_heads: dict[str, int], d_head: int) -> dict[str
     return found
 
 
-def _factor(norm: Any) -> Tensor:
-    """Return what a norm multiplies by: its weight, or 1 + weight in float32 (Gemma)."""
+def _factor(norm: Any, ones: Tensor) -> Tensor:
+    """Return what a norm multiplies by: its weight, 1 + weight in float32 (Gemma), or ones."""
     if getattr(norm, "weight", None) is None:
-        raise Unreadable(f"its qk-norm, a {type(norm).__name__}, has no weight")
+        return ones
     weight: Tensor = norm.weight
     if "RMS" not in type(norm).__name__:
         return weight

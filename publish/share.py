@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..dictionaries.attach import require_layer_input
+from ..dictionaries.attach import require_site_read
 from ..dictionaries.checkpoint import is_bound, load, save
 from ..dictionaries.choices import CONFIG, WEIGHTS
 from ..dictionaries.fetch import local_folder
+from ..dictionaries.lorsa.config import LorsaConfig
 from ..errors import PublishError
 from ..evaluate.kept import weights_sha256
 from ..seal import SEAL, seal_of
@@ -48,9 +49,11 @@ def share(run: Path, spare: Path) -> Shared:
     folder = local_folder(run)
     saved = load(folder)  # fails here if it is damaged
     config = saved.config
+    if not isinstance(config, LorsaConfig):
+        raise PublishError(f"{run} holds {config.title}; only Lorsas can be pushed")
     if config.layer is None:
         raise PublishError(f"{run} does not say which layer it replaces")
-    require_layer_input(config, run, PublishError)
+    require_site_read(config, run, PublishError)
     if not (folder / WEIGHTS).is_file():
         raise PublishError(
             f"{run} is in another tool's format; type: lorsa convert {run} FOLDER, and push that"

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...dictionaries.dictionary import Code
+from ...dictionaries.code import Code
 from ...evaluate.opened import LanguageModel, Opened
 from ...language.attention import LayerWeights
 from ...language.geometry import AttentionGeometry

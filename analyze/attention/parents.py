@@ -118,4 +118,4 @@ def layer_queries_keys(
 ) -> tuple[Tensor, Tensor]:
     """Return q and k of the layer's own heads, each [batch, seq, n_heads, d_head]."""
     q, k = queries_keys(x, weights, geometry)
-    return q, k.repeat_interleave(geometry.n_heads // geometry.n_kv_heads, dim=2)
+    return q, k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)

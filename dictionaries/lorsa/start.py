@@ -22,12 +22,14 @@ Weighted, head p becomes more QK heads the more it writes: in proportion to the 
 o_p W_O^p, one at least.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...language.attention import LayerWeights, head_outputs
-from ...language.geometry import AttentionGeometry
+from ...language.geometry import RARE, AttentionGeometry
 from .config import LorsaConfig
 from .module import Lorsa
 
@@ -84,7 +86,8 @@ def init_from_layer(
     kv_share = geometry.n_heads // geometry.n_kv_heads
     outputs = head_outputs(x, weights, geometry).flatten(0, 1)  # [tokens, n_heads, d_head]
     copies = torch.full((geometry.n_heads,), c.n_qk_heads // geometry.n_heads)
-    if weighted and not (c.qk_norm is not None and c.qk_norm.kind == "rms_full"):
+    by_place = c.alibi is not None or (c.qk_norm is not None and c.qk_norm.kind == "rms_full")
+    if weighted and not by_place:
         copies = _weighted_copies(outputs, weights.W_O, c.n_qk_heads)
     _copy_queries_keys(lorsa, weights, copies)
     ends = [0, *(copies.cumsum(0) * (c.n_ov_heads // c.n_qk_heads)).tolist()]
@@ -96,6 +99,15 @@ def init_from_layer(
         if weights.b_V is not None:
             lorsa.b_V[mine] += read @ weights.b_V[head // kv_share]
         lorsa.W_O[mine] = write @ weights.W_O[head]
+
+
+def scored_as(geometry: AttentionGeometry, n_qk_heads: int) -> dict[str, Any]:
+    """Return the settings of a LorsaConfig by which so many heads attend as a layer's."""
+    names = ("scale", "rope", "qk_norm", "softcap", "window", *RARE)
+    settings = {name: getattr(geometry, name) for name in names}
+    if geometry.alibi is not None:
+        settings["alibi"] = geometry.alibi.of_heads(n_qk_heads)
+    return settings
 
 
 def require_fit(config: LorsaConfig, geometry: AttentionGeometry) -> None:

@@ -18,7 +18,7 @@ def test_a_perfect_stand_in_changes_nothing() -> None:
     (site,) = attention_sites(model, [1])
     tokens = some_tokens()
     with Capture(model, [site]) as capture:
-        y = capture.run(tokens)[1][1]
+        y = capture.calls(tokens)[1].y
     variants = {"same": [(site, lambda _x: y)], "zero": [(site, torch.zeros_like)]}
     original, found = run_variants(model, tokens, variants)
     assert torch.allclose(found["same"].loss, original.loss, rtol=1e-5)

@@ -355,16 +355,16 @@ def test_a_model_in_the_hands_of_accelerate_is_captured(harvest_config: HarvestC
     model = make_model("llama-gqa")
     tokens = torch.randint(0, 400, (2, 16))
     with Capture(model, attention_sites(model, [0, 2])) as capture:
-        plain = capture.run(tokens)
+        plain = capture.calls(tokens)
     parts = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu"}
     parts |= {f"model.layers.{i}": "cpu" for i in range(3)} | {"lm_head": "cpu"}
     dispatch_model(model, parts, main_device="cpu", force_hooks=True)
     sites = attention_sites(model, [0, 2])
     with Capture(model, sites) as capture:
         calls = capture.calls(tokens)
-    for layer, (x, y) in plain.items():
-        assert torch.equal(calls[layer].x, x)
-        assert torch.equal(calls[layer].y, y)
+    for layer, call in plain.items():
+        assert torch.equal(calls[layer].x, call.x)
+        assert torch.equal(calls[layer].y, call.y)
     for site in sites:
         assert understand(model, site, calls[site.layer]).check.passed
 

@@ -40,6 +40,7 @@ def _call(**changes: Any) -> Any:
         ({"top_k": 0}, "top_k is 0"),
         ({"select": "max"}, "allowed: relu, abs"),
         ({"window": 0}, "window is 0"),
+        ({"chunk": 0}, "chunk is 0"),
         ({"softcap": -1.0}, "softcap is -1.0"),
         ({"backend": "cuda"}, "allowed: auto, torch"),
     ],

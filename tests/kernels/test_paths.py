@@ -3,6 +3,7 @@
 Without a GPU the Triton kernels run in Triton's interpreter, in float32.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -376,3 +377,23 @@ def test_bfloat16_gradients_on_a_gpu(group: int, heads: int) -> None:
     found = _run(inputs, "triton", heads * group, options)
     errors = {name: _relative(found[name].double(), expected[name]) for name in NAMES}
     assert max(errors.values()) < 1e-2, errors
+
+
+@pytest.mark.parametrize("chunk", [2, 9, 40, 41])
+def test_a_query_sees_its_own_chunk_alone(backend: str, chunk: int) -> None:
+    inputs = _inputs(2, 40, 3, 8, 4)
+    found = _run(inputs, backend, 12, {"chunk": chunk, "select": "abs"})
+    chunks = [slice(start, start + chunk) for start in range(0, 40, chunk)]
+    parts = []
+    for rows in chunks:
+        mine = {name: t if name == "W_O" else t[:, rows] for name, t in inputs.items()}
+        parts.append(_run(mine, "reference", 12, {"select": "abs"})["acts"])
+    assert _relative(found["acts"], torch.cat(parts, dim=1)) < RTOL
+    weight = torch.linspace(-1, 1, 2 * 40 * 20).view(2, 40, 20).to(DEVICE)
+    leaves = {name: t.clone().to(DEVICE).requires_grad_() for name, t in inputs.items()}
+    by = SimpleNamespace(scale=0.4, softcap=None, window=None, chunk=chunk)
+    z = reference.lorsa_attention(leaves["q"], leaves["k"], leaves["v"], by)
+    (z @ leaves["W_O"] * weight).sum().backward()
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None
+        assert _relative(found[f"{name}.grad"], leaf.grad) < RTOL
