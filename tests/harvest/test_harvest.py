@@ -105,17 +105,17 @@ def test_a_late_nan_leaves_no_shard_of_it(
 
     The message's remedy, --keep-nonfinite, was refused as another harvest.
     """
-    of_model = Capture.calls
+    of_model = Capture.see
     calls = iter(range(10**6))
 
     def poisoned(self: Capture, tokens: torch.Tensor) -> Any:
         found = of_model(self, tokens)
         if next(calls) > 5:
-            y = torch.full_like(found[2].y, float("nan"))
-            found[2] = found[2]._replace(output=y)
+            site = Site(2, "attn_out")
+            found.sites[site] = torch.full_like(found.sites[site], float("nan"))
         return found
 
-    monkeypatch.setattr(Capture, "calls", poisoned)
+    monkeypatch.setattr(Capture, "see", poisoned)
     with pytest.raises(StoreError, match="the same command with --keep-nonfinite"):
         harvest(config)
     with pytest.raises(StoreError, match="unfinished"):
