@@ -11,8 +11,13 @@ from .circuits.ablate import ablate as ablate_heads
 from .circuits.config import AblateConfig
 from .circuits.intervene import intervene
 from .demo import run_demo
+from .dictionaries.kinds import load
+from .dictionaries.linear_config import SaeConfig
+from .dictionaries.linear_config import TranscoderConfig
 from .dictionaries.lorsa.config import LorsaConfig
 from .dictionaries.lorsa.module import Lorsa
+from .dictionaries.sae import Sae
+from .dictionaries.transcoder import Transcoder
 from .errors import AnalyzeError
 from .errors import AttachError
 from .errors import CheckpointError
@@ -34,6 +39,7 @@ from .harvest.harvest import plan_harvest
 from .language.subject import load_language_model
 from .publish.config import PushConfig
 from .publish.push import push as push_lorsas
+from .sites import Ports, Site, attention_ports, ports_between
 from .store.care.info import store_info
 from .store.care.merge import merge_stores
 from .store.care.remove import remove_sites
@@ -70,13 +76,20 @@ __all__ = [
     "LorsaConfig",
     "LorsaError",
     "PageServer",
+    "Ports",
     "PublishError",
     "PushConfig",
+    "Sae",
+    "SaeConfig",
+    "Site",
     "StoreError",
     "TrainConfig",
     "TrainError",
+    "Transcoder",
+    "TranscoderConfig",
     "ablate_heads",
     "analyze_lorsa",
+    "attention_ports",
     "build_page",
     "convert_lorsa",
     "evaluate_lorsa",
@@ -85,10 +98,12 @@ __all__ = [
     "find_heads",
     "harvest_activations",
     "intervene",
+    "load",
     "load_language_model",
     "merge_stores",
     "plan_explanations",
     "plan_harvest",
+    "ports_between",
     "push_lorsas",
     "remove_sites",
     "run_demo",

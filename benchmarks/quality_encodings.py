@@ -163,7 +163,7 @@ def read_rate(store: ActivationStore, layer: int, passes: int = 5) -> float:
 def fvu(root: Path, args: argparse.Namespace, seed: int) -> float:
     """Return the FVU, on the float32 store, of a Lorsa trained from a store."""
     out = root.with_name(f"{root.name}-run-{seed}")
-    with TrainDisplay(args.layer) as display:
+    with TrainDisplay(f"layer {args.layer}") as display:
         train(
             TrainConfig(
                 store=root,

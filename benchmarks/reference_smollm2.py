@@ -96,7 +96,7 @@ def export(args: argparse.Namespace) -> None:
     from lorsa.sites import attention_ports
     from lorsa.store.read.reader import ActivationStore
     from lorsa.store.read.sampler import Sampler
-    from lorsa.train.request import lorsa_config
+    from lorsa.train.shape import shape_of
     from lorsa.train.start import Initialiser
 
     store = ActivationStore.open(args.store)
@@ -110,7 +110,7 @@ def export(args: argparse.Namespace) -> None:
         safe.save_file({"x": acts.x, "y": acts.y}, args.folder / f"{name}.safetensors")
 
     config = our_config(args, init_tokens=4096)
-    lorsa = Lorsa(lorsa_config(config, store))
+    lorsa = Lorsa(shape_of(config, store))
     Initialiser(store).fill(lorsa, config)
     geometry = layer_geometry(args.layer, store)
     if geometry.rope is None or geometry.rope.interleaved:

@@ -1,6 +1,7 @@
 """Checkpoints: a dictionary on disk, saved in our format and loaded from any.
 
-    config.json        {"format": "lorsa", "schema_version": 1, "config": {...LorsaConfig}}
+    config.json        {"format": "lorsa", "schema_version": 1, "config": {...LorsaConfig}}; of
+                       another kind {"format": "lorsa", "kind": "sae", "schema_version": 2, ...}
     lorsa.safetensors  the parameters by name, and the threshold if there is one; in its header the
                        checksums that bind the two files (checkpoint_sums.py)
 
@@ -26,10 +27,17 @@ from .checkpoint_files import (
 )
 from .checkpoint_sums import check_sums, has_sums, sums_of
 from .choices import CONFIG, WEIGHTS
+from .config import DictionaryConfig
 from .formats import llamascopium, openmoss
-from .lorsa.config import LorsaConfig, tensor_shapes
+from .linear_config import SaeConfig, TranscoderConfig
+from .lorsa.config import LorsaConfig
 
-CHECKPOINT_VERSION = 1
+CONFIGS: dict[str, type[DictionaryConfig]] = {
+    config.kind: config for config in (LorsaConfig, SaeConfig, TranscoderConfig)
+}
+"""Class of the config of each kind."""
+VERSIONS = {1: ("lorsa",), 2: ("sae", "transcoder")}
+"""Kinds that files of each schema version hold: 1 is of before there were others than Lorsas."""
 WEIGHTS_BY_FORMAT = {
     "lorsa": (WEIGHTS,),
     "llamascopium": (llamascopium.WEIGHTS, *llamascopium.OTHER_WEIGHTS),
@@ -44,11 +52,10 @@ def save(saved: Saved, folder: str | Path) -> None:
     Raises:
         CheckpointError: the disk does not take it.
     """
-    content = {
-        "format": saved.kind,
-        "schema_version": CHECKPOINT_VERSION,
-        "config": saved.config.to_dict(),
-    }
+    version = next(version for version, kinds in VERSIONS.items() if saved.kind in kinds)
+    kind = {} if version == 1 else {"kind": saved.kind}
+    content = {"format": "lorsa", **kind, "schema_version": version}
+    content["config"] = saved.config.to_dict()
     metadata = sums_of(content, saved.tensors)
     write_folder(Path(folder), WEIGHTS, saved.tensors, content, metadata)
 
@@ -61,12 +68,12 @@ def load(folder: str | Path) -> Saved:
     """
     folder = Path(folder)
     content = read_config(folder)
-    kind = format_of(content)
-    if kind == "lorsa":
+    source = format_of(content)
+    if source == "lorsa":
         return _load_ours(folder, content)
     if (problem := first_damage(folder)) is not None:  # of what lorsa convert wrote
         raise CheckpointError(f"{problem}; convert it again, or restore it from a copy")
-    if kind == "llamascopium":
+    if source == "llamascopium":
         return llamascopium.read(folder, content)
     return openmoss.read(folder, content)
 
@@ -105,6 +112,17 @@ def format_of(content: dict[str, Any]) -> str | None:
     return "openmoss" if openmoss.is_one(content) else None
 
 
+def config_class(folder: Path) -> type[DictionaryConfig]:
+    """Return the class of the config of a folder's dictionary, of any format.
+
+    Raises:
+        CheckpointError: the folder holds none, or its config cannot be read.
+    """
+    content = read_config(folder)
+    ours = format_of(content) == "lorsa"
+    return CONFIGS[_kind_of(folder / CONFIG, content)] if ours else LorsaConfig
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Read the config.json of a Lorsa of any format.
 
@@ -129,8 +147,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _load_ours(folder: Path, content: dict[str, Any]) -> Saved:
-    config = _config_of(folder / CONFIG, content)
-    expected = tensor_shapes(config)
+    kind = _kind_of(folder / CONFIG, content)
+    config = _config_of(folder / CONFIG, kind, content)
+    expected = config.tensor_shapes()
     path = folder / WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
@@ -144,7 +163,7 @@ def _load_ours(folder: Path, content: dict[str, Any]) -> Saved:
         raise CheckpointError(f"{path} is damaged ({error}); copy or train it again") from None
     require_floats(path, tensors)
     check_sums(path, folder / CONFIG, metadata, content, tensors)
-    return Saved("lorsa", config, tensors)
+    return Saved(kind, config, tensors)
 
 
 def _why_not_read(path: Path, error: OSError) -> str:
@@ -158,16 +177,28 @@ def _why_not_read(path: Path, error: OSError) -> str:
     return f"{path} cannot be read ({error.strerror or error})"
 
 
-def _config_of(path: Path, content: dict[str, Any]) -> LorsaConfig:
-    if content.get("schema_version") != CHECKPOINT_VERSION:
+def _kind_of(path: Path, content: dict[str, Any]) -> str:
+    """Return the kind of what a config.json in our format describes."""
+    version, kind = content.get("schema_version"), content.get("kind", "lorsa")
+    if type(version) is not int or version not in VERSIONS:
         raise CheckpointError(
-            f"{path} has schema version {shown(content.get('schema_version'))}; this version of "
-            f"lorsa reads {CHECKPOINT_VERSION}: install the version that wrote it"
+            f"{path} has schema version {shown(version)}; this version of lorsa reads "
+            f"{' and '.join(map(str, VERSIONS))}: install the version that wrote it"
         )
+    if kind not in VERSIONS[version]:
+        raise CheckpointError(
+            f"{path} is of kind {shown(kind)}; of schema version {version} there is "
+            f"{' and '.join(VERSIONS[version])}"
+        )
+    return str(kind)
+
+
+def _config_of(path: Path, kind: str, content: dict[str, Any]) -> DictionaryConfig:
     try:
-        return LorsaConfig.from_dict(content["config"])
+        return CONFIGS[kind].from_dict(content["config"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not describe a Lorsa: {error}") from None
+        title = CONFIGS[kind].title
+        raise CheckpointError(f"{path} does not describe {title}: {error}") from None
 
 
 def _advice(folder: Path) -> str:

@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from ..reading import parse_json
 from ..whole import whole, write_json
 from .choices import CONFIG
-from .lorsa.config import LorsaConfig
+from .config import DictionaryConfig
 
 SHOWN_CHARACTERS = 80
 MOST_NAMED = 12
@@ -26,8 +26,8 @@ class Saved(NamedTuple):
     """A dictionary as plain data: what a checkpoint holds."""
 
     kind: str
-    """Kind of dictionary: "lorsa" """
-    config: LorsaConfig
+    """Kind of dictionary, as "lorsa" """
+    config: DictionaryConfig
     """Shape and origin of the dictionary"""
     tensors: Mapping[str, Tensor]
     """Parameters, and the threshold if there is one, by name; for raw activations"""

@@ -1,58 +1,71 @@
 """The base of every kind of dictionary: features of which few fire, and which of them do.
 
-A kind says which features may fire (`candidates`) and what they write (`decode`). Which of the
-candidates do fire, in training and after it, is decided here.
+A kind says which features may fire (`candidates`), what they write (`decode`, `norms`) and how its
+units change (`rescale_`). All else is here and the same for all: which of the candidates do fire,
+in training and after it, files, and a dictionary's place in a language model.
 """
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from .activation import above, batch_top_k, jump
+from .attach import attached
+from .checkpoint import load, save
+from .checkpoint_files import Saved
+from .code import Code, Directions, Firing, Input
+from .config import DictionaryConfig
+from .fetch import local_folder
 
 LEAST_THRESHOLD = 1e-12
 """Threshold of jumprelu at least, in units of the scores: it divides them."""
 
-Input = Tensor | tuple[Tensor, ...]
-"""Activations that a dictionary reads, or what its kind has made of them (`Projected`)."""
-
-
-class Code(NamedTuple):
-    """The features that fire, in as many slots as may: top_k, or max_l0 where top_k is a mean."""
-
-    acts: Tensor
-    """Activations, [batch, seq, slots]; 0 where the slot's feature does not fire"""
-    ids: Tensor
-    """Ids of the features, ascending, int32, [batch, seq, slots]"""
-
-
-class Firing(NamedTuple):
-    """The features that fire in training, and what their thresholds are trained by."""
-
-    acts: Tensor
-    """Activations, as in Code"""
-    ids: Tensor
-    """Ids of the features, as in Code"""
-    edge: Tensor | None = None
-    """Smallest score of a sequence that was to fire, [batch]; batchtopk only"""
-    fires: Tensor | None = None
-    """1 where a feature fires, else 0, [batch, seq, slots], with a gradient; jumprelu only"""
-
 
 class Dictionary(nn.Module, ABC):
-    """A module that encodes activations as a few features that fire, and decodes these."""
+    """A module that encodes activations as a few features that fire, and decodes these.
 
-    config: Any
-    """Settings of its kind; activation, top_k, score_by_norm and has_threshold are read here"""
+    Parameters of every kind, beside its own:
+
+        W_O: directions that features write, [n_features, d_model]; b_O: [d_model]
+        log_threshold: log of a feature's threshold over `threshold`, [n_features]; "jumprelu" only
+
+    Saved with them, but no parameter:
+
+        threshold: threshold of the scores, in units of y, []; "batchtopk" and "jumprelu" only
+    """
+
+    kind: ClassVar[str]
+    """Kind of dictionary, as files and options have it"""
+    Config: ClassVar[type[DictionaryConfig]]
+    """Class of its config"""
+    config: DictionaryConfig
+    """Its shape, rule of firing and origin"""
     W_O: nn.Parameter
-    """Directions that features write, [n_features, d_model]"""
+    b_O: nn.Parameter
     log_threshold: nn.Parameter | None
-    """Logarithm of each feature's threshold over `threshold`, [n_features]; jumprelu only"""
     threshold: Tensor | None
-    """Threshold of the scores, in units of y, []; batchtopk and jumprelu only"""
+
+    def __init__(self, config: DictionaryConfig, *, backend: str = "auto") -> None:
+        """Make a dictionary of zeros; its kind's `start` or a checkpoint fills it.
+
+        Args:
+            config: its shape.
+            backend: path of the sparse kernels: "auto", "torch", "triton" or "reference".
+        """
+        super().__init__()
+        self.config = config
+        self.backend = backend
+        for name, shape in config.parameter_shapes().items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+        if config.activation != "jumprelu":
+            self.register_parameter("log_threshold", None)
+        self.register_buffer("threshold", None if config.activation == "topk" else torch.ones(()))
 
     @abstractmethod
     def candidates(self, x: Input, top_k: int | None) -> Code:
@@ -68,8 +81,37 @@ class Dictionary(nn.Module, ABC):
         """
 
     @abstractmethod
-    def decode(self, acts: Tensor, ids: Tensor) -> Tensor:
-        """Return y_hat, [batch, seq, d_model], of acts and ids [batch, seq, slots]."""
+    def decode(self, acts: Tensor, ids: Tensor, x: Tensor | None = None) -> Tensor:
+        """Return y_hat, [batch, seq, d_model].
+
+        Args:
+            acts, ids: features that fire, [batch, seq, slots].
+            x: activations that it reads, [batch, seq, d_model]; needed by kinds whose output
+                depends on more than the features, as a transcoder's with a skip connection.
+
+        Raises:
+            ValueError: x is needed and missing.
+        """
+
+    @abstractmethod
+    def rescale_(self, x_scale: float, y_scale: float) -> Self:
+        """Change units in place: y_hat(x_scale * x) becomes y_scale times what y_hat(x) was.
+
+        Exact to the bit for powers of two, which is what training uses.
+        """
+
+    @abstractmethod
+    def directions(self, ids: Tensor) -> Directions:
+        """Return what features read and write.
+
+        Args:
+            ids: of the features, integer, [n].
+        """
+
+    def norms(self) -> Tensor:
+        """Return how much a unit of each feature's activation writes, [n_features]; no gradient."""
+        norms: Tensor = self.W_O.detach().norm(dim=1)
+        return norms
 
     def encode(self, x: Input, *, top_k: int | None = None) -> Code:
         """Return the features that fire.
@@ -131,10 +173,9 @@ class Dictionary(nn.Module, ABC):
 
         It is ||w_O||, or 1 without `score_by_norm`; with jumprelu, divided by the threshold.
         """
-        if self.config.score_by_norm:
-            factors: Tensor = self.W_O.detach().norm(dim=1)
-        else:
-            factors = torch.ones_like(self.W_O[:, 0])
+        factors = self.norms()
+        if not self.config.score_by_norm:
+            factors = torch.ones_like(factors)
         if self.log_threshold is not None and self.threshold is not None:
             factors = factors / (self.threshold * self.log_threshold.detach().exp())
         return factors
@@ -153,7 +194,7 @@ class Dictionary(nn.Module, ABC):
         Raises:
             ValueError: x has another shape.
         """
-        return self.decode(*self.encode(x))
+        return self.decode(*self.encode(x), x)
 
     @torch.no_grad()
     def set_threshold(self, x: Tensor) -> None:
@@ -180,3 +221,118 @@ class Dictionary(nn.Module, ABC):
         """Move the threshold of batchtopk by a share of the way to an edge, []."""
         assert self.threshold is not None
         self.threshold.lerp_(edge.to(self.threshold), share)
+
+    def n_candidates(self, top_k: int | None) -> int:
+        """Return how many candidates of a token there are: top_k, or max_l0 where that is set."""
+        if top_k is None or self.config.max_l0 is not None:
+            return self.config.n_slots
+        return top_k
+
+    def as_input(self, x: Tensor) -> Tensor:
+        """Return x in the weights' dtype; stores hold bfloat16.
+
+        Raises:
+            ValueError: x is not [batch, seq, d_model].
+        """
+        if x.ndim != 3 or x.shape[2] != self.config.d_model:
+            raise ValueError(
+                f"x is {list(x.shape)}; it must be [batch, seq, {self.config.d_model}]"
+            )
+        return x.to(self.W_O.dtype)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype in which the kernels compute: the weights', or autocast's within its region."""
+        kind = self.W_O.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.W_O.dtype
+
+    def as_topk(self) -> Self:
+        """Return one of the same parameters, shared, of which top_k features fire per token."""
+        config = replace(self.config, activation="topk", max_l0=None, has_threshold=True)
+        with torch.device("meta"):
+            other = type(self)(config, backend=self.backend)
+        for name in config.parameter_shapes():
+            other.register_parameter(name, self._parameters[name])
+        return other
+
+    def attach(self, model: Any, layer: int | None = None) -> AbstractContextManager[None]:
+        """Put this dictionary in its place in a language model while a block lasts.
+
+        with lorsa_3.attach(model), transcoder_12.attach(model):
+            logits = model(input_ids=ids, use_cache=False).logits
+
+        Args:
+            model: causal language model of transformers, on this dictionary's device. With a Lorsa
+                it reads whole sequences without padding on their left, and generates with
+                use_cache=False; a call that goes on from a cache is refused.
+            layer: counted from 0; None is the config's.
+
+        Raises:
+            AttachError: the model has no such layer or site, or another width, or is no model of
+                transformers; the dictionary reads something else (config.hook_in); in the model's
+                call: a Lorsa's goes on from a cache, or the model lies on another device.
+        """
+        return attached(self, self.config, model, layer)
+
+    def extra_repr(self) -> str:
+        """Return the sizes for `print`."""
+        c = self.config
+        layer = "" if c.layer is None else f", layer={c.layer}"
+        return (
+            f"d_model={c.d_model}, n_features={c.n_features}, top_k={c.top_k}, "
+            f"activation={c.activation}{layer}"
+        )
+
+    def saved(self) -> Saved:
+        """Return this dictionary as plain data; its tensors are shared."""
+        return Saved(self.kind, self.config, self.state_dict())
+
+    @classmethod
+    def of(cls, saved: Saved, *, backend: str = "auto") -> Self:
+        """Return the dictionary that plain data describes, in eval mode."""
+        dictionary = cls(saved.config, backend=backend)
+        dictionary.load_state_dict(saved.tensors)
+        return dictionary.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and lorsa.safetensors; see `dictionaries.checkpoint`."""
+        save(self.saved(), folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        where: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        backend: str = "auto",
+    ) -> Self:
+        """Read one that this package wrote, or another tool; see docs/exchange.md.
+
+        `lorsa.load` does the same for a dictionary of any kind.
+
+        Args:
+            where: a folder; or, as a text and where there is no such folder, owner/name on the
+                Hugging Face Hub.
+            revision: branch, tag or commit of a repository on the Hub; None is its main branch.
+            subfolder: folder inside, as layer-12; None takes the dictionary in `where` itself, or
+                in its only subfolder with one.
+            token: access token of the Hub; None is the one that `hf auth login` or HF_TOKEN left.
+            backend: see the class.
+
+        Raises:
+            CheckpointError: no such checkpoint, one of another kind, a schema that this version
+                cannot read, a setting of another tool that cannot be expressed, tensors that do not
+                fit the config, dictionaries in several subfolders, or what keeps the Hub from
+                giving it.
+            ValueError: a revision of a folder, or a subfolder that is not inside.
+        """
+        folder = local_folder(where, revision=revision, subfolder=subfolder, token=token)
+        saved = load(folder)
+        if saved.kind != cls.kind:
+            raise CheckpointError(
+                f"{folder} holds {saved.config.title}, and {cls.Config.title} was asked for; "
+                "lorsa.load reads any kind"
+            )
+        return cls.of(saved, backend=backend)

@@ -24,7 +24,7 @@ from .blocks import Block
 from .capture import Call
 from .mlp import MlpReading, layer_mlp, mlp_readings
 from .norms import Norm
-from .readings import Unreadable
+from .projections import Unreadable
 from .selfcheck import (
     LIMIT,
     PROBE_LIMIT,

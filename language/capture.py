@@ -11,6 +11,9 @@ from ..sites import Site
 from .blocks import AttentionSite, Spot
 from .edit import module_input, module_output
 
+SHARED = ("position_bias",)
+"""Arguments of attention modules that are the same for all sequences: biases by head (MPT)."""
+
 
 class Enough(Exception):  # noqa: N818 - no error
     """Raised in a hook of the last module that is needed, to end a run of the model."""
@@ -43,7 +46,8 @@ class Call(NamedTuple):
             is_by_row = isinstance(value, Tensor) and value.ndim > 1 and len(value) == n
             return value[rows] if is_by_row else value
 
-        args, kwargs = tuple(map(some, self.args)), {k: some(v) for k, v in self.kwargs.items()}
+        args = tuple(map(some, self.args))
+        kwargs = {k: v if k in SHARED else some(v) for k, v in self.kwargs.items()}
         return Call(args, kwargs, self.y[rows])
 
 

@@ -13,7 +13,7 @@ from ..store.places import Place
 from .blocks import AttentionSite, Block, attention_sites, find_blocks
 from .mlp import mlp_weights
 from .norms import Norm
-from .readings import Unreadable, weight_readings
+from .projections import Unreadable, weight_readings
 
 NORM_TOLERANCE = 1e-5
 """Relative difference of a norm's weights, which are read by probing."""

@@ -26,7 +26,8 @@ from .attention import Reading, layer_attention
 from .blocks import AttentionSite, float32_copy
 from .capture import Call
 from .edit import module_output
-from .readings import Heads, Unreadable, heads_of, readings
+from .projections import Heads, Unreadable, heads_of
+from .readings import readings
 from .rotary import Rotary, rotary_of
 
 LIMIT = 1e-4
@@ -132,7 +133,7 @@ def understand(
         return _unknown(heads, math.nan, math.nan, reason)
     noise = difference(y, exact)
     try:
-        reading, distance, odd = _choose(readings(model, site), x, exact, probes)
+        reading, distance, odd = _choose(readings(model, site, call), x, exact, probes)
     except torch.OutOfMemoryError:
         raise no_memory(x) from None
     except Unreadable as error:
@@ -309,5 +310,11 @@ def run_again(module: Any, call: Call, x: Tensor, rotary: Rotary | None) -> Any:
 
 
 def _wide(value: Any) -> Any:
-    """Return an argument of a module, in float32 if it is a floating-point tensor."""
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+    """Return an argument of a module, in float32 if it is a floating-point tensor.
+
+    The least number of its precision, by which masks hide keys, becomes that of float32.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    least = torch.finfo(value.dtype).min
+    return value.float().masked_fill(value == least, torch.finfo(torch.float32).min)

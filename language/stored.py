@@ -1,7 +1,7 @@
 """A language model's layers as a store keeps them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -97,6 +97,9 @@ def deriver(store: ActivationStore, device: torch.device | str) -> Derive:
         geometry = store.manifest.modules[module]["geometry"]
         return functions[kind](store.weights(module), geometry, device)
 
+    def run(layer: int, kind: str, x: Tensor) -> Tensor:
+        return function(layer, kind)(x)
+
     @cache
     def block(layer: int) -> BlockReading | None:
         module = f"{layer}.block"
@@ -113,8 +116,8 @@ def deriver(store: ActivationStore, device: torch.device | str) -> Derive:
             derivation = Derivation(
                 {site.name: values for site, values in stored.items() if site.layer == layer},
                 block=block(layer),
-                attention=lambda x, layer=layer: function(layer, "attention")(x),
-                mlp=lambda x, layer=layer: function(layer, "mlp")(x),
+                attention=partial(run, layer, "attention"),
+                mlp=partial(run, layer, "mlp"),
             )
             for site in wanted:
                 if site.layer == layer:

@@ -81,7 +81,9 @@ def sizes(store: ActivationStore, layers: list[int]) -> list[str]:
             f"| {layer} | the largest | | {largest[0]:.1f} x | {largest[1]:.1f} x | |",
         )
         for rule in RULES:
-            masked = ~TokenMask.of(rule, store, layer)(store.train_seqs).numpy()
+            masked = ~TokenMask.of(rule, store, attention_ports(layer).sites)(
+                store.train_seqs
+            ).numpy()
             mine = norms[masked]  # [n_masked, 2]
             if not len(mine):
                 lines.append(f"| {layer} | {rule} | 0 | | | |")
@@ -105,7 +107,7 @@ def runs(args: argparse.Namespace, store: ActivationStore, layers: list[int]) ->
         "|---|---|---|---|---|---|---|---|",
     ]
     for layer in layers:
-        mask = TokenMask.of(args.mask, store, layer)
+        mask = TokenMask.of(args.mask, store, attention_ports(layer).sites)
         for seed in map(int, args.seeds.split(",")):
             for rule in ("none", args.mask):
                 which = "all" if rule == "none" else "not masked"
@@ -121,7 +123,7 @@ def runs(args: argparse.Namespace, store: ActivationStore, layers: list[int]) ->
                     seed=seed,
                     loss_mask=rule,
                 )
-                with TrainDisplay(layer) as display:
+                with TrainDisplay(f"layer {layer}") as display:
                     result = train(config, report=display)
                 lorsa = Lorsa.from_pretrained(config.out)
                 found = evaluate(lorsa, held_out(store, layer, mask))

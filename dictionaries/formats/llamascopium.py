@@ -27,7 +27,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...language.geometry import QKNorm, read_rope
 from ..checkpoint_files import Saved, check_shapes, listing
-from ..lorsa.config import LorsaConfig, parameter_shapes
+from ..lorsa.config import LorsaConfig
 from .foreign import (
     BUFFERS,
     LARGEST,
@@ -223,7 +223,7 @@ def _checked(
         if name not in BUFFERS and not name.startswith(MEAN_NORM)
     }
     _repeat(found, c.n_qk_heads)
-    ours = parameter_shapes(c)
+    ours = c.parameter_shapes()
     shapes = {name: ours[name] for name in PARTS}
     if with_bias:
         shapes["b_D"] = ours["b_O"]

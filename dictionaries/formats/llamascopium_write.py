@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...language.geometry import RARE
 from ..checkpoint_files import Saved, write_folder
 from ..lorsa.config import LorsaConfig
 from .foreign import Settings
@@ -31,6 +32,8 @@ def write(saved: Saved, folder: Path, hook_in: str | None = None) -> None:
         CheckpointError: a setting has no like in theirs, or the disk does not take it.
     """
     c, found = saved.config, saved.tensors
+    if not isinstance(c, LorsaConfig):
+        raise CheckpointError(f"{c.title} cannot be written for Llamascopium; only Lorsas can")
     settings = _settings(c, folder)
     layer = 0 if c.layer is None else c.layer
     settings["hook_point_in"] = hook_in or c.hook_in or f"blocks.{layer}.{WEIGHTED_INPUT}"
@@ -52,12 +55,9 @@ def write(saved: Saved, folder: Path, hook_in: str | None = None) -> None:
 
 def _settings(c: LorsaConfig, folder: Path) -> dict[str, Any]:
     """Return their settings but for the hooks; CheckpointError if one cannot be expressed."""
-    for name, value, allowed in (
-        ("select", c.select, "relu"),
-        ("softcap", c.softcap, None),
-        ("window", c.window, None),
-    ):
-        if value != allowed:
+    for name in ("select", "softcap", "window", *RARE):
+        value = getattr(c, name)
+        if value not in ("relu", None, False):
             raise CheckpointError(
                 f"{folder}: Llamascopium has no {name} (here {value!r}); it cannot be expressed"
             )

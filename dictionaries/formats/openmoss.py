@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ..checkpoint_files import Saved, check_shapes, listing
-from ..lorsa.config import parameter_shapes
 from .foreign import (
     BUFFERS,
     Settings,
@@ -74,7 +73,7 @@ def read(folder: Path, content: dict[str, Any]) -> Saved:
         hook_in=HOOK.format(layer=0 if layer is None else layer),
     )
     settings.finish()
-    tensors = _tensors(folder, parameter_shapes(config))
+    tensors = _tensors(folder, config.parameter_shapes())
     if means:
         norms = [(f"avg_norm {side!r}", _number(means.get(side))) for side in ("in", "out")]
         unscale_(settings, tensors, config, norms)

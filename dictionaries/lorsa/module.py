@@ -1,6 +1,7 @@
 """The Lorsa module: an attention layer as many rank-1 heads of which few fire per token.
 
-    q = rope(qk_norm(x W_Q + b_Q))   k = rope(qk_norm(x W_K + b_K))   v = x W_V^T + b_V
+    q = x W_Q + b_Q,  k = x W_K + b_K    normed, limited and rotated as the layer does
+    v = x W_V^T + b_V
     z_pre[t, i] = sum_{s <= t} softmax_s(scale * <q[t, h], k[s, h]>) v[s, i]
     z = z_pre where it is among the top_k of select(z_pre) * ||w_O||, else 0; or as
         dictionaries/activation.py says
@@ -10,10 +11,7 @@ Source: He et al. 2025, arXiv:2504.20938, section 3.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +19,16 @@ from torch import Tensor, nn
 
 from ...kernels.dispatch import sparse_decode, sparse_topk_attention
 from ...kernels.reference import attention_pattern, lorsa_attention
-from ...language.attention import project
-from ...language.qk import norm_and_rotate
-from ..attach import attached
-from ..checkpoint import load, save
-from ..checkpoint_files import Saved
-from ..dictionary import Code, Dictionary, Input
-from ..fetch import local_folder
-from .config import LorsaConfig, parameter_shapes
+from ...language.attention import opened, project
+from ...language.qk import as_scored
+from ..code import Code, Directions, Input
+from ..dictionary import Dictionary
+from .config import LorsaConfig
 from .contributions import BLOCK_ELEMENTS, Projected, blocks
 from .units import rescale_
+
+OPTIONAL = ("q_norm", "k_norm", "q_norm_bias", "k_norm_bias", "sinks", "W_G", "b_G")
+"""Parameters that only some Lorsas have; None in others."""
 
 
 class Lorsa(Dictionary):
@@ -42,6 +40,8 @@ class Lorsa(Dictionary):
         W_V, W_O: [n_ov_heads, d_model]; b_V: [n_ov_heads]; b_O: [d_model]
         q_norm, k_norm: [d_qk_head], or [n_qk_heads, d_qk_head] of a norm `by_head`; q_norm_bias,
             k_norm_bias: the same, of a "layer" norm; all with a qk-norm only
+        sinks: [n_qk_heads]; with sinks only
+        W_G: [n_ov_heads, d_model]; b_G: [n_ov_heads]; with a gate only
         log_threshold: [n_ov_heads], log of a head's threshold over `threshold`; "jumprelu" only
 
     Saved with them, but no parameter:
@@ -49,6 +49,8 @@ class Lorsa(Dictionary):
         threshold: threshold of the scores, in units of y, []; "batchtopk" and "jumprelu" only
     """
 
+    kind: ClassVar[str] = "lorsa"
+    Config = LorsaConfig
     config: LorsaConfig
     W_Q: nn.Parameter
     W_K: nn.Parameter
@@ -61,6 +63,9 @@ class Lorsa(Dictionary):
     k_norm: nn.Parameter | None
     q_norm_bias: nn.Parameter | None
     k_norm_bias: nn.Parameter | None
+    sinks: nn.Parameter | None
+    W_G: nn.Parameter | None
+    b_G: nn.Parameter | None
 
     def __init__(self, config: LorsaConfig, *, backend: str = "auto") -> None:
         """Make a Lorsa of zeros (norm weights of ones); `start` or a checkpoint fills it.
@@ -69,16 +74,12 @@ class Lorsa(Dictionary):
             config: its shape.
             backend: path of the sparse kernels: "auto", "torch", "triton" or "reference".
         """
-        super().__init__()
-        self.config = config
-        self.backend = backend
-        for name, shape in parameter_shapes(config).items():
-            fill = torch.ones if name.endswith("_norm") else torch.zeros
-            self.register_parameter(name, nn.Parameter(fill(shape)))
-        for name in ("q_norm", "k_norm", "q_norm_bias", "k_norm_bias", "log_threshold"):
+        super().__init__(config, backend=backend)
+        for name in OPTIONAL:
             if name not in self._parameters:
                 self.register_parameter(name, None)
-        self.register_buffer("threshold", None if config.activation == "topk" else torch.ones(()))
+            elif name.endswith("_norm"):
+                nn.init.ones_(getattr(self, name))
 
     def queries_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return rotated queries and keys.
@@ -89,13 +90,8 @@ class Lorsa(Dictionary):
         Returns:
             q, k: [batch, seq, n_qk_heads, d_qk_head].
         """
-        c, norm = self.config, self.config.qk_norm
-        q = project(x, self.W_Q, self.b_Q)
-        q = norm_and_rotate(q, norm=norm, weight=self.q_norm, bias=self.q_norm_bias, rope=c.rope)
-        k = project(x, self.W_K, self.b_K)
-        return q, norm_and_rotate(
-            k, norm=norm, weight=self.k_norm, bias=self.k_norm_bias, rope=c.rope
-        )
+        q, k = project(x, self.W_Q, self.b_Q), project(x, self.W_K, self.b_K)
+        return as_scored(q, k, self.config, self)
 
     def values(self, x: Tensor) -> Tensor:
         """Return the scalar value of every OV head, [batch, seq, n_ov_heads]."""
@@ -110,38 +106,46 @@ class Lorsa(Dictionary):
         Raises:
             ValueError: x has another shape.
         """
-        x = self._as_input(x)
-        return Projected(*self.queries_keys(x), self.values(x))
+        x = self.as_input(x)
+        return Projected(*self.queries_keys(x), self.values(x), self.sinks, self.gate(x))
+
+    def gate(self, x: Tensor) -> Tensor | None:
+        """Return the factors of z, [batch, seq, n_ov_heads]; None where there is no gate."""
+        if self.W_G is None or self.config.gate is None:
+            return None
+        return opened(F.linear(x, self.W_G, self.b_G), self.config.gate)
 
     def candidates(self, x: Input, top_k: int | None) -> Code:
         """Return the heads with the largest scores; see `Dictionary.candidates`."""
         c = self.config
-        q, k, v = self.project(x) if isinstance(x, Tensor) else x
+        q, k, v, sinks, gate = self.project(x) if isinstance(x, Tensor) else Projected._make(x)
         acts, ids = sparse_topk_attention(
             q,
             k,
             v,
             self.score_factors(),
-            top_k=c.n_slots if top_k is None or c.max_l0 is not None else top_k,
+            top_k=self.n_candidates(top_k),
             scale=c.scale,
             select=c.select,
             window=c.window,
+            chunk=c.chunk,
             softcap=c.softcap,
+            sinks=sinks,
+            gate=gate,
             backend=self.backend,
         )
         return Code(acts, ids)
 
-    def decode(self, acts: Tensor, ids: Tensor) -> Tensor:
-        """Return y_hat, [batch, seq, d_model], of acts and ids [batch, seq, slots]."""
-        kind, dtype = self.W_O.device.type, self.W_O.dtype
-        if torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
+    def decode(self, acts: Tensor, ids: Tensor, x: Tensor | None = None) -> Tensor:
+        """Return y_hat, [batch, seq, d_model], of acts and ids, of any x; see `Dictionary`."""
+        dtype = self.compute_dtype
         y_hat = sparse_decode(acts.to(dtype), ids, self.W_O.to(dtype), backend=self.backend)
         return y_hat + self.b_O
 
     def z_pre(self, x: Tensor) -> Tensor:
         """Return z of all heads before the selection, [batch, seq, n_ov_heads]; for analysis."""
-        return lorsa_attention(*self.project(x), self.config)
+        q, k, v, sinks, gate = self.project(x)
+        return lorsa_attention(q, k, v, self.config, sinks, gate)
 
     def pattern(
         self,
@@ -159,7 +163,7 @@ class Lorsa(Dictionary):
                 those of the QK heads that they attend by, in the order of the OV heads.
 
         Returns:
-            [batch, heads, q_pos, k_pos]; rows sum to 1.
+            [batch, heads, q_pos, k_pos]; rows sum to 1, or less with sinks.
 
         Raises:
             ValueError: x has another shape, an id is out of range, or both are given.
@@ -167,19 +171,22 @@ class Lorsa(Dictionary):
         if qk_heads is not None and ov_heads is not None:
             raise ValueError("qk_heads and ov_heads exclude each other; give one")
         c = self.config
-        q, k = self.queries_keys(self._as_input(x))
+        q, k = self.queries_keys(self.as_input(x))
+        sinks: Tensor | None = self.sinks
         if ov_heads is not None:
             chosen = self._head_ids("ov_heads", ov_heads, c.n_ov_heads)
             qk_heads = chosen // (c.n_ov_heads // c.n_qk_heads)
         if qk_heads is not None:
             chosen = self._head_ids("qk_heads", qk_heads, c.n_qk_heads)
             q, k = q[:, :, chosen], k[:, :, chosen]  # [batch, seq, heads, d_qk_head]
-        return attention_pattern(q, k, c)
+            sinks = None if sinks is None else sinks[chosen]
+        return attention_pattern(q, k, c, sinks=sinks)
 
     def contributions(self, x: Tensor, ids: Sequence[int] | Tensor) -> Tensor:
         """Return the contribution of every source token to heads' activations; no gradient.
 
         contributions[b, t, j, s] = pattern[b, h, t, s] v[b, s, i],  i = ids[b, t, j], h its QK head
+            times the gate[b, t, i], where there is one
 
         Args:
             x: attention input after the norm, [batch, seq, d_model], of any floating dtype.
@@ -220,44 +227,6 @@ class Lorsa(Dictionary):
             f"d_qk_head={c.d_qk_head}, top_k={c.top_k}, activation={c.activation}{layer}"
         )
 
-    def attach(self, model: Any, layer: int | None = None) -> AbstractContextManager[None]:
-        """Put this Lorsa in place of an attention layer of a language model while a block lasts.
-
-        with lorsa.attach(model):
-            logits = model(input_ids=ids, use_cache=False).logits
-
-        The model reads whole sequences without padding on their left, and generates with
-        use_cache=False; a call that goes on from a cache is refused. Blocks within blocks replace
-        several layers.
-
-        Args:
-            model: causal language model of transformers, on this Lorsa's device.
-            layer: counted from 0; None is the config's.
-
-        Raises:
-            AttachError: the model has no such layer or another width, or is no model of
-                transformers; the Lorsa reads something else (config.hook_in); in the model's call:
-                it goes on from a cache, or lies on another device.
-        """
-        return attached(self, model, layer)
-
-    def _as_input(self, x: Tensor) -> Tensor:
-        """Return x in the weights' dtype (stores hold bfloat16); ValueError if it is misshapen."""
-        if x.ndim != 3 or x.shape[2] != self.config.d_model:
-            raise ValueError(
-                f"x is {list(x.shape)}; it must be [batch, seq, {self.config.d_model}]"
-            )
-        return x.to(self.W_V.dtype)
-
-    def as_topk(self) -> "Lorsa":
-        """Return a Lorsa of the same parameters, shared, of which top_k heads fire per token."""
-        config = replace(self.config, activation="topk", max_l0=None, has_threshold=True)
-        with torch.device("meta"):
-            other = Lorsa(config, backend=self.backend)
-        for name in parameter_shapes(config):
-            other.register_parameter(name, self._parameters[name])
-        return other
-
     def rescale_(self, x_scale: float, y_scale: float) -> Self:
         """Change units in place: y_hat(x_scale * x) becomes y_scale times what y_hat(x) was.
 
@@ -266,50 +235,9 @@ class Lorsa(Dictionary):
         rescale_(self.state_dict(), self.config, x_scale, y_scale)
         return self
 
-    def saved(self) -> Saved:
-        """Return this Lorsa as plain data; its tensors are shared."""
-        return Saved("lorsa", self.config, self.state_dict())
-
-    @classmethod
-    def of(cls, saved: Saved, *, backend: str = "auto") -> "Lorsa":
-        """Return the Lorsa that plain data describes, in eval mode."""
-        lorsa = cls(saved.config, backend=backend)
-        lorsa.load_state_dict(saved.tensors)
-        return lorsa.eval()
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and lorsa.safetensors; see `dictionaries.checkpoint`."""
-        save(self.saved(), folder)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        where: str | Path,
-        *,
-        revision: str | None = None,
-        subfolder: str | None = None,
-        token: str | bool | None = None,
-        backend: str = "auto",
-    ) -> "Lorsa":
-        """Read a Lorsa that lorsa, Llamascopium or OpenMOSS/Lorsa wrote; see docs/exchange.md.
-
-        Args:
-            where: a folder; or, as a text and where there is no such folder, owner/name on the
-                Hugging Face Hub.
-            revision: branch, tag or commit of a repository on the Hub; None is its main branch.
-            subfolder: folder inside, as layer-12; None takes the Lorsa in `where` itself, or in its
-                only subfolder with one.
-            token: access token of the Hub; None is the one that `hf auth login` or HF_TOKEN left.
-            backend: see `Lorsa`.
-
-        Raises:
-            CheckpointError: no such checkpoint, a schema that this version cannot read, a setting
-                of another tool that cannot be expressed, tensors that do not fit the config, Lorsas
-                in several subfolders, or what keeps the Hub from giving it.
-            ValueError: a revision of a folder, or a subfolder that is not inside.
-        """
-        folder = local_folder(where, revision=revision, subfolder=subfolder, token=token)
-        return cls.of(load(folder), backend=backend)
+    def directions(self, ids: Tensor) -> Directions:
+        """Return what heads read of the tokens that they attend to, and what they write."""
+        return Directions(self.W_V[ids], self.W_O[ids])
 
 
 @torch.no_grad()
@@ -324,7 +252,7 @@ def contributions_at(
         which, positions, heads: sequence in the batch, position and OV head, int64, [n].
 
     Returns:
-        P[t, s] v[s], [n, seq].
+        P[t, s] v[s], times the gate where there is one, [n, seq].
     """
     c = lorsa.config
     q, k = lorsa.queries_keys(x)
@@ -335,7 +263,13 @@ def contributions_at(
         for mine in of_sequence.split(max(1, BLOCK_ELEMENTS // (x.shape[1] * c.d_qk_head))):
             at = positions[mine]
             query, keys = q[b, at, qk[mine]], k[b].transpose(0, 1)[qk[mine]]
-            pattern = attention_pattern(query[:, None, None], keys[:, :, None], c, at[:, None])
+            sinks = None if lorsa.sinks is None else lorsa.sinks[qk[mine], None]
+            pattern = attention_pattern(
+                query[:, None, None], keys[:, :, None], c, at[:, None], sinks
+            )
             values = F.linear(x[b], lorsa.W_V[heads[mine]], lorsa.b_V[heads[mine]])
             parts[mine] = pattern[:, 0, 0] * values.T  # [n, seq]
+            if lorsa.W_G is not None and lorsa.b_G is not None and c.gate is not None:
+                logits = (x[b, at] * lorsa.W_G[heads[mine]]).sum(dim=1) + lorsa.b_G[heads[mine]]
+                parts[mine] *= opened(logits, c.gate)[:, None]
     return parts

@@ -47,7 +47,13 @@ class Stored(NamedTuple):
             yield norms.values
 
     def on(self, device: torch.device | str, derive: Derive | None = None) -> Activations:
-        """Return x and y on a device, float32; what is not stored is derived there.
+        """Return x and y on a device, float32; see `values`."""
+        return stacked(self.ports, self.values(device, derive))
+
+    def values(
+        self, device: torch.device | str, derive: Derive | None = None
+    ) -> dict[Site, Tensor]:
+        """Return each site on a device, float32, [n, n_ctx, width]; what is not stored is derived.
 
         Args:
             device: device of the result.
@@ -65,7 +71,7 @@ class Stored(NamedTuple):
             values |= derive(values, list(stored.known))
         for site, norms in stored.known.items():
             norms.require(values[site])
-        return stacked(self.ports, values)
+        return values
 
 
 def stacked(ports: Ports, values: Mapping[Site, Tensor]) -> Activations:

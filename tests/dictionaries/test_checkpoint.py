@@ -110,7 +110,7 @@ def test_wrong_shapes_are_named(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema version 2; this version of lorsa reads 1"),
+        ({"schema_version": 3}, "schema version 3; this version of lorsa reads 1 and 2"),
         ({"format": "other"}, "not a Lorsa's config"),
         ({"config": {"d_model": 3}}, "does not describe a Lorsa"),
         ({"config": CONFIG.to_dict() | {"top_k": 99}}, "top_k is 99"),

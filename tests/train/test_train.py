@@ -30,8 +30,8 @@ from lorsa.store.read.sampler import Sampler
 from lorsa.train.checkpoint import checkpoints
 from lorsa.train.config import TrainConfig
 from lorsa.train.report.events import EvalReport, StepReport
-from lorsa.train.request import lorsa_config
-from lorsa.train.start import Initialiser, activation_scales
+from lorsa.train.shape import shape_of
+from lorsa.train.start import Initialiser, scales_of
 from lorsa.train.train import train
 from safetensors.torch import load_file
 from small import edit_manifest, edit_table
@@ -283,9 +283,9 @@ def test_a_run_is_what_its_settings_say(store_folder: Path, tmp_path: Path) -> N
     )
     result = train(config)
     store = ActivationStore.open(store_folder)
-    lorsa = Lorsa(lorsa_config(config, store))
+    lorsa = Lorsa(shape_of(config, store))
     Initialiser(store).fill(lorsa, config)
-    scales = activation_scales(1, store)
+    scales = scales_of(config.ports, store)
     lorsa.rescale_(*scales)
     adam = torch.optim.Adam(lorsa.parameters(), betas=(0.8, 0.9), fused=True)
     sampler = Sampler(store.train_seqs, store.manifest.shard_seqs, batch_seqs=batch, seed=0)

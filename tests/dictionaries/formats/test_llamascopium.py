@@ -1,5 +1,6 @@
 """Checkpoints of Llamascopium give what its equations say, and come back as they went."""
 
+import dataclasses
 import json
 from itertools import product
 from pathlib import Path
@@ -150,7 +151,7 @@ def _random(**changes: Any) -> Lorsa:
 
 
 def _fields(config: LorsaConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
 def _require_equal(one: Lorsa, other: Lorsa) -> None:

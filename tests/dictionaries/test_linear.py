@@ -1,0 +1,158 @@
+"""SAEs and transcoders against their definitions in dense torch, in units and on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lorsa.dictionaries.kinds import load
+from lorsa.dictionaries.linear import LinearDictionary
+from lorsa.dictionaries.linear_config import SaeConfig, TranscoderConfig
+from lorsa.dictionaries.lorsa.config import LorsaConfig
+from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.dictionaries.sae import Sae
+from lorsa.dictionaries.transcoder import Transcoder
+from lorsa.errors import CheckpointError
+from lorsa.kernels.reference import select_top_k
+from lorsa.sites import Site
+from torch import Tensor
+
+SHAPE: dict[str, Any] = {"d_model": 8, "n_features": 24, "top_k": 5, "layer": 3}
+NAMES = ["sae", "transcoder", "skip"]
+
+
+def _filled(dictionary: Any) -> Any:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in dictionary.parameters():
+            parameter.normal_()
+        if dictionary.threshold is not None:
+            dictionary.threshold.fill_(2.0)
+    return dictionary
+
+
+def _make(name: str, **changes: Any) -> LinearDictionary:
+    """Return a dictionary of random weights."""
+    settings = SHAPE | changes
+    if name == "sae":
+        return _filled(Sae(SaeConfig(site="resid_out", **settings)))
+    return _filled(Transcoder(TranscoderConfig(skip=name == "skip", **settings)))
+
+
+def _dense(dictionary: LinearDictionary, x: Tensor, sizes: tuple[int, ...] = (24,)) -> Tensor:
+    """Return y_hat of each prefix by the definition, [n_prefixes, batch, seq, d_model]."""
+    d: Any = dictionary
+    z_pre = (x - d.b_O if isinstance(d, Sae) else x) @ d.W_E.T + d.b_E
+    acts, ids = select_top_k(z_pre, d.W_O.norm(dim=1), top_k=5, select=d.config.select)
+    z = torch.zeros_like(z_pre).scatter(-1, ids.long(), acts)
+    beside = d.b_O if getattr(d, "W_skip", None) is None else x @ d.W_skip.T + d.b_O
+    return torch.stack([z[..., :size] @ d.W_O[:size] + beside for size in sizes])
+
+
+@pytest.mark.parametrize("select", ["relu", "abs"])
+@pytest.mark.parametrize("name", NAMES)
+def test_output_and_gradients_are_those_of_the_definition(name: str, select: str) -> None:
+    dictionary = _make(name, select=select).double()
+    x = torch.randn(2, 7, 8, dtype=torch.float64)
+    weight = torch.randn(2, 7, 8, dtype=torch.float64)
+    found, expected = dictionary(x), _dense(dictionary, x)[0]
+    torch.testing.assert_close(found, expected)
+    parameters = list(dictionary.parameters())
+    ours = torch.autograd.grad((found * weight).sum(), parameters)
+    theirs = torch.autograd.grad((expected * weight).sum(), parameters)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_prefix_is_decoded_as_if_alone(name: str) -> None:
+    dictionary = _make(name, prefixes=(0.125, 0.5, 1.0)).double()
+    x = torch.randn(2, 7, 8, dtype=torch.float64)
+    acts, ids = dictionary.encode(x)
+    found = dictionary.decode_prefixes(acts, ids, x)
+    torch.testing.assert_close(found, _dense(dictionary, x, (3, 12, 24)))
+    torch.testing.assert_close(found[-1], dictionary.decode(acts, ids, x))
+    parameters = list(dictionary.parameters())
+    y = torch.randn(2, 7, 8, dtype=torch.float64)
+    ours = torch.autograd.grad((found - y).square().mean(), parameters)
+    dense = _dense(dictionary, x, (3, 12, 24))
+    theirs = torch.autograd.grad((dense - y).square().mean(), parameters)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("name", NAMES)
+def test_units_change_by_powers_of_two_to_the_bit(name: str, activation: str) -> None:
+    dictionary = _make(name, activation=activation)
+    x = torch.randn(2, 7, 8)
+    y = dictionary(x)
+    before = {n: t.clone() for n, t in dictionary.state_dict().items()}
+    y_scale = 4.0 if name == "sae" else 0.5
+    assert torch.equal(dictionary.rescale_(4.0, y_scale)(4.0 * x), y_scale * y)
+    dictionary.rescale_(0.25, 1 / y_scale)
+    assert all(torch.equal(t, before[n]) for n, t in dictionary.state_dict().items())
+
+
+def test_an_sae_has_one_unit() -> None:
+    with pytest.raises(ValueError, match=r"the scales are 2\.0 and 1\.0; an SAE has one"):
+        _make("sae").rescale_(2.0, 1.0)
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_saved_is_read_to_the_bit(tmp_path: Path, name: str, activation: str) -> None:
+    dictionary = _make(name, activation=activation, prefixes=(0.25, 1.0))
+    dictionary.save_pretrained(tmp_path)
+    read = load(tmp_path)
+    assert type(read) is type(dictionary)
+    assert read.config == dictionary.config
+    assert read.state_dict().keys() == dictionary.state_dict().keys()
+    x = torch.randn(1, 5, 8)
+    assert torch.equal(read(x), dictionary(x))
+
+
+def test_another_kind_is_refused_by_name(tmp_path: Path) -> None:
+    _make("skip").save_pretrained(tmp_path / "12.mlp")
+    message = "holds a transcoder, and an SAE was asked for; lorsa.load reads any kind"
+    with pytest.raises(CheckpointError, match=message):
+        Sae.from_pretrained(tmp_path / "12.mlp")
+    shape = LorsaConfig(d_model=8, n_qk_heads=2, d_qk_head=4, n_ov_heads=6, top_k=3, scale=0.5)
+    Lorsa(shape).save_pretrained(tmp_path / "layer-12")
+    assert type(load(tmp_path / "layer-12")) is Lorsa
+    with pytest.raises(CheckpointError, match="holds a Lorsa, and a transcoder was asked for"):
+        Transcoder.from_pretrained(tmp_path / "layer-12")
+
+
+def test_a_skip_connection_needs_x() -> None:
+    dictionary = _make("skip")
+    with pytest.raises(ValueError, match="skip connection; decode needs x"):
+        dictionary.decode(*dictionary.encode(torch.randn(1, 3, 8)))
+
+
+@pytest.mark.parametrize(
+    "prefixes", [(), (0.5,), (0.5, 0.25, 1.0), (0.0, 1.0), (0.01, 1.0), (1, 2)]
+)
+def test_prefixes_ascend_to_one(prefixes: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="shares of the 24 features that ascend and end at 1"):
+        TranscoderConfig(prefixes=prefixes, **SHAPE)
+
+
+def test_ports() -> None:
+    assert _make("sae").config.ports.sites == (Site(3, "resid_out"),)
+    assert _make("skip").config.ports.sites == (Site(3, "mlp_in"), Site(3, "mlp_out"))
+    with pytest.raises(ValueError, match="site is 'attn', which is several"):
+        SaeConfig(site="attn", **SHAPE)
+    with pytest.raises(ValueError, match="'resid' is no site|several"):
+        SaeConfig(site="resid", **SHAPE)
+
+
+def test_a_mean_of_features_leaves_out_those_below_the_threshold() -> None:
+    for activation in ("batchtopk", "jumprelu"):
+        dictionary = _make("transcoder", activation=activation, max_l0=24).double()
+        with torch.no_grad():
+            if dictionary.log_threshold is not None:
+                dictionary.log_threshold.fill_(0.0)
+        x = torch.randn(2, 7, 8, dtype=torch.float64)
+        z = (F.linear(x, dictionary.W_E, dictionary.b_E)).relu()
+        z = torch.where(z * dictionary.norms() > 2.0, z, 0)
+        torch.testing.assert_close(dictionary(x), z @ dictionary.W_O + dictionary.b_O)
