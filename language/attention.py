@@ -2,7 +2,8 @@
 
     q = rope(clip(qk_norm(x W_Q + b_Q)))    k = rope(clip(qk_norm(x W_K + b_K)))
     v = clip(x W_V + b_V)
-    y[t] = sum over heads of (sum_{s <= t} pattern[t, s] v[s]) W_O + b_O
+    y[t] = sum over heads of (gate[t] * sum_{s <= t} pattern[t, s] v[s]) W_O + b_O
+    gate = sigmoid(x W_G + b_G), where the layer has one
 
 Used to check that the geometry read off a model is right, to start a Lorsa from the layer, and to
 derive y where a store keeps x alone.
@@ -46,6 +47,12 @@ class LayerWeights(NamedTuple):
     """Added to the normalised queries, [n_heads, d_head]"""
     k_norm_bias: Tensor | None = None
     """Added to the normalised keys, [n_kv_heads, d_head]"""
+    sinks: Tensor | None = None
+    """Score of what each head attends to besides, which has no value, [n_heads]"""
+    W_G: Tensor | None = None
+    """Gate of what heads attend to, [n_heads, d_model, d_head], or [n_heads, d_model, 1]"""
+    b_G: Tensor | None = None
+    """[n_heads, d_head or 1]"""
 
     def to(self, *args: Any) -> "LayerWeights":
         """Return the weights with every tensor moved or cast as `Tensor.to` does."""
@@ -93,7 +100,7 @@ def queries_keys(
 
 
 def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
-    """Return the value that each head attends to, before the output projection.
+    """Return the value that each head attends to, gated, before the output projection.
 
     Args:
         x: attention input, [batch, seq, d_model], dtype and device of the weights.
@@ -108,8 +115,8 @@ def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) 
     if g.clip is not None:
         v = v.clamp(-g.clip, g.clip)
     k, v = (part.repeat_interleave(g.n_heads // part.shape[2], dim=2) for part in (k, v))
-    if g.softcap is not None:
-        return _head_by_head(q, k, v, g)
+    if g.softcap is not None or weights.sinks is not None:
+        return gated(x, _head_by_head(q, k, v, g, weights.sinks), weights, g)
     position = torch.arange(seq, device=x.device)
     is_plain = all(size is None or size >= seq for size in (g.window, g.chunk))
     sees = None if is_plain else ~hidden(position, position, g)
@@ -121,16 +128,31 @@ def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) 
         is_causal=sees is None,
         scale=g.scale,
     )
-    return out.transpose(1, 2)  # [batch, seq, n_heads, d_head]
+    return gated(x, out.transpose(1, 2), weights, g)  # [batch, seq, n_heads, d_head]
 
 
-def _head_by_head(q: Tensor, k: Tensor, v: Tensor, g: AttentionGeometry) -> Tensor:
+def gated(x: Tensor, out: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
+    """Return what heads attend to, [batch, seq, n_heads, d_head], times the gate, if any."""
+    if weights.W_G is None or geometry.gate is None:
+        return out
+    return out * opened(project(x, weights.W_G, weights.b_G), geometry.gate)
+
+
+def opened(logits: Tensor, gate: str) -> Tensor:
+    """Return the factors of a gate of some kind."""
+    return logits.sigmoid() if gate == "sigmoid" else F.softplus(logits)
+
+
+def _head_by_head(
+    q: Tensor, k: Tensor, v: Tensor, g: AttentionGeometry, sinks: Tensor | None
+) -> Tensor:
     """Attend one sequence and head at a time, so that no more than one pattern is in memory."""
     out = torch.empty_like(v)
     for b in range(len(q)):
         for head in range(g.n_heads):
             one = slice(b, b + 1), slice(None), slice(head, head + 1)
-            pattern = attention_pattern(q[one], k[one], g)
+            sink = None if sinks is None else sinks[one[2]]
+            pattern = attention_pattern(q[one], k[one], g, sinks=sink)
             out[b, :, head] = pattern[0, 0] @ v[b, :, head]
     return out
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-RARE = ("clip", "chunk", "stretch", "alibi")
+RARE = ("clip", "chunk", "stretch", "alibi", "sinks", "gate")
 """Settings that earlier versions do not know; they are written where a layer has them."""
+GATES = ("sigmoid", "softplus")
 NORM_KINDS = ("rms", "rms_by_head", "rms_full", "layer")
 
 
@@ -126,6 +127,11 @@ class AttentionGeometry:
 
     alibi: Alibi | None = None
     """Linear biases of the scores (MPT, Falcon)."""
+    sinks: bool = False
+    """Whether heads have a score in the denominator of the softmax that has no value (gpt-oss)."""
+    gate: str | None = None
+    """Function of x W_G + b_G that multiplies what heads attend to, before the output projection:
+    "sigmoid" (Qwen3-Next) or "softplus" (Laguna)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the geometry as JSON-able data, without what only some layers have."""

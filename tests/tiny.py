@@ -160,6 +160,27 @@ FAMILIES: dict[str, Any] = {
         max_position_embeddings=128,
         initializer_range=0.2,
     ),
+    "gpt-oss": lambda: transformers.GptOssConfig(
+        **SPECIAL,
+        **{**SIZES, "num_hidden_layers": 3},
+        **GQA,
+        head_dim=8,
+        sliding_window=6,
+        layer_types=LAYER_TYPES,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    ),
+    "qwen3-next": lambda: transformers.Qwen3NextConfig(
+        **SPECIAL,
+        **SIZES,
+        **GQA,
+        head_dim=16,
+        layer_types=["full_attention"] * 3,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    ),
     "phi": lambda: transformers.PhiConfig(**SIZES, **GQA, partial_rotary_factor=0.5),
     "phi-norm": lambda: transformers.PhiConfig(
         **SIZES, **GQA, partial_rotary_factor=0.5, qk_layernorm=True
@@ -277,6 +298,8 @@ def make_model(family: str, seed: int = 0, *, eager: bool = False) -> Any:
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.3)
+            elif name.endswith("sinks"):
+                parameter.normal_()
             elif "norm" in name or "ln_" in name:
                 parameter.uniform_(0.5, 1.5)
     return model.eval()

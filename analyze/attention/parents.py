@@ -105,8 +105,8 @@ def pattern_likeness(
         q, k = layer_queries_keys(x, weights, g)
         mine = lorsa.queries_keys(x)
         for rows in in_chunks(seq, max(c.n_qk_heads, g.n_heads) * seq, BLOCK_ELEMENTS):
-            theirs = patterns_of(g, q, k, rows)[0]  # [n_heads, rows, rows.stop]
-            ours = patterns_of(c, *mine, rows)[0]  # [n_qk_heads, rows, rows.stop]
+            theirs = patterns_of(g, q, k, rows, weights.sinks)[0]  # [n_heads, rows, rows.stop]
+            ours = patterns_of(c, *mine, rows, lorsa.sinks)[0]  # [n_qk_heads, rows, rows.stop]
             for head in range(len(theirs)):
                 total[:, head] += torch.minimum(ours, theirs[head]).sum(dim=(1, 2))
         n_queries += seq

@@ -191,9 +191,8 @@ def test_stored_activations_are_those_of_plain_hooks(
         expected = _plain_hooks(family, model, store.tokens([seq]).long())
         for layer in LAYERS:
             plain = (expected[Site(layer, name)] for name in ("attn_in", "attn_out"))
-            for stored, one in zip(
-                store.activations(attention_ports(layer), [seq]), plain, strict=True
-            ):
+            found = store.activations(attention_ports(layer), [seq])
+            for stored, one in zip(found, plain, strict=True):
                 assert torch.equal(stored, one.to(getattr(torch, dtype)))
 
 
