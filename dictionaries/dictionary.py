@@ -23,7 +23,7 @@ from .fetch import local_folder
 LEAST_THRESHOLD = 1e-12
 """Threshold of jumprelu at least, in units of the scores: it divides them."""
 
-Input = Tensor | tuple[Tensor | None, ...]
+Input = Tensor | tuple[Any, ...]
 """Activations that a dictionary reads, or what its kind has made of them (`Projected`)."""
 
 

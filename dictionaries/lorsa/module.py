@@ -172,7 +172,8 @@ class Lorsa(Dictionary):
         if qk_heads is not None and ov_heads is not None:
             raise ValueError("qk_heads and ov_heads exclude each other; give one")
         c = self.config
-        (q, k), sinks = self.queries_keys(self.as_input(x)), self.sinks
+        q, k = self.queries_keys(self.as_input(x))
+        sinks: Tensor | None = self.sinks
         if ov_heads is not None:
             chosen = self._head_ids("ov_heads", ov_heads, c.n_ov_heads)
             qk_heads = chosen // (c.n_ov_heads // c.n_qk_heads)
