@@ -41,7 +41,7 @@ from .publish.config import PushConfig
 from .publish.push import push as push_lorsas
 from .store.care.info import store_info
 from .store.care.merge import merge_stores
-from .store.care.remove import remove_layers
+from .store.care.remove import remove_sites
 from .store.care.repair import verify_store
 from .store.read.reader import ActivationStore
 from .train.config import TrainConfig
@@ -100,7 +100,7 @@ __all__ = [
     "plan_explanations",
     "plan_harvest",
     "push_lorsas",
-    "remove_layers",
+    "remove_sites",
     "run_demo",
     "store_info",
     "sweep_lorsas",

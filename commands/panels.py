@@ -28,8 +28,19 @@ PAGES = {
 """Page of docs/ that says more of a command."""
 
 _TRAIN = {
-    "What": ("store", "layer", "out"),
-    "Lorsa": ("expansion", "n_ov_heads", "n_qk_heads", "top_k", "select", "activation", "init"),
+    "What": ("store", "kind", "site", "layer", "out"),
+    "Dictionary": (
+        "expansion",
+        "n_features",
+        "n_ov_heads",
+        "n_qk_heads",
+        "skip",
+        "prefixes",
+        "top_k",
+        "select",
+        "activation",
+        "init",
+    ),
     "Training": ("train_tokens", "minutes", "batch_tokens", "lr", "loss_mask", "seed"),
     "Speed and memory": ("precision", "device", "micro_batch_tokens"),
     "Processes": ("apart", "shard", "exact"),

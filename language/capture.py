@@ -90,7 +90,7 @@ class Capture:
         """
         self.model = model
         self.attention = list(attention)
-        self.spots = _ends_of(self.attention) if spots is None else dict(spots)
+        self.spots = ends_of(self.attention) if spots is None else dict(spots)
         self._modules: dict[tuple[str, int], str] = {
             **{("attention", site.layer): site.name for site in self.attention},
             **{("block", layer): name for layer, name in (blocks or {}).items()},
@@ -171,7 +171,7 @@ class Capture:
         )
 
 
-def _ends_of(attention: Sequence[AttentionSite]) -> dict[Site, Spot]:
+def ends_of(attention: Sequence[AttentionSite]) -> dict[Site, Spot]:
     """Return where the inputs and outputs of attention layers are."""
     ends = (("attn_in", "x"), ("attn_out", "y"))
     return {Site(at.layer, name): Spot(at.name, side) for at in attention for name, side in ends}

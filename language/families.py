@@ -16,7 +16,14 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..errors import AttachError, LanguageModelError
-from .blocks import attention_modules, block_lists, require_usable, why_not
+from .blocks import (
+    Block,
+    attention_modules,
+    block_lists,
+    find_blocks,
+    require_usable,
+    why_not,
+)
 from .traced import ADDED, Found, modules_after
 
 SUPPORTED = (
@@ -101,6 +108,18 @@ def attention_of(config: Any) -> dict[int, Found]:
         if error.__cause__ is None:
             raise LanguageModelError(str(error)) from None
     return {i: Found(f"{name}.{i}", ADDED, 1) for name in blocks for i in range(n_layers)}
+
+
+def blocks_of(config: Any) -> dict[int, Block]:
+    """Return the blocks of a model, by layer, from its configuration alone.
+
+    Nothing is returned where it does not run without weights; `find_blocks` tells when they are
+    there.
+    """
+    try:
+        return find_blocks(empty_model(config))
+    except AttachError:
+        return {}
 
 
 def attention_names(found: dict[int, Found]) -> dict[int, str]:

@@ -22,14 +22,11 @@ import torch
 from torch import Tensor
 
 from ..errors import LanguageModelError
-from ..store.fixed import read_weights as stored_weights
-from ..store.manifest import Manifest
-from ..store.places import Place
-from .attention import LayerWeights, Reading, layer_attention
+from .attention import Reading, layer_attention
 from .blocks import AttentionSite, float32_copy
 from .capture import Call
 from .edit import module_output
-from .projections import Heads, Unreadable, heads_of, weight_readings
+from .projections import Heads, Unreadable, heads_of
 from .readings import readings
 from .rotary import Rotary, rotary_of
 
@@ -321,31 +318,3 @@ def _wide(value: Any) -> Any:
         return value
     least = torch.finfo(value.dtype).min
     return value.float().masked_fill(value == least, torch.finfo(torch.float32).min)
-
-
-def require_same_weights(
-    model: Any, sites: list[AttentionSite], root: Place, manifest: Manifest
-) -> None:
-    """Raise LanguageModelError unless a model's attention weights are those of a store."""
-    for site in sites:
-        theirs = stored_weights(root, manifest, site.layer)
-        if not theirs:
-            continue  # its geometry is unknown, so there are none to compare
-        try:
-            others = [_unlike(mine, theirs) for mine in weight_readings(model, site)]
-        except Unreadable:
-            others = ["kind of attention"]
-        if all(others):
-            raise LanguageModelError(
-                f"{root} was made with another model: layer {site.layer} has another {others[0]}; "
-                "give the model that `lorsa store info` names"
-            )
-
-
-def _unlike(mine: LayerWeights, theirs: dict[str, Tensor]) -> str | None:
-    """Return the name of the first weight that differs, None if none does."""
-    for name, their in theirs.items():
-        our = mine.present().get(name)
-        if our is None or not torch.equal(our.cpu().to(their.dtype), their):
-            return name
-    return None

@@ -155,7 +155,7 @@ from lorsa import (
 
 def work(store: ActivationStore, model: object) -> None:
     lorsa = Lorsa.from_pretrained(Path("runs/layer-12"))
-    x, _y = store.activations(12, store.held_out_seqs[:2])
+    x, _y = store.activations(attention_ports(12), store.held_out_seqs[:2])
     acts, ids = lorsa.encode(x)
     with lorsa.attach(model), intervene(model, lorsa, 12, {17: 0.0}):
         lorsa.pattern(x, ov_heads=ids[0, 0])

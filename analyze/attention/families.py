@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ...dictionaries.dictionary import Code
+from ...dictionaries.code import Code
 from ...dictionaries.lorsa.module import Lorsa
 from ...evaluate.in_model import batch_seqs, logits_of
 from ...language.blocks import AttentionSite

@@ -14,6 +14,7 @@ from ...errors import AnalyzeError
 from ...language.attention import LayerWeights, values
 from ...language.geometry import AttentionGeometry
 from ...language.norms import in_chunks
+from ...sites import Site
 from ...store.read.reader import ActivationStore
 from .bounds import Sums, lower_bounds
 from .kinds import N_KINDS, kinds
@@ -42,14 +43,15 @@ def own_types(store: ActivationStore, layer: int, seqs: Sequence[int], device: s
     Raises:
         AnalyzeError: the store does not know the layer's attention.
     """
-    facts, weights = store.manifest.layers[layer].get("geometry"), store.weights(layer)
+    module = f"{layer}.attention"
+    facts, weights = store.manifest.modules[module].get("geometry"), store.weights(module)
     if not facts or "W_Q" not in weights:
         raise AnalyzeError(f"layer {layer}: its attention is not known, so there are no patterns")
     own = LayerWeights(**weights).to(device, torch.float32)
     g = AttentionGeometry.from_dict(facts)
     read = [
         _read(
-            store.inputs(layer, [number]).to(device).float(),
+            store.values(Site(layer, "attn_in"), [number]).to(device).float(),
             store.tokens([number]).long().to(device),
             own,
             g,

@@ -24,6 +24,8 @@ class LorsaConfig(DictionaryConfig):
 
     kind: ClassVar[str] = "lorsa"
     title: ClassVar[str] = "a Lorsa"
+    noun: ClassVar[str] = "Lorsa"
+    unit: ClassVar[str] = "head"
     features: ClassVar[str] = "n_ov_heads"
 
     n_qk_heads: int
@@ -61,6 +63,18 @@ class LorsaConfig(DictionaryConfig):
     def n_features(self) -> int:
         """Number of OV heads."""
         return self.n_ov_heads
+
+    @property
+    def sizes(self) -> str:
+        """Numbers of its heads in words."""
+        return f"{self.n_ov_heads:,} OV heads and {self.n_qk_heads} QK heads"
+
+    def token_bytes(self) -> int:
+        """Return about how many bytes a token takes in a step, besides the parameters."""
+        queries_keys = 2 * self.n_qk_heads * self.d_qk_head
+        # made, rotated, and their gradients; v and its gradient; x, y, y_hat and theirs
+        width = 5 * queries_keys + 3 * self.n_ov_heads + 6 * self.d_model + 8 * self.n_slots
+        return 4 * width
 
     def _check_shape(self) -> None:
         require_at_least(self, 1, "n_qk_heads", "d_qk_head", "window", "chunk")

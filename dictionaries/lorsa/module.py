@@ -11,8 +11,7 @@ Source: He et al. 2025, arXiv:2504.20938, section 3.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +21,8 @@ from ...kernels.dispatch import sparse_decode, sparse_topk_attention
 from ...kernels.reference import attention_pattern, lorsa_attention
 from ...language.attention import opened, project
 from ...language.qk import as_scored
-from ..attach import attached
-from ..dictionary import Code, Dictionary, Directions, Input
+from ..code import Code, Directions, Input
+from ..dictionary import Dictionary
 from .config import LorsaConfig
 from .contributions import BLOCK_ELEMENTS, Projected, blocks
 from .units import rescale_
@@ -119,7 +118,7 @@ class Lorsa(Dictionary):
     def candidates(self, x: Input, top_k: int | None) -> Code:
         """Return the heads with the largest scores; see `Dictionary.candidates`."""
         c = self.config
-        q, k, v, sinks, gate = self.project(x) if isinstance(x, Tensor) else x
+        q, k, v, sinks, gate = self.project(x) if isinstance(x, Tensor) else Projected._make(x)
         acts, ids = sparse_topk_attention(
             q,
             k,
@@ -227,27 +226,6 @@ class Lorsa(Dictionary):
             f"d_model={c.d_model}, n_ov_heads={c.n_ov_heads}, n_qk_heads={c.n_qk_heads}, "
             f"d_qk_head={c.d_qk_head}, top_k={c.top_k}, activation={c.activation}{layer}"
         )
-
-    def attach(self, model: Any, layer: int | None = None) -> AbstractContextManager[None]:
-        """Put this Lorsa in place of an attention layer of a language model while a block lasts.
-
-        with lorsa.attach(model):
-            logits = model(input_ids=ids, use_cache=False).logits
-
-        The model reads whole sequences without padding on their left, and generates with
-        use_cache=False; a call that goes on from a cache is refused. Blocks within blocks replace
-        several layers.
-
-        Args:
-            model: causal language model of transformers, on this Lorsa's device.
-            layer: counted from 0; None is the config's.
-
-        Raises:
-            AttachError: the model has no such layer or another width, or is no model of
-                transformers; the Lorsa reads something else (config.hook_in); in the model's call:
-                it goes on from a cache, or lies on another device.
-        """
-        return attached(self, model, layer)
 
     def rescale_(self, x_scale: float, y_scale: float) -> Self:
         """Change units in place: y_hat(x_scale * x) becomes y_scale times what y_hat(x) was.

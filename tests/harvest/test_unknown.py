@@ -13,6 +13,7 @@ from lorsa.harvest.harvest import harvest
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
 from lorsa.language.selfcheck import understand
+from lorsa.sites import attention_ports
 from lorsa.store.care.info import store_info
 from lorsa.store.care.merge import merge_stores
 from lorsa.store.care.repair import verify_store
@@ -64,7 +65,7 @@ def test_x_and_y_of_an_unknown_layer_are_kept(
 ) -> None:
     config = _harvest(family, tmp_path, text_folder, dtype="float32")
     store = ActivationStore.open(config.store)
-    facts = store.manifest.layers[1]
+    facts = store.manifest.modules["1.attention"]
     assert facts["geometry"] is None
     assert facts["weights"] == []
     assert facts["heads"] == {"n_heads": 4, "d_head": 8}
@@ -80,7 +81,7 @@ def test_x_and_y_of_an_unknown_layer_are_kept(
     )
     with torch.no_grad():
         model(input_ids=store.tokens([0, 3]).long())
-    for stored, plain in zip(store.activations(1, [0, 3]), caught[0], strict=True):
+    for stored, plain in zip(store.activations(attention_ports(1), [0, 3]), caught[0], strict=True):
         assert torch.allclose(stored, plain, rtol=2e-6, atol=1e-6)
 
 
@@ -133,7 +134,9 @@ def test_stores_of_unknown_layers_are_merged(tmp_path: Path, text_folder: Path) 
     )
     b = _harvest("bitnet", tmp_path, other, store=tmp_path / "more", tokens=4 * N_CTX)
     merge_stores([a.store, b.store], tmp_path / "both")
-    assert ActivationStore.open(tmp_path / "both").manifest.layers[1]["geometry"] is None
+    assert (
+        ActivationStore.open(tmp_path / "both").manifest.modules["1.attention"]["geometry"] is None
+    )
 
 
 def test_nothing_is_derived_of_an_unknown_layer(tmp_path: Path, text_folder: Path) -> None:
@@ -152,4 +155,4 @@ def test_a_supported_model_that_is_not_understood_needs_consent(
         _harvest("llama-gqa", tmp_path, text_folder)
     assert not (tmp_path / "acts").exists()
     config = _harvest("llama-gqa", tmp_path, text_folder, selfcheck=False)
-    assert ActivationStore.open(config.store).manifest.layers[1]["geometry"] is None
+    assert ActivationStore.open(config.store).manifest.modules["1.attention"]["geometry"] is None

@@ -23,7 +23,7 @@ from lorsa.language.selfcheck import (
     require_understood,
     understand,
 )
-from lorsa.sites import Site
+from lorsa.sites import Site, attention_ports
 from lorsa.store.read.reader import ActivationStore
 from tiny import FAMILIES, N_CTX, make_model, make_tokenizer, read_layer, some_tokens
 from torch import Tensor
@@ -184,12 +184,15 @@ def test_stored_activations_are_those_of_plain_hooks(
         )
     )
     store = ActivationStore.open(tmp_path / "acts")
-    assert all(store.manifest.layers[layer]["self_check"]["passed"] for layer in LAYERS)
+    assert all(
+        store.manifest.modules[f"{layer}.attention"]["self_check"]["passed"] for layer in LAYERS
+    )
     for seq in range(store.manifest.n_seq):
         expected = _plain_hooks(family, model, store.tokens([seq]).long())
         for layer in LAYERS:
             plain = (expected[Site(layer, name)] for name in ("attn_in", "attn_out"))
-            for stored, one in zip(store.activations(layer, [seq]), plain, strict=True):
+            found = store.activations(attention_ports(layer), [seq])
+            for stored, one in zip(found, plain, strict=True):
                 assert torch.equal(stored, one.to(getattr(torch, dtype)))
 
 
