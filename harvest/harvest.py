@@ -66,8 +66,8 @@ def harvest(config: HarvestConfig, *, report: HarvestReport = lambda event: None
     started = time.perf_counter()
     if not this_process().is_main:
         wait_for_main(lambda: _is_created(config), report)
-    while (rate := _harvest_or_join(config, report)) is None:
-        pass
+    while (rate := _harvest_or_join(config, report)) is None or not _is_created(config):
+        pass  # or it was unfinished without some sites, which had been removed
     store = ActivationStore.open(config.store)
     _report_outliers(store, report)
     return HarvestResult(

@@ -12,21 +12,19 @@ token may be a thousand times as large as the others.
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import LanguageModelError
+from .again import Again
 from .block import NORMS, BlockReading, Derivation
-from .blocks import AttentionSite, Block, float32_copy
-from .capture import Call, Enough
-from .edit import module_input, module_output
+from .blocks import Block
+from .capture import Call
 from .mlp import MlpReading, layer_mlp, mlp_readings
 from .norms import Norm
-from .readings import Unreadable
-from .rotary import rotary_of
+from .projections import Unreadable
 from .selfcheck import (
     LIMIT,
     PROBE_LIMIT,
@@ -36,7 +34,6 @@ from .selfcheck import (
     difference,
     no_memory,
     not_finite,
-    run_again,
 )
 
 FEW_TOKENS = 64
@@ -64,6 +61,7 @@ class KnownMlp(NamedTuple):
 class KnownBlock(NamedTuple):
     """What is known of the sums and norms of a block."""
 
+    layer: int
     reading: BlockReading | None
     """None if they are unknown"""
     check: LayerCheck
@@ -76,7 +74,8 @@ class KnownBlock(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """Return what the store's manifest says of the block, as JSON-able data."""
         geometry = None if self.reading is None else self.reading.geometry.to_dict()
-        return _facts(geometry, self.weights, self.check)
+        parts = [f"{self.layer}.attention", f"{self.layer}.mlp"]
+        return {**_facts(geometry, self.weights, self.check), "parts": parts}
 
 
 def _facts(
@@ -172,84 +171,8 @@ def understand_block(
 
 def _unknown(block: Block, check: LayerCheck) -> Understanding:
     return Understanding(
-        None if block.mlp is None else KnownMlp(None, check), KnownBlock(None, check)
+        None if block.mlp is None else KnownMlp(None, check), KnownBlock(block.layer, None, check)
     )
-
-
-class Again:
-    """A block that is run again in float32, as it was called."""
-
-    def __init__(self, model: Any, block: Block, call: Call) -> None:
-        """Copy the block.
-
-        Args:
-            model: the language model.
-            block: the layer.
-            call: how it was run.
-        """
-        module = model.get_submodule(block.name)
-        self._block, self._call, self._copy = block, call, float32_copy(module)
-        device = next(module.parameters()).device
-        self._x = call.x.to(device, torch.float32)
-        self._rotary = None
-        if block.attention is not None:
-            at = AttentionSite(
-                block.layer, block.attention.name, model.get_submodule(block.attention.name)
-            )
-            self._rotary = rotary_of(model, at)
-
-    def sites(self, mlp_in: Tensor | None = None) -> dict[str, Tensor]:
-        """Run the block and return its sites by name, each [n, n_ctx, width].
-
-        Args:
-            mlp_in: what the MLP reads instead; then nothing after the MLP is computed.
-        """
-        found: dict[str, Tensor] = {}
-        handles = [*self._catching(found), *self._instead(mlp_in)]
-        try:
-            with suppress(Enough):
-                run_again(self._copy, self._call, self._x, self._rotary)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return {name: values.view(*self._x.shape[:2], -1) for name, values in found.items()}
-
-    def _catching(self, found: dict[str, Tensor]) -> Iterator[Any]:
-        for name, spot in self._block.spots.items():
-            module = self._part(spot.module)
-
-            def before(_m: Any, args: Any, kwargs: Any, name: str = name) -> None:
-                found[name] = module_input(args, kwargs).clone()
-
-            def after(_m: Any, _args: Any, output: Any, name: str = name) -> None:
-                found[name] = module_output(output).clone()
-
-            if spot.side == "x":
-                yield module.register_forward_pre_hook(before, with_kwargs=True)
-            else:
-                yield module.register_forward_hook(after)
-
-    def _instead(self, mlp_in: Tensor | None) -> Iterator[Any]:
-        """Give the MLP another input, and end the run when it has been computed."""
-        block = self._block
-        if mlp_in is None or block.reads is None or block.mlp is None:
-            return
-
-        def replace(_m: Any, args: Any, kwargs: Any) -> Any:
-            new = mlp_in.view_as(module_input(args, kwargs))
-            return ((new, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": new})
-
-        def end(*_: Any) -> None:
-            raise Enough
-
-        yield self._part(block.reads).register_forward_pre_hook(
-            replace, with_kwargs=True, prepend=True
-        )
-        yield self._part(block.mlp.name).register_forward_hook(end)
-
-    def _part(self, name: str) -> Any:
-        """Return the module of the copy that has a name in the model."""
-        return self._copy.get_submodule(name.removeprefix(self._block.name).removeprefix("."))
 
 
 def _mlp(
@@ -292,21 +215,21 @@ def _block(
     model: Any, block: Block, exact: Mapping[str, Tensor], noise: Mapping[str, float]
 ) -> KnownBlock:
     """Read the norms and the sums of a block and compare them with what it computes."""
-    lost = noise.get("resid_out", math.nan)
+    lost = max(noise.values(), default=math.nan)
     for name in ("attn_out", "mlp_out"):
         if name not in exact:
             reason = f"its {name} is not there: {block.lacks[name]}"
-            return KnownBlock(None, LayerCheck(math.nan, lost, reason=reason))
+            return KnownBlock(block.layer, None, LayerCheck(math.nan, lost, reason=reason))
     try:
         readings = list(_block_readings(model, block))
     except LanguageModelError as error:
-        return KnownBlock(None, LayerCheck(math.nan, lost, reason=str(error)))
+        return KnownBlock(block.layer, None, LayerCheck(math.nan, lost, reason=str(error)))
     errors = [block_error(reading, exact) for reading in readings]
     site, found = min(errors, key=lambda each: each[1])
     if not found <= LIMIT:
         reason = f"{site} recomputed from the other sites of its layer differs by {found:.1e}"
-        return KnownBlock(None, LayerCheck(found, lost, reason=reason))
-    return KnownBlock(readings[errors.index((site, found))], LayerCheck(found, lost))
+        return KnownBlock(block.layer, None, LayerCheck(found, lost, reason=reason))
+    return KnownBlock(block.layer, readings[errors.index((site, found))], LayerCheck(found, lost))
 
 
 def _block_readings(model: Any, block: Block) -> Iterator[BlockReading]:

@@ -1,4 +1,4 @@
-"""Comparison of a model with the one that a store was made with, by the weights of its layers."""
+"""Comparison of a model's weights with those that a store keeps."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from ..store.places import Place
 from .blocks import AttentionSite, Block, attention_sites, find_blocks
 from .mlp import mlp_weights
 from .norms import Norm
-from .readings import Unreadable, weight_readings
+from .projections import Unreadable, weight_readings
 
 NORM_TOLERANCE = 1e-5
 """Relative difference of a norm's weights, which are read by probing."""

@@ -26,7 +26,8 @@ from .attention import Reading, layer_attention
 from .blocks import AttentionSite, float32_copy
 from .capture import Call
 from .edit import module_output
-from .readings import Heads, Unreadable, heads_of, readings
+from .projections import Heads, Unreadable, heads_of
+from .readings import readings
 from .rotary import Rotary, rotary_of
 
 LIMIT = 1e-4

@@ -152,9 +152,9 @@ class StoreFacts:
         if not lacking:
             return
         have, asked = spell_sites(self.sites), spell_sites(lacking)
-        remedy = "harvest them into each of the stores that it was merged from"
+        remedy = "harvest it into each of the stores that it was merged from"
         if not self.manifest.request.get("merged"):
-            remedy = f"add them with: {resume_command(self.root, self.manifest, lacking)}"
+            remedy = f"add it with: {resume_command(self.root, self.manifest, lacking)}"
         raise StoreError(f"{asked} is not in {self.root}; it has {have}; {remedy}")
 
     def _mean(self, rows: Cells) -> float:

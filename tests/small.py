@@ -14,6 +14,7 @@ from lorsa.sites import Site, attention_ports
 from lorsa.store.entries import Entries
 from lorsa.store.layered import pair_facts
 from lorsa.store.manifest import Manifest, held_out_shards, read_manifest
+from lorsa.store.site_facts import SiteFacts
 from lorsa.store.table import write_table
 from lorsa.store.write.writer import StoreWriter
 
@@ -109,6 +110,13 @@ def add_sites(root: Path, more: Manifest) -> StoreWriter:
 
 def _facts(layers: Iterable[int]) -> dict[int, Any]:
     return {layer: {"weights": ["W_Q"]} for layer in layers}
+
+
+def mlp(**changes: Any) -> Manifest:
+    """Return the facts of a small store of the MLP of layer 3 alone."""
+    sites = {Site(3, "mlp_in"): SiteFacts(D_MODEL), Site(3, "mlp_out"): SiteFacts(D_MODEL)}
+    facts = {"weights": ["W_gate", "W_in"], "geometry": {"activation": "silu"}}
+    return make_manifest(sites=sites, modules={"3.mlp": facts}, **changes)
 
 
 def fill(writer: StoreWriter, shards: list[int] | None = None) -> None:

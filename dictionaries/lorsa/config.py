@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
-from ...checks import require_at_least, require_positive
-from ...language.geometry import RARE, Alibi, QKNorm, Rope, Stretch, present, read_parts
+from ...checks import require_at_least, require_one_of, require_positive
+from ...language.geometry import GATES, RARE, Alibi, QKNorm, Rope, Stretch, present, read_parts
 from ..config import DictionaryConfig, Shapes
 
 ORDER = (
@@ -53,6 +53,11 @@ class LorsaConfig(DictionaryConfig):
     """Growth of the queries with their position, as the layer has it."""
     alibi: Alibi | None = None
     """Linear biases of the scores, a slope for each QK head: that of the layer's head."""
+    sinks: bool = False
+    """Whether each QK head has a score in the denominator of the softmax that has no value."""
+    gate: str | None = None
+    """Function of x W_G^T + b_G that multiplies z before the selection, as the layer gates what its
+    heads attend to: "sigmoid" or "softplus"."""
 
     @property
     def n_features(self) -> int:
@@ -74,6 +79,8 @@ class LorsaConfig(DictionaryConfig):
     def _check_shape(self) -> None:
         require_at_least(self, 1, "n_qk_heads", "d_qk_head", "window", "chunk")
         require_positive(self, "softcap", "clip")
+        if self.gate is not None:
+            require_one_of(self, gate=GATES)
         if self.n_ov_heads % self.n_qk_heads:
             below = self.n_ov_heads // self.n_qk_heads * self.n_qk_heads
             near = f"{below} or " if below else ""
@@ -109,6 +116,10 @@ class LorsaConfig(DictionaryConfig):
             shapes |= {"q_norm": shape, "k_norm": shape}
             if self.qk_norm.kind == "layer":
                 shapes |= {"q_norm_bias": shape, "k_norm_bias": shape}
+        if self.sinks:
+            shapes["sinks"] = (self.n_qk_heads,)
+        if self.gate is not None:
+            shapes |= {"W_G": shapes["W_V"], "b_G": shapes["b_V"]}
         return shapes
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.forward import BatchSize
 from lorsa.harvest.harvest import harvest, plan_harvest
 from lorsa.language.capture import Capture
-from lorsa.store import arrays
 from lorsa.store.read.reader import ActivationStore
 
 
@@ -114,7 +113,7 @@ def test_the_first_look_in_batches_finds_what_one_pass_does(
         stores.append(ActivationStore.open(folder))
     for store in stores:
         assert store.manifest.modules["1.attention"]["self_check"]["passed"]
-    for site in arrays.sites(stores[0].manifest, 1):
+    for site in stores[0].sites:
         small, large = (store.channel(site) for store in stores)
         assert small is not None
         torch.testing.assert_close(small, large)

@@ -41,6 +41,8 @@ def _call(**changes: Any) -> Any:
         ({"select": "max"}, "allowed: relu, abs"),
         ({"window": 0}, "window is 0"),
         ({"chunk": 0}, "chunk is 0"),
+        ({"sinks": torch.zeros(2)}, r"sinks must be \[3\], floating"),
+        ({"gate": torch.zeros(1, 4, 3)}, r"gate must be \["),
         ({"softcap": -1.0}, "softcap is -1.0"),
         ({"backend": "cuda"}, "allowed: auto, torch"),
     ],

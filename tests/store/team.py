@@ -3,7 +3,8 @@
     python team.py STORE SEED N_KILLS N_WRITERS FACTS
 
 STORE is a folder or s3://bucket/folder. FACTS are those of the manifest that differ from the small
-store's, as JSON; {"add": [7]} among them adds layers to a store that is finished.
+store's, as JSON; {"add": [7]} among them adds layers to a store that is finished, {"add": "3.mlp"}
+the sites of an MLP.
 
 Whoever is killed is followed by another. After the last kill all are killed, and one process ends
 the work. Prints one JSON object. Should the work be done before that many kills, it says so.
@@ -27,7 +28,7 @@ from lorsa.store.folder import is_begun, sites_being_added
 from lorsa.store.locks import lease
 from lorsa.store.places import Place, place
 from lorsa.store.write.writer import StoreWriter
-from small import add_layers, create, make_manifest, values_of
+from small import add_layers, add_sites, create, make_manifest, mlp, values_of
 
 SHARD_S = 0.2
 """How long a process is in the middle of a shard."""
@@ -44,7 +45,7 @@ def join(root: Place, facts: dict[str, Any]) -> StoreWriter:
             )
         if sites_being_added(root):
             return StoreWriter.resume(root)
-        return add_layers(root, added)
+        return add_layers(root, added) if added != "3.mlp" else add_sites(root, mlp())
     except (BegunError, ValueError):  # another has begun, or ended, it
         return StoreWriter.resume(root)
 

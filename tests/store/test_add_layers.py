@@ -105,7 +105,7 @@ def _add_without_weights(root: Path) -> None:
 
 def test_what_cannot_be_added_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
     root = make_store()
-    with pytest.raises(BegunError, match=f"{root} has layers 3 already"):
+    with pytest.raises(BegunError, match=f"{root} has layer 3 already"):
         add_layers(root, [3, 5])
     with pytest.raises(ValueError, match="weights are not those"):
         _add_without_weights(root)

@@ -42,6 +42,7 @@ GOOD: dict[str, Any] = {
             {"activation": "batchtopk", "select": "abs"},
             "select is 'abs'; activation 'batchtopk' goes with 'relu' only",
         ),
+        ({"gate": "tanh"}, "gate is 'tanh'; allowed: sigmoid, softplus"),
         ({"alibi": Alibi(slopes=(0.5,))}, "alibi has 1 slopes; n_qk_heads is 2"),
         ({"rope": Rope(inv_freq=(1.0, 1.0, 1.0))}, "rope rotates 6 channels; d_qk_head is 4"),
     ],
@@ -109,6 +110,8 @@ def test_what_only_some_layers_have_is_written_where_it_is() -> None:
         "chunk": 9,
         "stretch": Stretch(gain=0.1, every=8),
         "alibi": Alibi(slopes=(0.5, 0.25), scaled=True),
+        "sinks": True,
+        "gate": "sigmoid",
     }
     assert set(rare) == set(RARE)
     config = LorsaConfig(**GOOD, **rare)

@@ -31,7 +31,11 @@ def _lorsa_of(weights: LayerWeights, geometry: AttentionGeometry) -> Lorsa:
         "k_norm": weights.k_norm,
         "q_norm_bias": weights.q_norm_bias,
         "k_norm_bias": weights.k_norm_bias,
+        "sinks": weights.sinks,
     }
+    if weights.W_G is not None:
+        wide = weights.W_G.expand(-1, -1, g.d_head).transpose(1, 2)
+        values["W_G"] = wide.reshape(n_ov_heads, -1)
     with torch.no_grad():
         for name, value in values.items():
             if value is not None:
@@ -138,8 +142,9 @@ def test_heads_of_a_pattern_that_are_not_there_are_named() -> None:
         lorsa.pattern(x, qk_heads=[0], ov_heads=[0])
 
 
-def test_rescale_changes_units_and_nothing_else() -> None:
-    lorsa, x = _random(), torch.randn(2, 9, 12)
+@pytest.mark.parametrize("settings", [{}, {"sinks": True, "gate": "sigmoid"}], ids=str)
+def test_rescale_changes_units_and_nothing_else(settings: dict[str, Any]) -> None:
+    lorsa, x = _random(**settings), torch.randn(2, 9, 12)
     before = {name: p.detach().clone() for name, p in lorsa.named_parameters()}
     y_hat = lorsa(x).detach()
     scaled = lorsa.rescale_(4.0, 0.5)(4.0 * x)

@@ -132,7 +132,7 @@ def test_a_buffer_too_small_for_a_layer_is_named(tmp_path: Path) -> None:
 
 
 def test_int8_needs_a_sample(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="int8 needs a sample of every layer"):
+    with pytest.raises(ValueError, match="int8 needs a sample of every site that is stored"):
         StoreWriter.create(
             tmp_path / "acts",
             make_manifest(dtype="int8"),
@@ -243,13 +243,13 @@ def test_a_writer_that_fails_frees_the_store(
             {"tokens": torch.zeros(1, 1, dtype=torch.int32)},
             r"\(1, 1\) and \(22, 6\), not \(22, 6\)",
         ),
-        ({"weights": {}}, "not those that the manifest names"),
+        ({"modules": {}}, "not those that the manifest names"),
     ],
 )
 def test_what_is_not_in_the_manifest_is_refused(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    parts = {"tokens": tokens(), "documents": tokens(), "document_names": ["a"], "weights": {}}
+    parts = {"tokens": tokens(), "documents": tokens(), "document_names": ["a"], "modules": {}}
     with pytest.raises(ValueError, match=message):
         StoreWriter.create(tmp_path / "acts", make_manifest(), **(parts | change))
     assert not (tmp_path / "acts").exists()
