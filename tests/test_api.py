@@ -78,7 +78,8 @@ def test_every_command_has_a_function_on_the_page() -> None:
     assert shown == commands
     named = {name for _, name in _table()}
     assert named <= set(lorsa.__all__)
-    assert FUNCTIONS - named == {"intervene", "load_language_model"}
+    others = {"attention_ports", "intervene", "load", "load_language_model", "ports_between"}
+    assert FUNCTIONS - named == others
 
 
 def test_the_page_names_all_that_is_public() -> None:
@@ -178,7 +179,7 @@ ablate_heads("run")
 """
 TOLD = [
     'Revealed type is "list[int]"',
-    'Argument "layer" to "attach" of "Lorsa" has incompatible type "str"; expected "int | None"',
+    'Argument "layer" to "attach" of "Dictionary" has incompatible type "str"; expected "int | None"',
     'Revealed type is "float | None"',
     'Revealed type is "Exception | None"',
     'Revealed type is "float"',
