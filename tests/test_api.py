@@ -179,7 +179,8 @@ ablate_heads("run")
 """
 TOLD = [
     'Revealed type is "list[int]"',
-    'Argument "layer" to "attach" of "Dictionary" has incompatible type "str"; expected "int | None"',
+    'Argument "layer" to "attach" of "Dictionary" has incompatible type "str"; expected '
+    '"int | None"',
     'Revealed type is "float | None"',
     'Revealed type is "Exception | None"',
     'Revealed type is "float"',
