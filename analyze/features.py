@@ -71,7 +71,8 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
     """
     started = time.perf_counter()
     device = device_for(config.device)
-    opened = open_run(config.run, ActivationStore.open(config.store), device)
+    store = ActivationStore.open(config.store)
+    opened = open_run(config.run, store, device, needs_lorsa=True)
     n_seqs = _n_sequences(opened.store, config.tokens)
     request, partial = _request(config, opened, n_seqs), config.folder / PARTIAL_FILE
     facts = earlier_facts(config.folder, report)

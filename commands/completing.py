@@ -1,4 +1,4 @@
-"""What a shell offers at Tab: runs, stores and layers that are here, kinds, sites, types of heads.
+"""What a shell offers at Tab: runs, stores, layers, kinds, sites, and types of heads.
 
 Only JSON and names of folders are read. Where there is nothing of the kind, a shell offers files.
 """
@@ -90,7 +90,9 @@ def _layers(store: Path) -> list[str]:
     for name in STORE_FILES:
         try:
             facts: Any = read_json(store / name, constant=float)
-            return sorted(map(str, facts["layers"]), key=int)
+            sites = facts.get("sites", ())  # of a store of sites of the attention alone, layers
+            layers = {site.partition(".")[0] for site in sites} or set(facts["layers"])
+            return sorted(layers, key=int)
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return []

@@ -201,8 +201,11 @@ def _type_of(hint: Any) -> Any:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    """Return numbers that are joined by commas; ValueError if one is none."""
-    return tuple(float(part) for part in text.split(","))
+    """Return numbers that are joined by commas; ValueError if they are something else."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not numbers joined by commas, such as 0.25,1") from None
 
 
 def _shown(setting: "Field[Any]", doc: str) -> str | bool:

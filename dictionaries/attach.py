@@ -27,7 +27,7 @@ def attached(
     """Run a language model with a dictionary in its place; see `Dictionary.attach`."""
     at = config.layer if layer is None else layer
     if at is None:
-        raise AttachError(f"the {config.noun} does not say which layer it replaces; give layer=")
+        raise AttachError(f"the {config.noun} does not say at which layer it lies; give layer=")
     gap = stand_in_gap(config, model, at)
     with replaced(gap, on_its_device(dictionary, config)):
         yield

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-Input = Tensor | tuple[Tensor, ...]
+Input = Tensor | tuple[Tensor | None, ...]
 """Activations that a dictionary reads, or what its kind has made of them (`Projected`)."""
 
 

@@ -28,6 +28,8 @@ class DictionaryConfig(ABC):
     """Kind of dictionary, as files and options have it"""
     title: ClassVar[str]
     """The kind in a sentence, as "a Lorsa" """
+    noun: ClassVar[str]
+    """The same without its article"""
     unit: ClassVar[str] = "feature"
     """What one of its features is called in a sentence"""
     features: ClassVar[str] = "n_features"
@@ -71,11 +73,6 @@ class DictionaryConfig(ABC):
     @abstractmethod
     def n_features(self) -> int:
         """Number of features."""
-
-    @property
-    def noun(self) -> str:
-        """The kind in a sentence, without an article."""
-        return self.title.partition(" ")[2]
 
     @property
     def place(self) -> str:

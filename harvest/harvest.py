@@ -66,8 +66,8 @@ def harvest(config: HarvestConfig, *, report: HarvestReport = lambda event: None
     started = time.perf_counter()
     if not this_process().is_main:
         wait_for_main(lambda: _is_created(config), report)
-    while (rate := _harvest_or_join(config, report)) is None:
-        pass
+    while (rate := _harvest_or_join(config, report)) is None or not _is_created(config):
+        pass  # or it was unfinished without some sites, which had been removed
     store = ActivationStore.open(config.store)
     _report_outliers(store, report)
     return HarvestResult(
@@ -195,8 +195,8 @@ def _require_same_sites(config: HarvestConfig, plan: Manifest, asked: list[Site]
     """
     if layers_of(asked) != plan.layers or set(names_of(asked)) != set(names_of(plan.sites)):
         raise HarvestError(
-            f"{config.store} is unfinished with {spell_sites(plan.sites)}, and "
-            f"{spell_sites(asked)} are asked for: finish it with "
+            f"{config.store} is unfinished with {spell_sites(plan.sites)}, and what is asked for "
+            f"is {spell_sites(asked)}: finish it with "
             f"{site_options(list(plan.sites))}, then add others, or choose another --store"
         )
 

@@ -7,10 +7,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..language.attention import Reading
-from ..language.capture import Call, Capture
+from ..language.capture import Capture
 from ..language.stored import stored_readings
 from ..language.watch import Watch
-from ..sites import Site
 from ..stop import stop_when_whole
 from ..store.manifest import Manifest
 from ..store.write.writer import StoreWriter
@@ -126,23 +125,14 @@ def _write(
         watch = Watch(run.capture.model, run.capture.attention, known)
         with writer.shard(shard, keep_nonfinite=run.keep_nonfinite, wait=False) as session:
             for some in _split(rows, n_seqs):
-                calls = run.capture.calls(writer.tokens(some))
-                watch.see(calls, some.start)
-                found = sites_of(calls)
-                session.append({site: found[site] for site in writer.sites_to_write})
+                seen = run.capture.see(writer.tokens(some))
+                watch.see(seen.attention, some.start)
+                session.append(seen.sites)
                 writer.settle(wait=False)
                 meter.done(len(some), some.stop - rows.start)
             watch.check()
 
     run.batch.fitting(attempt, run.report)
-
-
-def sites_of(calls: dict[int, Call]) -> dict[Site, Tensor]:
-    """Return x and y of calls of attention layers, by site."""
-    found: dict[Site, Tensor] = {}
-    for layer, call in calls.items():
-        found |= {Site(layer, "attn_in"): call.x, Site(layer, "attn_out"): call.y}
-    return found
 
 
 def _split(rows: range, size: int) -> Iterator[range]:

@@ -126,3 +126,24 @@ class SparseTopkLinear(torch.autograd.Function):
             flat_x = x.flatten(0, 1)
             dW, db = ctx.by.feature_sums(dz, ids, flat_x, W, bias=ctx.needs_input_grad[2])
         return dx, dW, db, None, None, None, None
+
+
+class Operators:
+    """The operators on sparse codes of a path, made of its sums."""
+
+    def __init__(self, by: Sums) -> None:
+        self._by = by
+
+    def sparse_decode(self, acts: Tensor, ids: Tensor, W_O: Tensor) -> Any:
+        """Return y_hat; see `dispatch.sparse_decode`."""
+        return SparseDecode.apply(acts, ids, W_O, self._by)
+
+    def sparse_dot(self, x: Tensor, ids: Tensor, W: Tensor) -> Any:
+        """Return h; see `dispatch.sparse_dot`."""
+        return SparseDot.apply(x, ids, W, self._by)
+
+    def sparse_topk_linear(
+        self, x: Tensor, W: Tensor, b: Tensor, norm: Tensor, top_k: int, select: str
+    ) -> Any:
+        """Return acts and ids; see `dispatch.sparse_topk_linear`."""
+        return SparseTopkLinear.apply(x, W, b, norm, top_k, select, self._by)

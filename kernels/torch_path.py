@@ -1,11 +1,7 @@
 """The torch path: the operators of reference.py with torch's own, for any device."""
 
-from typing import Any
-
-from torch import Tensor
-
 from . import torch_sparse
-from .sparse import SparseDecode, SparseDot, SparseTopkLinear
+from .sparse import Operators
 from .torch_attention import sparse_topk_attention
 from .torch_select import select_top_k
 
@@ -17,19 +13,7 @@ __all__ = [
     "sparse_topk_linear",
 ]
 
-
-def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor) -> Any:
-    """Return y_hat; see `dispatch.sparse_decode`."""
-    return SparseDecode.apply(acts, ids, W_O, torch_sparse)
-
-
-def sparse_dot(x: Tensor, ids: Tensor, W: Tensor) -> Any:
-    """Return h; see `dispatch.sparse_dot`."""
-    return SparseDot.apply(x, ids, W, torch_sparse)
-
-
-def sparse_topk_linear(
-    x: Tensor, W: Tensor, b: Tensor, norm: Tensor, top_k: int, select: str
-) -> Any:
-    """Return acts and ids; see `dispatch.sparse_topk_linear`."""
-    return SparseTopkLinear.apply(x, W, b, norm, top_k, select, torch_sparse)
+_operators = Operators(torch_sparse)
+sparse_decode = _operators.sparse_decode
+sparse_dot = _operators.sparse_dot
+sparse_topk_linear = _operators.sparse_topk_linear

@@ -2,7 +2,8 @@
 
     q = rope(clip(qk_norm(x W_Q + b_Q)))    k = rope(clip(qk_norm(x W_K + b_K)))
     v = clip(x W_V + b_V)
-    y[t] = sum over heads of (sum_{s <= t} pattern[t, s] v[s]) W_O + b_O
+    y[t] = sum over heads of (gate[t] * sum_{s <= t} pattern[t, s] v[s]) W_O + b_O
+    gate = sigmoid(x W_G + b_G), where the layer has one
 
 Used to check that the geometry read off a model is right, to start a Lorsa from the layer, and to
 derive y where a store keeps x alone.
@@ -14,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.reference import attention_pattern
+from ..kernels.reference import attention_pattern, hidden
 from .geometry import AttentionGeometry
-from .qk import norm_and_rotate
+from .qk import as_scored
 
 
 class LayerWeights(NamedTuple):
@@ -46,6 +47,12 @@ class LayerWeights(NamedTuple):
     """Added to the normalised queries, [n_heads, d_head]"""
     k_norm_bias: Tensor | None = None
     """Added to the normalised keys, [n_kv_heads, d_head]"""
+    sinks: Tensor | None = None
+    """Score of what each head attends to besides, which has no value, [n_heads]"""
+    W_G: Tensor | None = None
+    """Gate of what heads attend to, [n_heads, d_model, d_head], or [n_heads, d_model, 1]"""
+    b_G: Tensor | None = None
+    """[n_heads, d_head or 1]"""
 
     def to(self, *args: Any) -> "LayerWeights":
         """Return the weights with every tensor moved or cast as `Tensor.to` does."""
@@ -85,24 +92,15 @@ def queries_keys(
     Returns:
         q: [batch, seq, n_heads, d_head].
         k: [batch, seq, n_kv_heads, d_head].
+        With linear biases both are of n_heads, and have some channels more; see `as_scored`.
     """
-    g, w = geometry, weights
-    q = project(x, w.W_Q, w.b_Q)
-    k = project(x, w.W_K, w.b_K)
-    q = norm_and_rotate(q, norm=g.qk_norm, weight=w.q_norm, bias=w.q_norm_bias, rope=None)
-    k = norm_and_rotate(k, norm=g.qk_norm, weight=w.k_norm, bias=w.k_norm_bias, rope=None)
-    q, k = (_clipped(part, g) for part in (q, k))
-    q, k = (norm_and_rotate(part, norm=None, weight=None, rope=g.rope) for part in (q, k))
-    return q, k
-
-
-def _clipped(part: Tensor, geometry: AttentionGeometry) -> Tensor:
-    """Return queries, keys or values as the layer limits them."""
-    return part if geometry.clip is None else part.clamp(-geometry.clip, geometry.clip)
+    w = weights
+    q, k = project(x, w.W_Q, w.b_Q), project(x, w.W_K, w.b_K)
+    return as_scored(q, k, geometry, w)
 
 
 def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
-    """Return the value that each head attends to, before the output projection.
+    """Return the value that each head attends to, gated, before the output projection.
 
     Args:
         x: attention input, [batch, seq, d_model], dtype and device of the weights.
@@ -113,13 +111,15 @@ def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) 
     _batch, seq, _d_model = x.shape
     g = geometry
     q, k = queries_keys(x, weights, g)
-    v = _clipped(project(x, weights.W_V, weights.b_V), g)
-    k, v = (part.repeat_interleave(g.n_heads // g.n_kv_heads, dim=2) for part in (k, v))
-    if g.softcap is not None:
-        return _head_by_head(q, k, v, g)
-    sees = None
-    if g.window is not None and g.window < seq:
-        sees = torch.ones(seq, seq, dtype=torch.bool, device=x.device).tril().triu(1 - g.window)
+    v = project(x, weights.W_V, weights.b_V)
+    if g.clip is not None:
+        v = v.clamp(-g.clip, g.clip)
+    k, v = (part.repeat_interleave(g.n_heads // part.shape[2], dim=2) for part in (k, v))
+    if g.softcap is not None or weights.sinks is not None:
+        return gated(x, _head_by_head(q, k, v, g, weights.sinks), weights, g)
+    position = torch.arange(seq, device=x.device)
+    is_plain = all(size is None or size >= seq for size in (g.window, g.chunk))
+    sees = None if is_plain else ~hidden(position, position, g)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -128,16 +128,31 @@ def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) 
         is_causal=sees is None,
         scale=g.scale,
     )
-    return out.transpose(1, 2)  # [batch, seq, n_heads, d_head]
+    return gated(x, out.transpose(1, 2), weights, g)  # [batch, seq, n_heads, d_head]
 
 
-def _head_by_head(q: Tensor, k: Tensor, v: Tensor, g: AttentionGeometry) -> Tensor:
+def gated(x: Tensor, out: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
+    """Return what heads attend to, [batch, seq, n_heads, d_head], times the gate, if any."""
+    if weights.W_G is None or geometry.gate is None:
+        return out
+    return out * opened(project(x, weights.W_G, weights.b_G), geometry.gate)
+
+
+def opened(logits: Tensor, gate: str) -> Tensor:
+    """Return the factors of a gate of some kind."""
+    return logits.sigmoid() if gate == "sigmoid" else F.softplus(logits)
+
+
+def _head_by_head(
+    q: Tensor, k: Tensor, v: Tensor, g: AttentionGeometry, sinks: Tensor | None
+) -> Tensor:
     """Attend one sequence and head at a time, so that no more than one pattern is in memory."""
     out = torch.empty_like(v)
     for b in range(len(q)):
         for head in range(g.n_heads):
             one = slice(b, b + 1), slice(None), slice(head, head + 1)
-            pattern = attention_pattern(q[one], k[one], g)
+            sink = None if sinks is None else sinks[one[2]]
+            pattern = attention_pattern(q[one], k[one], g, sinks=sink)
             out[b, :, head] = pattern[0, 0] @ v[b, :, head]
     return out
 

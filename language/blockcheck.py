@@ -25,7 +25,7 @@ from .capture import Call, Enough
 from .edit import module_input, module_output
 from .mlp import MlpReading, layer_mlp, mlp_readings
 from .norms import Norm
-from .readings import Unreadable
+from .projections import Unreadable
 from .rotary import rotary_of
 from .selfcheck import (
     LIMIT,
@@ -64,6 +64,7 @@ class KnownMlp(NamedTuple):
 class KnownBlock(NamedTuple):
     """What is known of the sums and norms of a block."""
 
+    layer: int
     reading: BlockReading | None
     """None if they are unknown"""
     check: LayerCheck
@@ -76,7 +77,8 @@ class KnownBlock(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """Return what the store's manifest says of the block, as JSON-able data."""
         geometry = None if self.reading is None else self.reading.geometry.to_dict()
-        return _facts(geometry, self.weights, self.check)
+        parts = [f"{self.layer}.attention", f"{self.layer}.mlp"]
+        return {**_facts(geometry, self.weights, self.check), "parts": parts}
 
 
 def _facts(
@@ -85,12 +87,47 @@ def _facts(
     return {"geometry": geometry, "weights": sorted(weights), "self_check": check.facts()}
 
 
+class BlockChecks(NamedTuple):
+    """Results of the check of all layers."""
+
+    mlps: dict[int, LayerCheck]
+    blocks: dict[int, LayerCheck]
+    limit: float = LIMIT
+    """A part with a larger error is not understood"""
+
+
 class Understanding(NamedTuple):
     """What is known of a layer besides its attention."""
 
     mlp: KnownMlp | None
     """None where the layer has no MLP that is found"""
     block: KnownBlock
+
+
+def require_residual(blocks: Mapping[int, LayerCheck]) -> None:
+    """Raise LanguageModelError, naming the first layer whose residual stream does not add up.
+
+    Layers whose activations are not finite, but kept all the same, are passed over.
+    """
+    for layer, found in blocks.items():
+        if found.finite and not found.passed:
+            raise LanguageModelError(
+                f"layer {layer}: its residual stream is not the sum that lorsa knows "
+                f"({found.reason}); leave resid out of --sites. --no-selfcheck harvests it all "
+                "the same"
+            )
+
+
+def require_derivation(module: str, check: LayerCheck | None) -> None:
+    """Raise LanguageModelError unless a module, such as 12.mlp, is understood."""
+    if check is None or not check.passed:
+        layer, _, kind = module.partition(".")
+        reason = "it is not found" if check is None else check.reason
+        what = {"mlp": "MLP", "block": "residual stream"}.get(kind, kind)
+        raise LanguageModelError(
+            f"layer {layer}: the geometry of its {what} is unknown ({reason}), so nothing can be "
+            "derived by it; give --outputs store"
+        )
 
 
 @torch.no_grad()
@@ -137,7 +174,7 @@ def understand_block(
 
 def _unknown(block: Block, check: LayerCheck) -> Understanding:
     return Understanding(
-        None if block.mlp is None else KnownMlp(None, check), KnownBlock(None, check)
+        None if block.mlp is None else KnownMlp(None, check), KnownBlock(block.layer, None, check)
     )
 
 
@@ -257,21 +294,21 @@ def _block(
     model: Any, block: Block, exact: Mapping[str, Tensor], noise: Mapping[str, float]
 ) -> KnownBlock:
     """Read the norms and the sums of a block and compare them with what it computes."""
-    lost = noise.get("resid_out", math.nan)
+    lost = max(noise.values(), default=math.nan)
     for name in ("attn_out", "mlp_out"):
         if name not in exact:
             reason = f"its {name} is not there: {block.lacks[name]}"
-            return KnownBlock(None, LayerCheck(math.nan, lost, reason=reason))
+            return KnownBlock(block.layer, None, LayerCheck(math.nan, lost, reason=reason))
     try:
         readings = list(_block_readings(model, block))
     except LanguageModelError as error:
-        return KnownBlock(None, LayerCheck(math.nan, lost, reason=str(error)))
+        return KnownBlock(block.layer, None, LayerCheck(math.nan, lost, reason=str(error)))
     errors = [block_error(reading, exact) for reading in readings]
     site, found = min(errors, key=lambda each: each[1])
     if not found <= LIMIT:
         reason = f"{site} recomputed from the other sites of its layer differs by {found:.1e}"
-        return KnownBlock(None, LayerCheck(found, lost, reason=reason))
-    return KnownBlock(readings[errors.index((site, found))], LayerCheck(found, lost))
+        return KnownBlock(block.layer, None, LayerCheck(found, lost, reason=reason))
+    return KnownBlock(block.layer, readings[errors.index((site, found))], LayerCheck(found, lost))
 
 
 def _block_readings(model: Any, block: Block) -> Iterator[BlockReading]:

@@ -11,6 +11,9 @@ from ..sites import Site
 from .blocks import AttentionSite, Spot
 from .edit import module_input, module_output
 
+SHARED = ("position_bias",)
+"""Arguments of attention modules that are the same for all sequences: biases by head (MPT)."""
+
 
 class Enough(Exception):  # noqa: N818 - no error
     """Raised in a hook of the last module that is needed, to end a run of the model."""
@@ -43,7 +46,8 @@ class Call(NamedTuple):
             is_by_row = isinstance(value, Tensor) and value.ndim > 1 and len(value) == n
             return value[rows] if is_by_row else value
 
-        args, kwargs = tuple(map(some, self.args)), {k: some(v) for k, v in self.kwargs.items()}
+        args = tuple(map(some, self.args))
+        kwargs = {k: v if k in SHARED else some(v) for k, v in self.kwargs.items()}
         return Call(args, kwargs, self.y[rows])
 
 
@@ -86,7 +90,7 @@ class Capture:
         """
         self.model = model
         self.attention = list(attention)
-        self.spots = _ends_of(self.attention) if spots is None else dict(spots)
+        self.spots = ends_of(self.attention) if spots is None else dict(spots)
         self._modules: dict[tuple[str, int], str] = {
             **{("attention", site.layer): site.name for site in self.attention},
             **{("block", layer): name for layer, name in (blocks or {}).items()},
@@ -167,7 +171,7 @@ class Capture:
         )
 
 
-def _ends_of(attention: Sequence[AttentionSite]) -> dict[Site, Spot]:
+def ends_of(attention: Sequence[AttentionSite]) -> dict[Site, Spot]:
     """Return where the inputs and outputs of attention layers are."""
     ends = (("attn_in", "x"), ("attn_out", "y"))
     return {Site(at.layer, name): Spot(at.name, side) for at in attention for name, side in ends}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import AttachError
 from ..sites import SITE_GROUPS, Ports, Site
-from .blocks import AttentionSite, attention_sites, find_blocks, text_config
+from .blocks import AttentionSite, Block, attention_sites, find_blocks, text_config
 
 ORDER = ("resid_in", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_out")
 """Names of a layer's sites in the order in which a model computes them."""
@@ -54,8 +54,7 @@ class Gap(NamedTuple):
 def gaps(model: Any, ports: Iterable[Ports]) -> list[Gap]:
     """Return where dictionaries of these ports stand in a loaded model, in their order.
 
-    The model is run once or twice on a few tokens to find the sites, without what already stands in
-    at some.
+    The model is run once or twice on a few tokens to find the sites, without the hooks that it has.
 
     Args:
         model: causal language model of transformers.
@@ -80,26 +79,25 @@ def _ports(model: Any, sites: set[Site]) -> dict[Site, Port]:
     n_layers = text_config(model).num_hidden_layers
     if outside := [site for site in sorted(sites) if not 0 <= site.layer < n_layers]:
         raise AttachError(f"layer {outside[0].layer} is outside the model; it has 0-{n_layers - 1}")
-    attention = {site.layer for site in sites if site.name in SITE_GROUPS["attn"]}
-    ends = [attention_gap(site) for site in attention_sites(model, sorted(attention))]
+    attention = sorted({site.layer for site in sites if site.name in SITE_GROUPS["attn"]})
+    others = sorted(site for site in sites if site.name not in SITE_GROUPS["attn"])
+    with _unhooked(model):
+        ends = [attention_gap(at) for at in attention_sites(model, attention)] if attention else []
+        blocks = find_blocks(model) if others else {}
     found = {port.site: port for gap in ends for port in gap}
-    if others := sorted(sites - set(found)):
-        blocks = find_blocks(model)
-        found |= {site: _port(model, site, blocks[site.layer]) for site in others}
-    return found
+    return found | {site: _port(model, site, blocks[site.layer]) for site in others}
 
 
-def _port(model: Any, site: Site, block: Any) -> Port:
+def _port(model: Any, site: Site, block: Block) -> Port:
     if (spot := block.spots.get(site.name)) is None:
-        raise AttachError(
-            f"{site} is no site of this model: layer {site.layer} {block.lacks[site.name]}"
-        )
+        why = block.lacks[site.name]
+        raise AttachError(f"layer {site.layer} {why}, so there is no site {site}")
     return Port(site, model.get_submodule(spot.module), spot.side, spot.changes)
 
 
 @contextmanager
 def _unhooked(model: nn.Module) -> Iterator[None]:
-    """Have a model without hooks, which may hide what its tensors are made of."""
+    """Run a model as it is, without the hooks by which its activations are caught or changed."""
     kept = []
     for module in model.modules():
         if module._forward_hooks or module._forward_pre_hooks:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .blocks import Block
-from .readings import Unreadable, weight_rows
+from .projections import Unreadable, weight_rows
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,

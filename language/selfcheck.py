@@ -22,14 +22,12 @@ import torch
 from torch import Tensor
 
 from ..errors import LanguageModelError
-from ..store.fixed import read_weights as stored_weights
-from ..store.manifest import Manifest
-from ..store.places import Place
-from .attention import LayerWeights, Reading, layer_attention
+from .attention import Reading, layer_attention
 from .blocks import AttentionSite, float32_copy
 from .capture import Call
 from .edit import module_output
-from .readings import Heads, Unreadable, heads_of, readings, weight_readings
+from .projections import Heads, Unreadable, heads_of
+from .readings import readings
 from .rotary import Rotary, rotary_of
 
 LIMIT = 1e-4
@@ -135,7 +133,7 @@ def understand(
         return _unknown(heads, math.nan, math.nan, reason)
     noise = difference(y, exact)
     try:
-        reading, distance, odd = _choose(readings(model, site), x, exact, probes)
+        reading, distance, odd = _choose(readings(model, site, call), x, exact, probes)
     except torch.OutOfMemoryError:
         raise no_memory(x) from None
     except Unreadable as error:
@@ -312,33 +310,11 @@ def run_again(module: Any, call: Call, x: Tensor, rotary: Rotary | None) -> Any:
 
 
 def _wide(value: Any) -> Any:
-    """Return an argument of a module, in float32 if it is a floating-point tensor."""
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+    """Return an argument of a module, in float32 if it is a floating-point tensor.
 
-
-def require_same_weights(
-    model: Any, sites: list[AttentionSite], root: Place, manifest: Manifest
-) -> None:
-    """Raise LanguageModelError unless a model's attention weights are those of a store."""
-    for site in sites:
-        theirs = stored_weights(root, manifest, f"{site.layer}.attention")
-        if not theirs:
-            continue  # its geometry is unknown, so there are none to compare
-        try:
-            others = [_unlike(mine, theirs) for mine in weight_readings(model, site)]
-        except Unreadable:
-            others = ["kind of attention"]
-        if all(others):
-            raise LanguageModelError(
-                f"{root} was made with another model: layer {site.layer} has another {others[0]}; "
-                "give the model that `lorsa store info` names"
-            )
-
-
-def _unlike(mine: LayerWeights, theirs: dict[str, Tensor]) -> str | None:
-    """Return the name of the first weight that differs, None if none does."""
-    for name, their in theirs.items():
-        our = mine.present().get(name)
-        if our is None or not torch.equal(our.cpu().to(their.dtype), their):
-            return name
-    return None
+    The least number of its precision, by which masks hide keys, becomes that of float32.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    least = torch.finfo(value.dtype).min
+    return value.float().masked_fill(value == least, torch.finfo(torch.float32).min)

@@ -1,7 +1,7 @@
 """A language model's layers as a store keeps them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from ..store.places import Place
 from ..store.read.reader import ActivationStore
 from ..store.read.stored import Derive
 from .attention import LayerWeights, Reading, layer_attention
+from .block import BlockReading, Derivation
 from .geometry import AttentionGeometry
+from .mlp import MlpGeometry, MlpWeights, layer_mlp
 
 
 def stored_attention(
@@ -64,6 +66,20 @@ def layer_geometry(layer: int, store: ActivationStore) -> AttentionGeometry:
     )
 
 
+def stored_mlp(
+    weights: dict[str, Tensor], geometry: dict[str, Any], device: torch.device | str
+) -> Callable[[Tensor], Tensor]:
+    """Return a stored layer's MLP as a function from mlp_in to mlp_out, float32 on a device."""
+    placed = MlpWeights(**weights).to(device, torch.float32)
+    shape = MlpGeometry.from_dict(geometry)
+
+    @torch.no_grad()
+    def mlp(x: Tensor) -> Tensor:
+        return layer_mlp(x, placed, shape)
+
+    return mlp
+
+
 def deriver(store: ActivationStore, device: torch.device | str) -> Derive:
     """Return what computes the sites that a store does not keep, from those that it keeps.
 
@@ -73,19 +89,39 @@ def deriver(store: ActivationStore, device: torch.device | str) -> Derive:
         store: the store.
         device: device of the activations.
     """
+    functions = {"attention": stored_attention, "mlp": stored_mlp}
 
     @cache
-    def attention(module: str) -> Callable[[Tensor], Tensor]:
+    def function(layer: int, kind: str) -> Callable[[Tensor], Tensor]:
+        module = f"{layer}.{kind}"
         geometry = store.manifest.modules[module]["geometry"]
-        return stored_attention(store.weights(module), geometry, device)
+        return functions[kind](store.weights(module), geometry, device)
 
+    def run(layer: int, kind: str, x: Tensor) -> Tensor:
+        return function(layer, kind)(x)
+
+    @cache
+    def block(layer: int) -> BlockReading | None:
+        module = f"{layer}.block"
+        facts = store.manifest.modules.get(module)
+        if facts is None or facts["geometry"] is None:
+            return None
+        placed = {name: weight.to(device) for name, weight in store.weights(module).items()}
+        return BlockReading.stored(facts["geometry"], placed)
+
+    @torch.no_grad()
     def derive(stored: Mapping[Site, Tensor], wanted: Sequence[Site]) -> dict[Site, Tensor]:
         found = {}
-        for site in wanted:
-            derived = store.manifest.sites[site].derived
-            assert derived is not None
-            (source,) = derived.sites
-            found[site] = attention(derived.by)(stored[source])
+        for layer in dict.fromkeys(site.layer for site in wanted):
+            derivation = Derivation(
+                {site.name: values for site, values in stored.items() if site.layer == layer},
+                block=block(layer),
+                attention=partial(run, layer, "attention"),
+                mlp=partial(run, layer, "mlp"),
+            )
+            for site in wanted:
+                if site.layer == layer:
+                    found[site] = derivation.site(site.name)
         return found
 
     return derive

@@ -81,7 +81,7 @@ def itemsize(dtype: str) -> int:
 
 
 class NormsAt(NamedTuple):
-    """Where the norms of a site's tokens lie."""
+    """Array and column that the norms of a site's tokens lie in."""
 
     array: str
     """Path of the array in the store"""

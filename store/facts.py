@@ -91,6 +91,11 @@ class StoreFacts:
         """Return whether a site is in the store, stored or derived."""
         return site in self.manifest.sites
 
+    def is_stored(self, site: Site) -> bool:
+        """Return whether a site's activations are on disk; otherwise they are derived."""
+        self.require_sites([site])
+        return self.manifest.sites[site].is_stored
+
     def width(self, site: Site) -> int:
         """Return the width of a site's activations."""
         self.require_sites([site])
@@ -147,9 +152,9 @@ class StoreFacts:
         if not lacking:
             return
         have, asked = spell_sites(self.sites), spell_sites(lacking)
-        remedy = "harvest them into each of the stores that it was merged from"
+        remedy = "harvest it into each of the stores that it was merged from"
         if not self.manifest.request.get("merged"):
-            remedy = f"add them with: {resume_command(self.root, self.manifest, lacking)}"
+            remedy = f"add it with: {resume_command(self.root, self.manifest, lacking)}"
         raise StoreError(f"{asked} is not in {self.root}; it has {have}; {remedy}")
 
     def _mean(self, rows: Cells) -> float:

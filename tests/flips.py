@@ -170,7 +170,7 @@ def _read_store(root: Path, store: Path, report: Report) -> Any:
             opened.values(Site(layer, "attn_in"), seqs),
             *opened.weights(f"{layer}.attention").values(),
         ]
-        arrays += [t for t in stored if hasattr(t, "numpy")]
+        arrays += stored.tensors()
     return [sha(a.float().numpy().tobytes()) for a in arrays] + opened.document_names()
 
 

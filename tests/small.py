@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from lorsa.seal import json_crc32c
-from lorsa.sites import Site
+from lorsa.sites import Site, attention_ports
 from lorsa.store.entries import Entries
 from lorsa.store.layered import pair_facts
 from lorsa.store.manifest import Manifest, held_out_shards, read_manifest
+from lorsa.store.site_facts import SiteFacts
 from lorsa.store.table import write_table
 from lorsa.store.write.writer import StoreWriter
 
@@ -55,6 +56,11 @@ def values(layer: int, site: int, width: int = D_MODEL) -> torch.Tensor:
     """
     generator = torch.Generator().manual_seed(10 * layer + site)
     return torch.randn(N_SEQ, N_CTX, width, generator=generator)
+
+
+def pair(layer: int, x: Any, y: Any) -> dict[Site, Any]:
+    """Return something of a layer's attn_in and of its attn_out, by site."""
+    return dict(zip(attention_ports(layer).sites, (x, y), strict=True))
 
 
 def values_of(manifest: Manifest) -> dict[Site, torch.Tensor]:
@@ -104,6 +110,13 @@ def add_sites(root: Path, more: Manifest) -> StoreWriter:
 
 def _facts(layers: Iterable[int]) -> dict[int, Any]:
     return {layer: {"weights": ["W_Q"]} for layer in layers}
+
+
+def mlp(**changes: Any) -> Manifest:
+    """Return the facts of a small store of the MLP of layer 3 alone."""
+    sites = {Site(3, "mlp_in"): SiteFacts(D_MODEL), Site(3, "mlp_out"): SiteFacts(D_MODEL)}
+    facts = {"weights": ["W_gate", "W_in"], "geometry": {"activation": "silu"}}
+    return make_manifest(sites=sites, modules={"3.mlp": facts}, **changes)
 
 
 def fill(writer: StoreWriter, shards: list[int] | None = None) -> None:

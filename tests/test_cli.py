@@ -22,7 +22,6 @@ from lorsa.commands.harvest import next_of_harvest
 from lorsa.display import show as display
 from lorsa.train.config import TrainConfig
 from lorsa.version import __version__
-from sited import with_sites
 from small import digests
 from tiny import N_CTX
 from typer.testing import CliRunner, Result
@@ -450,11 +449,8 @@ def test_a_setting_of_another_kind_in_a_file_is_refused(
     assert "options and run.toml" in error
 
 
-def test_dictionaries_of_every_kind_are_trained_and_swept(
-    lorsa: Lorsa, store_folder: Path, tmp_path: Path
-) -> None:
-    store = with_sites(store_folder, tmp_path / "sited")
-    args = ["--store", store, "--top-k", "4", "--batch-tokens", 4 * N_CTX, "--device", "cpu"]
+def test_dictionaries_of_every_kind_are_trained_and_swept(lorsa: Lorsa, sited: Path) -> None:
+    args = ["--store", sited, "--top-k", "4", "--batch-tokens", 4 * N_CTX, "--device", "cpu"]
     args += ["--train-tokens", 8 * N_CTX, "--json"]
     found = json.loads(lorsa("train", "--kind", "all", "--skip", *args).stdout)
     assert [(run["run"], run["kind"], run["site"]) for run in found["runs"]] == [
@@ -742,7 +738,7 @@ def test_a_killed_harvest_goes_on(
     command = [sys.executable, "-m", "lorsa", *args]
     child = subprocess.Popen(command, cwd=tmp_path, env=os.environ, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    shard = tmp_path / "acts/layers/1/attn_in_norm/c/1/0/0"
+    shard = tmp_path / "acts/layers/1/attn_in_norm/c/1/0"
     while not shard.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     child.kill()

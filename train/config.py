@@ -103,9 +103,10 @@ class TrainConfig:
     """Largest norm of the gradient."""
     init_tokens: int = 65_536
     """Training tokens of which the start is made. See docs/recipe.md."""
-    loss_mask: str = "none"
-    """Tokens that do not count in loss and metrics: bos, special, first, norm>10x, joined by
-    commas. They stay in their sequences, where others attend to them; see train/mask_rule.py."""
+    loss_mask: str = BY_KIND
+    """Tokens that do not count in loss and metrics: none, or bos, special, first, norm>10x, joined
+    by commas. None takes none, or norm>10x for an SAE. They stay in their sequences, where others
+    attend to them; see train/mask_rule.py."""
     tracker: str = "none"
     """Tracker that gets the numbers of metrics.jsonl too: tensorboard, wandb, trackio or none."""
     eval_tokens: int = 16_384

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..dictionaries.metrics import Quality, Tally
 from ..errors import RUN_ERRORS, TrainError
 from ..language.stored import deriver
-from ..sites import Ports, Site
+from ..sites import Site, joined
 from ..stop import Stop, stop_when_whole
 from ..store.read.loader import Batch, batches, held_out_parts
 from ..store.read.reader import ActivationStore
@@ -73,10 +73,8 @@ class Group:
         self.store = store
         first = runs[0]
         self.team = first.team
-        sites = tuple(sorted({s for run in runs for s in run.ports.sites}, key=lambda s: s.place))
-        self.ports = Ports(sites, sites)
-        """All sites, each of which is read once"""
-        self.scales = {site: activation_scale(site, store) for site in sites}
+        self.ports = joined(run.ports for run in runs)
+        self.scales = {site: activation_scale(site, store) for site in self.ports.reads}
         self.batch_seqs = first.span.batch_seqs
         self.derive: Derive | None = None
         self.sampler = Sampler(
@@ -122,10 +120,7 @@ class Group:
     def start(self) -> None:
         """Resume or initialise every run."""
         initialiser = Initialiser(self.store, self.derive)
-        self.each(
-            self.running(),
-            lambda run: run.start(lambda: initialiser.fill(run.dictionary, run.config)),
-        )
+        self.each(self.running(), lambda run: run.start(initialiser.fill))
 
     def steps(self, stop: Stop) -> None:
         """Take the steps that are left."""

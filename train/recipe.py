@@ -1,4 +1,4 @@
-"""Settings by kind of dictionary: which kinds have them, and the defaults that differ by kind.
+"""Settings by kind of dictionary: which kinds have which, and the defaults of their own.
 
 Imports nothing heavy.
 """
@@ -21,9 +21,15 @@ OWN = {
 }
 """Settings that not every kind has, and the kinds that have them."""
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "lorsa": {"init": "layer", "lr": 1e-3, "decay_frac": 0.6},
-    "sae": {"init": "data", "lr": 1e-3, "decay_frac": 0.6, "site": "resid_out"},
-    "transcoder": {"init": "layer", "lr": 1e-3, "decay_frac": 0.6},
+    "lorsa": {"init": "layer", "lr": 1e-3, "decay_frac": 0.6, "loss_mask": "none"},
+    "sae": {
+        "init": "data",
+        "lr": 1e-3,
+        "decay_frac": 0.6,
+        "loss_mask": "norm>10x",
+        "site": "resid_out",
+    },
+    "transcoder": {"init": "layer", "lr": 1e-3, "decay_frac": 0.6, "loss_mask": "none"},
 }
 """Values of settings that were not given, by kind; see docs/recipe.md."""
 INITS = {

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..dictionaries.dictionary import Dictionary
 from ..dictionaries.kinds import KINDS
 from ..errors import TrainError
 from ..sites import Site
@@ -21,6 +22,7 @@ from .checkpoint import (
     load_newest_checkpoint,
     save_checkpoint,
 )
+from .config import TrainConfig
 from .learner import Learner
 from .objective import Outcome
 from .report.events import Ended, ReportEvent, TrainEvent, TrainResult, read_result
@@ -114,14 +116,14 @@ class Run:
         """Whether steps are left."""
         return self.result is None and self.failure is None
 
-    def start(self, initialise: Callable[[], None]) -> None:
+    def start(self, fill: Callable[[Dictionary, TrainConfig], None]) -> None:
         """Resume from the newest checkpoint or initialise; share the main process's weights."""
         restored = self._newest_checkpoint()
         if restored is not None:
             self._resume(restored)
         else:
             self.report("initialising")
-            self.team.together(initialise)
+            self.team.together(lambda: fill(self.dictionary, self.config))
         self.dictionary.rescale_(*self.scales)
         damaged = self.team.on_main(lambda: self.folder.drop_after(self.done))
         if damaged:

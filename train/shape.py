@@ -6,7 +6,7 @@ from typing import Any
 from ..dictionaries.config import DictionaryConfig
 from ..dictionaries.linear_config import SaeConfig, TranscoderConfig
 from ..dictionaries.lorsa.config import LorsaConfig
-from ..dictionaries.lorsa.start import require_fit
+from ..dictionaries.lorsa.start import require_fit, scored_as
 from ..errors import TrainError
 from ..language.stored import layer_geometry
 from ..store.read.reader import ActivationStore
@@ -45,11 +45,7 @@ def _lorsa(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
         n_qk_heads=n_qk_heads,
         d_qk_head=geometry.d_head,
         n_ov_heads=config.n_ov_heads or wanted,
-        scale=geometry.scale,
-        rope=geometry.rope,
-        qk_norm=geometry.qk_norm,
-        softcap=geometry.softcap,
-        window=geometry.window,
+        **scored_as(geometry, n_qk_heads),
         **_common(config, store),
     )
     if config.init != "random":

@@ -64,8 +64,8 @@ class Initialiser:
         """
         x, y = self._sample_of(config, dictionary.W_O.device)
         start = dictionary.as_topk()  # its weights are the dictionary's
-        key = (config.kind, config.site, config.init, config.init_tokens, config.seed)
-        key += tuple(start.config.weight_shapes().items())
+        shapes = tuple(start.config.weight_shapes().items())
+        key = (config.ports, shapes, config.init, config.init_tokens, config.seed)
         if key in self._filled:
             start.load_state_dict(self._filled[key])
         else:
@@ -80,8 +80,9 @@ class Initialiser:
             with torch.no_grad():  # TODO
                 g = torch.Generator().manual_seed(config.seed)
                 w = torch.randn(start.W_O.shape, generator=g)
-                start.W_E.copy_(w * w.norm(dim=1, keepdim=True) ** -1)
-                start.W_O.copy_(start.W_E)
+                w /= w.norm(dim=1, keepdim=True)
+                for name in ("W_E", "W_O"):
+                    start.get_parameter(name).copy_(w)
             return
         if config.init == "random":
             init_random(start, x, seed=config.seed)

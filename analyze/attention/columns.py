@@ -93,7 +93,7 @@ class AttentionColumns:
             mean_acts: of each head where it fires on text, NaN where it does not, [n_ov_heads].
             report: called with lines of text.
         """
-        _run, lorsa, store, layer = self._opened
+        lorsa, store, layer = self._opened.lorsa, self._opened.store, self._opened.layer
         site, manifest = subject.sites[layer], store.manifest
         report("probing with repeated random tokens")
         some = store.tokens(np.arange(min(256, manifest.n_seq))).numpy()
@@ -145,7 +145,7 @@ class AttentionColumns:
 
     def _parents(self, n_seqs: int, report: Report) -> Parents | None:
         """Return the parents of all heads; None of a layer whose weights are not known."""
-        _run, lorsa, store, layer = self._opened
+        lorsa, store, layer = self._opened.lorsa, self._opened.store, self._opened.layer
         module, site = f"{layer}.attention", Site(layer, "attn_in")
         facts, weights = store.manifest.modules[module].get("geometry"), store.weights(module)
         if not facts or not {"W_Q", "W_K", "W_V", "W_O"} <= weights.keys():

@@ -82,7 +82,7 @@ def _read(x: Tensor, ids: Tensor, own: LayerWeights, g: AttentionGeometry) -> tu
     offered = torch.zeros_like(by_kind)
     for rows in in_chunks(seq, max(g.n_heads, N_KINDS) * seq, BLOCK_ELEMENTS):
         length = lengths[0, :, None, : rows.stop]
-        read = patterns_of(g, q, k, rows)[0] * length  # [n_heads, t, s]
+        read = patterns_of(g, q, k, rows, own.sinks)[0] * length  # [n_heads, t, s]
         kind = kinds(ids[:, : rows.stop], rows, g.window)[0].float()  # [t, s, kinds]
         by_kind += torch.einsum("hts,tsk->hk", read, kind).double()
         offered += torch.einsum("hts,tk->hk", read, kind.amax(dim=1)).double()

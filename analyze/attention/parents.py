@@ -105,8 +105,8 @@ def pattern_likeness(
         q, k = layer_queries_keys(x, weights, g)
         mine = lorsa.queries_keys(x)
         for rows in in_chunks(seq, max(c.n_qk_heads, g.n_heads) * seq, BLOCK_ELEMENTS):
-            theirs = patterns_of(g, q, k, rows)[0]  # [n_heads, rows, rows.stop]
-            ours = patterns_of(c, *mine, rows)[0]  # [n_qk_heads, rows, rows.stop]
+            theirs = patterns_of(g, q, k, rows, weights.sinks)[0]  # [n_heads, rows, rows.stop]
+            ours = patterns_of(c, *mine, rows, lorsa.sinks)[0]  # [n_qk_heads, rows, rows.stop]
             for head in range(len(theirs)):
                 total[:, head] += torch.minimum(ours, theirs[head]).sum(dim=(1, 2))
         n_queries += seq
@@ -118,4 +118,4 @@ def layer_queries_keys(
 ) -> tuple[Tensor, Tensor]:
     """Return q and k of the layer's own heads, each [batch, seq, n_heads, d_head]."""
     q, k = queries_keys(x, weights, geometry)
-    return q, k.repeat_interleave(geometry.n_heads // geometry.n_kv_heads, dim=2)
+    return q, k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)

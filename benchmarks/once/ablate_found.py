@@ -50,7 +50,7 @@ def main() -> None:
     args = parse()
     store = ActivationStore.open(args.store)
     analysis = Analysis.open(args.analysis or args.run)
-    opened = open_run(args.run, store, "cpu")
+    opened = open_run(args.run, store, "cpu", needs_lorsa=True)
     language = load_store_model(store, args.model, [opened.layer], "cpu", print)
     texts = {"repeated": repeated(store), "held out": held_out(store, args.tokens)}
     seen = {name: look(opened, language, ids) for name, ids in texts.items()}

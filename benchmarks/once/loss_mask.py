@@ -73,7 +73,8 @@ def sizes(store: ActivationStore, layers: list[int]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for layer in layers:
-        norms = store.norms(layer, store.train_seqs).numpy()  # [n, n_ctx, 2]
+        each = [store.norms(site, store.train_seqs) for site in attention_ports(layer).sites]
+        norms = torch.stack(each, dim=-1).numpy()  # [n, n_ctx, 2]
         usual = np.median(norms.reshape(-1, 2), axis=0)
         largest = norms.reshape(-1, 2).max(axis=0) / usual
         lines.append(

@@ -81,12 +81,12 @@ def _choose(folder: Folder, layers: str, sites: str) -> set[Site]:
     have = orphaned_sites(root, folder.plan) | manifest.sites.keys() | folder.plan.sites.keys()
     try:
         among = choose_layers(layers, layers_of(have), where=str(root))
-        wanted = _named(sites, among)
+        wanted, named = _named(sites, among)
     except ValueError as error:
         raise StoreError(str(error)) from None
-    chosen = wanted & have
-    if not chosen:
-        raise StoreError(f"{root} has no {spell_sites(wanted)}; it has {spell_sites(have)}")
+    chosen = (wanted | named) & have
+    if lacking := named - have or (not chosen and wanted):
+        raise StoreError(f"{root} has no {spell_sites(lacking)}; it has {spell_sites(have)}")
     if not manifest.sites.keys() - chosen:
         raise StoreError(
             f"{root} has nothing but {spell_sites(chosen)}; to remove the whole store, delete its "
@@ -104,21 +104,22 @@ def _choose(folder: Folder, layers: str, sites: str) -> set[Site]:
     return chosen
 
 
-def _named(text: str, layers: Collection[int]) -> set[Site]:
-    """Return the sites that a text such as mlp,3.resid_in names, in some layers.
+def _named(text: str, layers: Collection[int]) -> tuple[set[Site], set[Site]]:
+    """Return the sites that a text such as mlp,3.resid_in names: in some layers, and one by one.
 
     Raises:
         ValueError: a part is no site; the message names near ones.
     """
     found: set[Site] = set()
+    named: set[Site] = set()
     for part in (each.strip() for each in text.split(",")):
         layer, dot, name = part.rpartition(".")
         if dot and layer.isascii() and layer.isdecimal():
-            found |= {Site(int(layer), each) for each in parse_site_names(name)}
+            named |= {Site(int(layer), each) for each in parse_site_names(name)}
             continue
         names = SITE_NAMES if part == "all" else parse_site_names(part)
         found |= {Site(layer, each) for layer in layers for each in names}
-    return {site for site in found if site.layer in layers}
+    return found, named
 
 
 def _require_unneeded(manifest: Manifest, chosen: Collection[Site]) -> None:

@@ -139,9 +139,9 @@ def encode_sites(
         finite[site] = _all_finite(values, sizes)
         _put_norms(arrays, norms_at(manifest, site), sizes)
     arrays = {name: part.contiguous() for name, part in arrays.items()}
-    event, device = None, values.device
-    if device.type == "cuda":
-        arrays, finite, event = _to_host(arrays, finite, device)
+    event = None
+    if values.is_cuda:
+        arrays, finite, event = _to_host(arrays, finite, values.device)
     return EncodedSites(arrays, finite, manifest, event)
 
 

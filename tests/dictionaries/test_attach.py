@@ -14,7 +14,7 @@ from lorsa.errors import AttachError
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
 from lorsa.language.edit import edited, gaps, replaced
-from lorsa.sites import SITE_NAMES, Ports, Site
+from lorsa.sites import SITE_NAMES, ports_between
 from tiny import make_model, some_tokens
 from torch import Tensor
 
@@ -189,16 +189,15 @@ def _linear(site: str | None, seed: int = 0, **settings: Any) -> Sae | Transcode
 
 def _seen(model: Any, tokens: Tensor, *names: str) -> list[Tensor]:
     """Return the activations at sites of layer 1, with whatever is attached."""
-    places = gaps(model, [Ports((Site(LAYER, name),), (Site(LAYER, name),)) for name in names])
     found: dict[str, Tensor] = {}
-
-    def see(x: Tensor, at: str) -> Tensor:
-        found[at] = x
-        return x
-
     with ExitStack() as hooks, torch.no_grad():
-        for name, place in zip(names, places, strict=True):
-            hooks.enter_context(edited(place, lambda x, _y, at=name: see(x, at)))
+        for gap in gaps(model, [ports_between(LAYER, name, name) for name in names]):
+
+            def see(x: Tensor, y: Tensor, name: str = gap.reads.site.name) -> Tensor:
+                found[name] = x.clone()
+                return y
+
+            hooks.enter_context(edited(gap, see))
         model(input_ids=tokens, use_cache=False)
     return [found[name] for name in names]
 

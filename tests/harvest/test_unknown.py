@@ -23,8 +23,8 @@ from lorsa.train.train import train
 from tiny import N_CTX, make_model, make_tokenizer, some_tokens
 from torch import Tensor
 
-UNKNOWN = ("mpt", "falcon-alibi")
-ATTENTION = {"mpt": "transformer.blocks.1.attn"}
+UNKNOWN = {"bitnet": "model.layers.1.self_attn", "codegen": "transformer.h.1.attn"}
+"""Families whose attention is not understood, and its module in layer 1."""
 
 
 def _harvest(family: str, folder: Path, text: Path, **settings: Any) -> HarvestConfig:
@@ -73,8 +73,12 @@ def test_x_and_y_of_an_unknown_layer_are_kept(
     assert facts["self_check"]["reason"]
     model = make_model(family)
     caught: list[tuple[Tensor, Tensor]] = []
-    module = model.get_submodule(ATTENTION.get(family, "transformer.h.1.self_attention"))
-    module.register_forward_hook(lambda _m, args, output: caught.append((args[0], output[0])))
+    model.get_submodule(UNKNOWN[family]).register_forward_hook(
+        lambda _m, args, given, output: caught.append(
+            (args[0] if args else given["hidden_states"], output[0])
+        ),
+        with_kwargs=True,
+    )
     with torch.no_grad():
         model(input_ids=store.tokens([0, 3]).long())
     for stored, plain in zip(store.activations(attention_ports(1), [0, 3]), caught[0], strict=True):
@@ -93,7 +97,7 @@ def test_an_unknown_layer_whose_output_is_not_what_is_added_is_refused(
 def test_an_unknown_layer_can_be_used_for_all_but_what_needs_its_geometry(
     tmp_path: Path, text_folder: Path
 ) -> None:
-    config = _harvest("mpt", tmp_path, text_folder)
+    config = _harvest("bitnet", tmp_path, text_folder)
     settings: dict[str, Any] = {
         "store": config.store,
         "layer": 1,
@@ -115,20 +119,20 @@ def test_an_unknown_layer_can_be_used_for_all_but_what_needs_its_geometry(
 
 
 def test_going_on_with_an_unknown_layer(tmp_path: Path, text_folder: Path) -> None:
-    config = _harvest("mpt", tmp_path, text_folder)
+    config = _harvest("bitnet", tmp_path, text_folder)
     (config.store / "manifest.json").unlink()
     harvest(config)
     ActivationStore.open(config.store)
 
 
 def test_stores_of_unknown_layers_are_merged(tmp_path: Path, text_folder: Path) -> None:
-    a = _harvest("mpt", tmp_path, text_folder)
+    a = _harvest("bitnet", tmp_path, text_folder)
     other = tmp_path / "text"
     other.mkdir()
     (other / "more.txt").write_text(
         "Other text has other tokens, and is told in other words. " * 99
     )
-    b = _harvest("mpt", tmp_path, other, store=tmp_path / "more", tokens=4 * N_CTX)
+    b = _harvest("bitnet", tmp_path, other, store=tmp_path / "more", tokens=4 * N_CTX)
     merge_stores([a.store, b.store], tmp_path / "both")
     assert (
         ActivationStore.open(tmp_path / "both").manifest.modules["1.attention"]["geometry"] is None
@@ -137,7 +141,7 @@ def test_stores_of_unknown_layers_are_merged(tmp_path: Path, text_folder: Path) 
 
 def test_nothing_is_derived_of_an_unknown_layer(tmp_path: Path, text_folder: Path) -> None:
     with pytest.raises(HarvestError, match=r"layer 1: its geometry is unknown .*--outputs store"):
-        _harvest("mpt", tmp_path, text_folder, outputs="derive")
+        _harvest("bitnet", tmp_path, text_folder, outputs="derive")
     assert not (tmp_path / "acts").exists()
 
 

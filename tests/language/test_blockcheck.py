@@ -16,7 +16,7 @@ from lorsa.sites import Site
 from tiny import FAMILIES, GQA, OTHERS, SIZES, make_model, read_layer, some_tokens
 from torch import Tensor, nn
 
-EXPERTS = ("qwen2-moe", "qwen3-moe", "mixtral")
+EXPERTS = ("gpt-oss", "qwen3-next", "llama4", "llama4-no-norm", "qwen2-moe", "qwen3-moe", "mixtral")
 READ = {
     "gpt2": ("gelu_tanh", False),
     "opt": ("relu", False),

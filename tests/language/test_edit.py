@@ -118,7 +118,9 @@ def test_what_a_model_lacks_is_named() -> None:
     model = make_model("neox-partial")
     with pytest.raises(AttachError, match=r"layer 3 is outside the model; it has 0-2"):
         _at(model, Site(3, "mlp_out"))
-    with pytest.raises(AttachError, match=r"1.resid_mid is no site of this model: layer 1 has non"):
+    with pytest.raises(
+        AttachError, match=r"layer 1 has none: .*, so there is no site 1\.resid_mid"
+    ):
         _at(model, Site(1, "resid_mid"))
     assert [gap.depth for gap in _at(model, Site(1, "mlp_in"), Site(1, "resid_in"))] == [
         (1, 4),

@@ -36,6 +36,9 @@ PLACES = {
     "gpt2": ("transformer.h", "ln_1", "attn"),
     "gpt-neo": ("transformer.h", "ln_1", "attn.attention"),
     "falcon": ("transformer.h", "input_layernorm", "self_attention"),
+    "falcon-alibi": ("transformer.h", "input_layernorm", "self_attention"),
+    "falcon-alibi-rounded": ("transformer.h", "input_layernorm", "self_attention"),
+    "mpt": ("transformer.blocks", "norm_1", "attn"),
     "falcon-new": ("transformer.h", "ln_attn", "self_attention"),
     "opt": ("model.decoder.layers", "self_attn_layer_norm", "self_attn"),
     "olmo2": ("model.layers", "", "self_attn"),
@@ -50,10 +53,15 @@ def _place(family: str) -> tuple[str, str, str]:
     return PLACES.get(stem, ("model.layers", "input_layernorm", "self_attn"))
 
 
-MLPS = {"opt": ("fc1", "fc2")}
+MLPS = {
+    "opt": ("fc1", "fc2"),
+    "mpt": ("ffn", "ffn.down_proj"),
+    **dict.fromkeys(("llama4", "llama4-no-norm"), ("feed_forward", "feed_forward")),
+}
 """Of models whose MLP is no one module: what reads its input, and what gives its output."""
 MIDDLES = {
     "gpt2": "ln_2",
+    "mpt": "norm_2",
     "gpt2-by-layer": "ln_2",
     "gpt-neo": "ln_2",
     "opt": "final_layer_norm",
@@ -63,7 +71,8 @@ MIDDLES = {
     "olmo2": "mlp",
     "olmo3": "mlp",
     **dict.fromkeys(("phi", "phi-norm", "stablelm-norm", "cohere", "cohere2"), ""),
-    **dict.fromkeys(("falcon", "falcon-new", "neox-partial"), ""),
+    **dict.fromkeys(("falcon", "falcon-new", "falcon-alibi", "falcon-alibi-rounded"), ""),
+    "neox-partial": "",
 }
 """Module that reads the residual stream between attention and MLP, where it is not called
 post_attention_layernorm; "" where there is no such place."""
@@ -182,9 +191,8 @@ def test_stored_activations_are_those_of_plain_hooks(
         expected = _plain_hooks(family, model, store.tokens([seq]).long())
         for layer in LAYERS:
             plain = (expected[Site(layer, name)] for name in ("attn_in", "attn_out"))
-            for stored, one in zip(
-                store.activations(attention_ports(layer), [seq]), plain, strict=True
-            ):
+            found = store.activations(attention_ports(layer), [seq])
+            for stored, one in zip(found, plain, strict=True):
                 assert torch.equal(stored, one.to(getattr(torch, dtype)))
 
 
@@ -311,7 +319,7 @@ def test_the_configuration_alone_names_the_modules(family: str) -> None:
 
 def test_tested_families_are_those_that_are_called_supported() -> None:
     tried = {FAMILIES[family]().get_text_config().model_type for family in FAMILIES}
-    assert tried - {"falcon"} == set(SUPPORTED)  # some of its models have ALiBi
+    assert tried == set(SUPPORTED)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
 from lorsa.language.geometry import AttentionGeometry
 from lorsa.language.selfcheck import Understood, understand
-from lorsa.language.stored import stored_attention
+from lorsa.language.stored import deriver
 from lorsa.language.watch import Watch
 from lorsa.sites import attention_ports
 from lorsa.store.read.reader import ActivationStore
@@ -180,9 +180,7 @@ def test_a_harvest_watches_every_shard(
     store = ActivationStore.open(tmp_path / "acts")
     facts = store.manifest.modules["1.attention"]["geometry"]
     assert facts["clip"] == NEAR
-    store.activations(
-        attention_ports(1), range(40), stored_attention(store.weights("1.attention"), facts, "cpu")
-    )
+    store.activations(attention_ports(1), range(40), deriver(store, "cpu"))
     read = AttentionGeometry.from_dict
     monkeypatch.setattr(AttentionGeometry, "from_dict", lambda data: read({**data, "clip": None}))
     with pytest.raises(LanguageModelError, match=r"layer 1: its attention in sequence \d+ is not"):

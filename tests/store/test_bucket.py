@@ -30,7 +30,17 @@ from lorsa.store.read.loader import batches
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.read.sampler import Sampler
 from lorsa.store.write.writer import StoreWriter
-from small import create, digests, fill, make_manifest, tokens, values
+from small import (
+    add_sites,
+    create,
+    digests,
+    fill,
+    make_manifest,
+    mlp,
+    tokens,
+    values,
+    values_of,
+)
 from typer.testing import CliRunner
 
 pytest.importorskip("obstore", reason="obstore is not installed (lorsa[s3])")
@@ -112,7 +122,7 @@ def test_batches_of_a_bucket_are_those_of_a_disk(
         store = ActivationStore.open(where)
         order = Sampler(store.train_seqs, 4, batch_seqs=3, seed=1)
         found = batches(store, attention_ports(0), order, first_step=0, n_steps=14)
-        return [batch.stored.x.values.clone() for batch in found]
+        return [batch.stored.parts[Site(0, "attn_in")].values.clone() for batch in found]
 
     here, there = read(make_store()), read(whole)
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
@@ -216,7 +226,7 @@ def test_a_shard_that_fails_leaves_nothing_visible(root: BucketPath) -> None:
     with create(root, make_manifest()) as writer:
         with pytest.raises(RuntimeError):
             with writer.shard(0) as session:
-                session.append({n: (values(n, 0)[:4], values(n, 1)[:4]) for n in (0, 3)})
+                session.append({site: values(*site.place)[:4] for site in writer.sites_to_write})
                 raise RuntimeError
         assert not (root / "layers" / "0" / "attn_in" / "c").exists()
         assert writer.missing_shards() == list(range(6))
@@ -376,6 +386,23 @@ def test_remove_sites_of_a_bucket(whole: BucketPath) -> None:
     assert not any("layers/3/" in path.key for path in whole.sizes())
     assert ActivationStore.open(whole).layers == [0]
     assert verify_store(whole, full=True)["ok"]
+
+
+def test_sites_of_a_bucket_are_added_and_removed(whole: BucketPath) -> None:
+    before = objects(whole)
+    with add_sites(whole, mlp()) as writer:
+        fill(writer)
+        writer.finish()
+    store = ActivationStore.open(whole)
+    for site, held in values_of(mlp()).items():
+        assert torch.equal(store.values(site, [5, 2]), held[[5, 2]])
+    assert store.weights("3.mlp").keys() == {"W_gate", "W_in"}
+    assert objects(whole).items() > before.items()
+    assert verify_store(whole, full=True)["ok"]
+    assert remove_sites(whole, sites="mlp")["removed_sites"] == ["3.mlp_in", "3.mlp_out"]
+    assert objects(whole) == before
+    found = verify_store(whole, full=True)
+    assert (found["ok"], found["leftovers"]) == (True, [])
 
 
 def test_merge_from_a_bucket_and_a_disk_into_a_bucket(

@@ -1,7 +1,8 @@
 """Stores that keep x alone: y is made of it by whoever reads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,23 @@ from lorsa.store.read.derived import LEAST_LIMIT, KnownNorms, norm_limit
 from lorsa.store.read.loader import batches, held_out_batches
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.read.sampler import Sampler
+from lorsa.store.read.stored import Derive
 from small import LAYERS, N_SEQ, make_manifest, values
 
+X, Y = attention_ports(3).sites
 
-def _double(x: torch.Tensor) -> torch.Tensor:
-    return 2 * x
+
+def _by(change: Callable[[torch.Tensor], torch.Tensor]) -> Derive:
+    """Return what derives layer 3's y from its x by a function."""
+
+    def derive(stored: Mapping[Site, torch.Tensor], wanted: Sequence[Site]) -> Any:
+        assert (list(stored), list(wanted)) == ([X], [Y])
+        return {Y: change(stored[X])}
+
+    return derive
+
+
+_double = _by(lambda x: 2 * x)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
@@ -43,7 +56,7 @@ def test_y_is_derived_when_it_is_read(
 
 def test_nobody_takes_a_derived_y_for_a_stored_one(make_store: Callable[..., Path]) -> None:
     store = ActivationStore.open(make_store(outputs="derive"))
-    with pytest.raises(StoreError, match=r"has no y \(outputs: derive\)"):
+    with pytest.raises(StoreError, match="does not store 3.attn_out, which is derived"):
         store.activations(attention_ports(3), [0])
     with pytest.raises(ValueError, match="nothing was given to derive it"):
         next(held_out_batches(store, attention_ports(3), batch_seqs=2))
@@ -55,13 +68,13 @@ def test_norms_of_y_are_known_all_the_same(make_store: Callable[..., Path]) -> N
         x, y = (values(layer, site)[store.train_seqs].norm(dim=-1) for site in (0, 1))
         assert store.mean_norm(Site(layer, "attn_in")) == pytest.approx(float(x.mean()), rel=1e-6)
         assert store.mean_norm(Site(layer, "attn_out")) == pytest.approx(float(y.mean()), rel=1e-6)
-        norms = store.norms(layer, range(N_SEQ))
-        assert torch.allclose(norms[..., 1], values(layer, 1).norm(dim=-1))
+        norms = store.norms(Site(layer, "attn_out"), range(N_SEQ))
+        assert torch.allclose(norms, values(layer, 1).norm(dim=-1))
 
 
-def _known(seqs: list[int], scale: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
+def _known(seqs: list[int], scale: float = 1.0) -> Derive:
     """Return what derives the small store's own y of some sequences, larger by a factor."""
-    return lambda x: scale * values(3, 1)[seqs]
+    return _by(lambda x: scale * values(3, 1)[seqs])
 
 
 def test_a_derived_y_has_the_norms_that_the_harvest_kept(make_store: Callable[..., Path]) -> None:
@@ -71,11 +84,11 @@ def test_a_derived_y_has_the_norms_that_the_harvest_kept(make_store: Callable[..
     assert torch.equal(
         store.activations(attention_ports(3), seqs, _known(seqs)).y, values(3, 1)[seqs]
     )
-    rotated = _known(seqs)(store.values(Site(3, "attn_in"), seqs)).roll(1, dims=-1)
+    rotated = values(3, 1)[seqs].roll(1, dims=-1)
     assert (
-        store.activations(attention_ports(3), seqs, lambda x: rotated).y is rotated
+        store.activations(attention_ports(3), seqs, _by(lambda x: rotated)).y is rotated
     )  # norms are all that is kept
-    with pytest.raises(StoreError, match=r"layer 3: y that is derived .* by 0.002 in its norm"):
+    with pytest.raises(StoreError, match=r"3.attn_out: what is derived .* by 0.002 in its norm"):
         store.activations(attention_ports(3), seqs, _known(seqs, 1.002))
     sampler = Sampler(store.train_seqs, store.manifest.shard_seqs, batch_seqs=3)
     for batch in batches(store, attention_ports(3), sampler, first_step=0, n_steps=2):
@@ -97,15 +110,19 @@ def test_one_wrong_token_is_found(make_store: Callable[..., Path]) -> None:
     y = values(3, 1)
     y[11, 5] *= 1.1
     with pytest.raises(StoreError, match="in its norm"):
-        store.activations(attention_ports(3), seqs, lambda x: y)
+        store.activations(attention_ports(3), seqs, _by(lambda x: y))
 
 
 def test_norms_may_differ_by_what_x_was_rounded_to() -> None:
     """Limits grow with the dtype and with what the model's own precision costs."""
-    limits = [norm_limit(make_manifest(dtype=d), 3) for d in ("float32", "float16", "bfloat16")]
+
+    def limit(**facts: Any) -> float:
+        return norm_limit(make_manifest(outputs="derive", **facts), Y)
+
+    limits = [limit(dtype=dtype) for dtype in ("float32", "float16", "bfloat16")]
     assert limits[0] == LEAST_LIMIT == 1e-3
     assert limits == sorted(limits)
-    assert limits[-1] < norm_limit(make_manifest(dtype="int8"), 3) < 0.1
+    assert limits[-1] < limit(dtype="int8") < 0.1
     for noise, more in ((0.01, 0.04), (None, 0.0), ("x", 0.0), (float("inf"), 0.0)):
         facts = {3: {"weights": [], "self_check": {"noise": noise}}}
-        assert norm_limit(make_manifest(layers=facts), 3) == pytest.approx(1e-3 + more)
+        assert limit(layers=facts) == pytest.approx(1e-3 + more)

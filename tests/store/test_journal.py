@@ -26,7 +26,7 @@ ENTRIES = st.lists(
     st.builds(
         Entry,
         shard=st.integers(0, 2**31 - 1),
-        array=st.sampled_from(["tokens", "layers/0/attn_in", "layers/27/norms"]),
+        array=st.sampled_from(["tokens", "layers/0/attn_in", "layers/27/attn_in_norm"]),
         n_seq=st.integers(0, 2**31 - 1),
         n_bytes=st.integers(0, 2**63 - 1),
         crc32c=st.integers(0, 2**32 - 1),

@@ -32,10 +32,11 @@ from small import (
     fill,
     make_manifest,
     tokens,
-    values,
+    values_of,
 )
 
 MakeStore = Callable[..., Path]
+MODULES = ("0.attention", "3.attention")
 GEOMETRY = {"scale": 0.35355, "rope": {"inv_freq": [1.0, 0.125]}}
 LAYERS: dict[int, dict[str, Any]] = {
     n: {"weights": ["W_Q"], "geometry": GEOMETRY, "self_check": {"error": float("nan")}}
@@ -153,8 +154,8 @@ def test_a_file_of_another_store_is_told(
         tokens=tokens(),
         documents=tokens() % 2,
         document_names=["c", "d"],
-        weights={n: {"W_Q": torch.full((2, 3), 5.0).bfloat16()} for n in (0, 3)},
-        sample={n: (values(n, 0), values(n, 1)) for n in (0, 3)},
+        modules={m: {"W_Q": torch.full((2, 3), 5.0).bfloat16()} for m in MODULES},
+        sample=values_of(make_manifest()),
     ) as writer:
         fill(writer)
         writer.finish()
@@ -245,8 +246,8 @@ def test_a_merged_store_has_checksums_of_its_own(make_store: MakeStore, tmp_path
         tokens=tokens() + 1000,
         documents=tokens() % 2,
         document_names=["c", "d"],
-        weights={n: {"W_Q": torch.arange(6).view(2, 3).bfloat16()} for n in (0, 3)},
-        sample={n: (values(n, 0), values(n, 1)) for n in (0, 3)},
+        modules={m: {"W_Q": torch.arange(6).view(2, 3).bfloat16()} for m in MODULES},
+        sample=values_of(make_manifest()),
     ) as writer:
         fill(writer)
         writer.finish()

@@ -19,7 +19,7 @@ from lorsa.train.team import all_processes
 from lorsa.train.train import _groups, train, train_many
 from runs import STEP, settings
 from safetensors.torch import load_file
-from sited import D_MODEL, with_sites
+from sited import D_MODEL
 from tiny import N_CTX
 
 SAMPLE_SEQS = 16
@@ -28,16 +28,10 @@ CRC_BYTES = 4
 KINDS: dict[str, dict[str, Any]] = {
     "lorsa": {},
     "sae": {"kind": "sae"},
-    "attn-out": {"kind": "sae", "site": "attn_out", "activation": "batchtopk"},
+    "attn-out": {"kind": "sae", "site": "attn_out", "activation": "batchtopk", "loss_mask": "none"},
     "transcoder": {"kind": "transcoder", "activation": "jumprelu"},
     "skip": {"kind": "transcoder", "skip": True, "prefixes": (0.25, 1)},
 }
-
-
-@pytest.fixture(scope="module")
-def sited(store_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with sites of the attention, the MLP and the residual stream."""
-    return with_sites(store_folder, tmp_path_factory.mktemp("sited") / "acts")
 
 
 def _config(store: Path, out: Path, name: str, **changes: Any) -> TrainConfig:

@@ -1,5 +1,6 @@
 """Plans: which dictionaries a command trains of a store, and settings that belong to a kind."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -95,6 +96,15 @@ def test_the_tables_of_kinds_name_kinds_and_settings() -> None:
         assert {name: getattr(config, name) for name in DEFAULTS[kind]} == DEFAULTS[kind]
         assert config.init in INITS[kind]
     assert set(OWN) <= set(_config().to_dict())
+
+
+def test_the_page_has_the_defaults_of_every_kind() -> None:
+    page = (Path(__file__).parents[2] / "docs/recipe.md").read_text("utf-8")
+    head, *rows = re.findall(r"^\| (`?\w+`?) \| (\S+) \| (\S+) \| (\S+) \|$", page, re.MULTILINE)
+    told = {row[0].strip("`"): dict(zip(KINDS, row[1:], strict=True)) for row in rows}
+    assert head == ("setting", *(f"`{kind}`" for kind in KINDS))
+    asked = {name for some in DEFAULTS.values() for name in some} - {"site"}
+    assert told == {n: {kind: str(DEFAULTS[kind][n]) for kind in KINDS} for n in asked}
 
 
 @pytest.mark.parametrize(

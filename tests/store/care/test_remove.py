@@ -70,8 +70,8 @@ def test_an_unfinished_store_goes_on_without_them(tmp_path: Path, make_store: Ma
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ("0,3", "has no layers but 0,3; to remove the whole store, delete its folder"),
-        ("all", "has no layers but 0,3"),
+        ("0,3", "has nothing but layers 0,3; to remove the whole store, delete its folder"),
+        ("all", "has nothing but layers 0,3"),
         ("7", "layer 7 is not in .*; it has layers 0,3"),
         ("../x", "not of the form 0-27"),
     ],

@@ -63,7 +63,7 @@ def test_a_whole_store_is_whole(make_store: MakeStore, compression: str, full: b
     [
         ("layers/3/attn_in/c/1/0/0", _flip, "harvest", True),
         ("layers/3/attn_in/c/1/0/0", _cut, "harvest", False),
-        ("layers/0/attn_in_norm/c/5/0/0", Path.unlink, "harvest", False),
+        ("layers/0/attn_in_norm/c/5/0", Path.unlink, "harvest", False),
         ("tokens/c/0/0", _flip, "none", True),
         ("documents/c/3/0", Path.unlink, "none", False),
         ("documents.parquet", _cut, "none", False),
@@ -117,7 +117,7 @@ def test_each_damage_is_found_and_mended_if_it_can_be(
         ("attn_in_scale/c/1/0", _flip, "harvest", True),
         ("attn_in_scale/c/1/0", Path.unlink, "harvest", False),
         ("attn_in_scale/zarr.json", _cut, "rewrite", False),
-        ("norms/c/5/0/0", _cut, "harvest", False),
+        ("attn_in_norm/c/5/0", _cut, "harvest", False),
     ],
 )
 def test_each_damage_of_a_smallest_store_too(
@@ -162,7 +162,7 @@ def test_all_damages_are_listed_and_only_their_shards_are_written_again(
     before = digests(root)
     _flip(root / "layers/3/attn_in/c/1/0/0")
     _cut(root / "layers/0/attn_out/c/1/0/0")
-    (root / "layers/0/attn_in_norm/c/4/0/0").unlink()
+    (root / "layers/0/attn_in_norm/c/4/0").unlink()
     (root / "layers/0/attn_in/zarr.json").write_text("{")
     assert len(_damages(root, full=True)) == 4
     result = verify_store(root, full=True, repair=True)
@@ -194,7 +194,7 @@ def test_an_array_that_contradicts_the_manifest_is_named(make_store: MakeStore) 
     root = make_store()
     path = root / "layers/0/attn_in_norm/zarr.json"
     path.write_text(path.read_text().replace('"float32"', '"float64"', 1))
-    with pytest.raises(StoreError, match="norms/zarr.json says .* float64; the manifest says"):
+    with pytest.raises(StoreError, match="attn_in_norm/zarr.json says .* float64; the man"):
         ActivationStore.open(root)
     (damage,) = verify_store(root)["damages"]
     assert damage["problem"] == 'has another data_type than the manifest: "float64"'

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from lorsa.errors import BusyError, StoreError
+from lorsa.sites import attention_ports
 from lorsa.store import journal as journal_module
 from lorsa.store.bucket import BucketPath
 from lorsa.store.care.remove import remove_sites
@@ -70,7 +71,7 @@ def test_writers_share_the_shards_of_a_bucket(
     assert same_as(root, make_store())
     with add_layers(root, [5]) as one, StoreWriter.resume(root) as two:
         for writer in (one, two):
-            assert writer.sites_to_write == [5]
+            assert writer.sites_to_write == list(attention_ports(5).sites)
             shards = writer.claimed_shards()
             fill(writer, [next(shards)])
         fill(two)

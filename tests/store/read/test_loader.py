@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from lorsa.errors import StoreError
-from lorsa.sites import attention_ports
+from lorsa.sites import Site, attention_ports
 from lorsa.store.read.loader import PREFETCH_BATCHES, batches, held_out_batches
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.read.sampler import Sampler
 from lorsa.store.write.writer import StoreWriter
-from small import N_CTX, make_manifest, values
+from small import N_CTX, make_manifest, pair, values
 
 
 def _sampler(store: ActivationStore) -> Sampler:
@@ -64,7 +64,7 @@ def test_memory_is_used_again(make_store: Callable[..., Path]) -> None:
     """A ring: the batch in use, those read ahead meanwhile, and not a buffer more."""
     store = ActivationStore.open(make_store())
     places = {
-        batch.stored.x.values.data_ptr()
+        batch.stored.parts[Site(3, "attn_in")].values.data_ptr()
         for batch in batches(store, attention_ports(3), _sampler(store), first_step=0, n_steps=60)
     }
     assert len(places) == PREFETCH_BATCHES
@@ -90,12 +90,13 @@ def test_memory_is_flat_over_fifty_epochs(tmp_path: Path, compression: str) -> N
     root = tmp_path / "acts"
     ids = torch.zeros(n_seq, n_ctx, dtype=torch.int32)
     with StoreWriter.create(
-        root, manifest, tokens=ids, documents=ids, document_names=["a"], weights={0: {}}
+        root, manifest, tokens=ids, documents=ids, document_names=["a"], modules={"0.attention": {}}
     ) as writer:
         for shard in range(manifest.n_shards):
             rows = manifest.shard_rows(shard)
             with writer.shard(shard) as session:
-                session.append({0: (x[rows.start : rows.stop], x[rows.start : rows.stop])})
+                part = x[rows.start : rows.stop]
+                session.append(pair(0, part, part))
         writer.finish()
     store = ActivationStore.open(root)
     sampler = Sampler(np.arange(n_seq), 8, batch_seqs=8)
@@ -103,7 +104,7 @@ def test_memory_is_flat_over_fifty_epochs(tmp_path: Path, compression: str) -> N
     for epoch in range(100):
         steps = {"first_step": epoch * 8, "n_steps": epoch * 8 + 8}
         for batch in batches(store, attention_ports(0), sampler, **steps):
-            assert batch.stored.x.values[0, 0, 0].isfinite()
+            assert batch.stored.parts[Site(0, "attn_in")].values[0, 0, 0].isfinite()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         sizes.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
     assert max(sizes[50:]) - sizes[49] < 8  # MB; an epoch reads 8.4

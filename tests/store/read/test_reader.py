@@ -36,8 +36,8 @@ def test_tokens_documents_norms_and_weights_come_back(make_store: Callable[..., 
     assert torch.equal(store.tokens([3, 1]), tokens()[[3, 1]])
     assert torch.equal(store.documents([3]), tokens()[[3]] % 2)
     assert store.document_names() == ["a", "b"]
-    norms = store.norms(3, range(N_SEQ))
-    assert torch.allclose(norms[..., 1], values(3, 1).norm(dim=-1))
+    norms = store.norms(Site(3, "attn_out"), range(N_SEQ))
+    assert torch.allclose(norms, values(3, 1).norm(dim=-1))
     assert store.weights("0.attention")["W_Q"].dtype == torch.bfloat16
     train = store.train_seqs
     assert store.mean_norm(Site(3, "attn_in")) == pytest.approx(
@@ -70,7 +70,7 @@ def test_plain_zarr_lists_the_store(make_store: Callable[..., Path]) -> None:
         "tokens": (N_SEQ, N_CTX),
         "documents": (N_SEQ, N_CTX),
         **{f"layers/{n}/{site}": (22, 6, 5) for n in LAYERS for site in ("attn_in", "attn_out")},
-        **{f"layers/{n}/norms": (22, 6, 2) for n in LAYERS},
+        **{f"layers/{n}/{s}_norm": (22, 6) for n in LAYERS for s in ("attn_in", "attn_out")},
         **{f"weights/{n}/W_Q": (2, 3) for n in LAYERS},
     }
 
@@ -92,8 +92,8 @@ def test_plain_zarr_written_bytes_are_ours(make_store: Callable[..., Path], tmp_
 def test_shards_table_has_a_row_per_file(make_store: Callable[..., Path]) -> None:
     root = make_store()
     rows = pq.read_table(root / "shards.parquet").to_pylist()
-    assert len(rows) == 6 * (2 + 2 * 3)
-    row = next(r for r in rows if r["array"] == "layers/3/attn_out" and r["shard"] == 5)
+    assert len(rows) == 6 * (2 + 2 * 4)
+    row = next(r for r in rows if r["array"] == "layers/3/attn_out_norm" and r["shard"] == 5)
     assert row["n_seq"] == 2
     assert row["norm_sum"] == pytest.approx(float(values(3, 1)[20:].norm(dim=-1).sum()), rel=1e-6)
 
@@ -121,28 +121,42 @@ def test_an_unfinished_store_says_how_to_go_on(tmp_path: Path) -> None:
 
 def test_another_format_version_is_refused(make_store: Callable[..., Path]) -> None:
     root = make_store()
-    edit_manifest(root, format_version=2)
-    with pytest.raises(StoreError, match="format version 2; this version of lorsa reads 1"):
+    edit_manifest(root, format_version=3)
+    with pytest.raises(StoreError, match="format version 3; this version of lorsa reads 1 and"):
         ActivationStore.open(root)
+
+
+def _derived(source: str, module: str) -> dict[str, Any]:
+    return {"width": 5, "derived": {"from": [source], "by": module}}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"n_seq": "many"}, "n_seq is 'many'"),
-        ({"layers": []}, "does not describe a store"),
-        ({"outputs": "guess"}, "outputs is 'guess'; allowed: store, derive"),
-        ({"layers": {"0": {"weights": ["../../x"]}}}, "layer 0 has weights"),
+        ({"sites": []}, "does not describe a store"),
+        ({"sites": {"0.attn_in": {"width": 5}}}, "'derived'"),
+        ({"modules": {"0.attention": {"weights": ["../../x"]}}}, "0.attention has weights"),
         ({"dtype": "float8"}, "dtype is 'float8'"),
         ({"n_ctx": 0}, "n_ctx is 0"),
         ({"held_out_shards": [6]}, "held_out_shards"),
         ({"colour": 1}, "colour"),
         ({"n_seq": 40}, r"says \[22, 6\] int32; the manifest says \[40, 6\]"),
-        ({"d_model": 7}, r"attn_in/zarr.json says \[22, 6, 5\] float32; the manifest says"),
+        (
+            {"sites": {"0.attn_in": {"width": 7, "derived": None}}},
+            r"attn_in/zarr.json says \[22, 6, 5\] float32; the manifest says",
+        ),
         ({"n_seq": 10**12}, "n_seq is 1000000000000"),
-        ({"layers": {"../x": {"weights": []}}}, "'../x' is no number of a layer"),
-        ({"layers": {"-1": {"weights": []}}}, "'-1' is no number of a layer"),
-        ({"layers": {"0": {"weights": "W_Q"}}}, "layer 0 has weights W_Q"),
+        ({"sites": {"../x": {"width": 5, "derived": None}}}, "'../x' is no site"),
+        ({"sites": {"-1.attn_in": {"width": 5, "derived": None}}}, "'-1.attn_in' is no site"),
+        ({"sites": {"0.attn_in": {"width": 0, "derived": None}}}, "width of 0.attn_in is 0"),
+        ({"sites": {"0.attn_in": {"width": 5, "derived": None, "norms": 1}}}, "0.attn_in is {"),
+        ({"sites": {"0.mlp_in": {"width": 5, "derived": None, "norms": "pair"}}}, "in no pair"),
+        ({"sites": {"0.mlp_in": _derived("0.attn_in", "0.mlp")}}, "by '0.mlp', which is not there"),
+        ({"sites": {"0.mlp_in": _derived("0.mlp_in", "0.attention")}}, "which is not stored"),
+        ({"modules": {"../x": {"weights": []}}}, "'../x' is no module"),
+        ({"modules": {"0.attention": {"weights": "W_Q"}}}, "0.attention has weights W_Q"),
+        ({"modules": {"0.attention": {"weights": ["mlp"]}}}, "0.attention has weights"),
         ({"model": "tiny"}, "model is 'tiny'; it must be a table"),
     ],
 )

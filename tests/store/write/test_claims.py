@@ -220,7 +220,7 @@ def test_twenty_kills_among_three_writers_change_nothing(
     left = {path.name for path in (root / "journal").iterdir() if path.suffix != ".jsonl"}
     assert left == {"lock", "plan.json"}
     assert not list(root.rglob("*.partial"))
-    assert len(read_journal(root)) == 22 * (2 + 2 * 3)
+    assert len(read_journal(root)) == 22 * (2 + 2 * 4)
     assert n_commits(root) == dict.fromkeys(range(22), 1)
 
 
