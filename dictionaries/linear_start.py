@@ -99,10 +99,12 @@ def start_linear(
     *,
     seed: int,
 ) -> None:
-    """Fill an SAE or a transcoder from a sample; tokens of outlier norm are left out of it.
+    """Fill an SAE or a transcoder from a sample; `fit_scale` does the rest.
+
+    Tokens of outlier norm are left out. What is filled does not depend on which features fire.
 
     Args:
-        dictionary: with activation "topk"; see `Dictionary.as_topk`.
+        dictionary: all of whose parameters but the thresholds are filled.
         x, y: a sample of what it reads and writes, [batch, seq, d_model]; the same for an SAE.
         seed: of the clustering.
     """
@@ -124,9 +126,28 @@ def start_linear(
         d = _fill(dictionary, features, left_x, None if is_sae else left_y, read, generator)
         if features.start == 0 and first > 0:
             left_x, left_y = _left(dictionary, features, x, y, d)
-    _fit_scale(dictionary, x[:FIT_TOKENS], y[:FIT_TOKENS])
     if not is_sae:
         dictionary.b_E.sub_(dictionary.W_E @ read.mean)
+
+
+@torch.no_grad()
+def fit_scale(dictionary: LinearDictionary, x: Tensor, y: Tensor) -> None:
+    """Scale W_O by least squares on some of the sample.
+
+    Args:
+        dictionary: with activation "topk"; see `Dictionary.as_topk`.
+        x, y: see `start_linear`.
+    """
+    x, y = _usual(x, y)
+    explained = energy = 0.0
+    for t in range(0, min(len(x), FIT_TOKENS), CHUNK_TOKENS):
+        some = x[None, t : t + CHUNK_TOKENS]
+        y_hat = dictionary.summed(*dictionary.encode(some))[0].double()
+        left = y[t : t + CHUNK_TOKENS] - dictionary.beside(some).view(-1, y.shape[1])
+        explained += float((y_hat * left).sum())
+        energy += float(y_hat.square().sum())
+    if energy > 0 < explained:
+        dictionary.W_O.mul_(explained / energy)
 
 
 def _usual(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,19 +222,6 @@ def _left(
         x - taken_x * _least_squares(taken_x, x),
         y - taken_y * _least_squares(taken_y, y),
     )
-
-
-def _fit_scale(dictionary: LinearDictionary, x: Tensor, y: Tensor) -> None:
-    """Scale W_O by least squares on x and y less what features have no part in, [n, d_model]."""
-    centre = dictionary.b_O if isinstance(dictionary, Sae) else 0.0
-    explained = energy = 0.0
-    for t in range(0, len(x), CHUNK_TOKENS):
-        code = dictionary.encode((x[t : t + CHUNK_TOKENS] + centre)[None])
-        y_hat = dictionary.summed(*code)[0].double()
-        explained += float((y_hat * y[t : t + CHUNK_TOKENS]).sum())
-        energy += float(y_hat.square().sum())
-    if energy > 0 < explained:
-        dictionary.W_O.mul_(explained / energy)
 
 
 def _least_squares(y_hat: Tensor, y: Tensor) -> float:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from lorsa.dictionaries.linear import LinearDictionary
 from lorsa.dictionaries.linear_config import SaeConfig, TranscoderConfig
-from lorsa.dictionaries.linear_start import Axes, start_linear
+from lorsa.dictionaries.linear_start import Axes, fit_scale, start_linear
 from lorsa.dictionaries.metrics import FVU
 from lorsa.dictionaries.sae import Sae
 from lorsa.dictionaries.transcoder import Transcoder
@@ -33,6 +33,11 @@ def _make(kind: str, n_features: int = 48, **settings: Any) -> LinearDictionary:
     return Transcoder(TranscoderConfig(skip=kind == "skip", **shape | settings))
 
 
+def _start(dictionary: LinearDictionary, x: Tensor, y: Tensor, *, seed: int) -> None:
+    start_linear(dictionary, x, y, seed=seed)
+    fit_scale(dictionary, x, y)
+
+
 def _fvu(dictionary: LinearDictionary, x: Tensor, y: Tensor) -> float:
     measured = FVU()
     with torch.no_grad():
@@ -44,7 +49,7 @@ def _fvu(dictionary: LinearDictionary, x: Tensor, y: Tensor) -> float:
 def test_a_start_explains_tokens_that_it_has_not_seen(kind: str) -> None:
     dictionary = _make(kind)
     x, y = _sparse()
-    start_linear(dictionary, x[:12], x[:12] if kind == "sae" else y[:12], seed=0)
+    _start(dictionary, x[:12], x[:12] if kind == "sae" else y[:12], seed=0)
     found = _fvu(dictionary, x[12:], x[12:] if kind == "sae" else y[12:])
     assert found < {"sae": 0.35, "transcoder": 0.5, "skip": 0.35}[kind]
 
@@ -52,7 +57,7 @@ def test_a_start_explains_tokens_that_it_has_not_seen(kind: str) -> None:
 def test_features_read_in_deviations_and_above_the_margin() -> None:
     dictionary = _make("transcoder")
     x, y = _sparse()
-    start_linear(dictionary, x, y, seed=0)
+    _start(dictionary, x, y, seed=0)
     z = (x @ dictionary.W_E.T + dictionary.b_E).flatten(0, 1)
     torch.testing.assert_close(z.std(dim=0, correction=0), torch.ones(48), atol=1e-3, rtol=0)
     torch.testing.assert_close(z.mean(dim=0), -torch.ones(48), atol=1e-3, rtol=0)
@@ -64,8 +69,8 @@ def test_a_start_knows_no_units(kind: str) -> None:
     x, y = _sparse()
     one, other = _make(kind), _make(kind)
     y, scale = (x, 8.0) if kind == "sae" else (y, 0.5)
-    start_linear(one, x, y, seed=0)
-    start_linear(other, 8.0 * x, scale * y, seed=0)
+    _start(one, x, y, seed=0)
+    _start(other, 8.0 * x, scale * y, seed=0)
     assert abs(_fvu(other.rescale_(1 / 8, 1 / scale), x, y) - _fvu(one, x, y)) < 0.01
 
 
@@ -73,7 +78,7 @@ def test_a_seed_starts_the_same_way_each_time() -> None:
     x, y = _sparse()
     made = [_make("skip") for _ in range(3)]
     for dictionary, seed in zip(made, (0, 0, 1), strict=True):
-        start_linear(dictionary, x, y, seed=seed)
+        _start(dictionary, x, y, seed=seed)
     assert torch.equal(made[0].W_E, made[1].W_E)
     assert not torch.equal(made[0].W_E, made[2].W_E)
 
@@ -86,8 +91,8 @@ def test_tokens_of_outlier_norm_lead_nothing(kind: str) -> None:
     with_outliers = x.clone()
     with_outliers[:, 0] *= 1000.0
     plain, other = _make(kind), _make(kind)
-    start_linear(plain, x[:, 1:], y[:, 1:], seed=0)
-    start_linear(other, with_outliers, with_outliers if kind == "sae" else y, seed=0)
+    _start(plain, x[:, 1:], y[:, 1:], seed=0)
+    _start(other, with_outliers, with_outliers if kind == "sae" else y, seed=0)
     assert torch.equal(other.W_E, plain.W_E)
     assert torch.equal(other.b_O, plain.b_O)
 
@@ -97,7 +102,7 @@ def test_few_or_constant_tokens_start_something_finite(kind: str) -> None:
     tokens, _y = _sparse()
     for x in (tokens[:1, :3], torch.ones_like(tokens)):
         dictionary = _make(kind)
-        start_linear(dictionary, x, x if kind == "sae" else -x, seed=0)
+        _start(dictionary, x, x if kind == "sae" else -x, seed=0)
         assert all(p.isfinite().all() for p in dictionary.parameters())
         assert dictionary(x).isfinite().all()
 
