@@ -34,7 +34,7 @@ EIGENVALUE_FLOOR = 1e-6
 FIRST_SHARE = 0.1
 """Share of the features that stand for whole tokens."""
 FIRST_TOP_K = 2
-"""How many of these are taken off a token before the rest is clustered."""
+"""Features of these that are taken off a token before the rest is clustered."""
 MARGIN = 1.0
 """What <u, x - mean(x)> has to exceed for a feature to be positive, in its deviations."""
 ROUNDS = 2
@@ -202,7 +202,8 @@ def _fill(
     dictionary.W_E[features] = (white / size / read.deviation) @ read.axes.T
     e = d if y is None else written.raw(centres[:, rank:], y_factor)
     dictionary.W_O[features] = e / size
-    return d / size
+    taken: Tensor = d / size
+    return taken
 
 
 def _left(
