@@ -202,7 +202,8 @@ def _fill(
     dictionary.W_E[features] = (white / size / read.deviation) @ read.axes.T
     e = d if y is None else written.raw(centres[:, rank:], y_factor)
     dictionary.W_O[features] = e / size
-    return d / size
+    taken: Tensor = d / size
+    return taken
 
 
 def _left(
