@@ -104,11 +104,12 @@ def test_runs_of_all_kinds_share_what_is_derived(
     harvest(replace(harvest_config, store=store, tokens=60 * N_CTX, **smallest))
     names, short = ("lorsa", "sae", "skip"), {"train_tokens": 3 * STEP}
     together = train_many([_config(store, tmp_path / name, name, **short) for name in names])
+    apart = 0
     for name in names:
         alone = _config(store, tmp_path / f"{name}-alone", name, **short)
-        (outcome,) = train_many([alone])
+        apart += train_many([alone])[0].bytes_read
         assert _same(tmp_path / name, alone.out)
-        assert together[0].bytes_read < 2 * outcome.bytes_read
+    assert together[0].bytes_read < apart / 1.5
 
 
 def test_runs_of_a_layer_make_a_group_whatever_their_sites(sited: Path, tmp_path: Path) -> None:
