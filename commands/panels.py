@@ -48,7 +48,7 @@ _TRAIN = {
 }
 OPTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "harvest": {
-        "What": ("model", "layers", "store"),
+        "What": ("model", "layers", "sites", "store"),
         "Text": (
             "data", "text_column", "tokens_column", "data_config", "data_split", "bos", "packing",
             "seed",

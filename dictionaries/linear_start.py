@@ -34,7 +34,7 @@ EIGENVALUE_FLOOR = 1e-6
 FIRST_SHARE = 0.1
 """Share of the features that stand for whole tokens."""
 FIRST_TOP_K = 2
-"""How many of these are taken off a token before the rest is clustered."""
+"""Features of these that are taken off a token before the rest is clustered."""
 MARGIN = 1.0
 """What <u, x - mean(x)> has to exceed for a feature to be positive, in its deviations."""
 ROUNDS = 2

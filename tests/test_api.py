@@ -150,7 +150,8 @@ from pathlib import Path
 
 from lorsa import (
     ActivationStore, EvalConfig, HarvestConfig, Lorsa, LorsaError, TrainConfig, ablate_heads,
-    evaluate_lorsas, harvest_activations, intervene, sweep_lorsas, train_lorsa, train_lorsas,
+    attention_ports, evaluate_lorsas, harvest_activations, intervene, sweep_lorsas, train_lorsa,
+    train_lorsas,
 )
 
 def work(store: ActivationStore, model: object) -> None:

@@ -22,6 +22,9 @@ With a gate, o_p is what head p attends to times its gate, and the gate of an OV
 its layer head's, weighted by |u d|: those of the channels that it reads and writes. z averages to 0
 all the same: b_V = -u mean(o_p) / mean(gate).
 
+With multi-head latent attention W_Q, W_K and W_V are those of x at the mean length of the latents
+(`language/latent.py`), so patterns are near the layer's, not its own.
+
 Weighted, head p becomes more QK heads the more it writes: in proportion to the deviation of
 o_p W_O^p, one at least.
 """
@@ -34,6 +37,7 @@ from torch import Tensor
 
 from ...language.attention import LayerWeights, gated, head_outputs
 from ...language.geometry import RARE, AttentionGeometry
+from ...language.latent import linear
 from ..clusters import cluster
 from .config import LorsaConfig
 from .module import Lorsa
@@ -89,12 +93,13 @@ def init_from_layer(
     generator = torch.Generator().manual_seed(seed)
     kv_share = geometry.n_heads // geometry.n_kv_heads
     outputs = head_outputs(x, weights, geometry).flatten(0, 1)  # [tokens, n_heads, d_head]
+    gates = _mean_gates(x, weights, geometry)  # [n_heads, d_head]
+    weights = linear(weights, x)
     copies = torch.full((geometry.n_heads,), c.n_qk_heads // geometry.n_heads)
     by_place = c.alibi is not None or (c.qk_norm is not None and c.qk_norm.kind == "rms_full")
     if weighted and not by_place:
         copies = _weighted_copies(outputs, weights.W_O, c.n_qk_heads)
     _copy_attention(lorsa, weights, copies)
-    gates = _mean_gates(x, weights, geometry)  # [n_heads, d_head]
     ends = [0, *(copies.cumsum(0) * (c.n_ov_heads // c.n_qk_heads)).tolist()]
     for head in range(geometry.n_heads):
         mine = slice(ends[head], ends[head + 1])

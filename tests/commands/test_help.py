@@ -78,10 +78,10 @@ def test_pages_that_help_names_are_there() -> None:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two stores and two runs, in it and one below."""
-    for name, layers in (("acts", [3, 12, 17]), ("other/acts", [5])):
+    sites = {f"{n}.{name}": {} for n in (3, 17, 12) for name in ("attn_in", "mlp_in")}
+    for name, facts in (("acts", {"sites": sites}), ("other/acts", {"layers": {"5": {}}})):
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        facts = {"layers": {str(n): {} for n in layers}}
         (folder / "manifest.json").write_text(json.dumps(facts))
     sited = {"sites": {"10.mlp_in": {}, "10.mlp_out": {}, "4.mlp_in": {}}}
     (tmp_path / "sited").mkdir()
