@@ -9,13 +9,15 @@ sparse kernel do, "tuned" the same with what torch has to make it quicker (dense
 sides train copies of one dictionary (step_cases.py) on the same batch and take turns (A B C A B C
 ...); medians are compared. Peak memory is what a step needs besides weights, optimizer state and
 batch, gradients included, each side in a process of its own: on a CPU the highest resident memory
-during two steps, less that before them. A GPU multiplies in bfloat16 (autocast), a CPU in float32.
-What does not fit the device's memory is null. rooflines.py times the operators one by one.
+during two steps, less that before them, without pages of files (torch's own code) and with freed
+memory given back. A GPU multiplies in bfloat16 (autocast), a CPU in float32. What does not fit the
+device's memory is null. rooflines.py times the operators one by one.
 """
 
 import argparse
 import copy
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -34,6 +36,8 @@ from step_cases import KINDS, PRESETS, SIDES, Case, forward_of, make_case
 
 RESULTS = Path(__file__).parent / "results" / "bench_step.md"
 LR = 1e-4
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+"""Environment in which glibc gives back what is freed, and not only where one piece is large."""
 
 
 def main() -> None:
@@ -147,7 +151,7 @@ def peak_in_child(side: str, args: argparse.Namespace) -> float | None:
     command += ["--kind", args.kind, "--preset", args.preset]
     command += ["--device", args.device, "--backend", args.backend]
     command += ["--threads", str(torch.get_num_threads())]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | GIVES_BACK)
     if "OutOfMemoryError" in done.stderr:
         return None
     if done.returncode:
