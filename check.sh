@@ -13,7 +13,8 @@ echo "== types"
 # The repository root is the package, and mypy wants a folder of the package's name.
 mkdir -p .mypy && ln -sfn .. .mypy/lorsa
 MYPYPATH=.mypy "${bin}mypy" -p lorsa
-MYPYPATH=.mypy:tests:benchmarks "${bin}mypy" benchmarks/*.py benchmarks/once/*.py docs/*.py
+MYPYPATH=.mypy:tests:benchmarks:benchmarks/peers "${bin}mypy" benchmarks/*.py benchmarks/once/*.py \
+    benchmarks/peers/*.py docs/*.py
 echo "== docs"
 NO_MKDOCS_2_WARNING=1 "${bin}mkdocs" build --strict --site-dir .site/html
 echo "== tests"

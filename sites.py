@@ -74,6 +74,18 @@ def ports_between(layer: int, read: str, write: str) -> Ports:
     return Ports((Site(layer, read),), (Site(layer, write),))
 
 
+def attention_ports(layer: int) -> Ports:
+    """Return the ports of a layer's attention: what a Lorsa reads and writes."""
+    return ports_between(layer, *SITE_GROUPS["attn"])
+
+
+def joined(several: Iterable[Ports]) -> Ports:
+    """Return ports that read and write all sites of several, each once, in order."""
+    sites = {site for ports in several for site in ports.sites}
+    every = tuple(sorted(sites, key=lambda site: site.place))
+    return Ports(every, every)
+
+
 def parse_site_names(text: str) -> tuple[str, ...]:
     """Return the names that a text such as attn,mlp_in,resid means, each once, in order.
 

@@ -1,4 +1,4 @@
-"""Verification of stores, runs, analyses, pages and shared Lorsas: every file is compared."""
+"""Verification of stores, runs, analyses, pages and dictionaries: every file is compared."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -9,9 +9,9 @@ from .analyze.explanations import EXPLANATIONS, read_explanations
 from .analyze.folder import partial_problem
 from .analyze.result import Analysis
 from .analyze.schema import FACTS_FILE, PARTIAL_FILE
-from .dictionaries.checkpoint import WEIGHTS_BY_FORMAT, is_bound, load
+from .dictionaries.checkpoint import WEIGHTS_BY_FORMAT, config_class, is_bound, load
 from .dictionaries.choices import CONFIG, WEIGHTS
-from .errors import LorsaError, reason_of
+from .errors import CheckpointError, LorsaError, reason_of
 from .evaluate.kept import EVAL, read_evaluation
 from .seal import SEAL, check_seal, is_sealed, read_summed
 from .store.care.repair import verify_store
@@ -32,7 +32,7 @@ class Verified(NamedTuple):
     path: str
     """Folder of the thing"""
     kind: str
-    """store, run, analysis, page, sweep or Lorsa"""
+    """store, run, analysis, page, sweep, Lorsa, SAE, transcoder or dictionary"""
     problems: list[str]
     """A line for each file that is not what was written"""
     finished: bool = True
@@ -49,7 +49,7 @@ def verify_paths(
     """Return what is wrong with everything that lies in some folders, as JSON-able data.
 
     Args:
-        paths: stores, runs, analyses, pages, shared Lorsas, or folders that hold any of them.
+        paths: stores, runs, analyses, pages, shared dictionaries, or folders that hold any of them.
         full: whether to read every byte of stores; otherwise presence, sizes and metadata of theirs
             are checked. All else is always read.
         report: called with how much has been read of a store.
@@ -67,7 +67,7 @@ def verify_paths(
         if not inside:
             raise LorsaError(
                 f"{path} holds nothing to verify; give a store, a run, an analysis, a page, a "
-                "shared Lorsa, or a folder with some of them"
+                "shared dictionary, or a folder with some of them"
             )
         found += inside
     problems = [problem for each in found for problem in each.problems]
@@ -91,7 +91,7 @@ def _look(where: Place, verify_one: Callable[[Place], Verified]) -> Iterator[Ver
         yield _page(where)
         return
     kind = next((verify for name, verify in KINDS.items() if (where / name).is_file()), None)
-    if kind is not None and (kind is not _lorsa or _has_weights(where)):
+    if kind is not None and (kind is not _dictionary or _has_weights(where)):
         yield kind(where)
     for inner in sorted(path for path in where.iterdir() if path.is_dir()):
         if inner.suffix != PARTIAL and inner.name != CHECKPOINTS and not inner.is_symlink():
@@ -156,10 +156,18 @@ def _sweep(where: Path) -> Verified:
     return Verified(str(where), "sweep", check_seal(where), sealed=is_sealed(where))
 
 
-def _lorsa(where: Path) -> Verified:
+def _dictionary(where: Path) -> Verified:
     problems = [*_sealed_or_loaded(where), *_tried(where / EVAL, lambda: read_evaluation(where))]
     bound = is_sealed(where) or ((where / WEIGHTS).is_file() and not problems and is_bound(where))
-    return Verified(str(where), "Lorsa", problems, sealed=bound)
+    return Verified(str(where), _noun(where), problems, sealed=bound)
+
+
+def _noun(where: Path) -> str:
+    """Return the kind of a folder's dictionary; "dictionary" if its config cannot be read."""
+    try:
+        return config_class(where).noun
+    except CheckpointError:
+        return "dictionary"
 
 
 KINDS: dict[str, Callable[[Path], Verified]] = {
@@ -167,21 +175,21 @@ KINDS: dict[str, Callable[[Path], Verified]] = {
     FACTS_FILE: _analysis,
     PARTIAL_FILE: _analysis,
     SWEEP: _sweep,
-    CONFIG: _lorsa,
+    CONFIG: _dictionary,
     SEAL: _sweep,
 }
 """What a folder is by a file that it has, the first that is there."""
 
 
 def _has_weights(where: Path) -> bool:
-    """Return whether a folder with a config.json, which other programs have too, is a Lorsa's."""
+    """Return whether a folder with a config.json, as other programs have, is a dictionary's."""
     return is_sealed(where) or any(
         (where / name).is_file() for names in WEIGHTS_BY_FORMAT.values() for name in names
     )
 
 
 def _sealed_or_loaded(where: Path) -> list[str]:
-    """Return what is wrong with a Lorsa, whose files bind each other where there is no seal."""
+    """Return what is wrong with a dictionary; its files bind each other where there is no seal."""
     return check_seal(where) if is_sealed(where) else _tried(where, lambda: load(where))
 
 

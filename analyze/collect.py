@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from ..dictionaries.dictionary import Code
+from ..dictionaries.code import Code
 from .keep import Largest, draw, largest_by_sequence
 
 READ_TOKENS = 2048

@@ -23,6 +23,7 @@ from ..language.aliases import resolve
 from ..language.norms import surroundings
 from ..progress import Measured, Report, Stages
 from ..seal import read_summed
+from ..sites import Site
 from ..stop import Stop, stop_when_whole
 from ..store.read.reader import ActivationStore
 from ..whole import file_crc32
@@ -70,7 +71,8 @@ def analyze_run(config: AnalyzeConfig, *, report: Report = lambda event: None) -
     """
     started = time.perf_counter()
     device = device_for(config.device)
-    opened = open_run(config.run, ActivationStore.open(config.store), device)
+    store = ActivationStore.open(config.store)
+    opened = open_run(config.run, store, device, needs_lorsa=True)
     n_seqs = _n_sequences(opened.store, config.tokens)
     request, partial = _request(config, opened, n_seqs), config.folder / PARTIAL_FILE
     facts = earlier_facts(config.folder, report)
@@ -214,7 +216,7 @@ def _collect(
     began, before, saved_at = time.perf_counter(), done, time.perf_counter()
     while done < n_seqs:
         batch = list(range(done, min(done + step, n_seqs)))
-        x = store.inputs(opened.layer, batch).to(lorsa.W_V.device).float()
+        x = store.values(Site(opened.layer, "attn_in"), batch).to(lorsa.W_V.device).float()
         found.add(by_kind.add(x, store.tokens(batch).long()), done * n_ctx)
         done += len(batch)
         rate = (done - before) * n_ctx / (time.perf_counter() - began)

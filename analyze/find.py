@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import AnalyzeError
 from ..evaluate.opened import device_for
+from ..sites import Site
 from ..store.choices import DEFAULT_STORE
 from ..store.places import Place, place
 from ..store.read.reader import ActivationStore
@@ -65,7 +66,7 @@ def _of_model(
     seqs = range(min(manifest.n_seq, max(1, SCAN_TOKENS // manifest.n_ctx)))
     column, found = STORE_SCORES.index(kind), []
     for layer in store.layers if layers is None else layers:
-        store.require_layer(layer)
+        store.require_sites([Site(layer, "attn_in")])
         shares, bounds = own_types(store, layer, seqs, device_for(device))
         told = zip(shares[:, column].tolist(), bounds[:, column].tolist(), strict=True)
         found += [

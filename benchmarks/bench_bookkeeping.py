@@ -160,6 +160,7 @@ def begin(args: argparse.Namespace, root: Path) -> Any:
 
     manifest_room = module("store.manifest")
     n_seq = args.tokens // args.n_ctx
+    said, given = of_layers(args)
     manifest = manifest_room.Manifest(
         uuid="bench",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -170,11 +171,10 @@ def begin(args: argparse.Namespace, root: Path) -> Any:
         request={},
         n_seq=n_seq,
         n_ctx=args.n_ctx,
-        d_model=args.d_model,
         shard_seqs=args.shard_seqs,
         dtype="bfloat16",
         compression="none",
-        layers={layer: {"weights": []} for layer in range(args.layers)},
+        **said,
         held_out_shards=manifest_room.held_out_shards(n_seq, args.shard_seqs),
     )
     ids = torch.zeros(n_seq, args.n_ctx, dtype=torch.int32)
@@ -184,12 +184,36 @@ def begin(args: argparse.Namespace, root: Path) -> Any:
         tokens=ids,
         documents=ids,
         document_names=["none"],
-        weights={layer: {} for layer in manifest.layers},
+        **given,
     )
     for layer in range(1, args.layers):
         shutil.rmtree(root / f"layers/{layer}")
         (root / f"layers/{layer}").symlink_to("0")
     return writer
+
+
+def of_layers(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a manifest and a writer are told of the layers, by the version of the code."""
+    try:
+        from lorsa.store.layered import pair_facts
+    except ImportError:  # it knows layers
+        facts = {layer: {"weights": []} for layer in range(args.layers)}
+        return {"d_model": args.d_model, "layers": facts}, {"weights": {n: {} for n in facts}}
+    sites: dict[Any, Any] = {}
+    for layer in range(args.layers):
+        sites |= pair_facts(layer, args.d_model, "store")
+    modules = {f"{layer}.attention": {"weights": []} for layer in range(args.layers)}
+    return {"sites": sites, "modules": modules}, {"modules": {name: {} for name in modules}}
+
+
+def arrays_of(manifest: Any, layer: int) -> list[tuple[str, int, int]]:
+    """Return name, axes of a sequence and its bytes, of each array of a layer."""
+    arrays = module("store.arrays", "store.layout")
+    if hasattr(arrays, "layer_arrays"):
+        specs = arrays.layer_arrays(manifest, layer)
+    else:
+        specs = arrays.site_arrays(manifest, [site for site in manifest.sites if site[0] == layer])
+    return [(s.name.rpartition("/")[2], len(s.row_shape), s.row_bytes) for s in specs]
 
 
 class Loop:
@@ -231,12 +255,14 @@ class Loop:
         self.mb.append(rss_mb())
         if self.starts[-1] > self.ends:
             raise TimeIsUpError
-        manifest, layers = self.writer.manifest, self.writer.begin_shard(shard)
+        manifest, begun = self.writer.manifest, self.writer.begin_shard(shard)
+        layers = sorted({getattr(each, "layer", each) for each in begun})
         n_seq = len(manifest.shard_rows(shard))
-        n_bytes = dict.fromkeys(SITES, n_seq * manifest.n_ctx * manifest.d_model * DTYPE_BYTES)
-        n_bytes["norms"] = n_seq * manifest.n_ctx * 8
-        for name, size in n_bytes.items():
-            path = self.writer.root / f"layers/0/{name}/c/{shard}/0/0"
+        row_bytes = {array: spec_bytes for array, _, spec_bytes in arrays_of(manifest, 0)}
+        n_bytes = {name: n_seq * size for name, size in row_bytes.items()}
+        for name, dims, _ in arrays_of(manifest, 0):
+            size = n_bytes[name]
+            path = self.writer.root / f"layers/0/{name}/c/{shard}{'/0' * dims}"
             path.parent.mkdir(parents=True)
             path.touch()
             os.truncate(path, size)

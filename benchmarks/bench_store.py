@@ -29,7 +29,9 @@ import numpy as np
 import torch
 import zarr
 from lorsa import __version__
+from lorsa.sites import Site, attention_ports
 from lorsa.store.care.info import format_bytes
+from lorsa.store.layered import pair_facts
 from lorsa.store.manifest import Manifest, held_out_shards
 from lorsa.store.read.loader import batches
 from lorsa.store.read.reader import ActivationStore
@@ -147,7 +149,7 @@ def stored(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Return x and y of a store's first sequences, float32."""
     store = ActivationStore.open(args.source)
     n_seqs = min(store.manifest.n_seq, args.tokens // store.manifest.n_ctx)
-    x, y = store.activations(args.layer, range(n_seqs // BATCH_SEQS * BATCH_SEQS))
+    x, y = store.activations(attention_ports(args.layer), range(n_seqs // BATCH_SEQS * BATCH_SEQS))
     return x.float(), y.float()
 
 
@@ -179,12 +181,11 @@ def make_case(
         request={},
         n_seq=n_seq,
         n_ctx=n_ctx,
-        d_model=d_model,
         shard_seqs=SHARD_SEQS,
         dtype=dtype,
         compression=compression,
-        outputs=outputs,
-        layers={LAYER: {"weights": []}},
+        sites=pair_facts(LAYER, d_model, outputs),
+        modules={f"{LAYER}.attention": {"weights": []}},
         held_out_shards=held_out_shards(n_seq, SHARD_SEQS),
     )
     ids = torch.zeros(n_seq, n_ctx, dtype=torch.int32)
@@ -194,26 +195,30 @@ def make_case(
         tokens=ids,
         documents=ids,
         document_names=["none"],
-        weights={LAYER: {}},
-        sample={LAYER: (x[:BATCH_SEQS], y[:BATCH_SEQS])},
+        modules={f"{LAYER}.attention": {}},
+        sample=pair(x, y, slice(BATCH_SEQS)),
         buffer_bytes=BUFFER_BYTES,
     ) as writer:
         started = time.perf_counter()
         for shard in writer.missing_shards():
             with writer.shard(shard) as session:
                 for rows in runs(manifest.shard_rows(shard)):
-                    session.append({LAYER: (x[rows], y[rows])})
+                    session.append(pair(x, y, rows))
         writer.finish()
         seconds = time.perf_counter() - started
         peak = writer.peak_buffer_bytes
     group = zarr.open_group(root, mode="r")[f"layers/{LAYER}"]
     assert isinstance(group, zarr.Group)
-    names = [name for name in sorted(group.array_keys()) if name.startswith("attn")]
+    names = [name for name in sorted(group.array_keys()) if not name.endswith("_norm")]
     arrays: dict[str, Any] = {name: group[name] for name in names}
     maps = {name: plain_file(root / f"{name}.plain", array) for name, array in arrays.items()}
     n_bytes = sum(plain.nbytes for plain in maps.values())
     store = ActivationStore.open(root)
     return Case(dtype, compression, outputs, store, arrays, maps, n_bytes / seconds / 1e9, peak)
+
+
+def pair(x: Tensor, y: Tensor, rows: slice) -> dict[Site, Tensor]:
+    return dict(zip(attention_ports(LAYER).sites, (x[rows], y[rows]), strict=True))
 
 
 def runs(rows: range) -> Iterator[slice]:
@@ -266,11 +271,15 @@ def measure(case: Case, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def activation_bytes(store: ActivationStore) -> int:
-    return sum(e.n_bytes for e in store.entries if "/attn" in e.array)
+    return sum(
+        e.n_bytes for e in store.entries if "/attn" in e.array and not e.array.endswith("_norm")
+    )
 
 
 def read_lorsa(case: Case, source: Any, steps: range) -> None:
-    for _ in batches(case.store, LAYER, source, first_step=steps.start, n_steps=steps.stop):
+    for _ in batches(
+        case.store, attention_ports(LAYER), source, first_step=steps.start, n_steps=steps.stop
+    ):
         pass
 
 
@@ -304,7 +313,9 @@ def rss_growth(case: Case, epochs: int = 50) -> float:
     sampler = Sampler(np.arange(n_seq), SHARD_SEQS, batch_seqs=BATCH_SEQS)
     n_steps = epochs * sampler.n_batches
     early = late = 0.0
-    for step, _ in enumerate(batches(case.store, LAYER, sampler, first_step=0, n_steps=n_steps)):
+    for step, _ in enumerate(
+        batches(case.store, attention_ports(LAYER), sampler, first_step=0, n_steps=n_steps)
+    ):
         if step == 2 * sampler.n_batches:
             early = resident_mb()
         late = resident_mb() if step == n_steps - 1 else late

@@ -103,10 +103,18 @@ def harvest_config(store: str, **changes: Any) -> lorsa.HarvestConfig:
 def harvest(store: str, **changes: Any) -> Parts:
     lorsa.harvest_activations(harvest_config(store, **changes))
     opened = lorsa.ActivationStore.open(store)
-    x = opened.inputs(LAYER, range(0, opened.manifest.n_seq, 3))
+    x = inputs_of(opened, range(0, opened.manifest.n_seq, 3))
     held_out = opened.held_out_seqs.tolist()
     read = {"read": of_tensor(x), "held out": of_data(held_out)}
     return {**of_files(Path(store)), **read, "info": of_data(lorsa.store_info(store))}
+
+
+def inputs_of(opened: Any, seqs: Any) -> torch.Tensor:
+    """Return x of LAYER, as this version of the code reads it or as those before it did."""
+    if hasattr(opened, "inputs"):
+        found: torch.Tensor = opened.inputs(LAYER, seqs)
+        return found
+    return opened.values(lorsa.sites.Site(LAYER, "attn_in"), seqs)
 
 
 def stop_after(n: int) -> Callable[[Any], None]:
@@ -246,7 +254,7 @@ def evaluate_together() -> Parts:
 
 def tensors(name: str) -> Parts:
     opened = lorsa.ActivationStore.open(RUNS[name].get("store", MAIN))
-    x = opened.inputs(LAYER, opened.held_out_seqs[:3]).float()
+    x = inputs_of(opened, opened.held_out_seqs[:3]).float()
     trained = lorsa.Lorsa.from_pretrained(run_folder(name))
     with torch.no_grad():
         acts, ids = trained.encode(x)

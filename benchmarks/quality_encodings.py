@@ -22,7 +22,9 @@ import torch
 from lorsa.display.train import TrainDisplay
 from lorsa.evaluate.config import EvalConfig
 from lorsa.evaluate.evaluate import evaluate_run
+from lorsa.sites import Site, attention_ports
 from lorsa.store.folder import is_complete
+from lorsa.store.layered import pair_facts
 from lorsa.store.read.loader import batches
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.read.sampler import Sampler
@@ -30,7 +32,6 @@ from lorsa.store.write.writer import StoreWriter
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
 from measure import machine
-from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "quality_encodings.md"
 BATCH_SEQS = 8
@@ -97,7 +98,9 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     if not is_complete(root):
         write(source, root, ENCODINGS[name], args.layer)
     store = ActivationStore.open(root)
-    n_bytes = sum(e.n_bytes for e in store.entries if "/attn" in e.array)
+    n_bytes = sum(
+        e.n_bytes for e in store.entries if "/attn" in e.array and not e.array.endswith("_norm")
+    )
     n_tokens = store.manifest.n_seq * store.manifest.n_ctx
     trained = args.folder / f"{args.layer}-{SAME_AS.get(name, name)}".replace(", ", "-").replace(
         " ", "-"
@@ -113,16 +116,18 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def write(source: ActivationStore, root: Path, encoding: Encoding, layer: int) -> None:
     """Write a layer of a store again."""
+    module, ports = f"{layer}.attention", attention_ports(layer)
     manifest = replace(
         source.manifest,
         uuid=root.name,
         dtype=encoding.dtype,
-        outputs=encoding.outputs,
         compression=encoding.compression,
-        layers={layer: source.manifest.layers[layer]},
+        sites=pair_facts(layer, source.width(Site(layer, "attn_in")), encoding.outputs),
+        modules={module: source.manifest.modules[module]},
+        checksums={},
     )
     everything = range(manifest.n_seq)
-    x, y = source.activations(layer, range(SAMPLE_SEQS))
+    x, y = source.activations(ports, range(SAMPLE_SEQS))
     sample = (x, y) if encoding.channels else (torch.ones_like(x), torch.ones_like(y))
     with StoreWriter.create(
         root,
@@ -130,13 +135,14 @@ def write(source: ActivationStore, root: Path, encoding: Encoding, layer: int) -
         tokens=source.tokens(everything),
         documents=source.documents(everything),
         document_names=source.document_names(),
-        weights={layer: source.weights(layer)},
-        sample={layer: sample},
+        modules={module: source.weights(module)},
+        sample=dict(zip(ports.sites, sample, strict=True)),
     ) as writer:
         for shard in writer.missing_shards():
             with writer.shard(shard) as session:
                 for seq in manifest.shard_rows(shard):
-                    session.append({layer: source.activations(layer, [seq])})
+                    pair = source.activations(ports, [seq])
+                    session.append(dict(zip(ports.sites, pair, strict=True)))
         writer.finish()
 
 
@@ -146,20 +152,18 @@ def read_rate(store: ActivationStore, layer: int, passes: int = 5) -> float:
     rates = []
     for trip in range(passes + 1):
         n_bytes, started, n = 0, time.perf_counter(), sampler.n_batches
-        for batch in batches(store, layer, sampler, first_step=trip * n, n_steps=(trip + 1) * n):
-            n_bytes += sum(t.nbytes for part in batch.stored for t in tensors(part))
+        for batch in batches(
+            store, attention_ports(layer), sampler, first_step=trip * n, n_steps=(trip + 1) * n
+        ):
+            n_bytes += sum(tensor.nbytes for tensor in batch.stored.tensors())
         rates.append(n_bytes / 1e9 / (time.perf_counter() - started))
     return statistics.median(rates[1:])
-
-
-def tensors(part: Any) -> list[Tensor]:
-    return [] if part is None else [t for t in (part.values, part.scale) if t is not None]
 
 
 def fvu(root: Path, args: argparse.Namespace, seed: int) -> float:
     """Return the FVU, on the float32 store, of a Lorsa trained from a store."""
     out = root.with_name(f"{root.name}-run-{seed}")
-    with TrainDisplay(args.layer) as display:
+    with TrainDisplay(f"layer {args.layer}") as display:
         train(
             TrainConfig(
                 store=root,

@@ -42,7 +42,7 @@ def main() -> None:
     store = args.store or harvested(args)
     out = args.out or args.folder / f"run-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     settings = train_config(args, store, out)
-    with TrainDisplay(args.layer) as train_display:
+    with TrainDisplay(f"layer {args.layer}") as train_display:
         trained = train(settings, report=train_display)
     result = {
         **asdict(trained),

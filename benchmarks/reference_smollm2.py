@@ -93,9 +93,10 @@ def export(args: argparse.Namespace) -> None:
     """Write what the other environment needs of a layer of a store."""
     from lorsa.dictionaries.lorsa.module import Lorsa
     from lorsa.language.stored import layer_geometry
+    from lorsa.sites import attention_ports
     from lorsa.store.read.reader import ActivationStore
     from lorsa.store.read.sampler import Sampler
-    from lorsa.train.request import lorsa_config
+    from lorsa.train.shape import shape_of
     from lorsa.train.start import Initialiser
 
     store = ActivationStore.open(args.store)
@@ -105,18 +106,19 @@ def export(args: argparse.Namespace) -> None:
     parts = {f"step-{step:03}": sampler.batch(step) for step in range(N_STEPS)}
     parts |= {f"held-out-{i:03}": seqs for i, seqs in enumerate(held_out)}
     for name, seqs in parts.items():
-        acts = store.activations(args.layer, seqs)
+        acts = store.activations(attention_ports(args.layer), seqs)
         safe.save_file({"x": acts.x, "y": acts.y}, args.folder / f"{name}.safetensors")
 
     config = our_config(args, init_tokens=4096)
-    lorsa = Lorsa(lorsa_config(config, store))
+    lorsa = Lorsa(shape_of(config, store))
     Initialiser(store).fill(lorsa, config)
     geometry = layer_geometry(args.layer, store)
     if geometry.rope is None or geometry.rope.interleaved:
         raise SystemExit("this comparison is written for half-split rotary embeddings")
-    weights = {name: w.float() for name, w in store.weights(args.layer).items()}
+    weights = {name: w.float() for name, w in store.weights(f"{args.layer}.attention").items()}
     with torch.no_grad():
-        pattern = lorsa.pattern(store.activations(args.layer, store.held_out_seqs[:1]).x)
+        x = store.activations(attention_ports(args.layer), store.held_out_seqs[:1]).x
+        pattern = lorsa.pattern(x)
     inv_freq = torch.tensor(geometry.rope.inv_freq, dtype=torch.float64)
     layer = weights | {"pattern": pattern, "inv_freq": inv_freq}
     safe.save_file({name: w.contiguous() for name, w in layer.items()}, args.folder / "layer")

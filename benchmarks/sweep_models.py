@@ -27,6 +27,7 @@ from lorsa.errors import LorsaError
 from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.harvest import harvest
 from lorsa.language.blocks import attention_modules
+from lorsa.sites import attention_ports
 from lorsa.store.read.reader import ActivationStore
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -266,10 +267,14 @@ def _compared(folder: Path, store: ActivationStore) -> Outcome:
     with torch.no_grad():
         model(input_ids=store.tokens([0, 1]).long(), use_cache=False)
     for layer in store.layers:
-        for ours, theirs in zip(store.activations(layer, [0, 1]), seen[layer], strict=True):
+        for ours, theirs in zip(
+            store.activations(attention_ports(layer), [0, 1]), seen[layer], strict=True
+        ):
             if not (ours - theirs).norm() <= TOLERANCE * theirs.norm():
                 return Outcome("fault", f"layer {layer} is not what plain hooks see")
-    known = {n: store.manifest.layers[n]["self_check"]["reason"] for n in store.layers}
+    known = {
+        n: store.manifest.modules[f"{n}.attention"]["self_check"]["reason"] for n in store.layers
+    }
     return Outcome("exact", json.dumps(known))
 
 

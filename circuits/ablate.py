@@ -1,7 +1,7 @@
-"""Predictions for a prompt before and after single Lorsa heads are ablated, scaled or set.
+"""Predictions for a prompt before and after single features are ablated, scaled or set.
 
 With error "keep" the comparison is with the model as it is. With "drop" it is with the model with
-the unchanged Lorsa in place. Either way the difference is the heads' alone.
+the unchanged dictionary in place. Either way the difference is the features' alone.
 """
 
 from collections.abc import Callable
@@ -12,24 +12,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..dictionaries.attach import require_stand_in
-from ..dictionaries.dictionary import Code
-from ..dictionaries.lorsa.module import Lorsa
+from ..dictionaries.attach import stand_in_gap
+from ..dictionaries.code import Code
+from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.kinds import load
 from ..errors import AnalyzeError
 from ..evaluate.in_model import logits_of, token_figures
 from ..evaluate.opened import device_for, layer_of
-from ..language.blocks import attention_sites
-from ..language.capture import Capture
+from ..language.edit import Gap, edited
 from ..language.spelling import parse_ids, token_text, whole_characters
 from ..language.subject import Subject
 from ..language.tokenizer import starts_with_bos
 from .config import AblateConfig
-from .intervene import activations_of, intervene, require_heads
+from .intervene import activations_of, intervene, require_features
 
-BEFORE = {"keep": "the model as it is", "drop": "the model with the unchanged Lorsa in place"}
+BEFORE = {"keep": "the model as it is", "drop": "the model with the unchanged {} in place"}
 """What predictions before the change are of, by `error`."""
 N_STRONGEST = 10
-"""Heads at the last token that are listed."""
+"""Features at the last token that are listed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class PromptToken:
     text: str | None
     """Text of the token; None without a tokenizer. The first piece of a character has it whole."""
     acts: dict[int, float]
-    """Activations of the chosen heads that fire here, before the change."""
+    """Activations of the chosen features that fire here, before the change."""
     loss_before: float | None
     """Loss of the prompt's next token, nats; None at the last."""
     loss_after: float | None
@@ -65,24 +65,28 @@ class NextToken:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ablation:
-    """Predictions before and after a change of heads, from `ablate`."""
+    """Predictions before and after a change of features, from `ablate`."""
 
     run: str
     model: str
+    kind: str
+    """Kind of dictionary: lorsa, sae or transcoder."""
     layer: int
-    heads: list[int]
+    writes: list[str]
+    """Sites that it writes."""
+    features: list[int]
     change: str
-    """Change of the heads, in words: "scaled by 0", "set to 2.5"."""
+    """Change of the features, in words: "scaled by 0", "set to 2.5"."""
     error: str
     """"keep" or "drop"."""
     before: str
     """Model that the predictions before the change are of, in words."""
     silent: list[int]
-    """Chosen heads that fire on no token of the prompt."""
+    """Chosen features that fire on no token of the prompt."""
     strongest: dict[int, float]
-    """Activations of the heads that write most, |z| ||w_O||, at the prompt's last token."""
+    """Activations of the features that write most, |z| ||w_O||, at the prompt's last token."""
     prompt_nmse: float
-    """Mean over the prompt's tokens of ||y - y_hat||^2 / ||y||^2, of the unchanged Lorsa."""
+    """Mean over the prompt's tokens of ||y - y_hat||^2 / ||y||^2, of the unchanged dictionary."""
     kl: float
     """KL(before || after) after the prompt, nats."""
     tokens: list[PromptToken]
@@ -97,35 +101,37 @@ class Ablation:
 
 
 class _Prompted(NamedTuple):
-    """A Lorsa, its language model and a prompt, ready to run."""
+    """A dictionary, its language model and a prompt, ready to run."""
 
-    lorsa: Lorsa
+    dictionary: Dictionary
     layer: int
-    heads: list[int]
+    features: list[int]
     model_id: str
     model: Any
+    gap: Gap
+    """Place of the dictionary in the model"""
     tokenizer: Any
     ids: list[int]
     """Token ids of the prompt"""
 
 
 def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text: None) -> Ablation:
-    """Change heads of a Lorsa in its language model and compare what it predicts for a prompt.
+    """Change features of a dictionary in its language model; compare predictions for a prompt.
 
     Args:
         config: the request.
         report: called with lines of text.
 
     Raises:
-        CheckpointError: the run holds no Lorsa.
-        AnalyzeError: a head or token is out of range, the model takes no such prompt, or the
+        CheckpointError: the run holds no dictionary.
+        AnalyzeError: a feature or token is out of range, the model takes no such prompt, or the
             figures are not finite.
-        AttachError: the model is of another width, or has no such layer.
+        AttachError: the model is of another width, or has no such layer or site.
         LanguageModelError: the language model, or the tokenizer that a prompt needs, cannot be
             loaded.
     """
     subject = _load(config, report)
-    tokens = torch.tensor([subject.ids], device=subject.lorsa.W_O.device)
+    tokens = torch.tensor([subject.ids], device=subject.dictionary.W_O.device)
     z, strongest, nmse = _measure(subject, tokens)
     before, after = _predictions(subject, config, tokens)
 
@@ -136,14 +142,16 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
     return Ablation(
         run=str(config.run),
         model=subject.model_id,
+        kind=subject.dictionary.kind,
         layer=subject.layer,
-        heads=subject.heads,
+        writes=[str(subject.gap.writes.site)],
+        features=subject.features,
         change=f"scaled by {config.scale or 0:g}"
         if config.value is None
         else f"set to {config.value:g}",
         error=config.error,
-        before=BEFORE[config.error],
-        silent=[head for i, head in enumerate(subject.heads) if not z[:, i].any()],
+        before=BEFORE[config.error].format(subject.dictionary.config.noun),
+        silent=[id_ for i, id_ in enumerate(subject.features) if not z[:, i].any()],
         strongest=strongest,
         prompt_nmse=nmse,
         kl=prompt[-1].kl,
@@ -153,13 +161,13 @@ def ablate(config: AblateConfig, *, report: Callable[[str], None] = lambda text:
 
 
 def _load(config: AblateConfig, report: Callable[[str], None]) -> _Prompted:
-    """Load Lorsa, tokenizer and model, what is quick to refuse first."""
-    lorsa = Lorsa.from_pretrained(config.run)
-    layer = layer_of(lorsa, config.run)
-    heads = list(dict.fromkeys(parse_ids("heads", config.heads)))
-    require_heads(lorsa, heads)
+    """Load dictionary, tokenizer and model, what is quick to refuse first."""
+    dictionary = load(config.run)
+    layer = layer_of(dictionary, config.run)
+    features = list(dict.fromkeys(parse_ids("features", config.features)))
+    require_features(dictionary, features)
     device = device_for(config.device)
-    base, revision = lorsa.config.base_model, lorsa.config.base_revision
+    base, revision = dictionary.config.base_model, dictionary.config.base_revision
     subject = Subject.find(config.model, revisions={base: revision})
     if base not in (None, subject.path.name, subject.id):
         report(f"the run is of {base}; taking {subject.id} for the same model")
@@ -167,9 +175,10 @@ def _load(config: AblateConfig, report: Callable[[str], None]) -> _Prompted:
     ids = _ids(config, tokenizer)
     report(f"loading {subject.id} on {device}")
     model = subject.load(devices=[device])
-    require_stand_in(lorsa.config, model)
+    gap = stand_in_gap(dictionary.config, model, layer)
     _require_readable(ids, model)
-    return _Prompted(lorsa.to(device), layer, heads, subject.id, model, tokenizer, ids)
+    placed = dictionary.to(device)
+    return _Prompted(placed, layer, features, subject.id, model, gap, tokenizer, ids)
 
 
 def _predictions(subject: _Prompted, config: AblateConfig, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,13 +187,13 @@ def _predictions(subject: _Prompted, config: AblateConfig, tokens: Tensor) -> tu
     Raises:
         AnalyzeError: a prediction is no distribution.
     """
-    lorsa, layer, model = subject.lorsa, subject.layer, subject.model
+    dictionary, layer, model = subject.dictionary, subject.layer, subject.model
     same: AbstractContextManager[None] = nullcontext()
     if config.error == "drop":
-        same = intervene(model, lorsa, layer, {}, error="drop")
+        same = intervene(model, dictionary, layer, {}, error="drop")
     how, number = ("scale", config.scale or 0.0) if config.value is None else ("set", config.value)
-    changes = dict.fromkeys(subject.heads, number)
-    changed = intervene(model, lorsa, layer, changes, how=how, error=config.error)
+    changes = dict.fromkeys(subject.features, number)
+    changed = intervene(model, dictionary, layer, changes, how=how, error=config.error)
     before, after = _logits(model, tokens, same), _logits(model, tokens, changed)
     best = torch.cat([before, after]).amax(dim=2)  # a token may be ruled out by -inf, but not all
     if not best.isfinite().all():
@@ -218,28 +227,34 @@ def _require_readable(ids: list[int], model: Any) -> None:
 
 @torch.inference_mode()
 def _measure(subject: _Prompted, tokens: Tensor) -> tuple[Tensor, dict[int, float], float]:
-    """Return what the unchanged Lorsa does on the prompt; AnalyzeError if that is not finite.
+    """Return what the unchanged dictionary does on the prompt; AnalyzeError if it is not finite.
 
     Returns:
-        Activations of the chosen heads, [seq, n_heads]; the strongest heads; the NMSE of y_hat.
+        Activations of the chosen features, [seq, n]; the strongest features; the NMSE of y_hat.
     """
-    lorsa, layer, model = subject.lorsa, subject.layer, subject.model
-    with Capture(model, attention_sites(model, [layer])) as capture:
-        x, y = capture.run(tokens)[layer]
-    code = lorsa.encode(x.float())
-    wanted = torch.tensor(subject.heads, device=x.device)
-    z = activations_of(code, wanted, lorsa.config.n_ov_heads)[0]
-    y, y_hat = y.double(), lorsa.decode(*code).double()
+    dictionary, seen = subject.dictionary, []
+
+    def see(x: Tensor, y: Tensor) -> Tensor:
+        seen.append((x.clone(), y.clone()))
+        return y
+
+    _logits(subject.model, tokens, edited(subject.gap, see))
+    ((x, y),) = seen
+    code = dictionary.encode(x.float())
+    wanted = torch.tensor(subject.features, device=x.device)
+    z = activations_of(code, wanted, dictionary.config.n_features)[0]
+    y, y_hat = y.double(), dictionary.decode(*code, x.float()).double()
     nmse = ((y - y_hat).square().sum(dim=2) / y.square().sum(dim=2)).mean()
     if not nmse.isfinite():
-        raise AnalyzeError("the Lorsa gives NaN or Inf for this prompt; check the run")
-    return z, _strongest(lorsa, code), float(nmse)
+        noun = dictionary.config.noun
+        raise AnalyzeError(f"the {noun} gives NaN or Inf for this prompt; check the run")
+    return z, _strongest(dictionary, code), float(nmse)
 
 
-def _strongest(lorsa: Lorsa, code: Code) -> dict[int, float]:
-    """Return the heads that write most at the last token, and their activations."""
+def _strongest(dictionary: Dictionary, code: Code) -> dict[int, float]:
+    """Return the features that write most at the last token, and their activations."""
     acts, ids = code.acts[0, -1], code.ids[0, -1].long()
-    written = acts.abs() * lorsa.W_O[ids].norm(dim=1)
+    written = acts.abs() * dictionary.norms()[ids]
     best = [i for i in written.argsort(descending=True)[:N_STRONGEST].tolist() if written[i] > 0]
     return {int(ids[i]): float(acts[i]) for i in best}
 
@@ -253,15 +268,15 @@ def _logits(model: Any, tokens: Tensor, changed: AbstractContextManager[None]) -
 def _prompt_tokens(
     subject: _Prompted, before: Tensor, after: Tensor, z: Tensor, spell: Callable[[int], str | None]
 ) -> list[PromptToken]:
-    """Return the heads and the predictions at each token of the prompt.
+    """Return the features and the predictions at each token of the prompt.
 
     Args:
-        subject: the prompt and the chosen heads.
+        subject: the prompt and the chosen features.
         before, after: logits, [1, seq, n_vocab].
-        z: activations of the chosen heads, [seq, n_heads].
+        z: activations of the chosen features, [seq, n].
         spell: from a token's id to its text.
     """
-    ids, heads = subject.ids, subject.heads
+    ids, features = subject.ids, subject.features
     targets = torch.tensor([ids], device=before.device).roll(-1, dims=1)  # the last has none
     first = token_figures(before, before, targets)
     then = token_figures(after, before, targets)
@@ -272,7 +287,7 @@ def _prompt_tokens(
             position=t,
             id=i,
             text=texts[t],
-            acts={head: a for head, a in zip(heads, z[t].tolist(), strict=True) if a != 0},
+            acts={id_: a for id_, a in zip(features, z[t].tolist(), strict=True) if a != 0},
             loss_before=float(first.loss[0, t]) if t < last else None,
             loss_after=float(then.loss[0, t]) if t < last else None,
             kl=float(then.kl[0, t]),

@@ -1,17 +1,19 @@
-"""What a shell offers at Tab: runs, stores and layers that are here, and types of heads.
+"""What a shell offers at Tab: runs, stores, layers, kinds, sites, and types of heads.
 
 Only JSON and names of folders are read. Where there is nothing of the kind, a shell offers files.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from ..analyze.choices import KINDS
+from ..analyze.choices import KINDS as TYPES
 from ..analyze.type_names import spelled
 from ..reading import read_json
+from ..sites import SITE_NAMES
+from ..train.recipe import ALL, KINDS
 
 RUN_FILES = ("run.json", "config.json", "analysis/analysis.json")
 STORE_FILES = ("manifest.json", "journal/plan.json")
@@ -22,7 +24,7 @@ MOST = 100
 def types(incomplete: str) -> list[str]:
     """Return types of heads that begin so."""
     begun = spelled(incomplete)
-    return [name for name in map(spelled, KINDS) if name.startswith(begun)]
+    return [name for name in map(spelled, TYPES) if name.startswith(begun)]
 
 
 def runs(incomplete: str) -> list[str]:
@@ -37,16 +39,37 @@ def stores(incomplete: str) -> list[str]:
 
 def layers(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return choices of layers that begin so, of the store that was typed, else of ./acts."""
-    before, comma, last = incomplete.rpartition(",")
-    taken = set(before.split(","))
     store = ctx.params.get("store")
     places = [store] if store else [*ctx.args, "acts"]  # an argument before it is not parsed yet
     have = next((found for name in places if (found := _layers(Path(name)))), [])
-    return [f"{before}{comma}{n}" for n in have if n.startswith(last) and n not in taken]
+    return _one_more(incomplete, have)
 
 
-COMPLETED: dict[str, Callable[..., list[str]]] = {"run": runs, "runs": runs, "store": stores}
+def kinds(incomplete: str) -> list[str]:
+    """Return kinds of dictionaries that begin so, after those that were typed."""
+    return _one_more(incomplete, (*KINDS, ALL))
+
+
+def sites(incomplete: str) -> list[str]:
+    """Return sites that begin so, after those that were typed."""
+    return _one_more(incomplete, SITE_NAMES)
+
+
+COMPLETED: dict[str, Callable[..., list[str]]] = {
+    "run": runs,
+    "runs": runs,
+    "store": stores,
+    "kind": kinds,
+    "site": sites,
+}
 """Completions of the values of settings, by their names."""
+
+
+def _one_more(typed: str, words: Iterable[str]) -> list[str]:
+    """Return texts that add one of some words to those that were typed, joined by commas."""
+    before, comma, last = typed.rpartition(",")
+    taken = set(before.split(","))
+    return [f"{before}{comma}{n}" for n in words if n.startswith(last) and n not in taken]
 
 
 def _folders(begun: str, files: tuple[str, ...]) -> list[str]:
@@ -67,7 +90,9 @@ def _layers(store: Path) -> list[str]:
     for name in STORE_FILES:
         try:
             facts: Any = read_json(store / name, constant=float)
-            return sorted(map(str, facts["layers"]), key=int)
+            if "layers" in facts:  # format 1
+                return sorted(map(str, facts["layers"]), key=int)
+            return sorted({site.partition(".")[0] for site in facts["sites"]}, key=int)
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return []

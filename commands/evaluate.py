@@ -26,14 +26,14 @@ def evaluate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure Lorsas on held-out data and inside the language model.
+    """Measure dictionaries on held-out data and inside the language model.
 
-    Of several runs each is measured alone, and then the model with all their layers replaced. What
-    was measured of one run before is shown as it was kept.
+    Of several runs, of any kinds, each is measured alone, and then the model with all of them in
+    place. What was measured of one run before is shown as it was kept.
 
     Example: lorsa eval runs/layer-12
 
-    Example: lorsa eval runs/layer-3 runs/layer-12 --ce-tokens 65536
+    Example: lorsa eval runs/12.mlp runs/layer-12 runs/20.resid_out --ce-tokens 65536
 
     Example: lorsa eval runs/layer-12 --model none --json
     """
@@ -46,14 +46,19 @@ def evaluate(
         from ..evaluate.kept import kept_answer
 
         configs = [make_config(EvalConfig, {**settings, "run": folder}) for folder in run]
-        follows = {"next": following("analyze", run[0])}
         if len(run) == 1 and not again and (kept := kept_answer(configs[0])) is not None:
             say(f"measured before, and kept in {run[0]}; --again measures anew")
-            return kept | follows
+            return kept | _next(kept, run[0])
         from ..evaluate.evaluate import evaluate_runs
 
         with MeasureBar("eval") as display:
             found = evaluate_runs(configs, report=display)
-        return (found.runs[0].to_dict() if len(run) == 1 else found.to_dict()) | follows
+        one = found.runs[0].to_dict()
+        return (one if len(run) == 1 else found.to_dict()) | _next(one, run[0])
 
     perform("eval", work, as_json)
+
+
+def _next(measured: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Return what comes after the evaluation of a run: only Lorsas are analysed."""
+    return {"next": following("analyze", run) if measured["kind"] == "lorsa" else None}

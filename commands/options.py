@@ -179,6 +179,8 @@ def _parameter(setting: "Field[Any]", doc: str, source: FromConfig) -> inspect.P
         name = f"--{setting.name.replace('_', '-')}"
         if kind is bool and setting.default:
             name += f"/--no-{setting.name.replace('_', '-')}"
+        if kind is tuple:
+            said |= {"parser": _numbers, "metavar": "NUMBERS"}
         info = typer.Option(*source.names.get(setting.name, (name,)), **said)
     return inspect.Parameter(
         setting.name,
@@ -193,7 +195,17 @@ def _type_of(hint: Any) -> Any:
     if get_origin(hint) is tuple:
         return list[get_args(hint)[0]]  # type: ignore[misc]
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    if len(kinds) == 1 and get_origin(kinds[0]) is tuple:
+        return tuple
     return kinds[0] if len(kinds) == 1 else str
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """Return numbers that are joined by commas; ValueError if they are something else."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not numbers joined by commas, such as 0.25,1") from None
 
 
 def _shown(setting: "Field[Any]", doc: str) -> str | bool:

@@ -28,8 +28,19 @@ PAGES = {
 """Page of docs/ that says more of a command."""
 
 _TRAIN = {
-    "What": ("store", "layer", "out"),
-    "Lorsa": ("expansion", "n_ov_heads", "n_qk_heads", "top_k", "select", "activation", "init"),
+    "What": ("store", "kind", "site", "layer", "out"),
+    "Dictionary": (
+        "expansion",
+        "n_features",
+        "n_ov_heads",
+        "n_qk_heads",
+        "skip",
+        "prefixes",
+        "top_k",
+        "select",
+        "activation",
+        "init",
+    ),
     "Training": ("train_tokens", "minutes", "batch_tokens", "lr", "loss_mask", "seed"),
     "Speed and memory": ("precision", "device", "micro_batch_tokens"),
     "Processes": ("apart", "shard", "exact"),
@@ -37,7 +48,7 @@ _TRAIN = {
 }
 OPTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "harvest": {
-        "What": ("model", "layers", "store"),
+        "What": ("model", "layers", "sites", "store"),
         "Text": (
             "data", "text_column", "tokens_column", "data_config", "data_split", "bos", "packing",
             "seed",

@@ -2,7 +2,8 @@
 
 import itertools
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import Field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -51,16 +52,32 @@ def make_config(
     Raises:
         UsageError: the file cannot be read, a key is unknown, or a value is out of range.
     """
-    known = _known(kind)
-    settings = {
-        name: _typed(str(file), name, value, _field(str(file), name, known).type)
-        for name, value in _read_toml(file).items()
-    }
+    settings = (otherwise or {}) | settings_of(kind, file) | given
+    with refused(file):
+        return kind(**settings)
+
+
+@contextmanager
+def refused(file: Path | None) -> Iterator[None]:
+    """Make a UsageError of a block's refusal of settings, some of which may be a file's."""
     try:
-        return kind(**{**(otherwise or {}), **settings, **given})
+        yield
     except (TypeError, ValueError) as error:
         where = "" if file is None else f" (options and {file})"
         raise UsageError(f"{error}{where}") from error
+
+
+def settings_of(kind: type[Any], file: Path | None) -> dict[str, Any]:
+    """Return the settings of a config that a TOML file has.
+
+    Raises:
+        UsageError: the file cannot be read, a key is unknown, or a value is of another type.
+    """
+    known = _known(kind)
+    return {
+        name: _typed(str(file), name, value, _field(str(file), name, known).type)
+        for name, value in _read_toml(file).items()
+    }
 
 
 def make_grid(
@@ -95,10 +112,13 @@ def make_grid(
         name, equals, words = text.partition("=")
         if not equals:
             raise UsageError(f"--set {text}: write NAME=VALUE or NAME=VALUE,VALUE")
-        values[name.strip()] = _all_typed("--set", name.strip(), _split(words), known)
+        name = name.strip()
+        found = _split(words, _field("--set", name, known))
+        values[name] = _all_typed("--set", name, found, known)
     for name, words in options.items():
         option = "--" + name.replace("_", "-")
-        values[name] = _all_typed(option, name, _split(words), known, from_options=True)
+        found = _split(words, _field(option, name, known, from_options=True))
+        values[name] = _all_typed(option, name, found, known, from_options=True)
     single = {name: some[0] for name, some in values.items() if len(some) == 1}
     many_of = {name: some for name, some in values.items() if len(some) > 1}
     changes = []
@@ -110,12 +130,17 @@ def make_grid(
     return Grid(single, changes)
 
 
-def _split(words: str) -> list[Any]:
-    """Return values joined by commas, as TOML reads them, else as words."""
+def _split(words: str, field: "Field[Any]") -> list[Any]:
+    """Return values joined by commas, as TOML reads them, else as words.
+
+    The value of a setting that is a list may stand without brackets: 0.25,1 is one of [0.25, 1].
+    """
     try:
         values: list[Any] = tomllib.loads(f"values = [{words}]")["values"]
     except tomllib.TOMLDecodeError:
         values = [word.strip() for word in words.split(",") if word.strip()]
+    if values and _is_list(field) and not any(isinstance(value, list) for value in values):
+        return [values]
     return values
 
 

@@ -1,4 +1,4 @@
-"""lorsa convert and push: Lorsas for others, and from them."""
+"""lorsa convert and push: dictionaries for others, and from them."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,7 @@ def exchange(
     ],
     as_json: Json = False,
 ) -> None:
-    """Write a Lorsa in another tool's format, or one of another tool in ours.
+    """Write a Lorsa in another tool's format, or a dictionary in ours.
 
     Read are lorsa, Llamascopium (lm-saes) and OpenMOSS/Lorsa folders. What cannot be expressed is
     an error that names the setting.
@@ -51,7 +51,10 @@ def _with_model(given: Given) -> Given:
     from ..train.origin import facts_of
 
     folder = Path(given["source"], given.get("subfolder", ""))
-    reads_x = facts_of(folder).get("hook_in") is None
+    facts = facts_of(folder)
+    reads_x = facts.get("hook_in") is None
+    if "n_features" in facts:  # of another kind than a Lorsa, into which no norm is folded
+        return given
     if not given.get("model") and reads_x == (given.get("to", TARGETS[0]) == TARGETS[0]):
         return given
     return remember(given, [folder])
@@ -64,14 +67,14 @@ def push(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Share Lorsas on the Hugging Face Hub, with a model card; anyone loads them by the name.
+    """Share dictionaries on the Hugging Face Hub with a model card; anyone loads them by the name.
 
-    A layer that is there already is replaced, the others stay. The token is that of hf auth login,
-    or HF_TOKEN.
+    One of the same layer and site that is there already is replaced, the others stay. The token is
+    that of hf auth login, or HF_TOKEN.
 
     Example: lorsa push runs/layer-12 --repo me/lorsas-smollm2
 
-    Example: lorsa push runs/layer-3 runs/layer-12 --repo me/lorsas-smollm2 --private --license mit
+    Example: lorsa push runs/12.mlp runs/layer-12 --repo me/lorsas-smollm2 --private --license mit
 
     Example: lorsa push runs/layer-12 --repo ./shared --dry-run
     """

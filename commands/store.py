@@ -72,24 +72,30 @@ def remove(
         str, typer.Argument(help="Activation store.", autocompletion=completing.stores)
     ],
     layers: Annotated[
-        str,
+        str | None,
         typer.Option(help="Layers to remove: 0-27 or 3,7,12.", autocompletion=completing.layers),
-    ],
+    ] = None,
+    sites: Annotated[
+        str | None,
+        typer.Option(help="Sites of these layers, or of all: mlp,resid_in, or 3.mlp_in."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Remove layers from a store and free their bytes; the other layers stay as they are.
+    """Remove layers or sites from a store and free their bytes; all others stay as they are.
 
     Example: lorsa store rm ./acts --layers 3,5
 
-    Example: lorsa store rm ./acts --layers 0-11
+    Example: lorsa store rm ./acts --sites mlp --layers 0-11
 
     Example: lorsa store rm s3://bucket/acts --layers 27 --json
     """
 
     def work() -> dict[str, Any]:
-        from ..store.care.remove import remove_layers
+        from ..store.care.remove import remove_sites
 
-        return remove_layers(store, layers)
+        if layers is None and sites is None:
+            raise ValueError("give --layers, or --sites such as mlp, or both")
+        return remove_sites(store, layers or "all", sites or "all")
 
     perform("store rm", work, as_json)
 

@@ -9,11 +9,11 @@ import typer
 
 from ..store.choices import DEFAULT_STORE
 from . import completing
-from .common import ConfigFile, Json, layers_of_store, perform
+from .common import ConfigFile, Json, chosen_layers, perform
 from .ending import IS_MAIN
 from .following import following
 from .options import FromConfig, Given
-from .settings import make_config, make_grid
+from .settings import Grid, make_grid, refused, settings_of
 
 if TYPE_CHECKING:
     from ..train.config import TrainConfig
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 NAMES = {"train_tokens": ("--train-tokens", "--tokens")}
 SWEPT = (
-    "expansion", "n_ov_heads", "n_qk_heads", "top_k", "select", "activation", "init",
-    "train_tokens", "batch_tokens", "lr", "seed", "precision", "device",
+    "kind", "site", "expansion", "n_features", "n_ov_heads", "n_qk_heads", "skip", "prefixes",
+    "top_k", "select", "activation", "init", "train_tokens", "batch_tokens", "lr", "seed",
+    "precision", "device",
 )  # fmt: skip
 """Settings that are options of both; the others are for --config and --set."""
 TRAINED = (
@@ -38,7 +39,7 @@ Layers = Annotated[
         "--layers",
         "--layer",
         help="0-27, 3,7,12 or all.",
-        show_default="all stored",
+        show_default="all that have the sites",
         autocompletion=completing.layers,
     ),
 ]
@@ -47,25 +48,31 @@ Layers = Annotated[
 def train(
     given: Annotated[Given, FromConfig(CONFIG, only=TRAINED, names=NAMES, defaults=NEW_STORE)],
     layer: Layers = None,
-    out: Annotated[Path, typer.Option(help="Folder of the runs; a layer's is OUT/layer-L.")] = Path(
-        "runs"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of the runs, such as OUT/layer-12, OUT/12.mlp, OUT/12.resid_out."
+        ),
+    ] = Path("runs"),
     apart: Annotated[
         bool,
         typer.Option(
             "--apart/--together",
-            help="With several processes and layers: each takes whole runs, or a share of every "
+            help="With several processes and runs: each takes whole runs, or a share of every "
             "step.",
         ),
     ] = False,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Train one Lorsa for every stored layer; no language model is needed.
+    """Train a dictionary for every stored layer; no language model is needed.
 
-    The same command goes on where an earlier one was stopped, and passes over finished layers.
+    --kind says of which kind: lorsa, sae, transcoder, or all whose sites the store has. The same
+    command goes on where an earlier one was stopped, and passes over finished runs.
 
     Example: lorsa train --store ./acts --layers 12 --top-k 32
+
+    Example: lorsa train --store ./acts --kind transcoder --skip
 
     Example: lorsa train --store ./acts --minutes 30 --activation batchtopk
 
@@ -73,13 +80,7 @@ def train(
     """
 
     def work() -> dict[str, Any]:
-        from ..train.config import TrainConfig
-
-        settings = NEW_STORE | given
-        configs = [
-            make_config(TrainConfig, {**settings, "layer": n, "out": out / f"layer-{n}"}, config)
-            for n in layers_of_store(settings["store"], layer)
-        ]
+        configs = _planned(NEW_STORE | given, layer, out, config)
         outcomes = _train(configs, apart=apart)
         failed = [
             {"run": str(o.config.out), "layer": o.config.layer, "error": str(o.failure)}
@@ -93,6 +94,20 @@ def train(
     perform("train", work, as_json)
 
 
+def _planned(given: Given, layers: str | None, out: Path, file: Path | None) -> "list[TrainConfig]":
+    """Return the runs that are asked for by options and a TOML file."""
+    from ..store.facts import StoreFacts
+    from ..train.config import TrainConfig
+    from ..train.plan import plan_runs
+
+    settings = settings_of(TrainConfig, file) | given
+    store = StoreFacts.open(settings["store"])
+    chosen = None if layers is None else chosen_layers(layers, store.layers, where=str(store.root))
+    with refused(file):
+        runs = plan_runs(settings, store, chosen, out)
+        return [TrainConfig(**run) for run in runs]
+
+
 def _train(configs: Sequence["TrainConfig"], *, apart: bool) -> "list[RunOutcome]":
     """Train runs and show how far they are; raise the failure of one that is alone."""
     from ..display.sweep import SweepDisplay
@@ -102,7 +117,7 @@ def _train(configs: Sequence["TrainConfig"], *, apart: bool) -> "list[RunOutcome
     for config in configs:  # what is wrong with the last is said before the first
         require_trainable(config)
     if len(configs) == 1:
-        with TrainDisplay(configs[0].layer) as one:
+        with TrainDisplay(configs[0].label) as one:
             outcomes = train_many(configs, report=lambda told: one(told.event))
         if outcomes[0].failure is not None:
             raise outcomes[0].failure
@@ -151,13 +166,11 @@ def sweep(
 
     def work() -> dict[str, Any]:
         from ..display.sweep import SweepDisplay
-        from ..train.config import TrainConfig
         from ..train.sweep import points, write_sweep
         from ..train.sweep import sweep as run
 
         store = given.pop("store", DEFAULT_STORE)
-        chosen = ",".join(map(str, layers_of_store(store, layer)))
-        base, changes = make_grid(TrainConfig, {"layer": chosen, **given}, others or [], config)
+        base, changes = _swept(store, layer, given, others or [], config)
         asked = points({**base, "store": store}, changes, out)
         names = [point.config.out.name for point in asked if point.config is not None]
         with SweepDisplay(names) as display:
@@ -167,6 +180,24 @@ def sweep(
         return asdict(result) | {"next": _measuring_best(result.rows)}
 
     perform("sweep", work, as_json)
+
+
+def _swept(
+    store: str, layers: str | None, given: Given, others: Sequence[str], file: Path | None
+) -> Grid:
+    """Return what a sweep is asked for; without a choice, of the layers that have the sites."""
+    from ..store.facts import StoreFacts
+    from ..train.config import TrainConfig
+    from ..train.plan import layers_with
+
+    facts = StoreFacts.open(store)
+    if layers is None:
+        every = make_grid(TrainConfig, given, others, file)
+        chosen = layers_with(facts, [every.base | change for change in every.changes])
+    else:
+        chosen = chosen_layers(layers, facts.layers, where=store)
+    numbers = {"layer": ",".join(map(str, chosen))}
+    return make_grid(TrainConfig, numbers | given, others, file)
 
 
 def _measuring_best(rows: Sequence[dict[str, Any]]) -> str | None:

@@ -1,80 +1,86 @@
-"""Lorsas in place of attention layers, in a language model that runs.
+"""Dictionaries in their places in a language model that runs.
 
-The layer is computed as ever, and its output is replaced before the model goes on with it. Lorsas
-in several layers are blocks within blocks:
+What a dictionary replaces is computed as ever, and what it writes is put in its place before the
+model goes on. Several dictionaries are blocks within blocks:
 
-    with lorsa_3.attach(model), lorsa_12.attach(model):
+    with lorsa_3.attach(model), transcoder_12.attach(model):
         logits = model(input_ids=ids, use_cache=False).logits
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import AttachError, LorsaError
-from ..language.blocks import attention_sites, text_config
-from ..language.edit import replaced
+from ..language.blocks import text_config
+from ..language.edit import Gap, gaps, replaced
 from .config import DictionaryConfig
-from .dictionary import Dictionary
 
 
 @contextmanager
-def attached(lorsa: Dictionary, model: Any, layer: int | None = None) -> Iterator[None]:
-    """Run a language model with a Lorsa in place of a layer's attention; see `Lorsa.attach`."""
-    config = lorsa.config
+def attached(
+    dictionary: nn.Module, config: DictionaryConfig, model: Any, layer: int | None = None
+) -> Iterator[None]:
+    """Run a language model with a dictionary in its place; see `Dictionary.attach`."""
     at = config.layer if layer is None else layer
     if at is None:
-        raise AttachError("the Lorsa does not say which layer it replaces; give layer=")
-    (site,) = attention_sites(model, [at])
-    require_stand_in(config, model)
-
-    def stand_in(x: Tensor) -> Tensor:
-        _require_device(lorsa, x)
-        y_hat: Tensor = lorsa(x)
-        return y_hat
-
-    with replaced(site, stand_in):
+        raise AttachError(f"the {config.noun} does not say at which layer it lies; give layer=")
+    gap = stand_in_gap(config, model, at)
+    with replaced(gap, on_its_device(dictionary, config)):
         yield
 
 
-def require_stand_in(config: DictionaryConfig, model: Any) -> None:
-    """Raise AttachError if a Lorsa can stand in for no layer of a model.
+def stand_in_gap(config: DictionaryConfig, model: Any, layer: int) -> Gap:
+    """Return a dictionary's place in a model.
 
-    Either their widths differ, or the Lorsa does not read a layer's input.
+    Raises:
+        AttachError: there is no such layer or site, the widths differ, or the dictionary does not
+            read what the site has.
     """
-    require_layer_input(config)
+    (gap,) = gaps(model, [config.ports_at(layer)])
+    require_site_read(config)
     width = text_config(model).hidden_size
     if width != config.d_model:
         raise AttachError(
-            f"the Lorsa is of {config.base_model} (d_model {config.d_model}); the "
+            f"the {config.noun} is of {config.base_model} (d_model {config.d_model}); the "
             f"model given has d_model {width}"
         )
+    return gap
 
 
-def require_layer_input(
+def require_site_read(
     config: DictionaryConfig, run: Path | None = None, error: type[LorsaError] = AttachError
 ) -> None:
-    """Raise an error if a Lorsa reads something else than its layer's input after the norm.
+    """Raise an error if a dictionary reads something else than the site that its kind reads.
 
     Args:
-        config: of the Lorsa.
+        config: of the dictionary.
         run: where it lies, for the message.
         error: kind to raise.
     """
     if config.hook_in is not None:
+        what = "layer's input after the norm's weight" if config.kind == "lorsa" else "site itself"
         raise error(
-            f"{run or 'the Lorsa'} reads {config.hook_in}, not the layer's input after the norm's "
-            f"weight; type: lorsa convert {run or 'LORSA'} FOLDER --model MODEL"
+            f"{run or f'the {config.noun}'} reads {config.hook_in}, not the {what}; type: lorsa "
+            f"convert {run or 'LORSA'} FOLDER --model MODEL"
         )
 
 
-def _require_device(lorsa: Dictionary, x: Tensor) -> None:
-    """Raise AttachError if a Lorsa is on another device than the activations that it reads."""
-    device, wanted = str(lorsa.W_O.device), str(x.device)
-    if device != wanted:
-        raise AttachError(
-            f"the Lorsa is on {device}, its layer on {wanted}; move it: lorsa.to({wanted!r})"
-        )
+def on_its_device(dictionary: nn.Module, config: DictionaryConfig) -> Callable[[Tensor], Tensor]:
+    """Return a dictionary as a function; AttachError if it is given what is on another device."""
+
+    def stand_in(x: Tensor) -> Tensor:
+        device, wanted = str(next(dictionary.parameters()).device), str(x.device)
+        if device != wanted:
+            what = "its layer" if config.kind == "lorsa" else "what it reads"
+            raise AttachError(
+                f"the {config.noun} is on {device}, {what} on {wanted}; move it: "
+                f"{config.kind}.to({wanted!r})"
+            )
+        y_hat: Tensor = dictionary(x)
+        return y_hat
+
+    return stand_in

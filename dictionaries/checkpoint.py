@@ -112,6 +112,17 @@ def format_of(content: dict[str, Any]) -> str | None:
     return "openmoss" if openmoss.is_one(content) else None
 
 
+def config_class(folder: Path) -> type[DictionaryConfig]:
+    """Return the class of the config of a folder's dictionary, of any format.
+
+    Raises:
+        CheckpointError: the folder holds none, or its config cannot be read.
+    """
+    content = read_config(folder)
+    ours = format_of(content) == "lorsa"
+    return CONFIGS[_kind_of(folder / CONFIG, content)] if ours else LorsaConfig
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Read the config.json of a Lorsa of any format.
 

@@ -1,6 +1,6 @@
 """Choices of a dictionary's settings, its kinds' sites and its files; imports nothing heavy."""
 
-from ..sites import Ports, ports_between
+from ..sites import Ports, Site, ports_between
 
 ACTIVATIONS = ("topk", "batchtopk", "jumprelu")
 CONFIG = "config.json"
@@ -29,3 +29,9 @@ def ports_of(kind: str, layer: int, site: str | None = None) -> Ports:
         return ports_between(layer, site, site)
     least = f"a {kind} has its own" if its_own else "an SAE needs one, as resid_out"
     raise ValueError(f"site is {site!r}; {least}")
+
+
+def place_of(kind: str, writes: Site) -> str:
+    """Return the name of a dictionary's place: layer-12 of a Lorsa, else 12.mlp or 12.resid_out."""
+    named = {"lorsa": f"layer-{writes.layer}", "transcoder": f"{writes.layer}.mlp"}
+    return named.get(kind, str(writes))

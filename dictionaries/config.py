@@ -11,7 +11,7 @@ from ..checks import require_at_least, require_one_of
 from ..kernels.choices import SELECTIONS
 from ..sites import Ports
 from .activation import MAX_L0_FACTOR
-from .choices import ACTIVATIONS, ports_of
+from .choices import ACTIVATIONS, place_of, ports_of
 
 BREAKS = ("Cc", "Zl", "Zp")
 """Unicode's categories of characters that end a line, or move a terminal."""
@@ -28,6 +28,10 @@ class DictionaryConfig(ABC):
     """Kind of dictionary, as files and options have it"""
     title: ClassVar[str]
     """The kind in a sentence, as "a Lorsa" """
+    noun: ClassVar[str]
+    """The same without its article"""
+    unit: ClassVar[str] = "feature"
+    """What one of its features is called in a sentence"""
     features: ClassVar[str] = "n_features"
     """Field that has the number of features"""
 
@@ -71,6 +75,16 @@ class DictionaryConfig(ABC):
         """Number of features."""
 
     @property
+    def place(self) -> str:
+        """Name of its place, which is its folder's: layer-12 of a Lorsa, else 12.mlp, 12.resid_out.
+
+        Raises:
+            ValueError: it does not say at which layer it lies.
+        """
+        ports = self.ports
+        return place_of(self.kind, ports.writes[0])
+
+    @property
     def ports(self) -> Ports:
         """Sites that it reads and writes.
 
@@ -84,6 +98,15 @@ class DictionaryConfig(ABC):
     def ports_at(self, layer: int) -> Ports:
         """Return the sites that it would read and write at a layer."""
         return ports_of(self.kind, layer)
+
+    @property
+    def sizes(self) -> str:
+        """Sizes of its parts in words, as "4,608 features"."""
+        return f"{self.n_features:,} features"
+
+    @abstractmethod
+    def token_bytes(self) -> int:
+        """Return about how many bytes a token takes in a step, besides the parameters."""
 
     @abstractmethod
     def weight_shapes(self) -> Shapes:

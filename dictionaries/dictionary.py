@@ -6,56 +6,25 @@ in training and after it, files, and a dictionary's place in a language model.
 """
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .activation import above, batch_top_k, jump
+from .attach import attached
 from .checkpoint import load, save
 from .checkpoint_files import Saved
+from .code import Code, Directions, Firing, Input
 from .config import DictionaryConfig
 from .fetch import local_folder
 
 LEAST_THRESHOLD = 1e-12
 """Threshold of jumprelu at least, in units of the scores: it divides them."""
-
-Input = Tensor | tuple[Tensor, ...]
-"""Activations that a dictionary reads, or what its kind has made of them (`Projected`)."""
-
-
-class Code(NamedTuple):
-    """The features that fire, in as many slots as may: top_k, or max_l0 where top_k is a mean."""
-
-    acts: Tensor
-    """Activations, [batch, seq, slots]; 0 where the slot's feature does not fire"""
-    ids: Tensor
-    """Ids of the features, ascending, int32, [batch, seq, slots]"""
-
-
-class Firing(NamedTuple):
-    """The features that fire in training, and what their thresholds are trained by."""
-
-    acts: Tensor
-    """Activations, as in Code"""
-    ids: Tensor
-    """Ids of the features, as in Code"""
-    edge: Tensor | None = None
-    """Smallest score of a sequence that was to fire, [batch]; batchtopk only"""
-    fires: Tensor | None = None
-    """1 where a feature fires, else 0, [batch, seq, slots], with a gradient; jumprelu only"""
-
-
-class Directions(NamedTuple):
-    """What features read and write."""
-
-    read: Tensor
-    """Directions of x, [n, d_model]; of a Lorsa's heads those of the tokens attended to"""
-    written: Tensor
-    """Directions of y, [n, d_model]"""
 
 
 class Dictionary(nn.Module, ABC):
@@ -285,6 +254,25 @@ class Dictionary(nn.Module, ABC):
         for name in config.parameter_shapes():
             other.register_parameter(name, self._parameters[name])
         return other
+
+    def attach(self, model: Any, layer: int | None = None) -> AbstractContextManager[None]:
+        """Put this dictionary in its place in a language model while a block lasts.
+
+        with lorsa_3.attach(model), transcoder_12.attach(model):
+            logits = model(input_ids=ids, use_cache=False).logits
+
+        Args:
+            model: causal language model of transformers, on this dictionary's device. With a Lorsa
+                it reads whole sequences without padding on their left, and generates with
+                use_cache=False; a call that goes on from a cache is refused.
+            layer: counted from 0; None is the config's.
+
+        Raises:
+            AttachError: the model has no such layer or site, or another width, or is no model of
+                transformers; the dictionary reads something else (config.hook_in); in the model's
+                call: a Lorsa's goes on from a cache, or the model lies on another device.
+        """
+        return attached(self, self.config, model, layer)
 
     def extra_repr(self) -> str:
         """Return the sizes for `print`."""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.dispatch import sparse_decode, sparse_topk_linear
-from .dictionary import Code, Dictionary, Directions, Input
+from .code import Code, Directions, Input
+from .dictionary import Dictionary
 from .linear_config import LinearConfig
 
 

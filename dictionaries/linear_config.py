@@ -28,6 +28,13 @@ class LinearConfig(DictionaryConfig):
         """Features in each prefix, ascending; the last has all."""
         return tuple(round(share * self.n_features) for share in self.prefixes or (1.0,))
 
+    def token_bytes(self) -> int:
+        """Return about how many bytes a token takes in a step, besides the parameters."""
+        n_prefixes = len(self.prefix_sizes)
+        # x, what is read, y and its gradient; y_hat, its gradient and acts of every prefix
+        width = 4 * self.d_model + n_prefixes * (3 * self.d_model + 2 * self.n_slots)
+        return 4 * (width + 8 * self.n_slots)
+
     def weight_shapes(self) -> Shapes:
         """Return the shape of every parameter but the thresholds, by name."""
         return {

@@ -128,7 +128,7 @@ class Tally:
             counted: which tokens count, bool, [batch, seq]; None counts all.
         """
         acts, ids = self.dictionary.encode(x)
-        y_hat = self.dictionary.decode(acts, ids)
+        y_hat = self.dictionary.decode(acts, ids, x)
         if counted is not None:
             counted = counted.to(y.device)
             self.left_out.update(y[~counted], y_hat[~counted])

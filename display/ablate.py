@@ -1,4 +1,4 @@
-"""Tables of changed heads."""
+"""Tables of changed features."""
 
 import math
 from typing import Any
@@ -8,41 +8,54 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..store.layers import spell_layers
-from .words import fact_table, list_table, model_name, numbers, short, words
+from .words import (
+    NOUNS,
+    fact_table,
+    list_table,
+    model_name,
+    numbers,
+    place_of,
+    short,
+    things_of,
+    words,
+)
 
 MOST_NAMED = 12
-"""Heads that are named before the others are counted."""
+"""Features that are named before the others are counted."""
 MOST_ACTS = 4
-"""Heads whose activations are shown at a token."""
+"""Features whose activations are shown at a token."""
 
 
 def ablate_tables(result: dict[str, Any]) -> RenderableType:
     """Return what `lorsa ablate` prints."""
-    kept = {"keep": "stays", "drop": "is dropped: the Lorsa stands in for the layer"}
+    noun, things = NOUNS[result["kind"]], things_of(result["kind"])
+    kept = {"keep": "stays", "drop": f"is dropped: the {noun} stands in"}
     rows = {
-        "heads": f"{_named(result['heads'])} {result['change']}",
-        "Lorsa's error": f"{kept[result['error']]} (NMSE {result['prompt_nmse']:.3f} here)",
+        things: f"{_named(result['features'], things)} {result['change']}",
+        f"{noun}'s error": f"{kept[result['error']]} (NMSE {result['prompt_nmse']:.3f} here)",
         "before": result["before"],
         "KL": f"{result['kl']:.4g} nats between the predictions before and after",
     }
     if silent := result["silent"]:
-        rows["silent"] = f"{_named(silent)} {'does' if len(silent) == 1 else 'do'} not fire here"
+        rows["silent"] = (
+            f"{_named(silent, things)} {'does' if len(silent) == 1 else 'do'} not fire here"
+        )
     strongest = ", ".join(f"{head}: {act:.3g}" for head, act in result["strongest"].items())
-    rows["strongest"] = f"{strongest or 'none'} (at the last token, of all heads)"
-    title = f"layer {result['layer']} of {result['run']}, in {model_name(result['model'])}"
-    return Group(fact_table(title, rows), _prompt_table(result), _next_table(result))
+    rows["strongest"] = f"{strongest or 'none'} (at the last token, of all {things})"
+    title = f"{place_of(result)} of {result['run']}, in {model_name(result['model'])}"
+    return Group(fact_table(title, rows), _prompt_table(result, things), _next_table(result))
 
 
-def _named(heads: list[int]) -> str:
-    """Spell heads; of many, how many there are and the first."""
-    if len(heads) <= MOST_NAMED:
-        return spell_layers(heads)
-    return f"{len(heads):,} heads ({spell_layers(heads[:MOST_NAMED])}, ...)"
+def _named(ids: list[int], things: str) -> str:
+    """Spell features; of many, how many there are and the first."""
+    if len(ids) <= MOST_NAMED:
+        return spell_layers(ids)
+    return f"{len(ids):,} {things} ({spell_layers(ids[:MOST_NAMED])}, ...)"
 
 
-def _prompt_table(result: dict[str, Any]) -> Table:
+def _prompt_table(result: dict[str, Any], things: str) -> Table:
     figures = numbers("loss of the next", "change", "KL")
-    texts = words("token"), words("heads that fire")
+    texts = words("token"), words(f"{things} that fire")
     table = list_table("the prompt", *numbers("position"), *texts, *figures)
     for token in result["tokens"]:
         acts = _strongest(token["acts"])
@@ -54,7 +67,7 @@ def _prompt_table(result: dict[str, Any]) -> Table:
 
 
 def _strongest(acts: dict[int, float]) -> str:
-    """Spell the heads with the largest activations, and how many there are besides."""
+    """Spell the features with the largest activations, and how many there are besides."""
     ranked = sorted(acts.items(), key=lambda item: -abs(item[1]))
     shown = [f"{head}: {act:.3g}" for head, act in ranked[:MOST_ACTS]]
     rest = [f"{len(ranked) - MOST_ACTS} more"] if len(ranked) > MOST_ACTS else []

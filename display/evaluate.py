@@ -7,37 +7,51 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from .words import fact_table, list_table, number, numbers, share, short, words
+from .words import (
+    NOUNS,
+    fact_table,
+    list_table,
+    number,
+    numbers,
+    place_of,
+    share,
+    short,
+    things_of,
+    words,
+)
 
 RECOVERED = ("recovered_from_zero", "recovered_from_mean")
-SHOWN_LOSSES = ("original", "lorsa")
+SHOWN_LOSSES = ("original", "replaced", "random")
 
 
 def eval_tables(result: dict[str, Any]) -> RenderableType:
     """Return what `lorsa eval` prints, of one run or of several."""
     if "runs" in result:
         return _runs_table(result)
-    title = f"layer {result['layer']} of {result['run']}"
+    title = f"{place_of(result)} of {result['run']}"
     return Group(fact_table(title, quality_rows(result)), _positions_table(result))
 
 
 def quality_rows(result: dict[str, Any]) -> dict[str, str]:
     """Return the measures of one run in words."""
+    random, things, noun = result["random"], things_of(result["kind"]), NOUNS[result["kind"]]
     rows = {
         "FVU": number(result["fvu"]),
+        "  of random features": number(random["fvu"]),
         "NMSE, cosine": f"{short(result['nmse'])}, {short(result['cosine'])}",
         "L0": f"{result['l0']:.1f}",
-        "silent heads": f"{result['dead_fraction']:.1%} did not fire on the held-out tokens",
-        "firing heads": _frequencies(result["frequency_histogram"]),
+        f"silent {things}": f"{result['dead_fraction']:.1%} did not fire on the held-out tokens",
+        f"firing {things}": _frequencies(result["frequency_histogram"]),
         "held-out tokens": f"{result['n_tokens']:,}",
     }
     if (ce := result["cross_entropy"]) is None:
         return rows
-    increase = ce["lorsa"] - ce["original"]
+    increase = ce["replaced"] - ce["original"]
     se = "" if ce["increase_se"] is None else f", standard error {ce['increase_se']:.4f}"
     return rows | {
         "cross-entropy": f"{ce['original']:.4f} nats per token, {ce['n_tokens']:,} tokens",
-        "  with Lorsa": f"{ce['lorsa']:.4f} ({increase:+.4f}{se}){_nearness(ce, 'lorsa')}",
+        f"  with {noun}": f"{ce['replaced']:.4f} ({increase:+.4f}{se}){_nearness(ce, 'replaced')}",
+        "  random features": f"{ce['random']:.4f}{_nearness(ce, 'random')}",
         "  zero-ablated": f"{ce['zero_ablated']:.4f}{_nearness(ce, 'zero_ablated')}",
         "  mean-ablated": f"{ce['mean_ablated']:.4f}{_nearness(ce, 'mean_ablated')}",
         "loss recovered": f"{share(ce['recovered_from_zero'])} against zero-ablation, "
@@ -50,10 +64,10 @@ def _nearness(ce: dict[str, Any], name: str) -> str:
 
 
 def _frequencies(histogram: dict[str, Any]) -> str:
-    """Spell how many heads fire how often: those of a decade, the most frequent first."""
+    """Spell how many features fire how often: those of a decade, the most frequent first."""
     parts = [
         f"{n:,} on {10.0**low:.{max(-low - 2, 0)}%}-{10.0 ** (low + 1):.{max(-low - 3, 0)}%}"
-        for low, n in zip(histogram["log10_from"], histogram["n_heads"], strict=True)
+        for low, n in zip(histogram["log10_from"], histogram["n_features"], strict=True)
         if n
     ]
     return ", ".join(reversed(parts)) + (" of the tokens" if parts else "none")
@@ -63,7 +77,7 @@ def _positions_table(result: dict[str, Any]) -> Table:
     """Show the measures in buckets of positions, each twice as wide as the one before."""
     by_position, ce = result["by_position"], result["cross_entropy"]
     names = ["position", "FVU", "NMSE", "cosine", "L0"]
-    names += [] if ce is None else ["cross-entropy", "with Lorsa"]
+    names += [] if ce is None else ["cross-entropy", f"with {NOUNS[result['kind']]}", "random"]
     table = list_table("by position in the sequence", *numbers(*names))
     for some in _buckets(len(by_position["fvu"])):
         part = {name: values[some.start : some.stop] for name, values in by_position.items()}
@@ -101,26 +115,29 @@ def _mean(values: list[float | None], weights: list[float | None] | None = None)
 def _runs_table(result: dict[str, Any]) -> RenderableType:
     """Show a row for each run, and one for all together."""
     original = result["runs"][0]["cross_entropy"]
-    names = ["layer", "FVU", "NMSE", "cosine", "L0", "silent"]
+    names = ["FVU", "random", "NMSE", "cosine", "L0", "silent"]
     if original is not None:
-        names += ["loss", "from zero", "from mean", "KL", "same top"]
-    table = list_table("measured", *numbers(*names), words("run"))
+        names += ["loss", "random", "from zero", "from mean", "KL", "same top"]
+    table = list_table("measured", words("of"), *numbers(*names), words("run"))
     for run in result["runs"]:
         cells = [
-            str(run["layer"]),
-            *(short(run[name]) for name in ("fvu", "nmse", "cosine")),
+            place_of(run),
+            short(run["fvu"]),
+            short(run["random"]["fvu"]),
+            *(short(run[name]) for name in ("nmse", "cosine")),
             f"{run['l0']:.1f}",
             f"{run['dead_fraction']:.1%}",
         ]
         table.add_row(*cells, *_loss_cells(run["cross_entropy"]), escape(run["run"]))
     if (together := result["together"]) is not None:
-        row = ["all", *"-----", *_loss_cells(together["cross_entropy"]), "all of these at once"]
+        row = ["all", *"------", *_loss_cells(together["cross_entropy"]), "all of these at once"]
         table.add_row(*row, style="bold")
     if original is not None:
         table.caption = (
-            f"loss: cross-entropy with the Lorsa less {original['original']:.4f} nats without, on "
-            f"{original['n_tokens']:,} tokens; from zero, from mean: share of what ablation costs "
-            "that is recovered; KL and same top token: of the original's predictions"
+            f"loss: cross-entropy with it in place less {original['original']:.4f} nats without, "
+            f"{original['n_tokens']:,} tokens; random: of as many random features, of the same L0; "
+            "from zero, from mean: share of what ablation costs that is recovered; KL and same top "
+            "token: of the original's predictions"
         )
     return table
 
@@ -129,8 +146,8 @@ def _loss_cells(ce: dict[str, Any] | None) -> list[str]:
     if ce is None:
         return []
     return [
-        f"{ce['lorsa'] - ce['original']:+.4f}",
+        *(f"{ce[name] - ce['original']:+.4f}" for name in ("replaced", "random")),
         *(short(ce[name], ".1%") for name in RECOVERED),
-        f"{ce['kl']['lorsa']:.4f}",
-        f"{ce['top1_agreement']['lorsa']:.1%}",
+        f"{ce['kl']['replaced']:.4f}",
+        f"{ce['top1_agreement']['replaced']:.1%}",
     ]

@@ -8,6 +8,9 @@ from ..printable import printable
 from ..store.care.info import format_bytes
 from ..store.layers import spell_layers
 
+LAYER = "layer-"
+"""Beginning of the name of a Lorsa's folder."""
+
 
 def push_lines(result: dict[str, Any]) -> str:
     """Return what was pushed; of a dry run the card and the files, as they would be."""
@@ -19,7 +22,10 @@ def push_lines(result: dict[str, Any]) -> str:
     told = [f"{'written' if result['url'] is None else 'pushed'} to {where}", *files]
     if result["commit"] is not None:
         told.append(f"in commit {result['commit']}")
-    others = [layer for layer in result["layers"] if layer not in result["pushed"]]
-    if others:
-        told.append(f"beside layers {spell_layers(others)}, which were there")
+    others = [name for name in result["folders"] if f"{name}/config.json" not in result["files"]]
+    layers = [int(name[len(LAYER) :]) for name in others if name.startswith(LAYER)]
+    places = [f"layers {spell_layers(layers)}"] if layers else []
+    places += [name for name in others if not name.startswith(LAYER)]
+    if places:
+        told.append(f"beside {', '.join(places)}, which were there")
     return escape("\n".join(map(printable, told)))

@@ -1,13 +1,15 @@
 """Progress and results of looking after stores."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from ..printable import printable
+from ..sites import Site
 from ..store.care.info import format_bytes
-from ..store.layers import spell_layers
+from ..store.spelling import spell_sites
 from .bars import Bar
 from .words import fact_table, model_name
 
@@ -44,18 +46,42 @@ def info_table(result: dict[str, Any]) -> Table:
     if not result["has_checksums"]:
         rows["checksums"] = "of its shards alone: an earlier version wrote it"
     if result["adding"]:
-        rows["being added"] = f"layers {spell_layers(result['adding'])}"
+        rows["being added"] = _spelled(result["adding_sites"])
+    rows["sites"] = f"{_spelled(result['sites'])}: {_bytes_by_name(result['sites'])}"
     for layer, facts in result["layers"].items():
-        rows[f"layer {layer}"] = _layer_row(facts)
+        norms = {name: result["sites"][f"{layer}.{name}"]["mean_norm"] for name in facts["sites"]}
+        rows[f"layer {layer}"] = _layer_row(facts, norms)
     return fact_table(result["store"], rows)
 
 
-def _layer_row(facts: dict[str, Any]) -> str:
+_END = {"attn_in": "in", "attn_out": "out"}
+
+
+def _spelled(sites: Iterable[str]) -> str:
+    """Return what people read of sites such as 12.mlp_in: layers 0-3 (mlp)."""
+    return spell_sites(map(Site.parse, sites))
+
+
+def _bytes_by_name(sites: dict[str, dict[str, Any]]) -> str:
+    """Return the bytes of all layers by name of the site; those derived keep their norms alone."""
+    n_bytes: dict[str, int] = {}
+    derived: set[str] = set()
+    for site, facts in sites.items():
+        name = Site.parse(site).name
+        n_bytes[name] = n_bytes.get(name, 0) + facts["n_bytes"]
+        derived |= {name} if facts["derived_by"] else set()
+    return ", ".join(
+        f"{name} {'derived' if name in derived else format_bytes(size)}"
+        for name, size in n_bytes.items()
+    )
+
+
+def _layer_row(facts: dict[str, Any], norms: dict[str, float]) -> str:
     parts = [format_bytes(facts["n_bytes"])]
     if "heads" in facts:
         parts += [f"heads {facts['heads']}", f"kv heads {facts['kv_heads']}"]
-    norms = f"{facts['mean_norm_x']:.3g} in, {facts['mean_norm_y']:.3g} out"
-    parts.append(f"mean norms {norms}")
+    means = ", ".join(f"{norm:.3g} {_END.get(name, name)}" for name, norm in norms.items())
+    parts.append(f"mean norms {means}")
     if facts["self_check"] is not None:
         parts.append(f"self-check {'passed' if facts['self_check']['passed'] else 'failed'}")
     if facts["n_nonfinite"]:
@@ -83,6 +109,9 @@ def verify_lines(result: dict[str, Any]) -> str:
         layer = folder.split("/")[1]
         lines.append(
             f"{folder} is no longer in the store: lorsa store rm --layers {layer} frees it"
+            if folder.count("/") == 1
+            else f"{folder} is no longer in the store: the next lorsa store rm of a site of layer "
+            f"{layer} frees it"
         )
     if not result["has_checksums"]:
         lines.append(
@@ -99,11 +128,11 @@ def verify_lines(result: dict[str, Any]) -> str:
 
 
 def rm_table(result: dict[str, Any]) -> Table:
-    """Return which layers were removed."""
+    """Return which sites were removed."""
     rows = {
-        "layers": spell_layers(result["removed"]),
+        "sites": _spelled(result["removed_sites"]),
         "freed": format_bytes(result["n_bytes"]),
-        "remaining": spell_layers(result["layers"]),
+        "remaining": _spelled(result["sites"]),
     }
     return fact_table(f"removed from {result['store']}", rows)
 
@@ -112,7 +141,7 @@ def merge_table(result: dict[str, Any]) -> Table:
     """Return what a merged store holds."""
     rows = {
         "stores": ", ".join(result["merged"]),
-        "layers": spell_layers(result["layers"]),
+        "sites": _spelled(result["sites"]),
         "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences",
         "held out": f"{result['n_held_out_tokens']:,} tokens",
         "size": format_bytes(result["n_bytes"]),

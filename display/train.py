@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class TrainDisplay(Bar):
     """Shows the events of a training run."""
 
-    def __init__(self, layer: int) -> None:
-        super().__init__(f"layer {layer}")
+    def __init__(self, label: str) -> None:
+        super().__init__(label)
         self._fvu = "-"
 
     def __call__(self, event: "TrainEvent") -> None:

@@ -1,11 +1,28 @@
 """Numbers, times and facts as every table of results spells them."""
 
+from typing import Any
+
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
 from ..printable import printable
 from .listing import Listing
+
+NOUNS = {"lorsa": "Lorsa", "sae": "SAE", "transcoder": "transcoder"}
+"""Kinds of dictionaries in a sentence."""
+
+
+def things_of(kind: str) -> str:
+    """Return what the features of a kind of dictionary are called."""
+    return "heads" if kind == "lorsa" else "features"
+
+
+def place_of(result: dict[str, Any]) -> str:
+    """Return what a dictionary is of: layer 12 of a Lorsa, else its kind and what it writes."""
+    if result["kind"] == "lorsa":
+        return f"layer {result['layer']}"
+    return f"{NOUNS[result['kind']]} of {', '.join(result['writes'])}"
 
 
 def fact_table(title: str, rows: dict[str, str]) -> Table:

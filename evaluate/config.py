@@ -13,15 +13,15 @@ class EvalConfig:
     """What an evaluation is asked for."""
 
     run: Path
-    """Run folder, or any folder with a saved Lorsa."""
+    """Run folder, or any folder with a saved dictionary."""
     store: Place
-    """Store with its layer."""
+    """Store with its sites."""
     model: str | None = None
     """Language model for cross-entropies, as for harvest. None leaves them out."""
     tokens: int | None = None
     """Held-out tokens for the measures on the store. None takes all."""
     ce_tokens: int = 16_384
-    """Held-out tokens for cross-entropies, which cost four forward passes each."""
+    """Held-out tokens for cross-entropies, which cost five forward passes each."""
     device: str = "auto"
     """Device to compute on: auto, cpu or cuda."""
 

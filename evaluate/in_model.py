@@ -1,4 +1,4 @@
-"""Losses, KL and agreement of a language model with layers replaced, token by token.
+"""Losses, KL and agreement of a language model with sites replaced, token by token.
 
     KL = sum over tokens v of p(v) (log p(v) - log q(v))      p: the model as it is, q: replaced
 
@@ -13,16 +13,15 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ..language.blocks import AttentionSite
-from ..language.edit import Replacement, replaced
+from ..language.edit import Gap, Replacement, replaced
 
 FORWARD_TOKENS = 2048
 """Tokens of a forward: logits of a large vocabulary take much memory."""
 ROWS = 256
 """Tokens whose logits become float32 probabilities at once."""
 
-Variant = Sequence[tuple[AttentionSite, Replacement]]
-"""Layers that are replaced at once, each with its replacement."""
+Variant = Sequence[tuple[Gap, Replacement]]
+"""Places that are filled at once, each with what stands in."""
 Name = TypeVar("Name")
 
 
@@ -49,12 +48,13 @@ def run_variants(
     variants: Mapping[Name, Variant],
     report: Callable[[int], None] = lambda n_tokens: None,
 ) -> tuple[TokenFigures, dict[Name, TokenFigures]]:
-    """Run a language model as it is and with layers replaced.
+    """Run a language model as it is and with stand-ins.
 
     Args:
         model: causal language model of transformers.
         tokens: [n, n_ctx]; the first of a sequence is not predicted.
-        variants: replacements by any name.
+        variants: stand-ins by any name; where two are at one site, the one that the model comes to
+            first changes what the other reads.
         report: called with the number of tokens that are done.
 
     Returns:
@@ -69,8 +69,8 @@ def run_variants(
         originals.append(token_figures(original, original, ids[:, 1:]))
         for name, stand_ins in variants.items():
             with ExitStack() as stack:
-                for site, replacement in stand_ins:
-                    stack.enter_context(replaced(site, replacement))
+                for gap, replacement in sorted(stand_ins, key=lambda each: each[0].depth):
+                    stack.enter_context(replaced(gap, replacement))
                 logits = logits_of(model, ids)[:, :-1]
             found[name].append(token_figures(logits, original, ids[:, 1:]))
             del logits  # or the next are made beside them

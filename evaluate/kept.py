@@ -1,7 +1,10 @@
-"""The last evaluation of a Lorsa, in a file beside its weights, with a checksum of its own.
+"""The last evaluation of a dictionary, in a file beside its weights, with a checksum of its own.
 
-eval.json  {"format": "lorsa-eval", "schema_version": 1, "lorsa_version", "weights_sha256", "asked",
+eval.json  {"format": "lorsa-eval", "schema_version": 2, "lorsa_version", "weights_sha256", "asked",
            and `Fidelity.to_dict` without the run's name}
+
+Files of schema version 1 are of Lorsas: what has the name `replaced` since is `lorsa` there, and
+nothing is of random features. They are read as what they would be now, without these.
 
 `asked` is the request, of the measures on the store and of those in the model. An evaluation that
 is asked for again has its answer there.
@@ -21,7 +24,11 @@ from ..whole import finite
 from .config import EvalConfig
 
 EVAL = "eval.json"
-EVAL_VERSION = 1
+EVAL_VERSION = 2
+OLDER = 1
+"""Version before there were other kinds than Lorsas."""
+RENAMED = {"lorsa": "replaced", "n_heads": "n_features"}
+"""Names of before, and what they are now."""
 HEADER = ("format", "schema_version", "lorsa_version", "weights_sha256", "asked")
 """Facts of the file that are no measures."""
 Asked = dict[str, dict[str, Any] | None]
@@ -47,7 +54,7 @@ def keep_evaluation(folder: Path, measured: dict[str, Any], asked: Asked) -> Non
     """Write eval.json; without new cross-entropies, those of an earlier evaluation stay.
 
     Args:
-        folder: the Lorsa's.
+        folder: the dictionary's.
         measured: from `Fidelity.to_dict`.
         asked: request that they answer.
 
@@ -82,7 +89,8 @@ def kept_answer(config: EvalConfig) -> dict[str, Any] | None:
 
         folder = local_folder(folder)
     kept = kept_evaluation(folder)
-    if kept is None or kept["lorsa_version"] != __version__:
+    is_ours = kept is not None and kept["schema_version"] == EVAL_VERSION
+    if kept is None or not is_ours or kept["lorsa_version"] != __version__:
         return None
     try:
         asked = asked_of(config, read_manifest(config.store / MANIFEST).uuid)
@@ -120,8 +128,10 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
     path = folder / EVAL
     try:
         content = finite(read_summed(path, constant=lambda name: None))
-        known = content["format"] == "lorsa-eval" and content["schema_version"] == EVAL_VERSION
-        return dict(content) if known and content["weights_sha256"] else None
+        known = content["format"] == "lorsa-eval" and content["weights_sha256"]
+        if known and content["schema_version"] == OLDER:
+            return _as_now(content)
+        return dict(content) if known and content["schema_version"] == EVAL_VERSION else None
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -132,8 +142,29 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
         ) from None
 
 
+def _as_now(content: dict[str, Any]) -> dict[str, Any]:
+    """Return an evaluation of schema version 1 under the names of today."""
+    frequencies, losses = content["frequency_histogram"], content["cross_entropy"]
+    if losses is not None:
+        inner = {n: _renamed(part) for n, part in losses.items() if isinstance(part, dict)}
+        losses = _renamed(losses | inner)
+    asked = content.get("asked", {}) | {"in_model": None}  # today that asks for more
+    return {
+        **content,
+        "kind": "lorsa",
+        "asked": asked,
+        "frequency_histogram": _renamed(frequencies),
+        "cross_entropy": losses,
+    }
+
+
+def _renamed(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return figures under the names of today."""
+    return {RENAMED.get(name, name): value for name, value in figures.items()}
+
+
 def weights_sha256(folder: Path) -> str:
-    """Return the SHA-256 of a Lorsa's weights, in hexadecimal digits."""
+    """Return the SHA-256 of a dictionary's weights, in hexadecimal digits."""
     path = folder / WEIGHTS
     if not path.is_file():
         from ..dictionaries.checkpoint import weights_path  # of another tool; it loads torch

@@ -1,4 +1,4 @@
-"""Figures of a language model with a layer replaced, ablated and as it is."""
+"""Figures of a language model with sites replaced, ablated and as they are."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,11 +11,12 @@ from .in_model import TokenFigures
 
 
 class Replacements(NamedTuple):
-    """One figure for each replacement of the layer."""
+    """One figure for each stand-in."""
 
-    lorsa: float
+    replaced: float
     zero_ablated: float
     mean_ablated: float
+    random: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,21 +25,22 @@ class CrossEntropy:
 
     original: float
     """Loss of the model as it is."""
-    lorsa: float
-    """Loss with the attention layer's output replaced by the Lorsa's."""
+    replaced: float
+    """Loss with the dictionary's output in place of what it approximates."""
     zero_ablated: float
-    """Loss with it replaced by zero."""
+    """Loss with zero there."""
     mean_ablated: float
-    """Loss with it replaced by its mean over training tokens."""
+    """Loss with the mean over training tokens there."""
+    random: float
+    """Loss with random features of the same number and L0 there; see random_features.py."""
     increase_se: float | None
-    """Standard error of lorsa - original, over sequences; None for a single one."""
+    """Standard error of replaced - original, over sequences; None for a single one."""
     kl: Replacements
     """Mean KL(original || replaced) of the next token's distribution, nats."""
     top1_agreement: Replacements
     """Share of tokens whose likeliest next token is the original's."""
     by_position: dict[str, list[float]]
-    """Loss of the token after each position, [n_ctx - 1], by original, lorsa, zero_ablated and
-    mean_ablated."""
+    """Loss of the token after each position, [n_ctx - 1], by the name of each of the losses."""
     n_tokens: int
     """Predicted tokens."""
 
@@ -54,7 +56,7 @@ class CrossEntropy:
 
     def _recovered(self, ablated: float) -> float | None:
         cost = ablated - self.original
-        return (ablated - self.lorsa) / cost if cost > 0 else None
+        return (ablated - self.replaced) / cost if cost > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON-able data, the shares recovered among them."""
@@ -70,7 +72,7 @@ def cross_entropy(figures: Mapping[str, TokenFigures], of: str) -> CrossEntropy:
     """Return the means of token figures.
 
     Args:
-        figures: of original, lorsa, zero_ablated and mean_ablated, each of [n, n_ctx - 1] tokens.
+        figures: of original and each of `Replacements`, each of [n, n_ctx - 1] tokens.
         of: the run or runs, for messages.
 
     Raises:
@@ -82,7 +84,7 @@ def cross_entropy(figures: Mapping[str, TokenFigures], of: str) -> CrossEntropy:
                 f"{of}: the language model's loss ({name.replace('_', '-')}) is not finite; "
                 "check the model with a short prompt, and the run for NaN weights"
             )
-    increase = (figures["lorsa"].loss - figures["original"].loss).mean(dim=1)
+    increase = (figures["replaced"].loss - figures["original"].loss).mean(dim=1)
     n_seqs = len(increase)
     losses = {name: one.loss for name, one in figures.items()}
     return CrossEntropy(

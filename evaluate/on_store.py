@@ -1,9 +1,9 @@
-"""Quality of a Lorsa on stored outputs: over all tokens, by position and by head.
+"""Quality of a dictionary on stored outputs: over all tokens, by position and by feature.
 
     FVU    = sum ||y - y_hat||^2 / sum ||y - mean(y)||^2       one mean over all tokens
     NMSE   = mean over tokens of ||y - y_hat||^2 / ||y||^2     every token counts alike
     cosine = mean over tokens of <y, y_hat> / (||y|| ||y_hat||)
-    L0     = mean over tokens of the number of heads that fire
+    L0     = mean over tokens of the number of features that fire
 
 By position, the sums and means run over the tokens of one position, with the same mean(y). The FVU
 of all tokens is the mean of the positions', weighted by `variance`. Tokens with y = 0 count in
@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dictionaries.lorsa.module import Lorsa
+from ..dictionaries.dictionary import Dictionary
 from ..dictionaries.metrics import FVU, firing_counts
-from ..store.read.reader import Activations
+from ..store.read.stored import Activations
 from ..whole import finite
 
 
@@ -38,21 +38,21 @@ class ByPosition:
     cosine: list[float | None]
     """Mean cosine of y and y_hat."""
     l0: list[float | None]
-    """Heads that fire per token."""
+    """Features that fire per token."""
     variance: list[float | None]
     """Mean of ||y - mean(y)||^2: the weight of the position in the FVU of all tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrequencyHistogram:
-    """Numbers of heads by how often they fire, in decades of the share of tokens."""
+    """Numbers of features by how often they fire, in decades of the share of tokens."""
 
     log10_from: list[int]
     """Lower edge of each decade, -1 for 0.1 up to all tokens, ascending."""
-    n_heads: list[int]
-    """Heads in each decade."""
+    n_features: list[int]
+    """Features in each decade."""
     n_silent: int
-    """Heads that fire on no token."""
+    """Features that fire on no token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,9 +66,9 @@ class StoreQuality:
     cosine: float
     """Mean cosine of y and y_hat."""
     l0: float
-    """Heads that fire per token."""
+    """Features that fire per token."""
     dead_fraction: float
-    """Share of heads that fire on none of these tokens."""
+    """Share of features that fire on none of these tokens."""
     n_tokens: int
     frequency_histogram: FrequencyHistogram
     by_position: ByPosition
@@ -121,29 +121,29 @@ class PositionSums:
 
 @torch.no_grad()
 def measure(
-    lorsa: Lorsa,
+    dictionary: Dictionary,
     batches: Iterable[Activations],
     n_ctx: int,
     report: Callable[[int], None] = lambda n_tokens: None,
 ) -> StoreQuality:
-    """Measure a Lorsa on batches of its layer's input and output.
+    """Measure a dictionary on batches of what it reads and what it should write.
 
     Args:
-        lorsa: on the device of the batches.
+        dictionary: on the device of the batches.
         batches: x and y, each [batch, n_ctx, d_model].
         n_ctx: tokens of a sequence.
         report: called with the number of tokens that are done.
     """
-    n_ov_heads = lorsa.config.n_ov_heads
+    n_features = dictionary.config.n_features
     fvu = FVU()
-    sums = PositionSums(n_ctx, lorsa.config.d_model, lorsa.W_O.device)
-    firing = torch.zeros(n_ov_heads, dtype=torch.int64)
+    sums = PositionSums(n_ctx, dictionary.config.d_model, dictionary.W_O.device)
+    firing = torch.zeros(n_features, dtype=torch.int64)
     for x, y in batches:
-        acts, ids = lorsa.encode(x)
-        y_hat = lorsa.decode(acts, ids)
+        acts, ids = dictionary.encode(x)
+        y_hat = dictionary.decode(acts, ids, x)
         fvu.update(y, y_hat)
         sums.update(y, y_hat, acts)
-        firing += firing_counts(acts, ids, n_ov_heads).cpu()
+        firing += firing_counts(acts, ids, n_features).cpu()
         report(fvu.n_tokens)
     n_nonzero = float(sums.n_nonzero.sum())
     return StoreQuality(
@@ -159,10 +159,10 @@ def measure(
 
 
 def frequency_histogram(firing: Tensor, n_tokens: int) -> FrequencyHistogram:
-    """Count heads by the decade of their firing frequency.
+    """Count features by the decade of their firing frequency.
 
     Args:
-        firing: tokens on which each head fired, int64, [n_ov_heads].
+        firing: tokens on which each feature fired, int64, [n_features].
         n_tokens: all tokens.
     """
     n_decades = len(str(n_tokens - 1)) if n_tokens > 1 else 1  # the rarest fire once in n_tokens
@@ -172,5 +172,5 @@ def frequency_histogram(firing: Tensor, n_tokens: int) -> FrequencyHistogram:
         minlength=n_decades + 1
     )
     return FrequencyHistogram(
-        log10_from=list(decades), n_heads=bins[1:].tolist(), n_silent=int(bins[0])
+        log10_from=list(decades), n_features=bins[1:].tolist(), n_silent=int(bins[0])
     )

@@ -4,25 +4,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..dictionaries.attach import require_layer_input
+from ..dictionaries.attach import require_site_read
+from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.kinds import load
 from ..dictionaries.lorsa.module import Lorsa
 from ..errors import AnalyzeError, LanguageModelError
 from ..language.blocks import AttentionSite, attention_sites
 from ..language.device import choose_device
-from ..language.selfcheck import require_same_weights
+from ..language.same import require_same_weights
 from ..language.subject import Subject
 from ..language.tokenizer import tokenizer_facts
 from ..progress import Report
+from ..sites import Ports
 from ..store.read.reader import ActivationStore
 
 
 class Opened(NamedTuple):
-    """A Lorsa and the store with its layer."""
+    """A dictionary and the store with its sites."""
 
     run: Path
-    lorsa: Lorsa
+    dictionary: Dictionary
     store: ActivationStore
     layer: int
+
+    @property
+    def ports(self) -> Ports:
+        """Sites that it reads and writes."""
+        return self.dictionary.config.ports
+
+    @property
+    def name(self) -> str:
+        """What it is of, in a word or two: layer 12 of a Lorsa, else 12.mlp or 12.resid_out."""
+        return self.dictionary.config.place.replace("-", " ")
+
+    @property
+    def lorsa(self) -> Lorsa:
+        """The dictionary of a run that `open_run` required to hold a Lorsa."""
+        assert isinstance(self.dictionary, Lorsa)
+        return self.dictionary
 
 
 class LanguageModel(NamedTuple):
@@ -31,7 +50,7 @@ class LanguageModel(NamedTuple):
     model: Any
     """transformers' model"""
     sites: dict[int, AttentionSite]
-    """Attention layers by number"""
+    """Attention layers by number, of the layers whose attention the store knows"""
     subject: Subject
     """Configuration and tokenizer of the model"""
 
@@ -48,48 +67,65 @@ def device_for(name: str) -> str:
         raise AnalyzeError(str(error)) from None
 
 
-def layer_of(lorsa: Lorsa, run: Path) -> int:
-    """Return the layer that a Lorsa stands for.
+def layer_of(dictionary: Dictionary, run: Path) -> int:
+    """Return the layer at which a dictionary lies.
 
     Raises:
-        AnalyzeError: it does not say, or reads something else than that layer's input.
+        AnalyzeError: it does not say, or reads something else than its site.
     """
-    if lorsa.config.layer is None:
+    if dictionary.config.layer is None:
         raise AnalyzeError(f"{run} does not say which layer it replaces")
-    require_layer_input(lorsa.config, run, AnalyzeError)
-    return lorsa.config.layer
+    require_site_read(dictionary.config, run, AnalyzeError)
+    return dictionary.config.layer
 
 
-def open_run(run: Path, store: ActivationStore, device: str) -> Opened:
-    """Load the Lorsa of a run, after checking that the store has its layer.
+def open_run(
+    run: Path, store: ActivationStore, device: str, *, needs_lorsa: bool = False
+) -> Opened:
+    """Load the dictionary of a run, after checking that the store has its sites.
+
+    Args:
+        run: its folder.
+        store: store with its sites.
+        device: device to put it on.
+        needs_lorsa: whether to refuse other kinds.
 
     Raises:
-        CheckpointError: the run holds no Lorsa.
-        StoreError: the store lacks the layer.
-        AnalyzeError: the Lorsa is of another model, of another revision of it, or says of no layer.
+        CheckpointError: the run holds no dictionary.
+        StoreError: the store lacks a site; the message says how to add it.
+        AnalyzeError: the dictionary is of another model, of another revision of it, or says of no
+            layer; or it is of another kind than is needed.
     """
-    lorsa = Lorsa.from_pretrained(run)
-    layer = layer_of(lorsa, run)
-    store.require_layer(layer)
-    _require_same_model(lorsa, run, store)
-    return Opened(run, lorsa.to(device), store, layer)
+    dictionary = load(run)
+    if needs_lorsa and not isinstance(dictionary, Lorsa):
+        title = dictionary.config.title
+        raise AnalyzeError(
+            f"{run} holds {title}, and only Lorsas are analysed; lorsa eval and lorsa ablate take "
+            f"{title} too"
+        )
+    opened = Opened(run, dictionary, store, layer_of(dictionary, run))
+    store.require_sites(opened.ports.sites)
+    _require_same_model(opened)
+    return opened._replace(dictionary=dictionary.to(device))
 
 
-def _require_same_model(lorsa: Lorsa, run: Path, store: ActivationStore) -> None:
-    """Raise AnalyzeError unless a Lorsa and a store are of the same model and revision of it."""
-    shape, manifest = lorsa.config, store.manifest
+def _require_same_model(opened: Opened) -> None:
+    """Raise AnalyzeError unless dictionary and store are of the same model and revision of it."""
+    run, store = opened.run, opened.store
+    shape, manifest = opened.dictionary.config, store.manifest
     same_store = shape.store_uuid == manifest.uuid
     same_model = same_store or shape.base_model == manifest.model["id"]
-    if not same_model or shape.d_model != manifest.d_model:
+    width = store.width(opened.ports.reads[0])
+    if not same_model or shape.d_model != width:
         raise AnalyzeError(
-            f"{run} is a Lorsa of {shape.base_model} (d_model {shape.d_model}); "
-            f"{store.root} holds {manifest.model['id']} (d_model {manifest.d_model})"
+            f"{run} is {shape.title} of {shape.base_model} (d_model {shape.d_model}); "
+            f"{store.root} holds {manifest.model['id']} (d_model {width})"
         )
     ours, theirs = shape.base_revision, manifest.model.get("revision")
     if not same_store and None not in (ours, theirs) and ours != theirs:
         raise AnalyzeError(
-            f"{run} is a Lorsa of revision {ours} of {shape.base_model}; {store.root} holds "
-            f"revision {theirs}: give a store of the Lorsa's revision, or train on this one"
+            f"{run} is {shape.title} of revision {ours} of {shape.base_model}; {store.root} holds "
+            f"revision {theirs}: give a store of the {shape.noun}'s revision, or train on this one"
         )
 
 
@@ -107,8 +143,9 @@ def load_store_model(
         report(line)
     report(f"loading {subject.id} on {device}")
     loaded = subject.load(devices=[device])
-    sites = attention_sites(loaded, sorted(set(layers)))
-    require_same_weights(loaded, sites, store.root, manifest)
+    known = [n for n in sorted(set(layers)) if f"{n}.attention" in manifest.modules]
+    sites = attention_sites(loaded, known)
+    require_same_weights(loaded, sorted(set(layers)), store.root, manifest)
     return LanguageModel(loaded, {site.layer: site for site in sites}, subject)
 
 

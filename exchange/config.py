@@ -13,15 +13,15 @@ class ConvertConfig:
     """What a conversion is asked for."""
 
     source: str
-    """Lorsa of any format: a run folder, one of another tool, or a Hub id."""
+    """Dictionary of any format: a run folder, one of another tool, or a Hub id."""
     out: Path
     """Folder to write; new or empty."""
     subfolder: str | None = None
-    """Subfolder of the folder or repository: layer-12. None takes the only Lorsa there."""
+    """Subfolder of the folder or repository: layer-12. None takes the only one there."""
     revision: str | None = None
     """Branch, tag or commit of a repository on the Hub. None takes main."""
     to: str = "lorsa"
-    """Format to write: lorsa or llamascopium."""
+    """Format to write: lorsa, or llamascopium for Lorsas."""
     model: str | None = None
     """Language model whose norm is folded in or out, as for harvest. It is needed where the tools
     read different hooks."""
@@ -29,7 +29,7 @@ class ConvertConfig:
     """The other tool loaded the model without processing, so a LayerNorm's hook is after its
     weight. The Lorsa then reads ln1.hook_normalized after weight and bias."""
     max_l0: int | None = None
-    """Heads that may fire on a token at most, of batchtopk and jumprelu. None takes it as it
+    """Features that may fire on a token at most, of batchtopk and jumprelu. None takes it as it
     was."""
 
     def __post_init__(self) -> None:

@@ -1,11 +1,14 @@
-"""Conversion of Lorsas from one tool's format to another's."""
+"""Conversion of dictionaries from one tool's format to another's."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..dictionaries.config import DictionaryConfig
+from ..dictionaries.dictionary import Dictionary
 from ..dictionaries.fetch import local_folder
 from ..dictionaries.formats.llamascopium_write import write as write_llamascopium
+from ..dictionaries.kinds import load
 from ..dictionaries.lorsa.config import LorsaConfig
 from ..dictionaries.lorsa.module import Lorsa
 from ..errors import ExchangeError
@@ -28,12 +31,18 @@ class Converted:
     """Folder that was written"""
     to: str
     """Format of what was written"""
+    kind: str
+    """Kind of dictionary: lorsa, sae or transcoder"""
     layer: int | None
-    """Layer that the Lorsa replaces"""
+    """Layer at which it lies"""
     base_model: str | None
     """Language model of that layer"""
-    n_ov_heads: int
-    n_qk_heads: int
+    n_features: int
+    """Features; of a Lorsa its OV heads"""
+    n_ov_heads: int | None
+    """OV heads of a Lorsa; None of other kinds"""
+    n_qk_heads: int | None
+    """QK heads of a Lorsa; None of other kinds"""
     top_k: int
     activation: str
     hook_in: str
@@ -49,7 +58,9 @@ class Converted:
 def convert(
     config: ConvertConfig, *, report: Callable[[str], None] = lambda line: None
 ) -> Converted:
-    """Write a Lorsa of any format in another.
+    """Write a dictionary of any format in another.
+
+    Formats of other tools, and models whose norm is folded, are for Lorsas.
 
     Args:
         config: what is asked for.
@@ -62,29 +73,35 @@ def convert(
         CheckpointError: the source is none, has no such subfolder or revision, or cannot be
             expressed in the other format.
         ExchangeError: the folder to write is not empty, the subfolder is not inside, a revision of
-            a folder is asked for, or the model's norm cannot be folded.
+            a folder is asked for, the model's norm cannot be folded, or something is asked for that
+            is for Lorsas.
         LanguageModelError: the model cannot be found or loaded.
         AttachError: it has no such layer.
     """
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise ExchangeError(f"{config.out} is there already; give a new folder")
-    lorsa = _read(config)
-    hook = None if config.model is None else _fold(lorsa, config, report)
+    dictionary = _read(config)
+    hook = None
+    if isinstance(dictionary, Lorsa) and config.model is not None:
+        hook = _fold(dictionary, config, report)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with whole(config.out.resolve()) as partial:
         if config.to == "lorsa":
-            lorsa.save_pretrained(partial)
+            dictionary.save_pretrained(partial)
         else:
-            write_llamascopium(lorsa.saved(), partial, hook)
+            write_llamascopium(dictionary.saved(), partial, hook)
             write_seal(partial, sorted(path.name for path in partial.iterdir()))
-    shape = lorsa.config
+    shape = dictionary.config
+    heads = (shape.n_ov_heads, shape.n_qk_heads) if isinstance(shape, LorsaConfig) else (None, None)
     return Converted(
         out=str(config.out),
         to=config.to,
+        kind=shape.kind,
         layer=shape.layer,
         base_model=shape.base_model,
-        n_ov_heads=shape.n_ov_heads,
-        n_qk_heads=shape.n_qk_heads,
+        n_features=shape.n_features,
+        n_ov_heads=heads[0],
+        n_qk_heads=heads[1],
         top_k=shape.top_k,
         activation=shape.activation,
         hook_in=hook or shape.hook_in or "x",
@@ -92,16 +109,33 @@ def convert(
     )
 
 
-def _read(config: ConvertConfig) -> Lorsa:
-    """Return the Lorsa to convert, with the limit that is asked for."""
+def _read(config: ConvertConfig) -> Dictionary:
+    """Return the dictionary to convert, with the limit that is asked for."""
     try:
         folder = local_folder(config.source, revision=config.revision, subfolder=config.subfolder)
-        lorsa = Lorsa.from_pretrained(folder)
+        dictionary = load(folder)
         if config.max_l0 is not None:
-            lorsa.config = replace(lorsa.config, max_l0=config.max_l0)
+            dictionary.config = replace(dictionary.config, max_l0=config.max_l0)
     except ValueError as error:
         raise ExchangeError(str(error)) from None
-    return lorsa
+    _require_for_kind(dictionary.config, config)
+    return dictionary
+
+
+def _require_for_kind(shape: DictionaryConfig, config: ConvertConfig) -> None:
+    """Raise ExchangeError if something is asked for that only Lorsas have."""
+    if shape.kind == "lorsa":
+        return
+    if config.to != "lorsa":
+        raise ExchangeError(
+            f"{config.source} holds {shape.title}; --to {config.to} is for Lorsas: leave it out, "
+            "and it is written in lorsa's own format"
+        )
+    if config.model is not None:
+        raise ExchangeError(
+            f"{config.source} holds {shape.title}; a model's norm is folded into Lorsas alone: "
+            "leave --model out"
+        )
 
 
 def _fold(lorsa: Lorsa, config: ConvertConfig, report: Callable[[str], None]) -> str | None:
@@ -149,7 +183,7 @@ def _norm(
     return norm_before(model, site), subject.id, subject.path.revision
 
 
-def _notes(shape: LorsaConfig, config: ConvertConfig, hook: str | None) -> list[str]:
+def _notes(shape: DictionaryConfig, config: ConvertConfig, hook: str | None) -> list[str]:
     notes = []
     if config.to == "lorsa" and shape.hook_in is not None:
         notes.append(
@@ -164,10 +198,12 @@ def _notes(shape: LorsaConfig, config: ConvertConfig, hook: str | None) -> list[
     if not shape.has_threshold:
         notes.append(
             "its threshold is not known: the largest of all tokens given fire, until "
-            "Lorsa.set_threshold has seen a sample"
+            "set_threshold has seen a sample"
         )
     if shape.activation == "batchtopk" and shape.has_threshold and config.to == "llamascopium":
         notes.append("there, the largest of all tokens given fire; the threshold is not used")
-    if shape.max_l0 == shape.n_ov_heads and shape.activation != "topk":
-        notes.append("all heads may fire on a token, which takes memory; --max-l0 sets a limit")
+    if shape.max_l0 == shape.n_features and shape.activation != "topk":
+        notes.append(
+            f"all {shape.unit}s may fire on a token, which takes memory; --max-l0 sets a limit"
+        )
     return notes

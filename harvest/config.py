@@ -9,6 +9,7 @@ from typing import Any
 from ..checks import require_one_of, require_positive
 from ..language.aliases import canonical
 from ..language.choices import BOS_RULES, DEVICES, MODEL_DTYPES
+from ..sites import parse_site_names
 from ..store.choices import ACTIVATION_DTYPES, COMPRESSIONS, DEFAULT_STORE, OUTPUTS
 from ..store.places import Place, place
 from .corpus.choices import DEFAULT_DATA, PACKINGS, STDLIB, config_of, is_hub_id
@@ -31,6 +32,9 @@ class HarvestConfig:
     """Alias (qwen2-7b), Hub id, transformers folder, or .gguf file."""
     layers: str = "all"
     """Layers counted from 0, ends included: 0-27, 3,7,12 or all."""
+    sites: str = "attn"
+    """Sites of each layer, as groups (attn, mlp, resid) or names: attn_in, attn_out, mlp_in,
+    mlp_out, resid_in, resid_mid, resid_out. See docs/harvest.md for what each is."""
     store: Place = Path(DEFAULT_STORE)
     """Folder to write, or s3://bucket/folder. It must be new, empty, or a harvest of the same
     request."""
@@ -60,8 +64,8 @@ class HarvestConfig:
     models compute in, and half of float32; int8 is half of that again, see docs/store.md for what
     it costs."""
     outputs: str = "store"
-    """Whether y is stored, or derived from x when it is wanted: store or derive. "derive" takes
-    half the bytes."""
+    """Whether every site is stored, or as few as give the others when they are wanted: store or
+    derive. "derive" takes one array a layer, or one each of attn and mlp; see docs/store.md."""
     compression: str = "none"
     """Lossless compression of the stored activations: none, lz4 or zstd. It saves about a quarter
     and reads slower; of int8 zstd saves a tenth."""
@@ -89,6 +93,7 @@ class HarvestConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "store", place(self.store))
+        parse_site_names(self.sites)
         if str(self.batch_size).isdecimal():
             object.__setattr__(self, "batch_size", int(self.batch_size))
         for name, least in (("n_ctx", 2), ("batch_size", 1), ("tokens", 2), ("seed", 0)):
@@ -134,8 +139,9 @@ class HarvestConfig:
         return int(self.buffer_gb * 1e9)
 
     def request(self) -> dict[str, Any]:
-        """Return the settings that decide what is in the store, apart from its layers."""
-        free = {"store", "layers", "batch_size", "device", "selfcheck", "buffer_gb", "force"}
+        """Return the settings that decide what is in the store, apart from its sites."""
+        free = {"store", "layers", "sites", "batch_size", "device", "selfcheck"}
+        free |= {"buffer_gb", "force"}
         settings = {name: value for name, value in asdict(self).items() if name not in free}
         is_name = self.data == STDLIB or is_hub_id(self.data)
         return settings | {

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ..language.blockcheck import BlockChecks
 from ..language.selfcheck import SelfCheck
 from .plan import Estimate, Plan
 
@@ -18,7 +19,7 @@ class Progress(NamedTuple):
     """Rate of this process since its model began to run"""
 
 
-HarvestEvent = str | Plan | SelfCheck | Estimate | Progress
+HarvestEvent = str | Plan | SelfCheck | BlockChecks | Estimate | Progress
 """A line of text, or a record of one kind."""
 HarvestReport = Callable[[HarvestEvent], None]
 """Function that a harvest calls with each event."""

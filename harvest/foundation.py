@@ -1,6 +1,7 @@
 """What a store holds before any shard: text, weights, geometry and checks of layers."""
 
 import uuid
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -8,21 +9,40 @@ import torch
 from torch import Tensor
 
 from ..errors import HarvestError
-from ..language.capture import Call, Capture
+from ..language.blockcheck import (
+    BlockChecks,
+    KnownBlock,
+    KnownMlp,
+    require_derivation,
+    require_residual,
+    understand_block,
+)
+from ..language.capture import Capture, Seen
 from ..language.causal import require_causal
 from ..language.families import is_supported
-from ..language.selfcheck import SelfCheck, require_derivable, require_understood, understand
+from ..language.selfcheck import (
+    LayerCheck,
+    SelfCheck,
+    Understood,
+    require_derivable,
+    require_understood,
+    understand,
+)
 from ..language.tokenizer import tokenizer_facts
+from ..sites import Site
 from ..store.arrays import itemsize
 from ..store.manifest import Manifest, held_out_shards
+from ..store.site_facts import OWNER, SiteFacts, module_place, needed_modules
 from ..store.write.writer import StoreWriter
 from ..version import __version__
+from .chosen import deriving, facts_of
 from .config import HarvestConfig
 from .corpus.corpus import open_corpus
 from .corpus.packing import Packed, fingerprint, first_text, pack
 from .events import HarvestReport
-from .loop import Pass
-from .plan import n_sites, shard_seqs
+from .forward import BatchSize
+from .hooks import Hooks
+from .plan import shard_seqs
 from .target import Target
 
 SAMPLE_TOKENS = 4096
@@ -40,14 +60,21 @@ class Text(NamedTuple):
 
 
 class Foundation(NamedTuple):
-    """What a store keeps of some layers besides their activations."""
+    """What a store keeps of some sites besides their activations."""
 
-    facts: dict[int, dict[str, Any]]
-    """Entries of the manifest"""
-    weights: dict[int, dict[str, Tensor]]
-    """Parameters by name"""
-    sample: dict[int, tuple[Tensor, Tensor]]
-    """Some x and y"""
+    sites: dict[Site, SiteFacts]
+    """Sites of the manifest"""
+    facts: dict[str, dict[str, Any]]
+    """Facts of their modules, such as 12.attention"""
+    weights: dict[str, dict[str, Tensor]]
+    """Parameters by module and name"""
+    sample: dict[Site, Tensor]
+    """Some activations"""
+
+    def of(self, sites: Collection[Site]) -> "Foundation":
+        """Return what is kept of some sites; modules are kept whole."""
+        facts = {site: self.sites[site] for site in sites}
+        return self._replace(sites=facts, sample={site: self.sample[site] for site in sites})
 
 
 def read_text(
@@ -88,73 +115,136 @@ def sample_seqs(n_ctx: int) -> int:
 
 def look_into(
     config: HarvestConfig,
-    model: Any,
-    run: Pass,
+    hooks: Hooks,
+    batch: BatchSize,
     *,
     tokens: Tensor,
+    report: HarvestReport,
+    there: Mapping[Site, SiteFacts] | None = None,
 ) -> Foundation:
     """Read the geometry and the weights of some layers and recompute the first sequences with them.
 
     Args:
         config: the request.
-        model: language model of transformers.
-        run: pass with hooks on those layers; its report is called with the `SelfCheck`.
+        hooks: places of the sites in the model.
+        batch: sequences of a forward pass.
         tokens: the first sequences, [n, n_ctx].
+        report: is called with the `SelfCheck`, and with the `BlockChecks` if there are any.
+        there: sites that the store has already.
 
     Raises:
         HarvestError: a layer is not understood and has to be, or its activations are not finite.
     """
-    calls, sample = run.batch.fitting(lambda n: _first_look(run.capture, tokens, n), run.report)
-    keep = config.keep_nonfinite and config.outputs == "store"  # y is derived from checked layers
-    found = {
-        site.layer: understand(model, site, calls[site.layer], keep_nonfinite=keep)
-        for site in run.capture.sites
-    }
-    if config.dtype == "float16":
-        _require_float16(sample)
-    check = SelfCheck({layer: each.check for layer, each in found.items()})
-    run.report(check)
-    if config.selfcheck and is_supported(model.config):
-        require_understood(check)
-    if config.outputs == "derive":
-        require_derivable(check)
-    unknown = [n for n, one in check.layers.items() if one.finite and not one.passed]
-    require_causal(run.capture, tokens[0], unknown)
+    with hooks.first_look() as capture:
+        seen, sample = batch.fitting(
+            lambda n: _first_look(capture, hooks.sites, tokens, n, config.dtype), report
+        )
+        known = _understand(config, hooks, seen)
+        if config.dtype == "float16":
+            _require_float16(sample)
+        _report_checks(config, hooks, known, report)
+        checks = {layer: known[f"{layer}.attention"].check for layer in seen.attention}
+        unknown = [n for n, one in checks.items() if one.finite and not one.passed]
+        require_causal(capture, tokens[0], unknown)
+    widths = {site: values.shape[-1] for site, values in sample.items()}
+    facts = facts_of(hooks.sites, widths, there or {}, config.outputs)
+    for module in sorted(deriving(facts)):
+        require_derivation(module, known[module].check if module in known else None)
+    every = {module: about.facts() for module, about in known.items()}
+    needed = needed_modules(facts, every)
     return Foundation(
-        facts={layer: each.facts() for layer, each in found.items()},
-        weights={layer: each.weights for layer, each in found.items()},
+        sites=facts,
+        facts={module: every[module] for module in sorted(needed, key=module_place)},
+        weights={module: known[module].weights for module in needed},
         sample=sample,
     )
 
 
+Known = Understood | KnownMlp | KnownBlock
+"""What is known of a module."""
+
+
+def _understand(config: HarvestConfig, hooks: Hooks, seen: Seen) -> dict[str, Known]:
+    """Return what is known of the modules of all layers, as 12.attention."""
+    keep = config.keep_nonfinite and config.outputs == "store"  # derived by checked layers alone
+    known: dict[str, Known] = {}
+    for site in hooks.attention:
+        found = understand(hooks.model, site, seen.attention[site.layer], keep_nonfinite=keep)
+        known[f"{site.layer}.attention"] = found
+    for layer, block in hooks.blocks.items():
+        mine = {site.name: each for site, each in seen.sites.items() if site.layer == layer}
+        call = seen.blocks[layer]
+        mlp, sums = understand_block(hooks.model, block, call, mine, keep_nonfinite=keep)
+        known |= {} if mlp is None else {f"{layer}.mlp": mlp}
+        known[f"{layer}.block"] = sums
+    return known
+
+
+def _report_checks(
+    config: HarvestConfig, hooks: Hooks, known: Mapping[str, Known], report: HarvestReport
+) -> None:
+    """Report the checks; raise HarvestError where a layer is not understood and has to be."""
+    checks: dict[str, dict[int, LayerCheck]] = {"attention": {}, "mlp": {}, "block": {}}
+    for module, about in known.items():
+        layer, _, kind = module.partition(".")
+        checks[kind][int(layer)] = about.check
+    if checks["attention"]:
+        report(SelfCheck(checks["attention"]))
+    if config.selfcheck and is_supported(hooks.model.config):
+        require_understood(SelfCheck(checks["attention"]))
+    if config.outputs == "derive":
+        require_derivable(SelfCheck(checks["attention"]))
+    if hooks.blocks:
+        with_stream = {site.layer for site in hooks.sites if site.name.startswith("resid")}
+        streams = {n: check for n, check in checks["block"].items() if n in with_stream}
+        report(BlockChecks(checks["mlp"], streams))
+        if config.selfcheck:
+            require_residual(streams)
+
+
 def _first_look(
-    capture: Capture, tokens: Tensor, n_seqs: int
-) -> tuple[dict[int, Call], dict[int, tuple[Tensor, Tensor]]]:
-    """Run batches of n_seqs sequences; return the first one's calls, and x and y of all tokens."""
+    capture: Capture, sites: Collection[Site], tokens: Tensor, n_seqs: int, dtype: str
+) -> tuple[Seen, dict[Site, Tensor]]:
+    """Run batches of n_seqs sequences; return what was seen of the first, and a sample of all."""
     first, *rest = tokens.split(n_seqs)
-    calls = capture.calls(first)
-    sample = {layer: (call.x, call.y) for layer, call in calls.items()}
-    if rest:
-        parts = [sample, *map(capture.run, rest)]
-        sample = {layer: _joined([part.pop(layer) for part in parts]) for layer in calls}
-    return calls, sample
+    seen = capture.see(first)
+    parts = [loudest(seen.sites, sites, dtype)]
+    parts += (loudest(capture.run(some), sites, dtype) for some in rest)
+    return seen, {site: torch.stack([part[site] for part in parts]) for site in sites}
 
 
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    x, y = zip(*parts, strict=True)
-    return torch.cat(x), torch.cat(y)
+def loudest(
+    found: Mapping[Site, Tensor], sites: Collection[Site], dtype: str
+) -> dict[Site, Tensor]:
+    """Return the largest finite absolute value of every channel, [width], by site.
+
+    Those of all batches give the same scales of int8's channels as the activations themselves. For
+    int8 the values are shares of their token, but for attention's: a few first tokens have a
+    residual stream a hundred times as long as others', nearly all of it in two channels.
+    """
+    largest = {}
+    for site in sites:
+        values = found[site].detach().flatten(0, 1)
+        if dtype == "int8" and OWNER[site.name] != "attention":
+            values = values / values.norm(dim=-1, keepdim=True, dtype=torch.float32)
+        sizes = values.abs()
+        largest[site] = torch.where(sizes.isfinite(), sizes, 0).amax(dim=0)
+    return largest
 
 
-def _require_float16(sample: dict[int, tuple[Tensor, Tensor]]) -> None:
-    """Raise HarvestError if the first activations do not fit float16; later ones may still not."""
+def _require_float16(sample: dict[Site, Tensor]) -> None:
+    """Raise HarvestError if the first activations do not fit float16; later ones may still not.
+
+    Args:
+        sample: sizes of some activations, by site.
+    """
     largest = torch.finfo(torch.float16).max
-    for layer, (x, y) in sample.items():
-        for what, values in (("input", x), ("output", y)):
-            if (found := float(values.abs().max())) > largest:
-                raise HarvestError(
-                    f"layer {layer}: its {what} reaches {found:.3g}, and float16 ends at "
-                    f"{largest:,.0f}: use --dtype bfloat16"
-                )
+    for site, values in sample.items():
+        if (found := float(values.abs().max())) > largest:
+            raise HarvestError(
+                f"{site} reaches {found:.3g}, and float16 ends at {largest:,.0f}: use --dtype "
+                "bfloat16"
+            )
 
 
 def create_from_sample(
@@ -167,22 +257,23 @@ def create_from_sample(
     """Create a store with its text and its first layers."""
     return StoreWriter.create(
         config.store,
-        _manifest(config, target, model, text, foundation.facts),
+        _manifest(config, target, model, text, foundation),
         tokens=text.packed.tokens,
         documents=text.packed.documents,
         document_names=text.packed.names,
-        weights=foundation.weights,
+        modules=foundation.weights,
         sample=foundation.sample,
         buffer_bytes=config.buffer_bytes,
     )
 
 
 def add_to_store(config: HarvestConfig, foundation: Foundation) -> StoreWriter:
-    """Create new layers of a finished store."""
-    return StoreWriter.add_layers(
+    """Create new sites of a finished store."""
+    return StoreWriter.add_sites(
         config.store,
-        layers=foundation.facts,
-        weights=foundation.weights,
+        foundation.sites,
+        foundation.facts,
+        modules=foundation.weights,
         sample=foundation.sample,
         buffer_bytes=config.buffer_bytes,
     )
@@ -193,11 +284,11 @@ def _manifest(
     target: Target,
     model: Any,
     text: Text,
-    layers: dict[int, dict[str, Any]],
+    foundation: Foundation,
 ) -> Manifest:
     n_seq, n_ctx = text.packed.tokens.shape
     seq_bytes = n_ctx * target.subject.d_model * itemsize(config.dtype)
-    n_arrays = n_sites(config.outputs) * len(layers)
+    n_arrays = sum(facts.is_stored for facts in foundation.sites.values())
     n_shard_seqs = shard_seqs(n_seq, seq_bytes=seq_bytes, n_arrays=n_arrays)
     return Manifest(
         uuid=str(uuid.uuid4()),
@@ -217,11 +308,10 @@ def _manifest(
         request=config.request(),
         n_seq=n_seq,
         n_ctx=n_ctx,
-        d_model=target.subject.d_model,
         shard_seqs=n_shard_seqs,
         dtype=config.dtype,
         compression=config.compression,
-        outputs=config.outputs,
-        layers=layers,
+        sites=foundation.sites,
+        modules=foundation.facts,
         held_out_shards=held_out_shards(n_seq, n_shard_seqs),
     )

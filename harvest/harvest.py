@@ -5,18 +5,20 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import BegunError, DamageError, HarvestError, StoreError
-from ..store.folder import is_begun, is_complete, repair_command, require_free
+from ..sites import Site
+from ..store.folder import is_begun, is_complete, repair_command, require_free, site_options
 from ..store.layers import spell_layers
 from ..store.locks.lock import require_conditions
 from ..store.manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..store.places import Place
 from ..store.read.reader import ActivationStore
+from ..store.spelling import layers_of, names_of, spell_sites
 from .config import HarvestConfig
 from .events import HarvestReport
 from .forward import free_memory
 from .plan import Plan, require_same_request
 from .processes import this_process, wait_for_main
-from .target import asked_layers
+from .target import asked_sites
 from .ways import harvest_more, harvest_new, harvest_rest, preview, preview_more
 
 
@@ -64,8 +66,8 @@ def harvest(config: HarvestConfig, *, report: HarvestReport = lambda event: None
     started = time.perf_counter()
     if not this_process().is_main:
         wait_for_main(lambda: _is_created(config), report)
-    while (rate := _harvest_or_join(config, report)) is None:
-        pass
+    while (rate := _harvest_or_join(config, report)) is None or not _is_created(config):
+        pass  # or it was unfinished without some sites, which had been removed
     store = ActivationStore.open(config.store)
     _report_outliers(store, report)
     return HarvestResult(
@@ -75,7 +77,7 @@ def harvest(config: HarvestConfig, *, report: HarvestReport = lambda event: None
         n_seq=store.manifest.n_seq,
         n_tokens=store.manifest.n_seq * store.manifest.n_ctx,
         n_bytes=store.total_bytes,
-        nonfinite_layers=[layer for layer in store.layers if store.n_nonfinite(layer)],
+        nonfinite_layers=layers_of(filter(store.n_nonfinite, store.sites)),
         seconds=time.perf_counter() - started,
         tokens_per_second=rate,
     )
@@ -95,12 +97,12 @@ def plan_harvest(config: HarvestConfig, *, report: HarvestReport = lambda event:
         return preview(config, report)
     plan = _planned(config.store)
     require_same_request(config.store, plan.request, config.request())
-    asked, finished = asked_layers(config, plan), _finished_layers(config.store)
+    asked, finished = asked_sites(config, plan), _finished_sites(config.store)
     if not finished:
-        _require_same_layers(config, plan, asked)
-    new = [layer for layer in asked if layer not in finished]
+        _require_same_sites(config, plan, asked)
+    new = [site for site in asked if site not in finished]
     if not new:
-        raise HarvestError(f"{config.store} has layers {spell_layers(asked)}: nothing to harvest")
+        raise HarvestError(f"{config.store} has {spell_sites(asked)}: nothing to harvest")
     return preview_more(config, plan, new, report)
 
 
@@ -115,7 +117,7 @@ def stored_request(store: Place) -> dict[str, Any]:
     manifest = _planned(store)
     known = {field.name for field in fields(HarvestConfig)}
     request = {name: value for name, value in manifest.request.items() if name in known}
-    return request | {"layers": spell_layers(sorted(manifest.layers))}
+    return request | {"layers": spell_layers(manifest.layers)}
 
 
 def _harvest_or_join(config: HarvestConfig, report: HarvestReport) -> float | None:
@@ -136,20 +138,20 @@ def _harvest(config: HarvestConfig, report: HarvestReport) -> float:
         return harvest_new(config, report)
     plan = _planned(config.store)
     require_same_request(config.store, plan.request, config.request())
-    asked = asked_layers(config, plan)
+    asked = asked_sites(config, plan)
     if not is_complete(config.store):
-        _require_same_layers(config, plan, asked)
+        _require_same_sites(config, plan, asked)
         return harvest_rest(config, report)
-    finished = _finished_layers(config.store)
-    new = [layer for layer in asked if layer not in finished]
+    finished = _finished_sites(config.store)
+    new = [site for site in asked if site not in finished]
     if not _is_whole(config.store, report):
-        _require_same_layers(config, plan, asked)
+        _require_same_sites(config, plan, asked)
         return harvest_rest(config, report)
     if not new:
         report(f"{config.store} is already complete")
         return 0.0
-    if set(plan.layers) != finished:  # new layers are being added
-        _require_same_layers(config, plan, sorted({*asked, *finished}))
+    if set(plan.sites) != finished:  # new sites are being added
+        _require_same_sites(config, plan, [*asked, *finished])
         return harvest_rest(config, report)
     return harvest_more(config, plan, new, report)
 
@@ -159,17 +161,17 @@ def _planned(store: Place) -> Manifest:
     return read_manifest(store / (PLAN if is_begun(store) else MANIFEST))
 
 
-def _finished_layers(store: Place) -> set[int]:
-    """Return the layers that a complete store has; none if it is unfinished."""
-    return set(read_manifest(store / MANIFEST).layers) if is_complete(store) else set()
+def _finished_sites(store: Place) -> set[Site]:
+    """Return the sites that a complete store has; none if it is unfinished."""
+    return set(read_manifest(store / MANIFEST).sites) if is_complete(store) else set()
 
 
 def _is_created(config: HarvestConfig) -> bool:
-    """Whether the store is there and all layers asked for are in its plan."""
+    """Whether the store is there and all sites asked for are in its plan."""
     if not is_begun(config.store) and not is_complete(config.store):
         return False
     plan = _planned(config.store)
-    return set(asked_layers(config, plan)) <= set(plan.layers)
+    return set(asked_sites(config, plan)) <= set(plan.sites)
 
 
 def _is_whole(store: Place, report: HarvestReport) -> bool:
@@ -186,20 +188,22 @@ def _is_whole(store: Place, report: HarvestReport) -> bool:
     return True
 
 
-def _require_same_layers(config: HarvestConfig, plan: Manifest, asked: list[int]) -> None:
-    """Raise HarvestError unless the layers asked for are those of an unfinished store."""
-    begun = sorted(plan.layers)
-    if asked != begun:
+def _require_same_sites(config: HarvestConfig, plan: Manifest, asked: list[Site]) -> None:
+    """Raise HarvestError unless the sites asked for are those of an unfinished store.
+
+    They are compared as they are asked for, by layers and names: some may have been removed.
+    """
+    if layers_of(asked) != plan.layers or set(names_of(asked)) != set(names_of(plan.sites)):
         raise HarvestError(
-            f"{config.store} is unfinished with layers {spell_layers(begun)}, and layers "
-            f"{spell_layers(asked)} are asked for: finish it with --layers {spell_layers(begun)}, "
-            "then add others, or choose another --store"
+            f"{config.store} is unfinished with {spell_sites(plan.sites)}, and what is asked for "
+            f"is {spell_sites(asked)}: finish it with "
+            f"{site_options(list(plan.sites))}, then add others, or choose another --store"
         )
 
 
 def _report_outliers(store: ActivationStore, report: HarvestReport) -> None:
     """HarvestReport the largest scale of int8, and how many tokens have NaN or Inf."""
-    scales = {site: found for layer in store.layers for site, found in store.scales(layer).items()}
+    scales = {site: found for site in store.sites if (found := store.scales(site)) is not None}
     if scales:
         site = max(scales, key=lambda name: scales[name].largest / (scales[name].mean or 1))
         mean, largest = scales[site]
@@ -207,5 +211,5 @@ def _report_outliers(store: ActivationStore, report: HarvestReport) -> None:
             f"int8: the largest scale is {largest:.3g}, {largest / (mean or 1):.3g} times the mean "
             f"({site}); a token's values are rounded to whole multiples of its scale"
         )
-    if n_bad := sum(store.n_nonfinite(layer) for layer in store.layers):
+    if n_bad := sum(map(store.n_nonfinite, store.sites)):
         report(f"{n_bad:,} tokens with NaN or Inf were kept; their layers cannot be trained on")

@@ -23,7 +23,7 @@ class Pass(NamedTuple):
     """Language model with hooks, and how it is run over a shard."""
 
     capture: Capture
-    """Hooks on the layers that are to be written"""
+    """Hooks on the sites that are to be written"""
     batch: BatchSize
     """Sequences of a forward pass"""
     keep_nonfinite: bool
@@ -122,12 +122,12 @@ def _write(
     rows = writer.manifest.shard_rows(shard)
 
     def attempt(n_seqs: int) -> None:
-        watch = Watch(run.capture.model, run.capture.sites, known)
+        watch = Watch(run.capture.model, run.capture.attention, known)
         with writer.shard(shard, keep_nonfinite=run.keep_nonfinite, wait=False) as session:
             for some in _split(rows, n_seqs):
-                calls = run.capture.calls(writer.tokens(some))
-                watch.see(calls, some.start)
-                session.append({layer: (call.x, call.y) for layer, call in calls.items()})
+                seen = run.capture.see(writer.tokens(some))
+                watch.see(seen.attention, some.start)
+                session.append(seen.sites)
                 writer.settle(wait=False)
                 meter.done(len(some), some.stop - rows.start)
             watch.check()

@@ -1,14 +1,17 @@
 """Bytes that a harvest will write, and whether they fit, known before the model runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from ..errors import HarvestError
+from ..sites import Site, spell_site_names
 from ..store.arrays import itemsize
 from ..store.care.info import format_bytes
 from ..store.layers import spell_layers
 from ..store.places import Place, free_disk_bytes, tree_bytes
+from ..store.site_facts import SiteFacts, owner_of
+from .chosen import asked_names, deriving, facts_of
 from .config import HarvestConfig
 
 DEFAULT_MAX_TOKENS = 10_000_000
@@ -25,8 +28,8 @@ TOKEN_BYTES = 8
 """Bytes of a token's id and document."""
 SCALE_BYTES = 4
 """Bytes of a token's scale in an int8 array."""
-NORM_BYTES = 8
-"""Bytes of a token's norms in a layer."""
+NORM_BYTES = 4
+"""Bytes of a token's norm at a site."""
 SUGGESTED_SHARE = 0.9
 """Share of the free disk that a refusal suggests to take."""
 DEFAULT_SHARE = 0.5
@@ -54,7 +57,9 @@ class Plan:
     device: str
     """Device that the model will run on."""
     layers: dict[int, str]
-    """Layers that will be written, with the names of their attention modules."""
+    """Layers that will be written, with the names of the modules that are read there."""
+    sites: list[str]
+    """Sites that will be written, as 12.attn_in."""
     n_ctx: int
     """Tokens in a sequence."""
     n_tokens: int
@@ -73,11 +78,6 @@ class Plan:
     """Share of the corpus that was passed over, if it is more than a tenth; empty if it is not."""
     estimate: Estimate | None = None
     """Time of the harvest, in a dry run with the model's weights on this machine."""
-
-
-def n_sites(outputs: str) -> int:
-    """Return how many of x and y are stored: 1 or 2."""
-    return 1 if outputs == "derive" else 2
 
 
 class Cost(NamedTuple):
@@ -100,14 +100,24 @@ class Cost(NamedTuple):
         return n_tokens if n_tokens >= 2 * n_ctx else 0
 
 
-def cost(n_layers: int, d_model: int, *, dtype: str, outputs: str) -> Cost:
-    """Return the bytes that a store of n_layers takes, before compression."""
-    site_bytes = d_model * itemsize(dtype) + (SCALE_BYTES if dtype == "int8" else 0)
-    activation_bytes = n_sites(outputs) * n_layers * site_bytes
-    token_bytes = activation_bytes + NORM_BYTES * n_layers + TOKEN_BYTES
-    # W_Q, W_K, W_V and W_O in float32, if all are square
-    fixed_bytes = 4 * n_layers * d_model * d_model * itemsize("float32")
-    return Cost(activation_bytes, token_bytes, fixed_bytes)
+def cost(facts: Mapping[Site, SiteFacts], *, dtype: str, d_mlp: int) -> Cost:
+    """Return the bytes that some sites take, before compression.
+
+    Args:
+        facts: what the manifest says of them.
+        dtype: of the activations that are stored.
+        d_mlp: neurons of a layer's MLP.
+    """
+    scale = SCALE_BYTES if dtype == "int8" else 0
+    widths = [about.width for about in facts.values() if about.is_stored]
+    activation_bytes = sum(width * itemsize(dtype) + scale for width in widths)
+    token_bytes = activation_bytes + NORM_BYTES * len(facts) + TOKEN_BYTES
+    d_model = max(about.width for about in facts.values())
+    # W_Q, W_K, W_V and W_O if all are square; gate, up and down; four norms with biases
+    weights = {"attention": 4 * d_model**2, "mlp": 3 * d_model * d_mlp, "block": 8 * d_model}
+    modules = {owner_of(site) for site in facts} | deriving(facts)
+    n_weights = sum(weights[module.partition(".")[2]] for module in modules)
+    return Cost(activation_bytes, token_bytes, n_weights * itemsize("float32"))
 
 
 class Sizes:
@@ -119,30 +129,47 @@ class Sizes:
         layers: dict[int, str],
         d_model: int,
         *,
-        there: Sequence[int] | None = None,
+        sites: Iterable[Site] | None = None,
+        known: Mapping[Site, SiteFacts] | None = None,
+        d_mlp: int | None = None,
+        there: Sequence[Place] | None = None,
     ) -> None:
         """Measure the free disk.
 
         Args:
             config: the request.
-            layers: layers to be written, with the names of their attention modules.
+            layers: layers to be written, with the names of the modules that are read there.
             d_model: width of an activation.
-            there: layers whose bytes in the store are overwritten, or count towards what is to be
+            sites: sites to be written; None: all that the request means.
+            known: sites that the store has besides.
+            d_mlp: neurons of a layer's MLP; None: four times the width.
+            there: folders whose bytes in the store are overwritten, or count towards what is to be
                 written; None: all that is there.
         """
         self._config = config
         self._layers = layers
-        self._d_model = d_model
+        self._d_model, self._d_mlp = d_model, d_mlp or 4 * d_model
+        self._known = known or {}
+        self._sites = self._asked_sites(config.outputs) if sites is None else list(sites)
         self.cost = self._cost()
         free = free_disk_bytes(config.store)
-        rooms = [config.store]
-        if there is not None:
-            rooms = [config.store / room / str(n) for room in ("layers", "weights") for n in there]
+        rooms = [config.store] if there is None else there
         self.free_bytes = None if free is None else free + sum(map(tree_bytes, rooms))
 
-    def _cost(self, n_layers: int | None = None, **changes: str) -> Cost:
-        kept = {"dtype": self._config.dtype, "outputs": self._config.outputs} | changes
-        return cost(n_layers or len(self._layers), self._d_model, **kept)
+    def _asked_sites(self, outputs: str) -> list[Site]:
+        names = asked_names(self._config.sites, outputs)
+        return [Site(layer, name) for layer in self._layers for name in names]
+
+    def _cost(
+        self, n_layers: int | None = None, *, dtype: str | None = None, outputs: str | None = None
+    ) -> Cost:
+        """Return what the sites cost, or those of the first layers, or kept in another way."""
+        layers = sorted(self._layers)[:n_layers]
+        sites = self._sites if outputs is None else self._asked_sites(outputs)
+        some = [site for site in sites if site.layer in layers]
+        widths = dict.fromkeys(some, self._d_model)
+        facts = facts_of(some, widths, self._known, outputs or self._config.outputs)
+        return cost(facts, dtype=dtype or self._config.dtype, d_mlp=self._d_mlp)
 
     def max_tokens(self) -> int:
         """Return how many tokens to harvest at most, in whole sequences.
@@ -167,7 +194,9 @@ class Sizes:
         )
 
     def _n_layers(self) -> str:
-        return f"{len(self._layers)} layer{'' if len(self._layers) == 1 else 's'}"
+        words = f"{len(self._layers)} layer{'' if len(self._layers) == 1 else 's'}"
+        names = spell_site_names({site.name for site in self._sites})
+        return words if names == "attn" else f"{words} ({names})"
 
     def _whole(self, n_tokens: int) -> int:
         return n_tokens // self._config.n_ctx * self._config.n_ctx
@@ -258,6 +287,7 @@ class Sizes:
             model=model,
             device=device,
             layers=self._layers,
+            sites=[str(site) for site in self._sites],
             n_ctx=self._config.n_ctx,
             n_tokens=n_tokens,
             n_documents=n_documents,

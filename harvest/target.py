@@ -1,29 +1,45 @@
 """What a harvest runs on, known before any weights are loaded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import HarvestError
 from ..language.families import require_attention
 from ..language.subject import Subject
+from ..sites import SITE_GROUPS, Site
 from ..store.layers import choose_layers
 from ..store.manifest import Manifest
+from ..store.site_facts import OWNER
+from ..store.spelling import layers_of
+from .chosen import asked_names, is_parallel, left_out, sites_in
 from .config import HarvestConfig
 from .processes import own_devices, this_process
 
 
 class Target(NamedTuple):
-    """A language model, the layers of it that were asked for, and where it is to run."""
+    """A language model, the sites of it that were asked for, and where it is to run."""
 
     subject: Subject
-    layers: list[int]
-    """Layers that were asked for"""
+    sites: list[Site]
+    """Sites that were asked for, those that give others among them"""
     devices: list[str]
     """GPUs of this process, or the CPU"""
 
-    def named(self, layers: Sequence[int]) -> dict[int, str]:
-        """Return some layers with the names of their attention modules."""
-        return {layer: self.subject.attention[layer] for layer in layers}
+    @property
+    def layers(self) -> list[int]:
+        """Layers of the sites."""
+        return layers_of(self.sites)
+
+    def only(self, sites: Collection[Site]) -> "Target":
+        """Return the target of some of its sites alone."""
+        return self._replace(sites=[site for site in self.sites if site in sites])
+
+    def named(self) -> dict[int, str]:
+        """Return the layers with the names of their attention modules, or else of their blocks."""
+        if all(OWNER[site.name] == "attention" for site in self.sites):
+            return {layer: self.subject.attention[layer] for layer in self.layers}
+        blocks = self.subject.blocks
+        return {n: blocks[n].name if n in blocks else f"layer {n}" for n in self.layers}
 
     def load(self, layers: Sequence[int], *, dtype: str) -> Any:
         """Load the model as far as the last of some layers."""
@@ -60,17 +76,28 @@ def find_target(
         )
     among = list(subject.attention) if config.layers == "all" else range(subject.n_layers)
     layers = _layers(config.layers, among, where=subject.id)
-    require_attention(subject.found, layers)
-    for line in subject.left_out():
-        report(line)
-    return Target(subject, layers, devices)
+    names = asked_names(config.sites, config.outputs)
+    if set(names) & set(SITE_GROUPS["attn"]):
+        require_attention(subject.found, layers)
+    is_attention = set(names) <= set(SITE_GROUPS["attn"])
+    sites = sites_in(config, {} if is_attention else subject.blocks, layers)
+    for line in (*subject.left_out(), left_out(sites, config)):
+        if line is not None:
+            report(line)
+    return Target(subject, sites, devices)
 
 
-def asked_layers(config: HarvestConfig, manifest: Manifest) -> list[int]:
-    """Return the layers that are asked for, out of those of a store's model."""
+def asked_sites(config: HarvestConfig, manifest: Manifest) -> list[Site]:
+    """Return the sites that are asked for, out of those of a store's model, by layer."""
     model = manifest.model
     among = model.get("attention_layers") or range(model["n_layers"])
-    return _layers(config.layers, among, where=model["id"])
+    if config.layers != "all" and config.sites != "attn":
+        among = range(model["n_layers"])
+    layers = _layers(config.layers, among, where=model["id"])
+    names = asked_names(config.sites, config.outputs)
+    sites = [Site(layer, name) for layer in layers for name in names]
+    lacking = {layer for layer in layers if is_parallel(manifest.modules, layer)}
+    return [site for site in sites if site.name != "resid_mid" or site.layer not in lacking]
 
 
 def _layers(text: str, among: Sequence[int], *, where: str) -> list[int]:

@@ -5,17 +5,19 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import HarvestError
-from ..language.blocks import attention_sites
-from ..language.capture import Capture
-from ..language.selfcheck import require_same_weights
-from ..store.layers import spell_layers
+from ..language.same import require_same_weights
+from ..sites import Site
+from ..store.layered import pair_facts
 from ..store.manifest import Manifest
 from ..store.read.reader import ActivationStore
+from ..store.rooms import own_folders
+from ..store.spelling import spell_sites
 from ..store.write.writer import StoreWriter
 from .config import HarvestConfig
 from .events import HarvestReport
 from .forward import BatchSize
 from .foundation import Text, add_to_store, create_from_sample, look_into, read_text, sample_seqs
+from .hooks import Hooks, find_hooks
 from .loop import Pass, write_shards
 from .plan import TOKEN_BYTES, Plan, Sizes, cost
 from .target import Target, find_target
@@ -26,50 +28,52 @@ def harvest_new(config: HarvestConfig, report: HarvestReport) -> float:
     target, sizes, max_tokens = _find(config, report)
     text, _plan = _read(config, target, sizes, max_tokens, report)
     model = _load(target, target.layers, config.model_dtype, report)
-    with _capture(model, target.layers) as capture:
-        run = _run(config, target, capture, report)
-        n_seqs = sample_seqs(config.n_ctx)
-        foundation = look_into(config, model, run, tokens=text.packed.tokens[:n_seqs])
-        with create_from_sample(config, target, model, text, foundation) as writer:
-            del foundation, text  # the sample, on the model's device, and the token ids
-            return write_shards(writer, run)
+    hooks, batch = find_hooks(config, model, target.sites), _batch_size(config, target)
+    tokens = text.packed.tokens[: sample_seqs(config.n_ctx)]
+    foundation = look_into(config, hooks, batch, tokens=tokens, report=report)
+    with create_from_sample(config, target, model, text, foundation) as writer:
+        del foundation, text  # the sample, on the model's device, and the token ids
+        return _write(config, writer, hooks, batch, report)
 
 
 def harvest_more(
-    config: HarvestConfig, plan: Manifest, layers: list[int], report: HarvestReport
+    config: HarvestConfig, plan: Manifest, sites: list[Site], report: HarvestReport
 ) -> float:
-    """Add layers to a finished store; return tokens per second."""
-    report(f"adding layers {spell_layers(layers)} to {config.store}, of the tokens that it has")
-    target, _plan = _same_target(config, plan, layers, report)
+    """Add sites to a finished store; return tokens per second."""
     store = ActivationStore.open(config.store)
-    known = store.layers[0]
-    model = _load(target, [known, *layers], plan.model["dtype"], report)
-    sites = attention_sites(model, [known])
-    require_same_weights(model, sites, config.store, store.manifest)
-    with _capture(model, layers) as capture:
-        run = _run(config, target, capture, report)
-        tokens = store.tokens(range(min(plan.n_seq, sample_seqs(plan.n_ctx))))
-        foundation = look_into(config, model, run, tokens=tokens)
-        with add_to_store(config, foundation) as writer:
-            del foundation
-            return write_shards(writer, run)
+    target = _same_target(config, plan, sites, report)
+    if not target.sites:
+        report(f"{config.store} has all of them that the model has")
+        return 0.0
+    report(f"adding {spell_sites(target.sites)} to {config.store}, of the tokens that it has")
+    _report_plan(config, plan, target, report)
+    known = [int(name.partition(".")[0]) for name, m in plan.modules.items() if m["weights"]][:1]
+    model = _load(target, [*known, *target.layers], plan.model["dtype"], report)
+    require_same_weights(model, known, config.store, plan)
+    hooks = find_hooks(config, model, target.sites, plan.sites)
+    batch = _batch_size(config, target)
+    tokens = store.tokens(range(min(plan.n_seq, sample_seqs(plan.n_ctx))))
+    foundation = look_into(config, hooks, batch, tokens=tokens, report=report, there=plan.sites)
+    with add_to_store(config, foundation) as writer:
+        del foundation
+        return _write(config, writer, hooks, batch, report)
 
 
 def harvest_rest(config: HarvestConfig, report: HarvestReport) -> float:
     """Finish a store that was created earlier; return tokens per second."""
     with StoreWriter.resume(config.store, buffer_bytes=config.buffer_bytes) as writer:
-        plan, layers = writer.manifest, writer.layers_to_write
-        if not layers:  # others have done it
+        plan = writer.manifest
+        if not writer.sites_to_write:  # others have done it
             writer.finish()
             return 0.0
         n_missing = len(writer.missing_shards())
         report(f"going on: {plan.n_shards - n_missing} of {plan.n_shards} shards are there")
-        target, _plan = _same_target(config, plan, layers, report)
-        model = _load(target, layers, plan.model["dtype"], report)
-        sites = attention_sites(model, layers)
-        require_same_weights(model, sites, config.store, plan)
-        with _capture(model, layers) as capture:
-            return write_shards(writer, _run(config, target, capture, report))
+        target = _same_target(config, plan, writer.sites_to_write, report)
+        _report_plan(config, plan, target, report)
+        model = _load(target, target.layers, plan.model["dtype"], report)
+        require_same_weights(model, target.layers, config.store, plan)
+        hooks = find_hooks(config, model, target.sites, plan.sites)
+        return _write(config, writer, hooks, _batch_size(config, target), report)
 
 
 def preview(config: HarvestConfig, report: HarvestReport) -> Plan:
@@ -88,25 +92,27 @@ def preview(config: HarvestConfig, report: HarvestReport) -> Plan:
         report("the model's weights are not on this machine: how long it takes is not known")
         return plan
     model = _load(target, target.layers, config.model_dtype, report)
-    with _capture(model, target.layers) as capture:
-        run = _run(config, target, capture, report)
-        look_into(config, model, run, tokens=text.packed.tokens[: sample_seqs(config.n_ctx)])
-        return replace(plan, estimate=run.estimate(text.packed.tokens, plan.n_tokens))
+    hooks, batch = find_hooks(config, model, target.sites), _batch_size(config, target)
+    tokens = text.packed.tokens
+    look_into(config, hooks, batch, tokens=tokens[: sample_seqs(config.n_ctx)], report=report)
+    with hooks.capture() as capture:
+        run = Pass(capture, batch, config.keep_nonfinite, report)
+        return replace(plan, estimate=run.estimate(tokens, plan.n_tokens))
 
 
 def preview_more(
-    config: HarvestConfig, manifest: Manifest, layers: Sequence[int], report: HarvestReport
+    config: HarvestConfig, manifest: Manifest, sites: Sequence[Site], report: HarvestReport
 ) -> Plan:
-    """Return what `harvest_rest` or `harvest_more` would write of some layers, without its time."""
-    _target, plan = _same_target(config, manifest, layers, report)
-    return plan
+    """Return what `harvest_rest` or `harvest_more` would write of some sites, without its time."""
+    target = _same_target(config, manifest, sites, report)
+    return _report_plan(config, manifest, target, report)
 
 
 def _find(config: HarvestConfig, report: HarvestReport) -> tuple[Target, Sizes, int]:
     """Find the model; return it, the sizes of a store of it, and how many tokens to take."""
     report(f"looking at {config.model}")
     target = find_target(config, report=report)
-    sizes = Sizes(config, target.named(target.layers), target.subject.d_model)
+    sizes = _sizes(config, target)
     n_tokens = sizes.max_tokens()
     if (default := sizes.default()) is not None:
         report(default)
@@ -133,25 +139,39 @@ def _read(
     return text, plan
 
 
+def _sizes(config: HarvestConfig, target: Target, **there: Any) -> Sizes:
+    subject = target.subject
+    named, d_mlp = target.named(), subject.d_mlp
+    return Sizes(config, named, subject.d_model, sites=target.sites, d_mlp=d_mlp, **there)
+
+
 def _same_target(
-    config: HarvestConfig, manifest: Manifest, layers: Sequence[int], report: HarvestReport
-) -> tuple[Target, Plan]:
-    """Find the model that a store was created with, and check that the disk takes the layers.
+    config: HarvestConfig, manifest: Manifest, sites: Sequence[Site], report: HarvestReport
+) -> Target:
+    """Find the model that a store was created with, and those of some sites that it has.
 
     Args:
         config: the request.
         manifest: manifest of the store, or its plan.
-        layers: layers of which something is missing.
-        report: is called with the `Plan`.
+        sites: sites of which something is missing.
+        report: is called with lines.
     """
     report(f"looking at {config.model}")
-    target = find_target(config, store=manifest, report=report)
-    sizes = Sizes(config, target.named(layers), target.subject.d_model, there=layers)
+    return find_target(config, store=manifest, report=report).only(sites)
+
+
+def _report_plan(
+    config: HarvestConfig, manifest: Manifest, target: Target, report: HarvestReport
+) -> Plan:
+    """Report the plan of sites of a store that is there; HarvestError if the disk is too small."""
+    there = own_folders(config.store, manifest, target.sites)
+    known = {site: about for site, about in manifest.sites.items() if site not in target.sites}
+    sizes = _sizes(config, target, there=there, known=known)
     n_tokens = manifest.n_seq * manifest.n_ctx
     sizes.require_room(n_tokens, changeable=False)
     plan = sizes.plan(target.subject.id, n_tokens, device=target.devices[0])
     report(plan)
-    return target, plan
+    return plan
 
 
 def _load(target: Target, layers: Sequence[int], dtype: str, report: HarvestReport) -> Any:
@@ -159,20 +179,27 @@ def _load(target: Target, layers: Sequence[int], dtype: str, report: HarvestRepo
     return target.load(layers, dtype=dtype)
 
 
-def _capture(model: Any, layers: Sequence[int]) -> Capture:
-    return Capture(model, attention_sites(model, list(layers)))
+def _write(
+    config: HarvestConfig,
+    writer: StoreWriter,
+    hooks: Hooks,
+    batch: BatchSize,
+    report: HarvestReport,
+) -> float:
+    """Write all shards that are missing; return tokens per second."""
+    with hooks.capture() as capture:
+        return write_shards(writer, Pass(capture, batch, config.keep_nonfinite, report))
 
 
-def _run(config: HarvestConfig, target: Target, capture: Capture, report: HarvestReport) -> Pass:
-    """Return what it takes to harvest a shard.
+def _batch_size(config: HarvestConfig, target: Target) -> BatchSize:
+    """Return how many sequences are in a forward pass.
 
     Raises:
-        HarvestError: a batch is larger than the buffer of the writer.
+        HarvestError: they are more than the buffer of the writer takes.
     """
-    token_bytes = cost(
-        1, target.subject.d_model, dtype=config.dtype, outputs=config.outputs
-    ).token_bytes
-    seq_bytes = config.n_ctx * (token_bytes - TOKEN_BYTES)  # of a layer
+    facts = pair_facts(0, target.subject.d_model, config.outputs)
+    token_bytes = cost(facts, dtype=config.dtype, d_mlp=0).token_bytes
+    seq_bytes = config.n_ctx * (token_bytes - TOKEN_BYTES)  # of a layer's attention
     most = config.buffer_bytes // (seq_bytes if config.compression == "none" else 2 * seq_bytes)
     if most < (config.batch_seqs or 1):
         raise HarvestError(
@@ -181,5 +208,4 @@ def _run(config: HarvestConfig, target: Target, capture: Capture, report: Harves
             + ("" if most < 1 else f", or --batch-size {most} or less")
         )
     device = target.devices[0]
-    batch = BatchSize(config.batch_seqs, n_ctx=config.n_ctx, device=device, most=most)
-    return Pass(capture, batch, config.keep_nonfinite, report)
+    return BatchSize(config.batch_seqs, n_ctx=config.n_ctx, device=device, most=most)

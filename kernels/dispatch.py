@@ -132,7 +132,10 @@ def sparse_topk_attention(
     scale: float,
     select: str = "relu",
     window: int | None = None,
+    chunk: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
+    gate: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Attend with scalar value heads and keep the top_k heads of every token.
@@ -140,7 +143,8 @@ def sparse_topk_attention(
     z_pre[b, t, i] = sum_{s <= t} softmax_s(scale * <q[b, t, h], k[b, s, h]>) * v[b, s, i]
     score[b, t, i] = select(z_pre[b, t, i]) * w_o_norm[i],   h = i // (n_ov_heads // n_qk_heads)
 
-    Gradients flow to q, k and v through the kept heads alone. Tensors need not be contiguous.
+    With sinks, exp(sinks[h]) is in the denominator of the softmax too. Gradients flow to q, k, v,
+    sinks and gate through the kept heads alone. Tensors need not be contiguous.
 
     Args:
         q, k: rotated queries and keys, [batch, seq, n_qk_heads, d_qk_head].
@@ -150,7 +154,10 @@ def sparse_topk_attention(
         scale: multiplies the scores, usually d_qk_head ** -0.5.
         select: "relu" keeps the largest positive z_pre, "abs" the largest in size.
         window: a query sees itself and the window - 1 positions before it; None sees all before.
+        chunk: a query sees the keys of its own chunk of so many positions; None sees all before.
         softcap: scores become softcap * tanh(scores / softcap) before the softmax.
+        sinks: score of what each QK head attends to besides, which has no value, [n_qk_heads].
+        gate: factors of z_pre, not negative, [batch, seq, n_ov_heads]; None is 1.
         backend: "auto", "torch", "triton" or "reference".
 
     Returns:
@@ -166,22 +173,57 @@ def sparse_topk_attention(
     activation.
     """
     _check_attention(q, k, v, w_o_norm)
-    n_ov_heads = v.shape[2]
+    _check_extras(q, v, sinks, gate)
+    _check_options(v.shape[2], top_k, select, window=window, softcap=softcap, chunk=chunk)
+    batch, seq, n_qk_heads, width = q.shape
+    factor = None if gate is None else gate.detach()
+    if chunk is not None and chunk < seq:  # the chunks are sequences of their own
+        q, k, v = (_in_chunks(t, chunk) for t in (q, k, v))
+        factor = None if factor is None else _in_chunks(factor, chunk)
+    there = (option is not None for option in (window, softcap, sinks, gate))
+    kind = AttentionKind(
+        q.device, q.dtype, width, v.shape[2] // n_qk_heads, v.shape[2], select, *there
+    )
+    path, norm, score = _path_for(backend, kind), w_o_norm.detach(), Score(scale, softcap, window)
+    with torch.cuda.device_of(q), torch.autocast(q.device.type, enabled=False):
+        acts, ids = path.sparse_topk_attention(q, k, v, norm, top_k, select, score, sinks, factor)
+    acts, ids = (t.reshape(batch, -1, top_k)[:, :seq] for t in (acts, ids))
+    if gate is not None:  # is 1; what it is divided by gets no gradient
+        kept = gate.gather(-1, ids.long()).clamp_min(torch.finfo(gate.dtype).tiny)
+        acts = acts * (kept / kept.detach())
+    return acts, ids
+
+
+def _check_options(n_ov_heads: int, top_k: int, select: str, **options: float | None) -> None:
+    """Raise ValueError unless options of the attention are in their ranges."""
     if not 1 <= top_k <= n_ov_heads:
         raise ValueError(f"top_k is {top_k}; allowed: 1..{n_ov_heads} (n_ov_heads)")
     if select not in SELECTIONS:
         raise ValueError(f"select is {select!r}; allowed: {', '.join(SELECTIONS)}")
-    if window is not None and window < 1:
-        raise ValueError(f"window is {window}; allowed: 1 or more, or None")
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap is {softcap}; allowed: above 0, or None")
-    _batch, _seq, n_qk_heads, width = q.shape
-    options = (select, window is not None, softcap is not None)
-    kind = AttentionKind(q.device, q.dtype, width, n_ov_heads // n_qk_heads, n_ov_heads, *options)
-    path, norm, score = _path_for(backend, kind), w_o_norm.detach(), Score(scale, softcap, window)
-    with torch.cuda.device_of(q), torch.autocast(q.device.type, enabled=False):
-        acts, ids = path.sparse_topk_attention(q, k, v, norm, top_k, select, score)
-    return acts, ids
+    for name, value in options.items():
+        least = "above 0" if name == "softcap" else "1 or more"
+        if value is not None and (value <= 0 or (value < 1 and name != "softcap")):
+            raise ValueError(f"{name} is {value}; allowed: {least}, or None")
+
+
+def _check_extras(q: Tensor, v: Tensor, sinks: Tensor | None, gate: Tensor | None) -> None:
+    """Raise ValueError unless sinks and gate fit the rest."""
+    for name, extra, shape in (("sinks", sinks, q.shape[2:3]), ("gate", gate, v.shape)):
+        if extra is None:
+            continue
+        if extra.shape != shape or not extra.is_floating_point() or extra.device != q.device:
+            raise ValueError(
+                f"{name} must be {list(shape)}, floating, on {q.device}; it is "
+                f"{list(extra.shape)}, {extra.dtype}, on {extra.device}"
+            )
+
+
+def _in_chunks(t: Tensor, size: int) -> Tensor:
+    """Return a tensor [batch, seq, ...] as chunks, [batch * chunks, size, ...], the last padded."""
+    short = -t.shape[1] % size
+    t = torch.cat([t, t.new_zeros(t.shape[0], short, *t.shape[2:])], dim=1) if short else t
+    chunks: Tensor = t.unflatten(1, (-1, size)).flatten(0, 1)
+    return chunks
 
 
 def sparse_decode(acts: Tensor, ids: Tensor, W_O: Tensor, *, backend: str = "auto") -> Tensor:

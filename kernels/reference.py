@@ -2,6 +2,8 @@
 
     pattern[b, h, t, s] = softmax over s <= t of scale * <q[b, t, h], k[b, s, h]>
     z_pre[b, t, i]  = sum_s pattern[b, h, t, s] * v[b, s, i],   h = i // (n_ov_heads // n_qk_heads)
+        with sinks, exp(sinks[h]) is in the denominator of the softmax too; with a gate, z_pre is
+        multiplied by gate[b, t, i]
     acts, ids       = the top_k of z_pre by select(z_pre) * w_o_norm, ids ascending
     y_hat[b, t]     = sum_j acts[b, t, j] * W_O[ids[b, t, j]]
 
@@ -27,6 +29,10 @@ class Score(NamedTuple):
     softcap: float | None = None
     window: int | None = None
 
+    @property
+    def chunk(self) -> None:
+        """Chunk; the operators take each chunk as a sequence of its own."""
+
 
 class Scored(Protocol):
     """A `Score`, or the shape of a layer or of a Lorsa, which has the same options."""
@@ -43,8 +49,14 @@ class Scored(Protocol):
     def window(self) -> int | None:
         """Window: a query sees itself and the window - 1 positions before it; None sees all."""
 
+    @property
+    def chunk(self) -> int | None:
+        """Chunk: a query sees the keys of its own chunk of so many positions; None sees all."""
 
-def attention_pattern(q: Tensor, k: Tensor, by: Scored, at: Tensor | None = None) -> Tensor:
+
+def attention_pattern(
+    q: Tensor, k: Tensor, by: Scored, at: Tensor | None = None, sinks: Tensor | None = None
+) -> Tensor:
     """Return the causal softmax pattern of every QK head.
 
     Args:
@@ -52,23 +64,51 @@ def attention_pattern(q: Tensor, k: Tensor, by: Scored, at: Tensor | None = None
         k: rotated keys, [batch, seq, n_qk_heads, d_qk_head].
         by: how scores are made of q and k.
         at: positions of the queries, [n_queries] or [batch, n_queries]; None is 0, 1, ...
+        sinks: score of what each head attends to besides, which has no value, [n_qk_heads], or
+            [batch, n_qk_heads].
 
     Returns:
-        [batch, n_qk_heads, q_pos, k_pos], rows sum to 1, zero where a query may not look.
+        [batch, n_qk_heads, q_pos, k_pos], zero where a query may not look; rows sum to 1, or less
+        with sinks.
     """
     scores = torch.einsum("bthk,bshk->bhts", q, k) * by.scale
     if by.softcap is not None:
         scores = by.softcap * torch.tanh(scores / by.softcap)
     position = torch.arange(k.shape[1], device=q.device)
     at = position[: q.shape[1]] if at is None else at
-    distance = (at[..., None] - position).unsqueeze(-3)  # [..., 1, q_pos, k_pos]
-    hidden = distance < 0
+    unseen = hidden(at, position, by).unsqueeze(-3)  # [..., 1, q_pos, k_pos]
+    scores = scores.masked_fill(unseen, float("-inf"))
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    extra = sinks.to(scores)[..., None, None].expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, extra], dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def hidden(at: Tensor, position: Tensor, by: Scored) -> Tensor:
+    """Return which keys queries may not look at, [..., q_pos, k_pos], bool.
+
+    Args:
+        at: positions of the queries, [..., n_queries].
+        position: positions of the keys, [n_keys].
+        by: how far queries see.
+    """
+    distance = at[..., None] - position
+    unseen = distance < 0
     if by.window is not None:
-        hidden |= distance >= by.window
-    return scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+        unseen |= distance >= by.window
+    if by.chunk is not None:
+        unseen |= at[..., None] // by.chunk != position // by.chunk
+    return unseen
 
 
-def lorsa_attention(q: Tensor, k: Tensor, v: Tensor, by: Scored) -> Tensor:
+def lorsa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    by: Scored,
+    sinks: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> Tensor:
     """Attend causally with scalar value heads that share QK heads in groups.
 
     z_pre[b, t, i] = sum_s pattern[b, h, t, s] v[b, s, i],  h = i // (n_ov_heads // n_qk_heads)
@@ -77,6 +117,8 @@ def lorsa_attention(q: Tensor, k: Tensor, v: Tensor, by: Scored) -> Tensor:
         q, k: rotated queries and keys, [batch, seq, n_qk_heads, d_qk_head].
         v: one scalar per OV head, [batch, seq, n_ov_heads].
         by: how scores are made of q and k.
+        sinks: see `attention_pattern`.
+        gate: factor of each OV head at each token, like v; None is 1.
 
     Returns:
         z before selection, [batch, seq, n_ov_heads].
@@ -84,10 +126,11 @@ def lorsa_attention(q: Tensor, k: Tensor, v: Tensor, by: Scored) -> Tensor:
     Source: He et al. 2025, arXiv:2504.20938; our v is their x W_V^h, our z their head activation.
     """
     batch, seq, n_qk_heads, _width = q.shape
-    pattern = attention_pattern(q, k, by)
+    pattern = attention_pattern(q, k, by, sinks=sinks)
     grouped = v.reshape(batch, seq, n_qk_heads, -1)  # [batch, seq, n_qk_heads, group]
     z = torch.einsum("bhts,bshg->bthg", pattern, grouped)
-    return z.reshape(batch, seq, -1)  # [batch, seq, n_ov_heads]
+    z = z.reshape(batch, seq, -1)  # [batch, seq, n_ov_heads]
+    return z if gate is None else z * gate
 
 
 def select_top_k(
@@ -114,10 +157,18 @@ def select_top_k(
 
 
 def sparse_topk_attention(
-    q: Tensor, k: Tensor, v: Tensor, w_o_norm: Tensor, top_k: int, select: str, score: Score
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w_o_norm: Tensor,
+    top_k: int,
+    select: str,
+    score: Score,
+    sinks: Tensor | None = None,
+    gate: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attend, then keep the top_k heads of every token; see `dispatch.sparse_topk_attention`."""
-    z_pre = lorsa_attention(q, k, v, score)
+    z_pre = lorsa_attention(q, k, v, score, sinks, None if gate is None else gate.detach())
     return select_top_k(z_pre, w_o_norm, top_k=top_k, select=select)
 
 

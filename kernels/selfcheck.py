@@ -40,6 +40,10 @@ class AttentionKind(NamedTuple):
     """Whether there is a window"""
     softcap: bool
     """Whether there is a softcap"""
+    sinks: bool = False
+    """Whether there are sinks"""
+    gate: bool = False
+    """Whether there is a gate"""
 
 
 class DecodeKind(NamedTuple):
@@ -94,23 +98,32 @@ def _compare_attention(path: Any, kind: AttentionKind) -> str | None:
     """Compare acts and gradients with all heads kept, so that no choice hangs on rounding."""
     generator = torch.Generator().manual_seed(0)
     n_ov_heads = N_QK_HEADS * kind.group
-    shapes = [(1, SEQ, N_QK_HEADS, kind.d_qk_head)] * 2 + [(1, SEQ, n_ov_heads)]
-    q, k, v = (torch.randn(shape, generator=generator).to(kind.dtype) for shape in shapes)
+    shapes: list[tuple[int, ...]] = [(1, SEQ, N_QK_HEADS, kind.d_qk_head)] * 2 + [
+        (1, SEQ, n_ov_heads)
+    ]
+    shapes += [(N_QK_HEADS,)] if kind.sinks else []
+    given = [torch.randn(shape, generator=generator).to(kind.dtype) for shape in shapes]
     weight = torch.randn(1, SEQ, n_ov_heads, generator=generator)
 
     norm = torch.ones(n_ov_heads, device=kind.device)
     window, softcap = SEQ // 2 if kind.window else None, 2.0 if kind.softcap else None
     score = Score(kind.d_qk_head**-0.5, softcap, window)
+    gate = torch.rand(1, SEQ, n_ov_heads, generator=generator).to(kind.dtype)
 
-    def run(by: Any, *given: Tensor) -> dict[str, Any]:
-        leaves = [t.to(kind.device, copy=True).requires_grad_() for t in given]
-        acts, _ids = by.sparse_topk_attention(*leaves, norm, n_ov_heads, "abs", score)
+    def run(by: Any, dtype: torch.dtype) -> dict[str, Any]:
+        leaves = [t.to(kind.device, dtype, copy=True).requires_grad_() for t in given]
+        q, k, v = leaves[:3]
+        extras = (
+            leaves[3] if kind.sinks else None,
+            gate.to(kind.device, dtype) if kind.gate else None,
+        )
+        acts, _ids = by.sparse_topk_attention(q, k, v, norm, n_ov_heads, "abs", score, *extras)
         (acts.double() * weight.to(kind.device)).sum().backward()
-        grads: dict[str, Any] = {f"d{name}": t.grad for name, t in zip("qkv", leaves, strict=True)}
+        names = ("dq", "dk", "dv", "dsinks")
+        grads: dict[str, Any] = {name: t.grad for name, t in zip(names, leaves, strict=False)}
         return {"acts": acts.detach(), **grads}
 
-    found = run(path, q, k, v)
-    return _worst(found, run(reference, q.double(), k.double(), v.double()), kind.dtype)
+    return _worst(run(path, kind.dtype), run(reference, torch.float64), kind.dtype)
 
 
 def _compare_selection(path: Any, kind: Kind, n_features: int, select: str) -> str | None:

@@ -154,7 +154,10 @@ class _SparseTopkAttention(torch.autograd.Function):
         top_k: int,
         select: str,
         score: Score,
+        sinks: Tensor | None = None,
+        gate: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        wide = None if sinks is None else sinks.float().contiguous()
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         batch, seq, n_qk_heads, width = q.shape
         n_ov_heads = v.shape[-1]
@@ -169,16 +172,18 @@ class _SparseTopkAttention(torch.autograd.Function):
         for part in chunks:
             n_seq = part.stop - part.start
             triton_kernels.attend_kernel[n_seq * n_qk_heads, triton.cdiv(seq, settings["BLOCK_T"])](
-                q[part], k[part], v[part], scratch, lse[part], seq, n_qk_heads,
+                q[part], k[part], v[part], wide, scratch, lse[part], seq, n_qk_heads,
                 *score, **settings,
             )  # fmt: skip
+            if gate is not None:
+                scratch[:n_seq].mul_(gate[part])
             kept = select_top_k(
                 scratch[:n_seq].view(n_seq * seq, n_ov_heads), norm, top_k=top_k, select=select
             )
             acts[part] = kept[0].view(n_seq, seq, top_k)
             ids[part] = kept[1].view(n_seq, seq, top_k)
         # not rounded: an error of D does not average out in dq and dk
-        ctx.save_for_backward(q, k, v, lse, acts, ids)
+        ctx.save_for_backward(q, k, v, lse, acts, ids, sinks, gate)
         ctx.score, ctx.select = score, select
         ctx.mark_non_differentiable(ids)
         return acts.to(v.dtype), ids
@@ -186,7 +191,7 @@ class _SparseTopkAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, lse, acts, ids = ctx.saved_tensors
+        q, k, v, lse, acts, ids, sinks, gate = ctx.saved_tensors
         score: Score = ctx.score
         batch, seq, n_qk_heads, width = q.shape
         n_ov_heads, top_k = v.shape[-1], ids.shape[-1]
@@ -206,6 +211,9 @@ class _SparseTopkAttention(torch.autograd.Function):
             BLOCK=block,
             BLOCK_J=16,
         )
+        d_sinks = None if sinks is None else _sink_gradient(sinks, lse, ids, sums, group)
+        if gate is not None:
+            d_acts = d_acts * gate.gather(-1, ids.long())
         n_rows = seq * min(1.0, top_k / n_qk_heads)
         dq_settings, dkv_settings = (
             constants(kernel, q.dtype, width, group, n_rows) for kernel in ("dq", "dkv")
@@ -236,7 +244,15 @@ class _SparseTopkAttention(torch.autograd.Function):
                 *inputs, starts, ends, dk[part], dv[part], *sizes, **dkv_settings
             )
             dz.scatter_(-1, heads, 0.0)
-        return dq, dk, dv, None, None, None, None
+        return dq, dk, dv, None, None, None, None, d_sinks, None
+
+
+def _sink_gradient(sinks: Tensor, lse: Tensor, ids: Tensor, sums: Tensor, group: int) -> Tensor:
+    """Return the gradient of the sinks, [n_qk_heads], of D at every kept head, like ids."""
+    d = lse.new_zeros(*ids.shape[:2], len(sinks))
+    d.scatter_(-1, ids.long() // group, sums)  # the kept heads of a QK head have the same D
+    share = (sinks.float()[:, None] - lse).exp()  # [batch, n_qk_heads, seq]
+    return -(share * d.transpose(1, 2)).sum(dim=(0, 2)).to(sinks.dtype)
 
 
 sparse_topk_attention = _SparseTopkAttention.apply

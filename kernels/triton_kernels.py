@@ -1,8 +1,8 @@
 """Triton kernels of the triton_*.py beside it, which say what they are for.
 
 Names as in triton_attention.py: T and S are tiles of positions and of keys, K the width of a QK
-head, G the OV heads of a QK head. Tensors are contiguous. A `window` or `softcap` of None is
-compiled away.
+head, G the OV heads of a QK head. Tensors are contiguous. A `window`, `softcap` or `sinks_ptr` of
+None is compiled away.
 """
 
 import triton
@@ -34,6 +34,7 @@ def attend_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
+    sinks_ptr,
     z_ptr,
     lse_ptr,
     seq,
@@ -63,8 +64,12 @@ def attend_kernel(
         mask=(t < seq)[:, None] & (c < WIDTH)[None, :],
         other=0.0,
     )
-    top = tl.full([BLOCK_T], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_T], tl.float32)
+    if sinks_ptr is None:
+        top = tl.full([BLOCK_T], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_T], tl.float32)
+    else:  # a key before all others, whose value is 0
+        top = tl.zeros([BLOCK_T], tl.float32) + tl.load(sinks_ptr + h)
+        total = tl.full([BLOCK_T], 1.0, tl.float32)
     acc = tl.zeros([BLOCK_T, BLOCK_G], tl.float32)
     low = 0
     if window is not None:

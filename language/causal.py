@@ -25,7 +25,7 @@ def require_causal(capture: Capture, sequence: Tensor, layers: Collection[int]) 
     changed = sequence.clone()
     changed[-1] = sequence[0] if sequence[0] != sequence[-1] else (sequence[-1] + 1) % 2
     one, other = (
-        {layer: y[0, :-1].float() for layer, (_x, y) in capture.run(tokens[None]).items()}
+        {layer: call.y[0, :-1].float() for layer, call in capture.calls(tokens[None]).items()}
         for tokens in (sequence, changed)
     )
     for layer in layers:

@@ -16,22 +16,36 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..errors import AttachError, LanguageModelError
-from .blocks import attention_modules, block_lists, require_usable, why_not
+from .blocks import (
+    Block,
+    attention_modules,
+    block_lists,
+    find_blocks,
+    require_usable,
+    why_not,
+)
 from .traced import ADDED, Found, modules_after
 
 SUPPORTED = (
     "cohere",
     "cohere2",
+    "deepseek_v2",
+    "deepseek_v3",
+    "falcon",
     "gemma",
     "gemma2",
     "gemma3_text",
     "gpt2",
     "gpt_neo",
     "gpt_neox",
+    "gpt_oss",
     "granite",
     "llama",
+    "llama4_text",
     "mistral",
     "mixtral",
+    "mpt",
+    "olmo",
     "olmo2",
     "olmo3",
     "opt",
@@ -41,6 +55,7 @@ SUPPORTED = (
     "qwen2_moe",
     "qwen3",
     "qwen3_moe",
+    "qwen3_next",
     "smollm3",
     "stablelm",
     "starcoder2",
@@ -93,6 +108,18 @@ def attention_of(config: Any) -> dict[int, Found]:
         if error.__cause__ is None:
             raise LanguageModelError(str(error)) from None
     return {i: Found(f"{name}.{i}", ADDED, 1) for name in blocks for i in range(n_layers)}
+
+
+def blocks_of(config: Any) -> dict[int, Block]:
+    """Return the blocks of a model, by layer, from its configuration alone.
+
+    Nothing is returned where it does not run without weights; `find_blocks` tells when they are
+    there.
+    """
+    try:
+        return find_blocks(empty_model(config))
+    except AttachError:
+        return {}
 
 
 def attention_names(found: dict[int, Found]) -> dict[int, str]:

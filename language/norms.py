@@ -4,8 +4,8 @@ Between a head and the logits lie a norm (two, where the attention's output has 
 unembedding; between an embedding and a head's value lies the norm before the attention. Which
 module is which shows in what goes in and out of it, so no model family is spelled out:
 
-    RMS     n(h) = h / sqrt(mean(h^2))                         out = weight * n(h) + bias
-    layer   n(h) = (h - mean(h)) / sqrt(mean((h - mean(h))^2))
+    RMS     n(h) = h / sqrt(mean(h^2) + eps)                   out = weight * n(h) + bias
+    layer   n(h) = c / sqrt(mean(c^2) + eps), c = h - mean(h)
 """
 
 from collections.abc import Iterator
@@ -25,6 +25,8 @@ FEW_TOKENS = 8
 """Tokens that the model runs on to find its norms; only of so few is every norm's output kept."""
 LARGE = 1024.0
 """Root mean square of what a norm is probed with; a power of two, next to which eps is nothing."""
+SMALL = 1e-3
+"""Root mean square of a second probe, whose square is of the size of eps."""
 PROBE_TOLERANCE = 1e-3
 
 
@@ -37,6 +39,8 @@ class Norm(NamedTuple):
     """[d_model], float64"""
     centred: bool
     """Whether n(h) takes the mean off, as LayerNorm does"""
+    eps: float = 0.0
+    """Added to the mean square"""
 
     @classmethod
     def read(cls, module: nn.Module, d_model: int) -> "Norm":
@@ -53,16 +57,24 @@ class Norm(NamedTuple):
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         signs = torch.ones(d_model, device=device)
         signs[1::2] = -1
-        rows = (LARGE * s[None, None] for s in (signs, -signs, signs.abs()))
+        probes = (LARGE * signs, -LARGE * signs, LARGE * signs.abs(), SMALL * signs)
         with torch.no_grad():
-            up, down, flat = (module(row)[0, 0].double() for row in rows)
+            up, down, flat, small = (module(row[None, None])[0, 0].double() for row in probes)
         weight, bias = signs * (up - down) / 2, (up + down) / 2
         centred = not torch.allclose(
             flat, weight + bias, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE
         )
         if centred and not torch.allclose(flat, bias, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE):
             raise LanguageModelError(f"{type(module).__name__} is no norm that is known")
-        return cls(weight, bias, centred)
+        share = float((signs * (small - bias)) @ weight / weight.square().sum().clamp(min=1e-300))
+        eps = SMALL**2 * (1 / share**2 - 1) if share > 0 else 0.0
+        return cls(weight, bias, centred, float(f"{max(eps, 0.0):.4g}"))
+
+    def output(self, h: Tensor) -> Tensor:
+        """Return its output for inputs [..., d_model], in their dtype."""
+        h = self.centre(h)
+        scale = (h.square().mean(dim=-1, keepdim=True) + self.eps).rsqrt()
+        return h * scale * self.weight.to(h) + self.bias.to(h)
 
     def apply(self, h: Tensor) -> Tensor:
         """Return its output for inputs [n, d_model], without its bias."""

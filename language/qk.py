@@ -1,12 +1,110 @@
-"""Queries and keys between projection and score: first the qk-norm, then RoPE."""
+"""Queries and keys between projection and score: the qk-norm, the clip, then RoPE."""
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .geometry import QKNorm, Rope
+from .geometry import Alibi, QKNorm, Rope, Stretch
+
+BIAS = 3
+"""Channels that a linear bias takes: as many bfloat16 numbers are as exact as a float32."""
+
+
+class Shaped(Protocol):
+    """The shape of a layer or of a Lorsa: what is done to its queries and keys."""
+
+    @property
+    def qk_norm(self) -> QKNorm | None:
+        """Norm of queries and keys."""
+
+    @property
+    def clip(self) -> float | None:
+        """Limit of queries and keys, after the norm."""
+
+    @property
+    def rope(self) -> Rope | None:
+        """Rotation, after the limit."""
+
+    @property
+    def stretch(self) -> Stretch | None:
+        """Growth of the queries with their position, after the rotation."""
+
+    @property
+    def alibi(self) -> Alibi | None:
+        """Linear biases of the scores."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the scores."""
+
+
+class Normed(Protocol):
+    """The weights of a layer, or a Lorsa: those of the qk-norm, as `normalise` takes them."""
+
+    @property
+    def q_norm(self) -> Tensor | None:
+        """Factors of the queries."""
+
+    @property
+    def k_norm(self) -> Tensor | None:
+        """Factors of the keys."""
+
+    @property
+    def q_norm_bias(self) -> Tensor | None:
+        """Added to the queries."""
+
+    @property
+    def k_norm_bias(self) -> Tensor | None:
+        """Added to the keys."""
+
+
+def as_scored(q: Tensor, k: Tensor, by: Shaped, of: Normed) -> tuple[Tensor, Tensor]:
+    """Return projected queries and keys as they enter the score.
+
+    Args:
+        q, k: [batch, seq, heads, d_head]; positions are 0..seq - 1.
+        by: the shape of the layer or Lorsa whose they are.
+        of: its weights.
+
+    Returns:
+        q and k, alike; with linear biases of as many heads as q has, and BIAS channels more.
+    """
+    one, other = (of.q_norm, of.q_norm_bias), (of.k_norm, of.k_norm_bias)
+    q, k = (
+        norm_and_rotate(part, norm=by.qk_norm, weight=weight, bias=bias, clip=by.clip, rope=by.rope)
+        for part, (weight, bias) in ((q, one), (k, other))
+    )
+    if by.stretch is not None:
+        q = q * _growth(q, by.stretch)
+    return (q, k) if by.alibi is None else _with_bias(q, k, by.alibi, by.scale)
+
+
+def _growth(q: Tensor, stretch: Stretch) -> Tensor:
+    """Return the factor of queries [batch, seq, heads, d_head] by position, [seq, 1, 1]."""
+    position = torch.arange(q.shape[1], dtype=torch.float32, device=q.device)
+    steps = ((position + stretch.first) / stretch.every).floor()
+    return (1 + stretch.gain * steps.log1p()).to(q.dtype)[:, None, None]
+
+
+def _with_bias(q: Tensor, k: Tensor, alibi: Alibi, scale: float) -> tuple[Tensor, Tensor]:
+    """Return q and k with channels whose product is the bias, so that any attention adds it."""
+    position = torch.arange(k.shape[1], dtype=torch.float32, device=k.device)
+    rest = position[:, None] * torch.tensor(alibi.slopes, device=k.device)  # [seq, heads]
+    if alibi.rounded:
+        rest = rest.bfloat16().float()
+    if alibi.cast is not None:
+        rest = (rest * scale).to(getattr(torch, alibi.cast)).float() / scale
+    if not alibi.scaled:
+        rest = rest / scale
+    parts = []
+    for _ in range(BIAS):  # each is exact in any precision
+        parts.append(rest.bfloat16().float())
+        rest = rest - parts[-1]
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
+    bias = torch.stack(parts, dim=-1).to(k.dtype).expand(len(k), -1, -1, -1)
+    return torch.cat([q, torch.ones_like(bias)], dim=-1), torch.cat([k, bias], dim=-1)
 
 
 def norm_and_rotate(
@@ -15,15 +113,17 @@ def norm_and_rotate(
     norm: QKNorm | None,
     weight: Tensor | None,
     bias: Tensor | None = None,
+    clip: float | None = None,
     rope: Rope | None,
 ) -> Tensor:
-    """Return projected queries or keys as they enter the score.
+    """Return projected queries or keys normalised, limited and rotated.
 
     Args:
         x: [batch, seq, heads, d_head]; positions are 0..seq - 1.
         norm: norm of the queries or keys, if any.
         weight: factor of the norm, [d_head]; where the norm is `by_head`, [heads, d_head].
         bias: what the norm adds, [heads, d_head]; only a norm of kind "layer" may have one.
+        clip: limit of their size, if any.
         rope: rotation, if any.
 
     Returns:
@@ -32,6 +132,8 @@ def norm_and_rotate(
     if norm is not None:
         assert weight is not None
         x = normalise(x, norm, weight, bias)
+    if clip is not None:
+        x = x.clamp(-clip, clip)
     return x if rope is None else rotate(x, rope)
 
 

@@ -22,15 +22,13 @@ import torch
 from torch import Tensor
 
 from ..errors import LanguageModelError
-from ..store.fixed import read_weights as stored_weights
-from ..store.manifest import Manifest
-from ..store.places import Place
-from .attention import LayerWeights, Reading, layer_attention
+from .attention import Reading, layer_attention
 from .blocks import AttentionSite, float32_copy
 from .capture import Call
 from .edit import module_output
-from .readings import Heads, Unreadable, heads_of, readings, weight_readings
-from .rotary import rotary_of
+from .projections import Heads, Unreadable, heads_of
+from .readings import readings
+from .rotary import Rotary, rotary_of
 
 LIMIT = 1e-4
 CHECKED_SEQS = 2
@@ -59,6 +57,15 @@ class LayerCheck(NamedTuple):
         """Whether the layer is understood."""
         return self.error <= LIMIT
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the store's manifest says of the check, as JSON-able data."""
+        return {
+            "passed": self.passed,
+            "error": self.error if math.isfinite(self.error) else None,
+            "noise": self.noise if math.isfinite(self.noise) else None,
+            "reason": self.reason,
+        }
+
 
 class SelfCheck(NamedTuple):
     """Results of the check of all layers."""
@@ -84,17 +91,11 @@ class Understood(NamedTuple):
 
     def facts(self) -> dict[str, Any]:
         """Return what the store's manifest says of the layer, as JSON-able data."""
-        check = self.check
         return {
             "geometry": None if self.reading is None else self.reading.geometry.to_dict(),
             "heads": {"n_heads": self.heads.n_heads, "d_head": self.heads.d_head},
             "weights": sorted(self.weights),
-            "self_check": {
-                "passed": check.passed,
-                "error": check.error if math.isfinite(check.error) else None,
-                "noise": check.noise if math.isfinite(check.noise) else None,
-                "reason": check.reason,
-            },
+            "self_check": self.check.facts(),
         }
 
 
@@ -114,27 +115,27 @@ def understand(
         LanguageModelError: an activation is not finite.
     """
     heads = heads_of(model, site)
-    call = call.of(_rows(call.x))
+    call = call.of(checked_rows(call.x))
     device = next(site.module.parameters()).device
     x, y = (t.to(device, torch.float32) for t in (call.x, call.y))
     if not (x.isfinite().all() and y.isfinite().all()):
         if not keep_nonfinite:
-            raise LanguageModelError(_not_finite(site.layer))
+            raise LanguageModelError(not_finite(site.layer))
         reason = "its activations are not finite"
         return Understood(None, heads, LayerCheck(math.nan, math.nan, finite=False, reason=reason))
     try:
         exact = in_float32(model, site, call, x)
         probes = [_probe(model, site, call.of([0]), x[:1], factor) for factor in PROBES]
     except torch.OutOfMemoryError:
-        raise _no_memory(x) from None
+        raise no_memory(x) from None
     except Exception as error:  # a module that needs more of its model than its arguments
         reason = f"its module cannot be run by itself ({type(error).__name__})"
         return _unknown(heads, math.nan, math.nan, reason)
     noise = difference(y, exact)
     try:
-        reading, distance, odd = _choose(readings(model, site), x, exact, probes)
+        reading, distance, odd = _choose(readings(model, site, call), x, exact, probes)
     except torch.OutOfMemoryError:
-        raise _no_memory(x) from None
+        raise no_memory(x) from None
     except Unreadable as error:
         return _unknown(heads, math.nan, noise, str(error))
     except Exception as error:  # attributes of the known names that mean something else
@@ -170,7 +171,7 @@ def _choose(ways: Iterator[Reading], x: Tensor, exact: Tensor, probes: list["_Pr
     return _Choice(None, best if odd is None else odd.error, odd)
 
 
-def _rows(x: Tensor) -> list[int]:
+def checked_rows(x: Tensor) -> list[int]:
     """Return the sequences to compare: the first ones, and those with the largest inputs."""
     largest = largest_tokens(x).topk(min(CHECKED_SEQS, len(x))).indices.tolist()
     return list(dict.fromkeys([*range(min(CHECKED_SEQS, len(x))), *largest]))
@@ -250,7 +251,8 @@ def require_derivable(check: SelfCheck) -> None:
             )
 
 
-def _not_finite(layer: int) -> str:
+def not_finite(layer: int) -> str:
+    """Return the line that says that a layer's activations are not finite."""
     return (
         f"layer {layer}: its activations are not finite (NaN or Inf from the model); try "
         "--model-dtype float32, check the model with a short prompt, or keep them with "
@@ -258,7 +260,8 @@ def _not_finite(layer: int) -> str:
     )
 
 
-def _no_memory(x: Tensor) -> LanguageModelError:
+def no_memory(x: Tensor) -> LanguageModelError:
+    """Return the error of a GPU that does not take the check of x [n, seq, d_model]."""
     return LanguageModelError(
         f"the GPU's memory does not take the self-check of {len(x)} sequences of {x.shape[1]} "
         "tokens in float32: use a smaller --n-ctx, or a larger GPU"
@@ -280,47 +283,38 @@ def in_float32(model: Any, site: AttentionSite, call: Call, x: Tensor) -> Tensor
     Returns:
         The output, [n, n_ctx, d_model].
     """
-    module = float32_copy(site.module)
+    return module_output(run_again(float32_copy(site.module), call, x, rotary_of(model, site)))
+
+
+def run_again(module: Any, call: Call, x: Tensor, rotary: Rotary | None) -> Any:
+    """Run a float32 module as a call was run, on another input.
+
+    Args:
+        module: a copy of the module that was called.
+        call: how it was run.
+        x: input in float32, [n, n_ctx, d_model], of as many sequences.
+        rotary: what makes its cos and sin, which are made again in float32.
+
+    Returns:
+        Whatever the module returns.
+    """
     args = [_wide(value) for value in call.args[1:]]
     settings = {name: _wide(value) for name, value in call.kwargs.items()}
-    rotary = rotary_of(model, site)
     if settings.get("position_embeddings") is not None and rotary is not None:
         settings["position_embeddings"] = rotary.embeddings(x)
     if not call.args:
         settings["hidden_states"] = x
-        return module_output(module(*args, **settings))
+        return module(*args, **settings)
     settings.pop("hidden_states", None)
-    return module_output(module(x, *args, **settings))
+    return module(x, *args, **settings)
 
 
 def _wide(value: Any) -> Any:
-    """Return an argument of a module, in float32 if it is a floating-point tensor."""
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+    """Return an argument of a module, in float32 if it is a floating-point tensor.
 
-
-def require_same_weights(
-    model: Any, sites: list[AttentionSite], root: Place, manifest: Manifest
-) -> None:
-    """Raise LanguageModelError unless a model's attention weights are those of a store."""
-    for site in sites:
-        theirs = stored_weights(root, manifest, site.layer)
-        if not theirs:
-            continue  # its geometry is unknown, so there are none to compare
-        try:
-            others = [_unlike(mine, theirs) for mine in weight_readings(model, site)]
-        except Unreadable:
-            others = ["kind of attention"]
-        if all(others):
-            raise LanguageModelError(
-                f"{root} was made with another model: layer {site.layer} has another {others[0]}; "
-                "give the model that `lorsa store info` names"
-            )
-
-
-def _unlike(mine: LayerWeights, theirs: dict[str, Tensor]) -> str | None:
-    """Return the name of the first weight that differs, None if none does."""
-    for name, their in theirs.items():
-        our = mine.present().get(name)
-        if our is None or not torch.equal(our.cpu().to(their.dtype), their):
-            return name
-    return None
+    The least number of its precision, by which masks hide keys, becomes that of float32.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    least = torch.finfo(value.dtype).min
+    return value.float().masked_fill(value == least, torch.finfo(torch.float32).min)

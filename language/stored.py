@@ -1,17 +1,22 @@
 """A language model's layers as a store keeps them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..sites import Site
 from ..store.fixed import read_weights
 from ..store.manifest import Manifest
 from ..store.places import Place
-from ..store.read.reader import ActivationStore, Derive
+from ..store.read.reader import ActivationStore
+from ..store.read.stored import Derive
 from .attention import LayerWeights, Reading, layer_attention
+from .block import BlockReading, Derivation
 from .geometry import AttentionGeometry
+from .mlp import MlpGeometry, MlpWeights, layer_mlp
 
 
 def stored_attention(
@@ -35,24 +40,25 @@ def stored_attention(
 
 
 def stored_readings(root: Place, manifest: Manifest) -> dict[int, Reading]:
-    """Return geometry and weights of a store's layers, of those where they are known."""
+    """Return geometry and weights of the attention of a store's layers, where they are known."""
     found = {}
-    for layer, facts in manifest.layers.items():
-        if facts["geometry"] is not None:
+    for layer in manifest.layers:
+        facts = manifest.modules.get(f"{layer}.attention")
+        if facts is not None and facts["geometry"] is not None:
             geometry = AttentionGeometry.from_dict(facts["geometry"])
-            weights = LayerWeights(**read_weights(root, manifest, layer))
+            weights = LayerWeights(**read_weights(root, manifest, f"{layer}.attention"))
             found[layer] = Reading(geometry, weights)
     return found
 
 
 def layer_geometry(layer: int, store: ActivationStore) -> AttentionGeometry:
     """Return the geometry of a stored layer; where it is unknown, plain heads of its sizes."""
-    facts = store.manifest.layers[layer]
+    facts = store.manifest.modules[f"{layer}.attention"]
     if facts["geometry"] is not None:
         return AttentionGeometry.from_dict(facts["geometry"])
     n_heads, d_head = facts["heads"]["n_heads"], facts["heads"]["d_head"]
     return AttentionGeometry(
-        d_model=store.manifest.d_model,
+        d_model=store.width(Site(layer, "attn_in")),
         n_heads=n_heads,
         n_kv_heads=n_heads,
         d_head=d_head,
@@ -60,9 +66,62 @@ def layer_geometry(layer: int, store: ActivationStore) -> AttentionGeometry:
     )
 
 
-def deriver(layer: int, store: ActivationStore, device: torch.device | str) -> Derive | None:
-    """Return the function from x to y of a store that derives y; None where it keeps y."""
-    if store.manifest.outputs == "store":
-        return None
-    geometry = store.manifest.layers[layer]["geometry"]
-    return stored_attention(store.weights(layer), geometry, device)
+def stored_mlp(
+    weights: dict[str, Tensor], geometry: dict[str, Any], device: torch.device | str
+) -> Callable[[Tensor], Tensor]:
+    """Return a stored layer's MLP as a function from mlp_in to mlp_out, float32 on a device."""
+    placed = MlpWeights(**weights).to(device, torch.float32)
+    shape = MlpGeometry.from_dict(geometry)
+
+    @torch.no_grad()
+    def mlp(x: Tensor) -> Tensor:
+        return layer_mlp(x, placed, shape)
+
+    return mlp
+
+
+def deriver(store: ActivationStore, device: torch.device | str) -> Derive:
+    """Return what computes the sites that a store does not keep, from those that it keeps.
+
+    A module's weights are read and placed when it is first asked for.
+
+    Args:
+        store: the store.
+        device: device of the activations.
+    """
+    functions = {"attention": stored_attention, "mlp": stored_mlp}
+
+    @cache
+    def function(layer: int, kind: str) -> Callable[[Tensor], Tensor]:
+        module = f"{layer}.{kind}"
+        geometry = store.manifest.modules[module]["geometry"]
+        return functions[kind](store.weights(module), geometry, device)
+
+    def run(layer: int, kind: str, x: Tensor) -> Tensor:
+        return function(layer, kind)(x)
+
+    @cache
+    def block(layer: int) -> BlockReading | None:
+        module = f"{layer}.block"
+        facts = store.manifest.modules.get(module)
+        if facts is None or facts["geometry"] is None:
+            return None
+        placed = {name: weight.to(device) for name, weight in store.weights(module).items()}
+        return BlockReading.stored(facts["geometry"], placed)
+
+    @torch.no_grad()
+    def derive(stored: Mapping[Site, Tensor], wanted: Sequence[Site]) -> dict[Site, Tensor]:
+        found = {}
+        for layer in dict.fromkeys(site.layer for site in wanted):
+            derivation = Derivation(
+                {site.name: values for site, values in stored.items() if site.layer == layer},
+                block=block(layer),
+                attention=partial(run, layer, "attention"),
+                mlp=partial(run, layer, "mlp"),
+            )
+            for site in wanted:
+                if site.layer == layer:
+                    found[site] = derivation.site(site.name)
+        return found
+
+    return derive

@@ -12,9 +12,10 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ..errors import LanguageModelError
 from .aliases import ModelPath, resolve
+from .blocks import Block
 from .choices import DEVICES, MODEL_DTYPES
 from .device import choose_device
-from .families import attention_names, attention_of
+from .families import attention_names, attention_of, blocks_of
 from .load import attempt, load_config, load_model
 from .strangers import own_code
 from .traced import Found
@@ -60,6 +61,11 @@ class Subject:
         return int(self._text.hidden_size)
 
     @property
+    def d_mlp(self) -> int | None:
+        """Return how many neurons an MLP has, where the configuration says so."""
+        return getattr(self._text, "intermediate_size", None)
+
+    @property
     def n_layers(self) -> int:
         """Return how many layers the model has."""
         return int(self._text.num_hidden_layers)
@@ -91,6 +97,11 @@ class Subject:
             LanguageModelError: there is none.
         """
         return attention_names(self.found)
+
+    @cached_property
+    def blocks(self) -> dict[int, Block]:
+        """Sites of every layer; none where they do not show without weights."""
+        return blocks_of(self.config)
 
     @property
     def has_tokenizer(self) -> bool:

@@ -6,8 +6,8 @@ or a scale. Both show in the operations of the run, so the names of classes do n
 without memory for weights (on torch's meta device) tells as much as any other.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
@@ -36,6 +36,44 @@ class Found(NamedTuple):
     """Clause that says what becomes of its output; ADDED if it is what the layer adds"""
     n_calls: int
     """Number of times that the module runs in one run of the model"""
+
+
+class Ran(NamedTuple):
+    """First call of a module in the run."""
+
+    x: Tensor | None
+    """The tensor that it was given, the object itself; None where its first argument is none"""
+    y: Tensor | None
+    """The tensor that it gave, or the first of its tuple"""
+
+
+class Traced(NamedTuple):
+    """What one run of a model shows."""
+
+    attention: list[Found]
+    """Modules that compute attention, in the order in which they run"""
+    followed: dict[str, Found]
+    """Modules that were to be followed and did run, in that order"""
+    ran: dict[str, Ran]
+    """Every module that ran, by its dotted name, in the order in which they began"""
+    changed: set[tuple[str, str]]
+    """Modules and "x" or "y": tensors that are written to in place later in the run"""
+
+
+@torch.no_grad()
+def traced(model: Any, follow: Collection[str] = ()) -> Traced:
+    """Run a model on a few tokens and return what that shows.
+
+    Args:
+        model: causal language model of transformers, with weights or on the meta device.
+        follow: dotted names of modules; what becomes of their outputs is noted.
+
+    Raises:
+        Exception: whatever the model's own forward raises.
+    """
+    trace = _traced(model, frozenset(follow))
+    followed = {name: trace.fated(name) for name in dict.fromkeys(trace.entries) if name in follow}
+    return Traced(trace.found(), followed, trace.ran, trace.changed)
 
 
 @torch.no_grad()
@@ -67,8 +105,8 @@ def modules_after(model: Any, name: str) -> set[str]:
     return {module for module in later if not module.startswith(f"{name}.")}
 
 
-def _traced(model: Any) -> "_Trace":
-    trace = _Trace(model)
+def _traced(model: Any, follow: frozenset[str] = frozenset()) -> "_Trace":
+    trace = _Trace(model, follow)
     tokens = torch.arange(N_TOKENS)[None] % min(N_TOKENS, len(model.get_input_embeddings().weight))
     with _hooks(model, trace), trace:
         model(input_ids=tokens.to(model.device), use_cache=False)
@@ -78,8 +116,13 @@ def _traced(model: Any) -> "_Trace":
 class _Trace(TorchDispatchMode):
     """Notes where a softmax over positions runs, and what becomes of modules' outputs."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, follow: frozenset[str]) -> None:
         super().__init__()
+        self._follow = follow
+        self.ran: dict[str, Ran] = {}
+        self.changed: set[tuple[str, str]] = set()
+        self._holders: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        """Modules and sides whose tensors lie in a storage"""
         self.entries: list[str] = []
         """Names of modules in the order in which they begin to run"""
         self._stack: list[str] = []
@@ -94,28 +137,45 @@ class _Trace(TorchDispatchMode):
             name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
         ]
 
-    def entered(self, name: str) -> None:
+    def entered(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note that a module begins to run."""
         self._stack.append(name)
         self.entries.append(name)
+        x = args[0] if args else kwargs.get("hidden_states")
+        if name not in self.ran:
+            self.ran[name] = Ran(self._held(x, name, "x"), None)
 
     def left(self, name: str, output: Any) -> None:
-        """Note that a module has run; its output is followed if there was attention in it."""
+        """Note that a module has run; its output is followed if asked, or attention was in it."""
         self._stack.pop()
         y = output[0] if isinstance(output, tuple | list) and output else output
-        if isinstance(y, Tensor) and any(name in around for around in self._around):
+        if self.ran[name].y is None:
+            self.ran[name] = self.ran[name]._replace(y=self._held(y, name, "y"))
+        asked = name in self._follow or any(name in around for around in self._around)
+        if isinstance(y, Tensor) and asked:
             self._label(y, self._of(y) | {name})
+
+    def _held(self, tensor: Any, name: str, side: str) -> Tensor | None:
+        """Return what a module was given or gave, if it is a tensor, and watch its storage."""
+        if not isinstance(tensor, Tensor):
+            return None
+        self._holders[tensor.untyped_storage()._cdata].append((name, side))
+        return tensor
 
     def found(self) -> list[Found]:
         """Return the best module around each softmax."""
-        best, n_calls = {}, Counter(self.entries)
+        best = {}
         for around in self._around:
             names = [name for name in reversed(around) if self._in_a_block(name)]
             if names:
                 good = (name for name in names if self._fate(name) == ADDED)
                 name = next(good, names[0])
-                best[name] = Found(name, self._fate(name), n_calls[name])
+                best[name] = self.fated(name)
         return list(best.values())
+
+    def fated(self, name: str) -> Found:
+        """Return a module that ran with what became of its output."""
+        return Found(name, self._fate(name), self.entries.count(name))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -125,6 +185,8 @@ class _Trace(TorchDispatchMode):
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if name == "local_scalar_dense" and given[0].is_meta:
             return 1  # as if whatever is asked of the tokens were so
+        if func is not None and func.overloadpacket.__name__.endswith("_") and given:
+            self.changed.update(self._holders[given[0].untyped_storage()._cdata])
         labels = frozenset(chain.from_iterable(map(self._of, given)))
         made = func(*args, **(kwargs or {}))
         if _is_attention(name, given, made):
@@ -182,9 +244,11 @@ def _hooks(model: Any, trace: _Trace) -> Iterator[None]:
     """Tell a trace of every module that runs."""
     handles = []
     for name, module in model.named_modules():
-        handles.append(
-            module.register_forward_pre_hook(lambda _m, _args, name=name: trace.entered(name))
-        )
+
+        def entered(_m: Any, args: Any, kwargs: Any, name: str = name) -> None:
+            trace.entered(name, args, kwargs)
+
+        handles.append(module.register_forward_pre_hook(entered, with_kwargs=True))
         handles.append(
             module.register_forward_hook(lambda _m, _args, out, name=name: trace.left(name, out))
         )

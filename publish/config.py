@@ -10,11 +10,11 @@ from ..hub import HUB_ID
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PushConfig:
-    """Lorsas to share, and where."""
+    """Dictionaries to share, and where."""
 
     runs: tuple[Path, ...]
-    """Finished runs, such as runs/layer-12; one of each layer. Any folders with a saved Lorsa
-    do."""
+    """Finished runs, such as runs/layer-12; one of each place. Any folders with a saved
+    dictionary do."""
     repo: str
     """Repository on the Hugging Face Hub, owner/name, or a folder as ./name. An absolute path and a
     folder that is there are folders too."""

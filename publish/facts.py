@@ -1,7 +1,10 @@
-"""The facts that are shared with a Lorsa: training.json, made from its run.
+"""The facts that are shared with a dictionary: training.json, made from its run.
 
     {"format": "lorsa-training", "schema_version": 1, "layer", "model", "x", "y", "shape", "corpus",
      "trained", "evaluated", "settings", "command", "weights_sha256", "versions"}
+
+Of another kind than a Lorsa it has "kind" besides, and schema version 2, which versions of lorsa
+that know no other kind do not read.
 
 `trained` holds the measures at the end of training, `evaluated` those that `lorsa eval` kept;
 either is null where it was not done. Of a path only the last part is written, so that nothing names
@@ -15,7 +18,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..dictionaries.lorsa.config import LorsaConfig
+from ..dictionaries.choices import place_of, ports_of
+from ..dictionaries.config import DictionaryConfig
 from ..errors import PublishError, StoreError, unreadable
 from ..evaluate.kept import kept_evaluation, weights_sha256
 from ..hub import HUB_ID
@@ -25,14 +29,26 @@ from ..train.config import TrainConfig
 from ..train.origin import RUN
 from ..train.run_folder import RUN_VERSION
 
-FACTS_VERSION = 1
+FACTS_VERSIONS = {1: ("lorsa",), 2: ("sae", "transcoder")}
+"""Kinds that facts of each schema version are of."""
 FORMAT = "lorsa-training"
-HOOKS = {
-    "x": "input of the attention layer, after the norm before it",
-    "y": "output of the attention layer, after its output projection and before it is added to the "
-    "residual stream",
+SITES_IN_WORDS = {
+    "attn_in": "input of the attention layer, after the norm before it",
+    "attn_out": "output of the attention layer, after its output projection and before it is added "
+    "to the residual stream",
+    "mlp_in": "input of the MLP, after the norm before it",
+    "mlp_out": "output of the MLP, before it is added to the residual stream",
+    "resid_in": "residual stream before the layer",
+    "resid_mid": "residual stream between the layer's attention and its MLP",
+    "resid_out": "residual stream after the layer",
 }
-SHAPE = ("d_model", "n_ov_heads", "n_qk_heads", "d_qk_head", "top_k", "activation", "n_ctx")
+RULE = ("top_k", "activation", "n_ctx")
+SHAPES = {
+    "lorsa": ("d_model", "n_ov_heads", "n_qk_heads", "d_qk_head", *RULE),
+    "sae": ("d_model", "n_features", "site", "prefixes", *RULE),
+    "transcoder": ("d_model", "n_features", "skip", "prefixes", *RULE),
+}
+"""Facts of the shape, by kind."""
 CORPUS = ("data_config", "data_split", "data_revision", "packing", "bos", "n_documents")
 TRAINED = (
     "train_tokens",
@@ -46,9 +62,14 @@ TRAINED = (
 )
 EVALUATED = ("fvu", "nmse", "cosine", "l0", "dead_fraction", "n_tokens", "cross_entropy")
 OPTIONS = (
+    "kind",
+    "site",
     "expansion",
+    "n_features",
     "n_ov_heads",
     "n_qk_heads",
+    "skip",
+    "prefixes",
     "top_k",
     "select",
     "activation",
@@ -64,7 +85,7 @@ OPTIONS = (
 )
 """Settings that decide the weights and are options of `lorsa train`; others go into a file."""
 NUMBER = int | float | None
-KINDS: dict[str, Any] = {
+TYPES: dict[str, Any] = {
     "layer": int,
     "model": dict,
     "model.id": str | None,
@@ -72,7 +93,7 @@ KINDS: dict[str, Any] = {
     "x": str,
     "y": str,
     "shape": dict,
-    **{f"shape.{name}": int for name in ("d_model", "n_ov_heads", "n_qk_heads")},
+    "shape.d_model": int,
     "corpus": dict | None,
     "corpus.data": str,
     "corpus.data_config": str | None,
@@ -87,29 +108,39 @@ KINDS: dict[str, Any] = {
     "versions": dict | None,
     "versions.lorsa": str,
 }
-"""Kinds of the facts that a card shows; what is inside a null is not asked for."""
+"""Types of the facts that a card shows; what is inside a null is not asked for."""
+TYPES_BY_KIND: dict[str, dict[str, Any]] = {
+    "lorsa": {"shape.n_ov_heads": int, "shape.n_qk_heads": int},
+    "sae": {"shape.n_features": int, "shape.site": str},
+    "transcoder": {"shape.n_features": int},
+}
+"""Types of more of them, by kind of dictionary."""
 
 
-def training_facts(folder: Path, config: LorsaConfig) -> dict[str, Any]:
+def training_facts(folder: Path, config: DictionaryConfig) -> dict[str, Any]:
     """Return the content of training.json.
 
     Args:
-        folder: a finished run; or one with a saved Lorsa alone, of which only its shape is known
-            and the measures that `lorsa eval` kept.
-        config: the Lorsa's.
+        folder: a finished run; or one with a saved dictionary alone, of which only its shape is
+            known and the measures that `lorsa eval` kept.
+        config: the dictionary's.
 
     Raises:
         PublishError: the run is not finished, of another version, or says what no run says.
     """
     run = read_run(folder)
     evaluated = kept_evaluation(folder)
+    (read,), (written,) = config.ports
+    version = next(n for n, kinds in FACTS_VERSIONS.items() if config.kind in kinds)
     facts = {
         "format": FORMAT,
-        "schema_version": FACTS_VERSION,
+        "schema_version": version,
+        **({} if version == 1 else {"kind": config.kind}),
         "layer": config.layer,
         "model": {"id": public_model(config), "revision": config.base_revision},
-        **HOOKS,
-        "shape": {name: getattr(config, name) for name in SHAPE},
+        "x": SITES_IN_WORDS[read.name],
+        "y": SITES_IN_WORDS[written.name],
+        "shape": {name: _as_json(getattr(config, name)) for name in SHAPES[config.kind]},
         "corpus": None if run is None else _corpus(run),
         "trained": None if run is None else _some(run["result"], TRAINED),
         "evaluated": None if evaluated is None else _some(evaluated, EVALUATED),
@@ -123,9 +154,31 @@ def training_facts(folder: Path, config: LorsaConfig) -> dict[str, Any]:
     return facts
 
 
+def kind_of(facts: dict[str, Any]) -> str:
+    """Return the kind of dictionary that facts are of."""
+    return str(facts.get("kind", "lorsa"))
+
+
+def folder_of(facts: dict[str, Any]) -> str:
+    """Return the name of the folder of a dictionary: layer-12, 12.mlp or 12.resid_out."""
+    kind = kind_of(facts)
+    ports = ports_of(kind, facts["layer"], facts["shape"].get("site"))
+    return place_of(kind, ports.writes[0])
+
+
+def place_in_words(facts: dict[str, Any]) -> str:
+    """Return the place of a dictionary in a sentence: layer 12, or 12.mlp."""
+    return folder_of(facts).replace("-", " ")
+
+
+def by_layer(facts: dict[str, Any]) -> tuple[int, str]:
+    """Return the key to sort facts by: their layer, then their folder."""
+    return facts["layer"], folder_of(facts)
+
+
 def wrong_fact(facts: Any) -> str | None:
     """Return which of the facts that a card shows is of the wrong kind, in words; None if none."""
-    for path, kind in KINDS.items():
+    for path, kind in (TYPES | TYPES_BY_KIND[kind_of(facts)]).items():
         *sections, name = path.split(".")
         inside = facts
         for section in sections:
@@ -168,7 +221,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def public_model(config: LorsaConfig) -> str | None:
+def public_model(config: DictionaryConfig) -> str | None:
     """Return the language model's id on the Hub, or the last part of its path."""
     if config.base_model is None:
         return None
@@ -212,22 +265,29 @@ def _settings(run: dict[str, Any]) -> dict[str, Any]:
 
 def _command(run: dict[str, Any]) -> str:
     """Return the command that trains the same weights, with the store's name for its path."""
-    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    settings = _settings(run)
+    kind = settings.get("kind", "lorsa")
+    defaults = TrainConfig(store=Path(), layer=0, out=Path(), kind=kind).to_dict()
+    defaults["kind"] = "lorsa"
     changed = {
         name: value
-        for name, value in _settings(run).items()
-        if name != "layer" and value != _as_json(defaults[name])
+        for name, value in settings.items()
+        if name != "layer" and value != defaults[name]
     }
     store = public_name(run["config"]["store"], is_hub=False)
     words = ["lorsa", "train", "--store", store, "--layers", str(run["config"]["layer"])]
     for name in OPTIONS:
         if (value := changed.pop(name, None)) is not None:
             option = "--" + name.replace("_", "-")
-            words += [option] if value is True else [option, str(value)]
+            words += [option] if value is True else [option, _as_word(value)]
     if not changed:
         return shlex.join(words)
     others = ", ".join(f"{name} = {json.dumps(value)}" for name, value in changed.items())
     return f"{shlex.join([*words, '--config', 'run.toml'])}  # run.toml: {others}"
+
+
+def _as_word(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _as_json(value: Any) -> Any:

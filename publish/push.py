@@ -1,28 +1,30 @@
-"""Pushing Lorsas: the files that are sent, and the one commit that takes them to the Hub.
+"""Pushing dictionaries: the files that are sent, and the one commit that takes them to the Hub.
 
-    README.md                   the model card, of all layers there, written anew by each push
-    layer-12/config.json        what the Lorsa computes
+    README.md                   the model card, of all that is there, written anew by each push
+    layer-12/config.json        what the dictionary computes
     layer-12/lorsa.safetensors  its weights
     layer-12/training.json      where it comes from and how good it is
     layer-12/seal.json          sizes and checksums of these three
 
-No other file of a run is ever sent.
+A Lorsa's folder is layer-12, a transcoder's 12.mlp, and an SAE's 12.resid_out. No other file of a
+run is ever sent.
 """
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import PublishError
 from ..whole import lock_folder, write_whole
 from .card import card
 from .config import PushConfig
+from .facts import by_layer, kind_of, place_in_words
 from .replace import put_all_back, replaced
 from .repository import README, File, Present, Repository, read_present
 from .share import Shared, share
@@ -40,6 +42,8 @@ class Pushed:
     """Layers of this push."""
     layers: list[int]
     """Layers that are there after it."""
+    folders: list[str]
+    """Folders that are there after it, layer by layer."""
     files: dict[str, int]
     """Size in bytes of every file, by its path in the repository."""
     url: str | None
@@ -56,14 +60,14 @@ class Contents(NamedTuple):
     files: list[File]
     card: str
     """The model card, which is one of them"""
-    layers: list[int]
-    """Layers that are there after it"""
+    facts: dict[str, dict[str, Any]]
+    """training.json of each dictionary that is there after it, by its folder"""
 
 
 def push(
     config: PushConfig, *, dry_run: bool = False, report: Callable[[str], None] = lambda text: None
 ) -> Pushed:
-    """Share Lorsas on the Hub, in one commit, or in a folder.
+    """Share dictionaries on the Hub, in one commit, or in a folder.
 
     Args:
         config: the request.
@@ -71,13 +75,13 @@ def push(
         report: is called with a line of text for each thing that is done.
 
     Raises:
-        CheckpointError: a run holds no Lorsa, or a damaged one.
-        PublishError: a run is not finished, two are of one layer, they are of another language
+        CheckpointError: a run holds no dictionary, or a damaged one.
+        PublishError: a run is not finished, two are of one place, they are of another language
             model than those that are there, or the Hub does not take them.
     """
     with TemporaryDirectory(prefix="lorsa-push-") as spare:
         shared = [share(run, Path(spare, str(n))) for n, run in enumerate(config.runs)]
-        shared.sort(key=lambda each: int(each.facts["layer"]))
+        shared.sort(key=lambda each: by_layer(each.facts))
         _require_one_of_each(shared)
         if config.folder is not None:
             return _to_folder(config, config.folder, shared, dry_run=dry_run, report=report)
@@ -126,8 +130,9 @@ def _pushed(
     return Pushed(
         repo=config.repo,
         sent=sent,
-        pushed=[each.facts["layer"] for each in shared],
-        layers=contents.layers,
+        pushed=_layers(each.facts for each in shared),
+        layers=_layers(contents.facts.values()),
+        folders=list(contents.facts),
         files={file.path: file.n_bytes for file in contents.files},
         url=url,
         commit=commit,
@@ -135,12 +140,16 @@ def _pushed(
     )
 
 
+def _layers(some: Iterable[dict[str, Any]]) -> list[int]:
+    return sorted({facts["layer"] for facts in some})
+
+
 def _require_one_of_each(shared: list[Shared]) -> None:
-    """Raise PublishError if two runs are of one layer."""
+    """Raise PublishError if two runs are of one place."""
     for one, other in pairwise(shared):
-        if one.facts["layer"] == other.facts["layer"]:
+        if one.folder == other.folder:
             raise PublishError(
-                f"{one.run} and {other.run} are both of layer {one.facts['layer']}; push one of "
+                f"{one.run} and {other.run} are both of {place_in_words(one.facts)}; push one of "
                 "them, or each to a --repo or --revision of its own"
             )
 
@@ -149,30 +158,34 @@ def _contents(
     config: PushConfig, shared: list[Shared], present: Present, report: Callable[[str], None]
 ) -> Contents:
     """Return what a push sends, and what is there with it."""
-    known = present.layers | {each.facts["layer"]: each.facts for each in shared}
-    models = {facts["model"]["id"]: layer for layer, facts in known.items()}
+    known = present.folders | {each.folder: each.facts for each in shared}
+    known = dict(sorted(known.items(), key=lambda item: by_layer(item[1])))
+    models = {facts["model"]["id"]: place_in_words(facts) for facts in known.values()}
     if len(models) > 1:
-        each = ", ".join(f"layer {layer} is of {model}" for model, layer in models.items())
+        each = ", ".join(f"{where} is of {model}" for model, where in models.items())
         raise PublishError(
-            f"{config.repo} would hold Lorsas of several language models ({each}); give each its "
-            "own --repo"
+            f"{config.repo} would hold dictionaries of several language models ({each}); give each "
+            "its own --repo"
         )
-    layers = sorted(known)
     if config.license is None and present.license_id is not None:
         report(f"the license stays {present.license_id}, as the {README} there says")
     text = card(
         config.repo if config.folder is None else f"./{config.folder.resolve().name}",
-        [known[layer] for layer in layers],
+        list(known.values()),
         revision=config.revision,
         license_id=config.license or present.license_id,
     )
     files = [file for each in shared for file in each.files]
-    return Contents([*files, File(README, text.encode())], text, layers)
+    return Contents([*files, File(README, text.encode())], text, known)
 
 
 def _message(config: PushConfig, shared: list[Shared]) -> str:
+    if config.message:
+        return config.message
+    if any(kind_of(each.facts) != "lorsa" for each in shared):
+        return ", ".join(each.folder for each in shared)
     layers = [str(each.facts["layer"]) for each in shared]
-    return config.message or f"Lorsa of layer{'s' * (len(layers) > 1)} {', '.join(layers)}"
+    return f"Lorsa of layer{'s' * (len(layers) > 1)} {', '.join(layers)}"
 
 
 @contextmanager
@@ -192,7 +205,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _write(folder: Path, shared: list[Shared], text: str) -> None:
-    """Put each layer in the place of the one that was there, as one, and the card after them."""
+    """Put each dictionary in the place of what was there, as one, and the card after them."""
     for each in shared:
         with replaced(folder / each.folder) as partial:
             for file in each.files:

@@ -21,11 +21,11 @@ from ..store.care.info import format_bytes
 from ..version import __version__
 from ..whole import PARTIAL
 from .config import PushConfig
-from .facts import FACTS_VERSION, FORMAT, wrong_fact
+from .facts import FACTS_VERSIONS, FORMAT, folder_of, kind_of, wrong_fact
 
 README = "README.md"
 TRAINING = "training.json"
-READ = (README, f"layer-*/{TRAINING}", f"layer-*/{SEAL}")
+READ = (README, f"*/{TRAINING}", f"*/{SEAL}")
 """Patterns of the files that a push reads before it writes."""
 
 
@@ -47,8 +47,8 @@ class File(NamedTuple):
 class Present(NamedTuple):
     """The content of a repository or folder before a push."""
 
-    layers: dict[int, dict[str, Any]]
-    """training.json of each Lorsa, by layer"""
+    folders: dict[str, dict[str, Any]]
+    """training.json of each dictionary, by its folder"""
     license_id: str | None
     """License in the card's front matter"""
 
@@ -60,7 +60,7 @@ def read_present(folder: Path) -> Present:
         PublishError: its card is of another library, or a file cannot be read.
     """
     paths = sorted(folder.glob(READ[1]))
-    layers = [_read_facts(path) for path in paths if path.parent.suffix != PARTIAL]
+    folders = [_read_facts(path) for path in paths if path.parent.suffix != PARTIAL]
     metadata: dict[str, Any] = {}
     if (folder / README).exists():
         try:
@@ -70,10 +70,10 @@ def read_present(folder: Path) -> Present:
             raise PublishError(f"the {README} there cannot be read ({reason}); repair it") from None
     if (library := metadata.get("library_name", "lorsa")) != "lorsa":
         raise PublishError(
-            f"the {README} there is of the library {library}; give Lorsas a --repo of their own"
+            f"the {README} there is of the library {library}; give these a --repo of their own"
         )
     license_id = metadata.get("license")
-    found = {facts["layer"]: facts for facts in layers}
+    found = {folder_of(facts): facts for facts in folders}
     return Present(found, license_id if isinstance(license_id, str) else None)
 
 
@@ -82,23 +82,24 @@ def _read_facts(path: Path) -> dict[str, Any]:
     name = f"{path.parent.name}/{path.name}"
     try:
         if (problem := first_damage(path.parent, (TRAINING,))) is not None:
-            raise PublishError(f"{problem}; restore it from a copy, or push that layer again")
+            raise PublishError(f"{problem}; restore it from a copy, or push it again")
         facts = read_json(path)
-        known = facts["format"] == FORMAT and facts["schema_version"] == FACTS_VERSION
-        is_whole = path.parent.name == f"layer-{facts['layer']}"
+        kinds = FACTS_VERSIONS.get(facts["schema_version"], ())
+        known = facts["format"] == FORMAT and kind_of(facts) in kinds
+        is_whole = known and path.parent.name == folder_of(facts)
     except OSError as error:
         raise PublishError(unreadable(f"the {name} there", error)) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PublishError(
-            f"the {name} there cannot be read ({error}); delete that layer"
+            f"the {name} there cannot be read ({error}); delete that folder"
         ) from None
     if not known or not is_whole:
         raise PublishError(
             f"the {name} there is of another version of lorsa, or in another's place: push with "
-            "the version that wrote it, or delete that layer"
+            "the version that wrote it, or delete that folder"
         )
     if (wrong := wrong_fact(facts)) is not None:
-        raise PublishError(f"the {name} there cannot be read ({wrong}); delete that layer")
+        raise PublishError(f"the {name} there cannot be read ({wrong}); delete that folder")
     return dict(facts)
 
 

@@ -1,23 +1,22 @@
-"""A run as it is shared: its Lorsa under public names, its facts, and the seal of both."""
+"""A run as it is shared: its dictionary under public names, its facts, and the seal of both."""
 
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..dictionaries.attach import require_layer_input
+from ..dictionaries.attach import require_site_read
 from ..dictionaries.checkpoint import is_bound, load, save
 from ..dictionaries.choices import CONFIG, WEIGHTS
 from ..dictionaries.fetch import local_folder
-from ..dictionaries.lorsa.config import LorsaConfig
 from ..errors import PublishError
 from ..evaluate.kept import weights_sha256
 from ..seal import SEAL, seal_of
-from .facts import public_model, read_run, training_facts
+from .facts import folder_of, public_model, read_run, training_facts
 from .repository import TRAINING, File
 
 
 class Shared(NamedTuple):
-    """A Lorsa to share."""
+    """A dictionary to share."""
 
     run: Path
     """Folder of the run"""
@@ -29,31 +28,29 @@ class Shared(NamedTuple):
     @property
     def folder(self) -> str:
         """Name of the folder in the repository."""
-        return f"layer-{self.facts['layer']}"
+        return folder_of(self.facts)
 
 
 def share(run: Path, spare: Path) -> Shared:
     """Return the files and facts of a run, after reading all of it.
 
     Args:
-        run: folder of a finished run, or with a saved Lorsa.
-        spare: folder that is not there; is made for the Lorsa, if not a byte of it can stay: where
-            a name changes, or nothing binds its files to each other. It is needed until they are
-            sent.
+        run: folder of a finished run, or with a saved dictionary.
+        spare: folder that is not there; is made for the dictionary, if not a byte of it can stay:
+            where a name changes, or nothing binds its files to each other. It is needed until they
+            are sent.
 
     Raises:
-        CheckpointError: the run holds no Lorsa, or a damaged one.
-        PublishError: it is not finished, or its Lorsa cannot be shared.
+        CheckpointError: the run holds no dictionary, or a damaged one.
+        PublishError: it is not finished, or its dictionary cannot be shared.
     """
-    read_run(run)  # an unfinished run has no Lorsa: the error says which of the two it is
+    read_run(run)  # an unfinished run has no weights: the error says which of the two it is
     folder = local_folder(run)
     saved = load(folder)  # fails here if it is damaged
     config = saved.config
-    if not isinstance(config, LorsaConfig):
-        raise PublishError(f"{run} holds {config.title}; only Lorsas can be pushed")
     if config.layer is None:
         raise PublishError(f"{run} does not say which layer it replaces")
-    require_layer_input(config, run, PublishError)
+    require_site_read(config, run, PublishError)
     if not (folder / WEIGHTS).is_file():
         raise PublishError(
             f"{run} is in another tool's format; type: lorsa convert {run} FOLDER, and push that"
@@ -70,7 +67,7 @@ def share(run: Path, spare: Path) -> Shared:
         TRAINING: _json(facts),
     }
     contents[SEAL] = _json(seal_of(contents))
-    where = f"layer-{config.layer}"
+    where = folder_of(facts)
     return Shared(folder, facts, [File(f"{where}/{name}", data) for name, data in contents.items()])
 
 

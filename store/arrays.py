@@ -1,28 +1,31 @@
 """Arrays of a store: their names, shapes and dtypes; imports nothing heavy.
 
-    tokens               [n_seq, n_ctx] int32         token ids, as fed to the model
-    documents            [n_seq, n_ctx] int32         document that each token comes from
-    documents.parquet                                 the name of every document
-    layers/<l>/attn_in   [n_seq, n_ctx, d_model]      x, after the pre-attention norm
-    layers/<l>/attn_out  [n_seq, n_ctx, d_model]      y, after the output projection, unless derived
-    layers/<l>/norms     [n_seq, n_ctx, 2] float32    ||x||, ||y|| of every token
-    weights/<l>/<name>                                the layer's own parameters
+    tokens                    [n_seq, n_ctx] int32     token ids, as fed to the model
+    documents                 [n_seq, n_ctx] int32     document that each token comes from
+    documents.parquet                                  the name of every document
+    layers/<l>/<site>         [n_seq, n_ctx, width]    activations of a site, unless derived
+    layers/<l>/<site>_norm    [n_seq, n_ctx] float32   norm of every token, of derived sites too
+    weights/<l>/<name>                                 parameters of the layer's attention
+    weights/<l>/mlp/<name>                             and of its other modules
 
-    layers/<l>/attn_in_scale    [n_seq, n_ctx] float32    scale of every token, int8 alone
-    layers/<l>/attn_in_channel  [d_model] float32         scale of every channel, int8 alone
+    layers/<l>/<site>_scale   [n_seq, n_ctx] float32   scale of every token, int8 alone
+    layers/<l>/<site>_channel [width] float32          scale of every channel, int8 alone
 
-and the same two for attn_out. All arrays but weights and channels are cut alike: a chunk is a
-sequence, a shard is `shard_seqs` of them, one file.
+Format 1 knew attn_in and attn_out alone, and kept the norms of both in one array, layers/<l>/norms
+[n_seq, n_ctx, 2]. All arrays but weights and channels are cut alike: a chunk is a sequence, a shard
+is `shard_seqs` of them, one file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ..sites import Site
 from .manifest import Manifest
 from .places import Place
+from .site_facts import PAIR, channel_of, scale_of, weights_at
 
 DOCUMENTS = "documents.parquet"
 DISK_DTYPES = {
@@ -77,48 +80,49 @@ def itemsize(dtype: str) -> int:
     return np.dtype(DISK_DTYPES[dtype]).itemsize
 
 
-def attn_in(layer: int) -> str:
-    """Return the name of a layer's x."""
-    return f"layers/{layer}/attn_in"
+class NormsAt(NamedTuple):
+    """Array and column that the norms of a site's tokens lie in."""
+
+    array: str
+    """Path of the array in the store"""
+    column: int | None
+    """Column of the pair's array of format 1; None where the array is the site's own"""
 
 
-def attn_out(layer: int) -> str:
-    """Return the name of a layer's y."""
-    return f"layers/{layer}/attn_out"
+def norms_at(manifest: Manifest, site: Site) -> NormsAt:
+    """Return where the norms of a site lie."""
+    if manifest.sites[site].in_pair:
+        return NormsAt(f"layers/{site.layer}/norms", PAIR.index(site.name))
+    return NormsAt(f"{site.path}_norm", None)
 
 
-def scale_of(site: str) -> str:
-    """Return the name of the token scales of an int8 array, given that array's name."""
-    return f"{site}_scale"
+def summed(manifest: Manifest, site: Site) -> str:
+    """Return the array whose entries carry the sums of a site's norms."""
+    facts = manifest.sites[site]
+    return site.path if facts.in_pair and facts.is_stored else norms_at(manifest, site).array
 
 
-def channel_of(site: str) -> str:
-    """Return the name of the channel scales of an int8 array, given that array's name."""
-    return f"{site}_channel"
+def is_int8(manifest: Manifest, site: Site) -> bool:
+    """Return whether a site is stored as int8, with scales."""
+    return manifest.dtype == "int8" and manifest.sites[site].is_stored
 
 
-def sites(manifest: Manifest, layer: int) -> list[str]:
-    """Return the names of a layer's activations: x, and y unless it is derived."""
-    return [attn_in(layer), *([attn_out(layer)] if manifest.outputs == "store" else [])]
-
-
-def norms(layer: int) -> str:
-    """Return the name of a layer's token norms."""
-    return f"layers/{layer}/norms"
-
-
-def summed(manifest: Manifest, layer: int) -> tuple[str, str]:
-    """Return the arrays whose entries carry the sums of ||x|| and of ||y||."""
-    return attn_in(layer), attn_out(layer) if manifest.outputs == "store" else norms(layer)
+def together(manifest: Manifest, site: Site) -> list[Site]:
+    """Return the sites that are written with a site: itself, and the one that it has norms with."""
+    if not manifest.sites[site].in_pair:
+        return [site]
+    pair = (Site(site.layer, name) for name in PAIR)
+    return [each for each in pair if each in manifest.sites and manifest.sites[each].in_pair]
 
 
 def whole_arrays(manifest: Manifest) -> Iterator[tuple[str, list[int] | None]]:
     """Yield the arrays that are one chunk, with their shape where the manifest gives it."""
-    for layer, facts in manifest.layers.items():
+    for module, facts in manifest.modules.items():
         for weight in facts["weights"]:
-            yield f"weights/{layer}/{weight}", None
-        for site in sites(manifest, layer) if manifest.dtype == "int8" else ():
-            yield channel_of(site), [manifest.d_model]
+            yield f"{weights_at(module)}/{weight}", None
+    for site, about in manifest.sites.items():
+        if is_int8(manifest, site):
+            yield channel_of(site.path), [about.width]
 
 
 def text_arrays(manifest: Manifest) -> list[ArraySpec]:
@@ -127,22 +131,28 @@ def text_arrays(manifest: Manifest) -> list[ArraySpec]:
     return [ArraySpec(name, shape, dims, "int32", "none") for name in ("tokens", "documents")]
 
 
-def layer_arrays(manifest: Manifest, layer: int) -> list[ArraySpec]:
-    """Return the arrays of one layer."""
-    n_ctx, d_model = manifest.n_ctx, manifest.d_model
-    arrays = []
-    for site in sites(manifest, layer):
-        dims = ("seq", "pos", "d_model")
-        arrays.append(ArraySpec(site, (n_ctx, d_model), dims, manifest.dtype, manifest.compression))
-        if manifest.dtype == "int8":
-            arrays.append(ArraySpec(scale_of(site), (n_ctx,), ("seq", "pos"), "float32", "none"))
-    dims = ("seq", "pos", "in_out")
-    return [*arrays, ArraySpec(norms(layer), (n_ctx, 2), dims, "float32", "none")]
+def site_arrays(manifest: Manifest, sites: Iterable[Site]) -> list[ArraySpec]:
+    """Return the arrays of some sites, each once: a pair of format 1 shares that of its norms."""
+    n_ctx, by_token = manifest.n_ctx, ("seq", "pos")
+    found: dict[str, ArraySpec] = {}
+    for site in sites:
+        facts = manifest.sites[site]
+        if facts.is_stored:
+            shape, dims = (n_ctx, facts.width), (*by_token, "d_model")
+            spec = ArraySpec(site.path, shape, dims, manifest.dtype, manifest.compression)
+            found[site.path] = spec
+        if is_int8(manifest, site):
+            name = scale_of(site.path)
+            found[name] = ArraySpec(name, (n_ctx,), by_token, "float32", "none")
+        name, column = norms_at(manifest, site)
+        found.pop(name, None)  # a pair's come after both
+        found[name] = ArraySpec(name, (n_ctx,), by_token, "float32", "none")
+        if column is not None:
+            found[name] = found[name]._replace(row_shape=(n_ctx, 2), dims=(*by_token, "in_out"))
+    return list(found.values())
 
 
 def all_arrays(manifest: Manifest) -> dict[str, ArraySpec]:
     """Return every sharded array of a store by name."""
-    specs = text_arrays(manifest)
-    for layer in manifest.layers:
-        specs += layer_arrays(manifest, layer)
+    specs = text_arrays(manifest) + site_arrays(manifest, manifest.sites)
     return {spec.name: spec for spec in specs}

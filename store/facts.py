@@ -1,34 +1,36 @@
 """Facts of a store: what is in it, without reading it; imports no torch.
 
     facts = StoreFacts.open("acts")
-    facts.layers, facts.manifest.uuid, facts.mean_norms(12)
+    facts.layers, facts.manifest.uuid, facts.mean_norm(Site(12, "attn_in"))
 
 Opening checks the format version, the arrays' shapes, and that every file of shards.parquet exists
 with its size, so that a damaged copy is found before the first step.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DamageError, StoreError
-from .arrays import all_arrays, scale_of, sites, summed
+from ..sites import Site
+from .arrays import all_arrays, is_int8, site_arrays, summed
 from .entries import Cells, Entries, Entry
-from .folder import is_complete, lost_files, require_agreement, why_not_a_store, written_again
-from .layers import spell_layers
+from .folder import (
+    is_complete,
+    lost_files,
+    require_agreement,
+    resume_command,
+    why_not_a_store,
+    written_again,
+)
 from .manifest import MANIFEST, Manifest, read_manifest
 from .places import Place, file_size, place
 from .schema import require_shapes
+from .site_facts import scale_of
+from .spelling import spell_sites
 from .table import read_table
-
-
-class LayerNorms(NamedTuple):
-    """Mean norms of a layer's activations over the training shards."""
-
-    x: float
-    y: float
 
 
 class TokenScales(NamedTuple):
@@ -76,9 +78,28 @@ class StoreFacts:
         return store
 
     @property
+    def sites(self) -> list[Site]:
+        """Sites in the store, stored or derived, by layer."""
+        return sorted(self.manifest.sites, key=lambda site: site.place)
+
+    @property
     def layers(self) -> list[int]:
         """Layers in the store, ascending."""
-        return sorted(self.manifest.layers)
+        return self.manifest.layers
+
+    def has(self, site: Site) -> bool:
+        """Return whether a site is in the store, stored or derived."""
+        return site in self.manifest.sites
+
+    def is_stored(self, site: Site) -> bool:
+        """Return whether a site's activations are on disk; otherwise they are derived."""
+        self.require_sites([site])
+        return self.manifest.sites[site].is_stored
+
+    def width(self, site: Site) -> int:
+        """Return the width of a site's activations."""
+        self.require_sites([site])
+        return self.manifest.sites[site].width
 
     @property
     def train_seqs(self) -> npt.NDArray[np.int64]:
@@ -100,45 +121,41 @@ class StoreFacts:
         """Bytes of all committed files."""
         return self._entries.n_bytes
 
-    def n_bytes(self, layer: int) -> int:
-        """Return the bytes of a layer's arrays on disk."""
-        return self._total(layer, "n_bytes")
+    def n_bytes(self, sites: Iterable[Site]) -> int:
+        """Return the bytes of some sites' arrays on disk; a shared one counts once."""
+        names = [spec.name for spec in site_arrays(self.manifest, sites)]
+        return sum(int(self._entries.of(name)[1]["n_bytes"].sum()) for name in names)
 
-    def n_nonfinite(self, layer: int) -> int:
-        """Return the number of tokens of a layer's x or y with NaN or Inf."""
-        return self._total(layer, "n_nonfinite")
+    def n_nonfinite(self, site: Site) -> int:
+        """Return the number of tokens of a site with NaN or Inf."""
+        self.require_sites([site])
+        _, rows = self._entries.of(summed(self.manifest, site))
+        return int(rows["n_nonfinite"].sum())
 
-    def mean_norms(self, layer: int) -> LayerNorms:
-        """Return the mean of ||x|| and of ||y|| over the tokens of the training shards."""
-        self.require_layer(layer)
-        held_out = self.manifest.held_out_shards
+    def mean_norm(self, site: Site) -> float:
+        """Return the mean norm of a site's activations over the tokens of the training shards."""
+        self.require_sites([site])
+        shards, rows = self._entries.of(summed(self.manifest, site))
+        return self._mean(rows[~np.isin(shards, self.manifest.held_out_shards)])
 
-        def mean(name: str) -> float:
-            shards, rows = self._entries.of(name)
-            return self._mean(rows[~np.isin(shards, held_out)])
+    def scales(self, site: Site) -> TokenScales | None:
+        """Return the sizes of a site's token scales; None where it is not stored as int8."""
+        self.require_sites([site])
+        if not is_int8(self.manifest, site):
+            return None
+        _, rows = self._entries.of(scale_of(site.path))
+        return TokenScales(self._mean(rows), float(rows["max_scale"].max(initial=0.0)))
 
-        return LayerNorms(*map(mean, summed(self.manifest, layer)))
-
-    def scales(self, layer: int) -> dict[str, TokenScales]:
-        """Return the sizes of int8's token scales, by array; empty for other dtypes."""
-        self.require_layer(layer)
-        if self.manifest.dtype != "int8":
-            return {}
-        found = {}
-        for site in sites(self.manifest, layer):
-            _, rows = self._entries.of(scale_of(site))
-            found[site] = TokenScales(self._mean(rows), float(rows["max_scale"].max(initial=0.0)))
-        return found
-
-    def require_layer(self, layer: int) -> None:
-        """Raise StoreError unless the layer is stored."""
-        if layer not in self.manifest.layers:
-            have = spell_layers(self.layers)
-            raise StoreError(f"layer {layer} is not in {self.root}; it has layers {have}")
-
-    def _total(self, layer: int, fact: str) -> int:
-        arrays = [name for name in self._arrays if name.startswith(f"layers/{layer}/")]
-        return sum(int(self._entries.of(name)[1][fact].sum()) for name in arrays)
+    def require_sites(self, sites: Iterable[Site]) -> None:
+        """Raise StoreError, which names the harvest that adds them, unless all sites are there."""
+        lacking = [site for site in sites if site not in self.manifest.sites]
+        if not lacking:
+            return
+        have, asked = spell_sites(self.sites), spell_sites(lacking)
+        remedy = "harvest it into each of the stores that it was merged from"
+        if not self.manifest.request.get("merged"):
+            remedy = f"add it with: {resume_command(self.root, self.manifest, lacking)}"
+        raise StoreError(f"{asked} is not in {self.root}; it has {have}; {remedy}")
 
     def _mean(self, rows: Cells) -> float:
         """Return the mean norm or scale over the tokens of some files of one array."""

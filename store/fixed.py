@@ -20,7 +20,8 @@ from zarr.storage import MemoryStore
 
 from ..errors import DamageError, StoreError, UnreachableError, reason_of
 from ..seal import crc32c, hexadecimal
-from .arrays import DISK_DTYPES, DOCUMENTS, channel_of, itemsize
+from ..sites import Site
+from .arrays import DISK_DTYPES, DOCUMENTS, itemsize
 from .bucket import BucketPath
 from .encoding import from_disk, to_disk
 from .layout import put_later
@@ -29,6 +30,7 @@ from .parquet import read_bounded, write_parquet
 from .places import Place, file_size, read_json, reading
 from .schema import METADATA
 from .shard import CRC_BYTES
+from .site_facts import channel_of, weights_at
 
 RESTORE = "restore it from a copy, or delete the store and harvest again"
 _LITTLE = {"endian": "little"}
@@ -194,38 +196,38 @@ def _compare(manifest: Manifest, name: str, crc: int, path: Place) -> None:
         raise DamageError(f"{path} is not the file that was written (checksum in the manifest)")
 
 
-def write_weights(root: Place, layer: int, weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Write a layer's own parameters, in their own dtype; return the checksums of their files."""
+def write_weights(root: Place, module: str, weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Write a module's parameters, in their own dtype; return the checksums of their files."""
     checksums: dict[str, str] = {}
     for name, weight in weights.items():
-        checksums |= write_array(root, f"weights/{layer}/{name}", weight)
+        checksums |= write_array(root, f"{weights_at(module)}/{name}", weight)
     return checksums
 
 
-def read_weights(root: Place, manifest: Manifest, layer: int) -> dict[str, Tensor]:
-    """Read a layer's own parameters by name.
+def read_weights(root: Place, manifest: Manifest, module: str) -> dict[str, Tensor]:
+    """Read a module's parameters by name: of 12.attention, say.
 
     Raises:
         StoreError: one is missing or damaged.
     """
     return {
-        name: read_array(root, manifest, f"weights/{layer}/{name}")
-        for name in manifest.layers[layer]["weights"]
+        name: read_array(root, manifest, f"{weights_at(module)}/{name}")
+        for name in manifest.modules[module]["weights"]
     }
 
 
-def read_channel(root: Place, manifest: Manifest, site: str) -> Tensor:
-    """Read int8's scale of every channel of an array, float32, [d_model].
+def read_channel(root: Place, manifest: Manifest, site: Site) -> Tensor:
+    """Read int8's scale of every channel of a site, float32, [width].
 
     Raises:
         StoreError: it is missing, damaged or of another shape.
     """
-    name = channel_of(site)
+    name, width = channel_of(site.path), manifest.sites[site].width
     channel = read_array(root, manifest, name)
-    if channel.shape != (manifest.d_model,) or channel.dtype != torch.float32:
+    if channel.shape != (width,) or channel.dtype != torch.float32:
         raise StoreError(
-            f"{root / name} is {channel.dtype} {list(channel.shape)}, not float32 "
-            f"[{manifest.d_model}]; {RESTORE}"
+            f"{root / name} is {channel.dtype} {list(channel.shape)}, not float32 [{width}]; "
+            f"{RESTORE}"
         )
     return channel
 

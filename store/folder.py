@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ..errors import StoreError, UnreachableError
-from .arrays import DOCUMENTS, ArraySpec, all_arrays, layer_arrays, text_arrays
+from ..sites import Site, spell_site_names
+from .arrays import DOCUMENTS, ArraySpec, all_arrays, site_arrays, text_arrays
 from .bucket import BucketPath
 from .entries import Entries, Key
 from .journal import read_journal
@@ -18,10 +19,10 @@ from .layers import spell_layers
 from .locks.bucket_lock import LOCK
 from .manifest import JOURNAL, MANIFEST, PLAN, Manifest, read_manifest
 from .places import Place, file_sizes, files_in, remove_tree
+from .site_facts import channel_of
+from .spelling import ATTENTION, layers_of, names_of, spell_sites
 from .table import TABLE, read_table
 
-SHARDED = ("attn_in", "attn_out", "norms")
-"""Arrays of a layer whose shards are written after the plan."""
 OUR_NAMES = {JOURNAL, DOCUMENTS, TABLE, "zarr.json", "tokens", "documents", "layers", "weights"}
 """Names that an unfinished store may contain."""
 
@@ -57,7 +58,7 @@ def has_shards(root: Place) -> bool:
         return True
     layers = root / "layers"
     return layers.is_dir() and any(
-        array.name in SHARDED and (array / "c").is_dir()
+        not array.name.endswith(channel_of("")) and (array / "c").is_dir()
         for layer in layers.iterdir()
         if layer.is_dir()
         for array in layer.iterdir()
@@ -132,17 +133,17 @@ class Folder(NamedTuple):
     manifest: Manifest
     """Facts of manifest.json, or of the plan where there is none yet"""
     plan: Manifest
-    """Facts when all is written: with the layers that are being added"""
+    """Facts when all is written: with the sites that are being added"""
     complete: bool
     """Whether manifest.json is there"""
     entries: Entries
-    """Committed files: from shards.parquet and, for layers that are being added, the journal; from
+    """Committed files: from shards.parquet and, for sites that are being added, the journal; from
     the journal alone where the store is unfinished"""
 
     @property
-    def adding(self) -> list[int]:
-        """The layers that are being added, ascending."""
-        return sorted(set(self.plan.layers) - set(self.manifest.layers))
+    def adding(self) -> list[Site]:
+        """The sites that are being added, by layer."""
+        return added_sites(self.manifest, self.plan)
 
     def missing_shards(self) -> list[int]:
         """Return the shards with a file that is not committed or not there."""
@@ -155,13 +156,13 @@ class Folder(NamedTuple):
             raise StoreError(why_not_a_store(self.root))
         if self.adding:
             raise StoreError(
-                f"{self.root} is being given layers {spell_layers(self.adding)}; first end that "
+                f"{self.root} is being given {spell_sites(self.adding)}; first end that "
                 f"with: {resume_command(self.root, self.plan, self.adding)}"
             )
-        if going := sorted(set(self.manifest.layers) - set(self.plan.layers)):
+        if going := added_sites(self.plan, self.manifest):
             raise StoreError(
-                f"{self.root} still has layers that were being removed; first end that with: "
-                f"lorsa store rm {self.root} --layers {spell_layers(going)}"
+                f"{self.root} still has sites that were being removed; first end that with: "
+                f"{remove_command(self.root, self.manifest, going)}"
             )
         if self.missing_shards():
             raise StoreError(f"{self.root} lacks files; first: {repair_command(self.root)}")
@@ -182,8 +183,7 @@ def read_folder(root: Place) -> Folder:
     manifest = read_manifest(root / MANIFEST)
     plan = _plan_beside(root, manifest)
     entries = read_table(root, manifest)
-    adding = [n for n in plan.layers if n not in manifest.layers]
-    new = {spec.name for layer in adding for spec in layer_arrays(plan, layer)}
+    new = {spec.name for spec in site_arrays(plan, added_sites(manifest, plan))}
     if new:
         entries = entries.only(lambda array: array not in new)
         entries.put(read_journal(root).only(new.__contains__).in_order())
@@ -205,7 +205,7 @@ def require_agreement(root: Place, manifest: Manifest) -> None:
     if manifest.is_sealed:
         return
     plan = _plan_beside(root, manifest)
-    shared = manifest.layers.keys() & plan.layers.keys()
+    shared = manifest.sites.keys() & plan.sites.keys()
     if different := different_facts(manifest.only(shared), plan.only(shared)):
         raise StoreError(
             f"{root / MANIFEST} says another {', '.join(different)} than {root / PLAN}; move the "
@@ -218,8 +218,13 @@ def different_facts(one: Manifest, other: Manifest) -> list[str]:
     return [name for name in Manifest.__slots__ if getattr(one, name) != getattr(other, name)]
 
 
-def layers_being_added(root: Place) -> list[int]:
-    """Return the layers that are being added to a finished store, ascending.
+def added_sites(manifest: Manifest, plan: Manifest) -> list[Site]:
+    """Return the sites that a plan has and a manifest has not, by layer."""
+    return sorted(plan.sites.keys() - manifest.sites.keys(), key=lambda site: site.place)
+
+
+def sites_being_added(root: Place) -> list[Site]:
+    """Return the sites that are being added to a finished store, by layer.
 
     Raises:
         StoreError: its manifest cannot be read.
@@ -227,13 +232,7 @@ def layers_being_added(root: Place) -> list[int]:
     if not is_complete(root):
         return []
     manifest = read_manifest(root / MANIFEST)
-    return sorted(set(_plan_beside(root, manifest).layers) - set(manifest.layers))
-
-
-def layer_folders(root: Place, layers: Iterable[int]) -> list[Place]:
-    """Return the folders of layers that exist; those below layers/ last: `rm` finds them by it."""
-    found = [root / kind / str(layer) for layer in layers for kind in ("weights", "layers")]
-    return [folder for folder in found if folder.exists() or folder.is_symlink()]
+    return added_sites(manifest, _plan_beside(root, manifest))
 
 
 def lost_files(root: Place, arrays: Mapping[str, ArraySpec], entries: Entries) -> set[Key]:
@@ -284,29 +283,14 @@ def text_names(manifest: Manifest) -> set[str]:
     return {spec.name for spec in text_arrays(manifest)}
 
 
-def orphaned_folders(root: Place, manifest: Manifest) -> list[str]:
-    """Return the folders of layers that are not, or no longer, in the store, by name."""
-    known = {str(layer) for layer in manifest.layers}
-    return [
-        f"{kind}/{name}"
-        for kind in ("layers", "weights")
-        if (root / kind).is_dir()
-        for name in sorted(path.name for path in (root / kind).iterdir())
-        if name.isdecimal() and name not in known
-    ]
-
-
-def resume_command(root: Place, manifest: Manifest, layers: Sequence[int] = ()) -> str:
-    """Return the command that finishes a store, or these layers of it if any are given."""
+def resume_command(root: Place, manifest: Manifest, sites: Sequence[Site] = ()) -> str:
+    """Return the command that finishes a store, or that harvests these sites if any are given."""
     request = manifest.request
-    if not layers and isinstance(merged := request.get("merged"), list):
+    if not sites and isinstance(merged := request.get("merged"), list):
         return shlex.join(["lorsa", "store", "merge", *map(str, merged), "--out", str(root)])
     words = ["lorsa", "harvest"]
-    options = {
-        "model": request.get("model"),
-        "layers": spell_layers(sorted(layers) or list(manifest.layers)),
-        "store": root,
-    } | request
+    chosen = sites or list(manifest.sites)
+    options = {"model": request.get("model"), **_options_of(chosen), "store": root} | request
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:
@@ -314,6 +298,26 @@ def resume_command(root: Place, manifest: Manifest, layers: Sequence[int] = ()) 
         elif value is not None and value is not False:
             words += [flag, str(value)]
     return shlex.join(words)
+
+
+def remove_command(root: Place, manifest: Manifest, sites: Sequence[Site]) -> str:
+    """Return the command that removes some sites of a store."""
+    words = ["lorsa", "store", "rm", str(root), "--layers", spell_layers(layers_of(sites))]
+    if {site for site in manifest.sites if site.layer in layers_of(sites)} - set(sites):
+        words += ["--sites", spell_site_names(names_of(sites))]
+    return shlex.join(words)
+
+
+def _options_of(sites: Sequence[Site]) -> dict[str, str | None]:
+    """Return by which options a harvest is asked for sites; None of its default, attention."""
+    names = names_of(sites)
+    spelled = None if set(names) == set(ATTENTION) else spell_site_names(names)
+    return {"layers": spell_layers(layers_of(sites)), "sites": spelled}
+
+
+def site_options(sites: Sequence[Site]) -> str:
+    """Return how a harvest is asked for some sites: --layers 0-3 --sites mlp."""
+    return " ".join(f"--{n} {value}" for n, value in _options_of(sites).items() if value)
 
 
 def written_again(root: Place, manifest: Manifest, array: str) -> str:

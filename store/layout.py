@@ -2,32 +2,35 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import Any
 
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from .arrays import DISK_DTYPES, ArraySpec, all_arrays, layer_arrays
+from ..sites import Site
+from .arrays import DISK_DTYPES, ArraySpec, all_arrays, site_arrays
 from .bucket import BucketPath
 from .choices import COMPRESSION_LEVELS
 from .manifest import Manifest
 from .places import Place
 from .schema import METADATA
+from .site_facts import weights_at
 
 
 def create_arrays(
-    root: Place | MemoryStore, manifest: Manifest, layers: Iterable[int] | None = None
+    root: Place | MemoryStore, manifest: Manifest, sites: Iterable[Site] | None = None
 ) -> None:
-    """Write the Zarr metadata of the group and of all sharded arrays, or only those of layers."""
+    """Write the Zarr metadata of the group and of all sharded arrays, or only those of sites."""
     if isinstance(root, BucketPath):
         with put_later(root) as memory:
-            create_arrays(memory, manifest, layers)
+            create_arrays(memory, manifest, sites)
         return
     group = zarr.open_group(root, mode="a", zarr_format=3)
     specs = list(all_arrays(manifest).values())
-    if layers is not None:
-        specs = [spec for layer in layers for spec in layer_arrays(manifest, layer)]
+    if sites is not None:
+        specs = site_arrays(manifest, sites)
     for spec in specs:
         compressors: list[Any] = [Crc32cCodec()]
         if spec.compression != "none":
@@ -52,9 +55,10 @@ def metadata(manifest: Manifest) -> dict[str, bytes]:
     create_arrays(MemoryStore(files), manifest)
     contents = {name: buffer.to_bytes() for name, buffer in files.items()}
     group = contents[METADATA]
-    owners = [f"weights/{layer}" for layer, facts in manifest.layers.items() if facts["weights"]]
-    for folder in ("weights", *owners) if owners else ():
-        contents[f"{folder}/{METADATA}"] = group
+    for module, facts in manifest.modules.items():
+        folder = PurePosixPath(weights_at(module))
+        for each in (folder, *folder.parents[:-1]) if facts["weights"] else ():
+            contents[f"{each}/{METADATA}"] = group
     return contents
 
 

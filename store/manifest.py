@@ -1,8 +1,12 @@
 """The facts of a store: manifest.json, and journal/plan.json while it is being written.
 
 Both hold the same fields. The plan is written when a harvest begins, the manifest last of all: a
-folder without manifest.json is not a complete store. The store itself uses shapes, dtype, layers
+folder without manifest.json is not a complete store. The store itself uses shapes, dtype, sites
 and held-out shards. Model, tokenizer, corpus, request and geometry are there for its readers.
+
+    "sites": {"12.attn_in": {"width": 576, "derived": null}, "12.attn_out": {"width": 576,
+              "derived": {"from": ["12.attn_in"], "by": "12.attention"}}}
+    "modules": {"12.attention": {"weights": ["W_K", ...], "geometry": {...}, "self_check": {...}}}
 
 Both end with a crc32c of themselves and have those of the files that never change: documents,
 weights, scales of int8's channels. Stores of version 0.1.0 have neither.
@@ -10,15 +14,19 @@ weights, scales of int8's channels. Stores of version 0.1.0 have neither.
 
 import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..errors import FormatVersionError, StoreError, reason_of
 from ..seal import json_crc32c
-from .choices import ACTIVATION_DTYPES, COMPRESSIONS, OUTPUTS
+from ..sites import Site
+from .choices import ACTIVATION_DTYPES, COMPRESSIONS
+from .layered import read_layers, write_layers
 from .places import Place, read_json
+from .site_facts import SiteFacts, channel_of, needed_modules, read_site, require_module, weights_at
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, FORMAT_VERSION)
 MANIFEST = "manifest.json"
 SEAL = "crc32c"
 """Name of the checksum of all other fields."""
@@ -35,7 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "special_token_ids": (list, type(None)),
     },
     "corpus": {"data": TEXT, "n_documents": COUNT},
-    "layer": {"geometry": (dict, type(None)), "self_check": (dict, type(None))},
+    "module": {"geometry": (dict, type(None)), "self_check": (dict, type(None))},
 }
 """Kinds of what is read of the tables in a manifest, where it is there."""
 
@@ -62,25 +70,24 @@ class Manifest:
     """Sequences."""
     n_ctx: int
     """Tokens in a sequence."""
-    d_model: int
-    """Width of an activation."""
     shard_seqs: int
     """Sequences in a shard; the last one may hold fewer."""
     dtype: str
     """Logical dtype of the activations."""
     compression: str
     """Codec of the activations: "none", "lz4" or "zstd"."""
-    outputs: str = "store"
-    """Source of y: "store", an array, or "derive", recomputed from x by the layer's weights."""
-    layers: dict[int, dict[str, Any]]
-    """Facts of every layer: the names of its "weights", its "geometry" and its "self_check"."""
+    sites: dict[Site, SiteFacts]
+    """Facts of every site: its width, and what it is derived from where it is not stored."""
+    modules: dict[str, dict[str, Any]]
+    """Facts of the modules of sites, as 12.attention: the names of its "weights", its "geometry"
+    and its "self_check"."""
     held_out_shards: tuple[int, ...]
     """Validation shards, never trained on."""
     checksums: dict[str, str] = field(default_factory=dict)
     """The crc32c of each file that never changes, in hexadecimal digits; none in old stores."""
 
     def __post_init__(self) -> None:
-        for name in ("n_seq", "n_ctx", "d_model", "shard_seqs"):
+        for name in ("n_seq", "n_ctx", "shard_seqs"):
             if type(value := getattr(self, name)) is not int or not 1 <= value < 1 << 31:
                 raise ValueError(f"{name} is {value!r}; allowed: 1 or more")
         for name in ("model", "tokenizer", "corpus", "request", "checksums"):
@@ -90,20 +97,16 @@ class Manifest:
         for name in ("uuid", "created", "lorsa_version"):
             if not isinstance(value := getattr(self, name), str):
                 raise ValueError(f"{name} is {value!r:.60}; it must be a text")
-        for name, allowed in (
-            ("dtype", ACTIVATION_DTYPES),
-            ("compression", COMPRESSIONS),
-            ("outputs", OUTPUTS),
-        ):
+        for name, allowed in (("dtype", ACTIVATION_DTYPES), ("compression", COMPRESSIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
                 )
-        for layer, facts in self.layers.items():
-            _require_kinds("layer", facts)
-            names = facts["weights"]
-            if not isinstance(names, list) or not all(str(n).isidentifier() for n in names):
-                raise ValueError(f"layer {layer} has weights {names}")
+        for module, facts in self.modules.items():
+            require_module(module, facts)
+            _require_kinds("module", facts)
+        for site, about in self.sites.items():
+            about.require_whole(site, self.sites, self.modules)
         if not all(0 <= shard < self.n_shards for shard in self.held_out_shards):
             raise ValueError(f"held_out_shards are {self.held_out_shards}; shards: {self.n_shards}")
 
@@ -117,24 +120,44 @@ class Manifest:
         first = shard * self.shard_seqs
         return range(first, min(first + self.shard_seqs, self.n_seq))
 
+    @property
+    def layers(self) -> list[int]:
+        """Layers with a site, ascending."""
+        return sorted({site.layer for site in self.sites})
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether a site is derived from others when it is wanted."""
+        return any(not facts.is_stored for facts in self.sites.values())
+
     def to_json(self) -> str:
-        """Return the text of manifest.json."""
-        text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self)})
-        content = json.loads(text)  # as it is read: names of layers are text, tuples are lists
+        """Return the text of manifest.json: of format 1 where that can say the same."""
+        content = {each.name: getattr(self, each.name) for each in fields(self)}
+        old = write_layers(content)
+        if old is None:
+            content["sites"] = {str(site): facts.to_dict() for site, facts in self.sites.items()}
+        version = FORMAT_VERSION if old is None else 1
+        text = json.dumps({"format_version": version, **(old or content)})
+        content = json.loads(text)  # as it is read: tuples are lists
         if not self.checksums:
             del content["checksums"]
         return json.dumps(content | {SEAL: json_crc32c(content)}, indent=1) + "\n"
 
-    def only(self, layers: Collection[int]) -> "Manifest":
-        """Return the facts of a store that has no other layers than these."""
-        kept = {layer: facts for layer, facts in self.layers.items() if layer in layers}
+    def only(self, sites: Collection[Site]) -> "Manifest":
+        """Return the facts of a store that has no other sites than these."""
+        kept = {site: facts for site, facts in self.sites.items() if site in sites}
+        needed = needed_modules(kept, self.modules)
+        modules = {name: facts for name, facts in self.modules.items() if name in needed}
         gone = tuple(
-            f"{kind}/{layer}/"
-            for layer in self.layers.keys() - kept.keys()
-            for kind in ("layers", "weights")
+            [f"{channel_of(site.path)}/" for site in self.sites.keys() - kept.keys()]
+            + [
+                f"{weights_at(name)}/{weight}/"
+                for name in self.modules.keys() - needed
+                for weight in self.modules[name]["weights"]
+            ]
         )
         checksums = {n: crc for n, crc in self.checksums.items() if not n.startswith(gone)}
-        return replace(self, layers=kept, checksums=checksums)
+        return replace(self, sites=kept, modules=modules, checksums=checksums)
 
     @property
     def is_sealed(self) -> bool:
@@ -181,20 +204,18 @@ def read_manifest(path: Place) -> Manifest:
     if seal is not None and seal != json_crc32c(content):
         raise StoreError(f"{path} is damaged (its checksum is wrong); {remedy}")
     version = content.pop("format_version", None)
-    if version != FORMAT_VERSION:
+    if version not in READ_VERSIONS:
         raise FormatVersionError(
             f"{path} has store format version {version}; this version of lorsa reads "
-            f"{FORMAT_VERSION}: install the version that wrote it, or harvest again"
+            f"{' and '.join(map(str, READ_VERSIONS))}: install the version that wrote it, or "
+            "harvest again"
         )
     try:
-        layers = {_layer_number(layer): facts for layer, facts in content["layers"].items()}
         held_out = tuple(content["held_out_shards"])
-        return Manifest(**{**content, "layers": layers, "held_out_shards": held_out})
+        if version == 1:
+            content = read_layers(content)
+        else:
+            content["sites"] = dict(read_site(*each) for each in content["sites"].items())
+        return Manifest(**{**content, "held_out_shards": held_out})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path} does not describe a store ({error}); {remedy}") from None
-
-
-def _layer_number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and str(int(text)) == text):
-        raise ValueError(f"{text!r} is no number of a layer")
-    return int(text)

@@ -7,7 +7,8 @@ Others are a journal that was lost: their files are listed again, not written ag
 from collections.abc import Callable, Iterable, Iterator
 
 from ..errors import StoreError
-from .arrays import ArraySpec, layer_arrays, text_arrays
+from ..sites import Site
+from .arrays import ArraySpec, site_arrays, text_arrays, together
 from .entries import Entries
 from .folder import repair_command
 from .locks.bucket_lock import CLAIM
@@ -19,19 +20,20 @@ IN_FLIGHT = 1
 
 
 def unlisted_shards(
-    root: Place, manifest: Manifest, entries: Entries, layers: Iterable[int]
+    root: Place, manifest: Manifest, entries: Entries, sites: Iterable[Site]
 ) -> Iterator[tuple[int, list[ArraySpec]]]:
-    """Yield the shards of the text and of layers whose files are all there and never mentioned.
+    """Yield the shards of the text and of sites whose files are all there and never mentioned.
 
     Args:
         root: place of the store.
         manifest: its facts.
         entries: what its journal lists, and what it no longer does.
-        layers: layers to look at.
+        sites: sites to look at.
     """
     size = file_sizes(root)
     groups = [[spec] for spec in text_arrays(manifest)]
-    groups += [layer_arrays(manifest, layer) for layer in layers]
+    each = dict.fromkeys(tuple(together(manifest, site)) for site in sites)
+    groups += [site_arrays(manifest, group) for group in each]
     for shard in range(manifest.n_shards):
         for specs in groups:
             if entries.last_rank((shard, spec.name) for spec in specs) is not None:
@@ -41,13 +43,13 @@ def unlisted_shards(
 
 
 def lost_shards(
-    root: Place, manifest: Manifest, entries: Entries, layers: Iterable[int]
+    root: Place, manifest: Manifest, entries: Entries, sites: Iterable[Site]
 ) -> set[int]:
     """Return the shards of which the journal has lost a line; none if a kill may have done that.
 
     Whoever writes a shard has claimed it until its line is there.
     """
-    found = {shard for shard, _ in unlisted_shards(root, manifest, entries, layers)}
+    found = {shard for shard, _ in unlisted_shards(root, manifest, entries, sites)}
     if found:
         found -= {
             int(path.stem)
@@ -65,9 +67,9 @@ def require_listed(root: Place, manifest: Manifest, read: Callable[[], Entries])
         manifest: its facts.
         read: reads what was added to the journal; returns all of it.
     """
-    if not lost_shards(root, manifest, read(), manifest.layers):
+    if not lost_shards(root, manifest, read(), manifest.sites):
         return
-    if lost := lost_shards(root, manifest, read(), manifest.layers):  # not listed meanwhile
+    if lost := lost_shards(root, manifest, read(), manifest.sites):  # not listed meanwhile
         raise StoreError(
             f"{root} has {len(lost)} whole shards that no line of its journal lists; list them "
             f"again with: {repair_command(root)}"

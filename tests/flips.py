@@ -38,6 +38,7 @@ from lorsa.errors import LorsaError
 from lorsa.evaluate.evaluate import evaluate_run
 from lorsa.publish.config import PushConfig
 from lorsa.publish.push import push
+from lorsa.sites import Site, attention_ports
 from lorsa.store.care.info import store_info
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.train import train
@@ -164,9 +165,12 @@ def _read_store(root: Path, store: Path, report: Report) -> Any:
     seqs = list(range(opened.manifest.n_seq))
     arrays = [opened.tokens(seqs), opened.documents(seqs)]
     for layer in opened.layers:
-        stored = opened.stored(layer, seqs)
-        arrays += [opened.inputs(layer, seqs), *opened.weights(layer).values()]
-        arrays += [t for t in stored if hasattr(t, "numpy")]
+        stored = opened.stored(attention_ports(layer), seqs)
+        arrays += [
+            opened.values(Site(layer, "attn_in"), seqs),
+            *opened.weights(f"{layer}.attention").values(),
+        ]
+        arrays += stored.tensors()
     return [sha(a.float().numpy().tobytes()) for a in arrays] + opened.document_names()
 
 

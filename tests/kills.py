@@ -35,7 +35,7 @@ from lorsa.harvest.harvest import harvest
 from lorsa.publish.config import PushConfig
 from lorsa.publish.push import push
 from lorsa.store.care.merge import merge_stores
-from lorsa.store.care.remove import remove_layers
+from lorsa.store.care.remove import remove_sites
 from lorsa.store.care.repair import verify_store
 from lorsa.train.sweep import grid, points, sweep, write_sweep
 from lorsa.train.train import train
@@ -89,7 +89,7 @@ def _repair(root: Path, own: Path) -> None:
 
 def _remove(root: Path, own: Path) -> None:
     try:
-        remove_layers(str(own / "acts"), "2")
+        remove_sites(str(own / "acts"), "2")
     except LorsaError as error:
         if "layer 2" not in str(error):  # it was gone before it was killed
             raise

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from lorsa.sites import attention_ports
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.write.writer import StoreWriter
 
@@ -17,22 +18,22 @@ def shuffled_store(source: Path, out: Path, layer: int) -> Path:
     """Write a store of one layer, its x and y together dealt out to any tokens of the text."""
     store = ActivationStore.open(source)
     manifest = store.manifest
-    seqs = range(manifest.n_seq)
-    x, y = (each.flatten(0, 1) for each in store.activations(layer, seqs)[:2])
+    seqs, ports = range(manifest.n_seq), attention_ports(layer)
+    x, y = (each.flatten(0, 1) for each in store.activations(ports, seqs))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     order = order.view(manifest.n_seq, manifest.n_ctx)
     with StoreWriter.create(
         out,
-        replace(manifest, uuid=str(uuid.uuid4()), layers={layer: manifest.layers[layer]}),
+        replace(manifest.only(ports.sites), uuid=str(uuid.uuid4()), checksums={}),
         tokens=store.tokens(seqs),
         documents=store.documents(seqs),
         document_names=store.document_names(),
-        weights={layer: store.weights(layer)},
+        modules={f"{layer}.attention": store.weights(f"{layer}.attention")},
     ) as writer:
         for shard in writer.missing_shards():
             rows = order[list(manifest.shard_rows(shard))]
             with writer.shard(shard) as session:
-                session.append({layer: (x[rows], y[rows])})
+                session.append({ports.reads[0]: x[rows], ports.writes[0]: y[rows]})
         writer.finish()
     return out
 

@@ -150,12 +150,13 @@ from pathlib import Path
 
 from lorsa import (
     ActivationStore, EvalConfig, HarvestConfig, Lorsa, LorsaError, TrainConfig, ablate_heads,
-    evaluate_lorsas, harvest_activations, intervene, sweep_lorsas, train_lorsa, train_lorsas,
+    attention_ports, evaluate_lorsas, harvest_activations, intervene, sweep_lorsas, train_lorsa,
+    train_lorsas,
 )
 
 def work(store: ActivationStore, model: object) -> None:
     lorsa = Lorsa.from_pretrained(Path("runs/layer-12"))
-    x, _y = store.activations(12, store.held_out_seqs[:2])
+    x, _y = store.activations(attention_ports(12), store.held_out_seqs[:2])
     acts, ids = lorsa.encode(x)
     with lorsa.attach(model), intervene(model, lorsa, 12, {17: 0.0}):
         lorsa.pattern(x, ov_heads=ids[0, 0])

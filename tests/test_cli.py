@@ -406,6 +406,9 @@ def test_harvest_of_something_else_into_a_finished_store_names_the_difference(
     assert "acts holds another harvest (model was " in error
 
 
+SAE = ["--kind", "sae", "--site", "attn_out"]
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
@@ -416,6 +419,12 @@ def test_harvest_of_something_else_into_a_finished_store_names_the_difference(
         (["--lr", "0"], 2, "lr is 0.0; allowed: above 0"),
         (["--init", "zero"], 2, "init is 'zero'; allowed: layer, layer-weighted, random"),
         (["--device", "cuda"], 1, "torch sees no GPU"),
+        (["--kind", "sea"], 2, "kind is 'sea'; allowed: lorsa, sae, transcoder or all"),
+        (["--kind", "transcoder"], 1, "lorsa harvest --model"),
+        (["--kind", "sae", "--site", "resid_oot"], 2, "'resid_oot' is no site; near: resid_out"),
+        (["--skip"], 2, "skip is a setting of kind transcoder, and only kind lorsa is trained"),
+        ([*SAE, "--n-qk-heads", "4"], 2, "n_qk_heads is a setting of kind lorsa"),
+        ([*SAE, "--prefixes", "0.5,0.2,1"], 2, "ascend and end at 1"),
     ],
 )
 def test_train_refuses_in_one_line(
@@ -429,6 +438,36 @@ def test_train_refuses_in_one_line(
     error = _one_line_error(lorsa("train", "--store", store_folder, *args), code)
     assert message in error
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_setting_of_another_kind_in_a_file_is_refused(
+    lorsa: Lorsa, store_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run.toml").write_text('kind = "sae"\nsite = "attn_out"\nskip = true\n')
+    error = _one_line_error(lorsa("train", "--store", store_folder, "--config", "run.toml"), 2)
+    assert "skip is a setting of kind transcoder" in error
+    assert "options and run.toml" in error
+
+
+def test_dictionaries_of_every_kind_are_trained_and_swept(lorsa: Lorsa, sited: Path) -> None:
+    args = ["--store", sited, "--top-k", "4", "--batch-tokens", 4 * N_CTX, "--device", "cpu"]
+    args += ["--train-tokens", 8 * N_CTX, "--json"]
+    found = json.loads(lorsa("train", "--kind", "all", "--skip", *args).stdout)
+    assert [(run["run"], run["kind"], run["site"]) for run in found["runs"]] == [
+        ("runs/layer-1", "lorsa", None),
+        ("runs/1.resid_out", "sae", "resid_out"),
+        ("runs/1.mlp", "transcoder", None),
+        ("runs/layer-2", "lorsa", None),
+        ("runs/2.mlp", "transcoder", None),
+    ]
+    swept = ["sweep", "--kind", "transcoder", "--skip", "true,false", *args]
+    found = json.loads(lorsa(*swept, "--prefixes", "0.25,1").stdout)
+    assert [(row["layer"], row["skip"], row["n_features"]) for row in found["rows"]] == [
+        (1, True, 256), (1, False, 256), (2, True, 256), (2, False, 256)
+    ]  # fmt: skip
+    assert (found["n_groups"], found["ok"]) == (2, True)
+    config = json.loads(Path("sweep/layer=1,skip=True/config.json").read_text())["config"]
+    assert (config["skip"], config["prefixes"]) == (True, [0.25, 1.0])
 
 
 SWEEP = ["--layer", 1, "--tokens", 8 * N_CTX, "--batch-tokens", 4 * N_CTX, "--device", "cpu"]
@@ -699,7 +738,7 @@ def test_a_killed_harvest_goes_on(
     command = [sys.executable, "-m", "lorsa", *args]
     child = subprocess.Popen(command, cwd=tmp_path, env=os.environ, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    shard = tmp_path / "acts/layers/1/norms/c/1/0/0"
+    shard = tmp_path / "acts/layers/1/attn_in_norm/c/1/0"
     while not shard.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     child.kill()

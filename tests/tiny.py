@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 from lorsa.dictionaries.lorsa.config import LorsaConfig
+from lorsa.dictionaries.lorsa.start import scored_as
 from lorsa.language.attention import Reading
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
@@ -70,6 +71,24 @@ GEMMA3 = {
     "sliding_window": 7,
     "layer_types": LAYER_TYPES,
 }
+LLAMA4 = {
+    "intermediate_size_mlp": 48,
+    "num_local_experts": 2,
+    "attention_chunk_size": 9,
+    "floor_scale": 5,
+    "attn_scale": 0.4,
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "first_k_dense_replace": 3,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 16,
+}
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -96,6 +115,23 @@ FAMILIES: dict[str, Any] = {
     "llama-wide-heads": lambda: transformers.LlamaConfig(**SIZES, **GQA, head_dim=16),
     "llama-llama3-rope": lambda: transformers.LlamaConfig(**SIZES, **GQA, **_rope(LLAMA3_ROPE)),
     "llama-yarn-rope": lambda: transformers.LlamaConfig(**SIZES, **GQA, **_rope(YARN_ROPE)),
+    "llama4": lambda: transformers.Llama4TextConfig(
+        **SPECIAL,
+        **SIZES,
+        **GQA,
+        **LLAMA4,
+        head_dim=8,
+        no_rope_layers=[1, 0, 1],
+    ),
+    "llama4-no-norm": lambda: transformers.Llama4TextConfig(
+        **SPECIAL,
+        **SIZES,
+        **GQA,
+        **LLAMA4,
+        head_dim=8,
+        no_rope_layers=[0, 1, 0],
+        use_qk_norm=False,
+    ),
     "mistral": lambda: transformers.MistralConfig(**SIZES, **GQA, sliding_window=None),
     "mistral-window": lambda: transformers.MistralConfig(**SIZES, **GQA, sliding_window=7),
     "qwen2": lambda: transformers.Qwen2Config(**SIZES, **GQA),
@@ -135,6 +171,42 @@ FAMILIES: dict[str, Any] = {
         max_position_embeddings=128,
         initializer_range=0.2,
     ),
+    "deepseek-v3": lambda: transformers.DeepseekV3Config(
+        **SPECIAL, **SIZES, **LATENT, n_routed_experts=2, n_group=1, topk_group=1
+    ),
+    "deepseek-v3-yarn": lambda: transformers.DeepseekV3Config(
+        **SPECIAL,
+        **SIZES,
+        **{**LATENT, "q_lora_rank": None},
+        n_routed_experts=2,
+        n_group=1,
+        topk_group=1,
+        **_rope({**YARN_ROPE, "mscale": 1.0, "mscale_all_dim": 1.0}),
+    ),
+    "deepseek-v2": lambda: transformers.DeepseekV2Config(
+        **SPECIAL, **SIZES, **LATENT, n_routed_experts=2, n_group=1, topk_group=1
+    ),
+    "gpt-oss": lambda: transformers.GptOssConfig(
+        **SPECIAL,
+        **{**SIZES, "num_hidden_layers": 3},
+        **GQA,
+        head_dim=8,
+        sliding_window=6,
+        layer_types=LAYER_TYPES,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    ),
+    "qwen3-next": lambda: transformers.Qwen3NextConfig(
+        **SPECIAL,
+        **SIZES,
+        **GQA,
+        head_dim=16,
+        layer_types=["full_attention"] * 3,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    ),
     "phi": lambda: transformers.PhiConfig(**SIZES, **GQA, partial_rotary_factor=0.5),
     "phi-norm": lambda: transformers.PhiConfig(
         **SIZES, **GQA, partial_rotary_factor=0.5, qk_layernorm=True
@@ -147,6 +219,7 @@ FAMILIES: dict[str, Any] = {
         original_max_position_embeddings=16,
         **_rope(LONG_ROPE),
     ),
+    "olmo": lambda: transformers.OlmoConfig(**SPECIAL, **SIZES, **GQA, clip_qkv=1.0),
     "olmo2": lambda: transformers.Olmo2Config(**SIZES, **GQA),
     "olmo3": lambda: transformers.Olmo3Config(
         **SIZES, **GQA, sliding_window=6, layer_types=LAYER_TYPES
@@ -177,11 +250,27 @@ FAMILIES: dict[str, Any] = {
     "falcon-new": lambda: transformers.FalconConfig(
         **SIZES, new_decoder_architecture=True, num_kv_heads=2
     ),
+    "falcon-alibi": lambda: transformers.FalconConfig(
+        **SIZES, alibi=True, new_decoder_architecture=False
+    ),
+    "falcon-alibi-rounded": lambda: transformers.FalconConfig(
+        **{**SIZES, "num_attention_heads": 16},
+        alibi=True,
+        multi_query=False,
+        new_decoder_architecture=False,
+    ),
+    "mpt": lambda: transformers.MptConfig(
+        vocab_size=400, d_model=32, n_heads=4, n_layers=3, max_seq_len=128, initializer_range=0.3
+    ),
     "neox-partial": lambda: transformers.GPTNeoXConfig(**SIZES, rotary_pct=0.25),
     "neox-full": lambda: transformers.GPTNeoXConfig(
         **SIZES, rotary_pct=1.0, use_parallel_residual=False
     ),
 }
+LATENTS = ("deepseek-v2", "deepseek-v3", "deepseek-v3-yarn")
+"""Families whose queries, keys and values are not linear in x, as those of a Lorsa are."""
+NOT_EXACT = ("olmo", *LATENTS)
+"""Families whose values alone are not, besides those."""
 OTHERS: dict[str, Any] = {
     "gptj": lambda: transformers.GPTJConfig(
         vocab_size=400,
@@ -192,14 +281,19 @@ OTHERS: dict[str, Any] = {
         rotary_dim=4,
         initializer_range=0.3,
     ),
-    "mpt": lambda: transformers.MptConfig(
-        vocab_size=400, d_model=32, n_heads=4, n_layers=3, max_seq_len=128, initializer_range=0.3
-    ),
     "bloom": lambda: transformers.BloomConfig(
         **SPECIAL, vocab_size=400, hidden_size=32, n_head=4, n_layer=3, initializer_range=0.3
     ),
-    "falcon-alibi": lambda: transformers.FalconConfig(
-        **SIZES, alibi=True, new_decoder_architecture=False
+    "bitnet": lambda: transformers.BitNetConfig(**SPECIAL, **SIZES, **GQA),
+    "codegen": lambda: transformers.CodeGenConfig(
+        **SPECIAL,
+        vocab_size=400,
+        n_positions=128,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        rotary_dim=4,
+        initializer_range=0.3,
     ),
 }
 """Models that are not called supported: GPT-J is understood all the same, the others are not."""
@@ -232,6 +326,8 @@ def make_model(family: str, seed: int = 0, *, eager: bool = False) -> Any:
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.3)
+            elif name.endswith("sinks"):
+                parameter.normal_()
             elif "norm" in name or "ln_" in name:
                 parameter.uniform_(0.5, 1.5)
     return model.eval()
@@ -256,10 +352,10 @@ def read_layer(
 
 def config_like(geometry: AttentionGeometry, **settings: Any) -> LorsaConfig:
     """Return the config of a Lorsa whose heads attend as a layer's; unless set, as many of them."""
-    alike = ("scale", "rope", "qk_norm", "softcap", "window", "d_model")
-    fields = {name: getattr(geometry, name) for name in alike}
-    fields |= {"n_qk_heads": geometry.n_heads, "d_qk_head": geometry.d_head}
-    return LorsaConfig(**{**fields, **settings})
+    sizes = {"d_model": geometry.d_model, "d_qk_head": geometry.d_head}
+    n_qk_heads = settings.get("n_qk_heads", geometry.n_heads)
+    alike = scored_as(geometry, n_qk_heads)
+    return LorsaConfig(**{**sizes, "n_qk_heads": n_qk_heads, **alike, **settings})
 
 
 def make_tokenizer() -> Any:

@@ -1,1 +1,1 @@
-"""Stage 2: Lorsas from a store."""
+"""Stage 2: dictionaries from a store."""

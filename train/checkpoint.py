@@ -1,8 +1,8 @@
 """Checkpoints of a run: all that its next step depends on, in safetensors and JSON.
 
     checkpoints/step-000000512/
-      config.json, lorsa.safetensors   a Lorsa like any other, for raw activations
-      optimizer.safetensors            Adam's moments, when each head last fired
+      config.json, lorsa.safetensors   a dictionary like any other, for raw activations
+      optimizer.safetensors            Adam's moments, when each feature last fired
       state.json                       steps done, of how many, in what time; checksums
 
 A checkpoint is written into a folder named *.partial and renamed when it is whole; checksums
@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..dictionaries.choices import CONFIG, WEIGHTS
-from ..dictionaries.lorsa.config import LorsaConfig
-from ..dictionaries.lorsa.module import Lorsa
+from ..dictionaries.config import DictionaryConfig
+from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.kinds import KINDS, load
 from ..errors import CheckpointError, unreadable
 from ..reading import read_json
 from ..whole import file_crc32, whole
@@ -42,7 +43,7 @@ class State(NamedTuple):
     step: int
     """Steps done"""
     last_fired: Tensor
-    """Steps done when each head last fired, int64, [n_ov_heads]"""
+    """Steps done when each feature last fired, int64, [n_features]"""
     n_steps: int | None = None
     """Steps of the whole run, where its minutes decide them"""
     spent_s: float = 0.0
@@ -52,22 +53,28 @@ class State(NamedTuple):
 class Restored(NamedTuple):
     """Contents of a checkpoint, on the CPU."""
 
-    lorsa: Lorsa
-    """Lorsa for raw activations"""
+    dictionary: Dictionary
+    """Dictionary for raw activations"""
     moments: dict[str, Tensor]
     """Moments of Adam, by the parameter's name and their own, as W_Q.exp_avg"""
     state: State
 
 
 def save_checkpoint(
-    run: Path, shape: LorsaConfig, learned: Whole, state: State, scales: Scales, *, keep: int = 2
+    run: Path,
+    shape: DictionaryConfig,
+    learned: Whole,
+    state: State,
+    scales: Scales,
+    *,
+    keep: int = 2,
 ) -> None:
     """Write a checkpoint and remove all but the newest.
 
     Args:
         run: run folder.
-        shape: shape of the Lorsa.
-        learned: the Lorsa in training, on scaled activations, and its moments.
+        shape: shape of the dictionary.
+        learned: the dictionary in training, on scaled activations, and its moments.
         state: progress of the run.
         scales: scales of the activations.
         keep: how many checkpoints stay.
@@ -88,22 +95,24 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
-def _write(folder: Path, shape: LorsaConfig, learned: Whole, state: State, scales: Scales) -> None:
+def _write(
+    folder: Path, shape: DictionaryConfig, learned: Whole, state: State, scales: Scales
+) -> None:
     tensors = {"last_fired": state.last_fired.cpu(), **learned.moments}
     facts = {"step": state.step, "n_steps": state.n_steps, "spent_s": state.spent_s}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with whole(folder) as partial:
         partial.mkdir()
-        raw_lorsa(shape, learned, scales).save_pretrained(partial)
+        raw_dictionary(shape, learned, scales).save_pretrained(partial)
         save_file(tensors, partial / OPTIMIZER)
         (partial / STATE).write_text(json.dumps(_sealed(facts, partial)) + "\n", "utf-8")
 
 
-def raw_lorsa(shape: LorsaConfig, learned: Whole, scales: Scales) -> Lorsa:
-    """Return the Lorsa of a run, for raw activations, on the CPU."""
-    lorsa = Lorsa(shape)
-    lorsa.load_state_dict(learned.weights)
-    return lorsa.rescale_(1 / scales.x, 1 / scales.y)
+def raw_dictionary(shape: DictionaryConfig, learned: Whole, scales: Scales) -> Dictionary:
+    """Return the dictionary of a run, for raw activations, on the CPU."""
+    dictionary = KINDS[shape.kind](shape)
+    dictionary.load_state_dict(learned.weights)
+    return dictionary.rescale_(1 / scales.x, 1 / scales.y)
 
 
 def _sealed(facts: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -176,7 +185,7 @@ def load_checkpoint(folder: Path) -> Restored:
         sealed = facts.pop("crc32")
         if sealed != _sealed(facts, folder)["crc32"]:
             raise ValueError("a checksum is wrong")
-        lorsa = Lorsa.from_pretrained(folder)
+        dictionary = load(folder)
         moments = load_file(folder / OPTIMIZER)
         last_fired = moments.pop("last_fired")
     except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
@@ -186,4 +195,4 @@ def load_checkpoint(folder: Path) -> Restored:
             raise
         raise CheckpointError(f"{folder} is damaged ({error})") from None
     state = State(facts["step"], last_fired, facts["n_steps"], facts["spent_s"])
-    return Restored(lorsa, moments, state)
+    return Restored(dictionary, moments, state)

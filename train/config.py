@@ -1,25 +1,29 @@
 """Settings of a training run."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ..checks import require_at_least, require_one_of, require_positive
-from ..dictionaries.choices import ACTIVATIONS
+from ..dictionaries.choices import ACTIVATIONS, ports_of
 from ..kernels.choices import BACKENDS, SELECTIONS
 from ..language.choices import DEVICES
+from ..sites import SITE_NAMES, Ports, parse_site_names
 from ..store.places import Place, place
 from .mask_rule import parse_rule
+from .recipe import DEFAULTS, INITS, KINDS, OWN, kinds_with
 
-INITS = ("layer", "layer-weighted", "random")
+BY_KIND: Any = None
+"""Default of a setting whose value depends on the kind: recipe.DEFAULTS fills it in."""
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """Settings of one run: one Lorsa for one layer of a store."""
+    """Settings of one run: one dictionary for one layer of a store."""
 
     store: Place
     """Activation store: its folder, or s3://bucket/folder."""
@@ -27,31 +31,45 @@ class TrainConfig:
     """Layer of the language model, counted from 0."""
     out: Path
     """Run folder."""
+    kind: str = "lorsa"
+    """Kind of dictionary: lorsa (attention), sae (any site) or transcoder (the MLP)."""
+    site: str | None = None
+    """Site that an SAE reads and writes, such as attn_out. None takes resid_out."""
     expansion: float = 8.0
-    """OV heads per dimension of the model, where n_ov_heads is not given."""
+    """Features per dimension of the model, where n_features or n_ov_heads is not given."""
+    n_features: int | None = None
+    """Features of an SAE or a transcoder. None takes expansion * d_model."""
     n_ov_heads: int | None = None
-    """OV heads. None takes expansion * d_model, rounded up to a multiple of n_qk_heads."""
+    """OV heads of a Lorsa. None takes expansion * d_model, rounded up to a multiple of
+    n_qk_heads."""
     n_qk_heads: int | None = None
-    """QK heads. None takes 4 for every head of the layer. So its copies can part ways."""
+    """QK heads of a Lorsa. None takes 4 for every head of the layer. So its copies can part
+    ways."""
+    skip: bool = False
+    """Give a transcoder a linear map from its input to its output, besides its features."""
+    prefixes: tuple[float, ...] | None = None
+    """Shares of the features, joined by commas and ending at 1, each to explain the output alone
+    (Matryoshka). None takes all features at once."""
     top_k: int = 64
-    """Heads that fire per token."""
+    """Features that fire per token."""
     select: str = "relu"
-    """Heads that may fire: positive ones (relu), or negative ones too (abs). "abs" goes with "topk"
-    only."""
+    """Features that may fire: positive ones (relu), or negative ones too (abs). "abs" goes with
+    "topk" only."""
     activation: str = "topk"
-    """Rule by which heads fire: topk, batchtopk or jumprelu. "topk" fires the top_k of every token,
-    the others top_k on average: heads above a threshold ("batchtopk") or above one of their own
-    that is learned ("jumprelu")."""
+    """Rule by which features fire: topk, batchtopk or jumprelu. "topk" fires the top_k of every
+    token, the others top_k on average: features above a threshold ("batchtopk") or above one of
+    their own that is learned ("jumprelu")."""
     max_l0: int | None = None
-    """Heads that fire per token at most, where top_k is the average. None takes 4 * top_k."""
+    """Features that fire per token at most, where top_k is the average. None takes 4 * top_k."""
     jump_bandwidth: float = 1.0
     """Width of the scores around a jumprelu threshold that move it, as a share of the threshold."""
     l0_coefficient: float = 3.0
     """Weight of (L0 / top_k - 1)^2 of a sequence beside the squared error, of jumprelu. Less lets
-    more heads fire than top_k, more makes all sequences alike; see docs/recipe.md."""
-    init: str = "layer"
-    """Weights to start from: layer (the layer's own), layer-weighted or random. "layer-weighted"
-    has more copies of heads that write more."""
+    more features fire than top_k, more makes all sequences alike; see docs/recipe.md."""
+    init: str = BY_KIND
+    """Weights to start from: layer (the layer's own), layer-weighted, data or random. None takes
+    layer, or data for an SAE. "layer-weighted" is a Lorsa's, with more copies of heads that write
+    more."""
     train_tokens: int | None = None
     """Tokens to train on. None takes one pass over the training shards."""
     minutes: float | None = None
@@ -63,30 +81,32 @@ class TrainConfig:
     """Tokens that a process computes at once, in whole sequences, to need less memory. Gradients
     add up to those of the step. None takes its share of a step."""
     shard: bool = False
-    """Share weights, gradients and moments among the processes, for Lorsas that do not fit. See
+    """Share weights, gradients and moments among the processes, for those that do not fit. See
     docs/distributed.md."""
     exact: bool = False
     """Make the same run on any number of processes, to rounding that does not grow; slower.
     Gradients add up sequence by sequence in float64."""
-    lr: float = 1e-3
-    """Learning rate of Adam, for activations scaled to a norm of sqrt(d_model)."""
+    lr: float = BY_KIND
+    """Learning rate of Adam, for activations scaled to a norm of sqrt(d_model). None takes
+    0.001."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of Adam's running mean and variance."""
     warmup_frac: float = 0.05
     """Share of the run in which the learning rate rises from 0."""
-    decay_frac: float = 0.6
-    """Share of the run, at its end, in which the learning rate falls to 0."""
+    decay_frac: float = BY_KIND
+    """Share of the run, at its end, in which the learning rate falls to 0. None takes 0.6."""
     top_k_start: float = 1.0
-    """Heads that fire at first, as a multiple of top_k. 1 keeps top_k constant."""
+    """Features that fire at first, as a multiple of top_k. 1 keeps top_k constant."""
     top_k_anneal_frac: float = 0.5
-    """Share of the run in which the heads that fire fall to top_k."""
+    """Share of the run in which the features that fire fall to top_k."""
     grad_clip: float = 1.0
     """Largest norm of the gradient."""
     init_tokens: int = 65_536
-    """Training tokens whose head outputs are clustered for the start. See docs/recipe.md."""
-    loss_mask: str = "none"
-    """Tokens that do not count in loss and metrics: bos, special, first, norm>10x, joined by
-    commas. They stay in their sequences, where others attend to them; see train/mask_rule.py."""
+    """Training tokens of which the start is made. See docs/recipe.md."""
+    loss_mask: str = BY_KIND
+    """Tokens that do not count in loss and metrics: none, or bos, special, first, norm>10x, joined
+    by commas. None takes none, or norm>10x for an SAE. They stay in their sequences, where others
+    attend to them; see train/mask_rule.py."""
     tracker: str = "none"
     """Tracker that gets the numbers of metrics.jsonl too: tensorboard, wandb, trackio or none."""
     eval_tokens: int = 16_384
@@ -100,8 +120,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
     dead_window_tokens: int | None = None
-    """Last tokens, on none of which a dead head fired. None takes the last quarter of the run, at
-    most 10 million."""
+    """Last tokens, on none of which a dead feature fired. None takes the last quarter of the run,
+    at most 10 million."""
     seed: int = 0
     """Seed of the initialisation and, without data_seed, of the order of sequences."""
     data_seed: int | None = None
@@ -118,8 +138,10 @@ class TrainConfig:
         object.__setattr__(self, "store", place(self.store))
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "betas", tuple(self.betas))
+        self._fill_in()
         require_at_least(self, 0, "layer", "seed", "data_seed")
-        require_at_least(self, 1, "n_ov_heads", "n_qk_heads", "max_l0", "top_k", "train_tokens")
+        require_at_least(self, 1, "n_features", "n_ov_heads", "n_qk_heads", "max_l0", "top_k")
+        require_at_least(self, 1, "train_tokens")
         require_at_least(self, 1, "init_tokens", "eval_tokens", "eval_every_tokens")
         require_at_least(self, 1, "keep_checkpoints", "checkpoint_every_tokens")
         require_at_least(self, 1, "dead_window_tokens", "batch_tokens", "micro_batch_tokens")
@@ -130,7 +152,7 @@ class TrainConfig:
             self,
             select=SELECTIONS,
             activation=ACTIVATIONS,
-            init=INITS,
+            init=INITS[self.kind],
             precision=PRECISIONS,
             device=DEVICES,
             backend=BACKENDS,
@@ -142,6 +164,23 @@ class TrainConfig:
                 f"exact computes sequence by sequence on whole copies; leave out {other}"
             )
         parse_rule(self.loss_mask)
+
+    def _fill_in(self) -> None:
+        """Give settings the kind's defaults; ValueError if one is of another kind."""
+        require_one_of(self, kind=KINDS)
+        for field in fields(self):
+            value, kinds = getattr(self, field.name), kinds_with(field.name)
+            if self.kind not in kinds and value != field.default:
+                raise ValueError(
+                    f"{field.name} is a setting of kind {' and '.join(kinds)}, and this is of kind "
+                    f"{self.kind}: leave it out"
+                )
+            if value is None and field.name in DEFAULTS[self.kind]:
+                object.__setattr__(self, field.name, DEFAULTS[self.kind][field.name])
+        if self.site is not None and parse_site_names(self.site) != (self.site,):
+            raise ValueError(f"site is {self.site!r}; one of {', '.join(SITE_NAMES)} is meant")
+        if self.prefixes is not None:
+            object.__setattr__(self, "prefixes", _ascending(self.prefixes))
 
     def _require_shares(self) -> None:
         """Raise ValueError unless fractions, multiples and decays are in their ranges."""
@@ -164,10 +203,23 @@ class TrainConfig:
         """Seed of the order of sequences."""
         return self.seed if self.data_seed is None else self.data_seed
 
+    @property
+    def ports(self) -> Ports:
+        """Sites that the dictionary reads and writes."""
+        return ports_of(self.kind, self.layer, self.site)
+
+    @property
+    def label(self) -> str:
+        """What is trained, in a word or two: layer 12 of a Lorsa, else 12.mlp or 12.resid_out."""
+        if self.kind == "lorsa":
+            return f"layer {self.layer}"
+        return f"{self.layer}.{self.site or 'mlp'}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able data."""
         data = asdict(self)
-        return data | {"store": str(self.store), "out": str(self.out), "betas": list(self.betas)}
+        lists = {"betas": list(self.betas), "prefixes": self.prefixes and list(self.prefixes)}
+        return data | {"store": str(self.store), "out": str(self.out)} | lists
 
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide the resulting weights."""
@@ -176,4 +228,17 @@ class TrainConfig:
         free |= {"keep_checkpoints", "micro_batch_tokens", "shard"}
         if self.activation != "jumprelu":
             free |= {"jump_bandwidth", "l0_coefficient"}
+        free |= {name for name in OWN if self.kind not in OWN[name]}
         return {name: value for name, value in self.to_dict().items() if name not in free}
+
+
+def _ascending(shares: Any) -> tuple[float, ...]:
+    """Return shares of the features; ValueError unless they ascend, from above 0 to 1."""
+    given = tuple(shares)
+    numbers = all(isinstance(each, int | float) for each in given)
+    if not (numbers and all(a < b for a, b in pairwise((0, *given))) and given[-1:] == (1,)):
+        raise ValueError(
+            f"prefixes are {', '.join(map(str, given)) or 'none'}; allowed: shares of the features "
+            "that ascend and end at 1, such as 0.06,0.25,1"
+        )
+    return tuple(map(float, given))

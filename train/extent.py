@@ -2,12 +2,13 @@
 
 import math
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import psutil
 import torch
 
-from ..dictionaries.lorsa.config import LorsaConfig
+from ..dictionaries.config import DictionaryConfig
 from ..errors import TrainError
 from ..store.read.reader import ActivationStore
 from .config import TrainConfig
@@ -109,25 +110,22 @@ def _state_bytes(config: TrainConfig, world: int) -> float:
     return STATE_BYTES
 
 
-def _n_params(shape: LorsaConfig) -> int:
-    """Return the number of parameters of a Lorsa."""
+def _n_params(shape: DictionaryConfig) -> int:
+    """Return the number of parameters of a dictionary."""
     return sum(math.prod(sizes) for sizes in shape.parameter_shapes().values())
 
 
-def run_bytes(shape: LorsaConfig, span: Extent, world: int) -> int:
+def run_bytes(shape: DictionaryConfig, span: Extent, world: int) -> int:
     """Return about how many bytes a run needs on a device: its state and a forward and backward.
 
     Args:
-        shape: shape of the Lorsa.
+        shape: shape of the dictionary.
         span: size of the run.
         world: processes that share each step.
     """
     n_seqs = -(-span.batch_seqs // (world * span.n_micro))
     tokens = n_seqs * (span.step_tokens // span.batch_seqs)
-    queries_keys = 2 * shape.n_qk_heads * shape.d_qk_head
-    # made, rotated, and their gradients; v and its gradient; x, y, y_hat and theirs
-    width = 5 * queries_keys + 3 * shape.n_ov_heads + 6 * shape.d_model + 8 * shape.n_slots
-    return int(span.state_bytes * _n_params(shape)) + 4 * tokens * width
+    return int(span.state_bytes * _n_params(shape)) + tokens * shape.token_bytes()
 
 
 def free_memory_bytes(device: torch.device) -> int:
@@ -138,7 +136,7 @@ def free_memory_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available) // n_here
 
 
-def require_room(shape: LorsaConfig, span: Extent, *, world: int, free: int) -> None:
+def require_room(shape: DictionaryConfig, span: Extent, *, world: int, free: int) -> None:
     """Raise TrainError if a run does not fit the device; the message names what does.
 
     Args:
@@ -149,13 +147,12 @@ def require_room(shape: LorsaConfig, span: Extent, *, world: int, free: int) -> 
     if needed <= free * SPARE:
         return
     raise TrainError(
-        f"a run with {shape.n_ov_heads:,} OV heads and {shape.n_qk_heads} QK heads needs about "
-        f"{needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free; "
-        f"{_what_fits(shape, span, world, free)}"
+        f"a run with {shape.sizes} needs about {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are "
+        f"free; {_what_fits(shape, span, world, free)}"
     )
 
 
-def _what_fits(shape: LorsaConfig, span: Extent, world: int, free: int) -> str:
+def _what_fits(shape: DictionaryConfig, span: Extent, world: int, free: int) -> str:
     n_ctx = span.step_tokens // span.batch_seqs
     room = free * SPARE - SHARED_BYTES
     least = span._replace(n_micro=-(-span.batch_seqs // world))
@@ -164,12 +161,10 @@ def _what_fits(shape: LorsaConfig, span: Extent, world: int, free: int) -> str:
         while run_bytes(shape, _in_parts_of(span, 2 * n_seqs, world), world) <= room:
             n_seqs *= 2
         return f"what fits: --micro-batch-tokens {n_seqs * n_ctx}"
-    n_ov_heads = shape.n_ov_heads
-    while n_ov_heads > shape.n_qk_heads:
-        n_ov_heads = n_ov_heads // 2 // shape.n_qk_heads * shape.n_qk_heads
-        smaller = _with_heads(shape, n_ov_heads)
-        if smaller is not None and run_bytes(smaller, least, world) <= room:
-            return f"what fits: --n-ov-heads {n_ov_heads} --micro-batch-tokens {n_ctx}"
+    for smaller in _smaller(shape):
+        if run_bytes(smaller, least, world) <= room:
+            option = f"--{shape.features.replace('_', '-')} {smaller.n_features}"
+            return f"what fits: {option} --micro-batch-tokens {n_ctx}"
     return "nothing smaller fits either; free some memory"
 
 
@@ -177,8 +172,13 @@ def _in_parts_of(span: Extent, n_seqs: int, world: int) -> Extent:
     return span._replace(n_micro=max(1, -(-span.batch_seqs // world) // n_seqs))
 
 
-def _with_heads(shape: LorsaConfig, n_ov_heads: int) -> LorsaConfig | None:
-    try:
-        return LorsaConfig.from_dict(shape.to_dict() | {"n_ov_heads": n_ov_heads})
-    except ValueError:
-        return None
+def _smaller(shape: DictionaryConfig) -> Iterator[DictionaryConfig]:
+    """Yield the same shape with ever fewer features, as far as it goes."""
+    multiple = getattr(shape, "n_qk_heads", 1)
+    n_features = shape.n_features // 2 // multiple * multiple
+    while n_features:
+        try:
+            yield shape.from_dict(shape.to_dict() | {shape.features: n_features})
+        except ValueError:
+            return
+        n_features = n_features // 2 // multiple * multiple

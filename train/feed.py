@@ -35,7 +35,7 @@ def moved_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batc
         if moving is not None:
             now = torch.cuda.current_stream(device)
             now.wait_event(moving.arrived)
-            for tensor in _tensors(moving.batch):
+            for tensor in moving.batch.stored.tensors():
                 tensor.record_stream(now)
             yield moving.batch
         if following is None:
@@ -50,8 +50,3 @@ def _move(batch: Batch, stream: torch.cuda.Stream) -> _Moving:
         arrived = torch.cuda.Event()
         arrived.record(stream)
     return _Moving(batch._replace(stored=stored), arrived)
-
-
-def _tensors(batch: Batch) -> Iterator[torch.Tensor]:
-    for part in batch.stored:
-        yield from (each for each in part or () if isinstance(each, torch.Tensor))

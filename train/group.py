@@ -1,8 +1,8 @@
 """Group of runs that share one read of the store.
 
-Every batch is read, converted, moved and scaled once for all of them. They have layer, store, order
-and size of a step in common and differ in anything else. Each takes its own steps, evals,
-checkpoints and end; where one fails, the others go on.
+Every site that any of them reads or writes is read, converted, moved and scaled once for all. They
+have layer, store, order and size of a step in common and differ in anything else, in kind and sites
+too. Each takes its own steps, evals, checkpoints and end; where one fails, the others go on.
 """
 
 import gc
@@ -13,19 +13,22 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..dictionaries.metrics import Quality, Tally
 from ..errors import RUN_ERRORS, TrainError
 from ..language.stored import deriver
+from ..sites import Site, joined
 from ..stop import Stop, stop_when_whole
 from ..store.read.loader import Batch, batches, held_out_parts
-from ..store.read.reader import Activations, ActivationStore, Derive
+from ..store.read.reader import ActivationStore
 from ..store.read.sampler import Sampler
+from ..store.read.stored import Derive, Stored, stacked
 from .alarm import one_line
 from .feed import moved_ahead
 from .report.reporting import finish, report_eval, report_step
 from .run import Clock, Run, StepOutcome
-from .start import Initialiser
+from .start import Initialiser, activation_scale
 from .team import FAILURES
 
 LOG_EVERY_STEPS = 10
@@ -69,7 +72,9 @@ class Group:
         self.runs = runs
         self.store = store
         first = runs[0]
-        self.team, self.layer, self.scales = first.team, first.config.layer, first.scales
+        self.team = first.team
+        self.ports = joined(run.ports for run in runs)
+        self.scales = {site: activation_scale(site, store) for site in self.ports.reads}
         self.batch_seqs = first.span.batch_seqs
         self.derive: Derive | None = None
         self.sampler = Sampler(
@@ -93,9 +98,7 @@ class Group:
         """
         self.started = self.saved_at = time.monotonic()
         try:
-            self.derive = self.team.together(
-                lambda: deriver(self.layer, self.store, self.team.device)
-            )
+            self.derive = self.team.together(lambda: deriver(self.store, self.team.device))
             self.each(self.runs, Run.begin)
             self.start()
             self.evaluate([run for run in self.running() if run.done == 0])
@@ -117,9 +120,7 @@ class Group:
     def start(self) -> None:
         """Resume or initialise every run."""
         initialiser = Initialiser(self.store, self.derive)
-        self.each(
-            self.running(), lambda run: run.start(lambda: initialiser.fill(run.lorsa, run.config))
-        )
+        self.each(self.running(), lambda run: run.start(initialiser.fill))
 
     def steps(self, stop: Stop) -> None:
         """Take the steps that are left."""
@@ -174,7 +175,7 @@ class Group:
     def step(self, runs: list[Run], batch: Batch) -> dict[Run, StepOutcome]:
         """Take a step of some runs on a batch; those that fail leave the group."""
         started = time.perf_counter()
-        scaled = self.scaled(batch.stored.on(self.team.device, self.derive))
+        scaled = self.scaled(batch.stored)
         whole = self.sampler.whole_batch(runs[0].done) if runs else ()
         outcomes: dict[Run, StepOutcome] = {}
 
@@ -270,7 +271,7 @@ class Group:
         endless = any(run.config.minutes is not None for run in self.running())
         read = batches(
             self.store,
-            self.layer,
+            self.ports,
             self.sampler,
             first_step=first_step,
             n_steps=ENDLESS if endless else max(run.span.n_steps for run in self.running()),
@@ -288,7 +289,7 @@ class Group:
             n_tokens: held-out tokens; None takes all.
             use: receives each run and its quality.
         """
-        tallies = {run: Tally(run.lorsa) for run in runs}
+        tallies = {run: Tally(run.dictionary) for run in runs}
         failures = self.tally(tallies, n_tokens)
 
         def merge(run: Run) -> None:
@@ -308,20 +309,21 @@ class Group:
                 unsharded.enter_context(run.started_learner().unsharded())
             for seqs in parts[self.team.rank :: self.team.world]:
                 try:
-                    stored = self.store.stored(self.layer, seqs)
-                    x, y = self.scaled(stored.on(self.team.device, self.derive))
+                    values = self.scaled(self.store.stored(self.ports, seqs))
                 except FAILURES as error:
                     return dict.fromkeys(tallies, error)
                 for run in [run for run in tallies if run not in failures]:
                     try:
+                        x, y = stacked(run.ports, values)
                         tallies[run].update(x, y, run.counted(seqs))
                     except FAILURES as error:
                         failures[run] = error
         return failures
 
-    def scaled(self, batch: Activations) -> Activations:
-        """Return a batch times the scales."""
-        return Activations(batch.x * self.scales.x, batch.y * self.scales.y)
+    def scaled(self, stored: Stored) -> dict[Site, Tensor]:
+        """Return activations times their scales, on the device, [n, n_ctx, width] of each site."""
+        values = stored.values(self.team.device, self.derive)
+        return {site: values[site] * scale for site, scale in self.scales.items()}
 
     def clock(self) -> Clock:
         """Return the times as this process has them."""

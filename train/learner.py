@@ -1,4 +1,4 @@
-"""A Lorsa and its Adam, on as many processes as there are.
+"""A dictionary and its Adam, on as many processes as there are.
 
     copies    every process has all of both; gradients are averaged (torch's DDP)
     shard     every process keeps its rows of weights, gradients and moments (torch's FSDP2); the
@@ -6,7 +6,7 @@
     exact     as copies, but the gradients of single sequences are added up in float64, so that any
               number of processes makes the same run
 
-Whatever the way, what is saved is a whole Lorsa and whole moments.
+Whatever the way, what is saved is a whole dictionary and whole moments.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..dictionaries.lorsa.module import Lorsa
+from ..dictionaries.dictionary import Dictionary
 from .config import TrainConfig
 from .objective import Objective
 from .team import Team
@@ -28,7 +28,7 @@ Adam moves it in a step, and thresholds have to keep up with the scores; docs/re
 
 
 class Whole(NamedTuple):
-    """A Lorsa in training and its moments, whole and on the CPU."""
+    """A dictionary in training and its moments, whole and on the CPU."""
 
     weights: dict[str, Tensor]
     """Parameters and buffers by their names"""
@@ -37,26 +37,28 @@ class Whole(NamedTuple):
 
 
 class Learner:
-    """Lorsa in training: takes its optimizer steps."""
+    """Dictionary in training: takes its optimizer steps."""
 
     def __init__(
         self,
-        lorsa: Lorsa,
+        dictionary: Dictionary,
         config: TrainConfig,
         team: Team,
         moments: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Share the main process's Lorsa; Adam resumes with `moments`."""
-        self.lorsa, self.team, self.config = lorsa, team, config
+        """Share the main process's dictionary; Adam resumes with `moments`."""
+        self.dictionary, self.team, self.config = dictionary, team, config
         self.sharded = config.shard and team.world > 1
         objective = Objective(
-            lorsa, jump_bandwidth=config.jump_bandwidth, l0_coefficient=config.l0_coefficient
+            dictionary, jump_bandwidth=config.jump_bandwidth, l0_coefficient=config.l0_coefficient
         )
         self.module: nn.Module = self._shared(objective)
-        self.adam = torch.optim.Adam(_groups(lorsa), lr=config.lr, betas=config.betas, fused=True)
+        self.adam = torch.optim.Adam(
+            _groups(dictionary), lr=config.lr, betas=config.betas, fused=True
+        )
         self._sums: list[Tensor] = []
         if config.exact:
-            self._sums = [torch.zeros_like(p, dtype=torch.float64) for p in lorsa.parameters()]
+            self._sums = [torch.zeros_like(p, dtype=torch.float64) for p in dictionary.parameters()]
         if moments is not None:
             self._resume(moments)
 
@@ -88,7 +90,7 @@ class Learner:
             (loss * self.team.world).backward()  # averaged over processes
             return
         loss.backward()
-        pairs = zip(self._sums, self.lorsa.parameters(), strict=True)
+        pairs = zip(self._sums, self.dictionary.parameters(), strict=True)
         sums, grads = zip(*((s, p.grad) for s, p in pairs if p.grad is not None), strict=True)
         torch._foreach_add_(sums, grads)
         self.clear()
@@ -99,9 +101,9 @@ class Learner:
         Returns:
             Norm of the gradients before, over all processes.
         """
-        for parameter, total in zip(self.lorsa.parameters(), self._sums, strict=False):
+        for parameter, total in zip(self.dictionary.parameters(), self._sums, strict=False):
             parameter.grad = self.team.sum(total).to(parameter.dtype)
-        grads = [self.team.part(p.grad) for p in self.lorsa.parameters() if p.grad is not None]
+        grads = [self.team.part(p.grad) for p in self.dictionary.parameters() if p.grad is not None]
         norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in grads]
         square = torch.stack(norms).square().sum()
         norm = float((self.team.sum(square) if self.sharded else square).sqrt())
@@ -119,7 +121,7 @@ class Learner:
 
     @contextmanager
     def unsharded(self) -> Iterator[None]:
-        """Have the whole Lorsa on this process, to be measured."""
+        """Have the whole dictionary on this process, to be measured."""
         if not self.sharded:
             yield
             return
@@ -130,19 +132,19 @@ class Learner:
             self.module.reshard()  # type: ignore[operator]
 
     def whole(self) -> Whole:
-        """Return the whole Lorsa and moments, on the main process; all processes take part."""
+        """Return the whole dictionary and moments, on the main process; all processes take part."""
         weights, moments = {}, {}
-        for name, parameter in self.lorsa.named_parameters():
+        for name, parameter in self.dictionary.named_parameters():
             weights[name] = self.team.whole(parameter.detach())
             for key in ADAM_STATE if parameter in self.adam.state else ():
                 moments[f"{name}.{key}"] = self.team.whole(self.adam.state[parameter][key])
-        weights |= {name: buffer.detach().cpu() for name, buffer in self.lorsa.named_buffers()}
+        weights |= {name: buffer.detach().cpu() for name, buffer in self.dictionary.named_buffers()}
         return Whole(weights, moments)
 
     def _resume(self, moments: Mapping[str, Tensor]) -> None:
         """Set the moments of Adam, given whole; a sharded parameter keeps its part."""
         state = {}
-        for number, (name, parameter) in enumerate(self.lorsa.named_parameters()):
+        for number, (name, parameter) in enumerate(self.dictionary.named_parameters()):
             state[number] = {
                 key: self.team.part_of(moments[f"{name}.{key}"], like=parameter)
                 for key in ADAM_STATE
@@ -151,10 +153,10 @@ class Learner:
         self.adam.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _groups(lorsa: Lorsa) -> list[dict[str, Any]]:
-    """Return Adam's groups of parameters, in the order in which the Lorsa has them."""
-    weights = [p for name, p in lorsa.named_parameters() if name != "log_threshold"]
+def _groups(dictionary: Dictionary) -> list[dict[str, Any]]:
+    """Return Adam's groups of parameters, in the order in which the dictionary has them."""
+    weights = [p for name, p in dictionary.named_parameters() if name != "log_threshold"]
     groups: list[dict[str, Any]] = [{"params": weights, "lr_factor": 1.0}]
-    if lorsa.log_threshold is not None:  # the last of all
-        groups.append({"params": [lorsa.log_threshold], "lr_factor": THRESHOLD_LR_FACTOR})
+    if dictionary.log_threshold is not None:  # the last of all
+        groups.append({"params": [dictionary.log_threshold], "lr_factor": THRESHOLD_LR_FACTOR})
     return groups

@@ -5,7 +5,7 @@ the language model. The rule reads the id and the norms of tokens, which every s
 may choose any.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import TrainError
+from ..sites import Site
 from ..store.read.reader import ActivationStore
 from ..store.read.rows import Seqs
 from .mask_rule import Rule, parse_rule
@@ -25,46 +26,44 @@ Bits = npt.NDArray[np.uint8]
 
 
 class TokenMask:
-    """Mask of a layer's tokens by a rule: the same on every process."""
+    """Mask of tokens at some sites by a rule: the same on every process."""
 
     def __init__(
         self,
         rule: Rule,
         store: ActivationStore,
-        layer: int,
         *,
         token_ids: Sequence[int] = (),
-        largest: Sequence[float] = (),
+        largest: Mapping[Site, float] | None = None,
     ) -> None:
         """Use `of`.
 
         Args:
             rule: what does not count.
             store: the store of the tokens.
-            layer: the layer whose norms are compared.
             token_ids: ids that do not count.
-            largest: ||x|| and ||y|| above which a token does not count; empty for any.
+            largest: norm at each site above which a token does not count; None for any.
         """
         self.rule = rule
         self.token_ids = tuple(token_ids)
-        self.largest = tuple(largest)
+        self.largest = dict(largest or {})
         self._store = store
-        self._layer = layer
         self._shards: dict[int, Bits] = {}
 
     @classmethod
-    def of(cls, rule: str, store: ActivationStore, layer: int) -> "TokenMask":
-        """Return the mask of a layer by a rule.
+    def of(cls, rule: str, store: ActivationStore, sites: Iterable[Site]) -> "TokenMask":
+        """Return the mask of tokens that count at all of some sites, by a rule.
 
         Raises:
             ValueError: the rule cannot be read.
             TrainError: the rule names tokens that the store's tokenizer does not have.
-            StoreError: the store cannot be read, or has no such layer.
+            StoreError: the store cannot be read, or has no such site.
         """
         asked = parse_rule(rule)
         ids = _token_ids(asked, store)
-        largest = () if asked.norm is None else _largest(asked.norm, store, layer)
-        return cls(asked, store, layer, token_ids=ids, largest=largest)
+        norm = asked.norm
+        largest = {} if norm is None else {site: _largest(norm, store, site) for site in sites}
+        return cls(asked, store, token_ids=ids, largest=largest)
 
     def __call__(self, seqs: Seqs) -> Tensor:
         """Return which tokens of some sequences count, bool, [n, n_ctx].
@@ -108,9 +107,8 @@ class TokenMask:
             counted[:, 0] = False
         if self.token_ids:
             counted &= ~np.isin(self._store.tokens(seqs).numpy(), self.token_ids)
-        if self.largest:
-            norms = self._store.norms(self._layer, seqs).numpy()  # [n, n_ctx, 2]
-            counted &= (norms <= np.array(self.largest, dtype=np.float32)).all(axis=-1)
+        for site, largest in self.largest.items():
+            counted &= self._store.norms(site, seqs).numpy() <= np.float32(largest)
         return counted
 
 
@@ -138,10 +136,11 @@ def _token_ids(rule: Rule, store: ActivationStore) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def _largest(n_medians: float, store: ActivationStore, layer: int) -> tuple[float, ...]:
-    """Return the largest ||x|| and ||y|| that count, by evenly spaced training sequences."""
+def _largest(n_medians: float, store: ActivationStore, site: Site) -> float:
+    """Return the largest norm at a site that counts, by evenly spaced training sequences."""
     seqs: Any = store.train_seqs
     n_seqs = min(len(seqs), max(1, MEDIAN_TOKENS // store.manifest.n_ctx))
-    norms = store.norms(layer, seqs[np.arange(n_seqs) * len(seqs) // max(n_seqs, 1)]).numpy()
-    medians = np.median(norms.reshape(-1, 2), axis=0) if n_seqs else np.full(2, np.inf)
-    return tuple(float(n_medians * median) for median in medians)
+    if not n_seqs:
+        return float("inf")
+    norms = store.norms(site, seqs[np.arange(n_seqs) * len(seqs) // n_seqs]).numpy()
+    return float(n_medians * np.median(norms))

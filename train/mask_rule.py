@@ -4,7 +4,8 @@ rule = "none", or any of these, joined by commas; a token that one of them names
     bos        it is the tokenizer's BOS, wherever it stands
     special    it is any of the tokenizer's special tokens
     first      it stands at position 0 of a sequence
-    norm>Nx    its ||x|| or ||y|| is above N times the median of the layer's training tokens
+    norm>Nx    its norm at a site that is read or written is above N times the median there, over
+               training tokens
 """
 
 import re

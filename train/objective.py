@@ -2,17 +2,20 @@
 
     loss = mean (y_hat - y)^2 + l0_coefficient * mean over sequences of (L0 / top_k - 1)^2
 
-The second term is there with jumprelu only. It is a mean over sequences, as are the thresholds of
-batchtopk, so that a step may be cut into any number of parts. All means are over tokens that count:
-a sequence weighs as many tokens as count in it.
+The first term is the mean over the y_hat of all prefixes where there are some (Matryoshka: Bussmann
+et al. 2025, arXiv:2503.17547). The second term is there with jumprelu only. It is a mean over
+sequences, as are the thresholds of batchtopk, so that a step may be cut into any number of parts.
+All means are over tokens that count: a sequence weighs as many tokens as count in it.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..dictionaries.lorsa.module import Lorsa
+from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.linear import LinearDictionary
 
 
 class Outcome(NamedTuple):
@@ -21,25 +24,26 @@ class Outcome(NamedTuple):
     loss: Tensor
     """Loss that is minimised: weight times the equation above"""
     error: Tensor
-    """weight * mean (y_hat - y)^2 over the tokens that count and all channels, no gradient"""
+    """weight * mean (y_hat - y)^2 over the tokens that count, all channels and, of a Matryoshka,
+    all prefixes; no gradient"""
     acts: Tensor
-    """Activations of the heads that fired, [batch, seq, slots], without a gradient; 0 where a token
-    does not count"""
+    """Activations of the features that fired, [batch, seq, slots], without a gradient; 0 where a
+    token does not count"""
     ids: Tensor
-    """Heads that fired, [batch, seq, slots]"""
+    """Features that fired, [batch, seq, slots]"""
     edge: Tensor | None
     """Weight * mean of the sequences' smallest scores that were to fire; batchtopk only"""
 
 
 class Objective(nn.Module):
-    """The loss of a Lorsa on some sequences."""
+    """The loss of a dictionary on some sequences."""
 
     def __init__(
-        self, lorsa: Lorsa, *, jump_bandwidth: float = 1.0, l0_coefficient: float = 3.0
+        self, dictionary: Dictionary, *, jump_bandwidth: float = 1.0, l0_coefficient: float = 3.0
     ) -> None:
-        """Choose a Lorsa; the rest are the settings of jumprelu, as in TrainConfig."""
+        """Choose a dictionary; the rest are the settings of jumprelu, as in TrainConfig."""
         super().__init__()
-        self.lorsa = lorsa
+        self.dictionary = dictionary
         self.jump_bandwidth = jump_bandwidth
         self.l0_coefficient = l0_coefficient
 
@@ -49,15 +53,17 @@ class Objective(nn.Module):
         """Return the loss.
 
         Args:
-            x, y: the layer's input and output, scaled, [batch, seq, d_model].
-            top_k: heads that fire per token in this step, or on average.
+            x, y: what the dictionary reads and should write, scaled, [batch, seq, d_model].
+            top_k: features that fire per token in this step, or on average.
             counted: which tokens count, bool, [batch, seq]; None counts all.
             weight: share of these tokens among those of the step, over all processes.
         """
-        acts, ids, edges, fires = self.lorsa.fire(
+        acts, ids, edges, fires = self.dictionary.fire(
             x, top_k=top_k, counted=counted, bandwidth=self.jump_bandwidth
         )
-        error = weight * masked_mean((self.lorsa.decode(acts, ids) - y).square(), counted)
+        hats = self._outputs(acts, ids, x)
+        errors = [masked_mean((y_hat - y).square(), counted) for y_hat in hats]
+        error = weight * (errors[0] if len(errors) == 1 else torch.stack(errors).mean())
         loss, edge = error, None
         if fires is not None:
             excess = _l0_of_sequences(fires, counted) / top_k - 1
@@ -69,9 +75,16 @@ class Objective(nn.Module):
         fired = acts.detach() if counted is None else acts.detach() * counted[..., None]
         return Outcome(loss, error.detach(), fired, ids, edge)
 
+    def _outputs(self, acts: Tensor, ids: Tensor, x: Tensor) -> Sequence[Tensor]:
+        """Return y_hat of every prefix of the features, [batch, seq, d_model] each."""
+        dictionary = self.dictionary
+        if isinstance(dictionary, LinearDictionary) and dictionary.config.prefixes is not None:
+            return dictionary.decode_prefixes(acts, ids, x).unbind()
+        return [dictionary.decode(acts, ids, x)]
+
 
 def _l0_of_sequences(fires: Tensor, counted: Tensor | None) -> Tensor:
-    """Return how many heads fire per token that counts, [batch], of fires [batch, seq, slots]."""
+    """Return the features that fire per token that counts, [batch]; fires [batch, seq, slots]."""
     per_token = fires.sum(dim=2)  # [batch, seq]
     if counted is None:
         return per_token.mean(dim=1)

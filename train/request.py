@@ -1,24 +1,19 @@
 """A request for a run: its settings brought together with the store and this machine."""
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 
-from ..dictionaries.lorsa.config import LorsaConfig
-from ..dictionaries.lorsa.start import require_fit
+from ..dictionaries.config import DictionaryConfig
 from ..errors import TrainError
 from ..kernels.dispatch import choose_path
-from ..language.stored import layer_geometry
 from ..store.read.reader import ActivationStore
 from .config import TrainConfig
 from .extent import Extent, extent
 from .mask import TokenMask
 from .report.trackers import require_tracker
+from .shape import shape_of
 from .team import Team
-
-QK_HEADS_PER_HEAD = 4
-"""QK heads for every head of the layer, where n_qk_heads is not given."""
 
 
 class Request(NamedTuple):
@@ -30,7 +25,7 @@ class Request(NamedTuple):
     store: ActivationStore
     team: Team
     span: Extent
-    shape: LorsaConfig
+    shape: DictionaryConfig
     mask: TokenMask
     """Mask of the tokens that count"""
     low: bool
@@ -51,14 +46,15 @@ def make_request(
         number: place among the runs that are trained together.
 
     Raises:
-        StoreError: the layer is not stored.
+        StoreError: the store lacks a site; the message says how to add it.
         TrainError: the settings do not fit the store or this machine.
     """
-    store.require_layer(config.layer)
-    if n_bad := store.n_nonfinite(config.layer):
+    sites = config.ports.sites
+    store.require_sites(sites)
+    if n_bad := sum(map(store.n_nonfinite, sites)):
         wide = store.manifest.model.get("dtype") == "float32"
         raise TrainError(
-            f"layer {config.layer} of {config.store} holds {n_bad:,} tokens with NaN or Inf, on "
+            f"{config.label} of {config.store} holds {n_bad:,} tokens with NaN or Inf, on "
             "which nothing can be trained; "
             + ("the model computed in float32: check its weights, and " if wide else "")
             + "train other --layers"
@@ -68,60 +64,15 @@ def make_request(
     low = uses_bfloat16(config, team.device)
     facts = {
         "store_uuid": store.manifest.uuid,
-        "d_model": store.manifest.d_model,
+        "d_model": store.width(sites[0]),
         "train_tokens": span.train_tokens,
         "batch_seqs": span.batch_seqs,
         "arithmetic": _arithmetic(low),
     }
     require_tracker(config.tracker)
-    mask = TokenMask.of(config.loss_mask, store, config.layer)
-    shape = lorsa_config(config, store)
+    mask = TokenMask.of(config.loss_mask, store, sites)
+    shape = shape_of(config, store)
     return Request(number, config, store, team, span, shape, mask, low, facts)
-
-
-def lorsa_config(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
-    """Return the shape of the Lorsa that a run trains.
-
-    Raises:
-        TrainError: sizes do not fit each other, or the layer's attention is not understood and
-            init is not "random".
-    """
-    self_check = store.manifest.layers[config.layer]["self_check"]
-    if config.init != "random" and not self_check["passed"]:
-        why = self_check.get("reason") or f"self-check failed, relative error {self_check['error']}"
-        raise TrainError(
-            f"layer {config.layer} of {store.root} cannot be started from: its geometry is unknown "
-            f"({why}); give --init random"
-        )
-    geometry = layer_geometry(config.layer, store)
-    n_qk_heads = config.n_qk_heads or QK_HEADS_PER_HEAD * geometry.n_heads
-    wanted = math.ceil(config.expansion * geometry.d_model / n_qk_heads) * n_qk_heads
-    try:
-        shape = LorsaConfig(
-            d_model=geometry.d_model,
-            n_qk_heads=n_qk_heads,
-            d_qk_head=geometry.d_head,
-            n_ov_heads=config.n_ov_heads or wanted,
-            top_k=config.top_k,
-            scale=geometry.scale,
-            select=config.select,
-            activation=config.activation,
-            max_l0=config.max_l0,
-            rope=geometry.rope,
-            qk_norm=geometry.qk_norm,
-            softcap=geometry.softcap,
-            window=geometry.window,
-            n_ctx=store.manifest.n_ctx,
-            base_model=store.manifest.model.get("id"),
-            base_revision=store.manifest.model.get("revision"),
-            layer=config.layer,
-            store_uuid=store.manifest.uuid,
-        )
-        if config.init != "random":
-            require_fit(shape, geometry)
-    except ValueError as error:
-        raise TrainError(str(error)) from None
-    return shape
 
 
 def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
@@ -146,7 +97,5 @@ def describe(request: Request) -> str:
         n_steps = f"{config.minutes:g} minutes of"
         if config.train_tokens is not None:
             n_steps = f"at most {span.n_steps:,}, or {n_steps}"
-    return (
-        f"layer {config.layer}: {shape.n_ov_heads:,} OV heads, {shape.n_qk_heads} QK heads, "
-        f"top_k {shape.top_k}; {n_steps} steps of {span.step_tokens:,} tokens ({where})"
-    )
+    steps = f"{n_steps} steps of {span.step_tokens:,} tokens"
+    return f"{config.label}: {shape.sizes}, top_k {shape.top_k}; {steps} ({where})"

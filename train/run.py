@@ -1,18 +1,19 @@
-"""One run of a group: its Lorsa, its optimizer, its folder, and its progress."""
+"""One run of a group: its dictionary, its optimizer, its folder, and its progress."""
 
 import math
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..dictionaries.lorsa.module import Lorsa
+from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.kinds import KINDS
 from ..errors import TrainError
-from ..store.read.reader import Activations
+from ..sites import Site
 from ..store.read.rows import Seqs
+from ..store.read.stored import Activations, stacked
 from .checkpoint import (
     Restored,
     State,
@@ -21,14 +22,15 @@ from .checkpoint import (
     load_newest_checkpoint,
     save_checkpoint,
 )
+from .config import TrainConfig
 from .learner import Learner
 from .objective import Outcome
-from .report.events import Ended, ReportEvent, TrainEvent, TrainResult
+from .report.events import Ended, ReportEvent, TrainEvent, TrainResult, read_result
 from .report.trackers import Tracker, open_tracker
 from .request import Request, describe
 from .run_folder import METRICS, RunFolder
 from .schedule import lr_at, steps_in_time, top_k_at
-from .start import Scales, activation_scales
+from .start import Scales, scales_of
 
 THRESHOLD_HALF_LIFE_SEQS = 64
 """Half-life, in sequences, of the running mean that is the threshold of batchtopk: enough to even
@@ -70,11 +72,13 @@ class Run:
         self.folder = RunFolder(self.config.out)
         self.report: ReportEvent = report if self.team.is_main else _ignore
         self.device = self.team.device
-        self.scales: Scales = activation_scales(self.config.layer, request.store)
-        self.lorsa = Lorsa(self.shape, backend=self.config.backend).to(self.device)
+        self.ports = self.config.ports
+        self.scales: Scales = scales_of(self.ports, request.store)
+        kind = KINDS[self.shape.kind]
+        self.dictionary = kind(self.shape, backend=self.config.backend).to(self.device)
         self.learner: Learner | None = None
-        self.last_fired = torch.zeros(self.shape.n_ov_heads, dtype=torch.int64, device=self.device)
-        """Steps done when each head last fired"""
+        self.last_fired = torch.zeros(self.shape.n_features, dtype=torch.int64, device=self.device)
+        """Steps done when each feature last fired"""
         self.done = 0
         """Steps done"""
         self.spent_s = 0.0
@@ -93,10 +97,8 @@ class Run:
         )
         if finished is not None:
             self.report(f"{self.config.out} is already finished")
-            known = {field.name for field in fields(TrainResult)}
-            facts = {name: value for name, value in finished.items() if name in known}
             try:
-                self.result = TrainResult(**{**facts, "run": str(self.config.out)})
+                self.result = read_result(finished | {"run": str(self.config.out)})
             except TypeError as error:  # all processes have the same
                 raise self.team.agreed(
                     TrainError(
@@ -114,26 +116,26 @@ class Run:
         """Whether steps are left."""
         return self.result is None and self.failure is None
 
-    def start(self, initialise: Callable[[], None]) -> None:
+    def start(self, fill: Callable[[Dictionary, TrainConfig], None]) -> None:
         """Resume from the newest checkpoint or initialise; share the main process's weights."""
         restored = self._newest_checkpoint()
         if restored is not None:
             self._resume(restored)
         else:
             self.report("initialising")
-            self.team.together(initialise)
-        self.lorsa.rescale_(*self.scales)
+            self.team.together(lambda: fill(self.dictionary, self.config))
+        self.dictionary.rescale_(*self.scales)
         damaged = self.team.on_main(lambda: self.folder.drop_after(self.done))
         if damaged:
             lines = ", ".join(map(str, damaged))
             self.report(f"{self.folder.root / METRICS}: left out damaged lines, {lines}")
         self.team.on_main(self._open_tracker)
         moments = None if restored is None else restored.moments
-        self.learner = Learner(self.lorsa, self.config, self.team, moments)
+        self.learner = Learner(self.dictionary, self.config, self.team, moments)
 
     def _resume(self, restored: Restored) -> None:
         state = restored.state
-        self.lorsa.load_state_dict(restored.lorsa.state_dict())
+        self.dictionary.load_state_dict(restored.dictionary.state_dict())
         self.done, self.last_fired = state.step, state.last_fired.to(self.device)
         self.spent_s = state.spent_s
         if state.n_steps is not None:
@@ -174,11 +176,11 @@ class Run:
         """Return which tokens of some sequences count, [n, n_ctx]; None if all do."""
         return self.mask(seqs).to(self.device) if self.mask.rule.masks else None
 
-    def step(self, batch: Activations, *, mine: Seqs, whole: Seqs) -> StepOutcome:
+    def step(self, values: Mapping[Site, Tensor], *, mine: Seqs, whole: Seqs) -> StepOutcome:
         """Take one optimizer step.
 
         Args:
-            batch: this process's share of the step, scaled.
+            values: this process's share of the step, scaled, [n, n_ctx, width] of each site.
             mine: its sequences.
             whole: sequences of the whole step.
 
@@ -187,8 +189,9 @@ class Run:
         """
         learner, tokens = self.started_learner(), self.tokens()
         lr = lr_at(self.config, self.span, tokens)
-        top_k = top_k_at(self.config, tokens, self.span.train_tokens, self.shape.n_ov_heads)
+        top_k = top_k_at(self.config, tokens, self.span.train_tokens, self.shape.n_features)
         learner.begin(lr)
+        batch = stacked(self.ports, values)
         loss, outcomes = self._gradients(learner, batch, mine, whole, top_k)
         norm = learner.clip(self.config.grad_clip)
         if not math.isfinite(norm):
@@ -211,7 +214,7 @@ class Run:
         edges = [out.edge for out in outcomes if out.edge is not None]
         if edges:
             share = 1 - 0.5 ** (self.span.batch_seqs / THRESHOLD_HALF_LIFE_SEQS)
-            self.lorsa.move_threshold(self.team.sum(torch.stack(edges).double().sum()), share)
+            self.dictionary.move_threshold(self.team.sum(torch.stack(edges).double().sum()), share)
 
     def _gradients(
         self, learner: Learner, batch: Activations, mine: Seqs, whole: Seqs, top_k: int
@@ -276,7 +279,7 @@ class Run:
         return self.done * self.span.step_tokens
 
     def dead_fraction(self) -> float:
-        """Return the share of heads that did not fire in the window of dead heads."""
+        """Return the share of features that did not fire in the window of dead ones."""
         silent_tokens = (self.done - self.team.maximum(self.last_fired)) * self.span.step_tokens
         return float((silent_tokens >= self.span.dead_window_tokens).double().mean())
 

@@ -29,13 +29,13 @@ def lr_at(config: TrainConfig, span: Extent, tokens: int) -> float:
     return config.lr * lr_factor(config, tokens + span.step_tokens / 2, span.train_tokens)
 
 
-def top_k_at(config: TrainConfig, tokens: int, train_tokens: int, n_ov_heads: int) -> int:
-    """Return how many heads fire at this point: from top_k_start * top_k linearly down to top_k."""
+def top_k_at(config: TrainConfig, tokens: int, train_tokens: int, n_features: int) -> int:
+    """Return the features that fire at this point: from top_k_start * top_k down to top_k."""
     if config.top_k_anneal_frac == 0:
         return config.top_k
     left = max(0.0, 1 - tokens / (train_tokens * config.top_k_anneal_frac))
     factor = 1 + (config.top_k_start - 1) * left
-    return min(n_ov_heads, round(config.top_k * factor))
+    return min(n_features, round(config.top_k * factor))
 
 
 def steps_in_time(

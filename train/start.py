@@ -1,4 +1,4 @@
-"""Start of a run: the scales of the activations, and the first weights of its Lorsa."""
+"""Start of a run: the scales of the activations, and the first weights of its dictionary."""
 
 import math
 from typing import NamedTuple
@@ -6,12 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..dictionaries.dictionary import Dictionary
 from ..dictionaries.lorsa.module import Lorsa
 from ..dictionaries.lorsa.start import fit_output, init_from_layer, init_random
 from ..language.attention import LayerWeights
 from ..language.stored import layer_geometry
-from ..store.read.reader import Activations, ActivationStore, Derive, Stored
+from ..sites import Ports, Site
+from ..store.read.reader import ActivationStore
 from ..store.read.sampler import sequence_order
+from ..store.read.stored import Activations, Derive, Stored
 from .config import TrainConfig
 
 
@@ -19,64 +22,85 @@ class Scales(NamedTuple):
     """Factors of the activations in training: powers of two, so that they fold away exactly.
 
     E||x|| and E||y|| come to lie within a factor sqrt(2) of sqrt(d_model), so one learning rate
-    serves all layers.
+    serves all sites and layers.
     """
 
     x: float
     y: float
 
 
-def activation_scales(layer: int, store: ActivationStore) -> Scales:
-    """Return the powers of two that bring the mean norms nearest to sqrt(d_model)."""
-    norms = store.mean_norms(layer)
-    target = math.sqrt(store.manifest.d_model)
+def activation_scale(site: Site, store: ActivationStore) -> float:
+    """Return the power of two that brings a site's mean norm nearest to sqrt(width)."""
+    norm, target = store.mean_norm(site), math.sqrt(store.width(site))
+    return 2.0 ** round(math.log2(target / norm)) if norm > 0 else 1.0
 
-    def nearest(norm: float) -> float:
-        return 2.0 ** round(math.log2(target / norm)) if norm > 0 else 1.0
 
-    return Scales(nearest(norms.x), nearest(norms.y))
+def scales_of(ports: Ports, store: ActivationStore) -> Scales:
+    """Return the factors of what is read and what is written at one site each."""
+    (read,), (written,) = ports
+    return Scales(activation_scale(read, store), activation_scale(written, store))
 
 
 class Initialiser:
-    """Fills Lorsas of one layer and order; what several have in common is computed once."""
+    """Fills dictionaries of one layer and order; what several have in common is computed once."""
 
     def __init__(self, store: ActivationStore, derive: Derive | None = None) -> None:
         """Choose a store.
 
         Args:
             store: the store that is trained on.
-            derive: computes y from x on the device of the training; needed if y is not stored.
+            derive: computes sites that are not stored on the device of the training.
         """
         self._store = store
         self._derive = derive
-        self._samples: dict[int, Activations] = {}
+        self._sampled: tuple[object, ...] | None = None
+        self._sample = Activations(torch.empty(0), torch.empty(0))
         self._filled: dict[tuple[object, ...], dict[str, Tensor]] = {}
 
-    def fill(self, lorsa: Lorsa, config: TrainConfig) -> None:
-        """Fill a Lorsa, which works on raw activations, from the layer or at random.
+    def fill(self, dictionary: Dictionary, config: TrainConfig) -> None:
+        """Fill a dictionary, which works on raw activations, as its config says.
 
-        Lorsas that differ in which heads fire start with the same directions.
+        Those that differ in which features fire start with the same directions.
         """
-        device = next(lorsa.parameters()).device
-        if config.init_tokens not in self._samples:
-            stored = _init_sample(config, self._store)
-            self._samples[config.init_tokens] = stored.on(device, self._derive)
-        x, y = self._samples[config.init_tokens]
-        start = lorsa.as_topk()  # its weights are lorsa's
-        heads = (lorsa.config.n_qk_heads, lorsa.config.n_ov_heads)
-        key = (heads, config.init, config.init_tokens, config.seed)
+        x, y = self._sample_of(config, dictionary.W_O.device)
+        start = dictionary.as_topk()  # its weights are the dictionary's
+        shapes = tuple(start.config.weight_shapes().items())
+        key = (config.ports, shapes, config.init, config.init_tokens, config.seed)
         if key in self._filled:
             start.load_state_dict(self._filled[key])
-        elif config.init == "random":
-            init_random(start, x, seed=config.seed)
         else:
-            weights = LayerWeights(**self._store.weights(config.layer)).to(device, torch.float32)
-            geometry = layer_geometry(config.layer, self._store)
-            weighted = config.init == "layer-weighted"
-            init_from_layer(start, weights, geometry, x, seed=config.seed, weighted=weighted)
+            self._fill(start, config, x)
         self._filled[key] = {n: t.detach().cpu().clone() for n, t in start.state_dict().items()}
-        fit_output(start, x, y)
-        lorsa.set_threshold(x)
+        if isinstance(start, Lorsa):
+            fit_output(start, x, y)
+        dictionary.set_threshold(x)
+
+    def _fill(self, start: Dictionary, config: TrainConfig, x: Tensor) -> None:
+        if not isinstance(start, Lorsa):
+            with torch.no_grad():  # TODO
+                g = torch.Generator().manual_seed(config.seed)
+                w = torch.randn(start.W_O.shape, generator=g)
+                w /= w.norm(dim=1, keepdim=True)
+                for name in ("W_E", "W_O"):
+                    start.get_parameter(name).copy_(w)
+            return
+        if config.init == "random":
+            init_random(start, x, seed=config.seed)
+            return
+        module = f"{config.layer}.attention"
+        weights = LayerWeights(**self._store.weights(module)).to(x.device, torch.float32)
+        geometry = layer_geometry(config.layer, self._store)
+        weighted = config.init == "layer-weighted"
+        init_from_layer(start, weights, geometry, x, seed=config.seed, weighted=weighted)
+
+    def _sample_of(self, config: TrainConfig, device: torch.device) -> Activations:
+        """Return x and y of the first training sequences; one sample is in memory at a time."""
+        key = (config.ports, config.init_tokens)
+        if key != self._sampled:
+            self._sample = Activations(torch.empty(0), torch.empty(0))
+            self._sample = _init_sample(config, self._store).on(device, self._derive)
+            self._sampled = key
+        return self._sample
 
 
 def _init_sample(config: TrainConfig, store: ActivationStore) -> Stored:
@@ -84,4 +108,4 @@ def _init_sample(config: TrainConfig, store: ActivationStore) -> Stored:
     shard_seqs = store.manifest.shard_seqs
     seqs = sequence_order(store.train_seqs, shard_seqs, seed=config.order_seed, epoch=0)
     n_seqs = max(1, config.init_tokens // store.manifest.n_ctx)
-    return store.stored(config.layer, seqs[:n_seqs])
+    return store.stored(config.ports, seqs[:n_seqs])

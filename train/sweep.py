@@ -26,7 +26,9 @@ from .report.events import ReportRun
 from .team import all_processes
 from .train import RunOutcome, train_many
 
-MEASURES = ("fvu", "l0", "dead_fraction", "n_ov_heads", "train_tokens", "tokens_per_second")
+MEASURES = (
+    "fvu", "l0", "dead_fraction", "n_features", "n_ov_heads", "train_tokens", "tokens_per_second",
+)  # fmt: skip
 MAX_NAME = 100
 SWEEP = "sweep.json"
 

@@ -1,4 +1,4 @@
-"""Train one Lorsa, or many that share what is read."""
+"""Train one dictionary, or many that share what is read."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class RunOutcome(NamedTuple):
 
 
 def train(config: TrainConfig, *, report: ReportEvent = lambda event: None) -> TrainResult:
-    """Train a Lorsa on one layer of a store and write its run folder.
+    """Train a dictionary on one layer of a store and write its run folder.
 
     A run that was stopped resumes from its newest checkpoint; a finished one is returned as it is.
     With several processes, each takes its share of every step.
@@ -69,7 +69,7 @@ def train_many(
     apart: bool = False,
     report: ReportRun = lambda event: None,
 ) -> list[RunOutcome]:
-    """Train several Lorsas; a run that fails does not stop the others.
+    """Train several dictionaries; a run that fails does not stop the others.
 
     Runs of one store, layer, order and step that fit the device together are fed by one read. Each
     is what `train` alone would have made of it.
@@ -178,7 +178,8 @@ def _groups(requests: list[Request], free: int, *, at_least: int) -> list[list[R
     for each in requests:
         seed = each.config.order_seed
         own = each.number if each.config.shard else None  # sharded runs go one by one
-        key = (each.config.store, each.config.layer, seed, each.span.batch_seqs, own)
+        layers = tuple(sorted({site.layer for site in each.config.ports.sites}))
+        key = (each.config.store, layers, seed, each.span.batch_seqs, own)
         alike[key].append(each)
     groups = []
     for some in alike.values():
@@ -205,7 +206,7 @@ def _that_fit(requests: list[Request], room: float) -> list[list[Request]]:
 
 def _cost(group: list[Request]) -> int:
     """Return the cost of a group, in arbitrary units."""
-    return sum(each.shape.n_ov_heads * each.span.train_tokens for each in group)
+    return sum(each.shape.n_features * each.span.train_tokens for each in group)
 
 
 def _share(groups: list[list[Request]], rank: int, world: int) -> list[list[Request]]:

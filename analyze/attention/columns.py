@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...dictionaries.dictionary import Code
+from ...dictionaries.code import Code
 from ...evaluate.opened import LanguageModel, Opened
 from ...language.attention import LayerWeights
 from ...language.geometry import AttentionGeometry
 from ...language.norms import Language
 from ...progress import Report
+from ...sites import Site
 from ..choices import LABEL_FROM, LEAST_FIRED, LOWER, PROBE_SCORES, STORE_SCORES
 from ..collect import Chosen, Tensors, tensors_of
 from ..tables import Shown, lists, nullable, structs
@@ -92,7 +93,7 @@ class AttentionColumns:
             mean_acts: of each head where it fires on text, NaN where it does not, [n_ov_heads].
             report: called with lines of text.
         """
-        _run, lorsa, store, layer = self._opened
+        lorsa, store, layer = self._opened.lorsa, self._opened.store, self._opened.layer
         site, manifest = subject.sites[layer], store.manifest
         report("probing with repeated random tokens")
         some = store.tokens(np.arange(min(256, manifest.n_seq))).numpy()
@@ -144,15 +145,15 @@ class AttentionColumns:
 
     def _parents(self, n_seqs: int, report: Report) -> Parents | None:
         """Return the parents of all heads; None of a layer whose weights are not known."""
-        _run, lorsa, store, layer = self._opened
-        facts = store.manifest.layers[layer].get("geometry")
-        weights = store.weights(layer)
+        lorsa, store, layer = self._opened.lorsa, self._opened.store, self._opened.layer
+        module, site = f"{layer}.attention", Site(layer, "attn_in")
+        facts, weights = store.manifest.modules[module].get("geometry"), store.weights(module)
         if not facts or not {"W_Q", "W_K", "W_V", "W_O"} <= weights.keys():
             return None
         report("comparing with the layer's own heads")
         device = lorsa.W_V.device
         n_read = min(n_seqs, max(1, PARENT_TOKENS // store.manifest.n_ctx))
-        xs = (store.inputs(layer, [seq]).to(device) for seq in range(n_read))
+        xs = (store.values(site, [seq]).to(device) for seq in range(n_read))
         own = LayerWeights(**weights).to(device, torch.float32)
         return find_parents(lorsa, own, AttentionGeometry.from_dict(facts), xs)
 

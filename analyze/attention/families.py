@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ...dictionaries.dictionary import Code
+from ...dictionaries.code import Code
 from ...dictionaries.lorsa.module import Lorsa
 from ...evaluate.in_model import batch_seqs, logits_of
 from ...language.blocks import AttentionSite
@@ -181,7 +181,7 @@ def _look(lorsa: Lorsa, model: Any, site: AttentionSite, tokens: Tensor) -> Prob
     codes = []
     with Capture(model, [site]) as capture:
         for batch in tokens.split(batch_seqs(tokens.shape[1])):
-            x, _y = capture.run(batch)[site.layer]
+            x = capture.calls(batch)[site.layer].x
             codes.append(lorsa.encode(x.float()))
     code = Code(*(torch.cat(each) for each in zip(*codes, strict=True)))
     norms = lorsa.W_O.norm(dim=1)

@@ -25,7 +25,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ...dictionaries.dictionary import Code
+from ...dictionaries.code import Code
 from ...dictionaries.lorsa.contributions import Block, blocks
 from ...dictionaries.lorsa.module import Lorsa
 from ..choices import STORE_SCORES

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ...dictionaries.lorsa.contributions import BLOCK_ELEMENTS, patterns_of
 from ...errors import AnalyzeError
-from ...language.attention import LayerWeights
+from ...language.attention import LayerWeights, values
 from ...language.geometry import AttentionGeometry
 from ...language.norms import in_chunks
+from ...sites import Site
 from ...store.read.reader import ActivationStore
 from .bounds import Sums, lower_bounds
 from .kinds import N_KINDS, kinds
@@ -42,14 +43,15 @@ def own_types(store: ActivationStore, layer: int, seqs: Sequence[int], device: s
     Raises:
         AnalyzeError: the store does not know the layer's attention.
     """
-    facts, weights = store.manifest.layers[layer].get("geometry"), store.weights(layer)
+    module = f"{layer}.attention"
+    facts, weights = store.manifest.modules[module].get("geometry"), store.weights(module)
     if not facts or "W_Q" not in weights:
         raise AnalyzeError(f"layer {layer}: its attention is not known, so there are no patterns")
     own = LayerWeights(**weights).to(device, torch.float32)
     g = AttentionGeometry.from_dict(facts)
     read = [
         _read(
-            store.inputs(layer, [number]).to(device).float(),
+            store.values(Site(layer, "attn_in"), [number]).to(device).float(),
             store.tokens([number]).long().to(device),
             own,
             g,
@@ -70,17 +72,15 @@ def _read(x: Tensor, ids: Tensor, own: LayerWeights, g: AttentionGeometry) -> tu
         own: weights of the layer.
         g: its geometry.
     """
-    values = torch.einsum("bsd,hdr->bhsr", x, own.W_V)
-    if own.b_V is not None:
-        values = values + own.b_V[None, :, None]
-    lengths = values.norm(dim=-1).repeat_interleave(g.n_heads // g.n_kv_heads, dim=1)
+    lengths = values(x, own, g).norm(dim=-1).transpose(1, 2)  # [1, n_kv_heads, seq]
+    lengths = lengths.repeat_interleave(g.n_heads // g.n_kv_heads, dim=1)
     q, k = layer_queries_keys(x, own, g)
     seq = x.shape[1]
     by_kind = torch.zeros(g.n_heads, N_KINDS, dtype=torch.float64, device=x.device)
     offered = torch.zeros_like(by_kind)
     for rows in in_chunks(seq, max(g.n_heads, N_KINDS) * seq, BLOCK_ELEMENTS):
         length = lengths[0, :, None, : rows.stop]
-        read = patterns_of(g, q, k, rows)[0] * length  # [n_heads, t, s]
+        read = patterns_of(g, q, k, rows, own.sinks)[0] * length  # [n_heads, t, s]
         kind = kinds(ids[:, : rows.stop], rows, g.window)[0].float()  # [t, s, kinds]
         by_kind += torch.einsum("hts,tsk->hk", read, kind).double()
         offered += torch.einsum("hts,tk->hk", read, kind.amax(dim=1)).double()

@@ -18,6 +18,7 @@ from ...dictionaries.lorsa.contributions import BLOCK_ELEMENTS, patterns_of
 from ...dictionaries.lorsa.module import Lorsa
 from ...language.attention import LayerWeights, queries_keys
 from ...language.geometry import AttentionGeometry
+from ...language.latent import linear
 from ...language.norms import in_chunks
 
 N_PARENTS = 3
@@ -48,8 +49,9 @@ def find_parents(
         weights, geometry: of the original layer, in float32.
         xs: some of its inputs, [batch, seq, d_model] each.
     """
-    c = lorsa.config
-    ov = ov_likeness(lorsa, weights)
+    c, xs = lorsa.config, list(xs)
+    of_x = linear(weights, torch.cat(xs).float()) if xs else weights
+    ov = ov_likeness(lorsa, of_x)
     n = min(N_PARENTS, ov.shape[1])
     best, heads = ov.topk(n, dim=1)
     qk_heads = (torch.arange(c.n_ov_heads) // (c.n_ov_heads // c.n_qk_heads)).to(heads.device)
@@ -57,7 +59,7 @@ def find_parents(
     def of_parents(likeness: Tensor) -> Tensor:
         return likeness[qk_heads].gather(1, heads).cpu()
 
-    qk = of_parents(qk_likeness(lorsa, weights))
+    qk = of_parents(qk_likeness(lorsa, of_x))
     pattern = of_parents(pattern_likeness(lorsa, weights, geometry, xs))
     return Parents(heads.cpu(), best.cpu(), qk, pattern)
 
@@ -105,8 +107,8 @@ def pattern_likeness(
         q, k = layer_queries_keys(x, weights, g)
         mine = lorsa.queries_keys(x)
         for rows in in_chunks(seq, max(c.n_qk_heads, g.n_heads) * seq, BLOCK_ELEMENTS):
-            theirs = patterns_of(g, q, k, rows)[0]  # [n_heads, rows, rows.stop]
-            ours = patterns_of(c, *mine, rows)[0]  # [n_qk_heads, rows, rows.stop]
+            theirs = patterns_of(g, q, k, rows, weights.sinks)[0]  # [n_heads, rows, rows.stop]
+            ours = patterns_of(c, *mine, rows, lorsa.sinks)[0]  # [n_qk_heads, rows, rows.stop]
             for head in range(len(theirs)):
                 total[:, head] += torch.minimum(ours, theirs[head]).sum(dim=(1, 2))
         n_queries += seq
@@ -118,4 +120,4 @@ def layer_queries_keys(
 ) -> tuple[Tensor, Tensor]:
     """Return q and k of the layer's own heads, each [batch, seq, n_heads, d_head]."""
     q, k = queries_keys(x, weights, geometry)
-    return q, k.repeat_interleave(geometry.n_heads // geometry.n_kv_heads, dim=2)
+    return q, k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)

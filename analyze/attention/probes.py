@@ -55,6 +55,6 @@ def probe(lorsa: Lorsa, model: Any, site: AttentionSite, tokens: Tensor) -> Atte
     attended = Attended.none(lorsa.config.n_ov_heads)
     with Capture(model, [site]) as capture:
         for batch in tokens.split(PROBE_SEQS):
-            x, _y = capture.run(batch)[site.layer]
+            x = capture.calls(batch)[site.layer].x
             attended.add(lorsa, x.float(), batch)
     return attended

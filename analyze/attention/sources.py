@@ -12,6 +12,7 @@ from torch import Tensor
 from ...dictionaries.lorsa.module import contributions_at
 from ...evaluate.opened import Opened
 from ...progress import Measured, Report
+from ...sites import Site
 from ..chance import FEWEST_OTHERS, share_scores
 from ..collect import READ_TOKENS, Chosen
 from ..tables import Shown
@@ -56,7 +57,8 @@ def find_sources(opened: Opened, chosen: Chosen, report: Report) -> Sources:
     for start in range(0, len(seqs), step):
         stop = min(start + step, len(seqs))
         mine = order[bounds[start] : bounds[stop]]
-        x = store.inputs(opened.layer, seqs[start:stop].tolist()).to(device).float()
+        some = seqs[start:stop].tolist()
+        x = store.values(Site(opened.layer, "attn_in"), some).to(device).float()
         where = (which[mine] - start, chosen.places[mine] % n_ctx, chosen.features[mine])
         all_parts = contributions_at(lorsa, x, *(each.to(device) for each in where)).float().cpu()
         positions[mine] = all_parts.abs().topk(positions.shape[1], dim=1).indices

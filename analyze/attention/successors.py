@@ -54,7 +54,7 @@ def inputs_at(model: Any, site: AttentionSite, words: list[int], bos: int | None
     """Return a layer's input at each word, after BOS or else another word, [n_words, d_model]."""
     rows = [[words[i - 1] if bos is None else bos, word] for i, word in enumerate(words)]
     with Capture(model, [site]) as capture:
-        x, _y = capture.run(torch.tensor(rows))[site.layer]
+        x = capture.calls(torch.tensor(rows))[site.layer].x
     return x[:, 1].float()
 
 

@@ -21,7 +21,7 @@ from lorsa.analyze.attention.probes import probe_tokens
 from lorsa.analyze.find import find_heads
 from lorsa.analyze.result import Analysis
 from lorsa.circuits.intervene import activations_of, intervene
-from lorsa.dictionaries.dictionary import Code
+from lorsa.dictionaries.code import Code
 from lorsa.evaluate.in_model import logits_of
 from lorsa.evaluate.opened import LanguageModel, Opened, load_store_model, open_run
 from lorsa.language.capture import Capture
@@ -50,7 +50,7 @@ def main() -> None:
     args = parse()
     store = ActivationStore.open(args.store)
     analysis = Analysis.open(args.analysis or args.run)
-    opened = open_run(args.run, store, "cpu")
+    opened = open_run(args.run, store, "cpu", needs_lorsa=True)
     language = load_store_model(store, args.model, [opened.layer], "cpu", print)
     texts = {"repeated": repeated(store), "held out": held_out(store, args.tokens)}
     seen = {name: look(opened, language, ids) for name, ids in texts.items()}
@@ -120,7 +120,7 @@ def look(opened: Opened, language: LanguageModel, ids: Tensor) -> Seen:
     losses, acts, fired = [], [], []
     for batch in ids.split(BATCH_SEQS):
         with Capture(language.model, [language.sites[opened.layer]]) as capture:
-            x, _y = capture.run(batch)[opened.layer]
+            x = capture.calls(batch)[opened.layer].x
         encoding = opened.lorsa.encode(x.float())
         losses.append(loss_of(language, batch))
         acts.append(encoding.acts)

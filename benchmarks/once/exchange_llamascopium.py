@@ -76,6 +76,7 @@ def ours(args: argparse.Namespace) -> None:
     """Write Lorsas in their format, and what we compute."""
     from lorsa import ActivationStore, Lorsa
     from lorsa.dictionaries.formats.llamascopium_write import write as write_llamascopium
+    from lorsa.sites import attention_ports
 
     for case in CASES:
         save(args.folder / "ours" / name_of(case), random_lorsa(case), inputs(), write_llamascopium)
@@ -86,7 +87,7 @@ def ours(args: argparse.Namespace) -> None:
             lorsa.config = replace(lorsa.config, **limits)
         store = ActivationStore.open(args.store)
         assert lorsa.config.layer is not None
-        x, _ = store.activations(lorsa.config.layer, store.held_out_seqs[:8])
+        x, _ = store.activations(attention_ports(lorsa.config.layer), store.held_out_seqs[:8])
         label = f"trained {lorsa.config.activation}"
         save(args.folder / "ours" / label, lorsa, x, write_llamascopium)
 

@@ -20,6 +20,7 @@ from lorsa import __version__
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.dictionaries.metrics import evaluate
 from lorsa.display.train import TrainDisplay
+from lorsa.sites import attention_ports
 from lorsa.store.layers import choose_layers
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
@@ -72,14 +73,17 @@ def sizes(store: ActivationStore, layers: list[int]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for layer in layers:
-        norms = store.norms(layer, store.train_seqs).numpy()  # [n, n_ctx, 2]
+        each = [store.norms(site, store.train_seqs) for site in attention_ports(layer).sites]
+        norms = torch.stack(each, dim=-1).numpy()  # [n, n_ctx, 2]
         usual = np.median(norms.reshape(-1, 2), axis=0)
         largest = norms.reshape(-1, 2).max(axis=0) / usual
         lines.append(
             f"| {layer} | the largest | | {largest[0]:.1f} x | {largest[1]:.1f} x | |",
         )
         for rule in RULES:
-            masked = ~TokenMask.of(rule, store, layer)(store.train_seqs).numpy()
+            masked = ~TokenMask.of(rule, store, attention_ports(layer).sites)(
+                store.train_seqs
+            ).numpy()
             mine = norms[masked]  # [n_masked, 2]
             if not len(mine):
                 lines.append(f"| {layer} | {rule} | 0 | | | |")
@@ -103,7 +107,7 @@ def runs(args: argparse.Namespace, store: ActivationStore, layers: list[int]) ->
         "|---|---|---|---|---|---|---|---|",
     ]
     for layer in layers:
-        mask = TokenMask.of(args.mask, store, layer)
+        mask = TokenMask.of(args.mask, store, attention_ports(layer).sites)
         for seed in map(int, args.seeds.split(",")):
             for rule in ("none", args.mask):
                 which = "all" if rule == "none" else "not masked"
@@ -119,7 +123,7 @@ def runs(args: argparse.Namespace, store: ActivationStore, layers: list[int]) ->
                     seed=seed,
                     loss_mask=rule,
                 )
-                with TrainDisplay(layer) as display:
+                with TrainDisplay(f"layer {layer}") as display:
                     result = train(config, report=display)
                 lorsa = Lorsa.from_pretrained(config.out)
                 found = evaluate(lorsa, held_out(store, layer, mask))
@@ -150,7 +154,7 @@ def held_out(
     seqs = store.held_out_seqs
     for first in range(0, len(seqs), EVAL_SEQS):
         some = seqs[first : first + EVAL_SEQS]
-        x, y = store.stored(layer, some).on("cpu")
+        x, y = store.stored(attention_ports(layer), some).on("cpu")
         yield x, y, mask(some)
 
 

@@ -78,7 +78,7 @@ def measure(
 ) -> dict[str, Any]:
     """Train for so many tokens and return what came of it, and when its last step was done."""
     busy, dense, resumed = 0.0, [], time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, TrainDisplay(args.layer) as display:
+    with tempfile.TemporaryDirectory() as folder, TrainDisplay(f"layer {args.layer}") as display:
 
         def report(event: TrainEvent) -> None:
             nonlocal busy, resumed

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...language.geometry import RARE
 from ..checkpoint_files import Saved, write_folder
 from ..lorsa.config import LorsaConfig
 from .foreign import Settings
@@ -54,12 +55,9 @@ def write(saved: Saved, folder: Path, hook_in: str | None = None) -> None:
 
 def _settings(c: LorsaConfig, folder: Path) -> dict[str, Any]:
     """Return their settings but for the hooks; CheckpointError if one cannot be expressed."""
-    for name, value, allowed in (
-        ("select", c.select, "relu"),
-        ("softcap", c.softcap, None),
-        ("window", c.window, None),
-    ):
-        if value != allowed:
+    for name in ("select", "softcap", "window", *RARE):
+        value = getattr(c, name)
+        if value not in ("relu", None, False):
             raise CheckpointError(
                 f"{folder}: Llamascopium has no {name} (here {value!r}); it cannot be expressed"
             )

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
-from ...checks import require_at_least, require_positive
-from ...language.geometry import QKNorm, Rope, read_qk_norm, read_rope
+from ...checks import require_at_least, require_one_of, require_positive
+from ...language.geometry import GATES, RARE, Alibi, QKNorm, Rope, Stretch, present, read_parts
 from ..config import DictionaryConfig, Shapes
 
 ORDER = (
@@ -24,6 +24,8 @@ class LorsaConfig(DictionaryConfig):
 
     kind: ClassVar[str] = "lorsa"
     title: ClassVar[str] = "a Lorsa"
+    noun: ClassVar[str] = "Lorsa"
+    unit: ClassVar[str] = "head"
     features: ClassVar[str] = "n_ov_heads"
 
     n_qk_heads: int
@@ -42,15 +44,43 @@ class LorsaConfig(DictionaryConfig):
     """Cap of the scores, as the layer has it."""
     window: int | None = None
     """Sliding window of the attention, as the layer has it."""
+    clip: float | None = None
+    """Queries and keys are limited to +-clip before the rotation, as the layer does. Its values are
+    limited too; a head's value, a direction of many of them, is not."""
+    chunk: int | None = None
+    """Size of the chunks within which queries see keys, as the layer has it."""
+    stretch: Stretch | None = None
+    """Growth of the queries with their position, as the layer has it."""
+    alibi: Alibi | None = None
+    """Linear biases of the scores, a slope for each QK head: that of the layer's head."""
+    sinks: bool = False
+    """Whether each QK head has a score in the denominator of the softmax that has no value."""
+    gate: str | None = None
+    """Function of x W_G^T + b_G that multiplies z before the selection, as the layer gates what its
+    heads attend to: "sigmoid" or "softplus"."""
 
     @property
     def n_features(self) -> int:
         """Number of OV heads."""
         return self.n_ov_heads
 
+    @property
+    def sizes(self) -> str:
+        """Numbers of its heads in words."""
+        return f"{self.n_ov_heads:,} OV heads and {self.n_qk_heads} QK heads"
+
+    def token_bytes(self) -> int:
+        """Return about how many bytes a token takes in a step, besides the parameters."""
+        queries_keys = 2 * self.n_qk_heads * self.d_qk_head
+        # made, rotated, and their gradients; v and its gradient; x, y, y_hat and theirs
+        width = 5 * queries_keys + 3 * self.n_ov_heads + 6 * self.d_model + 8 * self.n_slots
+        return 4 * width
+
     def _check_shape(self) -> None:
-        require_at_least(self, 1, "n_qk_heads", "d_qk_head", "window")
-        require_positive(self, "softcap")
+        require_at_least(self, 1, "n_qk_heads", "d_qk_head", "window", "chunk")
+        require_positive(self, "softcap", "clip")
+        if self.gate is not None:
+            require_one_of(self, gate=GATES)
         if self.n_ov_heads % self.n_qk_heads:
             below = self.n_ov_heads // self.n_qk_heads * self.n_qk_heads
             near = f"{below} or " if below else ""
@@ -62,6 +92,10 @@ class LorsaConfig(DictionaryConfig):
             raise ValueError(
                 f"rope rotates {2 * len(self.rope.inv_freq)} channels; "
                 f"d_qk_head is {self.d_qk_head}"
+            )
+        if self.alibi is not None and len(self.alibi.slopes) != self.n_qk_heads:
+            raise ValueError(
+                f"alibi has {len(self.alibi.slopes)} slopes; n_qk_heads is {self.n_qk_heads}"
             )
 
     def weight_shapes(self) -> Shapes:
@@ -82,15 +116,18 @@ class LorsaConfig(DictionaryConfig):
             shapes |= {"q_norm": shape, "k_norm": shape}
             if self.qk_norm.kind == "layer":
                 shapes |= {"q_norm_bias": shape, "k_norm_bias": shape}
+        if self.sinks:
+            shapes["sinks"] = (self.n_qk_heads,)
+        if self.gate is not None:
+            shapes |= {"W_G": shapes["W_V"], "b_G": shapes["b_V"]}
         return shapes
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config as JSON-able data, in the order of files."""
+        """Return the config as JSON-able data, in the order of files, without what it has not."""
         data = asdict(self)
-        return {name: data[name] for name in ORDER}
+        return present({name: data[name] for name in (*ORDER, *RARE)})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Read what `to_dict` wrote; TypeError names a field that is missing or unknown."""
-        rope, qk_norm = read_rope(data.get("rope")), read_qk_norm(data.get("qk_norm"))
-        return cls(**{**data, "rope": rope, "qk_norm": qk_norm})
+        return cls(**read_parts(data))

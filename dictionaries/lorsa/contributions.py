@@ -31,6 +31,10 @@ class Projected(NamedTuple):
     """Rotated keys, [batch, seq, n_qk_heads, d_qk_head]"""
     v: Tensor
     """Values, [batch, seq, n_ov_heads]"""
+    sinks: Tensor | None
+    """Score of what each QK head attends to besides, [n_qk_heads]"""
+    gate: Tensor | None
+    """Factors of z, [batch, seq, n_ov_heads]"""
 
 
 class Block(NamedTuple):
@@ -64,19 +68,25 @@ def blocks(config: LorsaConfig, projected: Projected, ids: Tensor) -> Iterator[B
     for start in range(0, seq, step):
         rows = slice(start, min(start + step, seq))
         heads = ids[:, rows].long()  # [batch, rows, slots]
-        patterns = patterns_of(c, projected.q, projected.k, rows).transpose(1, 2)
+        patterns = patterns_of(c, projected.q, projected.k, rows, projected.sinks).transpose(1, 2)
         query = torch.arange(heads.shape[1], device=ids.device)[None, :, None]
         parts = patterns[which, query, heads // group]
-        yield Block(rows, parts.mul_(v[which, heads, : rows.stop]), c.window)
+        parts.mul_(v[which, heads, : rows.stop])
+        if projected.gate is not None:
+            parts.mul_(projected.gate[:, rows].gather(-1, heads)[..., None])
+        yield Block(rows, parts, c.window)
 
 
-def patterns_of(by: Scored, q: Tensor, k: Tensor, rows: slice) -> Tensor:
+def patterns_of(
+    by: Scored, q: Tensor, k: Tensor, rows: slice, sinks: Tensor | None = None
+) -> Tensor:
     """Return the attention patterns of some queries, [batch, n_heads, rows, rows.stop].
 
     Args:
         by: how scores are made of q and k.
         q, k: queries and keys of whole sequences, [batch, seq, n_heads, width].
         rows: positions of the queries.
+        sinks: see `attention_pattern`.
     """
     at = torch.arange(rows.start, rows.stop, device=q.device)
-    return attention_pattern(q[:, rows], k[:, : rows.stop], by, at)
+    return attention_pattern(q[:, rows], k[:, : rows.stop], by, at, sinks)

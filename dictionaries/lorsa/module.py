@@ -1,6 +1,7 @@
 """The Lorsa module: an attention layer as many rank-1 heads of which few fire per token.
 
-    q = rope(qk_norm(x W_Q + b_Q))   k = rope(qk_norm(x W_K + b_K))   v = x W_V^T + b_V
+    q = x W_Q + b_Q,  k = x W_K + b_K    normed, limited and rotated as the layer does
+    v = x W_V^T + b_V
     z_pre[t, i] = sum_{s <= t} softmax_s(scale * <q[t, h], k[s, h]>) v[s, i]
     z = z_pre where it is among the top_k of select(z_pre) * ||w_O||, else 0; or as
         dictionaries/activation.py says
@@ -10,8 +11,7 @@ Source: He et al. 2025, arXiv:2504.20938, section 3.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,16 @@ from torch import Tensor, nn
 
 from ...kernels.dispatch import sparse_decode, sparse_topk_attention
 from ...kernels.reference import attention_pattern, lorsa_attention
-from ...language.attention import project
-from ...language.qk import norm_and_rotate
-from ..attach import attached
-from ..dictionary import Code, Dictionary, Directions, Input
+from ...language.attention import opened, project
+from ...language.qk import as_scored
+from ..code import Code, Directions, Input
+from ..dictionary import Dictionary
 from .config import LorsaConfig
 from .contributions import BLOCK_ELEMENTS, Projected, blocks
 from .units import rescale_
+
+OPTIONAL = ("q_norm", "k_norm", "q_norm_bias", "k_norm_bias", "sinks", "W_G", "b_G")
+"""Parameters that only some Lorsas have; None in others."""
 
 
 class Lorsa(Dictionary):
@@ -37,6 +40,8 @@ class Lorsa(Dictionary):
         W_V, W_O: [n_ov_heads, d_model]; b_V: [n_ov_heads]; b_O: [d_model]
         q_norm, k_norm: [d_qk_head], or [n_qk_heads, d_qk_head] of a norm `by_head`; q_norm_bias,
             k_norm_bias: the same, of a "layer" norm; all with a qk-norm only
+        sinks: [n_qk_heads]; with sinks only
+        W_G: [n_ov_heads, d_model]; b_G: [n_ov_heads]; with a gate only
         log_threshold: [n_ov_heads], log of a head's threshold over `threshold`; "jumprelu" only
 
     Saved with them, but no parameter:
@@ -58,6 +63,9 @@ class Lorsa(Dictionary):
     k_norm: nn.Parameter | None
     q_norm_bias: nn.Parameter | None
     k_norm_bias: nn.Parameter | None
+    sinks: nn.Parameter | None
+    W_G: nn.Parameter | None
+    b_G: nn.Parameter | None
 
     def __init__(self, config: LorsaConfig, *, backend: str = "auto") -> None:
         """Make a Lorsa of zeros (norm weights of ones); `start` or a checkpoint fills it.
@@ -67,7 +75,7 @@ class Lorsa(Dictionary):
             backend: path of the sparse kernels: "auto", "torch", "triton" or "reference".
         """
         super().__init__(config, backend=backend)
-        for name in ("q_norm", "k_norm", "q_norm_bias", "k_norm_bias"):
+        for name in OPTIONAL:
             if name not in self._parameters:
                 self.register_parameter(name, None)
             elif name.endswith("_norm"):
@@ -82,13 +90,8 @@ class Lorsa(Dictionary):
         Returns:
             q, k: [batch, seq, n_qk_heads, d_qk_head].
         """
-        c, norm = self.config, self.config.qk_norm
-        q = project(x, self.W_Q, self.b_Q)
-        q = norm_and_rotate(q, norm=norm, weight=self.q_norm, bias=self.q_norm_bias, rope=c.rope)
-        k = project(x, self.W_K, self.b_K)
-        return q, norm_and_rotate(
-            k, norm=norm, weight=self.k_norm, bias=self.k_norm_bias, rope=c.rope
-        )
+        q, k = project(x, self.W_Q, self.b_Q), project(x, self.W_K, self.b_K)
+        return as_scored(q, k, self.config, self)
 
     def values(self, x: Tensor) -> Tensor:
         """Return the scalar value of every OV head, [batch, seq, n_ov_heads]."""
@@ -104,12 +107,18 @@ class Lorsa(Dictionary):
             ValueError: x has another shape.
         """
         x = self.as_input(x)
-        return Projected(*self.queries_keys(x), self.values(x))
+        return Projected(*self.queries_keys(x), self.values(x), self.sinks, self.gate(x))
+
+    def gate(self, x: Tensor) -> Tensor | None:
+        """Return the factors of z, [batch, seq, n_ov_heads]; None where there is no gate."""
+        if self.W_G is None or self.config.gate is None:
+            return None
+        return opened(F.linear(x, self.W_G, self.b_G), self.config.gate)
 
     def candidates(self, x: Input, top_k: int | None) -> Code:
         """Return the heads with the largest scores; see `Dictionary.candidates`."""
         c = self.config
-        q, k, v = self.project(x) if isinstance(x, Tensor) else x
+        q, k, v, sinks, gate = self.project(x) if isinstance(x, Tensor) else Projected._make(x)
         acts, ids = sparse_topk_attention(
             q,
             k,
@@ -119,7 +128,10 @@ class Lorsa(Dictionary):
             scale=c.scale,
             select=c.select,
             window=c.window,
+            chunk=c.chunk,
             softcap=c.softcap,
+            sinks=sinks,
+            gate=gate,
             backend=self.backend,
         )
         return Code(acts, ids)
@@ -132,7 +144,8 @@ class Lorsa(Dictionary):
 
     def z_pre(self, x: Tensor) -> Tensor:
         """Return z of all heads before the selection, [batch, seq, n_ov_heads]; for analysis."""
-        return lorsa_attention(*self.project(x), self.config)
+        q, k, v, sinks, gate = self.project(x)
+        return lorsa_attention(q, k, v, self.config, sinks, gate)
 
     def pattern(
         self,
@@ -150,7 +163,7 @@ class Lorsa(Dictionary):
                 those of the QK heads that they attend by, in the order of the OV heads.
 
         Returns:
-            [batch, heads, q_pos, k_pos]; rows sum to 1.
+            [batch, heads, q_pos, k_pos]; rows sum to 1, or less with sinks.
 
         Raises:
             ValueError: x has another shape, an id is out of range, or both are given.
@@ -159,18 +172,21 @@ class Lorsa(Dictionary):
             raise ValueError("qk_heads and ov_heads exclude each other; give one")
         c = self.config
         q, k = self.queries_keys(self.as_input(x))
+        sinks: Tensor | None = self.sinks
         if ov_heads is not None:
             chosen = self._head_ids("ov_heads", ov_heads, c.n_ov_heads)
             qk_heads = chosen // (c.n_ov_heads // c.n_qk_heads)
         if qk_heads is not None:
             chosen = self._head_ids("qk_heads", qk_heads, c.n_qk_heads)
             q, k = q[:, :, chosen], k[:, :, chosen]  # [batch, seq, heads, d_qk_head]
-        return attention_pattern(q, k, c)
+            sinks = None if sinks is None else sinks[chosen]
+        return attention_pattern(q, k, c, sinks=sinks)
 
     def contributions(self, x: Tensor, ids: Sequence[int] | Tensor) -> Tensor:
         """Return the contribution of every source token to heads' activations; no gradient.
 
         contributions[b, t, j, s] = pattern[b, h, t, s] v[b, s, i],  i = ids[b, t, j], h its QK head
+            times the gate[b, t, i], where there is one
 
         Args:
             x: attention input after the norm, [batch, seq, d_model], of any floating dtype.
@@ -211,27 +227,6 @@ class Lorsa(Dictionary):
             f"d_qk_head={c.d_qk_head}, top_k={c.top_k}, activation={c.activation}{layer}"
         )
 
-    def attach(self, model: Any, layer: int | None = None) -> AbstractContextManager[None]:
-        """Put this Lorsa in place of an attention layer of a language model while a block lasts.
-
-        with lorsa.attach(model):
-            logits = model(input_ids=ids, use_cache=False).logits
-
-        The model reads whole sequences without padding on their left, and generates with
-        use_cache=False; a call that goes on from a cache is refused. Blocks within blocks replace
-        several layers.
-
-        Args:
-            model: causal language model of transformers, on this Lorsa's device.
-            layer: counted from 0; None is the config's.
-
-        Raises:
-            AttachError: the model has no such layer or another width, or is no model of
-                transformers; the Lorsa reads something else (config.hook_in); in the model's call:
-                it goes on from a cache, or lies on another device.
-        """
-        return attached(self, model, layer)
-
     def rescale_(self, x_scale: float, y_scale: float) -> Self:
         """Change units in place: y_hat(x_scale * x) becomes y_scale times what y_hat(x) was.
 
@@ -257,7 +252,7 @@ def contributions_at(
         which, positions, heads: sequence in the batch, position and OV head, int64, [n].
 
     Returns:
-        P[t, s] v[s], [n, seq].
+        P[t, s] v[s], times the gate where there is one, [n, seq].
     """
     c = lorsa.config
     q, k = lorsa.queries_keys(x)
@@ -268,7 +263,13 @@ def contributions_at(
         for mine in of_sequence.split(max(1, BLOCK_ELEMENTS // (x.shape[1] * c.d_qk_head))):
             at = positions[mine]
             query, keys = q[b, at, qk[mine]], k[b].transpose(0, 1)[qk[mine]]
-            pattern = attention_pattern(query[:, None, None], keys[:, :, None], c, at[:, None])
+            sinks = None if lorsa.sinks is None else lorsa.sinks[qk[mine], None]
+            pattern = attention_pattern(
+                query[:, None, None], keys[:, :, None], c, at[:, None], sinks
+            )
             values = F.linear(x[b], lorsa.W_V[heads[mine]], lorsa.b_V[heads[mine]])
             parts[mine] = pattern[:, 0, 0] * values.T  # [n, seq]
+            if lorsa.W_G is not None and lorsa.b_G is not None and c.gate is not None:
+                logits = (x[b, at] * lorsa.W_G[heads[mine]]).sum(dim=1) + lorsa.b_G[heads[mine]]
+                parts[mine] *= opened(logits, c.gate)[:, None]
     return parts

@@ -18,16 +18,26 @@ Starting from the layer's heads and in the active subspace keeps heads alive: He
 arXiv:2504.20938; arXiv:2508.16929. Clustering and filter are ours; docs/recipe.md has the
 figures.
 
+With a gate, o_p is what head p attends to times its gate, and the gate of an OV head is the mean of
+its layer head's, weighted by |u d|: those of the channels that it reads and writes. z averages to 0
+all the same: b_V = -u mean(o_p) / mean(gate).
+
+With multi-head latent attention W_Q, W_K and W_V are those of x at the mean length of the latents
+(`language/latent.py`), so patterns are near the layer's, not its own.
+
 Weighted, head p becomes more QK heads the more it writes: in proportion to the deviation of
 o_p W_O^p, one at least.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...language.attention import LayerWeights, head_outputs
-from ...language.geometry import AttentionGeometry
+from ...language.attention import LayerWeights, gated, head_outputs
+from ...language.geometry import RARE, AttentionGeometry
+from ...language.latent import linear
 from .config import LorsaConfig
 from .module import Lorsa
 
@@ -83,19 +93,35 @@ def init_from_layer(
     generator = torch.Generator().manual_seed(seed)
     kv_share = geometry.n_heads // geometry.n_kv_heads
     outputs = head_outputs(x, weights, geometry).flatten(0, 1)  # [tokens, n_heads, d_head]
+    gates = _mean_gates(x, weights, geometry)  # [n_heads, d_head]
+    weights = linear(weights, x)
     copies = torch.full((geometry.n_heads,), c.n_qk_heads // geometry.n_heads)
-    if weighted and not (c.qk_norm is not None and c.qk_norm.kind == "rms_full"):
+    by_place = c.alibi is not None or (c.qk_norm is not None and c.qk_norm.kind == "rms_full")
+    if weighted and not by_place:
         copies = _weighted_copies(outputs, weights.W_O, c.n_qk_heads)
-    _copy_queries_keys(lorsa, weights, copies)
+    _copy_attention(lorsa, weights, copies)
     ends = [0, *(copies.cumsum(0) * (c.n_ov_heads // c.n_qk_heads)).tolist()]
     for head in range(geometry.n_heads):
         mine = slice(ends[head], ends[head + 1])
         mean, read, write = _directions(outputs[:, head], mine.stop - mine.start, generator)
         lorsa.W_V[mine] = read @ weights.W_V[head // kv_share].T
+        share = F.normalize((read * write).abs(), p=1, dim=1)  # [OV heads, d_head]
         lorsa.b_V[mine] = -(read @ mean)
+        if gates is not None:
+            lorsa.b_V[mine] /= share @ gates[head]
+            _copy_gate(lorsa, weights, mine, share, head)
         if weights.b_V is not None:
             lorsa.b_V[mine] += read @ weights.b_V[head // kv_share]
         lorsa.W_O[mine] = write @ weights.W_O[head]
+
+
+def scored_as(geometry: AttentionGeometry, n_qk_heads: int) -> dict[str, Any]:
+    """Return the settings of a LorsaConfig by which so many heads attend as a layer's."""
+    names = ("scale", "rope", "qk_norm", "softcap", "window", *RARE)
+    settings = {name: getattr(geometry, name) for name in names}
+    if geometry.alibi is not None:
+        settings["alibi"] = geometry.alibi.of_heads(n_qk_heads)
+    return settings
 
 
 def require_fit(config: LorsaConfig, geometry: AttentionGeometry) -> None:
@@ -135,8 +161,29 @@ def _weighted_copies(outputs: Tensor, W_O: Tensor, n_qk_heads: int) -> Tensor:
     return copies + 1
 
 
-def _copy_queries_keys(lorsa: Lorsa, weights: LayerWeights, copies: Tensor) -> None:
+def _mean_gates(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor | None:
+    """Return the mean of a layer's gates over a sample x, [n_heads, d_head]; None without any."""
+    if weights.W_G is None:
+        return None
+    ones = torch.ones(*weights.W_O.shape[:2], device=x.device)
+    sums = [gated(rows[None], ones, weights, geometry).sum(dim=(0, 1)) for rows in x]
+    return torch.stack(sums).sum(dim=0) / (x.shape[0] * x.shape[1])
+
+
+def _copy_gate(lorsa: Lorsa, weights: LayerWeights, mine: slice, share: Tensor, head: int) -> None:
+    """Set the gates of a layer head's OV heads to means over its channels by share."""
+    assert weights.W_G is not None
+    assert lorsa.W_G is not None
+    assert lorsa.b_G is not None
+    lorsa.W_G[mine] = share @ weights.W_G[head].T.expand(share.shape[1], -1)
+    if weights.b_G is not None:
+        lorsa.b_G[mine] = share @ weights.b_G[head].expand(share.shape[1])
+
+
+def _copy_attention(lorsa: Lorsa, weights: LayerWeights, copies: Tensor) -> None:
     head = torch.arange(len(copies)).repeat_interleave(copies).to(weights.W_Q.device)
+    if lorsa.sinks is not None and weights.sinks is not None:
+        lorsa.sinks.copy_(weights.sinks[head])
     of_side = {"q": head, "k": head // (len(copies) // len(weights.W_K))}
     for side, source in of_side.items():
         for name in (f"W_{side.upper()}", f"b_{side.upper()}", f"{side}_norm", f"{side}_norm_bias"):

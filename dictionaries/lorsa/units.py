@@ -21,7 +21,7 @@ def rescale_(
         config: the Lorsa's.
         x_scale, y_scale: factors of input and output.
     """
-    for name in ("W_Q", "W_K", "W_V"):
+    for name in ("W_Q", "W_K", "W_V", *(("W_G",) if config.gate else ())):
         tensors[name].div_(x_scale)
     for name in ("W_O", "b_O"):
         tensors[name].mul_(y_scale)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from ...errors import DamageError, StoreError, UnreachableError
+from ...sites import Site
 from ..arrays import ArraySpec, DiskArray, all_arrays
 from ..entries import Entries, Entry
 from ..manifest import Manifest
@@ -14,7 +15,7 @@ from ..write.encode import ShardSums, sums_of
 
 
 def adopted(
-    root: Place, manifest: Manifest, entries: Entries, layers: list[int]
+    root: Place, manifest: Manifest, entries: Entries, sites: list[Site]
 ) -> Iterator[Entry]:
     """Yield entries of files that are whole and never mentioned; they are read for it.
 
@@ -22,9 +23,9 @@ def adopted(
         root: place of the store.
         manifest: its facts.
         entries: what its journal lists, and what it no longer does.
-        layers: layers to look at.
+        sites: sites to look at.
     """
-    for shard, specs in unlisted_shards(root, manifest, entries, layers):
+    for shard, specs in unlisted_shards(root, manifest, entries, sites):
         try:
             yield from [_entry(root, manifest, spec, shard) for spec in specs]
         except UnreachableError:

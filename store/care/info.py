@@ -3,9 +3,11 @@
 from typing import Any
 
 from ...errors import StoreError
+from ...sites import Site
 from ..facts import StoreFacts
 from ..folder import read_folder, resume_command
 from ..places import Place, place
+from ..spelling import layers_of
 
 
 def store_info(root: str | Place) -> dict[str, Any]:
@@ -27,7 +29,8 @@ def store_info(root: str | Place) -> dict[str, Any]:
             "uuid": manifest.uuid,
             "created": manifest.created,
             "complete": complete,
-            "adding": folder.adding,
+            "adding": layers_of(folder.adding),
+            "adding_sites": [str(site) for site in folder.adding],
             "model": manifest.model["id"],
             "revision": manifest.model["revision"],
             "corpus": manifest.corpus["data"],
@@ -42,10 +45,15 @@ def store_info(root: str | Place) -> dict[str, Any]:
             "n_missing_shards": len(missing),
             "dtype": manifest.dtype,
             "compression": manifest.compression,
-            "outputs": manifest.outputs,
+            "outputs": "derive" if manifest.is_derived else "store",
             "has_checksums": manifest.is_sealed,
             "n_bytes": store.total_bytes,
             "layers": {str(layer): _layer_info(store, layer) for layer in store.layers},
+            "sites": {str(site): _site_info(store, site) for site in store.sites},
+            "modules": {
+                module: {"self_check": facts.get("self_check")}
+                for module, facts in manifest.modules.items()
+            },
             "next": None if complete else resume_command(root, manifest, folder.adding),
         }
     except (KeyError, TypeError, AttributeError) as error:
@@ -53,18 +61,32 @@ def store_info(root: str | Place) -> dict[str, Any]:
 
 
 def _layer_info(store: StoreFacts, layer: int) -> dict[str, Any]:
-    facts, norms = store.manifest.layers[layer], store.mean_norms(layer)
+    """Return the facts of a layer: of all its sites, and of its attention where that is stored."""
+    sites = [site for site in store.sites if site.layer == layer]
+    attention = store.manifest.modules.get(f"{layer}.attention", {})
+    norms = {site.name: store.mean_norm(site) for site in sites}
+    scales = {site.name: found for site in sites if (found := store.scales(site)) is not None}
     return {
-        "n_bytes": store.n_bytes(layer),
-        **_geometry_info(facts.get("geometry")),
-        "mean_norm_x": norms.x,
-        "mean_norm_y": norms.y,
-        "self_check": facts.get("self_check"),
-        "n_nonfinite": store.n_nonfinite(layer),
-        "int8_scales": {
-            site.rpartition("/")[2]: scales._asdict()
-            for site, scales in store.scales(layer).items()
-        },
+        "n_bytes": store.n_bytes(sites),
+        "sites": [site.name for site in sites],
+        **_geometry_info(attention.get("geometry")),
+        "mean_norm_x": norms.get("attn_in"),
+        "mean_norm_y": norms.get("attn_out"),
+        "self_check": attention.get("self_check"),
+        "n_nonfinite": sum(map(store.n_nonfinite, sites)),
+        "int8_scales": {name: found._asdict() for name, found in scales.items()},
+    }
+
+
+def _site_info(store: StoreFacts, site: Site) -> dict[str, Any]:
+    width, derived, _ = store.manifest.sites[site]
+    return {
+        "n_bytes": store.n_bytes([site]),
+        "width": width,
+        "derived_from": [] if derived is None else [str(source) for source in derived.sites],
+        "derived_by": None if derived is None else derived.by,
+        "mean_norm": store.mean_norm(site),
+        "n_nonfinite": store.n_nonfinite(site),
     }
 
 

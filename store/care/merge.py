@@ -1,4 +1,4 @@
-"""`lorsa store merge`: one store of several with the same layers and different text.
+"""`lorsa store merge`: one store of several with the same sites and different text.
 
 Training sequences come first, store by store, then the held-out ones, which stay held out. Every
 array is read and written sequence by sequence, in its logical dtype, so the values are the same to
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ...errors import StoreError
-from ..arrays import ArraySpec, layer_arrays, sites
+from ...sites import Site
+from ..arrays import ArraySpec, norms_at, site_arrays
 from ..encoding import blosc, to_disk
 from ..entries import Entry
 from ..folder import is_begun, is_complete, require_free
@@ -27,7 +28,9 @@ from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..open_files import OpenFiles
 from ..places import Place, free_disk_bytes, place
 from ..read.reader import ActivationStore
+from ..read.rows import Seqs
 from ..shard import ShardWriter
+from ..site_facts import SiteFacts
 from ..write.encode import sums_of
 from ..write.writer import StoreWriter
 from .mergeable import channels_of, require_mergeable
@@ -114,6 +117,7 @@ def _manifest(stores: list[ActivationStore], n_train: int) -> Manifest:
     return replace(
         first,
         checksums={},
+        sites=_with_own_norms(first),
         uuid=str(uuid.uuid4()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         corpus=corpus,
@@ -122,6 +126,11 @@ def _manifest(stores: list[ActivationStore], n_train: int) -> Manifest:
         shard_seqs=shard_seqs,
         held_out_shards=tuple(range(n_train // shard_seqs, -(-n_seq // shard_seqs))),
     )
+
+
+def _with_own_norms(manifest: Manifest) -> dict[Site, SiteFacts]:
+    """Return the sites of a store, each with an array of norms of its own."""
+    return {site: facts._replace(in_pair=False) for site, facts in manifest.sites.items()}
 
 
 def _absolute(root: Place) -> str:
@@ -146,23 +155,19 @@ def _writer(
         documents.append(store.documents(range(store.manifest.n_seq)) + len(names))
         names += store.document_names()
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
-    channels = channels_of(stores[0])
     return StoreWriter.create(
         out,
         replace(manifest, corpus=manifest.corpus | {"tokens_sha256": digest}),
         tokens=tokens,
         documents=_gather(documents, rows),
         document_names=names,
-        weights={layer: stores[0].weights(layer) for layer in stores[0].layers},
-        sample={  # the largest values of the channels are their scales
-            layer: [channels[site] for site in sites(manifest, layer) if site in channels]
-            for layer in manifest.layers
-        },
+        modules={module: stores[0].weights(module) for module in manifest.modules},
+        sample=channels_of(stores[0]),  # the largest values of the channels are their scales
     )
 
 
 def _require_same_merge(out: Place, name: str, manifest: Manifest) -> None:
-    """Raise StoreError unless a folder holds this merge, perhaps without some of its layers."""
+    """Raise StoreError unless a folder holds this merge, perhaps without some of its sites."""
     begun = read_manifest(out / name)
     own = replace(
         begun,
@@ -170,8 +175,9 @@ def _require_same_merge(out: Place, name: str, manifest: Manifest) -> None:
         uuid=manifest.uuid,
         created=manifest.created,
         checksums={},
+        sites=_with_own_norms(begun),
     )
-    if own != manifest.only(begun.layers):
+    if own != manifest.only(begun.sites):
         raise StoreError(f"{out} holds another store; choose another --out, or delete it")
 
 
@@ -220,11 +226,8 @@ def _write(
     first = manifest.n_shards - len(writer.missing_shards())
     for n_done, shard in enumerate(writer.claimed_shards(), start=first):
         report(Checked(total * n_done // manifest.n_shards, total))
-        entries = []
-        for layer in writer.begin_shard(shard):
-            for spec in layer_arrays(manifest, layer):
-                entries.append(_write_shard(stores, rows, writer, shard, spec))
-        writer.commit(entries)
+        arrays = site_arrays(manifest, writer.begin_shard(shard))
+        writer.commit([_write_shard(stores, rows, writer, shard, spec) for spec in arrays])
     writer.finish()
     report(Checked(total, total))
 
@@ -243,22 +246,35 @@ def _write_shard(
     try:
         for first in range(seqs.start, seqs.stop, at_once):
             part = slice(first, min(first + at_once, seqs.stop))
-            file.append(to_disk(_read(stores, rows, spec.name, part), spec.dtype))
+            file.append(to_disk(_read(stores, rows, manifest, spec.name, part), spec.dtype))
         done = file.commit()
     except BaseException:
         file.discard()
         raise
     part = slice(seqs.start, seqs.stop)
-    sums = sums_of(manifest, spec.name, lambda name: _read(stores, rows, name, part).numpy())
+    sums = sums_of(
+        manifest, spec.name, lambda name: _read(stores, rows, manifest, name, part).numpy()
+    )
     return Entry(shard, spec.name, len(seqs), done.n_bytes, done.crc32c, **sums.facts())
 
 
-def _read(stores: list[ActivationStore], rows: _Sources, name: str, part: slice) -> Tensor:
+def _read(
+    stores: list[ActivationStore], rows: _Sources, manifest: Manifest, name: str, part: slice
+) -> Tensor:
     """Read consecutive sequences of the merged store from their sources."""
     of_store, seqs = rows.store[part], rows.seq[part]
     cuts = np.flatnonzero(np.diff(of_store)) + 1
     runs = zip(np.split(of_store, cuts), np.split(seqs, cuts), strict=True)
-    return torch.cat([stores[of[0]].read(name, run) for of, run in runs])
+    return torch.cat([_values(stores[of[0]], manifest, name, run) for of, run in runs])
+
+
+def _values(store: ActivationStore, manifest: Manifest, name: str, seqs: Seqs) -> Tensor:
+    """Read an array of the merged store from one that may keep its norms in other arrays."""
+    sites = [site for site in manifest.sites if norms_at(manifest, site).array == name]
+    norms = [store.norms(site, seqs) for site in sites]
+    if not norms:
+        return store.read(name, seqs)
+    return norms[0] if norms_at(manifest, sites[0]).column is None else torch.stack(norms, dim=-1)
 
 
 def _result(stores: list[ActivationStore], merged: ActivationStore) -> dict[str, Any]:
@@ -267,6 +283,7 @@ def _result(stores: list[ActivationStore], merged: ActivationStore) -> dict[str,
         "store": str(merged.root),
         "merged": [str(store.root) for store in stores],
         "layers": merged.layers,
+        "sites": [str(site) for site in merged.sites],
         "n_seq": manifest.n_seq,
         "n_tokens": manifest.n_seq * manifest.n_ctx,
         "n_held_out_tokens": len(merged.held_out_seqs) * manifest.n_ctx,

@@ -1,4 +1,4 @@
-"""The precondition of a merge: stores of the same model, layers, weights and encoding."""
+"""The precondition of a merge: stores of the same model, sites, weights and encoding."""
 
 from typing import Any
 
@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from ...errors import StoreError
-from ..arrays import channel_of, sites
+from ...sites import Site
 from ..read.reader import ActivationStore
+from ..site_facts import channel_of
+from ..spelling import spell_sites
 
-SAME = ("n_ctx", "d_model", "dtype", "compression", "outputs")
+SAME = ("n_ctx", "dtype", "compression")
 SAME_MODEL = ("id", "revision", "dtype")
 SAME_CORPUS = ("packing", "bos")
 
@@ -17,37 +19,43 @@ SAME_CORPUS = ("packing", "bos")
 def require_mergeable(a: ActivationStore, b: ActivationStore) -> None:
     """Raise StoreError, naming the field that differs, unless two stores can be merged."""
     first, second = a.manifest, b.manifest
-    facts = [(name, getattr(first, name), getattr(second, name)) for name in SAME]
-    facts.append(("layers", a.layers, b.layers))
+    facts: list[tuple[str, Any, Any]] = [
+        (name, getattr(first, name), getattr(second, name)) for name in SAME
+    ]
+    facts.append(("sites", spell_sites(a.sites), spell_sites(b.sites)))
+    for site in first.sites.keys() & second.sites.keys():
+        one, other = first.sites[site], second.sites[site]
+        facts.append((f"width of {site}", one.width, other.width))
+        facts.append((f"origin of {site}", one.derived, other.derived))
     facts += [(f"model {n}", first.model.get(n), second.model.get(n)) for n in SAME_MODEL]
     facts += [(f"corpus {n}", first.corpus.get(n), second.corpus.get(n)) for n in SAME_CORPUS]
+    facts.append(("modules", list(first.modules), list(second.modules)))
     facts.append(("tokenizer", first.tokenizer, second.tokenizer))
-    for name, one, other in facts:
-        if one != other:
+    for name, ours, theirs in facts:
+        if ours != theirs:
             raise StoreError(
-                f"{a.root} and {b.root} cannot be merged: {name} is {_short(one)} and "
-                f"{_short(other)}"
+                f"{a.root} and {b.root} cannot be merged: {name} is {_short(ours)} and "
+                f"{_short(theirs)}"
             )
-    for layer in a.layers:
-        if first.layers[layer].get("geometry") != second.layers[layer].get("geometry"):
-            raise _refusal(a, b, f"the geometry of layer {layer}")
-        one, other = a.weights(layer), b.weights(layer)
-        if one.keys() != other.keys() or not all(torch.equal(one[n], other[n]) for n in one):
-            raise _refusal(a, b, f"a weight of layer {layer}")
-    ours, theirs = channels_of(a), channels_of(b)
-    for site in ours:
-        if not torch.equal(ours[site], theirs[site]):
+    for module, facts_of in first.modules.items():
+        if facts_of.get("geometry") != second.modules[module].get("geometry"):
+            raise _refusal(a, b, f"the geometry of {module}")
+        mine, others = a.weights(module), b.weights(module)
+        if mine.keys() != others.keys() or not all(torch.equal(mine[n], others[n]) for n in mine):
+            raise _refusal(a, b, f"a weight of {module}")
+    scales, as_well = channels_of(a), channels_of(b)
+    for site in scales:
+        if not torch.equal(scales[site], as_well[site]):
             raise StoreError(
-                f"{a.root} and {b.root} cannot be merged: {channel_of(site)} differs, which each "
-                "int8 store takes from its first sequences; harvest both texts as bfloat16 or "
-                "into one store"
+                f"{a.root} and {b.root} cannot be merged: {channel_of(site.path)} differs, which "
+                "each int8 store takes from its first sequences; harvest both texts as bfloat16 "
+                "or into one store"
             )
 
 
-def channels_of(store: ActivationStore) -> dict[str, Tensor]:
-    """Return the scales of int8's channels by array, [d_model]; empty for other dtypes."""
-    names = [site for layer in store.layers for site in sites(store.manifest, layer)]
-    return {name: c for name in names if (c := store.channel(name)) is not None}
+def channels_of(store: ActivationStore) -> dict[Site, Tensor]:
+    """Return the scales of int8's channels by site, [width]; empty for other dtypes."""
+    return {site: c for site in store.sites if (c := store.channel(site)) is not None}
 
 
 def _short(value: Any) -> str:

@@ -3,11 +3,11 @@
 from typing import Any, Literal, NamedTuple
 
 from ...errors import FormatVersionError, StoreError, UnreachableError
+from ...sites import Site
 from ..arrays import all_arrays
 from ..entries import Entries
-from ..folder import different_facts, why_not_a_store
+from ..folder import added_sites, different_facts, remove_command, why_not_a_store
 from ..journal import Journal
-from ..layers import spell_layers
 from ..manifest import JOURNAL, MANIFEST, PLAN, Manifest, read_manifest
 from ..places import Place
 from ..table import TABLE, read_table
@@ -32,8 +32,8 @@ class Damage(NamedTuple):
         return self.fix == "harvest" and self.shard is not None
 
 
-def read_manifests(root: Place, damages: list[Damage]) -> tuple[Manifest, list[int]]:
-    """Return the manifest, or the plan if it adds layers, and the layers that are being added.
+def read_manifests(root: Place, damages: list[Damage]) -> tuple[Manifest, list[Site]]:
+    """Return the manifest, or the plan if it adds sites, and the sites that are being added.
 
     Damage to either file is appended to damages.
     """
@@ -61,17 +61,16 @@ def read_manifests(root: Place, damages: list[Damage]) -> tuple[Manifest, list[i
     return next(iter(found.values())), []
 
 
-def _adding(manifest: Manifest, plan: Manifest) -> list[int]:
-    """Return the layers that a plan adds; none if it also differs in other ways."""
-    new = sorted(plan.layers.keys() - manifest.layers.keys())
-    return new if plan.only(manifest.layers) == manifest else []
+def _adding(manifest: Manifest, plan: Manifest) -> list[Site]:
+    """Return the sites that a plan adds; none if it also differs in other ways."""
+    return added_sites(manifest, plan) if plan.only(manifest.sites) == manifest else []
 
 
 def _disagreement(root: Place, manifest: Manifest, plan: Manifest) -> Damage:
-    removed = sorted(set(manifest.layers) - set(plan.layers))
-    if removed and manifest.only(plan.layers) == plan:
-        rest = f"lorsa store rm {root} --layers {spell_layers(removed)}"
-        text = f"still has layers that were being removed: end that with {rest}"
+    removed = added_sites(plan, manifest)
+    if removed and manifest.only(plan.sites) == plan:
+        rest = remove_command(root, manifest, removed)
+        text = f"still has sites that were being removed: end that with {rest}"
     else:
         different = ", ".join(different_facts(manifest, plan))
         text = f"says another {different} than {PLAN}; move the one that is wrong out of the store"
@@ -85,7 +84,7 @@ def committed_files(
 
     Args:
         root: place of the store.
-        manifest: its facts, with the layers that are being added.
+        manifest: its facts, with the sites that are being added.
         complete: whether manifest.json is there.
         damages: damage to table and journal is appended here.
         new: names of the arrays that are being added, which only the journal lists.
@@ -112,7 +111,7 @@ def committed_files(
 
 
 def _covers(journalled: Entries, table: Entries, manifest: Manifest) -> bool:
-    """Return whether the journal lists the files of the table, except those of removed layers.
+    """Return whether the journal lists the files of the table, except those of removed sites.
 
     A harvest that has to write a shard again uses the journal.
     """

@@ -1,6 +1,6 @@
 """`lorsa store verify`: list what is wrong with a store and, if asked, repair what can be.
 
-A layer's files of a damaged shard are dropped from the journal and from shards.parquet, and the
+A site's files of a damaged shard are dropped from the journal and from shards.parquet, and the
 manifest is removed: the store is unfinished again, and the same `lorsa harvest` command writes
 these files and no others. No file of a shard is removed before another takes its place. If the
 process is killed, the same command repairs the rest.
@@ -9,13 +9,16 @@ process is killed, the same command repairs the rest.
 from typing import Any
 
 from ...errors import AGAIN, StoreError, UnreachableError, remedy_of
+from ...sites import Site
+from ..arrays import site_arrays, together
 from ..entries import Entries
-from ..folder import is_begun, is_complete, layers_being_added, resume_command, why_not_a_store
+from ..folder import is_begun, is_complete, resume_command, sites_being_added, why_not_a_store
 from ..journal import Journal, JournalWriter, rewrite_journal
 from ..layout import metadata
 from ..locks.lock import Lock, take_lock
 from ..manifest import MANIFEST, PLAN, read_manifest
 from ..places import Place, place, sync, write_atomically
+from ..spelling import layers_of
 from ..table import write_table
 from ..write.writer import StoreWriter
 from .adopt import adopted
@@ -73,10 +76,9 @@ def _repair(root: Place, found: Verification, lock: Lock) -> None:
     if not writer.missing_shards():
         writer.finish()
     elif found.complete:
-        new = tuple(f"layers/{layer}/" for layer in found.adding)
-        kept = _kept(found).only(lambda array: not array.startswith(new))
-        write_table(root, kept, manifest.uuid)
-        if writer.status.missing_shards(set(manifest.layers) - set(found.adding)):
+        new = {spec.name for spec in site_arrays(manifest, found.adding)}
+        write_table(root, _kept(found).only(lambda array: array not in new), manifest.uuid)
+        if writer.status.missing_shards(manifest.sites.keys() - set(found.adding)):
             (root / MANIFEST).unlink()
             sync(root)
 
@@ -91,13 +93,14 @@ def _says(path: Place, found: Verification) -> bool:
 
 
 def _kept(found: Verification) -> Entries:
-    """Return the committed files without those of the damaged layers of damaged shards."""
-    dropped = {(d.shard, "/".join(d.path.split("/")[:2])) for d in found.damages if d.is_dropped}
-    return Entries(
-        entry
-        for entry in found.entries.in_order()
-        if (entry.shard, entry.array.rpartition("/")[0]) not in dropped
-    )
+    """Return the committed files without those of the damaged sites of damaged shards."""
+    manifest = found.manifest
+    damaged = {(d.shard, d.path.rpartition("/c/")[0]) for d in found.damages if d.is_dropped}
+    dropped = set()
+    for site in manifest.sites:
+        names = {spec.name for spec in site_arrays(manifest, together(manifest, site))}
+        dropped |= {(s, name) for s, one in damaged if one in names for name in names}
+    return Entries(e for e in found.entries.in_order() if (e.shard, e.array) not in dropped)
 
 
 def _repair_metadata(root: Place, found: Verification) -> None:
@@ -121,13 +124,13 @@ def _repair_journal(root: Place, found: Verification) -> None:
     if new := [e for e in keep.in_order() if listed.get((e.shard, e.array)) != e]:
         journal.commit(new)
     listed.put(new)
-    unfinished = found.adding if found.complete else list(found.manifest.layers)
+    unfinished = found.adding if found.complete else list(found.manifest.sites)
     for entry in adopted(root, found.manifest, listed, unfinished):
         journal.commit([entry])
 
 
 def _result(root: Place, found: Verification, *, repaired: bool) -> dict[str, Any]:
-    adding = layers_being_added(root) if found.adding else []
+    adding = sites_being_added(root) if found.adding else []
     complete = is_complete(root) and not adding
     return {
         "store": str(root),
@@ -143,13 +146,14 @@ def _result(root: Place, found: Verification, *, repaired: bool) -> dict[str, An
         "dropped_shards": found.damaged_shards if repaired else [],
         "repaired": repaired and bool(found.damages),
         "leftovers": found.orphaned_folders,
-        "adding": adding,
+        "adding": layers_of(adding),
+        "adding_sites": [str(site) for site in adding],
         "next": _next(root, found, adding, complete=complete, repaired=repaired),
     }
 
 
 def _next(
-    root: Place, found: Verification, adding: list[int], *, complete: bool, repaired: bool
+    root: Place, found: Verification, adding: list[Site], *, complete: bool, repaired: bool
 ) -> str | None:
     """Return what to type, None if there is nothing to do."""
     if any(damage.fix == "none" for damage in found.damages):

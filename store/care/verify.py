@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...errors import DamageError, StoreError, UnreachableError
-from ..arrays import DOCUMENTS, all_arrays, layer_arrays, whole_arrays
+from ...sites import Site
+from ..arrays import DOCUMENTS, all_arrays, site_arrays, whole_arrays
 from ..entries import Entries, Entry, Key
 from ..fixed import array_problem, read_documents
-from ..folder import is_complete, orphaned_folders, text_names
+from ..folder import is_complete, text_names
 from ..layout import metadata
 from ..manifest import JOURNAL, Manifest
 from ..places import Place, file_sizes, reading
+from ..rooms import orphaned_folders
 from ..schema import difference
 from ..shard import read_checksum
 from ..table import TABLE
@@ -45,9 +47,9 @@ class Verification:
     """State of a store that was checked."""
 
     manifest: Manifest
-    """Facts of the store, with the layers that are being added."""
-    adding: list[int]
-    """Layers that are being added."""
+    """Facts of the store, with the sites that are being added."""
+    adding: list[Site]
+    """Sites that are being added."""
     complete: bool
     """Whether manifest.json is there."""
     full: bool
@@ -58,7 +60,7 @@ class Verification:
     """Shards that are damaged or not committed in full."""
     damages: list[Damage]
     orphaned_folders: list[str]
-    """Folders of layers that are not in the store: a removal was interrupted."""
+    """Folders of layers, sites or modules that are not in the store: a removal was interrupted."""
 
     @property
     def damaged_shards(self) -> list[int]:
@@ -82,7 +84,7 @@ def find_damages(
     damages: list[Damage] = []
     manifest, adding = read_manifests(root, damages)
     complete = is_complete(root)
-    new = {spec.name for layer in adding for spec in layer_arrays(manifest, layer)}
+    new = {spec.name for spec in site_arrays(manifest, adding)}
     entries = committed_files(root, manifest, complete, damages, new)
     damages += _metadata_damages(root, manifest)
     damages += _fixed_damages(root, manifest, full=full)
@@ -94,7 +96,7 @@ def find_damages(
             whole[key] = entries[key]
         else:
             damages.append(damage)
-    damages += _journal_damages(root, manifest, entries, adding if complete else manifest.layers)
+    damages += _journal_damages(root, manifest, entries, adding if complete else manifest.sites)
     if full:
         damages += _checksum_damages(root, manifest, whole, report)
     lost = {damage.shard for damage in damages}
@@ -117,7 +119,7 @@ def find_damages(
 
 
 def _journal_damages(
-    root: Place, manifest: Manifest, entries: Entries, unfinished: Iterable[int]
+    root: Place, manifest: Manifest, entries: Entries, unfinished: Iterable[Site]
 ) -> Iterator[Damage]:
     if lost := lost_shards(root, manifest, entries, unfinished):
         yield Damage(JOURNAL, f"lists none of {len(lost)} shards that are there", "rewrite")

@@ -1,8 +1,8 @@
-"""Check of outputs that are derived: their norms are those that the harvest kept.
+"""Check of sites that are derived: their norms are those that the harvest kept.
 
-A store without y keeps ||y|| of every token, of the y that the language model itself gave. Whoever
-derives y has these beside it, so that weights or a geometry that are wrong, for a few tokens even,
-are found where they matter:
+A store without a site's activations y keeps ||y|| of every token, of the y that the language model
+itself gave. Whoever derives y has these beside it, so that weights or a geometry that are wrong,
+for a few tokens even, are found where they matter:
 
     error = max over sequences of  rms over tokens (||derived y|| - ||y||) / rms over tokens ||y||
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import StoreError
+from ...sites import Site
 from ..manifest import Manifest
 
 LEAST_LIMIT = 1e-3
@@ -30,36 +31,39 @@ QUIET = 0.1
 
 
 class KnownNorms(NamedTuple):
-    """Norms of the outputs of some sequences, and how well derived ones have to agree."""
+    """Norms of a site on some sequences, and how well derived activations have to agree."""
 
     values: Tensor
     """||y|| of every token, float32, [n, n_ctx]"""
     limit: float
     """Largest error"""
     where: str
-    """Store and layer, for messages"""
+    """Store and site, for messages"""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "KnownNorms":
         """Return a copy on a device."""
         return self._replace(values=self.values.to(device, non_blocking=non_blocking))
 
     def require(self, y: Tensor) -> None:
-        """Raise StoreError unless derived outputs [n, n_ctx, d_model] have these norms."""
+        """Raise StoreError unless derived activations [n, n_ctx, width] have these norms."""
         known, found = self.values.double(), torch.linalg.vector_norm(y.float(), dim=-1).double()
         sizes = known.square().mean(dim=1).sqrt()
         sizes = sizes.clamp_min(QUIET * float(sizes.mean()) + torch.finfo(torch.float32).tiny)
         error = float(((found - known).square().mean(dim=1).sqrt() / sizes).max())
         if not error <= self.limit:
             raise StoreError(
-                f"{self.where}: y that is derived from x differs from the language model's by "
-                f"{error:.2g} in its norm (allowed {self.limit:.2g}): weights, geometry or x in "
-                "the store are wrong; harvest the layer again, with --outputs store if it stays so"
+                f"{self.where}: what is derived differs from the language model's by "
+                f"{error:.2g} in its norm (allowed {self.limit:.2g}): weights, geometry or what it "
+                "is derived from are wrong in the store; harvest the layer again, with --outputs "
+                "store if it stays so"
             )
 
 
-def norm_limit(manifest: Manifest, layer: int) -> float:
-    """Return by how much norms of a layer's derived outputs may differ from those kept."""
-    noise = (manifest.layers[layer].get("self_check") or {}).get("noise") or 0.0
+def norm_limit(manifest: Manifest, site: Site) -> float:
+    """Return by how much norms of a derived site may differ from those kept."""
+    derived = manifest.sites[site].derived
+    facts = {} if derived is None else manifest.modules[derived.by]
+    noise = (facts.get("self_check") or {}).get("noise") or 0.0
     if not isinstance(noise, float) or not math.isfinite(noise):
         noise = 0.0
     return LEAST_LIMIT + ROUNDINGS * ROUNDING[manifest.dtype] + NOISES * noise

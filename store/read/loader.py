@@ -19,10 +19,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..arrays import norms, scale_of, sites
+from ...sites import Ports, Site
+from ..arrays import norms_at
 from ..encoding import DTYPES, Encoded, disk_view
-from .reader import Activations, ActivationStore, Derive, Stored
+from ..site_facts import scale_of
+from .reader import ActivationStore
 from .rows import Seqs
+from .stored import Activations, Derive, Stored
 
 PREFETCH_BATCHES = 4
 READ_THREADS = min(PREFETCH_BATCHES, max(2, os.cpu_count() or 1))
@@ -32,7 +35,7 @@ class Batch(NamedTuple):
     """Batch of one rank in one step."""
 
     stored: Stored
-    """x and y as they lie in the store; overwritten once the next batch is asked for"""
+    """Activations as they lie in the store; overwritten once the next batch is asked for"""
     wait_s: float
     """Seconds that the step waited for the batch"""
     seqs: Seqs
@@ -49,16 +52,12 @@ class Order(Protocol):
 class _Slot:
     """Memory of one batch, which is reused."""
 
-    def __init__(self, store: ActivationStore, layer: int, n_seqs: int, *, pin: bool) -> None:
+    def __init__(self, store: ActivationStore, ports: Ports, n_seqs: int, *, pin: bool) -> None:
         self.n_seqs = n_seqs
         self._memory: dict[str, Tensor] = {}
         self._store = store
-        self._layer = layer
-        self._sites = sites(store.manifest, layer)
-        is_int8 = store.manifest.dtype == "int8"
-        scales = [scale_of(site) for site in self._sites if is_int8]
-        known = [norms(layer)] if store.manifest.outputs == "derive" else []
-        for name in [*self._sites, *scales, *known]:
+        self._ports = ports
+        for name in _arrays(store, ports):
             spec = store.reader(name).spec
             shape, dtype = (n_seqs, *spec.row_shape), DTYPES[spec.dtype]
             self._memory[name] = torch.empty(shape, dtype=dtype, pin_memory=pin)
@@ -71,17 +70,32 @@ class _Slot:
 
     def stored(self, n_seqs: int) -> Stored:
         """Return the activations that were read, sharing the memory."""
+        store = self._store
+        parts = {site: self._part(site, n_seqs) for site in store.sources(self._ports)}
+        known = {
+            site: store.known_norms(site, self._norms(site, n_seqs))
+            for site in store.derived(self._ports)
+        }
+        return Stored(self._ports, parts, known)
 
-        def part(site: str) -> Encoded:
-            scale = self._memory.get(scale_of(site))
-            values, channel = self._memory[site][:n_seqs], self._store.channel(site)
-            return Encoded(values, None if scale is None else scale[:n_seqs], channel)
+    def _part(self, site: Site, n_seqs: int) -> Encoded:
+        scale = self._memory.get(scale_of(site.path))
+        values, channel = self._memory[site.path][:n_seqs], self._store.channel(site)
+        return Encoded(values, None if scale is None else scale[:n_seqs], channel)
 
-        x, *y = (part(site) for site in self._sites)
-        if y:
-            return Stored(x, y[0])
-        known = self._memory[norms(self._layer)][:n_seqs]
-        return Stored(x, None, self._store.known_norms(self._layer, known))
+    def _norms(self, site: Site, n_seqs: int) -> Tensor:
+        array, column = norms_at(self._store.manifest, site)
+        norms = self._memory[array][:n_seqs]
+        return norms if column is None else norms[..., column]
+
+
+def _arrays(store: ActivationStore, ports: Ports) -> list[str]:
+    """Return the arrays that a batch is made of, each once."""
+    names: list[str] = []
+    for site in store.sources(ports):
+        names += [site.path] if store.channel(site) is None else [site.path, scale_of(site.path)]
+    names += [norms_at(store.manifest, site).array for site in store.derived(ports)]
+    return list(dict.fromkeys(names))
 
 
 class _Reading(NamedTuple):
@@ -92,7 +106,7 @@ class _Reading(NamedTuple):
 
 def batches(
     store: ActivationStore,
-    layer: int,
+    ports: Ports,
     order: Order,
     *,
     first_step: int,
@@ -102,16 +116,16 @@ def batches(
     """Yield the batches of steps first_step..n_steps - 1, reading ahead.
 
     Args:
-        store, layer: store and layer to read.
+        store, ports: store and sites to read.
         order: sequences of each step.
         first_step: first step; starting late costs nothing.
         n_steps: steps of the run; the last batch is that of step n_steps - 1.
         pin: whether to read into pinned memory, for a GPU.
 
     Raises:
-        StoreError: a chunk is missing or damaged.
+        StoreError: a site is not there, or a chunk is missing or damaged.
     """
-    store.require_layer(layer)
+    store.require_sites(ports.sites)
     pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="lorsa-reader")
     reading: deque[_Reading] = deque()
     free: deque[_Slot] = deque()
@@ -122,7 +136,7 @@ def batches(
                 seqs = order.batch(step)
                 slot = free.popleft() if free else None
                 if slot is None or slot.n_seqs < len(seqs):
-                    slot = _Slot(store, layer, len(seqs), pin=pin)
+                    slot = _Slot(store, ports, len(seqs), pin=pin)
                 reading.append(_Reading(slot, seqs, pool.submit(slot.fill, seqs)))
             if not reading:
                 return
@@ -154,7 +168,7 @@ def held_out_parts(
 
 def held_out_batches(
     store: ActivationStore,
-    layer: int,
+    ports: Ports,
     *,
     batch_seqs: int,
     n_tokens: int | None = None,
@@ -164,10 +178,10 @@ def held_out_batches(
     """Yield x and y of the held-out sequences in order, float32.
 
     Args:
-        store, layer: store and layer to read.
+        store, ports: store and sites to read.
         batch_seqs, n_tokens: as in `held_out_parts`.
         device: device of the result.
-        derive: function from x to y; needed if y is not stored.
+        derive: computes sites that are not stored.
     """
     for seqs in held_out_parts(store, batch_seqs=batch_seqs, n_tokens=n_tokens):
-        yield store.stored(layer, seqs).on(device, derive)
+        yield store.stored(ports, seqs).on(device, derive)

@@ -1,82 +1,28 @@
 """Reading of a finished store: any sequences of any array, each checked.
 
     store = ActivationStore.open("acts")
-    x = store.activations(12, store.train_seqs[:8]).x     # [8, n_ctx, d_model]
+    x, y = store.activations(attention_ports(12), store.train_seqs[:8])     # [8, n_ctx, width]
 
 Opening checks what facts.py says; each chunk's checksum is compared when it is read. A store may be
 read by many threads and many processes.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
 from ...errors import StoreError
+from ...sites import Ports, Site
 from .. import fixed
-from ..arrays import attn_in, norms, scale_of, sites
+from ..arrays import is_int8, norms_at
 from ..encoding import Encoded
 from ..entries import Entries
 from ..facts import StoreFacts
 from ..manifest import Manifest
 from ..open_files import OpenFiles
 from ..places import Place
+from ..site_facts import scale_of
 from .derived import KnownNorms, norm_limit
 from .rows import RowReader, Seqs
-
-
-class Activations(NamedTuple):
-    """Input and output of a layer on some sequences."""
-
-    x: Tensor
-    """[n, n_ctx, d_model]"""
-    y: Tensor
-    """[n, n_ctx, d_model]"""
-
-
-Derive = Callable[[Tensor], Tensor]
-"""Function from a layer's x to its y; `lorsa.language.stored.stored_attention` makes one."""
-
-
-class Stored(NamedTuple):
-    """Input and output of a layer on some sequences, encoded as in the store."""
-
-    x: Encoded
-    y: Encoded | None
-    """None where y is derived"""
-    norms: KnownNorms | None = None
-    """Norms of y as the language model gave it; None where y is stored"""
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Stored":
-        """Return a copy on a device."""
-        x, y, norms = self
-        return Stored(
-            x.to(device, non_blocking=non_blocking),
-            None if y is None else y.to(device, non_blocking=non_blocking),
-            None if norms is None else norms.to(device, non_blocking=non_blocking),
-        )
-
-    def on(self, device: torch.device | str, derive: Derive | None = None) -> Activations:
-        """Return x and y on a device, float32; y is derived there if it is not stored.
-
-        Args:
-            device: device of the result.
-            derive: function from x to y; needed if y is not stored.
-
-        Raises:
-            StoreError: y that is derived has other norms than the language model's.
-        """
-        stored = self.to(device)
-        x = stored.x.decode().float()
-        if stored.y is not None:
-            return Activations(x, stored.y.decode().float())
-        if derive is None:
-            raise ValueError("y is not stored, and nothing was given to derive it")
-        y = derive(x)
-        if stored.norms is not None:
-            stored.norms.require(y)
-        return Activations(x, y)
+from .stored import Activations, Derive, Stored, stacked
 
 
 class ActivationStore(StoreFacts):
@@ -97,7 +43,7 @@ class ActivationStore(StoreFacts):
             name: RowReader(root, spec, n_seq=n_seq, shard_seqs=shard_seqs, files=files)
             for name, spec in self._arrays.items()
         }
-        self._channels: dict[str, Tensor] = {}
+        self._channels: dict[Site, Tensor] = {}
 
     @classmethod
     def open(cls, root: str | Place, files: OpenFiles | None = None) -> "ActivationStore":
@@ -130,77 +76,99 @@ class ActivationStore(StoreFacts):
         """Return the name of every document, by the number that `documents` gives."""
         return fixed.read_documents(self.root, self.manifest)
 
-    def activations(self, layer: int, seqs: Seqs, derive: Derive | None = None) -> Activations:
-        """Return a layer's x and y of some sequences, in the store's dtype; float32 for int8.
+    def activations(self, ports: Ports, seqs: Seqs, derive: Derive | None = None) -> Activations:
+        """Return what the ports read and write, of some sequences.
 
         Args:
-            layer, seqs: layer and sequences to read.
-            derive: function from x to y, on the CPU in float32; needed if y is not stored.
+            ports: sites to read; `attention_ports(12)` are what a Lorsa of layer 12 takes.
+            seqs: sequences to read.
+            derive: computes sites that are not stored, on the CPU in float32.
+
+        Returns:
+            x and y in the store's dtype, float32 for int8; all in float32 if a site was derived.
 
         Raises:
-            StoreError: the layer is not stored, a file is damaged, or y can only be derived, or
+            StoreError: a site is not there, a file is damaged, or a site can only be derived, or
                 comes out with other norms than the language model's.
         """
-        stored = self.stored(layer, seqs)
-        if stored.y is not None:
-            return Activations(stored.x.decode(), stored.y.decode())
+        stored = self.stored(ports, seqs)
+        if not stored.known:
+            return stacked(ports, {site: part.decode() for site, part in stored.parts.items()})
         if derive is None:
             raise StoreError(
-                f"{self.root} has no y (outputs: derive); give activations(layer, seqs, derive) "
-                "what lorsa.language.stored.stored_attention makes of the layer, or take x by "
-                "inputs()"
+                f"{self.root} does not store {next(iter(stored.known))}, which is derived; give "
+                "activations(ports, seqs, derive) what lorsa.language.stored.deriver makes"
             )
         return stored.on("cpu", derive)
 
-    def inputs(self, layer: int, seqs: Seqs) -> Tensor:
-        """Return a layer's x, in the store's dtype; float32 for int8, [n, n_ctx, d_model]."""
-        self.require_layer(layer)
-        return self._encoded(attn_in(layer), seqs).decode()
+    def values(self, site: Site, seqs: Seqs, derive: Derive | None = None) -> Tensor:
+        """Return a site's activations as `activations` does, [n, n_ctx, width]."""
+        return self.activations(Ports((site,), (site,)), seqs, derive).x
 
-    def stored(self, layer: int, seqs: Seqs) -> Stored:
-        """Return a layer's x and y of some sequences, encoded as in the store."""
-        self.require_layer(layer)
-        x, *y = (self._encoded(site, seqs) for site in sites(self.manifest, layer))
-        if y:
-            return Stored(x, y[0])
-        return Stored(x, None, self.known_norms(layer, self.norms(layer, seqs)))
+    def stored(self, ports: Ports, seqs: Seqs) -> Stored:
+        """Return what `activations` takes, encoded as in the store."""
+        self.require_sites(ports.sites)
+        parts = {site: self._encoded(site, seqs) for site in self.sources(ports)}
+        known = {
+            site: self.known_norms(site, self.norms(site, seqs)) for site in self.derived(ports)
+        }
+        return Stored(ports, parts, known)
 
-    def known_norms(self, layer: int, norms: Tensor) -> KnownNorms:
-        """Return norms [n, n_ctx, 2] of a layer as what its derived outputs are checked with."""
-        limit = norm_limit(self.manifest, layer)
-        return KnownNorms(norms[..., 1], limit, f"{self.root}, layer {layer}")
+    def derived(self, ports: Ports) -> list[Site]:
+        """Return the sites of ports that are not stored, in order."""
+        return [site for site in ports.sites if not self.manifest.sites[site].is_stored]
+
+    def sources(self, ports: Ports) -> list[Site]:
+        """Return the stored sites that it takes to have all sites of ports, in order."""
+        found: set[Site] = set()
+        for site in ports.sites:
+            derived = self.manifest.sites[site].derived
+            found.update([site] if derived is None else derived.sites)
+        return sorted(found, key=lambda site: site.place)
+
+    def known_norms(self, site: Site, norms: Tensor) -> KnownNorms:
+        """Return norms [n, n_ctx] of a derived site as what it is checked with."""
+        return KnownNorms(norms, norm_limit(self.manifest, site), f"{self.root}, {site}")
 
     def reader(self, name: str) -> RowReader:
         """Return the reader of an array, by its path in the store."""
         return self._readers[name]
 
-    def channel(self, site: str) -> Tensor | None:
+    def channel(self, site: Site) -> Tensor | None:
         """Return the scale of every channel of int8 activations, None for other dtypes.
 
         Raises:
             StoreError: it is missing or damaged.
         """
-        if self.manifest.dtype != "int8":
+        if not is_int8(self.manifest, site):
             return None
         if site not in self._channels:
             self._channels[site] = fixed.read_channel(self.root, self.manifest, site)
         return self._channels[site]
 
-    def _encoded(self, site: str, seqs: Seqs) -> Encoded:
-        values, channel = self.read(site, seqs), self.channel(site)
+    def _encoded(self, site: Site, seqs: Seqs) -> Encoded:
+        values, channel = self.read(site.path, seqs), self.channel(site)
         if channel is None:
             return Encoded(values)
-        return Encoded(values, self.read(scale_of(site), seqs), channel)
+        return Encoded(values, self.read(scale_of(site.path), seqs), channel)
 
-    def norms(self, layer: int, seqs: Seqs) -> Tensor:
-        """Return ||x|| and ||y|| of every token, float32, [n, n_ctx, 2]."""
-        self.require_layer(layer)
-        return self.read(norms(layer), seqs)
+    def norms(self, site: Site, seqs: Seqs) -> Tensor:
+        """Return the norm of every token at a site, float32, [n, n_ctx]."""
+        self.require_sites([site])
+        array, column = norms_at(self.manifest, site)
+        norms = self.read(array, seqs)
+        return norms if column is None else norms[..., column]
 
-    def weights(self, layer: int) -> dict[str, Tensor]:
-        """Return the attention layer's own parameters by name (W_Q, W_K, W_V, W_O, b_Q, ...)."""
-        self.require_layer(layer)
-        return fixed.read_weights(self.root, self.manifest, layer)
+    def weights(self, module: str) -> dict[str, Tensor]:
+        """Return a module's own parameters by name: of 12.attention W_Q, W_K, W_V, W_O, b_Q, ...
+
+        Raises:
+            StoreError: the store knows no such module, or a file is missing or damaged.
+        """
+        if module not in self.manifest.modules:
+            have = ", ".join(self.manifest.modules)
+            raise StoreError(f"{self.root} has no weights of {module}; it has {have}")
+        return fixed.read_weights(self.root, self.manifest, module)
 
     def read(self, name: str, seqs: Seqs) -> Tensor:
         """Read sequences of an array by its path in the store.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from ...errors import BusyError
+from ...sites import Site
 from ..locks.lock import LOCK_POLL_S, Claim, Lock
 from ..waiting import waiting_for
 from .status import ShardStatus
@@ -22,26 +23,26 @@ REFRESH_S = 5.0
 def claim_shards(
     lock: Lock,
     status: ShardStatus,
-    layers: Sequence[int],
+    sites: Sequence[Site],
     waiting: Callable[[int], None] = lambda n_shards: None,
 ) -> Iterator[tuple[int, Claim]]:
-    """Yield the shards that lack some layers, each with its claim, which the caller releases.
+    """Yield the shards that lack some sites, each with its claim, which the caller releases.
 
     Args:
         lock: lock of the store, which is held.
         status: status of the shards; it is kept up to date.
-        layers: layers to be written.
+        sites: sites to be written.
         waiting: called, again and again, with how many shards of others this waits for.
     """
     status.refresh()
     status.take_changed()
-    todo = OrderedDict.fromkeys(status.missing_shards(layers))
+    todo = OrderedDict.fromkeys(status.missing_shards(sites))
     given: set[int] = set()
 
     def read() -> None:
         status.read()
         for shard in status.take_changed() - given:
-            if status.missing_layers(shard, layers):
+            if status.missing_sites(shard, sites):
                 todo.setdefault(shard)
             else:
                 todo.pop(shard, None)
@@ -57,7 +58,7 @@ def claim_shards(
             continue
         read()  # another may have written it before the claim
         todo.pop(shard, None)
-        if status.missing_layers(shard, layers):
+        if status.missing_sites(shard, sites):
             given.add(shard)
             yield shard, claim
         else:

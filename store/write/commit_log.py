@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from ...errors import AGAIN, StoreError, remedy_of
-from ..arrays import layer_arrays
+from ...sites import Site
+from ..arrays import site_arrays
 from ..entries import Entry
 from ..folder import is_complete
 from ..journal import JournalWriter
@@ -42,15 +43,15 @@ class CommitLog:
             self._lock.require_held()
             self._journal.commit(entries)
 
-    def begin_shard(self, shard: int, layers: Sequence[int]) -> list[int]:
-        """Return which of some layers a claimed shard lacks; drop what is committed of them.
+    def begin_shard(self, shard: int, sites: Sequence[Site]) -> list[Site]:
+        """Return which of some sites a claimed shard lacks; drop what is committed of them.
 
-        A kill may leave new files with old checksums. A finished store that had such a layer is
+        A kill may leave new files with old checksums. A finished store that had such a site is
         unfinished from here on: its table has the old checksums too.
         """
         self._status.read()
-        missing = self._status.missing_layers(shard, layers)
-        keys = {(shard, s.name) for layer in missing for s in layer_arrays(self._manifest, layer)}
+        missing = self._status.missing_sites(shard, sites)
+        keys = {(shard, spec.name) for spec in site_arrays(self._manifest, missing)}
         if (last := self._status.last_mention(keys)) is not None:
             with self._journal_lock:
                 self._journal.come_after(last)
@@ -58,7 +59,7 @@ class CommitLog:
             with self._finishing():
                 self._lock.require_held()
                 if is_complete(self._root) and (
-                    set(missing) & set(read_manifest(self._root / MANIFEST).layers)
+                    set(missing) & set(read_manifest(self._root / MANIFEST).sites)
                 ):
                     (self._root / MANIFEST).unlink()
                     sync(self._root)
@@ -74,7 +75,7 @@ class CommitLog:
         """
         with self._finishing():
             self._status.refresh()
-            if missing := self._status.missing_shards(self._manifest.layers):
+            if missing := self._status.missing_shards(self._manifest.sites):
                 raise StoreError(f"{self._root} lacks {len(missing)} shards; run the harvest again")
             try:
                 self._lock.require_held()

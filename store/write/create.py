@@ -1,11 +1,11 @@
-"""Creation of a store, or of new layers of a finished one, before any shard is written.
+"""Creation of a store, or of new sites of a finished one, before any shard is written.
 
 The plan is written last. Without it, the files do not count and are created again. With it, shards
-are missing, and any number of writers can join to write them. The manifest does not name layers
+are missing, and any number of writers can join to write them. The manifest does not name sites
 that are being added: readers see the old ones until the new ones are complete.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,24 +13,29 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import AGAIN, BegunError, StoreError, remedy_of
-from ..arrays import ArraySpec, channel_of, sites, text_arrays
+from ...sites import Site
+from ..arrays import ArraySpec, is_int8, site_arrays, text_arrays
 from ..encoding import channel_scale, to_disk
 from ..entries import Entry
 from ..fixed import write_array, write_documents, write_weights
-from ..folder import clear, is_begun, layer_folders, read_folder, require_free
+from ..folder import clear, is_begun, read_folder, require_free
 from ..journal import TEXT, JournalWriter, read_journal
-from ..layers import spell_layers
 from ..layout import create_arrays
 from ..locks.lock import take_lock
 from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..places import Place, remove_tree, sync, sync_tree, unmade_folders, write_atomically
+from ..rooms import own_folders
 from ..shard import ShardWriter
+from ..site_facts import SiteFacts, channel_of, module_place, needed_modules
+from ..spelling import spell_sites
 
 CREATE_WAIT_S = 600.0
-"""Seconds to wait for another process that creates the same store or layers"""
+"""Seconds to wait for another process that creates the same store or sites"""
 
-Weights = Mapping[int, dict[str, Tensor]]
-Sample = Mapping[int, Sequence[Tensor]]
+Weights = Mapping[str, Mapping[str, Tensor]]
+"""Parameters by module and name"""
+Sample = Mapping[Site, Tensor]
+"""Some activations of each site, [..., width]"""
 
 
 def create_store(
@@ -50,7 +55,7 @@ def create_store(
             f"tokens and documents are {tuple(tokens.shape)} and {tuple(documents.shape)}, "
             f"not {shape}"
         )
-    _require_given(manifest, manifest.layers, weights, sample)
+    _require_given(manifest, manifest.sites, manifest.modules, weights, sample)
 
     def require_nothing() -> None:
         try:
@@ -75,36 +80,63 @@ def create_store(
         write_atomically(root / PLAN, replace(manifest, checksums=checksums).to_json())
 
 
-def create_layers(
+def create_sites(
     root: Place,
-    layers: Mapping[int, dict[str, Any]],
+    sites: Mapping[Site, SiteFacts],
+    modules: Mapping[str, dict[str, Any]],
     *,
     weights: Weights,
     sample: Sample,
 ) -> None:
-    """Create new layers of a finished store, but for their shards; see `StoreWriter.add_layers`."""
+    """Create new sites of a finished store, but for their shards; see `StoreWriter.add_sites`."""
 
     def require_new() -> None:
         folder = read_folder(root)
-        if there := sorted(set(layers) & set(folder.manifest.layers)):
-            raise BegunError(f"{root} has layers {spell_layers(there)} already")
-        if set(layers) <= set(folder.plan.layers):
-            raise BegunError(f"{root} is given these layers by another process; go on with it")
+        if there := set(sites) & set(folder.manifest.sites):
+            raise BegunError(f"{root} has {spell_sites(there)} already")
+        if set(sites) <= set(folder.plan.sites):
+            raise BegunError(f"{root} is given these sites by another process; go on with it")
         folder.require_finished()
 
     with _creating(root, require_new):
         manifest = read_manifest(root / MANIFEST)
-        plan = replace(manifest, layers=dict(sorted({**manifest.layers, **layers}.items())))
-        _require_given(plan, layers, weights, sample)
-        _remove_leftovers(root, layers)
-        create_arrays(root, plan, layers)
-        checksums = _write_given(root, plan, weights, sample)
+        plan = _with_sites(manifest, sites, modules)
+        new = plan.modules.keys() - manifest.modules.keys()
+        own = {module: weights[module] for module in sorted(new) if module in weights}
+        _require_given(plan, sites, new, own, sample)
+        _remove_leftovers(root, manifest, plan, sites)
+        create_arrays(root, plan, sites)
+        checksums = _write_given(root, plan, own, sample)
         if manifest.is_sealed:
             plan = replace(plan, checksums=manifest.checksums | checksums)
-        for folder in layer_folders(root, layers):
+        for folder in own_folders(root, plan, sites):
             sync_tree(folder)
-            sync(folder.parent)
+            for parent in _parents(root, folder):  # a power cut would take their names
+                sync(parent)
         write_atomically(root / PLAN, plan.to_json())
+
+
+def _with_sites(
+    manifest: Manifest, sites: Mapping[Site, SiteFacts], modules: Mapping[str, dict[str, Any]]
+) -> Manifest:
+    """Return the facts of a store that has more sites; modules that it has stay what they are."""
+    every = {**manifest.sites, **sites}
+    every = dict(sorted(every.items(), key=lambda each: each[0].place))
+    known = {**modules, **manifest.modules}
+    needed = needed_modules(every, known)
+    return replace(
+        manifest,
+        sites=every,
+        modules={name: known[name] for name in sorted(needed, key=module_place)},
+    )
+
+
+def _parents(root: Place, folder: Place) -> list[Place]:
+    """Return the folders between a folder and the store that it lies in, both left out."""
+    found = []
+    while (folder := folder.parent) != root:
+        found.append(folder)
+    return found
 
 
 @contextmanager
@@ -121,40 +153,48 @@ def _creating(root: Place, require: Callable[[], None]) -> Iterator[None]:
         lock.release()
 
 
-def _remove_leftovers(root: Place, layers: Mapping[int, Any]) -> None:
-    """Remove the files of an interrupted addition or removal of these layers."""
-    gone = tuple(f"layers/{layer}/" for layer in layers)
-    if dropped := list(read_journal(root).only(lambda array: array.startswith(gone))):
+def _remove_leftovers(
+    root: Place, manifest: Manifest, plan: Manifest, sites: Collection[Site]
+) -> None:
+    """Remove the files of an interrupted addition or removal of these sites."""
+    gone = {spec.name for spec in site_arrays(plan, sites)}
+    gone -= {spec.name for spec in site_arrays(manifest, manifest.sites)}
+    if dropped := list(read_journal(root).only(gone.__contains__)):
         JournalWriter(root).drop(dropped)
-    for folder in layer_folders(root, layers):
+    for folder in own_folders(root, manifest, sites):
         remove_tree(folder)
 
 
 def _require_given(
-    manifest: Manifest, layers: Mapping[int, Any], weights: Weights, sample: Sample
+    manifest: Manifest,
+    sites: Collection[Site],
+    modules: Collection[str],
+    weights: Weights,
+    sample: Sample,
 ) -> None:
-    """Raise ValueError unless weights and sample are complete for these layers."""
-    named = {layer: sorted(manifest.layers[layer]["weights"]) for layer in layers}
-    if {layer: sorted(own) for layer, own in weights.items()} != named:
+    """Raise ValueError unless weights and sample are complete for these sites and modules."""
+    named = {module: sorted(manifest.modules[module]["weights"]) for module in modules}
+    if {module: sorted(own) for module, own in weights.items()} != named:
         raise ValueError("weights are not those that the manifest names")
-    if manifest.dtype == "int8" and set(sample) != set(layers):
-        raise ValueError("int8 needs a sample of every layer")
+    wanted = {site for site in sites if is_int8(manifest, site)}
+    if not wanted <= set(sample):
+        raise ValueError("int8 needs a sample of every site that is stored")
 
 
 def _write_given(
     root: Place, manifest: Manifest, weights: Weights, sample: Sample
 ) -> dict[str, str]:
-    """Write the weights of layers and, for int8, the scales of their channels.
+    """Write the weights of modules and, for int8, the scales of their sites' channels.
 
     Returns:
         The checksums of their files.
     """
     checksums: dict[str, str] = {}
-    for layer, parameters in weights.items():
-        checksums |= write_weights(root, layer, parameters)
-    for layer, pair in sample.items() if manifest.dtype == "int8" else ():
-        for site, values in zip(sites(manifest, layer), pair, strict=False):
-            checksums |= write_array(root, channel_of(site), channel_scale(values))
+    for module, parameters in weights.items():
+        checksums |= write_weights(root, module, parameters)
+    for site, values in sample.items():
+        if is_int8(manifest, site):
+            checksums |= write_array(root, channel_of(site.path), channel_scale(values))
     return checksums
 
 

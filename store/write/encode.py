@@ -4,7 +4,7 @@ Arithmetic runs on the device of the activations. The copy to the host starts at
 that writes waits for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arrays import DiskArray, attn_in, attn_out, norms, scale_of, sites, summed
+from ...sites import Site
+from ..arrays import DiskArray, NormsAt, is_int8, norms_at, summed
 from ..encoding import disk_view, encode
 from ..manifest import Manifest
+from ..site_facts import PAIR, scale_of
 
 
 @dataclass(slots=True)
@@ -50,39 +52,39 @@ class ShardSums:
 
 
 def sums_of(manifest: Manifest, name: str, read: Callable[[str], DiskArray]) -> ShardSums:
-    """Return the sums that a harvest has made over a shard of an array of a layer.
+    """Return the sums that a harvest has made over a shard of an array of a site.
 
     Args:
         manifest: facts of the store.
         name: path of the array in the store.
         read: function from the path of an array of that layer to its values in this shard.
     """
-    layer = int(name.split("/")[1])
-    sums, of_norms = ShardSums(), summed(manifest, layer)
-    if name in of_norms:
-        sums.add(read(norms(layer))[..., of_norms.index(name)])
-    elif name in map(scale_of, sites(manifest, layer)):
-        sums.add_scales(read(name))
+    sums = ShardSums()
+    for site in manifest.sites:
+        if name == summed(manifest, site):
+            array, column = norms_at(manifest, site)
+            norms = read(array)
+            sums.add(norms if column is None else norms[..., column])
+        elif name == scale_of(site.path) and is_int8(manifest, site):
+            sums.add_scales(read(name))
     return sums
 
 
-class EncodedLayer(NamedTuple):
-    """Arrays of one layer of a batch, rounded and on their way to the host."""
+class EncodedSites(NamedTuple):
+    """Arrays of sites that are written together, rounded and on their way to the host."""
 
     arrays: dict[str, Tensor]
     """Values in the dtype of the disk, by name of the array"""
-    finite: dict[str, Tensor]
-    """Whether all values of x and y were finite before they were rounded, by array, bool, []"""
-    norms_of: tuple[str, str]
-    """The arrays whose sums the two columns of the norms belong to"""
-    norms_name: str
+    finite: dict[Site, Tensor]
+    """Whether all values were finite before they were rounded, by site, bool, []"""
+    manifest: Manifest
     event: Any
     """CUDA event of the copy to the host; None on a CPU"""
 
     @property
     def n_seqs(self) -> int:
         """Sequences of the batch."""
-        return len(self.arrays[self.norms_name])
+        return len(next(iter(self.arrays.values())))
 
     def arrived(self) -> dict[str, DiskArray]:
         """Wait for the copy to the host and return the arrays as they lie on disk."""
@@ -90,59 +92,68 @@ class EncodedLayer(NamedTuple):
             self.event.synchronize()
         return {name: disk_view(values) for name, values in self.arrays.items()}
 
-    def came_finite(self, name: str) -> bool:
-        """Return whether an array was finite before it was rounded."""
-        return bool(self.finite[name].numpy())
+    def came_finite(self, site: Site) -> bool:
+        """Return whether a site was finite before it was rounded."""
+        return bool(self.finite[site].numpy())
 
-    def first_nonfinite(self) -> int:
-        """Return the first sequence of the batch with a token that is not finite."""
-        bad = ~np.isfinite(self.arrays[self.norms_name].numpy()).all(axis=(1, 2))
-        return int(bad.argmax())
+    def first_nonfinite(self, site: Site) -> int:
+        """Return the first sequence of the batch with a token of a site that is not finite."""
+        return int((~np.isfinite(self._norms(site, self.arrived())).all(axis=1)).argmax())
 
-    def add_up(self, arrays: dict[str, DiskArray], sums: dict[str, ShardSums]) -> dict[str, int]:
-        """Add the batch to the sums; return the number of tokens not finite, by array."""
+    def add_up(self, arrays: dict[str, DiskArray], sums: dict[str, ShardSums]) -> dict[Site, int]:
+        """Add the batch to the sums; return the number of tokens not finite, by site."""
         n_bad = {}
-        for name, sizes in zip(
-            self.norms_of, np.moveaxis(arrays[self.norms_name], -1, 0), strict=True
-        ):
-            n_bad[name] = sums[name].add(sizes)
-        for name in self.norms_of:
-            if (scale := scale_of(name)) in arrays:
+        for site in self.finite:
+            n_bad[site] = sums[summed(self.manifest, site)].add(self._norms(site, arrays))
+            if (scale := scale_of(site.path)) in arrays:
                 sums[scale].add_scales(arrays[scale])
         return n_bad
 
+    def _norms(self, site: Site, arrays: dict[str, DiskArray]) -> DiskArray:
+        array, column = norms_at(self.manifest, site)
+        return arrays[array] if column is None else arrays[array][..., column]
 
-def encode_layer(
-    manifest: Manifest, layer: int, x: Tensor, y: Tensor, channels: dict[str, Tensor]
-) -> EncodedLayer:
-    """Round a layer's activations to the store's dtype and start their copy to the host.
+
+def encode_sites(
+    manifest: Manifest, batch: Mapping[Site, Tensor], channels: dict[str, Tensor]
+) -> EncodedSites:
+    """Round activations to the store's dtype and start their copy to the host.
 
     Args:
         manifest: facts of the store.
-        layer: number of the layer.
-        x, y: [n, n_ctx, d_model]; they may be overwritten as soon as this returns.
-        channels: for int8, scale of every channel by array, float32, [d_model].
+        batch: activations of sites that are written together, [n, n_ctx, width] each; they may be
+            overwritten as soon as this returns.
+        channels: for int8, scale of every channel by array, float32, [width].
     """
     arrays: dict[str, Tensor] = {}
-    token_norms, finite, norms_of = [], {}, summed(manifest, layer)
-    sites = attn_in(layer), attn_out(layer)
-    for name, site, values in zip(norms_of, sites, (x, y), strict=True):
+    finite: dict[Site, Tensor] = {}
+    for site, values in batch.items():
         kept = values.detach()
-        if name == site:  # it is stored
-            encoded = encode(values, manifest.dtype, channels.get(site))
-            arrays[site] = encoded.values
+        if manifest.sites[site].is_stored:
+            encoded = encode(values, manifest.dtype, channels.get(site.path))
+            arrays[site.path] = encoded.values
             if encoded.scale is not None:
-                arrays[scale_of(site)] = encoded.scale
+                arrays[scale_of(site.path)] = encoded.scale
             kept = encoded.decode()
         sizes = torch.linalg.vector_norm(kept, dim=-1, dtype=torch.float32)  # [n, n_ctx]
-        token_norms.append(sizes)
-        finite[name] = _all_finite(values, sizes)
-    arrays[norms(layer)] = torch.stack(token_norms, dim=-1)  # [n, n_ctx, 2]
+        finite[site] = _all_finite(values, sizes)
+        _put_norms(arrays, norms_at(manifest, site), sizes)
     arrays = {name: part.contiguous() for name, part in arrays.items()}
     event = None
-    if x.is_cuda:
-        arrays, finite, event = _to_host(arrays, finite, x.device)
-    return EncodedLayer(arrays, finite, norms_of, norms(layer), event)
+    if values.is_cuda:
+        arrays, finite, event = _to_host(arrays, finite, values.device)
+    return EncodedSites(arrays, finite, manifest, event)
+
+
+def _put_norms(arrays: dict[str, Tensor], at: NormsAt, sizes: Tensor) -> None:
+    """Add norms of a site, [n, n_ctx], to the arrays; of a removed partner in a pair they are 0."""
+    if at.column is None:
+        arrays[at.array] = sizes
+        return
+    pair = arrays.pop(at.array, None)
+    pair = sizes.new_zeros(*sizes.shape, len(PAIR)) if pair is None else pair
+    pair[..., at.column] = sizes
+    arrays[at.array] = pair  # the last of the pair's arrays
 
 
 def _all_finite(values: Tensor, norms: Tensor) -> Tensor:
@@ -153,8 +164,8 @@ def _all_finite(values: Tensor, norms: Tensor) -> Tensor:
 
 
 def _to_host(
-    arrays: dict[str, Tensor], finite: dict[str, Tensor], device: torch.device
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
+    arrays: dict[str, Tensor], finite: dict[Site, Tensor], device: torch.device
+) -> tuple[dict[str, Tensor], dict[Site, Tensor], Any]:
     """Copy to pinned memory in a separate stream, while the model computes.
 
     Returns:
@@ -166,7 +177,7 @@ def _to_host(
         for part in (*arrays.values(), *finite.values()):
             part.record_stream(stream)  # or its memory would be used again meanwhile
         on_host = {name: part.to("cpu", non_blocking=True) for name, part in arrays.items()}
-        flags = {name: part.to("cpu", non_blocking=True) for name, part in finite.items()}
+        flags = {site: part.to("cpu", non_blocking=True) for site, part in finite.items()}
         event = torch.cuda.Event()
         event.record(stream)
     return on_host, flags, event

@@ -1,20 +1,21 @@
 """A session writes one shard: batches in, committed files out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import partial
 
 from torch import Tensor
 
 from ...errors import StoreError
-from ..arrays import layer_arrays
+from ...sites import Site
+from ..arrays import site_arrays, together
 from ..bucket import BucketPath
 from ..encoding import blosc
 from ..entries import Entry
 from ..manifest import Manifest
 from ..places import Place
 from ..shard import ShardWriter
-from .encode import EncodedLayer, ShardSums, encode_layer
+from .encode import EncodedSites, ShardSums, encode_sites
 from .write_queue import WriteQueue
 
 
@@ -27,21 +28,21 @@ class ShardSession:
         manifest: Manifest,
         shard: int,
         *,
-        given: Iterable[int],
-        layers: Iterable[int],
+        given: Iterable[Site],
+        sites: Iterable[Site],
         queue: WriteQueue,
         channels: dict[str, Tensor],
         keep_nonfinite: bool,
         record: Callable[[list[Entry]], None],
     ) -> None:
-        """Use `StoreWriter.shard`; batches have layers `given`, of which `layers` are written."""
+        """Use `StoreWriter.shard`; batches have sites `given`, of which `sites` are written."""
         self.shard = shard
         self._manifest = manifest
         self._rows = manifest.shard_rows(shard)
-        self._given = sorted(given)
-        self._layers = set(layers)
+        self._given = set(given)
+        self._groups = dict.fromkeys(tuple(together(manifest, site)) for site in sites)
         self._specs = {
-            spec.name: spec for layer in self._layers for spec in layer_arrays(manifest, layer)
+            spec.name: spec for group in self._groups for spec in site_arrays(manifest, group)
         }
         self._root = root
         self._queue = queue
@@ -53,26 +54,25 @@ class ShardSession:
         self._n_appended = 0
         self._committed: Future[list[Entry] | None] = Future()
 
-    def append(self, batch: dict[int, tuple[Tensor, Tensor]]) -> None:
+    def append(self, batch: Mapping[Site, Tensor]) -> None:
         """Take the next sequences.
 
         Args:
-            batch: x and y of each of the writer's `layers_to_write`, [n, n_ctx, d_model]; layers
+            batch: activations of each of the writer's `sites_to_write`, [n, n_ctx, width]; sites
                 that this shard has already are skipped.
 
         Raises:
-            ValueError: the layers are others, or the shapes not those of the store.
+            ValueError: the sites are others, or the shapes not those of the store.
             StoreError: earlier values were not finite, or the disk did not take them.
         """
         n_seqs = self._require_fit(batch)
         first = self._rows.start + self._n_appended
-        for layer, (x, y) in batch.items():
-            if layer not in self._layers:
-                continue
-            n_bytes = n_seqs * sum(s.row_bytes for s in layer_arrays(self._manifest, layer))
+        for group in self._groups:
+            n_bytes = n_seqs * sum(s.row_bytes for s in site_arrays(self._manifest, group))
             held = n_bytes * (1 if self._manifest.compression == "none" else 2)
             self._queue.reserve(held)
-            encoded = encode_layer(self._manifest, layer, x, y, self._channels)
+            values = {site: batch[site] for site in group}
+            encoded = encode_sites(self._manifest, values, self._channels)
             self._queue.submit(partial(self._write, encoded, first), held)
         self._n_appended += n_seqs
 
@@ -123,15 +123,16 @@ class ShardSession:
         for file in self._files.values():
             file.discard()
 
-    def _require_fit(self, batch: dict[int, tuple[Tensor, Tensor]]) -> int:
+    def _require_fit(self, batch: Mapping[Site, Tensor]) -> int:
         """Return the number of sequences of a batch that fits the store."""
-        if sorted(batch) != self._given:
-            raise ValueError(f"the batch has layers {sorted(batch)}; to write: {self._given}")
-        shapes = {tuple(values.shape) for pair in batch.values() for values in pair}
-        n_seqs = next(iter(shapes))[0]
-        expected = (n_seqs, self._manifest.n_ctx, self._manifest.d_model)
-        if shapes != {expected}:
-            raise ValueError(f"x and y must all be {list(expected)}; there is {sorted(shapes)}")
+        if batch.keys() != self._given:
+            have, want = (", ".join(map(str, sorted(some))) for some in (batch, self._given))
+            raise ValueError(f"the batch has {have}; to write: {want}")
+        n_seqs = len(next(iter(batch.values())))
+        for site, values in batch.items():
+            expected = (n_seqs, self._manifest.n_ctx, self._manifest.sites[site].width)
+            if values.shape != expected:
+                raise ValueError(f"{site} must be {list(expected)}; it is {list(values.shape)}")
         if self._n_appended + n_seqs > len(self._rows):
             raise ValueError(
                 f"shard {self.shard} has {len(self._rows)} sequences; "
@@ -139,12 +140,12 @@ class ShardSession:
             )
         return n_seqs
 
-    def _write(self, encoded: EncodedLayer, first_seq: int) -> None:
-        """Write a layer of a batch in the thread, which only moves bytes; see `loader` for why."""
+    def _write(self, encoded: EncodedSites, first_seq: int) -> None:
+        """Write sites of a batch in the thread, which only moves bytes; see `loader` for why."""
         arrays = encoded.arrived()
-        for name, n_bad in encoded.add_up(arrays, self._sums).items():
+        for site, n_bad in encoded.add_up(arrays, self._sums).items():
             if n_bad and not self._keep_nonfinite:
-                raise StoreError(self._not_finite(name, n_bad, first_seq, encoded))
+                raise StoreError(self._not_finite(site, n_bad, first_seq, encoded))
         for name, values in arrays.items():
             if name not in self._files:
                 spec = self._specs[name]
@@ -157,11 +158,11 @@ class ShardSession:
                 )
             self._files[name].append(values)
 
-    def _not_finite(self, name: str, n_bad: int, first_seq: int, encoded: EncodedLayer) -> str:
-        seq = first_seq + encoded.first_nonfinite()
-        where = f"{name} of sequence {seq}"
+    def _not_finite(self, site: Site, n_bad: int, first_seq: int, encoded: EncodedSites) -> str:
+        seq = first_seq + encoded.first_nonfinite(site)
+        where = f"{site.path} of sequence {seq}"
         count = f"{n_bad} such tokens in a batch of {encoded.n_seqs} sequences"
-        if encoded.came_finite(name):
+        if encoded.came_finite(site):
             return (
                 f"{where} does not fit {self._manifest.dtype} ({count}); use --dtype bfloat16, "
                 "into a new --store"

@@ -7,7 +7,8 @@ has claimed it is exact after the next read.
 from collections.abc import Iterable
 
 from ...errors import StoreError, UnreachableError
-from ..arrays import all_arrays, layer_arrays
+from ...sites import Site
+from ..arrays import all_arrays, site_arrays, together
 from ..entries import Entries, Entry, Key
 from ..folder import lost_files
 from ..journal import Journal
@@ -24,7 +25,10 @@ class ShardStatus:
         self._root = root
         self._manifest = manifest
         self._arrays = all_arrays(manifest)
-        self._of_layer = {layer: layer_arrays(manifest, layer) for layer in manifest.layers}
+        self._of_site = {
+            site: site_arrays(manifest, together(manifest, site)) for site in manifest.sites
+        }
+        """Arrays that are written with a site"""
         self._journal = Journal(root)
         self._missing: set[int] = set()
         self._changed: set[int] = set()
@@ -34,7 +38,7 @@ class ShardStatus:
         """Read the journal and check which of its files exist."""
         self._journal.read()
         self._lost = lost_files(self._root, self._arrays, self.entries)
-        before, self._missing = self._missing, set(self.missing_shards(self._manifest.layers))
+        before, self._missing = self._missing, set(self.missing_shards(self._manifest.sites))
         self._n_missing_seqs = sum(map(self._n_seqs, self._missing))
         self._changed |= before ^ self._missing
 
@@ -74,24 +78,27 @@ class ShardStatus:
         """Raise StoreError, with what to type, if a line of the journal is damaged."""
         self._journal.require_readable()
 
-    def missing_layers(self, shard: int, layers: Iterable[int]) -> list[int]:
-        """Return the layers, out of some, that miss a file of this shard."""
-        return [layer for layer in layers if not self._has(shard, layer)]
+    def missing_sites(self, shard: int, sites: Iterable[Site]) -> list[Site]:
+        """Return the sites, out of some, that miss a file of this shard, or are written with one.
 
-    def missing_shards(self, layers: Iterable[int]) -> list[int]:
-        """Return the shards that lack some of these layers, ascending; it checks every shard."""
-        each = list(layers)
-        names = [spec.name for layer in each for spec in self._of_layer[layer]]
+        In a store of format 1 these are the other site of the pair.
+        """
+        return [site for site in sites if not self._has(shard, site)]
+
+    def missing_shards(self, sites: Iterable[Site]) -> list[int]:
+        """Return the shards that lack some of these sites, ascending; it checks every shard."""
+        each = list(sites)
+        names = list(dict.fromkeys(spec.name for site in each for spec in self._of_site[site]))
         whole = self.entries.whole(self._manifest.n_shards, names)
         lost = {shard for shard, _ in self._lost}
         return [
             shard
             for shard, is_whole in enumerate(whole.tolist())
-            if not is_whole or (shard in lost and self.missing_layers(shard, each))
+            if not is_whole or (shard in lost and self.missing_sites(shard, each))
         ]
 
     def n_missing_seqs(self, but: Iterable[int] = ()) -> int:
-        """Return the number of sequences in shards that lack some layer, without some shards."""
+        """Return the number of sequences in shards that lack some site, without some shards."""
         own = self._missing.intersection(but)
         return self._n_missing_seqs - sum(map(self._n_seqs, own))
 
@@ -111,7 +118,7 @@ class ShardStatus:
         for shard in shards:
             if shard < self._manifest.n_shards:
                 self._changed.add(shard)
-                self._set_missing(shard, bool(self.missing_layers(shard, self._of_layer)))
+                self._set_missing(shard, bool(self.missing_sites(shard, self._of_site)))
 
     def _set_missing(self, shard: int, is_missing: bool) -> None:
         if is_missing and shard not in self._missing:
@@ -124,8 +131,8 @@ class ShardStatus:
     def _n_seqs(self, shard: int) -> int:
         return len(self._manifest.shard_rows(shard))
 
-    def _has(self, shard: int, layer: int) -> bool:
-        for spec in self._of_layer[layer]:
+    def _has(self, shard: int, site: Site) -> bool:
+        for spec in self._of_site[site]:
             key = shard, spec.name
             if key not in self.entries:
                 return False

@@ -3,7 +3,7 @@
     with StoreWriter.create(path, manifest, tokens=..., ...) as writer:
         for shard in writer.claimed_shards():
             with writer.shard(shard) as session:
-                session.append({layer: (x, y), ...})      # a few sequences at a time, in order
+                session.append({site: values, ...})       # a few sequences at a time, in order
         writer.finish()                                   # shards.parquet, then manifest.json
 
 A shard is committed when its block ends without an exception: its files are flushed and renamed,
@@ -12,14 +12,15 @@ would take for data. `StoreWriter.resume` goes on at the first missing shard, al
 writers: a shard is claimed by one process at a time, and free again when that process ends.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 from torch import Tensor
 
 from ...errors import BusyError, StoreError
-from ..arrays import sites, text_arrays
+from ...sites import Site
+from ..arrays import is_int8, text_arrays
 from ..entries import Entry
 from ..fixed import read_channel
 from ..folder import is_begun, is_complete, repair_command, require_covered, why_not_a_store
@@ -27,10 +28,11 @@ from ..locks.lock import LOCK_WAIT_S, Claim, Lock, take_lock
 from ..manifest import PLAN, Manifest, read_manifest
 from ..places import Place
 from ..read.rows import RowReader
+from ..site_facts import SiteFacts
 from ..unlisted import require_listed
 from .claims import claim_shards
 from .commit_log import CommitLog
-from .create import create_layers, create_store
+from .create import Sample, Weights, create_sites, create_store
 from .session import ShardSession
 from .status import ShardStatus
 from .write_queue import WriteQueue
@@ -50,7 +52,7 @@ class StoreWriter:
         *,
         buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
-        """Use `create`, `resume` or `add_layers`."""
+        """Use `create`, `resume` or `add_sites`."""
         self.root = root
         self.manifest = manifest
         self._lock = lock
@@ -67,8 +69,8 @@ class StoreWriter:
         """Committed and missing shards, as this writer last read them"""
         self.status.require_readable()
         self._log = CommitLog(root, manifest, lock, self.status)
-        self.layers_to_write = [n for n in manifest.layers if self.status.missing_shards([n])]
-        """Layers that some shard lacked when this process joined: the layers of a batch"""
+        self.sites_to_write = [s for s in manifest.sites if self.status.missing_shards([s])]
+        """Sites that some shard lacked when this process joined: the sites of a batch"""
 
     @classmethod
     def create(
@@ -79,8 +81,8 @@ class StoreWriter:
         tokens: Tensor,
         documents: Tensor,
         document_names: list[str],
-        weights: dict[int, dict[str, Tensor]],
-        sample: Mapping[int, Sequence[Tensor]] | None = None,
+        modules: Weights,
+        sample: Sample | None = None,
         buffer_bytes: int = BUFFER_BYTES,
     ) -> Self:
         """Create a store with its metadata, token ids and weights, and join its writers.
@@ -91,8 +93,8 @@ class StoreWriter:
             manifest: facts of the store.
             tokens, documents: int32, [n_seq, n_ctx].
             document_names: names of the documents that `documents` numbers.
-            weights: parameters of every layer by name.
-            sample: some x and, if it is stored, y of every layer, [..., d_model]; int8 takes the
+            modules: parameters of every module, such as 12.attention, by name.
+            sample: some activations of every site that is stored, [..., width]; int8 takes the
                 scales of its channels from them, other dtypes need none.
             buffer_bytes: most bytes of activations that may wait for the disk.
 
@@ -107,35 +109,38 @@ class StoreWriter:
             tokens=tokens,
             documents=documents,
             document_names=document_names,
-            weights=weights,
+            weights=modules,
             sample=sample or {},
         )
         return cls.resume(root, buffer_bytes=buffer_bytes)
 
     @classmethod
-    def add_layers(
+    def add_sites(
         cls,
         root: Place,
-        layers: Mapping[int, dict[str, Any]],
+        sites: Mapping[Site, SiteFacts],
+        facts: Mapping[str, dict[str, Any]],
         *,
-        weights: dict[int, dict[str, Tensor]],
-        sample: Mapping[int, Sequence[Tensor]] | None = None,
+        modules: Weights,
+        sample: Sample | None = None,
         buffer_bytes: int = BUFFER_BYTES,
     ) -> Self:
-        """Create new layers of a finished store, which stays readable, and join its writers.
+        """Create new sites of a finished store, which stays readable, and join its writers.
 
         Args:
             root: place of the store.
-            layers: facts of the new layers, as a manifest has them.
-            weights, sample, buffer_bytes: as for `create`, of these layers.
+            sites: facts of the new sites.
+            facts: facts of their modules, as a manifest has them; those of modules that the store
+                has are left alone.
+            modules, sample, buffer_bytes: as for `create`, of these sites.
 
         Raises:
             BegunError: another process is adding them already, and `resume` joins it; or the store
                 has some of them.
-            StoreError: the store is unfinished, other layers are being added, or it is written.
-            ValueError: weights or sample are not those of the layers.
+            StoreError: the store is unfinished, other sites are being added, or it is written.
+            ValueError: modules or sample are not those of the sites.
         """
-        create_layers(root, layers, weights=weights, sample=sample or {})
+        create_sites(root, sites, facts, weights=modules, sample=sample or {})
         return cls.resume(root, buffer_bytes=buffer_bytes)
 
     @classmethod
@@ -176,7 +181,7 @@ class StoreWriter:
     def missing_shards(self) -> list[int]:
         """Read the status again and return the shards that miss a file."""
         self.status.refresh()
-        return self.status.missing_shards(self.manifest.layers)
+        return self.status.missing_shards(self.manifest.sites)
 
     def claimed_shards(
         self, waiting: Callable[[int], None] = lambda n_shards: None
@@ -193,7 +198,7 @@ class StoreWriter:
             self.settle()  # which others may be waiting for
             waiting(n_shards)
 
-        for shard, claim in claim_shards(self._lock, self.status, self.layers_to_write, wait):
+        for shard, claim in claim_shards(self._lock, self.status, self.sites_to_write, wait):
             self._claims[shard], self._lent = claim, shard
             try:
                 yield shard
@@ -207,7 +212,7 @@ class StoreWriter:
     def shard(
         self, shard: int, *, keep_nonfinite: bool = False, wait: bool = True
     ) -> Iterator[ShardSession]:
-        """Write the missing layers of one shard; nothing is committed if the block raises.
+        """Write the missing sites of one shard; nothing is committed if the block raises.
 
         Args:
             shard: number of the shard.
@@ -228,8 +233,8 @@ class StoreWriter:
                 self.root,
                 self.manifest,
                 shard,
-                given=self.layers_to_write,
-                layers=self.begin_shard(shard),
+                given=self.sites_to_write,
+                sites=self.begin_shard(shard),
                 queue=self._queue,
                 channels=self._all_channels(),
                 keep_nonfinite=keep_nonfinite,
@@ -294,9 +299,9 @@ class StoreWriter:
         if (claim := self._claims.pop(shard, None)) is not None:
             claim.release()
 
-    def begin_shard(self, shard: int) -> list[int]:
-        """Return the layers that a claimed shard lacks; see `CommitLog.begin_shard`."""
-        return self._log.begin_shard(shard, self.layers_to_write)
+    def begin_shard(self, shard: int) -> list[Site]:
+        """Return the sites that a claimed shard lacks; see `CommitLog.begin_shard`."""
+        return self._log.begin_shard(shard, self.sites_to_write)
 
     def commit(self, entries: list[Entry]) -> None:
         """Commit files of a shard that were written without a session."""
@@ -330,9 +335,9 @@ class StoreWriter:
         return self._queue.peak_bytes
 
     def _all_channels(self) -> dict[str, Tensor]:
-        """Return the scales of int8's channels by array, float32, [d_model]; they are read once."""
-        if self.manifest.dtype == "int8" and not self._channels:
-            for layer in self.layers_to_write:
-                for site in sites(self.manifest, layer):
-                    self._channels[site] = read_channel(self.root, self.manifest, site)
+        """Return the scales of int8's channels by array, float32, [width]; they are read once."""
+        if not self._channels:
+            for site in self.sites_to_write:
+                if is_int8(self.manifest, site):
+                    self._channels[site.path] = read_channel(self.root, self.manifest, site)
         return self._channels

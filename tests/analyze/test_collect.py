@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lorsa.analyze.collect import Firings, choose_examples
-from lorsa.dictionaries.dictionary import Code
+from lorsa.dictionaries.code import Code
 
 N_FEATURES, N_SEQS, N_CTX, N_SLOTS = 12, 9, 8, 3
 

@@ -18,6 +18,7 @@ from lorsa.analyze.schema import DISTANCES, VERSION
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import AnalyzeError, HarvestError
 from lorsa.progress import Measured
+from lorsa.sites import Site
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.train import train
 from runs import config
@@ -59,7 +60,7 @@ class Dense:
     def __init__(self, run: Path, store: Path) -> None:
         opened = ActivationStore.open(store)
         self.tokens = opened.tokens(range(opened.manifest.n_seq)).long()
-        x = opened.inputs(1, range(opened.manifest.n_seq)).float()
+        x = opened.values(Site(1, "attn_in"), range(opened.manifest.n_seq)).float()
         lorsa = Lorsa.from_pretrained(run)
         c = lorsa.config
         with torch.no_grad():

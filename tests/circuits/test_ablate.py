@@ -21,6 +21,7 @@ from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.display.ablate import ablate_tables
 from lorsa.errors import AnalyzeError, AttachError, HarvestError
+from lorsa.sites import attention_ports
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
@@ -42,7 +43,7 @@ def run(store_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(run: Path, model_folder: Path) -> Callable[..., AblateConfig]:
     def make(**changes: Any) -> AblateConfig:
-        usual = {"run": run, "model": str(model_folder), "heads": "0-63", "prompt": PROMPT}
+        usual = {"run": run, "model": str(model_folder), "features": "0-63", "prompt": PROMPT}
         return AblateConfig(**{**usual, "device": "cpu", **changes})
 
     return make
@@ -110,7 +111,7 @@ def test_heads_that_fire_and_those_that_do_not(config: Make, run: Path) -> None:
         head: act for head, act in found.strongest.items() if head < 64
     }
     assert len(found.strongest) == top_k
-    nothing = ablate(config(heads=str(found.silent[0])))
+    nothing = ablate(config(features=str(found.silent[0])))
     assert nothing.kl == 0
     assert all(token.loss_before == token.loss_after for token in nothing.tokens)
 
@@ -127,7 +128,7 @@ def test_the_error_on_the_prompt_is_that_of_the_store(
     seqs = store.held_out_seqs[:1]
     ids = ",".join(map(str, store.tokens(seqs)[0].tolist()))
     found = ablate(config(prompt=None, tokens=ids))
-    x, y = store.activations(1, seqs)
+    x, y = store.activations(attention_ports(1), seqs)
     with torch.no_grad():
         y_hat = Lorsa.from_pretrained(run)(x)
     expected = ((y - y_hat).square().sum(-1) / y.square().sum(-1)).mean()
@@ -160,10 +161,10 @@ def test_one_token_is_enough(config: Make) -> None:
         ({"prompt": None}, "give one of --prompt TEXT and --tokens"),
         ({"tokens": "1,2"}, "give one of --prompt TEXT and --tokens"),
         ({"prompt": ""}, "prompt is empty"),
-        ({"heads": "1,x"}, "heads is '1,x'; allowed: numbers such as 17,301 or 0-7"),
-        ({"heads": ""}, "heads is ''"),
-        ({"heads": "-3"}, "heads is '-3'"),
-        ({"heads": "7-3"}, "heads is '7-3'"),
+        ({"features": "1,x"}, "features is '1,x'; allowed: numbers such as 17,301 or 0-7"),
+        ({"features": ""}, "features is ''"),
+        ({"features": "-3"}, "features is '-3'"),
+        ({"features": "7-3"}, "features is '7-3'"),
         ({"prompt": None, "tokens": "a"}, "tokens is 'a'"),
         ({"scale": 1.0, "value": 2.0}, "give one of them"),
         ({"scale": float("nan")}, "scale is nan; allowed: a finite number"),
@@ -180,7 +181,7 @@ def test_a_wrong_request_is_said(config: Make, changes: dict[str, Any], message:
 def test_what_does_not_fit_is_said(config: Make, run: Path, tmp_path: Path) -> None:
     n = Lorsa.from_pretrained(run).config.n_ov_heads
     with pytest.raises(AnalyzeError, match=rf"head 99999 is outside the Lorsa; it has 0-{n - 1}"):
-        ablate(config(heads="3,99999"))
+        ablate(config(features="3,99999"))
     with pytest.raises(AnalyzeError, match="token 400 is outside the vocabulary; it has 0-399"):
         ablate(config(prompt=None, tokens="5,400"))
     with pytest.raises(AnalyzeError, match="the prompt has 129 tokens; the model takes 128"):
@@ -190,13 +191,13 @@ def test_what_does_not_fit_is_said(config: Make, run: Path, tmp_path: Path) -> N
     )
     Lorsa(wide).save_pretrained(tmp_path / "wide")
     with pytest.raises(AttachError, match=r"d_model 16\); the model given has d_model 32"):
-        ablate(config(run=tmp_path / "wide", heads="0"))
+        ablate(config(run=tmp_path / "wide", features="0"))
     Lorsa(dataclasses.replace(wide, layer=None)).save_pretrained(tmp_path / "nowhere")
     with pytest.raises(AnalyzeError, match="does not say which layer"):
-        ablate(config(run=tmp_path / "nowhere", heads="0"))
+        ablate(config(run=tmp_path / "nowhere", features="0"))
     Lorsa(dataclasses.replace(wide, d_model=32, layer=7)).save_pretrained(tmp_path / "high")
     with pytest.raises(AttachError, match="layer 7 is outside the model; it has 0-2"):
-        ablate(config(run=tmp_path / "high", heads="0"))
+        ablate(config(run=tmp_path / "high", features="0"))
 
 
 def test_nan_in_the_run_is_said(config: Make, run: Path, tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_the_command_prints_tables_and_json(run: Path, model_folder: Path) -> No
 def test_heads_that_do_not_fire_end_in_a_line(run: Path, model_folder: Path) -> None:
     """Three tables of +0.00 % were printed, and in one row of them that none fires."""
     words = ["ablate", str(run), "--model", str(model_folder), "--device", "cpu"]
-    found = ablate(AblateConfig(run=run, model=str(model_folder), heads="0-255", prompt=PROMPT))
+    found = ablate(AblateConfig(run=run, model=str(model_folder), features="0-255", prompt=PROMPT))
     silent = ",".join(map(str, found.silent[:3]))
     done = CliRunner().invoke(cli.app, [*words, "--heads", silent, "--prompt", PROMPT])
     assert (done.exit_code, done.stdout) == (1, "")
@@ -259,8 +260,9 @@ def test_the_next_tokens_are_one_table_sorted_by_change() -> None:
 
     a, b, c = token("a", 0.5, 0.3), token("bb", 0.1, 0.5), token("ccc", 0.2, 0.1)
     result = {
-        "run": "runs/layer-1", "model": "/long/path/Tiny.gguf", "layer": 1, "change": "scaled by 0",
-        "heads": list(range(30)), "silent": [4], "strongest": {7: 1.5}, "error": "keep",
+        "run": "runs/layer-1", "kind": "lorsa", "model": "/long/path/Tiny.gguf", "layer": 1,
+        "change": "scaled by 0",
+        "features": list(range(30)), "silent": [4], "strongest": {7: 1.5}, "error": "keep",
         "before": "the model as it is", "prompt_nmse": 0.1, "kl": 0.2,
         "tokens": [
             {"position": 0, "id": 1, "text": "x", "acts": dict.fromkeys(range(9), 1.0),
@@ -291,6 +293,6 @@ def test_all_heads_of_a_type_are_named_by_it(
     types = Analysis.open(copy).heads["type"].to_pylist()
     for name in ("local", "mixed"):
         done = json.loads(CliRunner().invoke(cli.app, [*words, name]).stdout)
-        assert done["heads"] == [head for head, kind in enumerate(types) if kind == name]
+        assert done["features"] == [head for head, kind in enumerate(types) if kind == name]
     refused = json.loads(CliRunner().invoke(cli.app, [*words, "long-range"]).stdout)
     assert "has no head of type long-range" in refused["error"]

@@ -39,7 +39,8 @@ def _logits(model: Any, tokens: Tensor) -> Tensor:
 def _firing(model: Any, lorsa: Lorsa, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the layer's x and y, and a dense z, [n, seq, n_ov_heads]."""
     with Capture(model, attention_sites(model, [LAYER])) as capture, torch.no_grad():
-        x, y = capture.run(tokens)[LAYER]
+        call = capture.calls(tokens)[LAYER]
+        x, y = call.x, call.y
         acts, ids = lorsa.encode(x)
     z = torch.zeros(*acts.shape[:2], lorsa.config.n_ov_heads)
     return x, y, z.scatter_add(2, ids.long(), acts)

@@ -53,7 +53,7 @@ def _done(bar: bars.Bar) -> tuple[float, float | None]:
 
 
 @pytest.mark.parametrize(
-    "bar", [MeasureBar("eval"), HarvestDisplay(), TrainDisplay(3), PageDisplay("page")]
+    "bar", [MeasureBar("eval"), HarvestDisplay(), TrainDisplay("layer 3"), PageDisplay("page")]
 )
 def test_a_bar_pulses_until_something_is_known(bar: bars.Bar) -> None:
     """A model loaded for a minute and a half, and the bar of the part before said 100 %."""
@@ -107,7 +107,7 @@ def test_a_harvest_believes_its_estimate_at_first(
 
 def test_notes_are_cut_where_there_is_no_room(screen: Screen) -> None:
     """A bar of 90 columns took two lines of a narrow terminal, and left them behind."""
-    with TrainDisplay(12) as bar:
+    with TrainDisplay("layer 12") as bar:
         bar(
             StepReport(
                 step=1,

@@ -36,6 +36,7 @@ def _result(fvu: float) -> TrainResult:
     return TrainResult(
         run="runs/x",
         layer=1,
+        n_features=8,
         fvu=fvu,
         l0=60.0,
         dead_fraction=0.02,

@@ -18,6 +18,7 @@ from lorsa.evaluate.losses import CrossEntropy, Replacements
 from lorsa.language.blocks import attention_sites
 from lorsa.language.edit import replaced
 from lorsa.progress import Measured
+from lorsa.sites import attention_ports
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
@@ -78,12 +79,12 @@ def test_cross_entropies_are_those_of_the_edited_model(
     model = make_model("llama-gqa")
     assert found.original == pytest.approx(loss(model), rel=1e-5)
     with replaced(attention_sites(model, [1])[0], Lorsa.from_pretrained(run)):
-        assert found.lorsa == pytest.approx(loss(model), rel=1e-5)
+        assert found.replaced == pytest.approx(loss(model), rel=1e-5)
     assert 0 < found.increase_se < 1
     with torch.no_grad():
         model.model.layers[1].self_attn.o_proj.weight.zero_()
     assert found.zero_ablated == pytest.approx(loss(model), rel=1e-5)
-    mean = store.activations(1, store.train_seqs[:64]).y.mean(dim=(0, 1))
+    mean = store.activations(attention_ports(1), store.train_seqs[:64]).y.mean(dim=(0, 1))
     o_proj = model.model.layers[1].self_attn.o_proj
     o_proj.bias = torch.nn.Parameter(mean)
     assert found.mean_ablated == pytest.approx(loss(model), rel=1e-5)
@@ -99,7 +100,7 @@ def test_a_loss_that_is_not_finite_is_named(
     config = EvalConfig(
         run=tmp_path / "broken", store=store_folder, model=str(model_folder), ce_tokens=N_CTX
     )
-    with pytest.raises(AnalyzeError, match=r"loss \(lorsa\) is not finite"):
+    with pytest.raises(AnalyzeError, match=r"loss \(replaced\) is not finite"):
         evaluate_run(config)
 
 
@@ -134,16 +135,20 @@ def test_one_sequence_has_no_standard_error(
 
 def test_shares_recovered() -> None:
     rest: dict[str, Any] = {
-        "kl": Replacements(0.1, 1.0, 0.5),
-        "top1_agreement": Replacements(0.9, 0.5, 0.6),
+        "kl": Replacements(0.1, 1.0, 0.5, 0.4),
+        "top1_agreement": Replacements(0.9, 0.5, 0.6, 0.7),
         "by_position": {},
         "increase_se": 0.0,
         "n_tokens": 9,
     }
-    ce = CrossEntropy(original=2.0, lorsa=2.1, zero_ablated=3.0, mean_ablated=2.5, **rest)
+    ce = CrossEntropy(
+        original=2.0, replaced=2.1, random=2.4, zero_ablated=3.0, mean_ablated=2.5, **rest
+    )
     assert ce.recovered_from_zero == pytest.approx(0.9)
     assert ce.recovered_from_mean == pytest.approx(0.8)
-    useless = CrossEntropy(original=2.0, lorsa=2.1, zero_ablated=2.0, mean_ablated=1.9, **rest)
+    useless = CrossEntropy(
+        original=2.0, replaced=2.1, random=2.4, zero_ablated=2.0, mean_ablated=1.9, **rest
+    )
     assert useless.recovered_from_zero is None
     assert useless.recovered_from_mean is None  # ablation even helps
 
@@ -186,12 +191,12 @@ def test_together_all_layers_are_replaced_at_once(
     assert found.original == pytest.approx(original, rel=1e-5)
     lorsas = [Lorsa.from_pretrained(folder) for folder in (run, run_2)]
     with replaced(sites[0], lorsas[0]), replaced(sites[1], lorsas[1]):
-        assert found.lorsa == pytest.approx(loss(), rel=1e-5)
+        assert found.replaced == pytest.approx(loss(), rel=1e-5)
     with replaced(sites[0], torch.zeros_like), replaced(sites[1], torch.zeros_like):
         assert found.zero_ablated == pytest.approx(loss(), rel=1e-5)
     data = both.to_dict()
     assert data["together"]["layers"] == [1, 2]
-    assert data["together"]["cross_entropy"]["lorsa"] == found.lorsa
+    assert data["together"]["cross_entropy"]["replaced"] == found.replaced
     json.dumps(data, allow_nan=False)
 
 
@@ -216,7 +221,7 @@ def test_what_it_tells(run: Path, store_folder: Path, model_folder: Path) -> Non
     told: list[Any] = []
     evaluate_runs(_configs([run], store_folder, model_folder), report=told.append)
     steps = [event for event in told if isinstance(event, Measured)]
-    assert {event.what for event in steps} == {"layer 1 on the store", "in the model, 4 times"}
+    assert {event.what for event in steps} == {"layer 1 on the store", "in the model, 5 times"}
     for what in {event.what for event in steps}:
         last = [event for event in steps if event.what == what][-1]
         assert last.done == last.total

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from lorsa.evaluate.in_model import run_variants, token_figures
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
+from lorsa.language.edit import attention_gap
 from tiny import make_model, some_tokens
 from torch import Tensor
 
@@ -18,8 +19,9 @@ def test_a_perfect_stand_in_changes_nothing() -> None:
     (site,) = attention_sites(model, [1])
     tokens = some_tokens()
     with Capture(model, [site]) as capture:
-        y = capture.run(tokens)[1][1]
-    variants = {"same": [(site, lambda _x: y)], "zero": [(site, torch.zeros_like)]}
+        y = capture.calls(tokens)[1].y
+    gap = attention_gap(site)
+    variants = {"same": [(gap, lambda _x: y)], "zero": [(gap, torch.zeros_like)]}
     original, found = run_variants(model, tokens, variants)
     assert torch.allclose(found["same"].loss, original.loss, rtol=1e-5)
     assert found["same"].kl.abs().max() < 1e-6
@@ -61,7 +63,9 @@ def test_two_layers_are_replaced_at_once() -> None:
     model = make_model("llama-gqa")
     sites = attention_sites(model, [0, 2])
     tokens = some_tokens()
-    both: list[tuple[Any, Callable[[Tensor], Tensor]]] = [(s, torch.zeros_like) for s in sites]
+    both: list[tuple[Any, Callable[[Tensor], Tensor]]] = [
+        (attention_gap(site), torch.zeros_like) for site in sites
+    ]
     _original, found = run_variants(model, tokens, {"both": both})
     with torch.no_grad():
         for site in sites:

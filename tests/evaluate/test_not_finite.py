@@ -67,7 +67,7 @@ def test_an_evaluation_of_a_model_that_rules_tokens_out(made: Made) -> None:
     found = _json("eval", made.run, "--store", made.store, "--model", made.model)
     ce = found["cross_entropy"]
     assert ce["original"] > 0
-    assert ce["kl"]["lorsa"] > 0
+    assert ce["kl"]["replaced"] > 0
     kept = json.loads((made.run / "eval.json").read_text("utf-8"))
     assert kept["cross_entropy"]["kl"] == ce["kl"]
 

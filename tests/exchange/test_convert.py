@@ -9,7 +9,10 @@ import pytest
 import torch
 from lorsa.cli import app
 from lorsa.dictionaries import checkpoint_files
+from lorsa.dictionaries.kinds import load
+from lorsa.dictionaries.linear_config import TranscoderConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.dictionaries.transcoder import Transcoder
 from lorsa.errors import CheckpointError, ExchangeError
 from lorsa.exchange.config import ConvertConfig
 from lorsa.exchange.convert import convert
@@ -340,3 +343,26 @@ def test_a_folder_without_a_lorsa_is_a_line(tmp_path: Path) -> None:
     assert "is not a Lorsa's config" in told
     with pytest.raises(CheckpointError):
         Lorsa.from_pretrained(tmp_path)
+
+
+def test_other_kinds_are_written_in_our_format_alone(tmp_path: Path) -> None:
+    config = TranscoderConfig(d_model=8, n_features=40, top_k=3, layer=5, skip=True)
+    transcoder = Transcoder(config)
+    torch.nn.init.normal_(transcoder.W_E)
+    transcoder.save_pretrained(tmp_path / "run")
+    done = CliRunner().invoke(app, ["convert", str(tmp_path / "run"), str(tmp_path / "copy")])
+    assert done.exit_code == 0, done.output
+    assert "transcoder at layer 5" in done.stdout
+    copy = load(tmp_path / "copy")
+    assert isinstance(copy, Transcoder)
+    assert torch.equal(copy.W_E, transcoder.W_E)
+    for wrong, told in {
+        ("--to", "llamascopium"): "holds a transcoder; --to llamascopium is for Lorsas",
+        ("--model", "smollm2-135m"): "folded into Lorsas alone: leave --model out",
+    }.items():
+        words = ["convert", str(tmp_path / "run"), str(tmp_path / "other"), *wrong]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 1
+        assert told in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not (tmp_path / "other").exists()

@@ -10,7 +10,6 @@ from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.forward import BatchSize
 from lorsa.harvest.harvest import harvest, plan_harvest
 from lorsa.language.capture import Capture
-from lorsa.store import arrays
 from lorsa.store.read.reader import ActivationStore
 
 
@@ -57,16 +56,16 @@ def test_a_harvest_goes_on_with_smaller_batches(
     harvest_config: HarvestConfig, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The memory is full in the middle of a shard: it is written anew, whole."""
-    calls = Capture.calls
+    see = Capture.see
     sizes: list[int] = []
 
     def small_memory(self: Capture, tokens: torch.Tensor) -> Any:
         sizes.append(len(tokens))
         if len(sizes) > 4 and len(tokens) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return calls(self, tokens)
+        return see(self, tokens)
 
-    monkeypatch.setattr(Capture, "calls", small_memory)
+    monkeypatch.setattr(Capture, "see", small_memory)
     said: list[Any] = []
     config = dataclasses.replace(harvest_config, store=tmp_path / "acts")
     result = harvest(config, report=said.append)
@@ -79,14 +78,14 @@ def test_a_harvest_goes_on_with_smaller_batches(
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sequences of every forward pass so far."""
-    calls = Capture.calls
+    see = Capture.see
     seen: list[int] = []
 
     def counted(self: Capture, tokens: torch.Tensor) -> Any:
         seen.append(len(tokens))
-        return calls(self, tokens)
+        return see(self, tokens)
 
-    monkeypatch.setattr(Capture, "calls", counted)
+    monkeypatch.setattr(Capture, "see", counted)
     return seen
 
 
@@ -113,8 +112,8 @@ def test_the_first_look_in_batches_finds_what_one_pass_does(
         harvest(config)
         stores.append(ActivationStore.open(folder))
     for store in stores:
-        assert store.manifest.layers[1]["self_check"]["passed"]
-    for site in arrays.sites(stores[0].manifest, 1):
+        assert store.manifest.modules["1.attention"]["self_check"]["passed"]
+    for site in stores[0].sites:
         small, large = (store.channel(site) for store in stores)
         assert small is not None
         torch.testing.assert_close(small, large)
@@ -124,14 +123,14 @@ def test_the_first_look_goes_on_with_smaller_batches(
     harvest_config: HarvestConfig, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU's memory that the sample filled ended the harvest, though fewer sequences would fit."""
-    calls = Capture.calls
+    see = Capture.see
 
     def small_memory(self: Capture, tokens: torch.Tensor) -> Any:
         if len(tokens) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return calls(self, tokens)
+        return see(self, tokens)
 
-    monkeypatch.setattr(Capture, "calls", small_memory)
+    monkeypatch.setattr(Capture, "see", small_memory)
     said: list[Any] = []
     result = harvest(
         dataclasses.replace(harvest_config, store=tmp_path / "acts"), report=said.append

@@ -20,7 +20,8 @@ from lorsa.language import selfcheck
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
 from lorsa.language.selfcheck import SelfCheck, understand
-from lorsa.language.stored import stored_attention
+from lorsa.language.stored import deriver
+from lorsa.sites import Site, attention_ports
 from lorsa.store.care.repair import verify_store
 from lorsa.store.folder import is_begun, is_complete
 from lorsa.store.read.reader import ActivationStore
@@ -77,7 +78,7 @@ def test_a_stopped_harvest_refuses_other_settings(config: HarvestConfig) -> None
     with pytest.raises(Stop):
         harvest(config, report=_stop_after(1))
     with pytest.raises(
-        HarvestError, match=r"is unfinished with layers 1-2, and layers 1 are asked for"
+        HarvestError, match=r"is unfinished with layers 1-2, and what is asked for is layer 1:"
     ):
         harvest(dataclasses.replace(config, layers="1"))
     with pytest.raises(HarvestError, match="dtype was 'float32', is 'float16'"):
@@ -104,17 +105,17 @@ def test_a_late_nan_leaves_no_shard_of_it(
 
     The message's remedy, --keep-nonfinite, was refused as another harvest.
     """
-    of_model = Capture.calls
+    of_model = Capture.see
     calls = iter(range(10**6))
 
     def poisoned(self: Capture, tokens: torch.Tensor) -> Any:
         found = of_model(self, tokens)
         if next(calls) > 5:
-            y = torch.full_like(found[2].y, float("nan"))
-            found[2] = found[2]._replace(output=y)
+            site = Site(2, "attn_out")
+            found.sites[site] = torch.full_like(found.sites[site], float("nan"))
         return found
 
-    monkeypatch.setattr(Capture, "calls", poisoned)
+    monkeypatch.setattr(Capture, "see", poisoned)
     with pytest.raises(StoreError, match="the same command with --keep-nonfinite"):
         harvest(config)
     with pytest.raises(StoreError, match="unfinished"):
@@ -131,17 +132,18 @@ def test_a_derived_y_is_the_models(config: HarvestConfig, store_folder: Path, dt
     smaller = dataclasses.replace(config, outputs="derive", dtype=dtype)
     result = harvest(smaller, report=said.append)
     store, whole = ActivationStore.open(config.store), ActivationStore.open(store_folder)
-    assert store.manifest.outputs == "derive"
+    assert [site.name for site in store.sites if not store.is_stored(site)] == ["attn_out"] * 2
+    derive = deriver(store, "cpu")
     for layer in result.layers:
-        geometry = store.manifest.layers[layer]["geometry"]
-        derive = stored_attention(store.weights(layer), geometry, "cpu")
-        x, y = whole.activations(layer, whole.held_out_seqs)
-        found = store.activations(layer, whole.held_out_seqs, derive)
+        x, y = whole.activations(attention_ports(layer), whole.held_out_seqs)
+        found = store.activations(attention_ports(layer), whole.held_out_seqs, derive)
         for mine, plain in ((found.x, x), (found.y, y)):
             assert (mine - plain).norm() / plain.norm() < (1e-5 if dtype == "float32" else 0.02)
-        assert store.mean_norms(layer).y == pytest.approx(whole.mean_norms(layer).y, rel=1e-5)
+        y_site = Site(layer, "attn_out")
+        assert store.mean_norm(y_site) == pytest.approx(whole.mean_norm(y_site), rel=1e-5)
     plan = next(event for event in said if isinstance(event, Plan))
-    assert plan.bytes_per_token == 2 * store.manifest.d_model * (4 if dtype == "float32" else 1) + (
+    width = store.width(Site(1, "attn_in"))
+    assert plan.bytes_per_token == 2 * width * (4 if dtype == "float32" else 1) + (
         8 if dtype == "int8" else 0
     )
     assert any("int8: the largest scale" in str(event) for event in said) == (dtype == "int8")
@@ -198,7 +200,7 @@ def test_layers_added_later_are_those_of_one_harvest(config: HarvestConfig, tmp_
     said: list[Any] = []
     result = harvest(dataclasses.replace(config, layers="0,1"), report=said.append)
     assert result.layers == [0, 1]
-    assert any("adding layers 0 to" in str(event) for event in said)
+    assert any("adding layer 0 to" in str(event) for event in said)
     plan = next(event for event in said if isinstance(event, Plan))
     assert list(plan.layers) == [0]
     assert harvest(dataclasses.replace(config, layers="2")).layers == [0, 1, 2]
@@ -218,7 +220,9 @@ def test_adding_layers_that_was_stopped_goes_on(config: HarvestConfig, tmp_path:
         harvest(more, report=_stop_after(60 * config.n_ctx))
     assert ActivationStore.open(config.store).layers == [1]
     assert harvest(dataclasses.replace(config, layers="1")).tokens_per_second == 0
-    with pytest.raises(HarvestError, match="is unfinished with layers 0-1, and layers 1-2 are"):
+    with pytest.raises(
+        HarvestError, match="unfinished with layers 0-1, .* asked for is layers 1-2"
+    ):
         harvest(dataclasses.replace(config, layers="2"))
     events: list[Any] = []
     assert harvest(more, report=events.append).layers == [0, 1]
@@ -309,7 +313,7 @@ def test_what_float16_does_not_hold_is_refused_before_anything_is_made(
     model.save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     large = dataclasses.replace(config, model=str(tmp_path / "model"), dtype="float16")
-    with pytest.raises(HarvestError, match=r"layer 1: its output reaches .*--dtype bfloat16"):
+    with pytest.raises(HarvestError, match=r"1.attn_out reaches .*--dtype bfloat16"):
         harvest(large)
     assert not config.store.exists()
     harvest(dataclasses.replace(large, dtype="bfloat16"))
@@ -351,16 +355,16 @@ def test_a_model_in_the_hands_of_accelerate_is_captured(harvest_config: HarvestC
     model = make_model("llama-gqa")
     tokens = torch.randint(0, 400, (2, 16))
     with Capture(model, attention_sites(model, [0, 2])) as capture:
-        plain = capture.run(tokens)
+        plain = capture.calls(tokens)
     parts = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu"}
     parts |= {f"model.layers.{i}": "cpu" for i in range(3)} | {"lm_head": "cpu"}
     dispatch_model(model, parts, main_device="cpu", force_hooks=True)
     sites = attention_sites(model, [0, 2])
     with Capture(model, sites) as capture:
         calls = capture.calls(tokens)
-    for layer, (x, y) in plain.items():
-        assert torch.equal(calls[layer].x, x)
-        assert torch.equal(calls[layer].y, y)
+    for layer, call in plain.items():
+        assert torch.equal(calls[layer].x, call.x)
+        assert torch.equal(calls[layer].y, call.y)
     for site in sites:
         assert understand(model, site, calls[site.layer]).check.passed
 

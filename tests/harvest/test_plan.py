@@ -101,9 +101,10 @@ def test_only_what_is_written_over_counts_as_free(tmp_path: Path, disk: Any) -> 
         file.write_bytes(bytes(1000))
     config = HarvestConfig(model="m", store=tmp_path / "acts")
     layers = {0: "a", 1: "a"}
-    assert Sizes(config, layers, 100, there=[0, 1]).free_bytes == 1_002_000
+    there = [tmp_path / "acts/layers/0", tmp_path / "acts/layers/1"]
+    assert Sizes(config, layers, 100, there=there).free_bytes == 1_002_000
     assert Sizes(config, layers, 100).free_bytes == 1_003_000
-    assert Sizes(config, layers, 100, there=[5]).free_bytes == 1_000_000
+    assert Sizes(config, layers, 100, there=[tmp_path / "acts/layers/5"]).free_bytes == 1_000_000
 
 
 def test_what_is_taken_unasked_is_said(tmp_path: Path, disk: Any) -> None:

@@ -13,6 +13,7 @@ from lorsa.harvest.harvest import harvest
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
 from lorsa.language.selfcheck import understand
+from lorsa.sites import attention_ports
 from lorsa.store.care.info import store_info
 from lorsa.store.care.merge import merge_stores
 from lorsa.store.care.repair import verify_store
@@ -22,8 +23,8 @@ from lorsa.train.train import train
 from tiny import N_CTX, make_model, make_tokenizer, some_tokens
 from torch import Tensor
 
-UNKNOWN = ("mpt", "falcon-alibi")
-ATTENTION = {"mpt": "transformer.blocks.1.attn"}
+UNKNOWN = {"bitnet": "model.layers.1.self_attn", "codegen": "transformer.h.1.attn"}
+"""Families whose attention is not understood, and its module in layer 1."""
 
 
 def _harvest(family: str, folder: Path, text: Path, **settings: Any) -> HarvestConfig:
@@ -64,7 +65,7 @@ def test_x_and_y_of_an_unknown_layer_are_kept(
 ) -> None:
     config = _harvest(family, tmp_path, text_folder, dtype="float32")
     store = ActivationStore.open(config.store)
-    facts = store.manifest.layers[1]
+    facts = store.manifest.modules["1.attention"]
     assert facts["geometry"] is None
     assert facts["weights"] == []
     assert facts["heads"] == {"n_heads": 4, "d_head": 8}
@@ -72,11 +73,15 @@ def test_x_and_y_of_an_unknown_layer_are_kept(
     assert facts["self_check"]["reason"]
     model = make_model(family)
     caught: list[tuple[Tensor, Tensor]] = []
-    module = model.get_submodule(ATTENTION.get(family, "transformer.h.1.self_attention"))
-    module.register_forward_hook(lambda _m, args, output: caught.append((args[0], output[0])))
+    model.get_submodule(UNKNOWN[family]).register_forward_hook(
+        lambda _m, args, given, output: caught.append(
+            (args[0] if args else given["hidden_states"], output[0])
+        ),
+        with_kwargs=True,
+    )
     with torch.no_grad():
         model(input_ids=store.tokens([0, 3]).long())
-    for stored, plain in zip(store.activations(1, [0, 3]), caught[0], strict=True):
+    for stored, plain in zip(store.activations(attention_ports(1), [0, 3]), caught[0], strict=True):
         assert torch.allclose(stored, plain, rtol=2e-6, atol=1e-6)
 
 
@@ -92,7 +97,7 @@ def test_an_unknown_layer_whose_output_is_not_what_is_added_is_refused(
 def test_an_unknown_layer_can_be_used_for_all_but_what_needs_its_geometry(
     tmp_path: Path, text_folder: Path
 ) -> None:
-    config = _harvest("mpt", tmp_path, text_folder)
+    config = _harvest("bitnet", tmp_path, text_folder)
     settings: dict[str, Any] = {
         "store": config.store,
         "layer": 1,
@@ -114,27 +119,29 @@ def test_an_unknown_layer_can_be_used_for_all_but_what_needs_its_geometry(
 
 
 def test_going_on_with_an_unknown_layer(tmp_path: Path, text_folder: Path) -> None:
-    config = _harvest("mpt", tmp_path, text_folder)
+    config = _harvest("bitnet", tmp_path, text_folder)
     (config.store / "manifest.json").unlink()
     harvest(config)
     ActivationStore.open(config.store)
 
 
 def test_stores_of_unknown_layers_are_merged(tmp_path: Path, text_folder: Path) -> None:
-    a = _harvest("mpt", tmp_path, text_folder)
+    a = _harvest("bitnet", tmp_path, text_folder)
     other = tmp_path / "text"
     other.mkdir()
     (other / "more.txt").write_text(
         "Other text has other tokens, and is told in other words. " * 99
     )
-    b = _harvest("mpt", tmp_path, other, store=tmp_path / "more", tokens=4 * N_CTX)
+    b = _harvest("bitnet", tmp_path, other, store=tmp_path / "more", tokens=4 * N_CTX)
     merge_stores([a.store, b.store], tmp_path / "both")
-    assert ActivationStore.open(tmp_path / "both").manifest.layers[1]["geometry"] is None
+    assert (
+        ActivationStore.open(tmp_path / "both").manifest.modules["1.attention"]["geometry"] is None
+    )
 
 
 def test_nothing_is_derived_of_an_unknown_layer(tmp_path: Path, text_folder: Path) -> None:
     with pytest.raises(HarvestError, match=r"layer 1: its geometry is unknown .*--outputs store"):
-        _harvest("mpt", tmp_path, text_folder, outputs="derive")
+        _harvest("bitnet", tmp_path, text_folder, outputs="derive")
     assert not (tmp_path / "acts").exists()
 
 
@@ -148,4 +155,4 @@ def test_a_supported_model_that_is_not_understood_needs_consent(
         _harvest("llama-gqa", tmp_path, text_folder)
     assert not (tmp_path / "acts").exists()
     config = _harvest("llama-gqa", tmp_path, text_folder, selfcheck=False)
-    assert ActivationStore.open(config.store).manifest.layers[1]["geometry"] is None
+    assert ActivationStore.open(config.store).manifest.modules["1.attention"]["geometry"] is None

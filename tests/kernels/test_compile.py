@@ -23,6 +23,7 @@ FIXED = {
     "ids_ptr": "*i32", "given_ptr": "*i32", "pairs_ptr": "*i64", "starts_ptr": "*i64",
     "ends_ptr": "*i64", "z_ptr": "*fp32", "lse_ptr": "*fp32", "dz_ptr": "*fp32",
     "sums_ptr": "*fp32", "norm_ptr": "*fp32", "d_acts_ptr": "*fp32", "parts_ptr": "*fp32",
+    "sinks_ptr": "*fp32",
 }
 
 def compile(name, constants):
@@ -46,7 +47,7 @@ print(json.dumps([compile(name, constants) for name, constants in json.loads(sys
 SIZES = [(64, 1, 11), (64, 64, 1024), (64, 128, 1024), (128, 128, 512), (256, 256, 1024)]
 """d_qk_head, OV heads of a QK head, rows that a QK head has to work on"""
 DTYPES = {"*bf16": torch.bfloat16, "*fp32": torch.float32}
-PLAIN = {"softcap": None, "window": None}
+PLAIN = {"softcap": None, "window": None, "sinks_ptr": None}
 DECODE = {"BLOCK_J": 16, "BLOCK_D": 256}
 OTHERS = {
     "select_kernel": [
@@ -61,7 +62,7 @@ OTHERS = {
 
 
 def _asked(floats: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return every kernel with the constants of some Lorsas; the last has window and softcap."""
+    """Return every kernel with the constants of some Lorsas; the last has all there is."""
     from lorsa.kernels.triton_attention import constants
     from lorsa.kernels.triton_sparse import linear_constants
 

@@ -3,18 +3,22 @@
 Without a GPU the Triton kernels run in Triton's interpreter, in float32.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lorsa.kernels import reference, torch_attention, torch_select
 from lorsa.kernels.dispatch import choose_path, sparse_decode, sparse_topk_attention
+from lorsa.kernels.reference import Score
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 RTOL = 1e-5
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("acts", "y_hat", "q.grad", "k.grad", "v.grad", "W_O.grad")
+
+EXTRAS = ("sinks", "gate")
 
 # batch, seq, n_qk_heads, d_qk_head, group, top_k, options
 CASES = [
@@ -29,6 +33,12 @@ CASES = [
     pytest.param(1, 300, 2, 8, 3, 4, {"window": 2}, id="window-2"),
     pytest.param(1, 140, 3, 8, 5, 7, {"softcap": 1.5}, id="softcap"),
     pytest.param(1, 140, 3, 8, 5, 7, {"softcap": 1.5, "window": 9}, id="softcap-window"),
+    pytest.param(1, 140, 3, 8, 5, 7, {"sinks": True}, id="sinks"),
+    pytest.param(2, 140, 3, 8, 5, 7, {"sinks": True, "window": 9, "softcap": 1.5}, id="sinks-all"),
+    pytest.param(1, 140, 3, 8, 5, 7, {"gate": True}, id="gate"),
+    pytest.param(
+        2, 140, 3, 8, 5, 7, {"gate": True, "sinks": True, "select": "abs", "chunk": 33}, id="all"
+    ),
 ]
 
 
@@ -48,9 +58,18 @@ def _inputs(
     }
 
 
+def _with_extras(inputs: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
+    """Return inputs with the sinks and the gate that options ask for."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"sinks": inputs["q"].shape[2:3], "gate": inputs["v"].shape}
+    drawn = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+    return inputs | {name: drawn[name] for name in EXTRAS if name in options}
+
+
 def _run(
     inputs: dict[str, Tensor], backend: str, top_k: int, options: dict[str, Any]
 ) -> dict[str, Tensor]:
+    options = {name: value for name, value in options.items() if name not in EXTRAS}
     leaves = {name: t.clone().to(DEVICE).requires_grad_() for name, t in inputs.items()}
     acts, ids = sparse_topk_attention(
         leaves["q"],
@@ -60,6 +79,7 @@ def _run(
         top_k=top_k,
         scale=0.4,
         backend=backend,
+        **{name: leaf for name, leaf in leaves.items() if name in EXTRAS},
         **options,
     )
     y_hat = sparse_decode(acts, ids, leaves["W_O"], backend=backend)
@@ -92,11 +112,12 @@ def test_fast_paths_equal_the_reference(
     top_k: int,
     options: dict[str, Any],
 ) -> None:
-    inputs = _inputs(batch, seq, heads, width, group)
+    inputs = _with_extras(_inputs(batch, seq, heads, width, group), options)
     expected = _run(inputs, "reference", top_k, options)
     found = _run(inputs, backend, top_k, options)
     assert torch.equal(found["ids"], expected["ids"])
-    errors = {name: _relative(found[name], expected[name]) for name in NAMES}
+    names = (*NAMES, *(f"{name}.grad" for name in EXTRAS if name in inputs))
+    errors = {name: _relative(found[name], expected[name]) for name in names}
     assert max(errors.values()) < RTOL, errors
 
 
@@ -376,3 +397,50 @@ def test_bfloat16_gradients_on_a_gpu(group: int, heads: int) -> None:
     found = _run(inputs, "triton", heads * group, options)
     errors = {name: _relative(found[name].double(), expected[name]) for name in NAMES}
     assert max(errors.values()) < 1e-2, errors
+
+
+@pytest.mark.parametrize("chunk", [2, 9, 40, 41])
+def test_a_query_sees_its_own_chunk_alone(backend: str, chunk: int) -> None:
+    inputs = _inputs(2, 40, 3, 8, 4)
+    found = _run(inputs, backend, 12, {"chunk": chunk, "select": "abs"})
+    chunks = [slice(start, start + chunk) for start in range(0, 40, chunk)]
+    parts = []
+    for rows in chunks:
+        mine = {name: t if name == "W_O" else t[:, rows] for name, t in inputs.items()}
+        parts.append(_run(mine, "reference", 12, {"select": "abs"})["acts"])
+    assert _relative(found["acts"], torch.cat(parts, dim=1)) < RTOL
+    weight = torch.linspace(-1, 1, 2 * 40 * 20).view(2, 40, 20).to(DEVICE)
+    leaves = {name: t.clone().to(DEVICE).requires_grad_() for name, t in inputs.items()}
+    by = SimpleNamespace(scale=0.4, softcap=None, window=None, chunk=chunk)
+    z = reference.lorsa_attention(leaves["q"], leaves["k"], leaves["v"], by)
+    (z @ leaves["W_O"] * weight).sum().backward()
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None
+        assert _relative(found[f"{name}.grad"], leaf.grad) < RTOL
+
+
+def test_sinks_and_gates_have_the_gradients_of_the_definition(backend: str) -> None:
+    """All heads kept, so that the definition differentiates without a choice."""
+    options = {"sinks": True, "gate": True, "select": "abs"}
+    inputs = _with_extras(_inputs(2, 40, 3, 8, 4), options)
+    found = _run(inputs, backend, 12, options)
+    leaves = {name: t.clone().to(DEVICE).requires_grad_() for name, t in inputs.items()}
+    q, k, v, W_O, sinks, gate = leaves.values()
+    z = reference.lorsa_attention(q, k, v, Score(0.4), sinks, gate)
+    weight = torch.linspace(-1, 1, 2 * 40 * 20).view(2, 40, 20).to(DEVICE)
+    (z @ W_O * weight).sum().backward()
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None
+        assert _relative(found[f"{name}.grad"], leaf.grad) < RTOL
+    rows = reference.attention_pattern(q, k, Score(0.4), sinks=sinks).sum(-1)
+    scores = 0.4 * torch.einsum("bthk,bshk->bhts", q, k)
+    total = scores.masked_fill(torch.ones(40, 40).triu(1).bool().to(DEVICE), -1e9).exp().sum(-1)
+    assert torch.allclose(rows, total / (total + sinks.exp()[:, None]), atol=1e-5)
+
+
+def test_a_gate_of_zero_shuts_a_head(backend: str) -> None:
+    inputs = _with_extras(_inputs(1, 20, 3, 8, 4), {"gate": True})
+    inputs["gate"][..., ::2] = 0
+    found = _run(inputs, backend, 12, {"gate": True, "select": "abs"})
+    assert (found["acts"][..., ::2] == 0).all()
+    assert all(value.isfinite().all() for name, value in found.items() if name.endswith("grad"))

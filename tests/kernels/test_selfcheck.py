@@ -37,7 +37,9 @@ def path() -> Any:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("options", [{}, {"window": True, "softcap": True, "group": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"window": True, "softcap": True, "group": 1}, {"sinks": True, "gate": True}]
+)
 def test_attention_agrees_here(path: Any, dtype: torch.dtype, options: dict[str, Any]) -> None:
     assert why_not_triton(path, _attention(dtype, **options)) is None
 

@@ -11,7 +11,7 @@ from lorsa.errors import LanguageModelError
 from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.harvest import harvest
 from lorsa.language.attention import layer_attention
-from lorsa.language.blocks import attention_sites
+from lorsa.language.blocks import attention_sites, find_blocks
 from lorsa.language.capture import Capture
 from lorsa.language.families import SUPPORTED, attention_names, attention_of, require_attention
 from lorsa.language.geometry import Rope
@@ -23,6 +23,7 @@ from lorsa.language.selfcheck import (
     require_understood,
     understand,
 )
+from lorsa.sites import Site, attention_ports
 from lorsa.store.read.reader import ActivationStore
 from tiny import FAMILIES, N_CTX, make_model, make_tokenizer, read_layer, some_tokens
 from torch import Tensor
@@ -35,6 +36,9 @@ PLACES = {
     "gpt2": ("transformer.h", "ln_1", "attn"),
     "gpt-neo": ("transformer.h", "ln_1", "attn.attention"),
     "falcon": ("transformer.h", "input_layernorm", "self_attention"),
+    "falcon-alibi": ("transformer.h", "input_layernorm", "self_attention"),
+    "falcon-alibi-rounded": ("transformer.h", "input_layernorm", "self_attention"),
+    "mpt": ("transformer.blocks", "norm_1", "attn"),
     "falcon-new": ("transformer.h", "ln_attn", "self_attention"),
     "opt": ("model.decoder.layers", "self_attn_layer_norm", "self_attn"),
     "olmo2": ("model.layers", "", "self_attn"),
@@ -49,28 +53,70 @@ def _place(family: str) -> tuple[str, str, str]:
     return PLACES.get(stem, ("model.layers", "input_layernorm", "self_attn"))
 
 
-def _plain_hooks(family: str, model: Any, tokens: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-    """Catch x as the norm gives it and y as the layer adds it, with hooks of torch alone."""
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    blocks, norm, attention = _place(family)
+MLPS = {
+    "opt": ("fc1", "fc2"),
+    "mpt": ("ffn", "ffn.down_proj"),
+    **dict.fromkeys(("llama4", "llama4-no-norm"), ("feed_forward", "feed_forward")),
+}
+"""Of models whose MLP is no one module: what reads its input, and what gives its output."""
+MIDDLES = {
+    "gpt2": "ln_2",
+    "mpt": "norm_2",
+    "gpt2-by-layer": "ln_2",
+    "gpt-neo": "ln_2",
+    "opt": "final_layer_norm",
+    "gemma2": "pre_feedforward_layernorm",
+    "gemma3": "pre_feedforward_layernorm",
+    "gemma3-multimodal": "pre_feedforward_layernorm",
+    "olmo2": "mlp",
+    "olmo3": "mlp",
+    **dict.fromkeys(("phi", "phi-norm", "stablelm-norm", "cohere", "cohere2"), ""),
+    **dict.fromkeys(("falcon", "falcon-new", "falcon-alibi", "falcon-alibi-rounded"), ""),
+    "neox-partial": "",
+}
+"""Module that reads the residual stream between attention and MLP, where it is not called
+post_attention_layernorm; "" where there is no such place."""
+
+
+def _plain_hooks(family: str, model: Any, tokens: Tensor) -> dict[Site, Tensor]:
+    """Catch every site with hooks of torch alone; x as the norm gives it, y as the layer adds it.
+
+    What is caught is copied at once.
+    """
+    found: dict[Site, Tensor] = {}
     handles = []
+
+    def tensor(value: Any) -> Tensor:
+        value = value[0] if isinstance(value, tuple) else value
+        return value.clone().view(*tokens.shape, -1)  # OPT flattens what its MLP reads
+
+    def on_input(site: Site, module: Any) -> None:
+        def hook(_m: Any, args: Any, kwargs: Any) -> None:
+            found[site] = tensor(args[0] if args else kwargs["hidden_states"])
+
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def on_output(site: Site, module: Any) -> None:
+        def hook(_m: Any, _a: Any, output: Any) -> None:
+            found[site] = tensor(output)
+
+        handles.append(module.register_forward_hook(hook))
+
+    blocks, norm, attention = _place(family)
+    first, last = MLPS.get(family, ("mlp", "mlp"))
+    middle = MIDDLES.get(family, "post_attention_layernorm")
     for i, layer in enumerate(model.get_submodule(blocks)):
-        caught: dict[str, Tensor] = {}
-
-        def on_layer(_m: Any, args: Any, kwargs: Any, caught: Any = caught) -> None:
-            caught["x"] = args[0] if args else kwargs["hidden_states"]
-
-        def on_norm(_m: Any, _a: Any, output: Tensor, caught: Any = caught) -> None:
-            caught["x"] = output
-
-        def on_attention(_m: Any, _a: Any, output: Any, caught: Any = caught, i: int = i) -> None:
-            y = output[0] if isinstance(output, tuple) else output
-            found[i] = (caught["x"], y)
-
-        handles.append(layer.register_forward_pre_hook(on_layer, with_kwargs=True))
+        on_input(Site(i, "resid_in"), layer)
         if norm:
-            handles.append(layer.get_submodule(norm).register_forward_hook(on_norm))
-        handles.append(layer.get_submodule(attention).register_forward_hook(on_attention))
+            on_output(Site(i, "attn_in"), layer.get_submodule(norm))
+        else:
+            on_input(Site(i, "attn_in"), layer)
+        on_output(Site(i, "attn_out"), layer.get_submodule(attention))
+        if middle:
+            on_input(Site(i, "resid_mid"), layer.get_submodule(middle))
+        on_input(Site(i, "mlp_in"), layer.get_submodule(first))
+        on_output(Site(i, "mlp_out"), layer.get_submodule(last))
+        on_output(Site(i, "resid_out"), layer)
     with torch.no_grad():
         model(input_ids=tokens, use_cache=False)  # with one, transformers 4 rounds otherwise
     for handle in handles:
@@ -84,10 +130,22 @@ def test_capture_sees_what_plain_hooks_see(family: str) -> None:
     expected = _plain_hooks(family, model, some_tokens())
     with Capture(model, attention_sites(model, LAYERS)) as capture:
         found = capture.run(some_tokens())
-    assert sorted(found) == LAYERS
-    for layer in LAYERS:
-        for ours, theirs in zip(found[layer], expected[layer], strict=True):
-            assert torch.equal(ours, theirs)
+    assert sorted(found) == [Site(i, name) for i in LAYERS for name in ("attn_in", "attn_out")]
+    for site, values in found.items():
+        assert torch.equal(values, expected[site])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_site_is_what_plain_hooks_see(family: str) -> None:
+    model = make_model(family)
+    expected = _plain_hooks(family, model, some_tokens())
+    blocks = find_blocks(model)
+    spots = {Site(i, name): spot for i in LAYERS for name, spot in blocks[i].spots.items()}
+    with Capture(model, spots=spots) as capture:
+        found = capture.run(some_tokens())
+    assert set(found) == {site for site in expected if site.layer in LAYERS}
+    for site, values in found.items():
+        assert torch.equal(values, expected[site]), site
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -126,12 +184,16 @@ def test_stored_activations_are_those_of_plain_hooks(
         )
     )
     store = ActivationStore.open(tmp_path / "acts")
-    assert all(store.manifest.layers[layer]["self_check"]["passed"] for layer in LAYERS)
+    assert all(
+        store.manifest.modules[f"{layer}.attention"]["self_check"]["passed"] for layer in LAYERS
+    )
     for seq in range(store.manifest.n_seq):
         expected = _plain_hooks(family, model, store.tokens([seq]).long())
         for layer in LAYERS:
-            for stored, plain in zip(store.activations(layer, [seq]), expected[layer], strict=True):
-                assert torch.equal(stored, plain.to(getattr(torch, dtype)))
+            plain = (expected[Site(layer, name)] for name in ("attn_in", "attn_out"))
+            found = store.activations(attention_ports(layer), [seq])
+            for stored, one in zip(found, plain, strict=True):
+                assert torch.equal(stored, one.to(getattr(torch, dtype)))
 
 
 def _check(model: Any) -> LayerCheck:
@@ -257,7 +319,7 @@ def test_the_configuration_alone_names_the_modules(family: str) -> None:
 
 def test_tested_families_are_those_that_are_called_supported() -> None:
     tried = {FAMILIES[family]().get_text_config().model_type for family in FAMILIES}
-    assert tried - {"falcon"} == set(SUPPORTED)  # some of its models have ALiBi
+    assert tried == set(SUPPORTED)
 
 
 @pytest.mark.parametrize(

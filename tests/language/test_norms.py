@@ -82,6 +82,10 @@ def test_a_norm_is_what_its_module_computes(family: str) -> None:
             norm = Norm.read(module, model.config.hidden_size)
             found = norm.apply(h).double() + norm.bias
             torch.testing.assert_close(found, module(h).double(), rtol=1e-4, atol=1e-4)
+            for size in (1e-4, 1.0, 1e4):  # where eps is most of it, and where it is nothing
+                torch.testing.assert_close(
+                    norm.output(size * h), module(size * h), rtol=1e-4, atol=1e-4
+                )
 
 
 def _alive() -> dict[int, int]:

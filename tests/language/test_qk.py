@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lorsa.language.geometry import QKNorm, Rope
-from lorsa.language.qk import norm_and_rotate, normalise, rms_norm, rotate
+from lorsa.language.attention import LayerWeights
+from lorsa.language.geometry import Alibi, AttentionGeometry, QKNorm, Rope, Stretch
+from lorsa.language.qk import as_scored, norm_and_rotate, normalise, rms_norm, rotate
 from torch import Tensor
 
 FREQUENCIES = (1.0, 0.3, 0.01)
@@ -117,3 +118,41 @@ def test_the_gradient_of_a_partial_rotation() -> None:
     for interleaved in (False, True):
         rope = Rope(inv_freq=FREQUENCIES, attention_scaling=1.5, interleaved=interleaved)
         assert torch.autograd.gradcheck(lambda x, rope=rope: rotate(x, rope), (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_linear_biases_are_added_to_the_scores(
+    dtype: torch.dtype, scaled: bool, rounded: bool
+) -> None:
+    """Those of far positions to the digit, in half precision too."""
+    seq, scale, slopes = 1500, 0.3, (0.7071, 2**-8.5)
+    alibi = Alibi(slopes=slopes, scaled=scaled, rounded=rounded)
+    g = AttentionGeometry(d_model=8, n_heads=2, n_kv_heads=1, d_head=4, scale=scale, alibi=alibi)
+    weights = LayerWeights(*torch.zeros(4, 1))
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, seq, n, 4, generator=generator).to(dtype) for n in (2, 1))
+    ours = [part[0].double() for part in as_scored(q, k, g, weights)]
+    scores = scale * torch.einsum("thd,shd->hts", *ours)
+    bias = torch.tensor(slopes)[:, None] * torch.arange(seq)
+    bias = bias.bfloat16().double() if rounded else bias.double()
+    plain = torch.einsum("thd,sd->hts", q[0].double(), k[0, :, 0].double())
+    expected = scale * (plain + bias[:, None]) if scaled else scale * plain + bias[:, None]
+    assert (scores - expected).abs().max() < 1e-3
+
+
+def test_biases_of_more_heads_are_those_of_the_heads() -> None:
+    alibi = Alibi(slopes=(0.5, 0.25))
+    assert alibi.of_heads(4).slopes == (0.5, 0.5, 0.25, 0.25)
+    assert alibi.of_heads(3).slopes == (0.5, 0.5, 0.25)
+
+
+def test_queries_grow_with_their_position() -> None:
+    stretch = Stretch(gain=0.4, every=5, first=1)
+    g = AttentionGeometry(d_model=8, n_heads=1, n_kv_heads=1, d_head=4, scale=1.0, stretch=stretch)
+    ones = torch.ones(1, 12, 1, 4)
+    q, k = as_scored(ones, ones, g, LayerWeights(*torch.zeros(4, 1)))
+    steps = torch.tensor([0] * 4 + [1] * 5 + [2] * 3)
+    assert torch.allclose(q[0, :, 0, 0], 1 + 0.4 * (1 + steps).log())
+    assert torch.equal(k, ones)

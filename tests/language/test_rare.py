@@ -17,8 +17,9 @@ from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
 from lorsa.language.geometry import AttentionGeometry
 from lorsa.language.selfcheck import Understood, understand
-from lorsa.language.stored import stored_attention
+from lorsa.language.stored import deriver
 from lorsa.language.watch import Watch
+from lorsa.sites import attention_ports
 from lorsa.store.read.reader import ActivationStore
 from tiny import GQA, N_CTX, SIZES, SPECIAL, make_model, make_tokenizer, read_layer, some_tokens
 from torch import Tensor
@@ -177,9 +178,9 @@ def test_a_harvest_watches_every_shard(
     settings |= {"dtype": "float32", "outputs": "derive"}
     harvest(HarvestConfig(**settings, store=tmp_path / "acts"))
     store = ActivationStore.open(tmp_path / "acts")
-    facts = store.manifest.layers[1]["geometry"]
+    facts = store.manifest.modules["1.attention"]["geometry"]
     assert facts["clip"] == NEAR
-    store.activations(1, range(40), stored_attention(store.weights(1), facts, "cpu"))
+    store.activations(attention_ports(1), range(40), deriver(store, "cpu"))
     read = AttentionGeometry.from_dict
     monkeypatch.setattr(AttentionGeometry, "from_dict", lambda data: read({**data, "clip": None}))
     with pytest.raises(LanguageModelError, match=r"layer 1: its attention in sequence \d+ is not"):

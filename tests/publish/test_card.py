@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from lorsa.publish.card import COLUMNS, card
+from lorsa.publish.card import COLUMNS, MIXED, card
 
 
 def _facts(layer: int, **changes: Any) -> dict[str, Any]:
@@ -86,6 +86,27 @@ def test_the_card_says_how_to_load_and_whom_to_cite() -> None:
     assert "arXiv:2504.20938" in text
     assert "lorsa train --store acts --layers 3" in text
     assert "`lorsa` 0.1.0" in text
+
+
+def test_a_card_of_other_kinds_names_what_they_are_and_how_to_load_them() -> None:
+    sae = {"kind": "sae", "shape": {"d_model": 8, "n_features": 4608, "site": "resid_out"}}
+    transcoder = {"kind": "transcoder", "shape": {"d_model": 8, "n_features": 9216}}
+    shared = [_facts(3, **transcoder), _facts(3), _facts(20, **sae)]
+    text = card("me/all", shared, revision=None, license_id=None)
+    head, _, *rows = _rows(text)
+    assert head == list(MIXED)
+    assert [row[:3] for row in rows] == [
+        ["`3.mlp`", "transcoder", "9,216"],
+        ["`layer-3`", "Lorsa", "18,432"],
+        ["`20.resid_out`", "SAE", "4,608"],
+    ]
+    assert 'transcoder = load("me/all", subfolder="3.mlp")' in text
+    assert "transcoder.decode(acts, ids, x)" in text
+    for paper in ("2504.20938", "2406.04093", "2406.11944"):
+        assert f"arXiv:{paper}" in text
+    assert {"lorsa", "sparse-autoencoder", "transcoder"} <= set(_front_matter(text)["tags"])
+    alone = card("me/saes", [shared[-1]], revision=None, license_id=None)
+    assert "Lorsa" not in alone.split("## What the columns mean")[0]
 
 
 def test_a_corpus_cannot_break_the_table() -> None:

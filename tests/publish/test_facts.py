@@ -9,21 +9,29 @@ from typing import Any
 import pytest
 import typer
 from lorsa import cli
+from lorsa.dictionaries.linear_config import SaeConfig, TranscoderConfig
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.dictionaries.sae import Sae
+from lorsa.dictionaries.transcoder import Transcoder
 from lorsa.publish import facts
 from lorsa.publish.facts import OPTIONS, public_model, public_name, training_facts
 from lorsa.train.config import TrainConfig
+from lorsa.train.recipe import KINDS
 
 CONFIG = LorsaConfig(
     d_model=8, n_qk_heads=2, d_qk_head=4, n_ov_heads=6, top_k=3, scale=0.5, layer=5
 )
 
+SAE = SaeConfig(d_model=8, n_features=40, top_k=3, layer=5, site="resid_mid", prefixes=(0.25, 1.0))
+TRANSCODER = TranscoderConfig(d_model=8, n_features=40, top_k=3, layer=5, skip=True)
+
 
 def _run(folder: Path, **settings: Any) -> dict[str, Any]:
     """Return training.json of a run as `lorsa train` leaves it."""
-    Lorsa(CONFIG).save_pretrained(folder)
     config = TrainConfig(store=folder / "acts", layer=5, out=folder, **settings)
+    saved = {"lorsa": Lorsa(CONFIG), "sae": Sae(SAE), "transcoder": Transcoder(TRANSCODER)}
+    saved[config.kind].save_pretrained(folder)
     content = {
         "schema_version": 1,
         "config": config.to_dict(),
@@ -32,7 +40,7 @@ def _run(folder: Path, **settings: Any) -> dict[str, Any]:
         "result": {"fvu": 0.2, "run": str(folder)},
     }
     (folder / "run.json").write_text(json.dumps(content))
-    return training_facts(folder, CONFIG)
+    return training_facts(folder, saved[config.kind].config)
 
 
 def _typed(command: str) -> dict[str, Any]:
@@ -53,6 +61,9 @@ def _typed(command: str) -> dict[str, Any]:
         {"activation": "jumprelu", "init": "random", "train_tokens": 4096, "exact": True},
         {"loss_mask": "bos,first,norm>10x", "select": "abs", "n_ov_heads": 96, "n_qk_heads": 4},
         {"batch_tokens": 512, "precision": "float32"},
+        {"kind": "sae", "site": "mlp_out", "n_features": 96, "prefixes": (0.25, 1)},
+        {"kind": "sae", "lr": 2e-3},
+        {"kind": "transcoder", "skip": True, "top_k": 8},
     ],
 )
 def test_the_command_asks_for_the_same(tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -73,8 +84,12 @@ def test_every_setting_that_has_an_option_is_in_the_command() -> None:
     """A new option of `lorsa train` that decides the weights must be told."""
     train: Any = typer.main.get_command(cli.app).commands["train"]  # type: ignore[attr-defined]
     options = {parameter.name for parameter in train.get_params(typer.Context(train))}
-    decisive = TrainConfig(store="x", layer=1, out="y").decisive().keys() - {"layer"}
-    assert set(OPTIONS) == options & decisive
+    decisive = {
+        name
+        for kind in KINDS
+        for name in TrainConfig(store="x", layer=1, out="y", kind=kind).decisive()
+    }
+    assert set(OPTIONS) == options & (decisive - {"layer"})
 
 
 def test_a_saved_lorsa_without_a_run_tells_its_shape(tmp_path: Path) -> None:
@@ -140,3 +155,20 @@ def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"schema_version": 99}')
     with pytest.raises(facts.PublishError, match="of another version of lorsa"):
         training_facts(tmp_path, CONFIG)
+
+
+def test_other_kinds_tell_their_sites_and_their_shape(tmp_path: Path) -> None:
+    told = {
+        name: _run(tmp_path / name, kind=name, **({"site": "resid_mid"} if name == "sae" else {}))
+        for name in ("sae", "transcoder")
+    }
+    assert {name: (one["kind"], one["schema_version"]) for name, one in told.items()} == {
+        "sae": ("sae", 2), "transcoder": ("transcoder", 2),
+    }  # fmt: skip
+    assert told["sae"]["x"] == told["sae"]["y"]
+    assert told["sae"]["shape"]["prefixes"] == [0.25, 1.0]
+    assert told["transcoder"]["shape"]["skip"]
+    assert [facts.folder_of(one) for one in told.values()] == ["5.resid_mid", "5.mlp"]
+    assert "kind" not in _run(tmp_path / "lorsa")
+    odd = told["sae"] | {"shape": {"d_model": 8, "n_features": "many", "site": "resid_mid"}}
+    assert facts.wrong_fact(odd) == "shape.n_features is 'many'"

@@ -12,8 +12,11 @@ import torch
 from hub_stub import READER, Hub, do
 from lorsa import cli
 from lorsa.dictionaries.formats.llamascopium_write import write as write_llamascopium
+from lorsa.dictionaries.kinds import load
+from lorsa.dictionaries.linear_config import TranscoderConfig
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.dictionaries.transcoder import Transcoder
 from lorsa.errors import PublishError
 from lorsa.evaluate.config import EvalConfig
 from lorsa.evaluate.evaluate import evaluate_run
@@ -22,8 +25,10 @@ from lorsa.publish.push import push
 from lorsa.seal import check_seal
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train_many
+from lorsa.verify import verify_paths
 from runs import settings
 from safetensors.torch import load_file
+from sited import with_sites
 from typer.testing import CliRunner
 from unseal import change_json
 
@@ -349,3 +354,41 @@ def test_the_command_line_says_a_wrong_request_with_code_2() -> None:
     result = CliRunner().invoke(cli.app, ["push", "runs/layer-1", "--repo", "lorsas"])
     told = {"code": result.exit_code, "err": result.stderr}
     assert _error(told, code=2).startswith("repo is 'lorsas'; allowed: owner/name on the Hub")
+
+
+def test_dictionaries_of_every_kind_are_shared_together(
+    runs: Path, store_folder: Path, tmp_path: Path
+) -> None:
+    store, out = with_sites(store_folder, tmp_path / "acts"), tmp_path / "runs"
+    some = settings(store, train_tokens=512)
+    kinds: dict[str, dict[str, Any]] = {
+        "1.mlp": {"kind": "transcoder", "skip": True},
+        "1.resid_out": {"kind": "sae"},
+    }
+    train_many([TrainConfig(**some | own, out=out / name) for name, own in kinds.items()])
+    evaluate_run(EvalConfig(run=out / "1.mlp", store=store))
+    shared = tmp_path / "shared"
+    push(PushConfig(runs=(out / "1.resid_out", runs / "layer-2"), repo=str(shared)))
+    found = push(PushConfig(runs=(out / "1.mlp",), repo=str(shared)))
+    assert (found.pushed, found.layers) == ([1], [1, 2])
+    assert found.folders == ["1.mlp", "1.resid_out", "layer-2"]
+    assert set(_files(shared)) == {f"{name}/{file}" for name in found.folders for file in SENT} | {
+        "README.md"
+    }
+    for name in kinds:
+        ours, theirs = load(out / name), load(shared, subfolder=name)
+        assert type(ours) is type(theirs)
+        assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+    verified = verify_paths([shared])
+    assert verified["ok"]
+    assert {each["kind"] for each in verified["found"]} == {"transcoder", "SAE", "Lorsa"}
+    again = CliRunner().invoke(cli.app, ["push", str(runs / "layer-1"), "--repo", str(shared)])
+    assert "beside layers 2, 1.mlp, 1.resid_out, which were there" in again.stdout
+
+
+def test_two_runs_of_one_place_are_refused(store_folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        config = TranscoderConfig(d_model=8, n_features=9, top_k=3, layer=5, base_model="a/b")
+        Transcoder(config).save_pretrained(tmp_path / name)
+    with pytest.raises(PublishError, match=r"are both of 5\.mlp; push one of them"):
+        push(PushConfig(runs=(tmp_path / "one", tmp_path / "other"), repo=str(tmp_path / "x")))

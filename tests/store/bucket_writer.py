@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lorsa.store.places import place
-from small import LAYERS, create, fill, make_manifest, values
+from small import create, fill, make_manifest, values_of
 
 
 def main(url: str, n_shards: int) -> None:
@@ -21,7 +21,7 @@ def main(url: str, n_shards: int) -> None:
     fill(writer, writer.missing_shards()[:n_shards])
     with writer.shard(n_shards) as session:
         rows = slice(*[writer.manifest.shard_rows(n_shards)[i] for i in (0, 2)])
-        session.append({n: (values(n, 0)[rows], values(n, 1)[rows]) for n in LAYERS})
+        session.append({site: held[rows] for site, held in values_of(writer.manifest).items()})
         print("ready", flush=True)
         time.sleep(600)
 

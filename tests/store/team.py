@@ -3,7 +3,8 @@
     python team.py STORE SEED N_KILLS N_WRITERS FACTS
 
 STORE is a folder or s3://bucket/folder. FACTS are those of the manifest that differ from the small
-store's, as JSON; {"add": [7]} among them adds layers to a store that is finished.
+store's, as JSON; {"add": [7]} among them adds layers to a store that is finished, {"add": "3.mlp"}
+the sites of an MLP.
 
 Whoever is killed is followed by another. After the last kill all are killed, and one process ends
 the work. Prints one JSON object. Should the work be done before that many kills, it says so.
@@ -23,11 +24,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lorsa.errors import BegunError
-from lorsa.store.folder import is_begun, layers_being_added
+from lorsa.store.folder import is_begun, sites_being_added
 from lorsa.store.locks import lease
 from lorsa.store.places import Place, place
 from lorsa.store.write.writer import StoreWriter
-from small import add_layers, create, make_manifest, values
+from small import add_layers, add_sites, create, make_manifest, mlp, values_of
 
 SHARD_S = 0.2
 """How long a process is in the middle of a shard."""
@@ -42,9 +43,9 @@ def join(root: Place, facts: dict[str, Any]) -> StoreWriter:
             return (
                 StoreWriter.resume(root) if is_begun(root) else create(root, make_manifest(**facts))
             )
-        if layers_being_added(root):
+        if sites_being_added(root):
             return StoreWriter.resume(root)
-        return add_layers(root, added)
+        return add_layers(root, added) if added != "3.mlp" else add_sites(root, mlp())
     except (BegunError, ValueError):  # another has begun, or ended, it
         return StoreWriter.resume(root)
 
@@ -52,14 +53,14 @@ def join(root: Place, facts: dict[str, Any]) -> StoreWriter:
 def write(root: Place, facts: dict[str, Any]) -> None:
     """Do what a harvest does in one of its processes."""
     with join(root, facts) as writer:
+        held = values_of(writer.manifest)
         for shard in writer.claimed_shards():
             with writer.shard(shard, wait=bool(os.getpid() % 2)) as session:
                 rows = writer.manifest.shard_rows(shard)
                 for seq in rows:
                     if seq == rows.stop - 1:
                         time.sleep(SHARD_S)
-                    batch = {n: (values(n, 0), values(n, 1)) for n in writer.layers_to_write}
-                    session.append({n: (x[[seq]], y[[seq]]) for n, (x, y) in batch.items()})
+                    session.append({site: held[site][[seq]] for site in writer.sites_to_write})
         writer.finish()
 
 

@@ -13,24 +13,36 @@ from typing import Any
 import pytest
 import torch
 from lorsa.errors import BegunError, StoreError
+from lorsa.sites import Site, attention_ports
 from lorsa.store.care.info import store_info
-from lorsa.store.care.remove import remove_layers
+from lorsa.store.care.remove import remove_sites
 from lorsa.store.care.repair import verify_store
-from lorsa.store.folder import layers_being_added
+from lorsa.store.folder import sites_being_added
 from lorsa.store.read.reader import ActivationStore
+from lorsa.store.spelling import layers_of
 from lorsa.store.write.writer import StoreWriter
 from power import PowerCutError, power_cut
-from small import N_SEQ, SMALLEST, add_layers, create, digests, fill, make_manifest, values
+from small import N_SEQ, SMALLEST, add_layers, create, digests, fill, make_manifest, pair, values
 
 MakeStore = Callable[..., Path]
 FACTS = {"weights": ["W_Q"]}
 ALL = dict.fromkeys((0, 3, 5, 7), FACTS)
 
 
+def _sites(*layers: int) -> list[Site]:
+    return [site for layer in layers for site in attention_ports(layer).sites]
+
+
+def _being_added(root: Path) -> list[int]:
+    found = sites_being_added(root)
+    assert found == _sites(*layers_of(found))
+    return layers_of(found)
+
+
 def readable(root: Path) -> bool:
     """Tell whether readers see the layers that the store had, and those alone."""
     store = ActivationStore.open(root)
-    assert torch.equal(store.activations(3, range(N_SEQ)).y, values(3, 1))
+    assert torch.equal(store.activations(attention_ports(3), range(N_SEQ)).y, values(3, 1))
     return store.layers == [0, 3]
 
 
@@ -41,7 +53,7 @@ def test_layers_added_are_as_if_they_had_always_been_there(
     root = make_store(**facts)
     old = {path: path.stat().st_mtime_ns for path in (root / "layers/3").rglob("*")}
     with add_layers(root, [5, 7]) as writer:
-        assert writer.layers_to_write == [5, 7]
+        assert writer.sites_to_write == _sites(5, 7)
         assert len(writer.missing_shards()) == 6
         assert ActivationStore.open(root).layers == [0, 3]
         fill(writer)
@@ -58,9 +70,9 @@ def test_an_addition_under_way_is_told_of(make_store: MakeStore) -> None:
     root = make_store(request={"model": "tiny"})
     add_layers(root, [5, 7]).close()
     with StoreWriter.resume(root) as writer:
-        assert writer.layers_to_write == [5, 7]
+        assert writer.sites_to_write == _sites(5, 7)
         fill(writer, [0, 2])
-    assert layers_being_added(root) == [5, 7]
+    assert _being_added(root) == [5, 7]
     assert readable(root)
     going_on = f"lorsa harvest --model tiny --layers 5,7 --store {root}"
     info = store_info(root)
@@ -74,7 +86,7 @@ def test_an_addition_under_way_is_told_of(make_store: MakeStore) -> None:
         assert found["n_missing_shards"] == 4
     with pytest.raises(StoreError, match="is being given layers 5,7; first end that with: lorsa h"):
         add_layers(root, [6])
-    with pytest.raises(BegunError, match="is given these layers by another process"):
+    with pytest.raises(BegunError, match="is given these sites by another process"):
         add_layers(root, [5, 7])
     assert readable(root)
     with StoreWriter.resume(root) as writer:
@@ -86,12 +98,17 @@ def test_an_addition_under_way_is_told_of(make_store: MakeStore) -> None:
     assert ActivationStore.open(root).layers == [0, 3, 5, 7]
 
 
+def _add_without_weights(root: Path) -> None:
+    more = make_manifest(layers={5: FACTS})
+    StoreWriter.add_sites(root, more.sites, more.modules, modules={"5.attention": {}})
+
+
 def test_what_cannot_be_added_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
     root = make_store()
-    with pytest.raises(BegunError, match=f"{root} has layers 3 already"):
+    with pytest.raises(BegunError, match=f"{root} has layer 3 already"):
         add_layers(root, [3, 5])
     with pytest.raises(ValueError, match="weights are not those"):
-        StoreWriter.add_layers(root, {5: FACTS}, weights={5: {}})
+        _add_without_weights(root)
     with pytest.raises(StoreError, match="does not exist"):
         add_layers(tmp_path / "nothing", [5])
     begun = tmp_path / "begun"
@@ -112,29 +129,30 @@ def test_what_cannot_be_added_is_refused(make_store: MakeStore, tmp_path: Path) 
 def test_a_batch_holds_the_new_layers_alone(make_store: MakeStore) -> None:
     root = make_store()
     with add_layers(root, [5]) as writer, writer.shard(0) as session:
-        both = dict.fromkeys((3, 5), (values(5, 0)[:4], values(5, 1)[:4]))
-        with pytest.raises(ValueError, match=r"the batch has layers \[3, 5\]; to write: \[5\]"):
-            session.append(both)
-        session.append({5: both[5]})
+        x, y = values(5, 0)[:4], values(5, 1)[:4]
+        told = "batch has 3.attn_in, 3.attn_out, 5.attn_in, 5.attn_out; to write: 5.attn_in, "
+        with pytest.raises(ValueError, match=told):
+            session.append(pair(3, x, y) | pair(5, x, y))
+        session.append(pair(5, x, y))
 
 
-def test_a_lost_file_costs_its_layer_in_its_shard(make_store: MakeStore) -> None:
-    """Also during an addition, which another process goes on with for its own layers."""
+def test_a_lost_file_costs_its_site_in_its_shard(make_store: MakeStore) -> None:
+    """Also during an addition, which another process goes on with for its own sites."""
     root = make_store()
     whole = digests(make_store("whole", layers=dict.fromkeys((0, 3, 5), FACTS)))
-    (root / "layers/3/norms/c/2/0/0").unlink()
+    (root / "layers/3/attn_in_norm/c/2/0").unlink()
     with StoreWriter.resume(root) as writer:
-        assert (writer.layers_to_write, writer.missing_shards()) == ([3], [2])
+        assert (writer.sites_to_write, writer.missing_shards()) == ([Site(3, "attn_in")], [2])
         fill(writer)
         writer.finish()
     with add_layers(root, [5]) as writer:
         fill(writer, [0])
-        (root / "layers/3/norms/c/2/0/0").unlink()
+        (root / "layers/3/attn_in_norm/c/2/0").unlink()
         fill(writer)
         with pytest.raises(StoreError, match="lacks 1 shards; run the harvest again"):
             writer.finish()
     with StoreWriter.resume(root) as writer:
-        assert (writer.layers_to_write, writer.missing_shards()) == ([3], [2])
+        assert (writer.sites_to_write, writer.missing_shards()) == ([Site(3, "attn_in")], [2])
         fill(writer)
         writer.finish()
     assert digests(root) == whole
@@ -145,25 +163,25 @@ def test_a_file_of_an_old_layer_lost_during_an_addition_is_mended(make_store: Ma
     root = make_store()
     with add_layers(root, [5]) as writer:
         fill(writer, [0, 1])
-    (root / "layers/5/norms/c/1/0/0").unlink()
+    (root / "layers/5/attn_in_norm/c/1/0").unlink()
     found = verify_store(root, repair=True)
     assert (found["dropped_shards"], readable(root)) == ([1], True)
     (root / "shards.parquet").unlink()
-    (root / "layers/5/norms/zarr.json").unlink()
+    (root / "layers/5/attn_in_norm/zarr.json").unlink()
     verify_store(root, repair=True)
     assert readable(root)
-    (root / "layers/3/norms/c/1/0/0").unlink()
+    (root / "layers/3/attn_in_norm/c/1/0").unlink()
     assert verify_store(root, repair=True)["dropped_shards"] == [1]
     with pytest.raises(StoreError, match="is unfinished"):
         ActivationStore.open(root)
     with StoreWriter.resume(root) as writer:
-        assert writer.layers_to_write == [3, 5]
+        assert writer.sites_to_write == [Site(3, "attn_in"), *_sites(5)]
         shards = writer.missing_shards()
         assert shards == [1, 2, 3, 4, 5]
-        before = (root / "layers/3/norms/c/2/0/0").stat().st_mtime_ns
+        before = (root / "layers/3/attn_in_norm/c/2/0").stat().st_mtime_ns
         fill(writer)
         writer.finish()
-    assert (root / "layers/3/norms/c/2/0/0").stat().st_mtime_ns == before
+    assert (root / "layers/3/attn_in_norm/c/2/0").stat().st_mtime_ns == before
     assert digests(root) == digests(make_store("whole", layers=dict.fromkeys((0, 3, 5), FACTS)))
     assert verify_store(root, full=True)["ok"]
 
@@ -173,12 +191,12 @@ def test_a_layer_that_is_being_added_can_be_removed(make_store: MakeStore) -> No
     before = digests(root)
     with add_layers(root, [5, 7]) as writer:
         fill(writer, [0, 1])
-    assert remove_layers(root, "5")["layers"] == [0, 3, 7]
-    assert (layers_being_added(root), readable(root)) == ([7], True)
-    with pytest.raises(StoreError, match="has no layers but 0,3; to remove the whole store"):
-        remove_layers(root, "0,3")
-    assert remove_layers(root, "7")["layers"] == [0, 3]
-    assert (layers_being_added(root), readable(root)) == ([], True)
+    assert remove_sites(root, "5")["layers"] == [0, 3, 7]
+    assert (_being_added(root), readable(root)) == ([7], True)
+    with pytest.raises(StoreError, match="has nothing but layers 0,3; to remove the whole store"):
+        remove_sites(root, "0,3")
+    assert remove_sites(root, "7")["layers"] == [0, 3]
+    assert (_being_added(root), readable(root)) == ([], True)
     assert digests(root) == before
     assert verify_store(root, full=True)["ok"]
     with add_layers(root, [5]) as writer:  # what the journal told of it is forgotten
@@ -189,7 +207,7 @@ def test_an_old_layer_can_be_removed_during_an_addition(make_store: MakeStore) -
     root = make_store()
     with add_layers(root, [5]) as writer:
         fill(writer, [0, 1])
-    assert remove_layers(root, "0")["layers"] == [3, 5]
+    assert remove_sites(root, "0")["layers"] == [3, 5]
     assert ActivationStore.open(root).layers == [3]
     with StoreWriter.resume(root) as writer:
         assert writer.missing_shards() == [2, 3, 4, 5]
@@ -202,7 +220,7 @@ def test_an_old_layer_can_be_removed_during_an_addition(make_store: MakeStore) -
 def test_a_layer_removed_and_added_again_is_the_same(make_store: MakeStore) -> None:
     root = make_store()
     before = digests(root)
-    remove_layers(root, "3")
+    remove_sites(root, "3")
     with add_layers(root, [3]) as writer:
         fill(writer)
         writer.finish()
@@ -229,7 +247,7 @@ def test_an_addition_cut_short_by_the_power_goes_on(make_store: MakeStore, tmp_p
             pass
         assert ActivationStore.open(root).layers in ([0, 3], [0, 3, 5])
         assert verify_store(root, full=True)["damages"] == []
-        begun = layers_being_added(root) or ActivationStore.open(root).layers == [0, 3, 5]
+        begun = _being_added(root) or ActivationStore.open(root).layers == [0, 3, 5]
         n_begun += bool(begun)
         with StoreWriter.resume(root) if begun else add_layers(root, [5]) as writer:
             fill(writer)

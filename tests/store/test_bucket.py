@@ -15,10 +15,11 @@ import torch
 import zarr
 from lorsa import cli
 from lorsa.errors import StoreError, UnreachableError
+from lorsa.sites import Site, attention_ports
 from lorsa.store.bucket import BucketPath
 from lorsa.store.care.info import store_info
 from lorsa.store.care.merge import merge_stores
-from lorsa.store.care.remove import remove_layers
+from lorsa.store.care.remove import remove_sites
 from lorsa.store.care.repair import verify_store
 from lorsa.store.folder import is_complete
 from lorsa.store.locks import lease as lease_module
@@ -29,7 +30,17 @@ from lorsa.store.read.loader import batches
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.read.sampler import Sampler
 from lorsa.store.write.writer import StoreWriter
-from small import create, digests, fill, make_manifest, tokens, values
+from small import (
+    add_sites,
+    create,
+    digests,
+    fill,
+    make_manifest,
+    mlp,
+    tokens,
+    values,
+    values_of,
+)
 from typer.testing import CliRunner
 
 pytest.importorskip("obstore", reason="obstore is not installed (lorsa[s3])")
@@ -94,12 +105,12 @@ def test_a_store_in_a_bucket_is_byte_for_byte_that_of_a_disk(
 def test_activation_store_reads_a_bucket(whole: BucketPath) -> None:
     store = ActivationStore.open(str(whole))
     seqs = [21, 0, 7, 7, 12]
-    x, y = store.activations(3, seqs)
+    x, y = store.activations(attention_ports(3), seqs)
     assert torch.equal(x, values(3, 0)[seqs])
     assert torch.equal(y, values(3, 1)[seqs])
     assert torch.equal(store.tokens(seqs), tokens()[seqs])
     assert store.document_names() == ["a", "b"]
-    assert torch.equal(store.weights(0)["W_Q"], torch.arange(6).view(2, 3).bfloat16())
+    assert torch.equal(store.weights("0.attention")["W_Q"], torch.arange(6).view(2, 3).bfloat16())
     with pytest.raises(IndexError, match="sequence 22"):
         store.tokens([0, 22])
 
@@ -110,8 +121,8 @@ def test_batches_of_a_bucket_are_those_of_a_disk(
     def read(where: Path | BucketPath) -> list[torch.Tensor]:
         store = ActivationStore.open(where)
         order = Sampler(store.train_seqs, 4, batch_seqs=3, seed=1)
-        found = batches(store, 0, order, first_step=0, n_steps=14)
-        return [batch.stored.x.values.clone() for batch in found]
+        found = batches(store, attention_ports(0), order, first_step=0, n_steps=14)
+        return [batch.stored.parts[Site(0, "attn_in")].values.clone() for batch in found]
 
     here, there = read(make_store()), read(whole)
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
@@ -172,7 +183,7 @@ def test_a_killed_writer_loses_only_what_was_not_committed(
             with pytest.raises(StoreError, match="shard 2 of .* is being written by another"):
                 fill(writer, [2])
         with pytest.raises(StoreError, match=rf"written by process {process.pid} on .* wait"):
-            remove_layers(root, "3")
+            remove_sites(root, "3")
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -215,7 +226,7 @@ def test_a_shard_that_fails_leaves_nothing_visible(root: BucketPath) -> None:
     with create(root, make_manifest()) as writer:
         with pytest.raises(RuntimeError):
             with writer.shard(0) as session:
-                session.append({n: (values(n, 0)[:4], values(n, 1)[:4]) for n in (0, 3)})
+                session.append({site: values(*site.place)[:4] for site in writer.sites_to_write})
                 raise RuntimeError
         assert not (root / "layers" / "0" / "attn_in" / "c").exists()
         assert writer.missing_shards() == list(range(6))
@@ -308,7 +319,7 @@ def test_a_flipped_byte_is_found(whole: BucketPath, at: int) -> None:
     path.write_bytes(bytes(content))
     store = ActivationStore.open(whole)
     with pytest.raises(StoreError, match=f"{path} .*--repair"):
-        store.inputs(3, range(4, 8))
+        store.values(Site(3, "attn_in"), range(4, 8))
     found = verify_store(whole, full=True)
     assert [d["path"] for d in found["damages"]] == ["layers/3/attn_in/c/1/0/0"]
 
@@ -319,20 +330,20 @@ def test_missing_and_cut_objects_are_found(whole: BucketPath) -> None:
     store = ActivationStore.open(whole)
     path.unlink()
     with pytest.raises(StoreError, match=f"{path} .*No such file.*--repair"):
-        store.stored(0, [8])
+        store.stored(attention_ports(0), [8])
     with pytest.raises(StoreError, match=f"{path} is missing"):
         ActivationStore.open(whole)
     path.write_bytes(content[:-100])
     with pytest.raises(StoreError, match="is damaged"):
-        store.stored(0, [8])
+        store.stored(attention_ports(0), [8])
     with pytest.raises(StoreError, match=f"{path} has 464 bytes instead of 564"):
         ActivationStore.open(whole)
     path.write_bytes(content)
-    store.stored(0, [8])  # now its index is known
+    store.stored(attention_ports(0), [8])  # now its index is known
     for cut in (content[:10], b""):
         path.write_bytes(cut)
         with pytest.raises(StoreError, match=f"{path} ends before byte"):
-            store.stored(0, [9])
+            store.stored(attention_ports(0), [9])
 
 
 def test_verify_mends_a_bucket(whole: BucketPath) -> None:
@@ -370,11 +381,28 @@ def test_verify_does_not_take_a_server_that_fails_for_damage(
     assert verify_store(whole)["ok"]
 
 
-def test_remove_layers_of_a_bucket(whole: BucketPath) -> None:
-    assert remove_layers(whole, "3")["layers"] == [0]
+def test_remove_sites_of_a_bucket(whole: BucketPath) -> None:
+    assert remove_sites(whole, "3")["layers"] == [0]
     assert not any("layers/3/" in path.key for path in whole.sizes())
     assert ActivationStore.open(whole).layers == [0]
     assert verify_store(whole, full=True)["ok"]
+
+
+def test_sites_of_a_bucket_are_added_and_removed(whole: BucketPath) -> None:
+    before = objects(whole)
+    with add_sites(whole, mlp()) as writer:
+        fill(writer)
+        writer.finish()
+    store = ActivationStore.open(whole)
+    for site, held in values_of(mlp()).items():
+        assert torch.equal(store.values(site, [5, 2]), held[[5, 2]])
+    assert store.weights("3.mlp").keys() == {"W_gate", "W_in"}
+    assert objects(whole).items() > before.items()
+    assert verify_store(whole, full=True)["ok"]
+    assert remove_sites(whole, sites="mlp")["removed_sites"] == ["3.mlp_in", "3.mlp_out"]
+    assert objects(whole) == before
+    found = verify_store(whole, full=True)
+    assert (found["ok"], found["leftovers"]) == (True, [])
 
 
 def test_merge_from_a_bucket_and_a_disk_into_a_bucket(
@@ -388,7 +416,7 @@ def test_merge_from_a_bucket_and_a_disk_into_a_bucket(
     assert merge_stores([whole, tmp_path / "b"], out)["n_seq"] == 44
     merged = ActivationStore.open(out)
     n_train = len(ActivationStore.open(whole).train_seqs)
-    assert torch.equal(merged.inputs(3, range(n_train)), values(3, 0)[:n_train])
+    assert torch.equal(merged.values(Site(3, "attn_in"), range(n_train)), values(3, 0)[:n_train])
     assert verify_store(out, full=True)["ok"]
 
 

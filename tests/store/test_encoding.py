@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from lorsa.sites import Site, attention_ports
 from lorsa.store.encoding import channel_scale, encode
 from lorsa.store.read.reader import ActivationStore
-from lorsa.store.write.encode import encode_layer
-from small import LAYERS, N_SEQ, create, fill, make_manifest, values
+from lorsa.store.write.encode import encode_sites
+from small import LAYERS, N_SEQ, create, fill, make_manifest, pair, values
 
 
 def _activations() -> torch.Tensor:
@@ -74,12 +75,12 @@ def test_an_int8_store_comes_back(make_store: Callable[..., Path], compression: 
     store = ActivationStore.open(make_store(dtype="int8", compression=compression))
     seqs = [21, 0, 7, 7]
     for layer in LAYERS:
-        for site, found in enumerate(store.activations(layer, seqs)):
+        for site, found in enumerate(store.activations(attention_ports(layer), seqs)):
             whole = values(layer, site)
             assert torch.equal(found, encode(whole, "int8", channel_scale(whole)).decode()[seqs])
             assert (found - whole[seqs]).norm() / whole.norm() < 0.01
     assert torch.allclose(
-        store.norms(3, range(N_SEQ))[..., 1], values(3, 1).norm(dim=-1), rtol=0.01
+        store.norms(Site(3, "attn_out"), range(N_SEQ)), values(3, 1).norm(dim=-1), rtol=0.01
     )
 
 
@@ -88,7 +89,9 @@ def test_plain_zarr_reads_int8(make_store: Callable[..., Path]) -> None:
     layer: Any = zarr.open_group(root, mode="r")["layers/3"]
     by_zarr = layer["attn_in"][:] * layer["attn_in_scale"][:][..., None]
     by_zarr = by_zarr * layer["attn_in_channel"][:]
-    assert np.allclose(by_zarr, ActivationStore.open(root).inputs(3, range(N_SEQ)).numpy())
+    assert np.allclose(
+        by_zarr, ActivationStore.open(root).values(Site(3, "attn_in"), range(N_SEQ)).numpy()
+    )
     assert layer["attn_in"].attrs["lorsa_dtype"] == "int8"
 
 
@@ -99,21 +102,25 @@ def test_scales_tell_of_outliers(tmp_path: Path) -> None:
         x = values(3, 0)[8:12].clone()
         x[1, 2, 3] = 1e4
         with writer.shard(2) as session:
-            session.append({0: (x, x), 3: (x, x)})
+            session.append(dict.fromkeys(manifest.sites, x))
         writer.finish()
-    mean, largest = ActivationStore.open(tmp_path / "acts").scales(3)["layers/3/attn_in"]
+    store, site = ActivationStore.open(tmp_path / "acts"), Site(3, "attn_in")
+    scales = store.scales(site)
+    assert scales is not None
+    mean, largest = scales
     assert largest == pytest.approx(float((x / channel_scale(values(3, 0))).abs().max()) / 127)
     assert largest > 100 * mean / 2
-    assert ActivationStore.open(tmp_path / "acts").n_nonfinite(3) == 0
+    assert store.n_nonfinite(site) == 0
 
 
 def test_other_dtypes_have_no_scales(make_store: Callable[..., Path]) -> None:
     root = make_store()
-    assert ActivationStore.open(root).scales(3) == {}
+    assert ActivationStore.open(root).scales(Site(3, "attn_in")) is None
     assert sorted(p.name for p in (root / "layers/3").iterdir() if p.is_dir()) == [
         "attn_in",
+        "attn_in_norm",
         "attn_out",
-        "norms",
+        "attn_out_norm",
     ]
 
 
@@ -163,6 +170,6 @@ def test_a_copy_that_is_under_way_is_not_read(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.Tensor, "record_stream", MagicMock())
     x = values(0, 0).mT.contiguous().mT.as_subclass(_OnGpu)
     assert not x.is_contiguous()
-    encoded = encode_layer(make_manifest(), 0, x, x, {})
+    encoded = encode_sites(make_manifest(), pair(0, x, x), {})
     assert {type(part) for part in encoded.arrays.values()} == {_UnderWay}
     assert all(part.is_contiguous() for part in encoded.arrays.values())

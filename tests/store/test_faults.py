@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from lorsa.errors import StoreError
+from lorsa.sites import Site, attention_ports
 from lorsa.store.care.info import store_info
-from lorsa.store.care.remove import remove_layers
+from lorsa.store.care.remove import remove_sites
 from lorsa.store.care.repair import verify_store
 from lorsa.store.folder import is_begun, is_complete
 from lorsa.store.read.reader import ActivationStore
@@ -65,16 +66,16 @@ def test_every_flipped_byte_is_found_by_verify_and_by_a_read(
 ) -> None:
     root = make_store(**facts)
     path, store = root / name, ActivationStore.open(root)
-    good, x = path.read_bytes(), store.inputs(3, range(N_SEQ))
+    good, x = path.read_bytes(), store.values(Site(3, "attn_in"), range(N_SEQ))
     places = random.Random(0)
     for _ in range(N_FLIPS // 4):
         at, bit = places.randrange(len(good)), 1 << places.randrange(8)
         path.write_bytes(good[:at] + bytes([good[at] ^ bit]) + good[at + 1 :])
         assert [d["path"] for d in verify_store(root, full=True)["damages"]] == [name]
         with pytest.raises(StoreError, match=f"{path} .*lorsa store verify {root} --full --repair"):
-            ActivationStore.open(root).inputs(3, range(4, 8))
+            ActivationStore.open(root).values(Site(3, "attn_in"), range(4, 8))
     path.write_bytes(good)
-    assert torch.equal(store.inputs(3, range(N_SEQ)), x)
+    assert torch.equal(store.values(Site(3, "attn_in"), range(N_SEQ)), x)
 
 
 class Disk:
@@ -146,7 +147,7 @@ def test_layers_can_be_removed_from_a_full_disk(make_store: MakeStore, disk: Dis
     with suppress(OSError), (disk.root / "filler").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-    assert remove_layers(root, "3")["layers"] == [0]
+    assert remove_sites(root, "3")["layers"] == [0]
     assert verify_store(root, full=True)["ok"]
 
 
@@ -159,12 +160,12 @@ def test_a_disk_that_is_only_read_is_read_and_says_so(make_store: MakeStore, dis
     disk.change("ro")
     try:
         store = ActivationStore.open(root)
-        assert torch.equal(store.activations(3, range(N_SEQ)).y, values(3, 1))
+        assert torch.equal(store.activations(attention_ports(3), range(N_SEQ)).y, values(3, 1))
         assert verify_store(root, full=True)["ok"]
         assert store_info(root)["complete"]
         assert not store_info(disk.root / "unfinished")["complete"]
         for change in (
-            lambda: remove_layers(root, "3"),
+            lambda: remove_sites(root, "3"),
             lambda: verify_store(root, repair=True),
             lambda: StoreWriter.resume(disk.root / "unfinished"),
         ):
@@ -235,9 +236,9 @@ def _use(root: Path) -> bool:
 
     def read() -> None:
         store = ActivationStore.open(root)
-        store.activations(3, [0, 21])
+        store.activations(attention_ports(3), [0, 21])
         store.document_names()
-        store.weights(3)
+        store.weights("3.attention")
 
     def resume() -> None:
         with StoreWriter.resume(root) as writer:

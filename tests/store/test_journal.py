@@ -26,7 +26,7 @@ ENTRIES = st.lists(
     st.builds(
         Entry,
         shard=st.integers(0, 2**31 - 1),
-        array=st.sampled_from(["tokens", "layers/0/attn_in", "layers/27/norms"]),
+        array=st.sampled_from(["tokens", "layers/0/attn_in", "layers/27/attn_in_norm"]),
         n_seq=st.integers(0, 2**31 - 1),
         n_bytes=st.integers(0, 2**63 - 1),
         crc32c=st.integers(0, 2**32 - 1),
@@ -99,7 +99,7 @@ def test_a_shard_written_anew_is_forgotten_first(tmp_path: Path) -> None:
         with writer.shard(1):
             raise KeyboardInterrupt
     told = set(read_journal(root))
-    assert not {(1, "layers/3/attn_in"), (1, "layers/3/norms")} & told
+    assert not {(1, "layers/3/attn_in"), (1, "layers/3/attn_in_norm")} & told
     assert {(1, "tokens"), (0, "layers/3/attn_in"), (1, "layers/0/attn_in")} <= told
 
 
@@ -182,7 +182,9 @@ def test_a_line_torn_in_the_middle_of_the_journal_is_named(tmp_path: Path) -> No
     path.write_bytes(lines[0] + lines[1][:40] + lines[2])
     with pytest.raises(StoreError, match=f"damaged line; lorsa store verify {root} --repair"):
         StoreWriter.resume(root)
-    assert {shard for shard, array in Journal(root).entries if array == "layers/0/norms"} == {0}
+    assert {
+        shard for shard, array in Journal(root).entries if array == "layers/0/attn_in_norm"
+    } == {0}
 
 
 @pytest.mark.parametrize("separator", [b"\r", b"\x0b", b"\x1c", b"\x85"])

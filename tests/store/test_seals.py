@@ -12,9 +12,10 @@ import pytest
 import torch
 from lorsa.errors import StoreError
 from lorsa.seal import hexadecimal
+from lorsa.sites import Site
 from lorsa.store.care.info import store_info
 from lorsa.store.care.merge import merge_stores
-from lorsa.store.care.remove import remove_layers
+from lorsa.store.care.remove import remove_sites
 from lorsa.store.care.repair import verify_store
 from lorsa.store.fixed import read_documents, write_documents
 from lorsa.store.folder import is_complete
@@ -31,10 +32,11 @@ from small import (
     fill,
     make_manifest,
     tokens,
-    values,
+    values_of,
 )
 
 MakeStore = Callable[..., Path]
+MODULES = ("0.attention", "3.attention")
 GEOMETRY = {"scale": 0.35355, "rope": {"inv_freq": [1.0, 0.125]}}
 LAYERS: dict[int, dict[str, Any]] = {
     n: {"weights": ["W_Q"], "geometry": GEOMETRY, "self_check": {"error": float("nan")}}
@@ -98,7 +100,7 @@ def test_a_bit_of_a_journal_line_is_damage(tmp_path: Path, what: str) -> None:
     root = tmp_path / "acts"
     with create(root, make_manifest()) as writer:
         fill(writer, [0, 1])
-        writer._log._journal.drop([(1, "layers/0/norms")])
+        writer._log._journal.drop([(1, "layers/0/attn_in_norm")])
     path = root / "journal/w000001.jsonl"
     text = path.read_text()
     at = text.index(what) + len(what) + 5
@@ -152,8 +154,8 @@ def test_a_file_of_another_store_is_told(
         tokens=tokens(),
         documents=tokens() % 2,
         document_names=["c", "d"],
-        weights={n: {"W_Q": torch.full((2, 3), 5.0).bfloat16()} for n in (0, 3)},
-        sample={n: (values(n, 0), values(n, 1)) for n in (0, 3)},
+        modules={m: {"W_Q": torch.full((2, 3), 5.0).bfloat16()} for m in MODULES},
+        sample=values_of(make_manifest()),
     ) as writer:
         fill(writer)
         writer.finish()
@@ -165,7 +167,7 @@ def test_a_file_of_another_store_is_told(
     with pytest.raises(StoreError, match=message):
         store = ActivationStore.open(root)
         store.document_names()
-        store.weights(3)
+        store.weights("3.attention")
     assert not verify_store(root, full=True)["ok"]
 
 
@@ -188,14 +190,14 @@ def test_a_weight_is_read_in_the_one_form_that_is_written(
     path.write_text(json.dumps(facts, indent=2))
     store = ActivationStore.open(root)
     with pytest.raises(StoreError, match=rf"{name}/zarr.json is not"):
-        store.weights(0)
-        store.inputs(3, [0])
+        store.weights("0.attention")
+        store.values(Site(3, "attn_in"), [0])
     as_before(root)
     if what != "fill_value":  # which nothing reads
         with pytest.raises(StoreError, match=rf"{name}/zarr.json is not as lorsa writes it"):
             store = ActivationStore.open(root)
-            store.weights(0)
-            store.inputs(3, [0])
+            store.weights("0.attention")
+            store.values(Site(3, "attn_in"), [0])
 
 
 def test_a_weight_of_another_size_is_not_read(make_store: MakeStore) -> None:
@@ -205,13 +207,13 @@ def test_a_weight_of_another_size_is_not_read(make_store: MakeStore) -> None:
     with (root / "weights/0/W_Q/c/0/0").open("r+b") as file:
         file.truncate(1 << 42)  # more than there is memory
     with pytest.raises(StoreError, match="has 4,398,046,511,104 bytes instead of 16"):
-        ActivationStore.open(root).weights(0)
+        ActivationStore.open(root).weights("0.attention")
 
 
 def test_a_store_of_before_opens_and_says_that_it_has_no_checksums(make_store: MakeStore) -> None:
     root = make_store()
     as_before(root)
-    assert ActivationStore.open(root).weights(3)
+    assert ActivationStore.open(root).weights("3.attention")
     assert store_info(root)["has_checksums"] is False
     found = verify_store(root, full=True)
     assert (found["ok"], found["has_checksums"]) == (True, False)
@@ -229,7 +231,7 @@ def test_layers_added_and_removed_keep_their_checksums(make_store: MakeStore) ->
     assert verify_store(root, full=True)["ok"]
     known = read_manifest(root / MANIFEST).checksums
     assert {"weights/5/W_Q/c/0/0", "weights/0/W_Q/c/0/0", "documents.parquet"} <= known.keys()
-    remove_layers(root, "0")
+    remove_sites(root, "0")
     assert verify_store(root, full=True)["ok"]
     assert not [n for n in read_manifest(root / MANIFEST).checksums if n.startswith("weights/0/")]
     assert store_info(root)["has_checksums"] is True
@@ -244,8 +246,8 @@ def test_a_merged_store_has_checksums_of_its_own(make_store: MakeStore, tmp_path
         tokens=tokens() + 1000,
         documents=tokens() % 2,
         document_names=["c", "d"],
-        weights={n: {"W_Q": torch.arange(6).view(2, 3).bfloat16()} for n in (0, 3)},
-        sample={n: (values(n, 0), values(n, 1)) for n in (0, 3)},
+        modules={m: {"W_Q": torch.arange(6).view(2, 3).bfloat16()} for m in MODULES},
+        sample=values_of(make_manifest()),
     ) as writer:
         fill(writer)
         writer.finish()

@@ -15,7 +15,7 @@ from lorsa.train.checkpoint import checkpoints
 from lorsa.train.config import TrainConfig
 from lorsa.train.extent import extent, require_room, run_bytes
 from lorsa.train.report.events import StepReport
-from lorsa.train.request import lorsa_config
+from lorsa.train.shape import shape_of
 from lorsa.train.train import train
 from runs import STEP, config
 from small import edit_manifest
@@ -108,7 +108,7 @@ def test_a_run_by_the_minute_goes_on_with_the_time_it_has_left(
 
 def test_too_little_memory_says_what_fits(store: ActivationStore) -> None:
     config = _config(Path(str(store.root)), Path("o"), n_ov_heads=4096, n_qk_heads=16)
-    shape = lorsa_config(config, store)
+    shape = shape_of(config, store)
     span = extent(config, store, 1)
     needed = run_bytes(shape, span, 1)
     require_room(shape, span, world=1, free=10 * needed + 1_000_000_000)

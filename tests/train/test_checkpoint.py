@@ -113,11 +113,11 @@ def test_one_that_was_being_written_does_not_count(run: Path, store_folder: Path
 
 def test_a_checkpoint_holds_all_of_adam_and_is_a_lorsa(run: Path) -> None:
     loaded = load_checkpoint(checkpoints(run)[-1])
-    names = [name for name, _ in loaded.lorsa.named_parameters()]
+    names = [name for name, _ in loaded.dictionary.named_parameters()]
     expected = {f"{name}.{key}" for name in names for key in ("step", "exp_avg", "exp_avg_sq")}
     assert loaded.moments.keys() == expected
     assert loaded.state.last_fired.dtype == torch.int64
-    assert Lorsa.from_pretrained(checkpoints(run)[-1]).config == loaded.lorsa.config
+    assert Lorsa.from_pretrained(checkpoints(run)[-1]).config == loaded.dictionary.config
 
 
 def test_a_run_without_checkpoints_begins_anew(tmp_path: Path) -> None:

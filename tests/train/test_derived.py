@@ -54,12 +54,12 @@ def test_a_wrong_geometry_ends_training_and_evaluation_in_a_line(
     train(_config(store, tmp_path / "run"))
     evaluate_run(EvalConfig(run=tmp_path / "run", store=store, device="cpu"))
     file = store / "manifest.json"
-    layers = json.loads(file.read_text())["layers"]
-    layers["1"]["geometry"].update(change)
+    modules = json.loads(file.read_text())["modules"]
+    modules["1.attention"]["geometry"].update(change)
     if change == {"clip": None}:
-        del layers["1"]["geometry"]["clip"]
-    change_json(file, layers=layers)
-    with pytest.raises(ERRORS, match=r"layer 1: y that is derived from x differs .* in its norm"):
+        del modules["1.attention"]["geometry"]["clip"]
+    change_json(file, modules=modules)
+    with pytest.raises(ERRORS, match=r"1.attn_out: what is derived differs .* in its norm"):
         train(_config(store, tmp_path / "again"))
-    with pytest.raises(ERRORS, match=r"layer 1: y that is derived from x differs .* in its norm"):
+    with pytest.raises(ERRORS, match=r"1.attn_out: what is derived differs .* in its norm"):
         evaluate_run(EvalConfig(run=tmp_path / "run", store=store, device="cpu"))

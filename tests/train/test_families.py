@@ -13,8 +13,12 @@ from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
 from tiny import N_CTX, make_model, make_tokenizer
 
-KINDS = ("gemma2", "gemma3-multimodal", "gpt2", "olmo2", "cohere", "phi-norm")
-"""softcap; 1 + weight and a text model within; Conv1D; a norm over all heads; LayerNorms."""
+KINDS = (
+    "gemma2", "gemma3-multimodal", "gpt2", "olmo2", "cohere", "phi-norm", "llama4", "mpt",
+    "gpt-oss", "qwen3-next", "deepseek-v3",
+)  # fmt: skip
+"""softcap; 1 + weight and a text model within; Conv1D; a norm over all heads; LayerNorms; chunks;
+linear biases; sinks; gates; latents."""
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -47,7 +51,7 @@ def test_a_lorsa_is_trained_and_read_again(family: str, tmp_path: Path, text_fol
     lorsa = Lorsa.from_pretrained(tmp_path / "run")
     assert all(parameter.isfinite().all() for parameter in lorsa.parameters())
     if (norm := lorsa.config.qk_norm) is not None:
-        assert norm.by_head == (family != "gemma3-multimodal")
+        assert norm.by_head == (family in ("olmo2", "cohere", "phi-norm"))
         assert lorsa.q_norm is not None
         assert not torch.equal(lorsa.q_norm, torch.ones_like(lorsa.q_norm))
     found = evaluate_run(EvalConfig(run=tmp_path / "run", store=store, model=model, device="cpu"))

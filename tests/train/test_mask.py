@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lorsa.errors import StoreError, TrainError
+from lorsa.sites import attention_ports
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
 from lorsa.train.mask import TokenMask
@@ -34,12 +35,12 @@ def small(small_folder: Path) -> ActivationStore:
 
 
 def _masked(store: ActivationStore, rule: str, layer: int = 0) -> Tensor:
-    return ~TokenMask.of(rule, store, layer)(ALL)
+    return ~TokenMask.of(rule, store, attention_ports(layer).sites)(ALL)
 
 
 def test_none_counts_every_token(small: ActivationStore) -> None:
     assert not _masked(small, "none").any()
-    assert not TokenMask.of("none", small, 0).rule.masks
+    assert not TokenMask.of("none", small, attention_ports(0).sites).rule.masks
 
 
 def test_tokens_are_masked_by_id_and_by_place(small: ActivationStore) -> None:
@@ -63,16 +64,16 @@ def test_norms_are_compared_with_the_median_of_training_tokens(
 
 def test_any_sequences_in_any_order_get_the_same_mask(small: ActivationStore) -> None:
     """However it is asked, so on every process and after every stop."""
-    whole = TokenMask.of("bos,norm>1.25x", small, 0)(ALL)
+    whole = TokenMask.of("bos,norm>1.25x", small, attention_ports(0).sites)(ALL)
     for seqs in ([21, 3, 3, 0], [5], np.array([], dtype=np.int64)):
-        found = TokenMask.of("bos,norm>1.25x", small, 0)(seqs)
+        found = TokenMask.of("bos,norm>1.25x", small, attention_ports(0).sites)(seqs)
         assert torch.equal(found, whole[torch.as_tensor(seqs, dtype=torch.int64)])
-    mask = TokenMask.of("bos,norm>1.25x", small, 0)
+    mask = TokenMask.of("bos,norm>1.25x", small, attention_ports(0).sites)
     assert mask.n_counted([4, 9]) == int(whole[[4, 9]].sum())
 
 
 def test_a_shard_is_read_once(small: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    mask = TokenMask.of("bos,norm>1.25x", small, 0)
+    mask = TokenMask.of("bos,norm>1.25x", small, attention_ports(0).sites)
     before = mask(ALL)
 
     def fail(*_: object) -> Tensor:
@@ -116,9 +117,9 @@ def test_a_store_without_bos_says_so(
     shutil.copytree(small_folder, tmp_path / "acts")
     edit_manifest(tmp_path / "acts", tokenizer=facts)
     with pytest.raises(TrainError, match=words):
-        TokenMask.of("bos", ActivationStore.open(tmp_path / "acts"), 0)
+        TokenMask.of("bos", ActivationStore.open(tmp_path / "acts"), attention_ports(0).sites)
 
 
 def test_a_layer_that_is_not_stored_is_named(small: ActivationStore) -> None:
-    with pytest.raises(StoreError, match="layer 5 is not in"):
-        TokenMask.of("norm>2x", small, 5)
+    with pytest.raises(StoreError, match="is not in"):
+        TokenMask.of("norm>2x", small, attention_ports(5).sites)

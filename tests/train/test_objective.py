@@ -32,7 +32,7 @@ def test_the_loss_is_the_mean_over_the_tokens_that_count(
     objective: Objective, batch: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     x, y, counted = batch
-    error = (objective.lorsa(x) - y).square().detach()
+    error = (objective.dictionary(x) - y).square().detach()
     assert objective(x, y, TOP_K).loss == error.mean()
     loss = objective(x, y, TOP_K, counted).loss
     assert loss.item() == pytest.approx(float(error[counted].mean()), rel=1e-6)
@@ -61,12 +61,12 @@ def test_parts_of_a_batch_weigh_as_many_tokens_as_they_count(
     """Gradients of processes are averaged, and each may count another number of tokens."""
     x, y, counted = batch
     objective(x, y, TOP_K, counted).loss.backward()
-    whole = [p.grad for p in objective.lorsa.parameters()]
+    whole = [p.grad for p in objective.dictionary.parameters()]
     objective.zero_grad()
     for part in (slice(0, 1), slice(1, 3)):
         weight = float(counted[part].sum() / counted.sum())
         objective(x[part], y[part], TOP_K, counted[part], weight).loss.backward()
-    for a, b in zip(whole, (p.grad for p in objective.lorsa.parameters()), strict=True):
+    for a, b in zip(whole, (p.grad for p in objective.dictionary.parameters()), strict=True):
         assert a is not None
         assert b is not None
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
@@ -101,7 +101,7 @@ def test_of_every_rule_parts_of_a_batch_add_up(
     counted = counted if masked else torch.ones_like(counted)
     whole = ruled(x, y, TOP_K, counted if masked else None)
     whole.loss.backward()
-    gradients = {name: p.grad for name, p in ruled.lorsa.named_parameters()}
+    gradients = {name: p.grad for name, p in ruled.dictionary.named_parameters()}
     ruled.zero_grad()
     parts = []
     for part in (slice(0, 1), slice(1, 3)):
@@ -109,7 +109,7 @@ def test_of_every_rule_parts_of_a_batch_add_up(
         mine = counted[part] if masked else None
         parts.append(ruled(x[part], y[part], TOP_K, mine, weight))
         parts[-1].loss.backward()
-    for name, p in ruled.lorsa.named_parameters():
+    for name, p in ruled.dictionary.named_parameters():
         torch.testing.assert_close(p.grad, gradients[name], atol=1e-5, rtol=1e-5)
     for name in ("loss", "error", "edge"):
         if (value := getattr(whole, name)) is not None:
@@ -120,11 +120,11 @@ def test_of_every_rule_parts_of_a_batch_add_up(
 def test_jumprelu_is_drawn_to_top_k(ruled: Objective, batch: tuple[Tensor, Tensor, Tensor]) -> None:
     x, y, counted = batch
     out = ruled(x, y, TOP_K, counted)
-    if ruled.lorsa.log_threshold is None:
+    if ruled.dictionary.log_threshold is None:
         assert out.edge is not None
         assert torch.equal(out.loss, out.error)
         return
-    fires = (ruled.lorsa.encode(x).acts != 0).sum(dim=2)
+    fires = (ruled.dictionary.encode(x).acts != 0).sum(dim=2)
     l0 = torch.stack([n[c].float().mean() for n, c in zip(fires, counted, strict=True)])
     weights = counted.sum(dim=1) / counted.sum()
     excess = ((l0 / TOP_K - 1).square() * weights).sum()
@@ -145,7 +145,7 @@ def test_sequences_without_a_token_that_counts_weigh_nothing(
     out = ruled(x, y, TOP_K, torch.zeros_like(counted))
     out.loss.backward()
     assert out.error == 0
-    assert all(p.grad is None or p.grad.isfinite().all() for p in ruled.lorsa.parameters())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in ruled.dictionary.parameters())
 
 
 def test_no_token_that_counts_gives_a_loss_of_zero() -> None:

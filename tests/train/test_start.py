@@ -9,11 +9,12 @@ import pytest
 import torch
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import TrainError
+from lorsa.sites import attention_ports
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
 from lorsa.train.extent import extent
-from lorsa.train.request import lorsa_config
-from lorsa.train.start import Initialiser, activation_scales
+from lorsa.train.shape import shape_of
+from lorsa.train.start import Initialiser, scales_of
 from tiny import N_CTX
 
 
@@ -23,7 +24,7 @@ def _config(store: ActivationStore, **changes: Any) -> TrainConfig:
 
 
 def test_the_shape_is_that_of_the_layer(store: ActivationStore) -> None:
-    shape = lorsa_config(_config(store), store)
+    shape = shape_of(_config(store), store)
     assert (shape.d_model, shape.n_qk_heads, shape.d_qk_head, shape.n_ov_heads) == (32, 16, 8, 256)
     assert shape.scale == pytest.approx(8**-0.5)
     assert shape.rope is not None
@@ -33,8 +34,8 @@ def test_the_shape_is_that_of_the_layer(store: ActivationStore) -> None:
 
 
 def test_expansion_rounds_up_to_whole_groups(store: ActivationStore) -> None:
-    assert lorsa_config(_config(store, expansion=3.2), store).n_ov_heads == 112
-    assert lorsa_config(_config(store, n_ov_heads=48), store).n_ov_heads == 48
+    assert shape_of(_config(store, expansion=3.2), store).n_ov_heads == 112
+    assert shape_of(_config(store, n_ov_heads=48), store).n_ov_heads == 48
 
 
 @pytest.mark.parametrize(
@@ -52,19 +53,20 @@ def test_sizes_that_do_not_fit_are_named(
     store: ActivationStore, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(TrainError, match=message):
-        lorsa_config(_config(store, **change), store)
+        shape_of(_config(store, **change), store)
 
 
 def test_a_layer_that_is_not_understood_needs_a_random_start(store: ActivationStore) -> None:
-    store.manifest.layers[1]["self_check"]["passed"] = False
+    store.manifest.modules["1.attention"]["self_check"]["passed"] = False
     with pytest.raises(TrainError, match="geometry is unknown .self-check failed.*--init random"):
-        lorsa_config(_config(store), store)
-    assert lorsa_config(_config(store, init="random"), store).n_ov_heads == 256
+        shape_of(_config(store), store)
+    assert shape_of(_config(store, init="random"), store).n_ov_heads == 256
 
 
 def test_scales_are_powers_of_two_near_sqrt_d_model(store: ActivationStore) -> None:
-    scales, norms = activation_scales(1, store), store.mean_norms(1)
-    for scale, norm in ((scales.x, norms.x), (scales.y, norms.y)):
+    ports = _config(store).ports
+    norms = map(store.mean_norm, ports.sites)
+    for scale, norm in zip(scales_of(ports, store), norms, strict=True):
         assert math.log2(scale).is_integer()
         assert 2**-0.5 <= scale * norm / 32**0.5 <= 2**0.5
 
@@ -103,14 +105,14 @@ def test_processes_that_cannot_share_a_step_are_named(store: ActivationStore) ->
 def test_initialisation_is_seeded_and_unbiased(store: ActivationStore, init: str) -> None:
     def start(seed: int) -> Lorsa:
         config = _config(store, init=init, seed=seed)
-        lorsa = Lorsa(lorsa_config(config, store))
+        lorsa = Lorsa(shape_of(config, store))
         Initialiser(store).fill(lorsa, config)
         return lorsa
 
     first, again, other = start(0), start(0), start(1)
     assert torch.equal(first.W_V, again.W_V)
     assert not torch.equal(first.W_V, other.W_V)
-    x, y = store.activations(1, store.train_seqs)
+    x, y = store.activations(attention_ports(1), store.train_seqs)
     with torch.no_grad():
         residual = (first(x) - y).square().sum() / (y - y.mean(dim=(0, 1))).square().sum()
     assert residual < 1
@@ -122,11 +124,11 @@ def test_init_from_layer_has_the_layers_pattern(store: ActivationStore) -> None:
     from lorsa.language.stored import layer_geometry
 
     config = _config(store)
-    lorsa = Lorsa(lorsa_config(config, store))
+    lorsa = Lorsa(shape_of(config, store))
     Initialiser(store).fill(lorsa, config)
-    x = store.activations(1, [0, 1]).x
+    x = store.activations(attention_ports(1), [0, 1]).x
     geometry = layer_geometry(1, store)
-    q, k = queries_keys(x, LayerWeights(**store.weights(1)), geometry)
+    q, k = queries_keys(x, LayerWeights(**store.weights("1.attention")), geometry)
     k = k.repeat_interleave(geometry.n_heads // geometry.n_kv_heads, dim=2)
     pattern = attention_pattern(q, k, geometry).repeat_interleave(4, dim=1)
     assert torch.allclose(lorsa.pattern(x), pattern, atol=1e-4)

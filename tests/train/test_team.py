@@ -17,7 +17,7 @@ from lorsa.errors import TrainError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
 from lorsa.train.extent import extent, run_bytes
-from lorsa.train.request import lorsa_config
+from lorsa.train.shape import shape_of
 from lorsa.train.team import Team, all_processes, make_accelerator
 from lorsa.train.train import train, train_many
 from runs import STEP, config
@@ -187,7 +187,7 @@ def test_run_bytes_knows_shards_and_exact_sums(store_folder: Path, tmp_path: Pat
     store, needed = ActivationStore.open(store_folder), {}
     for name in ("plain", "shard", "exact"):
         asked = config(store_folder, tmp_path, {} if name == "plain" else {name: True})
-        needed[name] = run_bytes(lorsa_config(asked, store), extent(asked, store, 4), 4)
+        needed[name] = run_bytes(shape_of(asked, store), extent(asked, store, 4), 4)
     assert needed["shard"] < needed["plain"] < needed["exact"]
 
 

@@ -23,14 +23,15 @@ from lorsa.evaluate.evaluate import evaluate_run
 from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.harvest import harvest
 from lorsa.seal import check_seal
+from lorsa.sites import attention_ports
 from lorsa.store.read.loader import held_out_batches
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.read.sampler import Sampler
 from lorsa.train.checkpoint import checkpoints
 from lorsa.train.config import TrainConfig
 from lorsa.train.report.events import EvalReport, StepReport
-from lorsa.train.request import lorsa_config
-from lorsa.train.start import Initialiser, activation_scales
+from lorsa.train.shape import shape_of
+from lorsa.train.start import Initialiser, scales_of
 from lorsa.train.train import train
 from safetensors.torch import load_file
 from small import edit_manifest, edit_table
@@ -96,7 +97,7 @@ def test_the_saved_lorsa_works_on_raw_activations(store_folder: Path, tmp_path: 
     result = train(_config(store_folder, tmp_path / "run"))
     lorsa = Lorsa.from_pretrained(tmp_path / "run")
     store = ActivationStore.open(store_folder)
-    quality = evaluate(lorsa, held_out_batches(store, 1, batch_seqs=3))
+    quality = evaluate(lorsa, held_out_batches(store, attention_ports(1), batch_seqs=3))
     assert quality.fvu == pytest.approx(result.fvu, rel=1e-5)
     assert quality.l0 == pytest.approx(result.l0, rel=1e-3)
 
@@ -107,7 +108,7 @@ def test_every_checkpoint_works_on_raw_activations(store_folder: Path, tmp_path:
         train(config, report=_stop_at(20))
     lorsa = Lorsa.from_pretrained(checkpoints(tmp_path / "run")[-1])
     store = ActivationStore.open(store_folder)
-    assert evaluate(lorsa, held_out_batches(store, 1, batch_seqs=3)).fvu < 1
+    assert evaluate(lorsa, held_out_batches(store, attention_ports(1), batch_seqs=3)).fvu < 1
 
 
 def test_a_finished_run_is_returned_as_it_is(store_folder: Path, tmp_path: Path) -> None:
@@ -282,15 +283,15 @@ def test_a_run_is_what_its_settings_say(store_folder: Path, tmp_path: Path) -> N
     )
     result = train(config)
     store = ActivationStore.open(store_folder)
-    lorsa = Lorsa(lorsa_config(config, store))
+    lorsa = Lorsa(shape_of(config, store))
     Initialiser(store).fill(lorsa, config)
-    scales = activation_scales(1, store)
+    scales = scales_of(config.ports, store)
     lorsa.rescale_(*scales)
     adam = torch.optim.Adam(lorsa.parameters(), betas=(0.8, 0.9), fused=True)
     sampler = Sampler(store.train_seqs, store.manifest.shard_seqs, batch_seqs=batch, seed=0)
     last = torch.zeros(lorsa.config.n_ov_heads)
     for step in range(n_steps):
-        x, y = store.activations(1, sampler.batch(step))
+        x, y = store.activations(attention_ports(1), sampler.batch(step))
         middle = (step + 0.5) / n_steps
         adam.param_groups[0]["lr"] = 1e-3 * min(1, middle / 0.05, (1 - middle) / 0.6)
         top_k = round(8 * (1 + 2 * max(0, 1 - step / (n_steps / 2))))
@@ -432,7 +433,7 @@ def test_a_run_does_not_fail_for_want_of_a_picture(
 
 def test_a_layer_with_nan_is_refused(store_folder: Path, tmp_path: Path) -> None:
     table = pq.read_table(store_folder / "shards.parquet")
-    bad = pa.array([name == "layers/1/attn_in" for name in table["array"].to_pylist()])
+    bad = pa.array([name == "layers/1/attn_in_norm" for name in table["array"].to_pylist()])
     column = table.schema.get_field_index("n_nonfinite")
     shutil.copytree(store_folder, tmp_path / "acts")
     table = table.set_column(column, "n_nonfinite", bad.cast(pa.int64()))

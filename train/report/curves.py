@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 
 def draw_curves(run: Path, result: Row | None = None) -> Path:
-    """Draw loss, held-out FVU, dead heads, learning rate and top_k of a run over its tokens.
+    """Draw loss, held-out FVU, dead features, learning rate and top_k of a run over its tokens.
 
     Args:
         run: run folder, with run.json and metrics.jsonl.
@@ -67,7 +67,7 @@ def _draw_fvu(axes: Any, evals: Sequence[Row]) -> None:
 def _draw_dead(axes: Any, steps: Sequence[Row], evals: Sequence[Row]) -> None:
     _curve(axes, steps, "dead_fraction", "in the last tokens, in training", COLOURS[2])
     _curve(axes, evals, "dead_fraction", "silent in an eval", COLOURS[7], marker="o", style=":")
-    _dress(axes, "dead heads")
+    _dress(axes, "dead features")
     axes.yaxis.set_major_formatter(_percent)
     axes.set_ylim(bottom=0)
 
@@ -119,7 +119,7 @@ def draw_pareto(rows: Sequence[Row], path: Path) -> Path:
     if "top_k" in settings:
         _name_top_k(axes, [row for some in lines.values() for row in some])
     _dress(axes, "FVU against L0", legend=False)
-    axes.set_xlabel("L0: heads that fire per held-out token")
+    axes.set_xlabel("L0: features that fire per held-out token")
     axes.set_ylabel("FVU on held-out tokens")
     if not lines:
         _nothing(axes)
@@ -145,10 +145,10 @@ def _read(run: Path, result: Row | None) -> tuple[list[Line], str]:
     config, result = header.get("config", {}), result or header.get("result") or {}
     facts = {**config, **{name: value for name, value in result.items() if value is not None}}
     parts = [f"{run.name}: layer {facts.get('layer')}"]
-    if n_ov_heads := facts.get("n_ov_heads"):
-        parts.append(f"{n_ov_heads:,} OV heads")
-    if n_qk_heads := facts.get("n_qk_heads"):
-        parts.append(f"{n_qk_heads:,} QK heads")
+    counts = {"n_ov_heads": "OV heads", "n_qk_heads": "QK heads"}
+    if not facts.get("n_ov_heads"):
+        counts = {"n_features": "features"}
+    parts += [f"{facts[name]:,} {words}" for name, words in counts.items() if facts.get(name)]
     return lines, ", ".join([*parts, f"top_k {facts.get('top_k')}"])
 
 

@@ -1,8 +1,8 @@
 """Events that a training run reports while it runs, and the result that it returns."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 from ...dictionaries.metrics import Quality
 
@@ -23,9 +23,9 @@ class StepReport(NamedTuple):
     lr: float
     """Learning rate of the last step"""
     top_k: int
-    """Heads that fired per token in the last step"""
+    """Features that fired per token in the last step"""
     dead_fraction: float
-    """Share of heads that did not fire in the window of dead heads"""
+    """Share of features that did not fire in the window of dead ones"""
     tokens_per_second: float
     """Tokens per second of the training steps so far"""
     data_wait_fraction: float
@@ -48,8 +48,12 @@ class TrainResult:
 
     run: str
     """Run folder."""
+    kind: str = "lorsa"
+    """Kind of dictionary: lorsa, sae or transcoder."""
     layer: int
     """Layer of the language model."""
+    site: str | None = None
+    """Site of an SAE; None of other kinds."""
     fvu: float | None
     """Fraction of variance unexplained on the held-out tokens that count; None where y does not
     vary."""
@@ -58,17 +62,19 @@ class TrainResult:
     masked_fraction: float = 0.0
     """Share of the held-out tokens that do not count."""
     l0: float
-    """Heads that fire per held-out token."""
+    """Features that fire per held-out token."""
     dead_fraction: float
-    """Share of heads that did not fire on the last `dead_window_tokens` training tokens."""
+    """Share of features that did not fire on the last `dead_window_tokens` training tokens."""
     dead_window_tokens: int
     """Tokens of the window of `dead_fraction`."""
-    n_ov_heads: int
-    """OV heads."""
-    n_qk_heads: int
-    """QK heads."""
+    n_features: int
+    """Features; of a Lorsa its OV heads."""
+    n_ov_heads: int | None = None
+    """OV heads of a Lorsa; None of other kinds."""
+    n_qk_heads: int | None = None
+    """QK heads of a Lorsa; None of other kinds."""
     top_k: int
-    """Heads that fire per token at most."""
+    """Features that fire per token at most."""
     train_tokens: int
     """Tokens trained on."""
     held_out_tokens: int
@@ -79,6 +85,19 @@ class TrainResult:
     """Share of the steps' time spent waiting for the store."""
     seconds: float
     """Seconds of this call, before the final eval."""
+
+
+def read_result(data: Mapping[str, Any]) -> TrainResult:
+    """Return the result that a run folder holds, of this version or an earlier one.
+
+    Raises:
+        TypeError: it is not whole.
+    """
+    known = {field.name for field in fields(TrainResult)}
+    facts = {name: value for name, value in data.items() if name in known}
+    if "n_ov_heads" in facts:  # all that versions of Lorsas alone knew
+        facts.setdefault("n_features", facts["n_ov_heads"])
+    return TrainResult(**facts)
 
 
 class Ended(NamedTuple):

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ...dictionaries.metrics import Quality
-from ..checkpoint import raw_lorsa
+from ..checkpoint import raw_dictionary
 from ..run import Clock, Run, StepOutcome
 from .curves import draw_curves
 from .events import Ended, EvalReport, StepReport, TrainResult
@@ -43,22 +43,26 @@ def report_eval(run: Run, quality: Quality) -> None:
 
 
 def finish(run: Run, quality: Quality, clock: Clock) -> None:
-    """Write the Lorsa and the result of a run, and report them.
+    """Write the dictionary and the result of a run, and report them.
 
     Args:
         run: the run, all of its steps done.
         quality: quality on all held-out tokens.
         clock: the group's.
     """
+    sizes = run.shape.to_dict()
     result = TrainResult(
         run=str(run.folder.root),
+        kind=run.config.kind,
         layer=run.config.layer,
+        site=run.config.site,
         fvu=quality.fvu if math.isfinite(quality.fvu) else None,
         l0=quality.l0,
         dead_fraction=run.dead_fraction(),
         dead_window_tokens=run.span.dead_window_tokens,
-        n_ov_heads=run.shape.n_ov_heads,
-        n_qk_heads=run.shape.n_qk_heads,
+        n_features=run.shape.n_features,
+        n_ov_heads=sizes.get("n_ov_heads"),
+        n_qk_heads=sizes.get("n_qk_heads"),
         top_k=run.shape.top_k,
         train_tokens=run.span.train_tokens,
         fvu_all=quality.fvu_all if math.isfinite(quality.fvu_all) else None,
@@ -72,7 +76,7 @@ def finish(run: Run, quality: Quality, clock: Clock) -> None:
 
     def write() -> None:
         _log_eval(run, quality)
-        raw_lorsa(run.shape, learned, run.scales).save_pretrained(run.folder.root)
+        raw_dictionary(run.shape, learned, run.scales).save_pretrained(run.folder.root)
         _draw(run, asdict(result))
         run.folder.finish(asdict(result))
 

@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 from lorsa.dictionaries.lorsa.config import LorsaConfig
-from lorsa.language.geometry import AttentionGeometry, QKNorm, Rope, read_qk_norm
+from lorsa.language.geometry import (
+    RARE,
+    Alibi,
+    AttentionGeometry,
+    QKNorm,
+    Rope,
+    Stretch,
+    read_qk_norm,
+)
 
 GOOD: dict[str, Any] = {
     "d_model": 8,
@@ -34,6 +42,8 @@ GOOD: dict[str, Any] = {
             {"activation": "batchtopk", "select": "abs"},
             "select is 'abs'; activation 'batchtopk' goes with 'relu' only",
         ),
+        ({"gate": "tanh"}, "gate is 'tanh'; allowed: sigmoid, softplus"),
+        ({"alibi": Alibi(slopes=(0.5,))}, "alibi has 1 slopes; n_qk_heads is 2"),
         ({"rope": Rope(inv_freq=(1.0, 1.0, 1.0))}, "rope rotates 6 channels; d_qk_head is 4"),
     ],
 )
@@ -89,3 +99,21 @@ def test_geometry_survives_json() -> None:
 
 def test_a_name_may_have_spaces_of_any_script() -> None:
     assert LorsaConfig(**GOOD, base_model="/data/模型\u3000v1").base_model == "/data/模型\u3000v1"
+
+
+def test_what_only_some_layers_have_is_written_where_it_is() -> None:
+    """Earlier versions read the config of every other Lorsa."""
+    config = LorsaConfig(**GOOD)
+    assert not set(RARE) & set(config.to_dict())
+    rare: dict[str, Any] = {
+        "clip": 2.0,
+        "chunk": 9,
+        "stretch": Stretch(gain=0.1, every=8),
+        "alibi": Alibi(slopes=(0.5, 0.25), scaled=True),
+        "sinks": True,
+        "gate": "sigmoid",
+    }
+    assert set(rare) == set(RARE)
+    config = LorsaConfig(**GOOD, **rare)
+    assert set(RARE) < set(config.to_dict())
+    assert LorsaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

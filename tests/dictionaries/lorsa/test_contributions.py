@@ -1,17 +1,40 @@
 """From where heads read, against patterns and values."""
 
+from typing import Any
+
 import pytest
 import torch
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa, contributions_at
+from lorsa.language.geometry import Alibi, Stretch
 from torch import Tensor
 
 WINDOW = 7
 
 
-def _lorsa() -> Lorsa:
+PARTICULAR: list[dict[str, Any]] = [
+    {},
+    {
+        "sinks": True,
+        "gate": "sigmoid",
+        "alibi": Alibi(slopes=(0.1, 0.3)),
+        "stretch": Stretch(gain=0.5, every=6),
+        "clip": 1.5,
+    },
+    {"gate": "softplus", "chunk": 11},
+]
+
+
+def _lorsa(**settings: Any) -> Lorsa:
     config = LorsaConfig(
-        d_model=12, n_qk_heads=2, d_qk_head=4, n_ov_heads=8, top_k=3, scale=0.5, window=WINDOW
+        d_model=12,
+        n_qk_heads=2,
+        d_qk_head=4,
+        n_ov_heads=8,
+        top_k=3,
+        scale=0.5,
+        window=WINDOW,
+        **settings,
     )
     lorsa = Lorsa(config)
     generator = torch.Generator().manual_seed(0)
@@ -25,13 +48,16 @@ def _x() -> Tensor:
     return torch.randn(2, 20, 12, generator=torch.Generator().manual_seed(1))
 
 
-def test_contributions_sum_to_the_activations() -> None:
-    lorsa, x = _lorsa(), _x()
+@pytest.mark.parametrize("settings", PARTICULAR)
+def test_contributions_sum_to_the_activations(settings: dict[str, Any]) -> None:
+    lorsa, x = _lorsa(**settings), _x()
     acts, ids = lorsa.encode(x)
     parts = lorsa.contributions(x, ids)
     assert parts.shape == (2, 20, 3, 20)
     assert torch.allclose(parts.sum(dim=-1).relu(), acts, atol=1e-5)
     assert not parts[:, 10:, :, :3].any()  # outside of the window
+    z = lorsa.z_pre(x).gather(-1, ids.long())
+    assert torch.allclose(parts.sum(dim=-1), z, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64])
@@ -52,8 +78,9 @@ def test_contributions_are_patterns_times_values(
     assert not parts.requires_grad
 
 
-def test_contributions_to_single_activations_are_the_same() -> None:
-    lorsa, x = _lorsa(), _x()
+@pytest.mark.parametrize("settings", PARTICULAR)
+def test_contributions_to_single_activations_are_the_same(settings: dict[str, Any]) -> None:
+    lorsa, x = _lorsa(**settings), _x()
     ids = lorsa.encode(x).ids
     parts = lorsa.contributions(x, ids)
     which, positions, slots = (each.flatten() for each in torch.meshgrid(

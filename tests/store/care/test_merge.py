@@ -12,9 +12,10 @@ import torch
 import zarr
 from lorsa.errors import StoreError
 from lorsa.harvest.corpus.packing import fingerprint
+from lorsa.sites import Site, attention_ports
 from lorsa.store import open_files
 from lorsa.store.care.merge import merge_stores
-from lorsa.store.care.remove import remove_layers
+from lorsa.store.care.remove import remove_sites
 from lorsa.store.care.repair import verify_store
 from lorsa.store.fixed import write_array
 from lorsa.store.manifest import MANIFEST, read_manifest
@@ -22,7 +23,16 @@ from lorsa.store.read.reader import ActivationStore
 from lorsa.store.read.rows import OpenShard
 from lorsa.store.write.writer import StoreWriter
 from power import PowerCutError, power_cut
-from small import LAYERS, N_CTX, SMALLEST, digests, edit_manifest, make_manifest
+from small import (
+    LAYERS,
+    N_CTX,
+    SMALLEST,
+    digests,
+    edit_manifest,
+    make_manifest,
+    pair,
+    weights_of,
+)
 
 MakeOther = Callable[..., Path]
 
@@ -55,19 +65,19 @@ def make_text(tmp_path: Path) -> MakeOther:
             tokens=ids,
             documents=torch.arange(n_seq, dtype=torch.int32)[:, None].expand(-1, N_CTX) % 2,
             document_names=[f"{name}0", f"{name}1"],
-            weights={
-                layer: {"W_Q": torch.arange(6).view(2, 3).bfloat16()} for layer in manifest.layers
-            },
-            sample=dict.fromkeys(manifest.layers, (sample, 3 * sample)),
+            modules=weights_of(manifest),
+            sample={site: sample * (1 + 2 * site.place[1]) for site in manifest.sites},
         ) as writer:
             for shard in writer.missing_shards():
                 rows = manifest.shard_rows(shard)
                 with writer.shard(shard, keep_nonfinite=nan_in is not None) as session:
                     for seq in rows:
-                        pairs = {layer: _values(layer, ids[seq : seq + 1]) for layer in LAYERS}
+                        batch = {}
+                        for layer in LAYERS:
+                            batch |= pair(layer, *_values(layer, ids[seq : seq + 1]))
                         if seq == nan_in:
-                            pairs[3][0][0, 1, 2] = torch.nan
-                        session.append(pairs)
+                            batch[Site(3, "attn_in")][0, 1, 2] = torch.nan
+                        session.append(batch)
             writer.finish()
         return tmp_path / name
 
@@ -99,12 +109,15 @@ def test_a_merged_store_has_every_sequence_of_both(
     assert torch.equal(ids[ids[:, 0].argsort()], both)
     for layer in LAYERS:
         x, y = (part.to(getattr(torch, dtype)) for part in _values(layer, ids))
-        found = c.activations(layer, range(22 + n_b))
+        found = c.activations(attention_ports(layer), range(22 + n_b))
         assert torch.equal(found.x, x)
         assert torch.equal(found.y, y)
-        norms = c.norms(layer, c.train_seqs).double().mean(dim=(0, 1))
-        assert c.mean_norms(layer) == pytest.approx(norms.tolist(), rel=1e-6)
-        assert torch.equal(c.weights(layer)["W_Q"], parts[0].weights(layer)["W_Q"])
+        for site in attention_ports(layer).sites:
+            norm = float(c.norms(site, c.train_seqs).double().mean())
+            assert c.mean_norm(site) == pytest.approx(norm, rel=1e-6)
+        assert torch.equal(
+            c.weights(f"{layer}.attention")["W_Q"], parts[0].weights(f"{layer}.attention")["W_Q"]
+        )
     held_out = torch.cat([part.tokens(part.held_out_seqs)[:, 0] for part in parts])
     kept = c.tokens(c.held_out_seqs)[:, 0]
     assert set(held_out.tolist()) <= set(kept.tolist())
@@ -128,18 +141,17 @@ def test_a_merged_store_says_of_itself_what_a_harvest_would(
         ActivationStore.open(make_text("whole", 12, 0, nan_in=2, **facts)),
     )
     order = c.tokens(range(12))[:, 0].argsort().numpy()  # what was held out comes last
+    for site in c.sites:
+        assert c.n_nonfinite(site) == whole.n_nonfinite(site) == int(site == (3, "attn_in"))
+        norms = c.norms(site, order), whole.norms(site, range(12))
+        assert torch.equal(*(each.nan_to_num() for each in norms))
+        assert (c.scales(site) or ()) == pytest.approx(whole.scales(site) or ())
     for layer in LAYERS:
-        assert c.n_nonfinite(layer) == whole.n_nonfinite(layer) == (1 if layer == 3 else 0)
-        assert torch.equal(
-            c.norms(layer, order).nan_to_num(), whole.norms(layer, range(12)).nan_to_num()
-        )
-        mine, theirs = c.stored(layer, order), whole.stored(layer, range(12))
-        assert (mine.y is None) is (outputs == "derive")
-        for one, other in zip(mine[:2], theirs[:2], strict=True):
-            for part, same in zip(one or (), other or (), strict=True):
-                assert part is same is None or torch.equal(part.nan_to_num(), same.nan_to_num())
-        for site, scales in whole.scales(layer).items():
-            assert c.scales(layer)[site] == pytest.approx(scales)
+        ports = attention_ports(layer)
+        mine, theirs = c.stored(ports, order), whole.stored(ports, range(12))
+        assert (len(mine.parts), len(mine.known)) == ((1, 1) if outputs == "derive" else (2, 0))
+        for part, same in zip(mine.tensors(), theirs.tensors(), strict=True):
+            assert torch.equal(part.nan_to_num(), same.nan_to_num())
     totals = [
         {
             array: sum(e.square_sum for e in store.entries if e.array == array)
@@ -148,7 +160,7 @@ def test_a_merged_store_says_of_itself_what_a_harvest_would(
         for store in (c, whole)
     ]
     assert totals[0] == pytest.approx(totals[1])
-    assert c.mean_norms(0).y > 0
+    assert c.mean_norm(Site(0, "attn_out")) > 0
 
 
 def test_int8_with_other_scales_of_the_channels_is_refused(
@@ -196,7 +208,7 @@ def test_documents_keep_their_names_and_the_rest_is_told(
         ),
         (
             {"layers": {n: {"weights": ["W_Q"], "geometry": {"scale": n}} for n in LAYERS}},
-            "the geometry of layer 0 differs",
+            "the geometry of 0.attention differs",
         ),
     ],
 )
@@ -214,7 +226,7 @@ def test_other_layers_and_lengths_are_refused(
 ) -> None:
     a = make_text("a", 22, 0)
     b = make_store("b", layers={0: {"weights": ["W_Q"]}})
-    with pytest.raises(StoreError, match=r"layers is \[0, 3\] and \[0\]"):
+    with pytest.raises(StoreError, match="sites is 'layers 0,3' and 'layer 0'"):
         merge_stores([a, b], tmp_path / "c")
     with pytest.raises(StoreError, match="two stores or more; 1 given"):
         merge_stores([a], tmp_path / "c")
@@ -224,7 +236,7 @@ def test_another_model_under_the_same_name_is_refused(make_text: MakeOther, tmp_
     roots = [make_text("a", 22, 0), make_text("b", 9, 1000)]
     changed = write_array(roots[1], "weights/3/W_Q", torch.full((2, 3), 7.0).bfloat16())
     edit_manifest(roots[1], checksums=read_manifest(roots[1] / MANIFEST).checksums | changed)
-    with pytest.raises(StoreError, match="a weight of layer 3 differs"):
+    with pytest.raises(StoreError, match="a weight of 3.attention differs"):
         merge_stores(roots, tmp_path / "c")
 
 
@@ -293,7 +305,7 @@ def test_the_merge_that_is_shown_goes_on(
     make_text("b", 9, 1000)
     monkeypatch.chdir(tmp_path)
     merge_stores(["a", "b"], "m")
-    remove_layers("m", "3")
+    remove_sites("m", "3")
     before = digests(tmp_path / "m")
     lost = Path("m/layers/0/attn_out/c/1/0/0")
     lost.unlink()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from lorsa.errors import StoreError
+from lorsa.sites import Site, attention_ports
 from lorsa.store.care.info import store_info
-from lorsa.store.care.remove import remove_layers
+from lorsa.store.care.remove import remove_sites
 from lorsa.store.care.repair import verify_store
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.write.writer import StoreWriter
@@ -28,7 +29,7 @@ def _n_bytes(root: Path) -> int:
 def test_removed_layers_give_their_bytes_back(make_store: MakeStore) -> None:
     root = make_store(layers=THREE)
     before = _n_bytes(root)
-    result = remove_layers(root, "3,5")
+    result = remove_sites(root, "3,5")
     assert (result["removed"], result["layers"]) == ([3, 5], [0])
     assert result["n_bytes"] == pytest.approx(before - _n_bytes(root), abs=6000)  # and metadata
     assert sorted(p.name for p in (root / "layers").iterdir()) == ["0", "zarr.json"]
@@ -41,23 +42,23 @@ def test_the_rest_is_as_if_they_had_never_been_there(
 ) -> None:
     root = make_store(**facts)
     other = make_store("other", layers={0: {"weights": ["W_Q"]}}, **facts)
-    x = ActivationStore.open(root).inputs(0, range(N_SEQ))
-    remove_layers(root, "3")
+    x = ActivationStore.open(root).values(Site(0, "attn_in"), range(N_SEQ))
+    remove_sites(root, "3")
     assert not (root / "layers/3").exists()
     assert digests(root) == digests(other)
     assert verify_store(root, full=True)["ok"]
     assert store_info(root) | {"store": ""} == store_info(other) | {"store": ""}
     store = ActivationStore.open(root)
-    assert torch.equal(store.inputs(0, range(N_SEQ)), x)
+    assert torch.equal(store.values(Site(0, "attn_in"), range(N_SEQ)), x)
     with pytest.raises(StoreError, match=r"layer 3 is not in .*; it has layers 0"):
-        store.activations(3, [0])
+        store.activations(attention_ports(3), [0])
 
 
 def test_an_unfinished_store_goes_on_without_them(tmp_path: Path, make_store: MakeStore) -> None:
     root = tmp_path / "acts"
     with create(root, make_manifest()) as writer:
         fill(writer, [0, 1])
-    remove_layers(root, "3")
+    remove_sites(root, "3")
     with StoreWriter.resume(root) as writer:
         assert writer.missing_shards() == [2, 3, 4, 5]
         fill(writer)
@@ -69,8 +70,8 @@ def test_an_unfinished_store_goes_on_without_them(tmp_path: Path, make_store: Ma
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ("0,3", "has no layers but 0,3; to remove the whole store, delete its folder"),
-        ("all", "has no layers but 0,3"),
+        ("0,3", "has nothing but layers 0,3; to remove the whole store, delete its folder"),
+        ("all", "has nothing but layers 0,3"),
         ("7", "layer 7 is not in .*; it has layers 0,3"),
         ("../x", "not of the form 0-27"),
     ],
@@ -79,7 +80,7 @@ def test_what_cannot_be_removed_is_named(make_store: MakeStore, layers: str, mes
     root = make_store()
     before = digests(root)
     with pytest.raises(StoreError, match=message):
-        remove_layers(root, layers)
+        remove_sites(root, layers)
     assert digests(root) == before
     assert verify_store(root, full=True)["ok"]
 
@@ -87,13 +88,13 @@ def test_what_cannot_be_removed_is_named(make_store: MakeStore, layers: str, mes
 def test_a_store_that_is_being_written_keeps_its_layers(tmp_path: Path) -> None:
     with create(tmp_path / "acts", make_manifest()):
         with pytest.raises(StoreError, match="is being written by another process"):
-            remove_layers(tmp_path / "acts", "3")
+            remove_sites(tmp_path / "acts", "3")
 
 
 def test_a_folder_that_is_no_store_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "layers/3").mkdir(parents=True)
     with pytest.raises(StoreError, match="is no activation store"):
-        remove_layers(tmp_path, "3")
+        remove_sites(tmp_path, "3")
     assert (tmp_path / "layers/3").exists()
 
 
@@ -106,7 +107,7 @@ def test_a_link_that_leads_out_of_the_store_is_not_followed(
     (root / room).symlink_to(tmp_path / "elsewhere")
     n_files = len(list((tmp_path / "elsewhere").rglob("*")))
     with pytest.raises(StoreError, match="is a link that leads out of the store"):
-        remove_layers(root, "3")
+        remove_sites(root, "3")
     assert len(list((tmp_path / "elsewhere").rglob("*"))) == n_files
     assert verify_store(root, full=True)["ok"]  # reading through a link is fine
 
@@ -117,11 +118,11 @@ def test_a_link_to_a_folder_of_the_store_is_not_followed(make_store: MakeStore) 
     shutil.move(root / "layers/3", root / "kept")
     (root / "layers/3").symlink_to(root / "kept")
     with pytest.raises(StoreError, match="layers/3 is a link that points into the store"):
-        remove_layers(root, "3")
+        remove_sites(root, "3")
     assert verify_store(root, full=True)["ok"]
     (root / "layers/3").unlink()
     shutil.rmtree(root / "kept")
-    assert remove_layers(root, "3")["layers"] == [0]
+    assert remove_sites(root, "3")["layers"] == [0]
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -138,19 +139,19 @@ def test_a_removal_that_is_cut_short_leaves_a_store_that_opens(
         shutil.copytree(whole, root)
         try:
             with power_cut(at):
-                remove_layers(root, "3")
+                remove_sites(root, "3")
             break
         except PowerCutError:
             pass
         if finished:
             store = ActivationStore.open(root)
-            assert torch.equal(store.activations(0, range(N_SEQ)).x, values(0, 0))
+            assert torch.equal(store.activations(attention_ports(0), range(N_SEQ)).x, values(0, 0))
             result = verify_store(root)
             assert all("lorsa store rm" in damage["problem"] for damage in result["damages"])
             left = store.layers == [0] and (root / "layers/3").exists()
             assert ("layers/3" in result["leftovers"]) is left
         if 3 in _layers(root) or (root / "layers/3").exists():
-            assert remove_layers(root, "3")["layers"] == [0]
+            assert remove_sites(root, "3")["layers"] == [0]
         assert _layers(root) == [0]
         assert not (root / "layers/3").exists()
         assert not (root / "weights/3").exists()
@@ -167,12 +168,12 @@ def test_a_removal_that_was_cut_short_is_told_of(make_store: MakeStore) -> None:
     root = make_store()
     copy = root.with_name("copy")
     shutil.copytree(root / "layers/3", copy)
-    remove_layers(root, "3")
+    remove_sites(root, "3")
     shutil.move(copy, root / "layers/3")
     result = verify_store(root)
     assert result["ok"]
     assert result["leftovers"] == ["layers/3"]
-    assert remove_layers(root, "3")["n_bytes"] > 0
+    assert remove_sites(root, "3")["n_bytes"] > 0
     assert verify_store(root)["leftovers"] == []
 
 
@@ -189,7 +190,7 @@ def test_a_full_disk_can_be_made_room_on(
         real(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "replace", full)
-    assert remove_layers(root, "3")["layers"] == [0]
+    assert remove_sites(root, "3")["layers"] == [0]
     assert verify_store(root, full=True)["ok"]
 
 
@@ -203,5 +204,5 @@ def test_a_disk_that_refuses_is_one_line(
 
     monkeypatch.setattr("os.replace", broken)
     with pytest.raises(StoreError, match="layers 3 of .* cannot be removed .Input/output error"):
-        remove_layers(root, "3")
+        remove_sites(root, "3")
     assert verify_store(root, full=True)["ok"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lorsa.errors import StoreError
+from lorsa.sites import Site, attention_ports
 from lorsa.store.care.repair import verify_store
 from lorsa.store.fixed import write_array
 from lorsa.store.folder import is_complete
@@ -62,7 +63,7 @@ def test_a_whole_store_is_whole(make_store: MakeStore, compression: str, full: b
     [
         ("layers/3/attn_in/c/1/0/0", _flip, "harvest", True),
         ("layers/3/attn_in/c/1/0/0", _cut, "harvest", False),
-        ("layers/0/norms/c/5/0/0", Path.unlink, "harvest", False),
+        ("layers/0/attn_in_norm/c/5/0", Path.unlink, "harvest", False),
         ("tokens/c/0/0", _flip, "none", True),
         ("documents/c/3/0", Path.unlink, "none", False),
         ("documents.parquet", _cut, "none", False),
@@ -116,7 +117,7 @@ def test_each_damage_is_found_and_mended_if_it_can_be(
         ("attn_in_scale/c/1/0", _flip, "harvest", True),
         ("attn_in_scale/c/1/0", Path.unlink, "harvest", False),
         ("attn_in_scale/zarr.json", _cut, "rewrite", False),
-        ("norms/c/5/0/0", _cut, "harvest", False),
+        ("attn_in_norm/c/5/0", _cut, "harvest", False),
     ],
 )
 def test_each_damage_of_a_smallest_store_too(
@@ -133,7 +134,7 @@ def test_each_damage_of_a_smallest_store_too(
     assert verify_store(root, full=True, repair=True)["ok"] is (fix == "rewrite")
     if fix == "none":
         with pytest.raises(StoreError, match="attn_in_channel cannot be read .*restore it from"):
-            ActivationStore.open(root).inputs(3, [0])
+            ActivationStore.open(root).values(Site(3, "attn_in"), [0])
         return
     if fix == "harvest":
         assert not is_complete(root)
@@ -161,7 +162,7 @@ def test_all_damages_are_listed_and_only_their_shards_are_written_again(
     before = digests(root)
     _flip(root / "layers/3/attn_in/c/1/0/0")
     _cut(root / "layers/0/attn_out/c/1/0/0")
-    (root / "layers/0/norms/c/4/0/0").unlink()
+    (root / "layers/0/attn_in_norm/c/4/0").unlink()
     (root / "layers/0/attn_in/zarr.json").write_text("{")
     assert len(_damages(root, full=True)) == 4
     result = verify_store(root, full=True, repair=True)
@@ -184,14 +185,16 @@ def test_a_store_that_cannot_be_finished_again_is_left_as_it_is(make_store: Make
     assert not result["ok"]
     assert result["dropped_shards"] == []
     assert result["next"] is None
-    assert torch.equal(ActivationStore.open(root).activations(0, range(N_SEQ)).x, values(0, 0))
+    assert torch.equal(
+        ActivationStore.open(root).activations(attention_ports(0), range(N_SEQ)).x, values(0, 0)
+    )
 
 
 def test_an_array_that_contradicts_the_manifest_is_named(make_store: MakeStore) -> None:
     root = make_store()
-    path = root / "layers/0/norms/zarr.json"
+    path = root / "layers/0/attn_in_norm/zarr.json"
     path.write_text(path.read_text().replace('"float32"', '"float64"', 1))
-    with pytest.raises(StoreError, match="norms/zarr.json says .* float64; the manifest says"):
+    with pytest.raises(StoreError, match="attn_in_norm/zarr.json says .* float64; the man"):
         ActivationStore.open(root)
     (damage,) = verify_store(root)["damages"]
     assert damage["problem"] == 'has another data_type than the manifest: "float64"'
@@ -266,7 +269,9 @@ def test_an_unfinished_store_is_not_whole(tmp_path: Path) -> None:
     result = verify_store(root, repair=True)  # every shard is there: nothing but the end is missing
     assert result["ok"]
     assert result["complete"]
-    assert torch.equal(ActivationStore.open(root).activations(3, range(N_SEQ)).y, values(3, 1))
+    assert torch.equal(
+        ActivationStore.open(root).activations(attention_ports(3), range(N_SEQ)).y, values(3, 1)
+    )
 
 
 def test_a_store_that_is_being_written_is_not_repaired(tmp_path: Path) -> None:
@@ -282,7 +287,7 @@ def test_a_repair_that_is_cut_short_is_ended_by_the_next(
     damaged = make_store("damaged")
     before = digests(damaged)
     _flip(damaged / "layers/3/attn_in/c/1/0/0")
-    (damaged / "layers/0/norms/zarr.json").unlink()
+    (damaged / "layers/0/attn_in_norm/zarr.json").unlink()
     _flip(damaged / "journal/w000001.jsonl")
     for at in range(1, 100):
         root = tmp_path / f"cut{at}"
@@ -308,7 +313,7 @@ def test_a_full_disk_or_one_that_is_only_read_is_one_line(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_store()
-    (root / "layers/0/norms/zarr.json").unlink()
+    (root / "layers/0/attn_in_norm/zarr.json").unlink()
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -332,4 +337,6 @@ def test_a_file_in_the_place_of_another_is_named(make_store: MakeStore) -> None:
     assert verify_store(root, full=True, repair=True)["dropped_shards"] == [1]
     _go_on(root)
     assert verify_store(root, full=True)["ok"]
-    assert torch.equal(ActivationStore.open(root).activations(3, range(N_SEQ)).x, values(3, 0))
+    assert torch.equal(
+        ActivationStore.open(root).activations(attention_ports(3), range(N_SEQ)).x, values(3, 0)
+    )

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from lorsa.errors import BusyError, StoreError
+from lorsa.sites import attention_ports
 from lorsa.store import journal as journal_module
 from lorsa.store.bucket import BucketPath
-from lorsa.store.care.remove import remove_layers
+from lorsa.store.care.remove import remove_sites
 from lorsa.store.care.repair import verify_store
 from lorsa.store.folder import is_complete
 from lorsa.store.locks import lease as lease_module
@@ -70,7 +71,7 @@ def test_writers_share_the_shards_of_a_bucket(
     assert same_as(root, make_store())
     with add_layers(root, [5]) as one, StoreWriter.resume(root) as two:
         for writer in (one, two):
-            assert writer.layers_to_write == [5]
+            assert writer.sites_to_write == list(attention_ports(5).sites)
             shards = writer.claimed_shards()
             fill(writer, [next(shards)])
         fill(two)
@@ -84,7 +85,7 @@ def test_what_changes_a_bucket_is_refused_beside_writers_and_the_other_way_round
 ) -> None:
     with create(root, make_manifest()) as writer:
         fill(writer)
-        for change in (lambda: remove_layers(root, "3"), lambda: verify_store(root, repair=True)):
+        for change in (lambda: remove_sites(root, "3"), lambda: verify_store(root, repair=True)):
             with pytest.raises(BusyError, match=r"is being written by process \d+ on .*; wait"):
                 change()
         fill(writer)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import zarr
 from lorsa.errors import StoreError
+from lorsa.sites import Site, attention_ports
 from lorsa.store.care.repair import verify_store
 from lorsa.store.read.reader import ActivationStore
 from small import LAYERS, N_CTX, N_SEQ, create, edit_manifest, fill, make_manifest, tokens, values
@@ -24,7 +25,7 @@ def test_activations_come_back(
     store = ActivationStore.open(make_store(dtype=dtype, compression=compression))
     seqs = [21, 0, 7, 7]
     for layer in LAYERS:
-        x, y = store.activations(layer, seqs)
+        x, y = store.activations(attention_ports(layer), seqs)
         assert x.dtype == getattr(torch, dtype)
         assert torch.equal(x, values(layer, 0)[seqs].to(x.dtype))
         assert torch.equal(y, values(layer, 1)[seqs].to(x.dtype))
@@ -35,11 +36,11 @@ def test_tokens_documents_norms_and_weights_come_back(make_store: Callable[..., 
     assert torch.equal(store.tokens([3, 1]), tokens()[[3, 1]])
     assert torch.equal(store.documents([3]), tokens()[[3]] % 2)
     assert store.document_names() == ["a", "b"]
-    norms = store.norms(3, range(N_SEQ))
-    assert torch.allclose(norms[..., 1], values(3, 1).norm(dim=-1))
-    assert store.weights(0)["W_Q"].dtype == torch.bfloat16
+    norms = store.norms(Site(3, "attn_out"), range(N_SEQ))
+    assert torch.allclose(norms, values(3, 1).norm(dim=-1))
+    assert store.weights("0.attention")["W_Q"].dtype == torch.bfloat16
     train = store.train_seqs
-    assert store.mean_norms(3).x == pytest.approx(
+    assert store.mean_norm(Site(3, "attn_in")) == pytest.approx(
         float(values(3, 0)[train].norm(dim=-1).mean()), rel=1e-6
     )
 
@@ -69,7 +70,7 @@ def test_plain_zarr_lists_the_store(make_store: Callable[..., Path]) -> None:
         "tokens": (N_SEQ, N_CTX),
         "documents": (N_SEQ, N_CTX),
         **{f"layers/{n}/{site}": (22, 6, 5) for n in LAYERS for site in ("attn_in", "attn_out")},
-        **{f"layers/{n}/norms": (22, 6, 2) for n in LAYERS},
+        **{f"layers/{n}/{s}_norm": (22, 6) for n in LAYERS for s in ("attn_in", "attn_out")},
         **{f"weights/{n}/W_Q": (2, 3) for n in LAYERS},
     }
 
@@ -91,17 +92,17 @@ def test_plain_zarr_written_bytes_are_ours(make_store: Callable[..., Path], tmp_
 def test_shards_table_has_a_row_per_file(make_store: Callable[..., Path]) -> None:
     root = make_store()
     rows = pq.read_table(root / "shards.parquet").to_pylist()
-    assert len(rows) == 6 * (2 + 2 * 3)
-    row = next(r for r in rows if r["array"] == "layers/3/attn_out" and r["shard"] == 5)
+    assert len(rows) == 6 * (2 + 2 * 4)
+    row = next(r for r in rows if r["array"] == "layers/3/attn_out_norm" and r["shard"] == 5)
     assert row["n_seq"] == 2
     assert row["norm_sum"] == pytest.approx(float(values(3, 1)[20:].norm(dim=-1).sum()), rel=1e-6)
 
 
 def test_memory_is_not_shared_between_reads(make_store: Callable[..., Path]) -> None:
     store = ActivationStore.open(make_store())
-    first = store.activations(0, [1]).x
+    first = store.activations(attention_ports(0), [1]).x
     first.zero_()
-    assert store.activations(0, [1]).x.any()
+    assert store.activations(attention_ports(0), [1]).x.any()
 
 
 def test_a_folder_that_is_no_store_says_what_to_type(tmp_path: Path) -> None:
@@ -120,28 +121,42 @@ def test_an_unfinished_store_says_how_to_go_on(tmp_path: Path) -> None:
 
 def test_another_format_version_is_refused(make_store: Callable[..., Path]) -> None:
     root = make_store()
-    edit_manifest(root, format_version=2)
-    with pytest.raises(StoreError, match="format version 2; this version of lorsa reads 1"):
+    edit_manifest(root, format_version=3)
+    with pytest.raises(StoreError, match="format version 3; this version of lorsa reads 1 and"):
         ActivationStore.open(root)
+
+
+def _derived(source: str, module: str) -> dict[str, Any]:
+    return {"width": 5, "derived": {"from": [source], "by": module}}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"n_seq": "many"}, "n_seq is 'many'"),
-        ({"layers": []}, "does not describe a store"),
-        ({"outputs": "guess"}, "outputs is 'guess'; allowed: store, derive"),
-        ({"layers": {"0": {"weights": ["../../x"]}}}, "layer 0 has weights"),
+        ({"sites": []}, "does not describe a store"),
+        ({"sites": {"0.attn_in": {"width": 5}}}, "'derived'"),
+        ({"modules": {"0.attention": {"weights": ["../../x"]}}}, "0.attention has weights"),
         ({"dtype": "float8"}, "dtype is 'float8'"),
         ({"n_ctx": 0}, "n_ctx is 0"),
         ({"held_out_shards": [6]}, "held_out_shards"),
         ({"colour": 1}, "colour"),
         ({"n_seq": 40}, r"says \[22, 6\] int32; the manifest says \[40, 6\]"),
-        ({"d_model": 7}, r"attn_in/zarr.json says \[22, 6, 5\] float32; the manifest says"),
+        (
+            {"sites": {"0.attn_in": {"width": 7, "derived": None}}},
+            r"attn_in/zarr.json says \[22, 6, 5\] float32; the manifest says",
+        ),
         ({"n_seq": 10**12}, "n_seq is 1000000000000"),
-        ({"layers": {"../x": {"weights": []}}}, "'../x' is no number of a layer"),
-        ({"layers": {"-1": {"weights": []}}}, "'-1' is no number of a layer"),
-        ({"layers": {"0": {"weights": "W_Q"}}}, "layer 0 has weights W_Q"),
+        ({"sites": {"../x": {"width": 5, "derived": None}}}, "'../x' is no site"),
+        ({"sites": {"-1.attn_in": {"width": 5, "derived": None}}}, "'-1.attn_in' is no site"),
+        ({"sites": {"0.attn_in": {"width": 0, "derived": None}}}, "width of 0.attn_in is 0"),
+        ({"sites": {"0.attn_in": {"width": 5, "derived": None, "norms": 1}}}, "0.attn_in is {"),
+        ({"sites": {"0.mlp_in": {"width": 5, "derived": None, "norms": "pair"}}}, "in no pair"),
+        ({"sites": {"0.mlp_in": _derived("0.attn_in", "0.mlp")}}, "by '0.mlp', which is not there"),
+        ({"sites": {"0.mlp_in": _derived("0.mlp_in", "0.attention")}}, "which is not stored"),
+        ({"modules": {"../x": {"weights": []}}}, "'../x' is no module"),
+        ({"modules": {"0.attention": {"weights": "W_Q"}}}, "0.attention has weights W_Q"),
+        ({"modules": {"0.attention": {"weights": ["mlp"]}}}, "0.attention has weights"),
         ({"model": "tiny"}, "model is 'tiny'; it must be a table"),
     ],
 )
@@ -178,9 +193,9 @@ def test_a_flipped_bit_is_found_when_it_is_read(make_store: Callable[..., Path])
     data[10] ^= 1
     path.write_bytes(data)
     store = ActivationStore.open(root)
-    store.activations(3, [1])
+    store.activations(attention_ports(3), [1])
     with pytest.raises(StoreError, match=f"{path} is damaged"):
-        store.activations(3, [0])
+        store.activations(attention_ports(3), [0])
 
 
 def test_a_damaged_table_is_named(make_store: Callable[..., Path]) -> None:
@@ -195,7 +210,7 @@ def test_missing_weights_are_not_zeros(make_store: Callable[..., Path]) -> None:
     root = make_store()
     shutil.rmtree(root / "weights/0/W_Q/c")
     with pytest.raises(StoreError, match="W_Q/c/0/0 is missing"):
-        ActivationStore.open(root).weights(0)
+        ActivationStore.open(root).weights("0.attention")
 
 
 def test_a_weight_that_is_gone_is_not_a_weight_that_never_was(
@@ -205,7 +220,7 @@ def test_a_weight_that_is_gone_is_not_a_weight_that_never_was(
     root = make_store()
     shutil.rmtree(root / "weights/3/W_Q")
     with pytest.raises(StoreError, match="weights/3/W_Q cannot be read"):
-        ActivationStore.open(root).weights(3)
+        ActivationStore.open(root).weights("3.attention")
 
 
 def test_any_file_cut_short_is_found(make_store: Callable[..., Path]) -> None:
@@ -230,13 +245,13 @@ def _read_everything(root: Path) -> None:
     store = ActivationStore.open(root)
     store.document_names()
     for layer in LAYERS:
-        store.activations(layer, range(N_SEQ))
-        store.weights(layer)
+        store.activations(attention_ports(layer), range(N_SEQ))
+        store.weights(f"{layer}.attention")
 
 
 def test_a_layer_that_is_not_stored_is_named(make_store: Callable[..., Path]) -> None:
     with pytest.raises(StoreError, match="layer 7 is not in .*; it has layers 0,3"):
-        ActivationStore.open(make_store()).activations(7, [0])
+        ActivationStore.open(make_store()).activations(attention_ports(7), [0])
 
 
 def test_a_sequence_out_of_range_is_an_error(make_store: Callable[..., Path]) -> None:

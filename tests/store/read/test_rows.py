@@ -58,7 +58,7 @@ def test_the_arrays_of_a_store_share_the_files_that_are_open(
     monkeypatch.setattr(open_files, "OPEN_FILES", 2)
     store = ActivationStore.open(make_store())
     before = _n_open()
-    for name in ("tokens", ARRAY, "layers/0/attn_in", "layers/3/attn_out", "layers/3/norms"):
+    for name in ("tokens", ARRAY, "layers/0/attn_in", "layers/3/attn_out", "layers/3/attn_in_norm"):
         store.read(name, range(N_SEQ))
     assert _n_open() <= before + 2
 

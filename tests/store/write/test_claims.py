@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from lorsa.errors import BegunError, BusyError, StoreError
 from lorsa.store.care.info import store_info
-from lorsa.store.care.remove import remove_layers
+from lorsa.store.care.remove import remove_sites
 from lorsa.store.care.repair import verify_store
 from lorsa.store.folder import is_begun, is_complete
 from lorsa.store.journal import JournalWriter, read_journal
@@ -99,7 +99,7 @@ def test_what_changes_the_store_is_refused_beside_writers_and_the_other_way_roun
     root = tmp_path / "acts"
     with create(root, make_manifest()):
         for change in (
-            lambda: remove_layers(root, "3"),
+            lambda: remove_sites(root, "3"),
             lambda: verify_store(root, repair=True),
             lambda: take_lock(root),
         ):
@@ -119,7 +119,7 @@ def test_what_changes_the_store_is_refused_beside_writers_and_the_other_way_roun
 def test_a_writer_that_nobody_holds_any_more_holds_nothing(tmp_path: Path) -> None:
     root = tmp_path / "acts"
     create(root, make_manifest())
-    remove_layers(root, "3")
+    remove_sites(root, "3")
 
 
 def test_a_shard_dropped_and_written_again_wins_over_journals_begun_later(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_shard_that_was_dropped_by_a_dead_process_counts_when_written(tmp_path
     root = tmp_path / "acts"
     with create(root, make_manifest()) as one:
         fill(one, [0])
-        (entry,) = [e for e in read_journal(root).values() if e[:2] == (0, "layers/3/norms")]
+        (entry,) = [e for e in read_journal(root).values() if e[:2] == (0, "layers/3/attn_in_norm")]
         JournalWriter(root).drop([(0, entry.array)])
         fill(one)
         assert one.missing_shards() == []
@@ -220,7 +220,7 @@ def test_twenty_kills_among_three_writers_change_nothing(
     left = {path.name for path in (root / "journal").iterdir() if path.suffix != ".jsonl"}
     assert left == {"lock", "plan.json"}
     assert not list(root.rglob("*.partial"))
-    assert len(read_journal(root)) == 22 * (2 + 2 * 3)
+    assert len(read_journal(root)) == 22 * (2 + 2 * 4)
     assert n_commits(root) == dict.fromkeys(range(22), 1)
 
 

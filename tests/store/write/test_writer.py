@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from lorsa.errors import BusyError, StoreError
+from lorsa.sites import Site, attention_ports
 from lorsa.store.care.repair import verify_store
 from lorsa.store.folder import is_begun, is_complete
 from lorsa.store.read.reader import ActivationStore
@@ -36,6 +37,8 @@ from small import (
     values,
 )
 
+SITES = [site for layer in LAYERS for site in attention_ports(layer).sites]
+
 
 def test_a_store_is_complete_only_when_finished(tmp_path: Path) -> None:
     root = tmp_path / "acts"
@@ -54,7 +57,7 @@ def test_a_block_that_raises_leaves_nothing(tmp_path: Path) -> None:
     root = tmp_path / "acts"
     writer = create(root, make_manifest())
     with pytest.raises(ZeroDivisionError), writer.shard(0) as session:
-        session.append({layer: (values(layer, 0)[:2], values(layer, 1)[:2]) for layer in LAYERS})
+        session.append({site: values(*site.place)[:2] for site in SITES})
         raise ZeroDivisionError
     assert 0 in writer.missing_shards()
     files = {p.name for p in (root / "layers").rglob("*") if p.is_file()}
@@ -67,7 +70,7 @@ def test_a_shard_that_is_short_of_sequences_is_not_committed(tmp_path: Path) -> 
         pytest.raises(ValueError, match="has 4 sequences; 2 were appended"),
         writer.shard(0) as session,
     ):
-        session.append({layer: (values(layer, 0)[:2], values(layer, 1)[:2]) for layer in LAYERS})
+        session.append({site: values(*site.place)[:2] for site in SITES})
     assert 0 in writer.missing_shards()
 
 
@@ -80,7 +83,7 @@ def test_activations_that_are_not_finite_are_refused(tmp_path: Path, bad: float)
         pytest.raises(StoreError, match="layers/3/attn_out of sequence 6 is not finite"),
         writer.shard(1) as session,
     ):
-        session.append({0: (values(0, 0)[4:8], values(0, 1)[4:8]), 3: (values(3, 0)[4:8], y)})
+        session.append({site: values(*site.place)[4:8] for site in SITES} | {SITES[3]: y})
     assert 1 in writer.missing_shards()
 
 
@@ -93,29 +96,31 @@ def test_activations_that_are_not_finite_are_counted_and_kept_if_asked_for(
     y[2, 3, 1] = float("inf")
     with create(root, make_manifest()) as writer:
         with writer.shard(1, keep_nonfinite=True) as session:
-            session.append({0: (values(0, 0)[4:8], values(0, 1)[4:8]), 3: (values(3, 0)[4:8], y)})
+            session.append({site: values(*site.place)[4:8] for site in SITES} | {SITES[3]: y})
         fill(writer)
         writer.finish()
     store = ActivationStore.open(root)
-    assert [store.n_nonfinite(layer) for layer in LAYERS] == [0, 2]
-    assert torch.equal(store.activations(3, [6]).y[0].nan_to_num(), y[2].nan_to_num())
-    assert 0 < store.mean_norms(3).y < 10
+    assert [store.n_nonfinite(site) for site in SITES] == [0, 0, 0, 2]
+    assert torch.equal(
+        store.activations(attention_ports(3), [6]).y[0].nan_to_num(), y[2].nan_to_num()
+    )
+    assert 0 < store.mean_norm(Site(3, "attn_out")) < 10
 
 
 def test_what_waits_for_the_disk_is_bounded(tmp_path: Path) -> None:
-    layer_bytes = 2 * N_CTX * 4 * (2 * D_MODEL + 2)  # x, y and norms of two sequences
+    site_bytes = 2 * N_CTX * 4 * (D_MODEL + 1)  # values and norms of two sequences
     with StoreWriter.create(
         tmp_path / "acts",
         make_manifest(),
         tokens=tokens(),
         documents=tokens(),
         document_names=["a"],
-        weights={layer: {"W_Q": torch.zeros(2, 3)} for layer in LAYERS},
-        buffer_bytes=layer_bytes,
+        modules={f"{layer}.attention": {"W_Q": torch.zeros(2, 3)} for layer in LAYERS},
+        buffer_bytes=site_bytes,
     ) as writer:
         fill(writer)
         writer.finish()
-        assert writer.peak_buffer_bytes == layer_bytes
+        assert writer.peak_buffer_bytes == site_bytes
     ActivationStore.open(tmp_path / "acts")
 
 
@@ -127,14 +132,14 @@ def test_a_buffer_too_small_for_a_layer_is_named(tmp_path: Path) -> None:
 
 
 def test_int8_needs_a_sample(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="int8 needs a sample of every layer"):
+    with pytest.raises(ValueError, match="int8 needs a sample of every site that is stored"):
         StoreWriter.create(
             tmp_path / "acts",
             make_manifest(dtype="int8"),
             tokens=tokens(),
             documents=tokens(),
             document_names=["a"],
-            weights={layer: {"W_Q": torch.zeros(2, 3)} for layer in LAYERS},
+            modules={f"{layer}.attention": {"W_Q": torch.zeros(2, 3)} for layer in LAYERS},
         )
 
 
@@ -145,7 +150,7 @@ def test_values_beyond_float16_name_the_dtype(tmp_path: Path) -> None:
         StoreError, match=r"does not fit float16 \(.*\); use --dtype bfloat16, into a new"
     ):
         with writer.shard(0) as session:
-            session.append(dict.fromkeys(LAYERS, (x, x)))
+            session.append(dict.fromkeys(SITES, x))
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
@@ -190,7 +195,7 @@ def test_leftovers_of_a_store_that_was_hardly_begun_are_cleared(tmp_path: Path) 
     assert not (root / "weights" / "3").exists()
 
 
-@pytest.mark.parametrize("name", ["layers/3/attn_in/c/0/0/0", "layers/0/norms/c/1/0/0"])
+@pytest.mark.parametrize("name", ["layers/3/attn_in/c/0/0/0", "layers/0/attn_in_norm/c/1/0"])
 @pytest.mark.parametrize("how", ["cut", "gone"])
 def test_a_committed_file_that_is_cut_or_gone_is_written_again(
     tmp_path: Path, name: str, how: str
@@ -204,7 +209,7 @@ def test_a_committed_file_that_is_cut_or_gone_is_written_again(
         fill(writer)
         writer.finish()
     store = ActivationStore.open(root)
-    assert torch.equal(store.activations(3, range(N_SEQ)).x, values(3, 0))
+    assert torch.equal(store.activations(attention_ports(3), range(N_SEQ)).x, values(3, 0))
 
 
 def test_token_ids_that_are_gone_cannot_be_made_again(tmp_path: Path) -> None:
@@ -238,13 +243,13 @@ def test_a_writer_that_fails_frees_the_store(
             {"tokens": torch.zeros(1, 1, dtype=torch.int32)},
             r"\(1, 1\) and \(22, 6\), not \(22, 6\)",
         ),
-        ({"weights": {}}, "not those that the manifest names"),
+        ({"modules": {}}, "not those that the manifest names"),
     ],
 )
 def test_what_is_not_in_the_manifest_is_refused(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    parts = {"tokens": tokens(), "documents": tokens(), "document_names": ["a"], "weights": {}}
+    parts = {"tokens": tokens(), "documents": tokens(), "document_names": ["a"], "modules": {}}
     with pytest.raises(ValueError, match=message):
         StoreWriter.create(tmp_path / "acts", make_manifest(), **(parts | change))
     assert not (tmp_path / "acts").exists()
@@ -254,11 +259,14 @@ def test_what_is_not_in_the_manifest_is_refused(
     ("batch", "message"),
     [
         (
-            {0: (values(0, 0)[:4], values(0, 1)[:4])},
-            r"the batch has layers \[0\]; to write: \[0, 3\]",
+            {site: values(0, 0)[:4] for site in SITES[:2]},
+            "the batch has 0.attn_in, 0.attn_out; to write: 0.attn_in, 0.attn_out, 3.attn_in, ",
         ),
-        (dict.fromkeys(LAYERS, (values(0, 0)[:4, :, :3], values(0, 1)[:4])), "must all be"),
-        (dict.fromkeys(LAYERS, (values(0, 0)[:5], values(0, 1)[:5])), "5 were appended"),
+        (
+            dict.fromkeys(SITES, values(0, 0)[:4]) | {SITES[2]: values(0, 0)[:4, :, :3]},
+            r"3.attn_in must be \[4, 6, 5\]; it is \[4, 6, 3\]",
+        ),
+        (dict.fromkeys(SITES, values(0, 0)[:5]), "5 were appended"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused(tmp_path: Path, batch: Any, message: str) -> None:
@@ -276,13 +284,14 @@ def test_a_batch_may_be_used_again_by_its_owner(tmp_path: Path) -> None:
             rows = writer.manifest.shard_rows(shard)
             with writer.shard(shard) as session:
                 for seq in rows:
-                    batch = {n: (values(n, 0)[[seq]], values(n, 1)[[seq]]) for n in LAYERS}
+                    batch = {site: values(*site.place)[[seq]] for site in SITES}
                     session.append(batch)
-                    for pair in batch.values():
-                        for part in pair:
-                            part.zero_()
+                    for part in batch.values():
+                        part.zero_()
         writer.finish()
-    assert torch.equal(ActivationStore.open(root).activations(0, range(N_SEQ)).x, values(0, 0))
+    assert torch.equal(
+        ActivationStore.open(root).activations(attention_ports(0), range(N_SEQ)).x, values(0, 0)
+    )
 
 
 def test_a_torn_journal_line_costs_its_shard_only(tmp_path: Path) -> None:
@@ -367,7 +376,7 @@ def test_a_complete_store_is_unfinished_while_a_shard_is_written_anew(
         patch.setattr(CommitLog, "commit", killed)
         with pytest.raises(PowerCutError), writer.shard(1) as session:
             part = -values(0, 0)[4:8]  # not the old bytes
-            session.append({3: (part, part)})
+            session.append(dict.fromkeys(writer.sites_to_write, part))
     with pytest.raises(StoreError, match="is unfinished"):
         ActivationStore.open(root)
     with StoreWriter.resume(root) as writer:
@@ -543,4 +552,4 @@ def test_no_claim_is_released_while_its_shard_may_still_be_written(
 def append_all(writer: StoreWriter, session: Any, shard: int) -> None:
     """Append the small store's values of a shard."""
     rows = slice(writer.manifest.shard_rows(shard)[0], writer.manifest.shard_rows(shard)[-1] + 1)
-    session.append({n: (values(n, 0)[rows], values(n, 1)[rows]) for n in LAYERS})
+    session.append({site: values(*site.place)[rows] for site in SITES})

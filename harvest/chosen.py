@@ -1,0 +1,126 @@
+"""Sites of a harvest: those that are asked for, and how few of them give the others.
+
+With --outputs derive as few arrays are stored as give all sites: attn_in of a layer's attention,
+mlp_in of its MLP, and resid_in alone where sites of more than one module are asked for.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from ..errors import HarvestError
+from ..language.blocks import Block
+from ..sites import SITE_NAMES, Site, parse_site_names
+from ..store.site_facts import OWNER, Derivation, SiteFacts
+from .config import HarvestConfig
+
+SOURCES = {
+    "attn_in": ("resid_in",),
+    "attn_out": ("attn_in", "resid_in"),
+    "mlp_in": ("resid_in",),
+    "mlp_out": ("mlp_in", "resid_in"),
+    "resid_in": (),
+    "resid_mid": ("resid_in",),
+    "resid_out": ("resid_in",),
+}
+"""Sites from which each can be derived, the best first."""
+ROOTS = {"attention": "attn_in", "mlp": "mlp_in"}
+"""Site that gives all others of one module."""
+
+
+def asked_names(sites: str, outputs: str) -> tuple[str, ...]:
+    """Return the names of the sites that are asked for, with the one that gives the others.
+
+    Args:
+        sites: names or groups, as `HarvestConfig.sites`.
+        outputs: "store", or "derive".
+    """
+    names = parse_site_names(sites)
+    if outputs == "store" or len(names) == 1:
+        return names
+    modules = {OWNER[name] for name in names}
+    root = ROOTS.get(modules.pop(), "resid_in") if len(modules) == 1 else "resid_in"
+    return tuple(name for name in SITE_NAMES if name in names or name == root)
+
+
+def sites_in(
+    config: HarvestConfig, blocks: Mapping[int, Block], layers: Iterable[int]
+) -> list[Site]:
+    """Return the sites that are asked for, of some layers, without a resid_mid that is not there.
+
+    Args:
+        config: the request.
+        blocks: what is known of the layers' sites; of others, all are taken to be there.
+        layers: layers that are asked for.
+
+    Raises:
+        HarvestError: a layer lacks another site, or a resid_mid that is asked for by its name.
+    """
+    by_name = {part.strip() for part in config.sites.split(",")}
+    found = []
+    names = asked_names(config.sites, config.outputs)
+    for site in (Site(layer, name) for layer in layers for name in names):
+        why = blocks[site.layer].lacks.get(site.name) if site.layer in blocks else None
+        if why is None:
+            found.append(site)
+        elif site.name != "resid_mid" or site.name in by_name:
+            what = f"layer {site.layer} " if site.name != "resid_mid" else f"{site}: the layer "
+            raise HarvestError(f"{what}{why}; leave it out of --layers, or choose other --sites")
+    return found
+
+
+def left_out(sites: Collection[Site], config: HarvestConfig) -> str | None:
+    """Return a line on the resid_mid that some layers lack; None if none was asked for there."""
+    names = asked_names(config.sites, config.outputs)
+    with_one = {site.layer for site in sites if site.name == "resid_mid"}
+    if "resid_mid" not in names or {site.layer for site in sites} == with_one:
+        return None
+    return (
+        "resid_mid is left out: attention and MLP of this model read the same residual stream, "
+        "so there is none between them"
+    )
+
+
+def facts_of(
+    sites: Iterable[Site], widths: Mapping[Site, int], there: Mapping[Site, SiteFacts], outputs: str
+) -> dict[Site, SiteFacts]:
+    """Return what a manifest says of new sites: which are stored, and whence the others come.
+
+    Args:
+        sites: the new sites.
+        widths: their widths.
+        there: sites that the store has already.
+        outputs: "store", or "derive".
+    """
+    new = set(sites)
+    stored = {site for site, facts in there.items() if facts.is_stored}
+    found: dict[Site, SiteFacts] = {}
+    for site in sorted(new, key=lambda each: (each.layer, each.name != "resid_in", each.place)):
+        sources = [Site(site.layer, name) for name in SOURCES[site.name]]
+        source = next((each for each in sources if each in stored), None)
+        if outputs == "store" or source is None:
+            stored.add(site)
+            found[site] = SiteFacts(widths[site])
+        else:
+            by = "block" if source.name == "resid_in" else OWNER[source.name]
+            found[site] = SiteFacts(widths[site], Derivation((source,), f"{site.layer}.{by}"))
+    return {site: found[site] for site in sorted(found, key=lambda each: each.place)}
+
+
+def deriving(facts: Mapping[Site, SiteFacts]) -> set[str]:
+    """Return the modules whose geometry some sites need: 12.attention, 12.mlp, 12.block."""
+    found: set[str] = set()
+    for site, about in facts.items():
+        if about.derived is None:
+            continue
+        found.add(about.derived.by)
+        if about.derived.by.endswith(".block") and site.name != "attn_in":
+            found.add(f"{site.layer}.attention")
+            if site.name in ("mlp_out", "resid_out"):
+                found.add(f"{site.layer}.mlp")
+    return found
+
+
+def is_parallel(modules: Mapping[str, Any], layer: int) -> bool:
+    """Return whether a store knows that a layer's attention and MLP are parallel."""
+    geometry = modules.get(f"{layer}.block", {}).get("geometry")
+    return bool(geometry and geometry["is_parallel"])

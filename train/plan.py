@@ -1,0 +1,78 @@
+"""Plan of a command: which dictionaries it trains of a store, and into which folders."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..dictionaries.choices import ports_of
+from ..sites import SITE_NAMES, Site, parse_site_names
+from ..store.facts import StoreFacts
+from .recipe import ALL, DEFAULTS, kinds_of, kinds_with
+
+Settings = Mapping[str, Any]
+"""Settings of runs, by the names that they have in TrainConfig"""
+
+
+def plan_runs(
+    settings: Settings, store: StoreFacts, layers: Sequence[int] | None, out: Path
+) -> list[dict[str, Any]]:
+    """Return the settings of each run that is asked for, layer by layer.
+
+    Args:
+        settings: what was given for all of them. `kind` may be "all", every kind whose sites a
+            layer has, and `site` several names joined by commas, an SAE each.
+        store: the store that is trained on.
+        layers: layers that are asked for; None takes those that have the sites.
+        out: folder in which the runs' folders lie.
+
+    Raises:
+        StoreError: the store lacks the sites; the message says how to add them.
+        ValueError: a kind or site is unknown, or a setting is of a kind that is not trained.
+    """
+    asked = [run for layer in layers or store.layers for run in _of_layer(settings, layer)]
+    lacking = {site for run in asked for site in sites_of(run) if not store.has(site)}
+    there = [run for run in asked if lacking.isdisjoint(sites_of(run))]
+    if lacking and (not there or (layers is not None and settings.get("kind") != ALL)):
+        store.require_sites(lacking)
+    kinds = {str(run["kind"]) for run in there}
+    for name in settings:
+        if kinds.isdisjoint(kinds_with(name)):
+            raise ValueError(
+                f"{name} is a setting of kind {' and '.join(kinds_with(name))}, and only kind "
+                f"{' and '.join(sorted(kinds))} is trained here: leave it out"
+            )
+    return [{**run, "out": out / folder_name(run)} for run in there]
+
+
+def layers_with(store: StoreFacts, runs: Sequence[Settings]) -> list[int]:
+    """Return the layers of a store that have the sites of any of some runs; all, if none has."""
+    found = [n for n in store.layers if any(all(map(store.has, sites_of(r, n))) for r in runs)]
+    return found or store.layers
+
+
+def sites_of(run: Settings, layer: int | None = None) -> tuple[Site, ...]:
+    """Return the sites of a run, at its own layer or another; none where they are unknown."""
+    kind = run.get("kind", "lorsa")
+    site = run.get("site") or DEFAULTS.get(kind, {}).get("site")
+    if kind not in DEFAULTS or site not in (None, *SITE_NAMES):
+        return ()
+    return ports_of(kind, run["layer"] if layer is None else layer, site).sites
+
+
+def folder_name(run: Settings) -> str:
+    """Return the name of a run's folder: layer-12 of a Lorsa, else 12.mlp or 12.resid_out."""
+    if run["kind"] == "lorsa":
+        return f"layer-{run['layer']}"
+    return f"{run['layer']}.{run.get('site') or 'mlp'}"
+
+
+def _of_layer(settings: Settings, layer: int) -> Iterator[dict[str, Any]]:
+    """Yield the runs of a layer, each with the settings that its kind has."""
+    for kind in kinds_of(settings.get("kind", "lorsa")):
+        own = {name: value for name, value in settings.items() if kind in kinds_with(name)}
+        run = own | {"kind": kind, "layer": layer}
+        if kind != "sae":
+            yield run
+            continue
+        for site in parse_site_names(settings.get("site") or DEFAULTS[kind]["site"]):
+            yield run | {"site": site}
