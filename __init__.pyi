@@ -39,6 +39,10 @@ from .harvest.harvest import plan_harvest
 from .language.subject import load_language_model
 from .publish.config import PushConfig
 from .publish.push import push as push_lorsas
+from .sites import Ports
+from .sites import Site
+from .sites import attention_ports
+from .sites import ports_between
 from .store.care.info import store_info
 from .store.care.merge import merge_stores
 from .store.care.remove import remove_sites
@@ -75,10 +79,12 @@ __all__ = [
     "LorsaConfig",
     "LorsaError",
     "PageServer",
+    "Ports",
     "PublishError",
     "PushConfig",
     "Sae",
     "SaeConfig",
+    "Site",
     "StoreError",
     "TrainConfig",
     "TrainError",
@@ -86,6 +92,7 @@ __all__ = [
     "TranscoderConfig",
     "ablate_heads",
     "analyze_lorsa",
+    "attention_ports",
     "build_page",
     "convert_lorsa",
     "evaluate_lorsa",
@@ -99,6 +106,7 @@ __all__ = [
     "merge_stores",
     "plan_explanations",
     "plan_harvest",
+    "ports_between",
     "push_lorsas",
     "remove_sites",
     "run_demo",

@@ -90,7 +90,9 @@ def _layers(store: Path) -> list[str]:
     for name in STORE_FILES:
         try:
             facts: Any = read_json(store / name, constant=float)
-            return sorted(map(str, facts["layers"]), key=int)
+            if "layers" in facts:  # format 1
+                return sorted(map(str, facts["layers"]), key=int)
+            return sorted({site.partition(".")[0] for site in facts["sites"]}, key=int)
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return []

@@ -48,7 +48,7 @@ _TRAIN = {
 }
 OPTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "harvest": {
-        "What": ("model", "layers", "store"),
+        "What": ("model", "layers", "sites", "store"),
         "Text": (
             "data", "text_column", "tokens_column", "data_config", "data_split", "bos", "packing",
             "seed",
@@ -61,7 +61,7 @@ OPTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "train": _TRAIN,
     "sweep": _TRAIN,
     "ablate": {
-        "What": ("heads", "model", "prompt", "tokens"),
+        "What": ("features", "model", "prompt", "tokens"),
         "Change": ("scale", "value", "error"),
         "Command": ("top", "device", "as_json", "help"),
     },

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Column, Table
 
+from ..sites import spell_site_names
 from ..store.care.info import format_bytes
 from ..store.layers import spell_layers
 from .bars import Bar, err, say
@@ -14,6 +15,7 @@ from .words import fact_table, model_name, spell_time
 if TYPE_CHECKING:
     from ..harvest.config import HarvestConfig
     from ..harvest.events import HarvestEvent
+    from ..language.blockcheck import BlockChecks
     from ..language.selfcheck import SelfCheck
 
 
@@ -28,6 +30,7 @@ class HarvestDisplay(Bar):
         """Show an event."""
         from ..harvest.events import Progress
         from ..harvest.plan import Estimate, Plan
+        from ..language.blockcheck import BlockChecks
         from ..language.selfcheck import SelfCheck
 
         match event:
@@ -40,6 +43,8 @@ class HarvestDisplay(Bar):
                 err.print(table)
             case SelfCheck():
                 self._self_check(event)
+            case BlockChecks():
+                self._block_checks(event)
             case Estimate():
                 self.expect(event.seconds)
                 say(
@@ -78,14 +83,35 @@ class HarvestDisplay(Bar):
         if bad := [layer for layer, found in check.layers.items() if not found.finite]:
             say(f"self-check: layers {spell_layers(bad)} have NaN or Inf and were not checked")
 
+    def _block_checks(self, checks: "BlockChecks") -> None:
+        """Say how well MLPs and residual streams are understood, and which are not."""
+        limit = f"limit {checks.limit:.0e}"
+        parts = (
+            ("mlp_out recomputed from mlp_in", checks.mlps),
+            ("resid_out summed", checks.blocks),
+        )
+        for what, found in parts:
+            if errors := [check.error for check in found.values() if check.passed]:
+                say(f"self-check: {what} within {max(errors):.1e} ({limit})")
+        unknown: dict[str | None, list[int]] = {}
+        for layer, check in checks.mlps.items():
+            if not check.passed:
+                unknown.setdefault(check.reason, []).append(layer)
+        for reason, layers in unknown.items():
+            say(
+                f"self-check: layers {spell_layers(layers)}: geometry of the MLP unknown ({reason})"
+            )
+
 
 def _plan_rows(plan: dict[str, Any]) -> dict[str, str]:
     free = "" if plan["free_bytes"] is None else f" of {format_bytes(plan['free_bytes'])} free"
     names = list(plan["layers"].values())
     shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+    names_of_sites = spell_site_names({site.partition(".")[2] for site in plan["sites"]})
     rows = {
         "model": f"{model_name(plan['model'])} on {plan['device']}",
         "layers": f"{spell_layers(list(plan['layers']))} ({shown})",
+        **({} if names_of_sites == "attn" else {"sites": names_of_sites}),
         "tokens": f"{plan['n_tokens']:,} in sequences of {plan['n_ctx']:,}"
         + ("" if plan["n_documents"] is None else f", documents: {plan['n_documents']:,}"),
         "per token": f"{plan['bytes_per_token']:,} bytes of activations",

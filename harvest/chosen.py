@@ -1,4 +1,4 @@
-"""Sites of a harvest: which are asked for, which of them are stored, and whence the others come.
+"""Sites of a harvest: those that are asked for, and how few of them give the others.
 
 With --outputs derive as few arrays are stored as give all sites: attn_in of a layer's attention,
 mlp_in of its MLP, and resid_in alone where sites of more than one module are asked for.

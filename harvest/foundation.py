@@ -32,7 +32,7 @@ from ..language.tokenizer import tokenizer_facts
 from ..sites import Site
 from ..store.arrays import itemsize
 from ..store.manifest import Manifest, held_out_shards
-from ..store.site_facts import SiteFacts, module_place, needed_modules
+from ..store.site_facts import OWNER, SiteFacts, module_place, needed_modules
 from ..store.write.writer import StoreWriter
 from ..version import __version__
 from .chosen import deriving, facts_of
@@ -42,7 +42,7 @@ from .corpus.packing import Packed, fingerprint, first_text, pack
 from .events import HarvestReport
 from .forward import BatchSize
 from .hooks import Hooks
-from .plan import shard_seqs
+from .plan import n_arrays, shard_seqs
 from .target import Target
 
 SAMPLE_TOKENS = 4096
@@ -136,7 +136,9 @@ def look_into(
         HarvestError: a layer is not understood and has to be, or its activations are not finite.
     """
     with hooks.first_look() as capture:
-        seen, sample = batch.fitting(lambda n: _first_look(capture, hooks, tokens, n), report)
+        seen, sample = batch.fitting(
+            lambda n: _first_look(capture, hooks.sites, tokens, n, config.dtype), report
+        )
         known = _understand(config, hooks, seen)
         if config.dtype == "float16":
             _require_float16(sample)
@@ -201,23 +203,33 @@ def _report_checks(
 
 
 def _first_look(
-    capture: Capture, hooks: Hooks, tokens: Tensor, n_seqs: int
+    capture: Capture, sites: Collection[Site], tokens: Tensor, n_seqs: int, dtype: str
 ) -> tuple[Seen, dict[Site, Tensor]]:
     """Run batches of n_seqs sequences; return what was seen of the first, and a sample of all."""
     first, *rest = tokens.split(n_seqs)
     seen = capture.see(first)
-    parts = [loudest(seen.sites, hooks)]
-    parts += (loudest(capture.run(some), hooks) for some in rest)
-    return seen, {site: torch.stack([part[site] for part in parts]) for site in hooks.sites}
+    parts = [loudest(seen.sites, sites, dtype)]
+    parts += (loudest(capture.run(some), sites, dtype) for some in rest)
+    return seen, {site: torch.stack([part[site] for part in parts]) for site in sites}
 
 
-def loudest(found: Mapping[Site, Tensor], hooks: Hooks) -> dict[Site, Tensor]:
+def loudest(
+    found: Mapping[Site, Tensor], sites: Collection[Site], dtype: str
+) -> dict[Site, Tensor]:
     """Return the largest finite absolute value of every channel, [width], by site.
 
-    Those of all batches give the same scales of int8's channels as the activations themselves.
+    Those of all batches give the same scales of int8's channels as the activations themselves. For
+    int8 the values are shares of their token, but for attention's: a few first tokens have a
+    residual stream a hundred times as long as others', nearly all of it in two channels.
     """
-    sizes = {site: found[site].detach().flatten(0, 1).abs() for site in hooks.sites}
-    return {s: torch.where(v.isfinite(), v, 0).amax(dim=0) for s, v in sizes.items()}
+    largest = {}
+    for site in sites:
+        values = found[site].detach().flatten(0, 1)
+        if dtype == "int8" and OWNER[site.name] != "attention":
+            values = values / values.norm(dim=-1, keepdim=True, dtype=torch.float32)
+        sizes = values.abs()
+        largest[site] = torch.where(sizes.isfinite(), sizes, 0).amax(dim=0)
+    return largest
 
 
 def _require_float16(sample: dict[Site, Tensor]) -> None:
@@ -276,8 +288,7 @@ def _manifest(
 ) -> Manifest:
     n_seq, n_ctx = text.packed.tokens.shape
     seq_bytes = n_ctx * target.subject.d_model * itemsize(config.dtype)
-    n_arrays = sum(facts.is_stored for facts in foundation.sites.values())
-    n_shard_seqs = shard_seqs(n_seq, seq_bytes=seq_bytes, n_arrays=n_arrays)
+    n_shard_seqs = shard_seqs(n_seq, seq_bytes=seq_bytes, n_arrays=n_arrays(foundation.sites))
     return Manifest(
         uuid=str(uuid.uuid4()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""Hooks of a harvest: where its sites are in the loaded model, and which calls it needs besides."""
+"""Places of a harvest's sites in the loaded model, and the calls that it needs besides."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple

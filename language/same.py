@@ -1,4 +1,4 @@
-"""Comparison of a model with the one that a store was made with, by the weights of its layers."""
+"""Comparison of a model's weights with those that a store keeps."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
