@@ -340,12 +340,7 @@ def text_config(model: Any) -> Any:
 
 
 def float32_copy(module: nn.Module, *, inner: bool = False) -> Any:
-    """Return a copy of a module with its parameters in float32 and without its own hooks.
-
-    Args:
-        module: of a model; hooks within it are part of what it computes.
-        inner: whether those go too, which catch activations.
-    """
+    """Return a copy of a module in float32 without its hooks, nor those within it if `inner`."""
     module = copy.deepcopy(module).float()
     for part in module.modules() if inner else [module]:
         part._forward_hooks.clear()
