@@ -2,18 +2,22 @@
 
     python benchmarks/bench_step.py --preset smollm2 --device cpu --json
 
+    python benchmarks/bench_step.py --kind transcoder --preset smollm2-32x --device cpu --json
+
 A step is forward, mean squared error, backward and Adam. "dense" is what implementations without a
-sparse kernel do, "tuned" the same with torch's flash attention (dense_baseline.py). All sides train
-copies of one Lorsa on the same batch and take turns (A B C A B C ...); medians are compared. Peak
-memory is what a step needs besides weights, optimizer state and batch, each side in a process of
-its own. A GPU multiplies in bfloat16 (autocast), a CPU in float32. What does not fit the device's
-memory is null. rooflines.py times the operators one by one.
+sparse kernel do, "tuned" the same with what torch has to make it quicker (dense_baseline.py). All
+sides train copies of one dictionary (step_cases.py) on the same batch and take turns (A B C A B C
+...); medians are compared. Peak memory is what a step needs besides weights, optimizer state and
+batch, gradients included, each side in a process of its own: on a CPU the highest resident memory
+during two steps, less that before them, without pages of files (torch's own code) and with freed
+memory given back. A GPU multiplies in bfloat16 (autocast), a CPU in float32. What does not fit the
+device's memory is null. rooflines.py times the operators one by one.
 """
 
 import argparse
 import copy
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -23,39 +27,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dense_baseline import dense_forward, tuned_forward
-from lorsa.dictionaries.lorsa.config import LorsaConfig
-from lorsa.dictionaries.lorsa.module import Lorsa
+import torch.nn.functional as F
 from lorsa.kernels.choices import BACKENDS
 from lorsa.kernels.dispatch import choose_path
-from lorsa.language.geometry import Rope
 from measure import append_row, machine
-from rooflines import Case, Preset, arithmetic, milliseconds, operators
-from torch import Tensor
+from rooflines import WIDEST, arithmetic, milliseconds, operators
+from step_cases import KINDS, PRESETS, SIDES, Case, forward_of, make_case
 
 RESULTS = Path(__file__).parent / "results" / "bench_step.md"
 LR = 1e-4
-
-
-PRESETS = {
-    "smollm2": Preset(576, 36, 64, 4_608, 64, 8, 256),
-    "smollm2-32x": Preset(576, 144, 64, 18_432, 64, 8, 256),
-    "pythia-160m": Preset(768, 48, 64, 6_144, 64, 32, 1_024),
-    "llama-3.1-8b": Preset(4_096, 256, 128, 32_768, 128, 16, 1_024),
-    "paper-g1": Preset(768, 6_144, 64, 6_144, 64, 8, 1_024),
-}
-SIDES: dict[str, Callable[[Lorsa, Tensor], Tensor]] = {
-    "ours": lambda lorsa, x: lorsa(x),
-    "dense": dense_forward,
-    "tuned": tuned_forward,
-}
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+"""Environment in which glibc gives back what is freed, and not only where one piece is large."""
 
 
 def main() -> None:
     args = parse()
     torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.peak_of:
-        print(json.dumps(peak_mb(args.peak_of, make_case(args))))
+        print(json.dumps(peak_mb(args.peak_of, asked_case(args))))
         return
     result = measure(args)
     if args.write:
@@ -68,6 +57,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kind", choices=KINDS, default="lorsa")
     parser.add_argument("--preset", choices=PRESETS, default="smollm2")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
@@ -80,13 +70,19 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def asked_case(args: argparse.Namespace) -> Case:
+    """Return the case that the options name."""
+    return make_case(args.preset, kind=args.kind, device=args.device, backend=args.backend)
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Return the comparison as one JSON-able object."""
-    case = make_case(args)
+    peaks = {side: peak_in_child(side, args) for side in SIDES}  # before this process has memory
+    case = asked_case(args)
     times = step_times(case, args.rounds)
-    peaks = {side: peak_in_child(side, args) for side in SIDES}
     n_tokens = case.x.shape[0] * case.x.shape[1]
     return {
+        "kind": args.kind,
         "preset": args.preset,
         "device": args.device,
         "backend": choose_path(args.backend, args.device).__name__.rpartition(".")[2],
@@ -112,42 +108,20 @@ def ratio(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a / b
 
 
-def make_case(args: argparse.Namespace) -> Case:
-    """Return a Lorsa at random whose z are spread like those of a trained one, and a batch."""
-    p, device = PRESETS[args.preset], torch.device(args.device)
-    torch.manual_seed(0)
-    config = LorsaConfig(
-        d_model=p.d_model,
-        n_qk_heads=p.n_qk_heads,
-        d_qk_head=p.d_qk_head,
-        n_ov_heads=p.n_ov_heads,
-        top_k=p.top_k,
-        scale=p.d_qk_head**-0.5,
-        rope=Rope(inv_freq=tuple(10_000 ** (-i / p.d_qk_head) for i in range(0, p.d_qk_head, 2))),
-    )
-    with device:
-        lorsa = Lorsa(config, backend=args.backend).to(device)
-        with torch.no_grad():
-            for weight in (lorsa.W_Q, lorsa.W_K, lorsa.W_V, lorsa.W_O):
-                weight.normal_(std=p.d_model**-0.5)
-        x, y = torch.randn(2, p.batch, p.seq, p.d_model)
-    return Case(p, lorsa, x, y)
-
-
 def make_step(side: str, case: Case) -> Callable[[], None]:
-    """Return a function that trains a copy of the case's Lorsa for one step."""
-    lorsa = copy.deepcopy(case.lorsa)
-    adam = torch.optim.Adam(lorsa.parameters(), lr=LR, fused=True)
-    for parameter in lorsa.parameters():  # so that Adam's state is there before the first step
+    """Return a function that trains a copy of the case's dictionary for one step."""
+    dictionary = copy.deepcopy(case.dictionary)
+    adam = torch.optim.Adam(dictionary.parameters(), lr=LR, fused=True)
+    for parameter in dictionary.parameters():  # so that Adam's state is there before the first step
         parameter.grad = torch.zeros_like(parameter)
     adam.step()
     adam.zero_grad()
-    forward = SIDES[side]
+    forward = forward_of(side, case.kind)
 
     def step() -> None:
         with arithmetic(case.x.device):
-            y_hat = forward(lorsa, case.x)
-        (y_hat.float() - case.y).square().mean().backward()
+            y_hat = forward(dictionary, case.x)
+        F.mse_loss(y_hat.float(), case.y).backward()
         adam.step()
         adam.zero_grad()
 
@@ -173,10 +147,11 @@ def step_times(case: Case, rounds: int) -> dict[str, float | None]:
 
 def peak_in_child(side: str, args: argparse.Namespace) -> float | None:
     """Return `peak_mb` of a side, measured in a process of its own; None if it does not fit."""
-    command = [sys.executable, __file__, "--peak-of", side, "--preset", args.preset]
+    command = [sys.executable, __file__, "--peak-of", side]
+    command += ["--kind", args.kind, "--preset", args.preset]
     command += ["--device", args.device, "--backend", args.backend]
     command += ["--threads", str(torch.get_num_threads())]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | GIVES_BACK)
     if "OutOfMemoryError" in done.stderr:
         return None
     if done.returncode:
@@ -194,18 +169,24 @@ def peak_mb(side: str, case: Case) -> float:
         step()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
+    before = resident_mb()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making the case
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     step()
     step()
-    status = Path("/proc/self/status").read_text()
-    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    return (1024 * peak - before) / 1e6
+    after = resident_mb()
+    return after["VmHWM"] - before["VmRSS"] - (after["RssFile"] - before["RssFile"])
+
+
+def resident_mb() -> dict[str, float]:
+    """Return the resident memory of this process, its peak, and its part that files back, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    sizes = (line.split() for line in lines if line.endswith(" kB"))
+    return {name.rstrip(":"): 1024 * int(size) / 1e6 for name, size, _ in sizes}
 
 
 def write_row(result: dict[str, Any]) -> None:
     """Append the step and its operators to the results."""
-    backward = result["operators"]["attention backward"]
+    backward = result["operators"][f"{WIDEST[result['kind']]} backward"]
     ops = ", ".join(
         f"{name} {op['ms']:.3g} ms ({op['roofline_fraction']:.0%})"
         for name, op in result["operators"].items()

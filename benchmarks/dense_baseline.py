@@ -1,17 +1,20 @@
-"""What implementations without a sparse kernel do for a Lorsa: everything dense, by autograd.
+"""What implementations without a sparse kernel do: everything dense, by autograd.
 
-The same parameters and result as `lorsa.Lorsa`, written with torch's own operators: a
-rotation by a turned copy, scaled_dot_product_attention with the group's scalars as a wide value,
-torch.topk, a mask, and a dense decode. Every [tokens, n_ov_heads] tensor on the way is kept for the
-backward.
+The same parameters and result as ours, written with torch's own operators. For a Lorsa: a rotation
+by a turned copy, scaled_dot_product_attention with the group's scalars as a wide value, torch.topk,
+a mask, and a dense decode. For SAEs and transcoders: a linear layer, torch.topk, a scatter into
+zeros, a dense decode. Every [tokens, n_features] tensor on the way is kept for the backward.
 
-`tuned_forward` is dense as well, without what is easily avoided: values cut into slices as wide as
-a key, for which torch has a flash kernel that keeps no pattern, and our rotation.
+The tuned ones are dense as well, without what is easily avoided. Of a Lorsa: values cut as wide
+as a key, for which torch has a flash kernel that keeps no pattern, and our rotation. Of SAEs and
+transcoders: torch's embedding_bag as a sparse decode, and no product for the centre of an SAE.
 """
 
 import torch
 import torch.nn.functional as F
+from lorsa.dictionaries.linear import LinearDictionary
 from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.dictionaries.sae import Sae
 from lorsa.language.attention import project
 from lorsa.language.geometry import Rope
 from torch import Tensor
@@ -69,3 +72,38 @@ def rotated(x: Tensor, rope: Rope) -> Tensor:
     cos, sin = (f(angle).to(x.dtype)[:, None] for f in (torch.cos, torch.sin))  # [seq, 1, d_head]
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+def dense_linear_forward(dictionary: LinearDictionary, x: Tensor) -> Tensor:
+    """Return y_hat of an SAE, or a transcoder without a skip connection, [batch, seq, d_model]."""
+    acts, ids = dense_encode(dictionary, x)
+    sparse = acts.new_zeros(*acts.shape[:2], len(dictionary.W_O)).scatter(-1, ids, acts)
+    return F.linear(sparse, dictionary.W_O.T, dictionary.b_O)
+
+
+def tuned_linear_forward(dictionary: LinearDictionary, x: Tensor) -> Tensor:
+    """Do as `dense_linear_forward`, with torch's sparse decode and without a product for b_O."""
+    acts, ids = tuned_encode(dictionary, x)
+    W_O, weights = dictionary.W_O.to(acts.dtype), acts.flatten(0, 1)
+    y_hat = F.embedding_bag(ids.flatten(0, 1), W_O, per_sample_weights=weights, mode="sum")
+    return y_hat.view_as(x) + dictionary.b_O
+
+
+def dense_encode(dictionary: LinearDictionary, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features that fire and which they are, [batch, seq, top_k] each."""
+    read = x - dictionary.b_O if isinstance(dictionary, Sae) else x
+    return best_of(F.linear(read, dictionary.W_E, dictionary.b_E), dictionary)
+
+
+def tuned_encode(dictionary: LinearDictionary, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Do as `dense_encode`; the gradient of an SAE's b_O is a sum over features."""
+    read, bias = dictionary.centred(x)
+    return best_of(F.linear(read, dictionary.W_E, bias), dictionary)
+
+
+def best_of(z: Tensor, dictionary: LinearDictionary) -> tuple[Tensor, Tensor]:
+    """Keep the top_k of z [batch, seq, n_features] by their output's norm."""
+    z = z.relu()
+    score = z.detach() * dictionary.W_O.detach().norm(dim=1)
+    ids = score.topk(dictionary.config.top_k, dim=-1, sorted=False).indices
+    return z.gather(-1, ids), ids

@@ -12,31 +12,18 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from dense_baseline import dense_qkv, sliced_attention
-from lorsa.dictionaries.lorsa.module import Lorsa
-from lorsa.kernels.dispatch import choose_path, sparse_decode, sparse_topk_attention
+from dense_baseline import dense_encode, dense_qkv, sliced_attention, tuned_encode
+from lorsa.kernels.dispatch import (
+    choose_path,
+    sparse_decode,
+    sparse_topk_attention,
+    sparse_topk_linear,
+)
+from step_cases import Case
 from torch import Tensor
 
-
-class Preset(NamedTuple):
-    """Sizes of a Lorsa and its batch."""
-
-    d_model: int
-    n_qk_heads: int
-    d_qk_head: int
-    n_ov_heads: int
-    top_k: int
-    batch: int
-    seq: int
-
-
-class Case(NamedTuple):
-    """A Lorsa with a batch to train on."""
-
-    preset: Preset
-    lorsa: Lorsa
-    x: Tensor
-    y: Tensor
+WIDEST = {"lorsa": "attention", "sae": "encode", "transcoder": "encode"}
+"""Operator of each kind whose dense backward is timed as well."""
 
 
 def arithmetic(device: torch.device) -> AbstractContextManager[Any]:
@@ -69,12 +56,14 @@ def operators(case: Case, rounds: int) -> dict[str, dict[str, float | None]]:
     device = case.x.device
     matmul_rate, copy_rate = ceilings(device)
     found: dict[str, dict[str, float | None]] = {}
+    pieces = lorsa_pieces if case.kind == "lorsa" else linear_pieces
     for name, (work, cost) in pieces(case).items():
         ms = median_ms(work, device, rounds)
         least = max(cost.operations / matmul_rate, cost.n_bytes / copy_rate)
         found[name] = {"ms": ms, "roofline_fraction": 1e3 * least / ms}
-    for name, sliced in (("dense_ms", False), ("tuned_ms", True)):
-        found["attention backward"][name] = dense_backward_ms(case, rounds, sliced=sliced)
+    dense_backward = attention_backward_ms if case.kind == "lorsa" else encode_backward_ms
+    for side in ("dense", "tuned"):
+        found[f"{WIDEST[case.kind]} backward"][f"{side}_ms"] = dense_backward(case, rounds, side)
     return found
 
 
@@ -83,19 +72,19 @@ def median_ms(work: Callable[[], Any], device: torch.device, rounds: int) -> flo
     return statistics.median([milliseconds(work, device) for _ in range(rounds + 2)][2:])
 
 
-def dense_backward_ms(case: Case, rounds: int, *, sliced: bool) -> float | None:
+def attention_backward_ms(case: Case, rounds: int, side: str) -> float | None:
     """Return how long autograd takes for the batch's attention; None where a sequence does not fit.
 
-    As many sequences at a time as fit, plainly or with `sliced_attention`.
+    As many sequences at a time as fit, plainly or, tuned, with `sliced_attention`.
     """
-    p, x, scale = case.preset, case.x, case.lorsa.config.scale
+    p, x, scale = case.preset, case.x, case.dictionary.config.scale
     n_seqs = p.batch
     while n_seqs:
         try:
             with torch.no_grad(), arithmetic(x.device):
-                q, k, v = (t.transpose(1, 2) for t in dense_qkv(case.lorsa, x[:n_seqs]))
+                q, k, v = (t.transpose(1, 2) for t in dense_qkv(case.dictionary, x[:n_seqs]))
             q, k, v = (t.detach().to(q.dtype).requires_grad_() for t in (q, k, v))
-            if sliced:
+            if side == "tuned":
                 z = sliced_attention(q, k, v, scale)
             else:
                 z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
@@ -104,6 +93,24 @@ def dense_backward_ms(case: Case, rounds: int, *, sliced: bool) -> float | None:
         except torch.OutOfMemoryError:
             n_seqs //= 2
     return None
+
+
+def encode_backward_ms(case: Case, rounds: int, side: str) -> float | None:
+    """Return how long autograd takes for the batch's dense encoding; None where it does not fit."""
+    encode = dense_encode if side == "dense" else tuned_encode
+    try:
+        with arithmetic(case.x.device):
+            acts, _ids = encode(case.dictionary, case.x)
+        work = backward(acts, encoder_leaves(case), torch.randn_like(acts))
+        return median_ms(work, case.x.device, rounds)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def encoder_leaves(case: Case) -> list[Tensor]:
+    """Return the parameters that an SAE's or a transcoder's encoder has gradients for."""
+    d = case.dictionary
+    return [d.W_E, d.b_E, d.b_O] if case.kind == "sae" else [d.W_E, d.b_E]
 
 
 def backward(output: Tensor, inputs: list[Tensor], grad: Tensor) -> Callable[[], Any]:
@@ -123,13 +130,17 @@ def ceilings(device: torch.device) -> tuple[float, float]:
     return 2e3 * side**3 / multiply, 2e3 * 4 * source.numel() / move
 
 
-def pieces(case: Case) -> dict[str, tuple[Callable[[], Any], Cost]]:
-    """Return the operators of a step, each as a call with its least cost."""
-    p, lorsa, x = case.preset, case.lorsa, case.x
+Pieces = dict[str, tuple[Callable[[], Any], Cost]]
+"""Operators of a step, each as a call with its least cost."""
+
+
+def lorsa_pieces(case: Case) -> Pieces:
+    """Return the operators of a Lorsa's step."""
+    p, lorsa, x = case.preset, case.dictionary, case.x
     cuda = x.device.type == "cuda"
     dtype, size = (torch.bfloat16, 2) if cuda else (torch.float32, 4)
-    tokens, group = p.batch * p.seq, p.n_ov_heads // p.n_qk_heads
-    wide = 2 * p.n_qk_heads * p.d_qk_head + p.n_ov_heads  # q, k and v of a token
+    tokens, group = p.batch * p.seq, p.n_features // p.n_qk_heads
+    wide = 2 * p.n_qk_heads * p.d_qk_head + p.n_features  # q, k and v of a token
     pairs = p.batch * p.n_qk_heads * p.seq * (p.seq + 1) / 2  # of positions that see each other
     path = choose_path(lorsa.backend, x.device.type)
     with torch.no_grad(), arithmetic(x.device):
@@ -148,7 +159,7 @@ def pieces(case: Case) -> dict[str, tuple[Callable[[], Any], Cost]]:
     kept = acts.detach().requires_grad_()
     y_hat = sparse_decode(kept, ids, W_O, backend=lorsa.backend)
     d_acts, dy = torch.randn_like(acts), torch.randn_like(y_hat)
-    scratch = torch.randn(min(tokens, p.seq), p.n_ov_heads, device=x.device)
+    scratch = torch.randn(min(tokens, p.seq), p.n_features, device=x.device)
     firing = firing_share(ids, acts, group, p.n_qk_heads)
 
     def project() -> Tensor:
@@ -181,8 +192,47 @@ def pieces(case: Case) -> dict[str, tuple[Callable[[], Any], Cost]]:
         ),
         "decode backward": (
             backward(y_hat, [kept, W_O], dy),
-            Cost(0, 2 * gathered + p.n_ov_heads * p.d_model * size),
+            Cost(0, 2 * gathered + p.n_features * p.d_model * size),
         ),
+    }
+
+
+def linear_pieces(case: Case) -> Pieces:
+    """Return the operators of an SAE's or a transcoder's step."""
+    p, dictionary, x = case.preset, case.dictionary, case.x
+    cuda = x.device.type == "cuda"
+    dtype, size = (torch.bfloat16, 2) if cuda else (torch.float32, 4)
+    tokens, backend = p.batch * p.seq, dictionary.backend
+    path = choose_path(backend, x.device.type)
+    norm = dictionary.W_O.detach().norm(dim=1)
+    read = x.to(dtype)
+    W_E, b_E, W_O = (
+        t.detach().to(dtype).requires_grad_()
+        for t in (dictionary.W_E, dictionary.b_E, dictionary.W_O)
+    )
+
+    def encode() -> tuple[Tensor, Tensor]:
+        return sparse_topk_linear(read, W_E, b_E, norm, top_k=p.top_k, backend=backend)
+
+    acts, ids = encode()
+    kept = acts.detach().requires_grad_()
+    y_hat = sparse_decode(kept, ids, W_O, backend=backend)
+    d_acts, dy = torch.randn_like(acts), torch.randn_like(y_hat)
+    scratch = torch.randn(min(tokens, p.seq), p.n_features, device=x.device)
+    weights, gathered = p.n_features * p.d_model * size, tokens * p.top_k * p.d_model * size
+    product = Cost(2 * tokens * p.d_model * p.n_features, tokens * p.d_model * size + weights)
+    return {
+        "encode": (encode, product),
+        "select": (
+            lambda: path.select_top_k(scratch, norm, top_k=p.top_k, select="relu"),
+            Cost(0, scratch.numel() * 4 + len(scratch) * p.top_k * 8),
+        ),
+        "encode backward": (backward(acts, [W_E, b_E], d_acts), Cost(0, gathered + weights)),
+        "decode": (
+            lambda: sparse_decode(kept, ids, W_O, backend=backend),
+            Cost(0, gathered + tokens * p.d_model * size),
+        ),
+        "decode backward": (backward(y_hat, [kept, W_O], dy), Cost(0, 2 * gathered + weights)),
     }
 
 

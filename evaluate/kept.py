@@ -1,4 +1,4 @@
-"""The last evaluation of a dictionary, in a file beside its weights, with a checksum of its own.
+"""The last evaluation of a dictionary, in a file beside its weights, with a checksum.
 
 eval.json  {"format": "lorsa-eval", "schema_version": 2, "lorsa_version", "weights_sha256", "asked",
            and `Fidelity.to_dict` without the run's name}

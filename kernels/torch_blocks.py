@@ -23,25 +23,34 @@ Work = Callable[[slice, Scratch], None]
 """Computes a block, with buffers that the thread's last block had."""
 
 
-def each_block(n_rows: int, at_once: int, work: Work, like: Tensor) -> None:
+def each_block(
+    n_rows: int, at_once: int, work: Work, like: Tensor, *, buffers: dict[str, int] | None = None
+) -> None:
     """Run work on rows 0 to n_rows in blocks, with scratches like a tensor, and wait for the end.
 
-    On a GPU, and with one thread or one block, it runs where it is called.
+    On a GPU, and with one thread or one block, it runs where it is called. What is allocated here
+    others can use later; what a thread allocates only itself can: so large buffers are named, by
+    their elements.
     """
     n_threads = torch.get_num_threads()
-    n_workers = min(N_WORKERS, n_threads, -(-n_rows // at_once))
+    n_workers = max(1, min(N_WORKERS, n_threads, -(-n_rows // at_once)))
+    n_workers = n_workers if like.device.type == "cpu" else 1
     blocks = iter([slice(row, min(row + at_once, n_rows)) for row in range(0, n_rows, at_once)])
-    if n_workers < 2 or like.device.type != "cpu":
-        _take(blocks, work, like, torch.is_inference_mode_enabled())
+    scratches = [Scratch(like) for _ in range(n_workers)]
+    for scratch in scratches:
+        for name, n_elements in (buffers or {}).items():
+            scratch.take(name, n_elements)
+    mode = torch.is_inference_mode_enabled()
+    if n_workers == 1:
+        _take(blocks, work, scratches[0], mode)
         return
-    pool, mode = _pool(n_workers, n_threads), torch.is_inference_mode_enabled()
-    for taken in [pool.submit(_take, blocks, work, like, mode) for _ in range(n_workers)]:
+    pool = _pool(n_workers, n_threads)
+    for taken in [pool.submit(_take, blocks, work, scratch, mode) for scratch in scratches]:
         taken.result()
 
 
-def _take(blocks: Iterator[slice], work: Work, like: Tensor, inference: bool) -> None:
+def _take(blocks: Iterator[slice], work: Work, scratch: Scratch, inference: bool) -> None:
     """Work on blocks as long as there are any, in the caller's mode without gradients."""
-    scratch = Scratch(like)
     with torch.inference_mode(inference), torch.no_grad():
         for block in blocks:
             work(block, scratch)

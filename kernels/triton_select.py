@@ -1,5 +1,7 @@
 """Exact top_k of rows in Triton: one kernel, run once or twice."""
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -35,6 +37,16 @@ def select_top_k(
     return acts, ids
 
 
+def selection_constants(tile: int, select: str) -> dict[str, Any]:
+    """Return the constants of the kernel for tiles of so many entries."""
+    return {
+        "SELECT": select,
+        "ROWS": max(1, ROWS_TILE // tile),
+        "BLOCK": tile,
+        "num_warps": 8 if tile >= 4096 else 4,
+    }
+
+
 def _select(
     z: Tensor, ids: Tensor | None, norm: Tensor, *, top_k: int, select: str, tile: int
 ) -> tuple[Tensor, Tensor]:
@@ -43,8 +55,8 @@ def _select(
     n_tiles = triton.cdiv(n_entries, tile)
     kept_acts = z.new_zeros(n_rows, n_tiles * top_k)
     kept_ids = torch.full_like(kept_acts, -1, dtype=torch.int32)
-    rows = max(1, ROWS_TILE // tile)
-    triton_kernels.select_kernel[triton.cdiv(n_rows, rows), n_tiles](
+    constants = selection_constants(tile, select)
+    triton_kernels.select_kernel[triton.cdiv(n_rows, constants["ROWS"]), n_tiles](
         z,
         ids,
         norm,
@@ -54,9 +66,6 @@ def _select(
         n_entries,
         n_tiles,
         top_k,
-        SELECT=select,
-        ROWS=rows,
-        BLOCK=tile,
-        num_warps=8 if tile >= 4096 else 4,
+        **constants,
     )
     return kept_acts, kept_ids

@@ -5,6 +5,9 @@
     y[t] = sum over heads of (gate[t] * sum_{s <= t} pattern[t, s] v[s]) W_O + b_O
     gate = sigmoid(x W_G + b_G), where the layer has one
 
+With multi-head latent attention (DeepSeek-AI 2024, arXiv:2405.04434, section 2.1) queries read
+norm(x W_DQ) in place of x, keys and values norm(x W_DKV) and what of that is not normed.
+
 Used to check that the geometry read off a model is right, to start a Lorsa from the layer, and to
 derive y where a store keeps x alone.
 """
@@ -17,20 +20,20 @@ from torch import Tensor
 
 from ..kernels.reference import attention_pattern, hidden
 from .geometry import AttentionGeometry
-from .qk import as_scored
+from .qk import as_scored, rms_norm
 
 
 class LayerWeights(NamedTuple):
     """Parameters of one attention layer; b_* and *_norm* are None where the layer has none."""
 
     W_Q: Tensor
-    """[n_heads, d_model, d_head]"""
+    """[n_heads, d_model, d_head]; in this and the next two, d_model is what is read"""
     W_K: Tensor
     """[n_kv_heads, d_model, d_head]"""
     W_V: Tensor
-    """[n_kv_heads, d_model, d_head]"""
+    """[n_kv_heads, d_model, d_head], or another width of values"""
     W_O: Tensor
-    """[n_heads, d_head, d_model]"""
+    """[n_heads, width of values, d_model]"""
     b_Q: Tensor | None = None
     """[n_heads, d_head]"""
     b_K: Tensor | None = None
@@ -53,6 +56,19 @@ class LayerWeights(NamedTuple):
     """Gate of what heads attend to, [n_heads, d_model, d_head], or [n_heads, d_model, 1]"""
     b_G: Tensor | None = None
     """[n_heads, d_head or 1]"""
+    W_DQ: Tensor | None = None
+    """Down-projection to the latent that queries read in place of x, [d_model, q_rank]"""
+    b_DQ: Tensor | None = None
+    """[q_rank]"""
+    q_latent: Tensor | None = None
+    """Factor on the normalised latent of the queries, [q_rank]"""
+    W_DKV: Tensor | None = None
+    """Down-projection to what keys and values read in place of x: the latent, and the channels of
+    the keys that rotate, [d_model, kv_rank + channels]"""
+    b_DKV: Tensor | None = None
+    """[kv_rank + channels]"""
+    kv_latent: Tensor | None = None
+    """Factor on the normalised latent of keys and values, [kv_rank]"""
 
     def to(self, *args: Any) -> "LayerWeights":
         """Return the weights with every tensor moved or cast as `Tensor.to` does."""
@@ -95,8 +111,28 @@ def queries_keys(
         With linear biases both are of n_heads, and have some channels more; see `as_scored`.
     """
     w = weights
-    q, k = project(x, w.W_Q, w.b_Q), project(x, w.W_K, w.b_K)
+    for_q, for_kv = latents(x, w, geometry)
+    q, k = project(for_q, w.W_Q, w.b_Q), project(for_kv, w.W_K, w.b_K)
     return as_scored(q, k, geometry, w)
+
+
+def values(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
+    """Return the layer's values, [batch, seq, n_kv_heads, width], of its input x."""
+    v = project(latents(x, weights, geometry)[1], weights.W_V, weights.b_V)
+    return v if geometry.clip is None else v.clamp(-geometry.clip, geometry.clip)
+
+
+def latents(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> tuple[Tensor, Tensor]:
+    """Return what queries read, and what keys and values read: x itself, or latents of it."""
+    w, eps = weights, geometry.latent
+    if eps is None or w.W_DKV is None or w.kv_latent is None:
+        return x, x
+    for_q = x
+    if w.W_DQ is not None and w.q_latent is not None:
+        for_q = rms_norm(F.linear(x, w.W_DQ.T, w.b_DQ), w.q_latent, eps)
+    down = F.linear(x, w.W_DKV.T, w.b_DKV)
+    normed, rest = down.tensor_split([len(w.kv_latent)], dim=-1)
+    return for_q, torch.cat([rms_norm(normed, w.kv_latent, eps), rest], dim=-1)
 
 
 def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) -> Tensor:
@@ -111,9 +147,7 @@ def head_outputs(x: Tensor, weights: LayerWeights, geometry: AttentionGeometry) 
     _batch, seq, _d_model = x.shape
     g = geometry
     q, k = queries_keys(x, weights, g)
-    v = project(x, weights.W_V, weights.b_V)
-    if g.clip is not None:
-        v = v.clamp(-g.clip, g.clip)
+    v = values(x, weights, g)
     k, v = (part.repeat_interleave(g.n_heads // part.shape[2], dim=2) for part in (k, v))
     if g.softcap is not None or weights.sinks is not None:
         return gated(x, _head_by_head(q, k, v, g, weights.sinks), weights, g)

@@ -339,10 +339,15 @@ def text_config(model: Any) -> Any:
     return config.get_text_config()
 
 
-def float32_copy(module: nn.Module) -> Any:
-    """Return a copy of a module with its parameters in float32 and without its hooks."""
+def float32_copy(module: nn.Module, *, inner: bool = False) -> Any:
+    """Return a copy of a module with its parameters in float32 and without its own hooks.
+
+    Args:
+        module: of a model; hooks within it are part of what it computes.
+        inner: whether those go too, which catch activations.
+    """
     module = copy.deepcopy(module).float()
-    for part in module.modules():
+    for part in module.modules() if inner else [module]:
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
     return module

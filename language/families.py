@@ -29,6 +29,8 @@ from .traced import ADDED, Found, modules_after
 SUPPORTED = (
     "cohere",
     "cohere2",
+    "deepseek_v2",
+    "deepseek_v3",
     "falcon",
     "gemma",
     "gemma2",

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+LAYER_ONLY = ("latent",)
+"""Settings of a layer that no Lorsa has."""
 RARE = ("clip", "chunk", "stretch", "alibi", "sinks", "gate")
 """Settings that earlier versions do not know; they are written where a layer has them."""
 GATES = ("sigmoid", "softplus")
@@ -129,6 +131,8 @@ class AttentionGeometry:
     """Linear biases of the scores (MPT, Falcon)."""
     sinks: bool = False
     """Whether heads have a score in the denominator of the softmax that has no value (gpt-oss)."""
+    latent: float | None = None
+    """eps of the norm of the latents that queries, keys and values are made of (DeepSeek)."""
     gate: str | None = None
     """Function of x W_G + b_G that multiplies what heads attend to, before the output projection:
     "sigmoid" (Qwen3-Next) or "softplus" (Laguna)."""
@@ -145,7 +149,8 @@ class AttentionGeometry:
 
 def present(data: dict[str, Any]) -> dict[str, Any]:
     """Return settings of a layer or Lorsa without those of RARE that it has not."""
-    return {name: value for name, value in data.items() if name not in RARE or value}
+    rare = (*RARE, *LAYER_ONLY)
+    return {name: value for name, value in data.items() if value or name not in rare}
 
 
 def _is_finite(value: Any) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
@@ -43,7 +44,9 @@ def heads_of(model: Any, site: AttentionSite) -> Heads:
 
     n_heads = said("num_attention_heads", "num_heads", "n_heads") or 1
     n_kv_heads = said("num_key_value_heads", "num_kv_heads", "kv_heads") or n_heads
-    return Heads(n_heads, n_kv_heads, said("head_dim") or config.hidden_size // n_heads)
+    return Heads(
+        n_heads, n_kv_heads, said("qk_head_dim", "head_dim") or config.hidden_size // n_heads
+    )
 
 
 def weight_readings(model: Any, site: AttentionSite) -> list[LayerWeights]:
@@ -54,6 +57,8 @@ def weight_readings(model: Any, site: AttentionSite) -> list[LayerWeights]:
     """
     module, heads = site.module, heads_of(model, site)
     output = _child(module, OUTPUT)
+    if getattr(module, "kv_b_proj", None) is not None:
+        return [_latent_weights(module, output, heads)]
     if all(hasattr(module, name) for name in SEPARATE):
         projections = [getattr(module, name) for name in SEPARATE]
         rows, biases = [weight_rows(p) for p in projections], [p.bias for p in projections]
@@ -113,26 +118,31 @@ def _require_rows(weight: Tensor, n_rows: int) -> None:
 def _as_heads(
     module: Any, output: Any, rows: list[Tensor], biases: list[Tensor | None], d_head: int
 ) -> LayerWeights:
-    """Return weights by head of the rows of q, k and v, [n_heads * d_head, d_model] each."""
-    out = weight_rows(output)  # [d_model, n_heads * d_head]
-    n_out = out.shape[1]
+    """Return weights by head of the rows of q, k and v, [heads * width, d_model] each."""
+    out = weight_rows(output)  # [d_model, n_heads * width of values]
+    n_out, (n_q, n_k, n_v) = out.shape[1], map(len, rows)
     gate, gate_bias = _gate(module)
-    if gate is None and len(rows[0]) == 2 * n_out:  # of each head first q, then the gate
+    if gate is None and n_q == 2 * n_out and n_k == n_v:  # of each head first q, then the gate
         (rows[0], gate), (biases[0], gate_bias) = (_halves(t, d_head) for t in (rows[0], biases[0]))
-    n_q = len(rows[0])
-    if n_out != n_q or len(rows[1]) != len(rows[2]) or n_q % len(rows[1]) or n_q % d_head:
+        n_q = n_out
+    n_heads = n_q // d_head
+    if n_q % d_head or n_q % n_k or n_k * n_out != n_v * n_q or n_out % n_heads:
         raise Unreadable(
             f"{type(module).__name__} has projections of {[len(r) for r in rows]} rows to heads "
             f"of {d_head}, and an output of {n_out}"
         )
-    W_Q, W_K, W_V = (r.unflatten(0, (-1, d_head)).transpose(1, 2) for r in rows)
-    b_Q, b_K, b_V = (None if b is None else b.view(-1, d_head) for b in biases)
-    n_heads = len(W_Q)
+    counts = (n_heads, n_k // d_head, n_k // d_head)
+    W_Q, W_K, W_V = (r.unflatten(0, (n, -1)).mT for r, n in zip(rows, counts, strict=True))
+    b_Q, b_K, b_V = (
+        None if b is None else b.view(n, -1) for b, n in zip(biases, counts, strict=True)
+    )
+    if isinstance(scale := getattr(module, "v_scale", None), float):  # MiMo
+        W_V, b_V = scale * W_V, None if b_V is None else scale * b_V
     weights = LayerWeights(
         W_Q=W_Q,
         W_K=W_K,
         W_V=W_V,
-        W_O=out.T.unflatten(0, (-1, d_head)),
+        W_O=out.T.unflatten(0, (n_heads, -1)),
         b_Q=b_Q,
         b_K=b_K,
         b_V=b_V,
@@ -141,6 +151,48 @@ def _as_heads(
         W_G=None if gate is None else gate.unflatten(0, (n_heads, -1)).transpose(1, 2),
         b_G=None if gate_bias is None else gate_bias.unflatten(0, (n_heads, -1)),
         **_norm_weights(module, {"q": len(W_Q), "k": len(W_K)}, d_head),
+    )
+    return LayerWeights(**{name: w.detach() for name, w in weights.present().items()})
+
+
+def latent_eps(module: Any) -> float | None:
+    """Return the eps of the norms of a module's latents; None where it has none."""
+    norms = [getattr(module, name, None) for name in ("q_a_layernorm", "kv_a_layernorm")]
+    found = {norm.variance_epsilon for norm in norms if norm is not None}
+    if len(found) > 1:
+        raise Unreadable("the norms of its latents differ in eps")
+    return found.pop() if found else None
+
+
+def _latent_weights(module: Any, output: Any, heads: Heads) -> LayerWeights:
+    """Return the weights of multi-head latent attention.
+
+    Keys rotate in channels of their own, one vector for all heads. They come first in every head,
+    as `rotate` has them.
+    """
+    rank, n_heads, d_head = module.kv_lora_rank, heads.n_heads, heads.d_head
+    down, up = weight_rows(module.kv_a_proj_with_mqa), weight_rows(module.kv_b_proj)
+    turning = len(down) - rank
+    up = up.unflatten(0, (n_heads, -1)).transpose(1, 2)  # [n_heads, rank, d_head - turning + d_v]
+    own, values = up.tensor_split([d_head - turning], dim=2)
+    shared = up.new_zeros(n_heads, rank + turning, turning)
+    shared[:, rank:] = torch.eye(turning).to(up)
+    pad = (0, 0, 0, turning)
+    low = getattr(module, "q_a_proj", None)
+    queries = module.q_proj if low is None else module.q_b_proj
+    W_Q = weight_rows(queries).unflatten(0, (n_heads, d_head)).transpose(1, 2)
+    weights = LayerWeights(
+        W_Q=W_Q.roll(turning, dims=2),
+        W_K=torch.cat([shared, F.pad(own, pad)], dim=2),
+        W_V=F.pad(values, pad),
+        W_O=weight_rows(output).T.unflatten(0, (n_heads, -1)),
+        b_O=output.bias,
+        W_DQ=None if low is None else weight_rows(low).T,
+        b_DQ=None if low is None else low.bias,
+        q_latent=None if low is None else module.q_a_layernorm.weight,
+        W_DKV=down.T,
+        b_DKV=module.kv_a_proj_with_mqa.bias,
+        kv_latent=module.kv_a_layernorm.weight,
     )
     return LayerWeights(**{name: w.detach() for name, w in weights.present().items()})
 

@@ -16,7 +16,7 @@ from .attention import Reading
 from .blocks import AttentionSite
 from .capture import Call
 from .geometry import GATES, Alibi, AttentionGeometry, Stretch
-from .projections import Heads, heads_of, qk_norm_of, weight_readings
+from .projections import Heads, heads_of, latent_eps, qk_norm_of, weight_readings
 from .rotary import ropes_of
 
 BIASES = ("alibi", "position_bias")
@@ -60,6 +60,7 @@ def readings(model: Any, site: AttentionSite, call: Call) -> Iterator[Reading]:
                 stretch=stretch,
                 alibi=alibi,
                 sinks=weights.sinks is not None,
+                latent=latent_eps(module),
             ),
             weights,
         )

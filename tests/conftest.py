@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,14 @@ def store_folder(harvest_config: HarvestConfig) -> Path:
 def sited(store_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That store with sites of MLPs and of the residual stream, not to be changed."""
     return with_sites(store_folder, tmp_path_factory.mktemp("sited") / "acts")
+
+
+@pytest.fixture(scope="session")
+def sites_folder(harvest_config: HarvestConfig, tmp_path_factory: Any) -> Path:
+    """A finished store of two layers with all of their sites, not to be changed."""
+    where = tmp_path_factory.mktemp("stores") / "all"
+    harvest(replace(harvest_config, sites="attn,mlp,resid", store=where))
+    return where
 
 
 @pytest.fixture

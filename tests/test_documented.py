@@ -151,10 +151,10 @@ def test_the_histogram_of_frequencies_is_as_documented(world: World, measured: F
     share = (world.z[world.held_out] != 0).double().mean(dim=(0, 1))
     told = measured["frequency_histogram"]
     assert told["n_silent"] == int((share == 0).sum())
-    for low, n in zip(told["log10_from"], told["n_heads"], strict=True):
+    for low, n in zip(told["log10_from"], told["n_features"], strict=True):
         upper = 10.0 ** (low + 1) if low < -1 else math.inf
         assert n == int(((share >= 10.0**low) & (share < upper)).sum())
-    assert sum(told["n_heads"]) + told["n_silent"] == N_HEADS
+    assert sum(told["n_features"]) + told["n_silent"] == N_HEADS
 
 
 def test_losses_in_the_model_are_as_documented(world: World, measured: Figures) -> None:
@@ -169,7 +169,7 @@ def test_losses_in_the_model_are_as_documented(world: World, measured: Figures) 
     y_hat = world.y_hat[world.held_out].float()
     of = {
         "original": None,
-        "lorsa": y_hat,
+        "replaced": y_hat,
         "zero_ablated": torch.zeros_like(y_hat),
         "mean_ablated": mean.expand_as(y_hat),
     }
@@ -181,7 +181,7 @@ def test_losses_in_the_model_are_as_documented(world: World, measured: Figures) 
         losses[name] = -log_p[name].gather(2, ids[:, 1:, None])[:, :, 0]
         assert told[name] == pytest.approx(float(losses[name].mean()), rel=1e-4)
         _near(told["by_position"][name], losses[name].mean(dim=0))
-    for name in ("lorsa", "zero_ablated", "mean_ablated"):
+    for name in ("replaced", "zero_ablated", "mean_ablated"):
         kl = (log_p["original"].exp() * (log_p["original"] - log_p[name])).sum(dim=2).mean()
         same = (log_p["original"].argmax(dim=2) == log_p[name].argmax(dim=2)).double().mean()
         assert told["kl"][name] == pytest.approx(float(kl), rel=1e-3)
@@ -189,9 +189,9 @@ def test_losses_in_the_model_are_as_documented(world: World, measured: Figures) 
     means = {name: float(loss.mean()) for name, loss in losses.items()}
     for name in ("zero", "mean"):
         ablated = means[f"{name}_ablated"]
-        recovered = (ablated - means["lorsa"]) / (ablated - means["original"])
+        recovered = (ablated - means["replaced"]) / (ablated - means["original"])
         assert told[f"recovered_from_{name}"] == pytest.approx(recovered, rel=1e-3)
-    increase = (losses["lorsa"] - losses["original"]).mean(dim=1)
+    increase = (losses["replaced"] - losses["original"]).mean(dim=1)
     se = float(increase.std()) / len(increase) ** 0.5
     assert told["increase_se"] == pytest.approx(se, rel=1e-3)
 

@@ -78,6 +78,17 @@ LLAMA4 = {
     "floor_scale": 5,
     "attn_scale": 0.4,
 }
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "first_k_dense_replace": 3,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 16,
+}
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -160,6 +171,21 @@ FAMILIES: dict[str, Any] = {
         max_position_embeddings=128,
         initializer_range=0.2,
     ),
+    "deepseek-v3": lambda: transformers.DeepseekV3Config(
+        **SPECIAL, **SIZES, **LATENT, n_routed_experts=2, n_group=1, topk_group=1
+    ),
+    "deepseek-v3-yarn": lambda: transformers.DeepseekV3Config(
+        **SPECIAL,
+        **SIZES,
+        **{**LATENT, "q_lora_rank": None},
+        n_routed_experts=2,
+        n_group=1,
+        topk_group=1,
+        **_rope({**YARN_ROPE, "mscale": 1.0, "mscale_all_dim": 1.0}),
+    ),
+    "deepseek-v2": lambda: transformers.DeepseekV2Config(
+        **SPECIAL, **SIZES, **LATENT, n_routed_experts=2, n_group=1, topk_group=1
+    ),
     "gpt-oss": lambda: transformers.GptOssConfig(
         **SPECIAL,
         **{**SIZES, "num_hidden_layers": 3},
@@ -241,8 +267,10 @@ FAMILIES: dict[str, Any] = {
         **SIZES, rotary_pct=1.0, use_parallel_residual=False
     ),
 }
-NOT_EXACT = ("olmo",)
-"""Families whose values are not linear in x, as those of every Lorsa are."""
+LATENTS = ("deepseek-v2", "deepseek-v3", "deepseek-v3-yarn")
+"""Families whose queries, keys and values are not linear in x, as those of a Lorsa are."""
+NOT_EXACT = ("olmo", *LATENTS)
+"""Families whose values alone are not, besides those."""
 OTHERS: dict[str, Any] = {
     "gptj": lambda: transformers.GPTJConfig(
         vocab_size=400,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...dictionaries.lorsa.contributions import BLOCK_ELEMENTS, patterns_of
 from ...errors import AnalyzeError
-from ...language.attention import LayerWeights
+from ...language.attention import LayerWeights, values
 from ...language.geometry import AttentionGeometry
 from ...language.norms import in_chunks
 from ...sites import Site
@@ -72,10 +72,8 @@ def _read(x: Tensor, ids: Tensor, own: LayerWeights, g: AttentionGeometry) -> tu
         own: weights of the layer.
         g: its geometry.
     """
-    values = torch.einsum("bsd,hdr->bhsr", x, own.W_V)
-    if own.b_V is not None:
-        values = values + own.b_V[None, :, None]
-    lengths = values.norm(dim=-1).repeat_interleave(g.n_heads // g.n_kv_heads, dim=1)
+    lengths = values(x, own, g).norm(dim=-1).transpose(1, 2)  # [1, n_kv_heads, seq]
+    lengths = lengths.repeat_interleave(g.n_heads // g.n_kv_heads, dim=1)
     q, k = layer_queries_keys(x, own, g)
     seq = x.shape[1]
     by_kind = torch.zeros(g.n_heads, N_KINDS, dtype=torch.float64, device=x.device)

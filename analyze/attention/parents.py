@@ -18,6 +18,7 @@ from ...dictionaries.lorsa.contributions import BLOCK_ELEMENTS, patterns_of
 from ...dictionaries.lorsa.module import Lorsa
 from ...language.attention import LayerWeights, queries_keys
 from ...language.geometry import AttentionGeometry
+from ...language.latent import linear
 from ...language.norms import in_chunks
 
 N_PARENTS = 3
@@ -48,8 +49,9 @@ def find_parents(
         weights, geometry: of the original layer, in float32.
         xs: some of its inputs, [batch, seq, d_model] each.
     """
-    c = lorsa.config
-    ov = ov_likeness(lorsa, weights)
+    c, xs = lorsa.config, list(xs)
+    of_x = linear(weights, torch.cat(xs).float()) if xs else weights
+    ov = ov_likeness(lorsa, of_x)
     n = min(N_PARENTS, ov.shape[1])
     best, heads = ov.topk(n, dim=1)
     qk_heads = (torch.arange(c.n_ov_heads) // (c.n_ov_heads // c.n_qk_heads)).to(heads.device)
@@ -57,7 +59,7 @@ def find_parents(
     def of_parents(likeness: Tensor) -> Tensor:
         return likeness[qk_heads].gather(1, heads).cpu()
 
-    qk = of_parents(qk_likeness(lorsa, weights))
+    qk = of_parents(qk_likeness(lorsa, of_x))
     pattern = of_parents(pattern_likeness(lorsa, weights, geometry, xs))
     return Parents(heads.cpu(), best.cpu(), qk, pattern)
 

@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_step import make_case, make_step
+from bench_step import make_step
 from lorsa.display.train import TrainDisplay
 from lorsa.train.config import TrainConfig
 from lorsa.train.report.events import StepReport, TrainEvent
 from lorsa.train.train import train
 from measure import append_row, machine
 from rooflines import milliseconds
+from step_cases import make_case
 
 RESULTS = Path(__file__).parent.parent / "results" / "time_to_quality.md"
 TARGET_FVU = 0.239
@@ -40,7 +41,7 @@ REFERENCE_STEPS = 180
 
 def main() -> None:
     args = parse()
-    case = make_case(argparse.Namespace(preset="smollm2", device="cpu", backend="auto"))
+    case = make_case("smollm2", device="cpu")
     dense = make_step("dense", case)
 
     def dense_seconds() -> float:

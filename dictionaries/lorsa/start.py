@@ -22,6 +22,9 @@ With a gate, o_p is what head p attends to times its gate, and the gate of an OV
 its layer head's, weighted by |u d|: those of the channels that it reads and writes. z averages to 0
 all the same: b_V = -u mean(o_p) / mean(gate).
 
+With multi-head latent attention W_Q, W_K and W_V are those of x at the mean length of the latents
+(`language/latent.py`), so patterns are near the layer's, not its own.
+
 Weighted, head p becomes more QK heads the more it writes: in proportion to the deviation of
 o_p W_O^p, one at least.
 """
@@ -34,6 +37,8 @@ from torch import Tensor
 
 from ...language.attention import LayerWeights, gated, head_outputs
 from ...language.geometry import RARE, AttentionGeometry
+from ...language.latent import linear
+from ..clusters import cluster
 from .config import LorsaConfig
 from .module import Lorsa
 
@@ -41,7 +46,6 @@ EIGENVALUE_FLOOR = 1e-6
 """Directions of o_p with less variance than this share of the largest are left out."""
 NOISE_FLOOR = 1e-12
 """Directions with less than this share of ||mean||^2 are rounding, and left out as well."""
-KMEANS_ROUNDS = 8
 FIT_TOKENS = 8192
 """Tokens of the sample that the scale of W_O, one number, is fitted on."""
 
@@ -89,12 +93,13 @@ def init_from_layer(
     generator = torch.Generator().manual_seed(seed)
     kv_share = geometry.n_heads // geometry.n_kv_heads
     outputs = head_outputs(x, weights, geometry).flatten(0, 1)  # [tokens, n_heads, d_head]
+    gates = _mean_gates(x, weights, geometry)  # [n_heads, d_head]
+    weights = linear(weights, x)
     copies = torch.full((geometry.n_heads,), c.n_qk_heads // geometry.n_heads)
     by_place = c.alibi is not None or (c.qk_norm is not None and c.qk_norm.kind == "rms_full")
     if weighted and not by_place:
         copies = _weighted_copies(outputs, weights.W_O, c.n_qk_heads)
     _copy_attention(lorsa, weights, copies)
-    gates = _mean_gates(x, weights, geometry)  # [n_heads, d_head]
     ends = [0, *(copies.cumsum(0) * (c.n_ov_heads // c.n_qk_heads)).tolist()]
     for head in range(geometry.n_heads):
         mine = slice(ends[head], ends[head + 1])
@@ -204,34 +209,9 @@ def _directions(
     mean, axes = mean.to(outputs), axes[:, keep].to(outputs)  # [d_head], [d_head, rank]
     deviation = variance[keep].sqrt().to(outputs)  # [rank]
     half = deviation.sqrt()
-    centres = _cluster((outputs - mean) @ axes / half, n_directions, generator)
+    centres = cluster((outputs - mean) @ axes / half, n_directions, generator)
     g = F.normalize(centres / half, dim=1)  # [n_directions, rank]
     return mean, (g / deviation) @ axes.T, (g * deviation) @ axes.T
-
-
-def _cluster(points: Tensor, n_clusters: int, generator: torch.Generator) -> Tensor:
-    """Return the centres of a spherical k-means, unit vectors, [n_clusters, rank].
-
-    It starts from random points; where these are too few, random directions stay as they are.
-
-    Args:
-        points: [n_points, rank].
-        n_clusters: how many centres.
-        generator: of the start, on the CPU.
-    """
-    n_points, rank = points.shape
-    unit = F.normalize(points, dim=1)
-    chosen = torch.randperm(n_points, generator=generator)[:n_clusters].to(unit.device)
-    extra = torch.randn(n_clusters - len(chosen), rank, generator=generator).to(unit)
-    centres = F.normalize(torch.cat((unit[chosen], extra)), dim=1)
-    narrow = torch.int16 if n_clusters < 1 << 15 else torch.int32  # sorts in half the time
-    for _ in range(KMEANS_ROUNDS):
-        nearest = (unit @ centres.T).argmax(dim=1)
-        count = nearest.bincount(minlength=n_clusters)
-        by_cluster = nearest.to(narrow).argsort(stable=True)
-        total = F.embedding_bag(by_cluster, unit, count.cumsum(0) - count, mode="sum")
-        centres = torch.where(count[:, None] > 0, F.normalize(total, dim=1), centres)
-    return centres
 
 
 @torch.no_grad()

@@ -83,6 +83,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder = tmp_path / name
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(json.dumps(facts))
+    sited = {"sites": {"10.mlp_in": {}, "10.mlp_out": {}, "4.mlp_in": {}}}
+    (tmp_path / "sited").mkdir()
+    (tmp_path / "sited/manifest.json").write_text(json.dumps(sited))
     for name in ("runs/layer-3", "mine"):
         folder = tmp_path / name
         folder.mkdir(parents=True)
@@ -101,7 +104,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("lorsa find induction ", {"mine", "runs/layer-3"}),
         ("lorsa view ru", {"runs/layer-3"}),
         ("lorsa analyze mi", {"mine"}),
-        ("lorsa store info ", {"acts", "other/acts"}),
+        ("lorsa store info ", {"acts", "other/acts", "sited"}),
         ("lorsa train --store oth", {"other/acts"}),
         ("lorsa train --store acts --layers ", {"3", "12", "17"}),
         ("lorsa train --layers 1", {"12", "17"}),
@@ -109,6 +112,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("lorsa train --store other/acts --layers ", {"5"}),
         ("lorsa store rm other/acts --layers ", {"5"}),
         ("lorsa train --store none --layers ", set()),
+        ("lorsa train --store sited --layers ", {"4", "10"}),
+        ("lorsa train --kind tr", {"transcoder"}),
+        ("lorsa sweep --kind sae,tr", {"sae,transcoder"}),
+        ("lorsa train --site mlp_", {"mlp_in", "mlp_out"}),
         ("lorsa explain --ll", {"--llm"}),
     ],
 )

@@ -51,7 +51,7 @@ def test_store_and_model_are_those_of_the_run(
     run = os.path.relpath(made / "runs/layer-1")
     done = _lorsa("eval", run, "--ce-tokens", 64, "--again", "--json")
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["cross_entropy"]["lorsa"] > 0
+    assert json.loads(done.stdout)["cross_entropy"]["replaced"] > 0
     store = os.path.relpath(made / "acts")
     assert f"not given, and so as {run} has it: store {store}, model tiny-llama" in done.stderr
     fires = _lorsa("ablate", run, "--heads", "0-255", "--tokens", "1-9", "--json")

@@ -19,7 +19,6 @@ from lorsa.sites import Site
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train_many
-from sited import with_sites
 from tiny import N_CTX, make_model
 from torch import Tensor
 from typer.testing import CliRunner
@@ -33,22 +32,17 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def sited(store_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_sites(store_folder, tmp_path_factory.mktemp("sited") / "acts")
-
-
-@pytest.fixture(scope="module")
-def runs(sited: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def runs(sites_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     out = tmp_path_factory.mktemp("runs")
     usual: dict[str, Any] = {"layer": 1, "top_k": 6, "batch_tokens": 4 * N_CTX, "device": "cpu"}
-    usual |= {"store": sited, "train_tokens": 40 * N_CTX}
+    usual |= {"store": sites_folder, "train_tokens": 40 * N_CTX}
     train_many([TrainConfig(out=out / name, **usual | own) for name, own in KINDS.items()])
     return [out / name for name in KINDS]
 
 
 @pytest.fixture(scope="module")
-def found(runs: list[Path], sited: Path, model_folder: Path) -> Fidelities:
-    return evaluate_runs(_configs(runs, sited, model_folder))
+def found(runs: list[Path], sites_folder: Path, model_folder: Path) -> Fidelities:
+    return evaluate_runs(_configs(runs, sites_folder, model_folder))
 
 
 def _configs(runs: list[Path], store: Path, model: Path | None) -> list[EvalConfig]:
@@ -93,9 +87,9 @@ def _loss(model: Any, tokens: Tensor) -> float:
 
 
 def test_each_kind_alone_and_all_at_once_are_hooks_written_by_hand(
-    found: Fidelities, runs: list[Path], sited: Path
+    found: Fidelities, runs: list[Path], sites_folder: Path
 ) -> None:
-    store, model = ActivationStore.open(sited), make_model("llama-gqa")
+    store, model = ActivationStore.open(sites_folder), make_model("llama-gqa")
     tokens = store.tokens(store.held_out_seqs[:3]).long()
     assert [run.kind for run in found.runs] == [own["kind"] for own in KINDS.values()]
     for one in found.runs:
@@ -113,8 +107,10 @@ def test_each_kind_alone_and_all_at_once_are_hooks_written_by_hand(
     json.dumps(found.to_dict(), allow_nan=False)
 
 
-def test_what_ablation_costs_is_of_the_site_that_is_written(found: Fidelities, sited: Path) -> None:
-    store = ActivationStore.open(sited)
+def test_what_ablation_costs_is_of_the_site_that_is_written(
+    found: Fidelities, sites_folder: Path
+) -> None:
+    store = ActivationStore.open(sites_folder)
     tokens = store.tokens(store.held_out_seqs[:3]).long()
     _lorsa, mlp, _other, stream = found.runs
     model = make_model("llama-gqa")
@@ -144,9 +140,9 @@ def test_random_features_are_what_they_are_said_to_be() -> None:
     sae = random_features(config, 4.4, mean, [y])
     assert sae.config.top_k == 4
     assert torch.allclose(sae.W_E.norm(dim=1), torch.ones(30))
-    z = (y - mean) @ sae.W_E.T
+    z = (y - mean) @ sae.W_E.detach().T
     best = z.clamp(min=0).topk(4, dim=2)
-    kept = torch.zeros_like(z).scatter(2, best.indices, best.values) @ sae.W_E
+    kept = torch.zeros_like(z).scatter(2, best.indices, best.values) @ sae.W_E.detach()
     factor = float((kept * (y - mean)).sum() / kept.square().sum())
     assert torch.allclose(sae(y), mean + factor * kept, atol=1e-4)
     errors = []
@@ -171,17 +167,17 @@ def test_random_features_are_as_many_and_of_the_same_l0(
 
 
 def test_two_runs_that_write_one_site_are_not_put_together(
-    runs: list[Path], sited: Path, model_folder: Path, tmp_path: Path
+    runs: list[Path], sites_folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     import shutil
 
     shutil.copytree(runs[1], tmp_path / "copy")
-    both = evaluate_runs(_configs([runs[1], tmp_path / "copy"], sited, model_folder))
+    both = evaluate_runs(_configs([runs[1], tmp_path / "copy"], sites_folder, model_folder))
     assert both.together is None
 
 
 def test_the_command_takes_runs_of_mixed_kinds(
-    runs: list[Path], sited: Path, model_folder: Path
+    runs: list[Path], sites_folder: Path, model_folder: Path
 ) -> None:
     words = ["eval", *map(str, runs), "--model", str(model_folder), "--ce-tokens", str(N_CTX)]
     done = CliRunner().invoke(cli.app, [*words, "--json"])

@@ -93,7 +93,7 @@ def test_what_is_undefined_is_none_in_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "n_tokens", "log10_from", "n_heads"),
+    ("counts", "n_tokens", "log10_from", "n_features"),
     [
         ([0, 1, 9, 10, 99, 100, 999, 1000], 1000, [-3, -2, -1], [2, 2, 3]),
         ([0, 1, 10, 100, 1001], 1001, [-4, -3, -2, -1], [1, 1, 1, 1]),
@@ -102,10 +102,10 @@ def test_what_is_undefined_is_none_in_json() -> None:
     ],
 )
 def test_frequencies_at_the_edges_of_decades(
-    counts: list[int], n_tokens: int, log10_from: list[int], n_heads: list[int]
+    counts: list[int], n_tokens: int, log10_from: list[int], n_features: list[int]
 ) -> None:
     """A head on a tenth of all tokens belongs to the decade from 0.1; nothing is rounded."""
     found = frequency_histogram(torch.tensor(counts), n_tokens)
     assert found.log10_from == log10_from
-    assert found.n_heads == n_heads
+    assert found.n_features == n_features
     assert found.n_silent == counts.count(0)

@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batchtopk": {"activation": "batchtopk"},
     "jumprelu-shard": {"activation": "jumprelu", "shard": True},
     "masked": {"loss_mask": "norm>1.1x"},
+    "sae": {"kind": "sae", "activation": "batchtopk"},
     "sae-exact": {"kind": "sae", "exact": True},
     "transcoder-exact": {"kind": "transcoder", "skip": True, "exact": True},
     "transcoder-shard": {"kind": "transcoder", "prefixes": [0.25, 1], "skip": True, "shard": True},

@@ -14,11 +14,11 @@ from lorsa.train.train import train
 from tiny import N_CTX, make_model, make_tokenizer
 
 KINDS = (
-    "gemma2", "gemma3-multimodal", "gpt2", "olmo2", "cohere", "phi-norm", "llama4", "mpt", "gpt-oss",
-    "qwen3-next",
+    "gemma2", "gemma3-multimodal", "gpt2", "olmo2", "cohere", "phi-norm", "llama4", "mpt",
+    "gpt-oss", "qwen3-next", "deepseek-v3",
 )  # fmt: skip
 """softcap; 1 + weight and a text model within; Conv1D; a norm over all heads; LayerNorms; chunks;
-linear biases; sinks; gates."""
+linear biases; sinks; gates; latents."""
 
 
 @pytest.mark.parametrize("family", KINDS)

@@ -1,5 +1,6 @@
 """Plans: which dictionaries a command trains of a store, and settings that belong to a kind."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -97,6 +98,15 @@ def test_the_tables_of_kinds_name_kinds_and_settings() -> None:
     assert set(OWN) <= set(_config().to_dict())
 
 
+def test_the_page_has_the_defaults_of_every_kind() -> None:
+    page = (Path(__file__).parents[2] / "docs/recipe.md").read_text("utf-8")
+    head, *rows = re.findall(r"^\| (`?\w+`?) \| (\S+) \| (\S+) \| (\S+) \|$", page, re.MULTILINE)
+    told = {row[0].strip("`"): dict(zip(KINDS, row[1:], strict=True)) for row in rows}
+    assert head == ("setting", *(f"`{kind}`" for kind in KINDS))
+    asked = {name for some in DEFAULTS.values() for name in some} - {"site"}
+    assert told == {n: {kind: str(DEFAULTS[kind][n]) for kind in KINDS} for n in asked}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -105,7 +115,7 @@ def test_the_tables_of_kinds_name_kinds_and_settings() -> None:
         ({"kind": "transcoder", "site": "attn_out"}, "site is a setting of kind sae"),
         ({"kind": "transcoder", "n_qk_heads": 4}, "n_qk_heads is a setting of kind lorsa"),
         ({"kind": "sea"}, "kind is 'sea'; allowed: lorsa, sae, transcoder"),
-        ({"kind": "sae", "init": "layer"}, "init is 'layer'; allowed: data, random"),
+        ({"kind": "sae", "init": "layer"}, "init is 'layer'; allowed: data"),
         ({"kind": "sae", "site": "resid_oot"}, "'resid_oot' is no site; near: resid_out"),
         ({"kind": "sae", "site": "resid"}, "site is 'resid'; one of attn_in"),
         ({"kind": "sae", "prefixes": (0.5, 0.5, 1)}, "prefixes are 0.5, 0.5, 1; allowed: shares"),

@@ -121,9 +121,9 @@ def test_patterns_of_some_heads_are_those_of_all(settings: dict[str, Any]) -> No
 def test_patterns_of_other_heads_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[int, ...]] = []
 
-    def pattern_of(q: torch.Tensor, k: torch.Tensor, by: Any) -> torch.Tensor:
-        made.append(tuple(attention_pattern(q, k, by).shape))
-        return attention_pattern(q, k, by)
+    def pattern_of(q: torch.Tensor, k: torch.Tensor, by: Any, **rest: Any) -> torch.Tensor:
+        made.append(tuple(attention_pattern(q, k, by, **rest).shape))
+        return attention_pattern(q, k, by, **rest)
 
     monkeypatch.setattr("lorsa.dictionaries.lorsa.module.attention_pattern", pattern_of)
     _random().pattern(torch.randn(1, 7, 12), ov_heads=[9])
