@@ -1,4 +1,4 @@
-"""The folder of a dictionary on this machine: as given, or fetched from the Hugging Face Hub.
+"""The folder of a dictionary here: as given, or fetched from the Hugging Face Hub.
 
 A folder or repository holds one, or one in each of several subfolders, as layer-12. Nothing
 of a repository but config.json and the weights of the chosen one is fetched, into the Hub's
