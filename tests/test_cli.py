@@ -590,7 +590,9 @@ def test_eval_refuses_in_one_line(
 ) -> None:
     from tiny import make_model
 
-    assert "holds no Lorsa" in _one_line_error(lorsa("eval", tmp_path, "--store", store_folder))
+    assert "holds no dictionary" in _one_line_error(
+        lorsa("eval", tmp_path, "--store", store_folder)
+    )
     make_model("llama-gqa", seed=5).save_pretrained(tmp_path / "other")
     args = ["eval", trained, "--store", store_folder, "--ce-tokens", 64]
     error = _one_line_error(lorsa(*args, "--model", "other"))
