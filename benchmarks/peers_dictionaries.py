@@ -36,6 +36,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -186,9 +187,12 @@ def train_ours(args: argparse.Namespace, layer: int, kind: str, path: Path) -> N
         key, _, value = setting.partition("=")
         settings[key] = json.loads(value)
     out = args.folder / "runs" / f"{path.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    result = train(
-        TrainConfig(store=args.store, layer=layer, kind=kind, out=out, device="cpu", **settings)
+    config = TrainConfig(
+        store=args.store, layer=layer, kind=kind, out=out, device="cpu", **settings
     )
+    began = time.perf_counter()
+    result = train(config)
+    seconds = time.perf_counter() - began
     dictionary = lorsa.load(out)
 
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,7 +202,7 @@ def train_ours(args: argparse.Namespace, layer: int, kind: str, path: Path) -> N
         return dictionary.decode(acts, ids, x[None])[0], fired
 
     data = shared.Data(args.folder, layer, kind, shared.N_STEPS, shared.BATCH_SEQS)
-    trained = shared.Trained(reconstruct, settings.get("lr", 0.0), "lorsa train")
+    trained = shared.Trained(reconstruct, config.lr, "lorsa train")
     about = argparse.Namespace(
         kind=kind,
         layer=layer,
@@ -207,7 +211,7 @@ def train_ours(args: argparse.Namespace, layer: int, kind: str, path: Path) -> N
         steps=shared.N_STEPS,
         batch_seqs=shared.BATCH_SEQS,
     )
-    measured = shared.measure(reconstruct, data)
+    measured = shared.measure(reconstruct, data) | {"seconds": seconds}
     versions = f"lorsa {version('lorsa')}, torch {torch.__version__}"
     shared.save(path, about, "lorsa", trained, measured, versions)
 
