@@ -70,10 +70,10 @@ class Peer(NamedTuple):
 
 
 PEERS = (
-    Peer("sparsify", "", {"sae": (1e-3, 2e-3, 4e-3), "transcoder": (1e-3, 2e-3, 4e-3)}),
-    Peer("sparsify", "adam", {"sae": (1e-3, 2e-3, 4e-3), "transcoder": (1e-3, 2e-3, 4e-3)}),
-    Peer("dictionary_learning", "", {"sae": (1e-3, 2e-3, 4e-3)}),
-    Peer("Llamascopium", "", {"sae": (5e-4, 1e-3, 2e-3), "transcoder": (5e-4, 1e-3, 2e-3)}),
+    Peer("sparsify", "", {"sae": (2e-3, 1e-3, 4e-3), "transcoder": (2e-3, 1e-3, 4e-3)}),
+    Peer("sparsify", "adam", {"sae": (2e-3, 1e-3, 4e-3), "transcoder": (2e-3, 1e-3, 4e-3)}),
+    Peer("dictionary_learning", "", {"sae": (2e-3, 1e-3, 4e-3)}),
+    Peer("Llamascopium", "", {"sae": (1e-3, 5e-4, 2e-3), "transcoder": (1e-3, 5e-4, 2e-3)}),
 )
 
 
@@ -140,24 +140,25 @@ def export(args: argparse.Namespace) -> None:
 def peers(args: argparse.Namespace) -> None:
     """Train the peers, each in its environment: the documented recipes first."""
     for layer in args.layers:
-        for kind in args.kinds:
-            for peer, lr in runs_of(kind):
-                if args.only and peer.name not in args.only:
-                    continue
-                python = args.environments / peer.name.lower() / "bin" / "python"
-                command = [python, peer.script, "--folder", args.folder, "--layer", layer]
-                command += ["--kind", kind] + ["--variant", peer.variant] * bool(peer.variant)
-                command += [] if lr is None else ["--lr", lr]
-                done = subprocess.run(list(map(str, command)), env=environment(), check=False)
-                if done.returncode:
-                    print(f"failed: {' '.join(map(str, command))}", file=sys.stderr)
+        for kind, peer, lr in runs_of(args.kinds):
+            if args.only and peer.name not in args.only:
+                continue
+            python = args.environments / peer.name.lower() / "bin" / "python"
+            command = [python, peer.script, "--folder", args.folder, "--layer", layer]
+            command += ["--kind", kind] + ["--variant", peer.variant] * bool(peer.variant)
+            command += [] if lr is None else ["--lr", lr]
+            done = subprocess.run(list(map(str, command)), env=environment(), check=False)
+            if done.returncode:
+                print(f"failed: {' '.join(map(str, command))}", file=sys.stderr)
 
 
-def runs_of(kind: str) -> Iterator[tuple[Peer, float | None]]:
-    """Yield the runs of a kind: each peer at its documented learning rate, then at the others."""
-    able = [peer for peer in PEERS if kind in peer.lrs]
-    yield from ((peer, None) for peer in able)
-    yield from ((peer, lr) for peer in able for lr in peer.lrs[kind])
+def runs_of(kinds: tuple[str, ...]) -> Iterator[tuple[str, Peer, float | None]]:
+    """Yield the runs of a layer: all at their documented learning rates, then at the others."""
+    able = [(kind, peer) for kind in kinds for peer in PEERS if kind in peer.lrs]
+    yield from ((kind, peer, None) for kind, peer in able)
+    n_lrs = max(len(peer.lrs[kind]) for kind, peer in able)
+    for at in range(n_lrs):
+        yield from ((kind, peer, peer.lrs[kind][at]) for kind, peer in able)
 
 
 def environment() -> dict[str, str]:
