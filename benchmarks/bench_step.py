@@ -192,7 +192,7 @@ def write_row(result: dict[str, Any]) -> None:
         for name, op in result["operators"].items()
     )
     row = [
-        result["preset"],
+        result["preset"] if result["kind"] == "lorsa" else f"{result['kind']}, {result['preset']}",
         result["backend"],
         *(spell(result[f"{side}_ms"], ".1f") for side in SIDES),
         *(spell(result[name], ".2f") for name in ("speedup", "speedup_over_tuned")),

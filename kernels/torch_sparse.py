@@ -7,9 +7,7 @@ from torch import Tensor
 from .torch_blocks import each_block
 from .torch_select import Scratch, compute_dtype, select_top_k
 
-TOKENS_AT_ONCE = 128
-FEATURES_PER_TOKEN = 64
-"""A block of a wide linear map has a token more for so many features: each block reads all of W."""
+TOKENS_AT_ONCE = 256
 RANKED_AT_ONCE = 64
 FEATURE_BLOCKS = 8
 PREACTS_AT_ONCE = 1 << 22
@@ -113,7 +111,6 @@ def best_of_linear(
         for rows, kept, of in zip(*few, strict=True):
             kept[:], of[:] = select_top_k(rows, norm, top_k=top_k, select=select, scratch=scratch)
 
-    wanted = max(_at_once(x), len(W) // FEATURES_PER_TOKEN)
-    at_once = max(1, min(wanted, PREACTS_AT_ONCE // len(W)))
+    at_once = max(1, min(_at_once(x), PREACTS_AT_ONCE // len(W)))
     each_block(len(x), at_once, work, acts, buffers={"z": at_once * len(W)})
     return acts, ids

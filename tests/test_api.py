@@ -129,7 +129,7 @@ def test_the_page_can_be_followed(
     assert torch.equal(names["again"].W_O, names["lorsa"].W_O)
     assert Path("theirs/config.json").is_file()
     assert list(lorsa.store_info("acts-ab")["layers"]) == ["1"]
-    assert "runs/layer-99 holds no Lorsa" in capsys.readouterr().out
+    assert "runs/layer-99 holds no dictionary" in capsys.readouterr().out
 
 
 def _expect_shapes(names: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ def drill(root: Path, name: str, args: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     wait(start(root, whole, settings))
     seconds = time.monotonic() - began
-    slow = partial(start, root, store, settings, shard_s=seconds / 2)
+    slow = partial(start, root, store, settings, shard_s=seconds)
     team = [slow() for _ in range(args.processes)]
     n_killed, done_early = 0, False
     while n_killed < args.kills and not done_early:

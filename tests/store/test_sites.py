@@ -19,7 +19,7 @@ from lorsa.store.care.merge import merge_stores
 from lorsa.store.care.remove import remove_sites
 from lorsa.store.care.repair import verify_store
 from lorsa.store.folder import sites_being_added
-from lorsa.store.manifest import Manifest
+from lorsa.store.manifest import MANIFEST, Manifest, read_manifest
 from lorsa.store.read.loader import batches, held_out_batches
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.read.sampler import Sampler
@@ -275,6 +275,20 @@ def test_removed_sites_were_never_there(
     assert store_info(root) | {"store": ""} == store_info(other.root) | {"store": ""}
     found = verify_store(root, full=True)
     assert (found["ok"], found["leftovers"]) == (True, [])
+
+
+def test_a_module_that_another_is_made_of_stays(tmp_path: Path) -> None:
+    """A block derives sites by the weights of its attention and its MLP."""
+    manifest = mixed()
+    block = manifest.modules["3.block"] | {"parts": ["3.attention", "3.mlp"]}
+    manifest = replace(manifest, modules=manifest.modules | {"3.block": block})
+    root = whole(tmp_path / "acts", manifest).root
+    remove_sites(root, "3", "attn")
+    assert ActivationStore.open(root).weights("3.attention").keys() == {"W_Q"}
+    remove_sites(root, sites="resid_out")
+    assert list(read_manifest(root / MANIFEST).modules) == ["0.attention", "3.mlp"]
+    assert not (root / "weights/3/W_Q").exists()
+    assert verify_store(root, full=True)["ok"]
 
 
 def _folders(root: Path) -> set[str]:

@@ -36,6 +36,8 @@ def _lorsa_of(weights: LayerWeights, geometry: AttentionGeometry) -> Lorsa:
     if weights.W_G is not None:
         wide = weights.W_G.expand(-1, -1, g.d_head).transpose(1, 2)
         values["W_G"] = wide.reshape(n_ov_heads, -1)
+    if weights.b_G is not None:
+        values["b_G"] = weights.b_G.expand(-1, g.d_head).flatten()
     with torch.no_grad():
         for name, value in values.items():
             if value is not None:
