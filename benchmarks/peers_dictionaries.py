@@ -8,6 +8,9 @@ Peers train in environments of their own (they disagree about numpy and transfor
     python -m venv E/llamascopium
     E/llamascopium/bin/pip install llamascopium==2.0.0b34 'transformer-lens<3' 'pyarrow<22'
 
+With torch of another build than the index's (2.13.0+cpu here), dictionary-learning does not import
+until torchvision, which it does not use, is uninstalled.
+
     lorsa harvest --model smollm2 --data stdlib --tokens 393216 --n-ctx 256 --layers 6,12,20 \
         --sites mlp,resid_out --store ACTS
     python benchmarks/peers_dictionaries.py export ACTS --folder F
