@@ -272,6 +272,6 @@ def test_an_sae_goes_on_from_a_cache() -> None:
 
 def test_a_site_that_a_family_has_not_is_refused() -> None:
     model = make_model("neox-partial")
-    message = r"1\.resid_mid is no site of this model: layer 1 has none: attention and MLP read"
+    message = r"layer 1 has none: attention and MLP read .*, so there is no site 1\.resid_mid"
     with pytest.raises(AttachError, match=message), _linear("resid_mid").attach(model):
         pass
