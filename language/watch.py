@@ -1,7 +1,8 @@
 """Watch over a harvest: layers are recomputed where their inputs are the largest.
 
 The self-check sees the first sequences. What acts on few tokens alone shows where activations are
-large, so the sequence with the largest one of each shard is recomputed, as the self-check does it.
+large, so at the end of each shard the sequence with the largest one is recomputed, as the
+self-check does it, unless one with a larger one was before.
 """
 
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ class _Largest(NamedTuple):
 
 
 class Watch:
-    """Sequences with the largest inputs of some layers in a part of the text."""
+    """Sequences with the largest inputs of some layers in the text so far."""
 
     def __init__(self, model: Any, sites: list[AttentionSite], known: dict[int, Reading]) -> None:
         """Watch layers.
@@ -42,6 +43,7 @@ class Watch:
         self._sites = {site.layer: site for site in sites if site.layer in known}
         self._known = known
         self._largest: dict[int, _Largest] = {}
+        self._unchecked: set[int] = set()
 
     @torch.no_grad()
     def see(self, calls: dict[int, Call], first_seq: int) -> None:
@@ -58,15 +60,17 @@ class Watch:
                 self._largest[layer] = _Largest(
                     float(size), first_seq + int(row), call.of([int(row)])
                 )
+                self._unchecked.add(layer)
 
     @torch.no_grad()
     def check(self) -> None:
-        """Recompute what was noted.
+        """Recompute what was noted since the last time.
 
         Raises:
             LanguageModelError: a layer computes something else than what was read of it.
         """
-        for layer, (size, seq, call) in self._largest.items():
+        for layer in sorted(self._unchecked):
+            size, seq, call = self._largest[layer]
             device = next(self._sites[layer].module.parameters()).device
             x = call.x.to(device, torch.float32)
             exact = in_float32(self._model, self._sites[layer], call, x)
@@ -78,3 +82,4 @@ class Watch:
                     f"of the model: it differs by {error:.1e} (allowed {LIMIT:.0e}), which the "
                     "first sequences did not show; delete the store and leave the layer out"
                 )
+        self._unchecked.clear()

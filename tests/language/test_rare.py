@@ -141,7 +141,11 @@ def test_the_largest_sequences_of_the_sample_are_compared() -> None:
     assert _understood(model, tokens).reading is None
 
 
-def test_the_largest_sequences_of_every_shard_are_compared() -> None:
+def _fail(*_: object) -> float:
+    raise AssertionError("recomputed")
+
+
+def test_the_largest_sequences_of_every_shard_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the sample did not show was found by nobody."""
     model = _model("olmo", 3.0)
     (site,) = attention_sites(model, [1])
@@ -163,6 +167,12 @@ def test_the_largest_sequences_of_every_shard_are_compared() -> None:
             match=rf"layer 1: its attention in sequence {40 + int(size.argmax())} is not the one",
         ):
             watch.check()
+        watch = Watch(model, [site], {1: reading})
+        watch.see(calls, 40)
+        watch.check()
+        monkeypatch.setattr("lorsa.language.watch.reading_error", _fail)
+        watch.see({1: calls[1].of([int(size.argmin())])}, 46)  # not larger: it was compared
+        watch.check()
         others = Watch(model, [site], {})  # of unknown geometry
         others.see(calls, 40)
         others.check()
