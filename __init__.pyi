@@ -39,7 +39,10 @@ from .harvest.harvest import plan_harvest
 from .language.subject import load_language_model
 from .publish.config import PushConfig
 from .publish.push import push as push_lorsas
-from .sites import Ports, Site, attention_ports, ports_between
+from .sites import Ports
+from .sites import Site
+from .sites import attention_ports
+from .sites import ports_between
 from .store.care.info import store_info
 from .store.care.merge import merge_stores
 from .store.care.remove import remove_sites

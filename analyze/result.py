@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..dictionaries.choices import CONFIG
 from ..errors import AnalyzeError, unreadable
 from ..language.spelling import is_piece, whole_characters
 from ..reading import read_json
@@ -69,6 +70,8 @@ class Analysis:
         itself = (where / FACTS_FILE).exists() or (where / PARTIAL_FILE).exists()
         root = where if itself else where / ANALYSIS_FOLDER
         if not (root / FACTS_FILE).exists():
+            if (kind := _kind_of(where)) not in (None, "lorsa"):
+                raise AnalyzeError(f"{where} is of kind {kind}, and only Lorsas are analysed")
             state = "is unfinished; the same command goes on" if root.is_dir() else "is not there"
             raise AnalyzeError(f"{root} {state}: lorsa analyze {where}")
         if (problem := first_damage(root)) is not None:
@@ -230,3 +233,12 @@ def write_analysis(root: Path, facts: dict[str, Any], tables: dict[str, pa.Table
         write_json(root / FACTS_FILE, content)
     except OSError as error:
         raise AnalyzeError(f"{root} cannot be written ({error}); make room") from None
+
+
+def _kind_of(run: Path) -> str | None:
+    """Return the kind of a run's dictionary where its config.json names one; Lorsas' has none."""
+    try:
+        found: str | None = read_json(run / CONFIG).get("kind")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found

@@ -8,6 +8,9 @@ Peers train in environments of their own (they disagree about numpy and transfor
     python -m venv E/llamascopium
     E/llamascopium/bin/pip install llamascopium==2.0.0b34 'transformer-lens<3' 'pyarrow<22'
 
+With torch of another build than the index's (2.13.0+cpu here), dictionary-learning does not import
+until torchvision, which it does not use, is uninstalled.
+
     lorsa harvest --model smollm2 --data stdlib --tokens 393216 --n-ctx 256 --layers 6,12,20 \
         --sites mlp,resid_out --store ACTS
     python benchmarks/peers_dictionaries.py export ACTS --folder F
@@ -36,6 +39,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -69,10 +73,10 @@ class Peer(NamedTuple):
 
 
 PEERS = (
-    Peer("sparsify", "", {"sae": (1e-3, 2e-3, 4e-3), "transcoder": (1e-3, 2e-3, 4e-3)}),
-    Peer("sparsify", "adam", {"sae": (1e-3, 2e-3, 4e-3), "transcoder": (1e-3, 2e-3, 4e-3)}),
-    Peer("dictionary_learning", "", {"sae": (1e-3, 2e-3, 4e-3)}),
-    Peer("Llamascopium", "", {"sae": (5e-4, 1e-3, 2e-3), "transcoder": (5e-4, 1e-3, 2e-3)}),
+    Peer("sparsify", "", {"sae": (2e-3, 1e-3, 4e-3), "transcoder": (2e-3, 1e-3, 4e-3)}),
+    Peer("sparsify", "adam", {"sae": (2e-3, 1e-3, 4e-3), "transcoder": (2e-3, 1e-3, 4e-3)}),
+    Peer("dictionary_learning", "", {"sae": (2e-3, 1e-3, 4e-3)}),
+    Peer("Llamascopium", "", {"sae": (1e-3, 5e-4, 2e-3), "transcoder": (1e-3, 5e-4, 2e-3)}),
 )
 
 
@@ -139,24 +143,25 @@ def export(args: argparse.Namespace) -> None:
 def peers(args: argparse.Namespace) -> None:
     """Train the peers, each in its environment: the documented recipes first."""
     for layer in args.layers:
-        for kind in args.kinds:
-            for peer, lr in runs_of(kind):
-                if args.only and peer.name not in args.only:
-                    continue
-                python = args.environments / peer.name.lower() / "bin" / "python"
-                command = [python, peer.script, "--folder", args.folder, "--layer", layer]
-                command += ["--kind", kind] + ["--variant", peer.variant] * bool(peer.variant)
-                command += [] if lr is None else ["--lr", lr]
-                done = subprocess.run(list(map(str, command)), env=environment(), check=False)
-                if done.returncode:
-                    print(f"failed: {' '.join(map(str, command))}", file=sys.stderr)
+        for kind, peer, lr in runs_of(args.kinds):
+            if args.only and peer.name not in args.only:
+                continue
+            python = args.environments / peer.name.lower() / "bin" / "python"
+            command = [python, peer.script, "--folder", args.folder, "--layer", layer]
+            command += ["--kind", kind] + ["--variant", peer.variant] * bool(peer.variant)
+            command += [] if lr is None else ["--lr", lr]
+            done = subprocess.run(list(map(str, command)), env=environment(), check=False)
+            if done.returncode:
+                print(f"failed: {' '.join(map(str, command))}", file=sys.stderr)
 
 
-def runs_of(kind: str) -> Iterator[tuple[Peer, float | None]]:
-    """Yield the runs of a kind: each peer at its documented learning rate, then at the others."""
-    able = [peer for peer in PEERS if kind in peer.lrs]
-    yield from ((peer, None) for peer in able)
-    yield from ((peer, lr) for peer in able for lr in peer.lrs[kind])
+def runs_of(kinds: tuple[str, ...]) -> Iterator[tuple[str, Peer, float | None]]:
+    """Yield the runs of a layer: all at their documented learning rates, then at the others."""
+    able = [(kind, peer) for kind in kinds for peer in PEERS if kind in peer.lrs]
+    yield from ((kind, peer, None) for kind, peer in able)
+    n_lrs = max(len(peer.lrs[kind]) for kind, peer in able)
+    for at in range(n_lrs):
+        yield from ((kind, peer, peer.lrs[kind][at]) for kind, peer in able)
 
 
 def environment() -> dict[str, str]:
@@ -186,9 +191,12 @@ def train_ours(args: argparse.Namespace, layer: int, kind: str, path: Path) -> N
         key, _, value = setting.partition("=")
         settings[key] = json.loads(value)
     out = args.folder / "runs" / f"{path.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    result = train(
-        TrainConfig(store=args.store, layer=layer, kind=kind, out=out, device="cpu", **settings)
+    config = TrainConfig(
+        store=args.store, layer=layer, kind=kind, out=out, device="cpu", **settings
     )
+    began = time.perf_counter()
+    result = train(config)
+    seconds = time.perf_counter() - began
     dictionary = lorsa.load(out)
 
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,7 +206,7 @@ def train_ours(args: argparse.Namespace, layer: int, kind: str, path: Path) -> N
         return dictionary.decode(acts, ids, x[None])[0], fired
 
     data = shared.Data(args.folder, layer, kind, shared.N_STEPS, shared.BATCH_SEQS)
-    trained = shared.Trained(reconstruct, settings.get("lr", 0.0), "lorsa train")
+    trained = shared.Trained(reconstruct, config.lr, "lorsa train")
     about = argparse.Namespace(
         kind=kind,
         layer=layer,
@@ -207,7 +215,7 @@ def train_ours(args: argparse.Namespace, layer: int, kind: str, path: Path) -> N
         steps=shared.N_STEPS,
         batch_seqs=shared.BATCH_SEQS,
     )
-    measured = shared.measure(reconstruct, data)
+    measured = shared.measure(reconstruct, data) | {"seconds": seconds}
     versions = f"lorsa {version('lorsa')}, torch {torch.__version__}"
     shared.save(path, about, "lorsa", trained, measured, versions)
 

@@ -101,6 +101,7 @@ _LATENT = (
 """Types with keys of a rank, whose head_dim is that of the part which rotates."""
 _KEYS = {"head_dim": 8, "qk_head_dim": None, "num_key_value_heads": 4}
 PARTICULAR |= dict.fromkeys(_LATENT.split(), _KEYS)
+PARTICULAR["deepseek_v2"] = _KEYS | {"num_experts_per_tok": 1, "n_group": 1, "topk_group": 1}
 PARTICULAR |= {k: {"head_dim": 8} for k in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")}
 
 

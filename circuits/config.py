@@ -21,8 +21,7 @@ class AblateConfig:
     """Language model, as for harvest."""
     features: str = ""
     """Features to change, of a Lorsa heads: 17,301 or 0-7."""
-    heads: InitVar[str | None] = None
-    """Earlier name of `features`."""
+    heads: InitVar[str | None] = None  # earlier name of `features`
     prompt: str | None = None
     """Text that the model reads, after its BOS if it has one."""
     tokens: str | None = None

@@ -21,10 +21,10 @@ def harvest(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Run a language model once and store its attention layers' inputs and outputs.
+    """Run a language model once and store activations, by default of its attention layers.
 
-    The same command goes on where an earlier one was stopped; other --layers are added to a
-    finished store, of the same tokens. What is not given is as the store has it.
+    The same command goes on where an earlier one was stopped; other --layers and --sites are added
+    to a finished store, of the same tokens. What is not given is as the store has it.
 
     Example: lorsa harvest --model smollm2-135m --layers 12 --n-ctx 256 --tokens 400000
 
@@ -61,4 +61,6 @@ def next_of_harvest(harvested: dict[str, Any]) -> str | None:
     if not good:
         return None
     words = ["train", "--store", harvested["store"]]
+    if not all(".attn_" in site for site in harvested["sites"]):
+        words += ["--kind", "all"]
     return following(*words, *(["--layers", spell_layers(good)] if bad else []))

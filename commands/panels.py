@@ -61,7 +61,7 @@ OPTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "train": _TRAIN,
     "sweep": _TRAIN,
     "ablate": {
-        "What": ("heads", "model", "prompt", "tokens"),
+        "What": ("features", "model", "prompt", "tokens"),
         "Change": ("scale", "value", "error"),
         "Command": ("top", "device", "as_json", "help"),
     },

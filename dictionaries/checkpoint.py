@@ -93,10 +93,10 @@ def is_bound(folder: Path) -> bool:
 
 
 def weights_path(folder: Path) -> Path:
-    """Return the file with the weights of a Lorsa of any format.
+    """Return the file with the weights of a dictionary of any format.
 
     Raises:
-        CheckpointError: the folder holds no Lorsa.
+        CheckpointError: the folder holds no dictionary.
     """
     kind = format_of(read_config(folder))
     paths = [folder / name for name in WEIGHTS_BY_FORMAT[kind or "lorsa"]]
@@ -124,24 +124,24 @@ def config_class(folder: Path) -> type[DictionaryConfig]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read the config.json of a Lorsa of any format.
+    """Read the config.json of a dictionary of any format.
 
     Raises:
-        CheckpointError: there is none, it cannot be read, or it is not a Lorsa's.
+        CheckpointError: there is none, it cannot be read, or it is none's.
     """
     path = folder / CONFIG
     try:
         content = read_json(path, constant=float)  # other tools may write NaN
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder} holds no Lorsa ({CONFIG} is missing; there is {listing(path.parent)}); "
+            f"{folder} holds no dictionary ({CONFIG} is missing; there is {listing(path.parent)}); "
             f"give {_advice(path.parent)}"
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from None
     if not isinstance(content, dict) or format_of(content) is None:
         raise CheckpointError(
-            f"{path} is not a Lorsa's config: neither its format nor its sae_type is 'lorsa'"
+            f"{path} is no dictionary's config: neither its format nor its sae_type is 'lorsa'"
         )
     return content
 
@@ -202,7 +202,7 @@ def _config_of(path: Path, kind: str, content: dict[str, Any]) -> DictionaryConf
 
 
 def _advice(folder: Path) -> str:
-    """Return a folder to give in place of one without a Lorsa, in words."""
+    """Return a folder to give in place of one without a dictionary, in words."""
     inner = sorted(path.parent for path in folder.glob(f"*/*/{CONFIG}"))
     inner = [path for path in inner if path.suffix != ".partial"]
     if inner:

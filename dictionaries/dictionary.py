@@ -45,7 +45,7 @@ class Dictionary(nn.Module, ABC):
     Config: ClassVar[type[DictionaryConfig]]
     """Class of its config"""
     config: DictionaryConfig
-    """Its shape, rule of firing and origin"""
+    """Shape, rule of firing and origin"""
     W_O: nn.Parameter
     b_O: nn.Parameter
     log_threshold: nn.Parameter | None

@@ -1,7 +1,7 @@
-"""The folder of a Lorsa on this machine: as given, or fetched from the Hugging Face Hub.
+"""The folder of a dictionary here: as given, or fetched from the Hugging Face Hub.
 
-A folder or repository holds one Lorsa, or one in each of several subfolders, as layer-12. Nothing
-of a repository but config.json and the weights of the chosen Lorsa is fetched, into the Hub's
+A folder or repository holds one, or one in each of several subfolders, as layer-12. Nothing
+of a repository but config.json and the weights of the chosen one is fetched, into the Hub's
 cache.
 """
 
@@ -23,18 +23,18 @@ def local_folder(
     subfolder: str | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """Return the folder of this machine that holds a Lorsa; what is on the Hub alone is fetched.
+    """Return the folder here that holds a dictionary; what is on the Hub alone is fetched.
 
     Args:
         where: a folder; or, as a text and where there is no such folder, owner/name on the Hub.
         revision: branch, tag or commit of a repository; None is its main branch.
-        subfolder: folder inside, as layer-12; None takes the Lorsa in `where` itself, or in its
+        subfolder: folder inside, as layer-12; None takes the one in `where` itself, or in its
             only subfolder with one.
         token: access token of the Hub; None is the one that `hf auth login` or HF_TOKEN left.
 
     Raises:
         CheckpointError: the Hub cannot be reached, has no such repository or revision, or not for
-            this user; or there are Lorsas in several subfolders, which are named.
+            this user; or there are some in several subfolders, which are named.
         ValueError: a revision of a folder, or a subfolder that is not inside.
     """
     if subfolder is not None and not _is_inside(subfolder):
@@ -48,7 +48,7 @@ def local_folder(
             )
         inside = _only_one(folder, f"give one of these folders, as {folder}/%s", subfolder)
         if folder.is_dir() and not (folder / inside).is_dir():
-            there = ", ".join(_inner(folder)) or "no Lorsa"
+            there = ", ".join(_inner(folder)) or "no dictionary"
             raise CheckpointError(f"{folder} has no folder {inside}; it holds {there}")
         return folder / inside
     try:
@@ -67,7 +67,7 @@ def _is_inside(subfolder: str) -> bool:
 
 
 def _only_one(folder: Path, advice: str, subfolder: str | None) -> str:
-    """Return the subfolder that holds a folder's Lorsa, "" for the folder itself."""
+    """Return the subfolder that holds a folder's dictionary, "" for the folder itself."""
     if subfolder is not None:
         return subfolder
     if (folder / CONFIG).exists():
@@ -75,13 +75,13 @@ def _only_one(folder: Path, advice: str, subfolder: str | None) -> str:
     found = _inner(folder)
     if len(found) > 1:
         raise CheckpointError(
-            f"{folder} holds several Lorsas, {', '.join(found)}: {advice % found[0]}"
+            f"{folder} holds several dictionaries, {', '.join(found)}: {advice % found[0]}"
         )
     return found[0] if found else ""
 
 
 def _inner(folder: Path) -> list[str]:
-    """Return the subfolders with a Lorsa, layer-3 before layer-12."""
+    """Return the subfolders with a dictionary, layer-3 before layer-12."""
     found = [path.parent.name for path in folder.glob(f"*/{CONFIG}")]
     return sorted((n for n in found if not n.endswith(".partial")), key=lambda n: (len(n), n))
 
@@ -89,7 +89,7 @@ def _inner(folder: Path) -> list[str]:
 def _fetch(
     repo: str, revision: str | None, subfolder: str | None, token: str | bool | None
 ) -> Path:
-    """Fetch one Lorsa of a repository; return its folder in the cache."""
+    """Fetch one dictionary of a repository; return its folder in the cache."""
     configs = [CONFIG, f"*/{CONFIG}"] if subfolder is None else [f"{subfolder}/{CONFIG}"]
     root = Path(snapshot_download(repo, revision=revision, token=token, allow_patterns=configs))
     try:
@@ -99,7 +99,7 @@ def _fetch(
     where = f"{inside}/" if inside else ""
     if not (root / inside / CONFIG).is_file():
         raise CheckpointError(
-            f"{repo} holds no Lorsa{f' in {inside}' if inside else ''} ({where}{CONFIG} is "
+            f"{repo} holds no dictionary{f' in {inside}' if inside else ''} ({where}{CONFIG} is "
             "missing); look at its files on the Hub"
         )
     kind = format_of(read_config(root / inside))

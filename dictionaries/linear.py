@@ -55,22 +55,24 @@ class LinearDictionary(Dictionary):
 
     def decode(self, acts: Tensor, ids: Tensor, x: Tensor | None = None) -> Tensor:
         """Return y_hat, [batch, seq, d_model]; see `Dictionary.decode`."""
-        return self._summed(acts, ids) + self.beside(x)
+        return self.summed(acts, ids) + self.beside(x)
 
     def decode_prefixes(self, acts: Tensor, ids: Tensor, x: Tensor | None = None) -> Tensor:
         """Return y_hat of each prefix of the features alone, [n_prefixes, batch, seq, d_model].
 
+        One decode gives what the features between two prefixes write; a prefix is the sum of what
+        lies below its end.
+
         Args:
             acts, ids, x: see `decode`.
         """
-        ends = [0, *self.config.prefix_sizes]
-        parts = [
-            self._summed(torch.where((start <= ids) & (ids < end), acts, 0), ids)
-            for start, end in pairwise(ends)
-        ]
-        return torch.stack(parts).cumsum(dim=0) + self.beside(x)
+        mine = [(a <= ids) & (ids < b) for a, b in pairwise((0, *self.config.prefix_sizes))]
+        parts = torch.stack([torch.where(each, acts, 0) for each in mine])
+        written = self.summed(parts.flatten(0, 1), ids.repeat(len(mine), 1, 1))
+        return written.view(len(mine), *ids.shape[:2], -1).cumsum(dim=0) + self.beside(x)
 
-    def _summed(self, acts: Tensor, ids: Tensor) -> Tensor:
+    def summed(self, acts: Tensor, ids: Tensor) -> Tensor:
+        """Return the part of y_hat that features write, [batch, seq, d_model]."""
         dtype = self.compute_dtype
         return sparse_decode(acts.to(dtype), ids, self.W_O.to(dtype), backend=self.backend)
 

@@ -57,6 +57,7 @@ class SaeConfig(LinearConfig):
 
     kind: ClassVar[str] = "sae"
     title: ClassVar[str] = "an SAE"
+    noun: ClassVar[str] = "SAE"
 
     site: str
     """Site of the layer that it reads and writes, one of SITE_NAMES."""
@@ -77,6 +78,7 @@ class TranscoderConfig(LinearConfig):
 
     kind: ClassVar[str] = "transcoder"
     title: ClassVar[str] = "a transcoder"
+    noun: ClassVar[str] = "transcoder"
 
     skip: bool = False
     """Whether its input reaches the output by a linear map besides, W_skip."""

@@ -1,4 +1,4 @@
-"""The last evaluation of a dictionary, in a file beside its weights, with a checksum of its own.
+"""The last evaluation of a dictionary, in a file beside its weights, with a checksum.
 
 eval.json  {"format": "lorsa-eval", "schema_version": 2, "lorsa_version", "weights_sha256", "asked",
            and `Fidelity.to_dict` without the run's name}
@@ -144,23 +144,16 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
 
 def _as_now(content: dict[str, Any]) -> dict[str, Any]:
     """Return an evaluation of schema version 1 under the names of today."""
-    frequencies, losses = content["frequency_histogram"], content["cross_entropy"]
-    if losses is not None:
-        inner = {n: _renamed(part) for n, part in losses.items() if isinstance(part, dict)}
-        losses = _renamed(losses | inner)
     asked = content.get("asked", {}) | {"in_model": None}  # today that asks for more
-    return {
-        **content,
-        "kind": "lorsa",
-        "asked": asked,
-        "frequency_histogram": _renamed(frequencies),
-        "cross_entropy": losses,
-    }
+    return {**_renamed(content), "kind": "lorsa", "asked": asked}
 
 
 def _renamed(figures: dict[str, Any]) -> dict[str, Any]:
-    """Return figures under the names of today."""
-    return {RENAMED.get(name, name): value for name, value in figures.items()}
+    """Return figures, and those within them, under the names of today."""
+    return {
+        RENAMED.get(name, name): _renamed(value) if isinstance(value, dict) else value
+        for name, value in figures.items()
+    }
 
 
 def weights_sha256(folder: Path) -> str:

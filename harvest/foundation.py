@@ -42,7 +42,7 @@ from .corpus.packing import Packed, fingerprint, first_text, pack
 from .events import HarvestReport
 from .forward import BatchSize
 from .hooks import Hooks
-from .plan import shard_seqs
+from .plan import n_arrays, shard_seqs
 from .target import Target
 
 SAMPLE_TOKENS = 4096
@@ -288,8 +288,7 @@ def _manifest(
 ) -> Manifest:
     n_seq, n_ctx = text.packed.tokens.shape
     seq_bytes = n_ctx * target.subject.d_model * itemsize(config.dtype)
-    n_arrays = sum(facts.is_stored for facts in foundation.sites.values())
-    n_shard_seqs = shard_seqs(n_seq, seq_bytes=seq_bytes, n_arrays=n_arrays)
+    n_shard_seqs = shard_seqs(n_seq, seq_bytes=seq_bytes, n_arrays=n_arrays(foundation.sites))
     return Manifest(
         uuid=str(uuid.uuid4()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

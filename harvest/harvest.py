@@ -1,11 +1,12 @@
 """Stage 1 of the work: run the language model once and write a store."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import BegunError, DamageError, HarvestError, StoreError
-from ..sites import Site
+from ..sites import Site, spell_site_names
 from ..store.folder import is_begun, is_complete, repair_command, require_free, site_options
 from ..store.layers import spell_layers
 from ..store.locks.lock import require_conditions
@@ -32,6 +33,8 @@ class HarvestResult:
     """Id of the language model."""
     layers: list[int]
     """Layers in the store."""
+    sites: list[str]
+    """Sites in the store, as 12.mlp_in."""
     n_seq: int
     """Sequences in the store."""
     n_tokens: int
@@ -47,16 +50,16 @@ class HarvestResult:
 
 
 def harvest(config: HarvestConfig, *, report: HarvestReport = lambda event: None) -> HarvestResult:
-    """Write the inputs and outputs of a language model's attention layers to a store.
+    """Write activations at sites of a language model's layers to a store.
 
     The same call resumes where an earlier one was stopped, shard by shard. On a finished store it
-    adds the layers that are not there, for the same tokens. Several processes at once share the
+    adds the sites that are not there, for the same tokens. Several processes at once share the
     shards.
 
     Args:
         config: the request.
         report: is called with each event: a line of text, the `Plan`, the `SelfCheck`, the
-            `Estimate`, the `Progress`.
+            `BlockChecks`, the `Estimate`, the `Progress`.
 
     Raises:
         HarvestError: the model, the text or the request cannot be harvested.
@@ -74,6 +77,7 @@ def harvest(config: HarvestConfig, *, report: HarvestReport = lambda event: None
         store=str(config.store),
         model=store.manifest.model["id"],
         layers=store.layers,
+        sites=[str(site) for site in store.sites],
         n_seq=store.manifest.n_seq,
         n_tokens=store.manifest.n_seq * store.manifest.n_ctx,
         n_bytes=store.total_bytes,
@@ -107,7 +111,7 @@ def plan_harvest(config: HarvestConfig, *, report: HarvestReport = lambda event:
 
 
 def stored_request(store: Place) -> dict[str, Any]:
-    """Return the settings that a store was created with and its layers; empty if there is none.
+    """Return the settings that a store was created with and its sites; empty if there is none.
 
     Raises:
         StoreError: its plan or manifest cannot be read.
@@ -117,7 +121,21 @@ def stored_request(store: Place) -> dict[str, Any]:
     manifest = _planned(store)
     known = {field.name for field in fields(HarvestConfig)}
     request = {name: value for name, value in manifest.request.items() if name in known}
-    return request | {"layers": spell_layers(manifest.layers)}
+    names = spell_site_names(_asked_names(manifest, _finished_sites(store)))
+    return request | {"layers": spell_layers(manifest.layers), "sites": names}
+
+
+def _asked_names(plan: Manifest, finished: set[Site]) -> set[str]:
+    """Return the names of the sites that every layer has; of all of them in an unfinished store."""
+    every = set(names_of(plan.sites))
+    if set(plan.sites) != finished:
+        return every
+    lacking = {site.name for site in _grid(plan.layers, every) if site not in finished}
+    return every - lacking or every
+
+
+def _grid(layers: Iterable[int], names: Iterable[str]) -> list[Site]:
+    return [Site(layer, name) for name in names for layer in layers]
 
 
 def _harvest_or_join(config: HarvestConfig, report: HarvestReport) -> float | None:

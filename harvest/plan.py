@@ -299,13 +299,23 @@ class Sizes:
         )
 
 
+def n_arrays(sites: Mapping[Site, SiteFacts]) -> int:
+    """Return how many arrays count in the size of a shard: at most two of a layer.
+
+    More sites make shards larger, not shorter: what is lost with one costs the forward passes of
+    its sequences, however many arrays they fill.
+    """
+    stored = sum(facts.is_stored for facts in sites.values())
+    return min(stored, 2 * len({site.layer for site in sites}))
+
+
 def shard_seqs(n_seq: int, *, seq_bytes: int, n_arrays: int) -> int:
     """Return how many sequences a shard holds: a power of two.
 
     Args:
         n_seq: sequences of the store.
         seq_bytes: bytes of one sequence in one array.
-        n_arrays: activation arrays of the store.
+        n_arrays: arrays that share a shard, as `n_arrays` counts them.
     """
     file_bytes = max(MANY_FILE_BYTES, SHARD_BYTES // n_arrays)
     most = min(SHARD_FILE_BYTES, file_bytes) // seq_bytes

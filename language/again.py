@@ -26,7 +26,7 @@ class Again:
             call: how it was run.
         """
         module = model.get_submodule(block.name)
-        self._block, self._call, self._copy = block, call, float32_copy(module)
+        self._block, self._call, self._copy = block, call, float32_copy(module, inner=True)
         device = next(module.parameters()).device
         self._x = call.x.to(device, torch.float32)
         self._rotary = None

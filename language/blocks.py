@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import AttachError
 from ..sites import SITE_GROUPS
-from .traced import ADDED, Found, Traced, traced
+from .traced import ADDED, Found, Ran, Traced, traced
 
 
 class AttentionSite(NamedTuple):
@@ -131,7 +131,7 @@ def _block(
     mlp, why = _mlp_of(name, attention, seen)
     reads = None if mlp is None else _reader(modules, name, mlp.name, attention, seen)
     norms = [n for n, m in modules.items() if n.startswith(f"{name}.") and _is_norm(m)]
-    x, y = _tensors(attention, seen), _tensors(mlp, seen)
+    x, y = (Ran(None, None) if m is None else seen.ran[m.name] for m in (attention, mlp))
     into = None if reads is None else seen.ran[reads].x
     found = Norms(
         before_attention=_gives(norms, x[0], seen),
@@ -204,10 +204,6 @@ def _is_norm(module: nn.Module) -> bool:
     """Whether a module is a norm: its class is called so, or all of its weights are vectors."""
     shapes = [parameter.ndim for parameter in module.parameters()]
     return "Norm" in type(module).__name__ or (bool(shapes) and max(shapes) == 1)
-
-
-def _tensors(module: Found | None, seen: Traced) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if module is None else seen.ran[module.name]
 
 
 def _gives(names: list[str], x: Tensor | None, seen: Traced) -> str | None:
@@ -339,10 +335,10 @@ def text_config(model: Any) -> Any:
     return config.get_text_config()
 
 
-def float32_copy(module: nn.Module) -> Any:
-    """Return a copy of a module with its parameters in float32 and without its hooks."""
+def float32_copy(module: nn.Module, *, inner: bool = False) -> Any:
+    """Return a copy of a module in float32 without its hooks, nor those within it if `inner`."""
     module = copy.deepcopy(module).float()
-    for part in module.modules():
+    for part in module.modules() if inner else [module]:
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()
     return module

@@ -54,6 +54,7 @@ SUPPORTED = (
     "qwen2",
     "qwen2_moe",
     "qwen3",
+    "qwen3_5_text",
     "qwen3_moe",
     "qwen3_next",
     "smollm3",

@@ -118,26 +118,31 @@ def _require_rows(weight: Tensor, n_rows: int) -> None:
 def _as_heads(
     module: Any, output: Any, rows: list[Tensor], biases: list[Tensor | None], d_head: int
 ) -> LayerWeights:
-    """Return weights by head of the rows of q, k and v, [n_heads * d_head, d_model] each."""
-    out = weight_rows(output)  # [d_model, n_heads * d_head]
-    n_out = out.shape[1]
+    """Return weights by head of the rows of q, k and v, [heads * width, d_model] each."""
+    out = weight_rows(output)  # [d_model, n_heads * width of values]
+    n_out, (n_q, n_k, n_v) = out.shape[1], map(len, rows)
     gate, gate_bias = _gate(module)
-    if gate is None and len(rows[0]) == 2 * n_out:  # of each head first q, then the gate
+    if gate is None and n_q == 2 * n_out and n_k == n_v:  # of each head first q, then the gate
         (rows[0], gate), (biases[0], gate_bias) = (_halves(t, d_head) for t in (rows[0], biases[0]))
-    n_q = len(rows[0])
-    if n_out != n_q or len(rows[1]) != len(rows[2]) or n_q % len(rows[1]) or n_q % d_head:
+        n_q = n_out
+    n_heads = n_q // d_head
+    if n_q % d_head or n_q % n_k or n_k * n_out != n_v * n_q or n_out % n_heads:
         raise Unreadable(
             f"{type(module).__name__} has projections of {[len(r) for r in rows]} rows to heads "
             f"of {d_head}, and an output of {n_out}"
         )
-    W_Q, W_K, W_V = (r.unflatten(0, (-1, d_head)).transpose(1, 2) for r in rows)
-    b_Q, b_K, b_V = (None if b is None else b.view(-1, d_head) for b in biases)
-    n_heads = len(W_Q)
+    counts = (n_heads, n_k // d_head, n_k // d_head)
+    W_Q, W_K, W_V = (r.unflatten(0, (n, -1)).mT for r, n in zip(rows, counts, strict=True))
+    b_Q, b_K, b_V = (
+        None if b is None else b.view(n, -1) for b, n in zip(biases, counts, strict=True)
+    )
+    if isinstance(scale := getattr(module, "v_scale", None), float):  # MiMo
+        W_V, b_V = scale * W_V, None if b_V is None else scale * b_V
     weights = LayerWeights(
         W_Q=W_Q,
         W_K=W_K,
         W_V=W_V,
-        W_O=out.T.unflatten(0, (-1, d_head)),
+        W_O=out.T.unflatten(0, (n_heads, -1)),
         b_Q=b_Q,
         b_K=b_K,
         b_V=b_V,

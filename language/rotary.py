@@ -1,5 +1,6 @@
 """The rotary positions of a layer, read off the module that makes its cos and sin."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -63,8 +64,8 @@ def ropes_of(model: Any, site: AttentionSite) -> list[Rope | None]:
     if rotary is None or not getattr(module, "use_rope", True):
         return [None]
     rope = rotary.rope()
-    other = Rope(inv_freq=rope.inv_freq, attention_scaling=rope.attention_scaling, interleaved=True)
-    return [rope, other, None]
+    back = replace(rope, inv_freq=tuple(-f for f in rope.inv_freq))  # NanoChat
+    return [rope, replace(rope, interleaved=True), None, back]
 
 
 def _decoder_of(model: Any, site: AttentionSite) -> tuple[Any, Any]:

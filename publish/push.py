@@ -1,4 +1,4 @@
-"""Pushing dictionaries: the files that are sent, and the one commit that takes them to the Hub.
+"""Pushing dictionaries: the files that are sent, and the one commit that takes them there.
 
     README.md                   the model card, of all that is there, written anew by each push
     layer-12/config.json        what the dictionary computes

@@ -5,7 +5,7 @@ bfloat16 is no Zarr data type, so its bits are stored as uint16 and the array's 
 
     x[t, c] = values[t, c] * scale[t] * channel[c],    values in -127..127
 
-`channel` is the largest |x[., c]| in a sample of the layer, once for the whole store. It is at
+`channel` is the largest |x[., c]| in a sample of the site, once for the whole store. It is at
 least 1/64 of the median channel's, because a channel that is quiet in the sample may be loud later.
 A few channels of a language model's activations are tens of times larger than the rest; without
 `channel` they would decide how coarsely all others are rounded. `scale` is a token's largest
@@ -34,11 +34,11 @@ class Encoded(NamedTuple):
     """Activations in the store's dtype, with the scales that decode them."""
 
     values: Tensor
-    """[n, n_ctx, d_model]"""
+    """[n, n_ctx, width]"""
     scale: Tensor | None = None
     """Scale of every token, float32, [n, n_ctx]; None unless the values are int8."""
     channel: Tensor | None = None
-    """Scale of every channel, float32, [d_model]; None unless the values are int8."""
+    """Scale of every channel, float32, [width]; None unless the values are int8."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Encoded":
         """Return a copy on a device; int8 is copied as int8."""
@@ -49,16 +49,16 @@ class Encoded(NamedTuple):
         """Return the activations: float32 for int8, otherwise the values as they are."""
         if self.scale is None or self.channel is None:
             return self.values
-        return (self.values * self.scale[..., None]).mul_(self.channel)  # [n, n_ctx, d_model]
+        return (self.values * self.scale[..., None]).mul_(self.channel)  # [n, n_ctx, width]
 
 
 def encode(values: Tensor, dtype: str, channel: Tensor | None = None) -> Encoded:
     """Round activations to a logical dtype, on their device, into new memory.
 
     Args:
-        values: [n, n_ctx, d_model].
+        values: [n, n_ctx, width].
         dtype: one of ACTIVATION_DTYPES.
-        channel: scale of every channel for int8, [d_model], above 0.
+        channel: scale of every channel for int8, [width], above 0.
 
     Returns:
         Values and, for int8, scales; a token that is not finite has a scale that is not.
@@ -80,13 +80,13 @@ def channel_scale(sample: Tensor) -> Tensor:
     It is at least QUIETEST of the median scale of the channels that are not 0.
 
     Args:
-        sample: activations, [..., d_model].
+        sample: activations, [..., width].
 
     Returns:
-        float32, [d_model], above 0: 1 if all of the sample is 0 or not finite.
+        float32, [width], above 0: 1 if all of the sample is 0 or not finite.
     """
     sizes = sample.detach().float().reshape(-1, sample.shape[-1]).abs()
-    largest = torch.where(sizes.isfinite(), sizes, 0.0).amax(dim=0)  # [d_model]
+    largest = torch.where(sizes.isfinite(), sizes, 0.0).amax(dim=0)  # [width]
     heard = largest[largest > 0]
     if not len(heard):
         return torch.ones_like(largest)

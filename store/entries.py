@@ -31,8 +31,9 @@ class Entry(NamedTuple):
     crc32c: int
     """Checksum of the file, see `shard`."""
     norm_sum: float
-    """Sum over the finite tokens of ||x|| or ||y||, or of int8's scales; 0 for other arrays. Where
-    y is derived, the array `norms` has the sum of ||y||."""
+    """Sum over the finite tokens of an array of norms, or of int8's scales; 0 for other arrays. In
+    format 1 the sum of a site's norms is that of its activations, or where these are derived of
+    `norms`."""
     square_sum: float
     """Sum of the squares of these norms or scales."""
     n_nonfinite: int = 0

@@ -1,4 +1,4 @@
-"""Words for sets of sites: layers 0-3, or 0-3 (attn,mlp)."""
+"""Words for sets of sites: layers 0-3, or layers 0-3 (attn,mlp)."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ def layers_of(sites: Iterable[Site]) -> list[int]:
 
 
 def spell_sites(sites: Iterable[Site]) -> str:
-    """Return what people read: layers 0-3 where it is their attention, or 0-3 (mlp), 5 (attn,mlp).
+    """Return what people read: layers 0-3, of their attention, or layers 0-3 (mlp), 5 (attn,mlp).
 
     Layers with the same sites are named together, in the order of the first of each.
     """
@@ -30,7 +30,8 @@ def spell_sites(sites: Iterable[Site]) -> str:
     layers: dict[str, list[int]] = {}
     for layer, names in by_layer.items():
         layers.setdefault(spell_site_names(names), []).append(layer)
+    word = "layer" if len(by_layer) == 1 else "layers"
     if list(layers) == ["attn"]:
-        one = "layer" if len(by_layer) == 1 else "layers"
-        return f"{one} {spell_layers(layers['attn'])}"
-    return ", ".join(f"{spell_layers(some)} ({names})" for names, some in layers.items())
+        return f"{word} {spell_layers(layers['attn'])}"
+    told = (f"{spell_layers(some)} ({names})" for names, some in layers.items())
+    return f"{word} {', '.join(told)}"

@@ -57,8 +57,8 @@ VARYING = {
 Report = Callable[[Any], None]
 
 
-def prepare(root: Path) -> None:
-    """Write all folders that cases damage, below one."""
+def prepare_model(root: Path) -> None:
+    """Write a tiny language model and two texts."""
     root.mkdir(exist_ok=True, parents=True)
     make_model("llama-gqa").save_pretrained(root / "model")
     make_tokenizer().save_pretrained(root / "model")
@@ -68,6 +68,11 @@ def prepare(root: Path) -> None:
             words = TEXT.split()[:: -1 if start else 1]
             turned = " ".join(words[start + i * 7 :] + words[: start + i * 7])
             (root / f"{name}/doc{i}.txt").write_text(turned, "utf-8")
+
+
+def prepare(root: Path) -> None:
+    """Write all folders that cases damage, below one."""
+    prepare_model(root)
     with quick():
         harvest(harvest_config(root))
         for layer in (1, 2):

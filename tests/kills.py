@@ -82,6 +82,10 @@ def _convert(root: Path, own: Path) -> None:
             raise
 
 
+def _add_sites(root: Path, own: Path) -> None:
+    harvest(harvest_config(root, store=own / "acts", sites="attn,mlp,resid"))
+
+
 def _repair(root: Path, own: Path) -> None:
     verify_store(own / "acts", full=True, repair=True)
     harvest(harvest_config(root, store=own / "acts"))
@@ -101,6 +105,7 @@ def _explain(root: Path, own: Path) -> None:
 
 COMMANDS = {
     "harvest": Command((), lambda root, own: harvest(harvest_config(root, store=own / "acts"))),
+    "harvest --sites": Command((("acts", "acts"),), _add_sites),
     "train": Command((), _train),
     "sweep": Command((), _sweep),
     "eval": Command(

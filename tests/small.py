@@ -97,7 +97,8 @@ def create(root: Path, manifest: Manifest) -> StoreWriter:
 
 def add_layers(root: Path, layers: list[int]) -> StoreWriter:
     """Begin to add layers to the small store."""
-    outputs = "derive" if read_manifest(root / "manifest.json").is_derived else "store"
+    path = root / "manifest.json"
+    outputs = "derive" if path.exists() and read_manifest(path).is_derived else "store"
     return add_sites(root, make_manifest(layers=_facts(layers), outputs=outputs))
 
 

@@ -20,6 +20,9 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/api.md").read_text("utf-8")
 FUNCTIONS = {name for name in lorsa.__all__ if name.islower() and not name.startswith("_")}
 
+LOOSE = {"attention_ports", "intervene", "load", "load_language_model", "ports_between"}
+"""Functions that are no command's."""
+
 
 def test_the_stub_is_made_from_the_table_of_public_names() -> None:
     """For type checkers; `python tests/stub.py` writes it again."""
@@ -78,7 +81,7 @@ def test_every_command_has_a_function_on_the_page() -> None:
     assert shown == commands
     named = {name for _, name in _table()}
     assert named <= set(lorsa.__all__)
-    assert FUNCTIONS - named == {"intervene", "load_language_model"}
+    assert FUNCTIONS - named == LOOSE
 
 
 def test_the_page_names_all_that_is_public() -> None:
@@ -114,7 +117,7 @@ def test_the_page_can_be_followed(
             assert told in PAGE
             page = page.replace(told, ours)
         blocks = re.findall(r"```python\n(.*?)```", re.sub(r"\b12\b", "1", page), re.S)
-        assert len(blocks) == 11
+        assert len(blocks) == 12
         for block in blocks:
             exec(block, names)
         assert stub.bodies
@@ -126,7 +129,7 @@ def test_the_page_can_be_followed(
     assert torch.equal(names["again"].W_O, names["lorsa"].W_O)
     assert Path("theirs/config.json").is_file()
     assert list(lorsa.store_info("acts-ab")["layers"]) == ["1"]
-    assert "runs/layer-99 holds no Lorsa" in capsys.readouterr().out
+    assert "runs/layer-99 holds no dictionary" in capsys.readouterr().out
 
 
 def _expect_shapes(names: dict[str, Any]) -> None:
@@ -140,6 +143,8 @@ def _expect_shapes(names: dict[str, Any]) -> None:
     assert torch.allclose(names["parts"].sum(dim=-1).relu(), z, atol=1e-4)
     assert names["of_one"].shape == (n, seq, 1, seq)
     tokens, logits, changed = names["tokens"], names["logits"], names["changed"]
+    assert names["y_hat_mlp"].shape == names["y_mlp"].shape
+    assert [one.kind for one in names["found_all"].runs] == ["transcoder", "lorsa", "sae"]
     assert logits.shape == changed.shape == (*tokens.shape, 400)
     assert not torch.equal(logits, changed)
     assert names["x_here"].shape == names["y_here"].shape == (*tokens.shape, x.shape[2])
@@ -178,7 +183,8 @@ ablate_heads("run")
 """
 TOLD = [
     'Revealed type is "list[int]"',
-    'Argument "layer" to "attach" of "Lorsa" has incompatible type "str"; expected "int | None"',
+    'Argument "layer" to "attach" of "Dictionary" has incompatible type "str"; '
+    'expected "int | None"',
     'Revealed type is "float | None"',
     'Revealed type is "Exception | None"',
     'Revealed type is "float"',

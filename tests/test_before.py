@@ -36,6 +36,7 @@ from lorsa import (
 )
 from lorsa.analyze.said import said
 from lorsa.analyze.schema import LISTED
+from lorsa.evaluate.kept import RENAMED
 from lorsa.sites import Site, attention_ports
 
 BEFORE = Path(__file__).parent / "before"
@@ -193,9 +194,10 @@ def test_a_finished_run_measures_the_same(before: Path, tmp_path: Path, name: st
 
 
 def _like(measured: Any, recorded: dict[str, Any]) -> dict[str, Any]:
-    """Return of some measures those that were recorded."""
+    """Return of some measures those that were recorded, under the names of then."""
+    found = {name: measured[RENAMED.get(name, name)] for name in recorded}
     return {
-        name: _like(measured[name], value) if isinstance(value, dict) else measured[name]
+        name: _like(found[name], value) if isinstance(value, dict) else found[name]
         for name, value in recorded.items()
     }
 

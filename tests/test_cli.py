@@ -163,7 +163,7 @@ def test_layers_are_removed_and_the_rest_trains(
     assert lorsa(*harvest_args, "--layers", "0-2").exit_code == 0
     result = json.loads(lorsa("store", "rm", "acts", "--layers", "0,2", "--json").stdout)
     assert (result["removed"], result["layers"]) == ([0, 2], [1])
-    assert "has no layers but 1" in _one_line_error(lorsa("store", "rm", "acts", "--layers", "1"))
+    assert "nothing but layer 1" in _one_line_error(lorsa("store", "rm", "acts", "--layers", "1"))
     trained = lorsa("train", "--store", "acts", "--top-k", 6, "--batch-tokens", 4 * N_CTX)
     assert trained.exit_code == 0
     again = json.loads(lorsa(*harvest_args, "--layers", "1", "--json").stdout)
@@ -590,7 +590,9 @@ def test_eval_refuses_in_one_line(
 ) -> None:
     from tiny import make_model
 
-    assert "holds no Lorsa" in _one_line_error(lorsa("eval", tmp_path, "--store", store_folder))
+    assert "holds no dictionary" in _one_line_error(
+        lorsa("eval", tmp_path, "--store", store_folder)
+    )
     make_model("llama-gqa", seed=5).save_pretrained(tmp_path / "other")
     args = ["eval", trained, "--store", store_folder, "--ce-tokens", 64]
     error = _one_line_error(lorsa(*args, "--model", "other"))

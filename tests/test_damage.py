@@ -27,7 +27,7 @@ def test_a_flipped_bit_is_harmless_or_named(prepared: Path, tmp_path: Path, name
     assert [each for each in outcomes if each.verdict not in ("same", "told")] == []
 
 
-@pytest.mark.parametrize("name", ["eval", "view", "push"])
+@pytest.mark.parametrize("name", ["eval", "view", "push", "harvest --sites"])
 def test_a_killed_command_is_ended_by_itself(prepared: Path, tmp_path: Path, name: str) -> None:
     """A page that was killed while it was made left its folder beside the next one."""
     found = kills.drill(prepared, tmp_path / "kills", name, 4, seed=4)

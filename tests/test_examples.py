@@ -14,8 +14,11 @@ from lorsa.commands.settings import make_config
 from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.plan import cost
 from lorsa.language.aliases import ALIASES
+from lorsa.sites import Site
 from lorsa.store.care.info import format_bytes
+from lorsa.store.layered import pair_facts
 from lorsa.store.layers import choose_layers
+from lorsa.store.site_facts import SiteFacts
 from lorsa.train.config import TrainConfig
 from nbclient import NotebookClient
 from tiny import N_CTX, make_model, make_tokenizer
@@ -79,10 +82,15 @@ def test_the_command_and_the_sizes_of_an_example_are_ours(file: Path) -> None:
     layers = choose_layers(config.layers, range(n_layers), where=file.stem)
     assert layers == list(range(n_layers))
     assert config.tokens is not None
+
+    def attention(n: int, outputs: str) -> dict[Site, SiteFacts]:
+        pairs = (pair_facts(layer, d_model, outputs) for layer in range(n))
+        return {site: about for pair in pairs for site, about in pair.items()}
+
     for n in (n_layers, 1):
-        size = cost(n, d_model, dtype=config.dtype, outputs=config.outputs).total(config.tokens)
+        size = cost(attention(n, config.outputs), dtype=config.dtype, d_mlp=0).total(config.tokens)
         assert f"{format_bytes(size)} for {'one' if n == 1 else f'all {n}'}" in text
-    plain = cost(1, d_model, dtype="bfloat16", outputs="store").total(config.tokens)
+    plain = cost(attention(1, "store"), dtype="bfloat16", d_mlp=0).total(config.tokens)
     assert f"{format_bytes(plain)} for one, and no better Lorsa" in text
     settings = _settings(file)
     assert settings.train_tokens == 0.95 * config.tokens

@@ -207,6 +207,14 @@ FAMILIES: dict[str, Any] = {
         moe_intermediate_size=16,
         shared_expert_intermediate_size=16,
     ),
+    "qwen3-5": lambda: transformers.Qwen3_5TextConfig(
+        **SPECIAL,
+        **SIZES,
+        **GQA,
+        head_dim=16,
+        attention_bias=True,
+        layer_types=["full_attention"] * 3,
+    ),
     "phi": lambda: transformers.PhiConfig(**SIZES, **GQA, partial_rotary_factor=0.5),
     "phi-norm": lambda: transformers.PhiConfig(
         **SIZES, **GQA, partial_rotary_factor=0.5, qk_layernorm=True
@@ -300,6 +308,8 @@ OTHERS: dict[str, Any] = {
 
 if not NEW:
     del FAMILIES["stablelm-norm"]  # transformers 4 cannot make one at random
+if not hasattr(transformers, "Qwen3_5TextConfig"):
+    del FAMILIES["qwen3-5"]
 
 
 def _rope(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -67,9 +67,9 @@ class TrainConfig:
     """Weight of (L0 / top_k - 1)^2 of a sequence beside the squared error, of jumprelu. Less lets
     more features fire than top_k, more makes all sequences alike; see docs/recipe.md."""
     init: str = BY_KIND
-    """Weights to start from: layer (the layer's own), layer-weighted, data or random. None takes
-    layer, or data for an SAE. "layer-weighted" is a Lorsa's, with more copies of heads that write
-    more."""
+    """Weights to start from: layer (the layer's own), layer-weighted, random, or data. None takes
+    layer, or data of other kinds than Lorsas, which have no other. "layer-weighted" has more copies
+    of heads that write more."""
     train_tokens: int | None = None
     """Tokens to train on. None takes one pass over the training shards."""
     minutes: float | None = None

@@ -6,6 +6,10 @@ The first term is the mean over the y_hat of all prefixes where there are some (
 et al. 2025, arXiv:2503.17547). The second term is there with jumprelu only. It is a mean over
 sequences, as are the thresholds of batchtopk, so that a step may be cut into any number of parts.
 All means are over tokens that count: a sequence weighs as many tokens as count in it.
+
+But for Lorsas, a token longer than LONGEST mean norms adds its error as if it were that long,
+whether it counts or not: some tokens of the residual stream are a hundred times as long as others,
+which would be all that counts if they did, and nothing would write them if they did not.
 """
 
 from collections.abc import Sequence
@@ -16,6 +20,10 @@ from torch import Tensor, nn
 
 from ..dictionaries.dictionary import Dictionary
 from ..dictionaries.linear import LinearDictionary
+
+LONGEST = 3.0
+"""Norm of y from which on a token's error is made smaller, in sqrt(width), near which the mean of
+the scaled norms lies; docs/recipe.md."""
 
 
 class Outcome(NamedTuple):
@@ -65,11 +73,11 @@ class Objective(nn.Module):
         errors = [masked_mean((y_hat - y).square(), counted) for y_hat in hats]
         error = weight * (errors[0] if len(errors) == 1 else torch.stack(errors).mean())
         loss, edge = error, None
+        if self.dictionary.kind != "lorsa":
+            loss = weight * torch.stack([_bounded(hat, y, counted) for hat in hats]).mean()
         if fires is not None:
             excess = _l0_of_sequences(fires, counted) / top_k - 1
-            loss = error + self.l0_coefficient * weight * mean_of_sequences(
-                excess.square(), counted
-            )
+            loss = loss + self.l0_coefficient * weight * mean_of_sequences(excess.square(), counted)
         if edges is not None:
             edge = weight * mean_of_sequences(edges, counted)
         fired = acts.detach() if counted is None else acts.detach() * counted[..., None]
@@ -98,6 +106,19 @@ def mean_of_sequences(values: Tensor, counted: Tensor | None) -> Tensor:
     n_counted = counted.sum(dim=1)  # [batch]
     weighed = torch.where(n_counted > 0, values, 0) * n_counted
     return weighed.sum() / n_counted.sum().clamp(min=1)
+
+
+def _bounded(y_hat: Tensor, y: Tensor, counted: Tensor | None) -> Tensor:
+    """Return the mean error over the tokens that count, in which long tokens are shortened.
+
+    The sum has the long tokens that do not count as well.
+    """
+    error = (y_hat - y).square().mean(dim=-1)  # [batch, seq]
+    bound = LONGEST**2 * y.shape[-1] / y.square().sum(dim=-1)
+    if counted is None:
+        return (error * bound.clamp(max=1)).mean()
+    shares = torch.where(bound < 1, bound, counted)
+    return torch.where(shares > 0, error * shares, 0).sum() / counted.sum().clamp(min=1)
 
 
 def masked_mean(values: Tensor, counted: Tensor | None) -> Tensor:

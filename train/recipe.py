@@ -29,13 +29,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "loss_mask": "norm>10x",
         "site": "resid_out",
     },
-    "transcoder": {"init": "layer", "lr": 1e-3, "decay_frac": 0.6, "loss_mask": "none"},
+    "transcoder": {"init": "data", "lr": 1e-3, "decay_frac": 0.6, "loss_mask": "none"},
 }
 """Values of settings that were not given, by kind; see docs/recipe.md."""
 INITS = {
     "lorsa": ("layer", "layer-weighted", "random"),
-    "sae": ("data", "random"),
-    "transcoder": ("layer", "data", "random"),
+    "sae": ("data",),
+    "transcoder": ("data",),
 }
 """Weights to start from, by kind."""
 

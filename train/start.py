@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from ..dictionaries.dictionary import Dictionary
+from ..dictionaries.linear import LinearDictionary
+from ..dictionaries.linear_start import fit_scale, start_linear
 from ..dictionaries.lorsa.module import Lorsa
 from ..dictionaries.lorsa.start import fit_output, init_from_layer, init_random
 from ..language.attention import LayerWeights
@@ -69,29 +71,26 @@ class Initialiser:
         if key in self._filled:
             start.load_state_dict(self._filled[key])
         else:
-            self._fill(start, config, x)
+            self._fill(start, config, x, y)
         self._filled[key] = {n: t.detach().cpu().clone() for n, t in start.state_dict().items()}
-        if isinstance(start, Lorsa):
+        if isinstance(start, LinearDictionary):
+            fit_scale(start, x, y)
+        elif isinstance(start, Lorsa):
             fit_output(start, x, y)
         dictionary.set_threshold(x)
 
-    def _fill(self, start: Dictionary, config: TrainConfig, x: Tensor) -> None:
-        if not isinstance(start, Lorsa):
-            with torch.no_grad():  # TODO
-                g = torch.Generator().manual_seed(config.seed)
-                w = torch.randn(start.W_O.shape, generator=g)
-                w /= w.norm(dim=1, keepdim=True)
-                for name in ("W_E", "W_O"):
-                    start.get_parameter(name).copy_(w)
-            return
-        if config.init == "random":
+    def _fill(self, start: Dictionary, config: TrainConfig, x: Tensor, y: Tensor) -> None:
+        """Fill a dictionary of activation topk but for the scale of what it writes."""
+        if isinstance(start, LinearDictionary):
+            start_linear(start, x, y, seed=config.seed)
+        elif isinstance(start, Lorsa) and config.init == "random":
             init_random(start, x, seed=config.seed)
-            return
-        module = f"{config.layer}.attention"
-        weights = LayerWeights(**self._store.weights(module)).to(x.device, torch.float32)
-        geometry = layer_geometry(config.layer, self._store)
-        weighted = config.init == "layer-weighted"
-        init_from_layer(start, weights, geometry, x, seed=config.seed, weighted=weighted)
+        elif isinstance(start, Lorsa):
+            module = f"{config.layer}.attention"
+            weights = LayerWeights(**self._store.weights(module)).to(x.device, torch.float32)
+            geometry = layer_geometry(config.layer, self._store)
+            weighted = config.init == "layer-weighted"
+            init_from_layer(start, weights, geometry, x, seed=config.seed, weighted=weighted)
 
     def _sample_of(self, config: TrainConfig, device: torch.device) -> Activations:
         """Return x and y of the first training sequences; one sample is in memory at a time."""

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lorsa import __version__
+from lorsa.harvest.foundation import loudest
 from lorsa.language.attention import layer_attention
 from lorsa.language.block import BlockReading, Derivation
 from lorsa.language.blockcheck import understand_block
@@ -43,8 +44,9 @@ RESULTS = Path(__file__).parent.parent / "results" / "derive_sites.md"
 LARGE = 10.0
 """Tokens of a longer resid_in, in medians of the layer, are not ordinary."""
 BATCH_SEQS = 8
-DTYPES = ("bfloat16", "int8", "int8, ordinary")
-"""Encodings; the last takes the scales of int8's channels from the sample's ordinary tokens."""
+DTYPES = ("bfloat16", "int8", "int8, largest")
+"""Encodings; the last takes int8's channel scales from values, as a harvest does of attention's
+sites, and not from shares of their token."""
 
 Sites = dict[str, Tensor]
 """Activations of a layer by the site's name, [n, n_ctx, d_model]."""
@@ -136,18 +138,13 @@ def of_layer(every: Mapping[Site, Tensor], layer: int) -> Sites:
     return {name: every[Site(layer, name)] for name in names}
 
 
-class Rounded:
-    """Activations as a store keeps them in some encoding."""
-
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
-
-    def __call__(self, values: Tensor, sample: Tensor) -> Tensor:
-        """Return values as they are decoded, given a sample for int8's channels."""
-        if not self.dtype.startswith("int8"):
-            return encode(values, self.dtype).decode().float()
-        some = sample[ordinary(sample)] if self.dtype.endswith("ordinary") else sample
-        return encode(values, "int8", channel_scale(some)).decode()
+def rounded(site: Site, values: Tensor, sample: Tensor, dtype: str) -> Tensor:
+    """Return activations as a store decodes them, given a sample for int8's channels."""
+    if not dtype.startswith("int8"):
+        return encode(values, dtype).decode().float()
+    rule = "int8" if dtype == "int8" else "largest"
+    channels = channel_scale(loudest({site: sample}, [site], rule)[site][None])
+    return encode(values, "int8", channels).decode()
 
 
 def ordinary(resid: Tensor) -> Tensor:
@@ -164,11 +161,14 @@ def measure(
     usual = ordinary(exact["resid_in"])
     rows = []
     for dtype in DTYPES:
-        rounded = Rounded(dtype)
-        kept = {name: rounded(values, sample[name]) for name, values in exact.items()}
+        kept = {
+            name: rounded(Site(layer, name), values, sample[name], dtype)
+            for name, values in exact.items()
+        }
         stream = seen[Site(0, "resid_in")]  # embeddings, of which the token ids say all
         for i, name in ((i, name) for i in range(layer) for name in ("attn_out", "mlp_out")):
-            added = rounded(seen[Site(i, name)], sampled[Site(i, name)])
+            site = Site(i, name)
+            added = rounded(site, seen[site], sampled[site], dtype)
             stream = stream + known.block.geometry.multiplier * added
         ways = {
             "direct": kept,
@@ -191,14 +191,13 @@ def measure(
                 every = error(found[name], exact[name], torch.ones_like(usual))
                 cells.append(f"{some:.1e} / {every:.1e}")
             share = f"{1 - float(usual.float().mean()):.2%}"
-            print(layer, dtype, way, cells, flush=True)
             rows.append([str(layer), share, dtype, way, f"{n_bytes:,}", rate, *cells])
     return rows
 
 
 def derived(stored: Sites, layer: Layer, names: list[str]) -> tuple[Sites, float]:
-    """Return the sites that follow from those that are stored, and the seconds that it took."""
-    started = time.perf_counter()
+    """Return the sites that follow from those that are stored, and the CPU seconds that it took."""
+    started = time.process_time()
     found: dict[str, list[Tensor]] = {}
     n = len(next(iter(stored.values())))
     for first in range(0, n, BATCH_SEQS):
@@ -209,7 +208,7 @@ def derived(stored: Sites, layer: Layer, names: list[str]) -> tuple[Sites, float
                 found.setdefault(name, []).append(derivation.site(name))
             except KeyError:  # it does not follow from these
                 found.pop(name, None)
-    return {name: torch.cat(parts) for name, parts in found.items()}, time.perf_counter() - started
+    return {name: torch.cat(parts) for name, parts in found.items()}, time.process_time() - started
 
 
 def error(found: Tensor, exact: Tensor, counted: Tensor) -> float:
@@ -219,7 +218,15 @@ def error(found: Tensor, exact: Tensor, counted: Tensor) -> float:
 
 
 def table(rows: list[list[str]]) -> list[str]:
-    names = ["layer", "large tokens", "encoding", "kept", "bytes", "tokens/s", *SITE_NAMES]
+    names = [
+        "layer",
+        "large tokens",
+        "encoding",
+        "kept",
+        "bytes",
+        "tokens per CPU second",
+        *SITE_NAMES,
+    ]
     return [f"| {' | '.join(cells)} |" for cells in (names, ["---"] * len(names), *rows)]
 
 

@@ -38,6 +38,7 @@ from torch import Tensor
 from ...language.attention import LayerWeights, gated, head_outputs
 from ...language.geometry import RARE, AttentionGeometry
 from ...language.latent import linear
+from ..clusters import cluster
 from .config import LorsaConfig
 from .module import Lorsa
 
@@ -45,7 +46,6 @@ EIGENVALUE_FLOOR = 1e-6
 """Directions of o_p with less variance than this share of the largest are left out."""
 NOISE_FLOOR = 1e-12
 """Directions with less than this share of ||mean||^2 are rounding, and left out as well."""
-KMEANS_ROUNDS = 8
 FIT_TOKENS = 8192
 """Tokens of the sample that the scale of W_O, one number, is fitted on."""
 
@@ -209,34 +209,9 @@ def _directions(
     mean, axes = mean.to(outputs), axes[:, keep].to(outputs)  # [d_head], [d_head, rank]
     deviation = variance[keep].sqrt().to(outputs)  # [rank]
     half = deviation.sqrt()
-    centres = _cluster((outputs - mean) @ axes / half, n_directions, generator)
+    centres = cluster((outputs - mean) @ axes / half, n_directions, generator)
     g = F.normalize(centres / half, dim=1)  # [n_directions, rank]
     return mean, (g / deviation) @ axes.T, (g * deviation) @ axes.T
-
-
-def _cluster(points: Tensor, n_clusters: int, generator: torch.Generator) -> Tensor:
-    """Return the centres of a spherical k-means, unit vectors, [n_clusters, rank].
-
-    It starts from random points; where these are too few, random directions stay as they are.
-
-    Args:
-        points: [n_points, rank].
-        n_clusters: how many centres.
-        generator: of the start, on the CPU.
-    """
-    n_points, rank = points.shape
-    unit = F.normalize(points, dim=1)
-    chosen = torch.randperm(n_points, generator=generator)[:n_clusters].to(unit.device)
-    extra = torch.randn(n_clusters - len(chosen), rank, generator=generator).to(unit)
-    centres = F.normalize(torch.cat((unit[chosen], extra)), dim=1)
-    narrow = torch.int16 if n_clusters < 1 << 15 else torch.int32  # sorts in half the time
-    for _ in range(KMEANS_ROUNDS):
-        nearest = (unit @ centres.T).argmax(dim=1)
-        count = nearest.bincount(minlength=n_clusters)
-        by_cluster = nearest.to(narrow).argsort(stable=True)
-        total = F.embedding_bag(by_cluster, unit, count.cumsum(0) - count, mode="sum")
-        centres = torch.where(count[:, None] > 0, F.normalize(total, dim=1), centres)
-    return centres
 
 
 @torch.no_grad()

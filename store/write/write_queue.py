@@ -42,7 +42,7 @@ class WriteQueue:
         """
         if n_bytes > self._buffer_bytes:
             raise StoreError(
-                f"a layer's batch takes {n_bytes / 1e9:.3g} GB, more than the buffer of "
+                f"a batch of a site takes {n_bytes / 1e9:.3g} GB, more than the buffer of "
                 f"{self._buffer_bytes / 1e9:.3g} GB: use a larger --buffer-gb or smaller "
                 "--batch-size"
             )

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from lorsa.circuits.intervene import activations_of, intervene
+from lorsa.dictionaries.linear_config import TranscoderConfig
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
+from lorsa.dictionaries.transcoder import Transcoder
 from lorsa.errors import AnalyzeError, AttachError
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
@@ -158,3 +160,47 @@ def test_what_cannot_be_changed_is_refused() -> None:
         enter(lorsa, LAYER, {}, error="lose")
     with pytest.raises(ValueError, match="scale, set"):
         enter(lorsa, LAYER, {}, how="add")
+
+
+def _transcoder(**settings: Any) -> Transcoder:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"d_model": 32, "n_features": 40, "top_k": 6, "layer": LAYER}
+    transcoder = Transcoder(TranscoderConfig(**shape | settings))
+    with torch.no_grad():
+        for parameter in transcoder.parameters():
+            parameter.normal_(std=0.3)
+    return transcoder
+
+
+@pytest.mark.parametrize("error", ["keep", "drop"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_features_of_a_transcoder_are_changed_like_heads(skip: bool, error: str) -> None:
+    """Against hooks of plain torch on the MLP."""
+    model, tokens, transcoder = make_model("llama-gqa"), some_tokens(), _transcoder(skip=skip)
+    before = _logits(model, tokens)
+
+    def by_hand(_module: Any, args: Any, y: Tensor) -> Tensor:
+        acts, ids = transcoder.encode(args[0])
+        z = torch.zeros(*acts.shape[:2], 40).scatter_add(2, ids.long(), acts)
+        factors = torch.ones(40)
+        factors[[3, 7]] = torch.tensor([0.0, 2.0])
+        base = y if error == "keep" else transcoder(args[0])
+        return base + (z * (factors - 1)) @ transcoder.W_O
+
+    handle = model.model.layers[LAYER].mlp.register_forward_hook(by_hand)
+    expected = _logits(model, tokens)
+    handle.remove()
+    with intervene(model, transcoder, LAYER, {3: 0.0, 7: 2.0}, error=error):
+        assert torch.allclose(_logits(model, tokens), expected, atol=1e-4)
+    with intervene(model, transcoder, LAYER, {3: 1.0}):
+        assert torch.equal(_logits(model, tokens), before)
+
+
+def test_what_cannot_be_changed_of_other_kinds_is_refused() -> None:
+    model = make_model("llama-gqa")
+    with pytest.raises(AnalyzeError, match="feature 40 is outside the transcoder; it has 0-39"):
+        with intervene(model, _transcoder(), LAYER, {40: 0.0}):
+            pass
+    with pytest.raises(AttachError, match=r"the transcoder is of None \(d_model 16\)"):
+        with intervene(model, _transcoder(d_model=16), LAYER, {}):
+            pass

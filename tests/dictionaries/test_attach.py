@@ -123,7 +123,7 @@ def test_tokens_after_the_text_change_nothing_before_them() -> None:
 @pytest.mark.parametrize(
     ("lorsa", "layer", "message"),
     [
-        (_lorsa(layer=None), None, "the Lorsa does not say which layer it replaces; give layer="),
+        (_lorsa(layer=None), None, "the Lorsa does not say at which layer it lies; give layer="),
         (_lorsa(), 3, "layer 3 is outside the model; it has 0-2"),
         (_lorsa(layer=9), None, "layer 9 is outside the model; it has 0-2"),
         (_lorsa(d_model=16), None, r"d_model 16\); the model given has d_model 32"),

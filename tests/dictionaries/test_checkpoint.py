@@ -78,7 +78,7 @@ def test_a_missing_threshold_is_named(tmp_path: Path) -> None:
 
 def test_no_checkpoint_names_the_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(CheckpointError, match=r"holds no Lorsa .*there is notes.txt"):
+    with pytest.raises(CheckpointError, match=r"holds no dictionary .*there is notes.txt"):
         Lorsa.from_pretrained(tmp_path)
 
 
@@ -111,7 +111,7 @@ def test_wrong_shapes_are_named(saved: Path) -> None:
     ("change", "message"),
     [
         ({"schema_version": 3}, "schema version 3; this version of lorsa reads 1 and 2"),
-        ({"format": "other"}, "not a Lorsa's config"),
+        ({"format": "other"}, "no dictionary's config"),
         ({"config": {"d_model": 3}}, "does not describe a Lorsa"),
         ({"config": CONFIG.to_dict() | {"top_k": 99}}, "top_k is 99"),
         ({"config": CONFIG.to_dict() | {"color": 1}}, "color"),

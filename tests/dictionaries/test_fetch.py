@@ -72,7 +72,7 @@ def test_a_subfolder_is_chosen(several: Path) -> None:
 
 
 def test_a_folder_of_several_names_them_in_order(several: Path) -> None:
-    message = rf"{several} holds several Lorsas, layer-3, layer-12: give .*{several}/layer-3$"
+    message = rf"{several} holds several dictionaries, layer-3, layer-12: give .*{several}/layer-3$"
     with pytest.raises(CheckpointError, match=message):
         Lorsa.from_pretrained(several)
 
@@ -91,7 +91,7 @@ def test_a_folder_has_no_revision(several: Path) -> None:
 def test_a_path_is_never_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands take paths: a slip of the pen is to be said at once."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="^runs/layer-3 holds no Lorsa .*no such folder"):
+    with pytest.raises(CheckpointError, match="^runs/layer-3 holds no dictionary .*no such folder"):
         Lorsa.from_pretrained(Path("runs/layer-3"))
 
 
@@ -131,14 +131,14 @@ def test_what_a_repository_holds_decides(hub: Hub, tmp_path: Path) -> None:
     errors = [step["error"] for step in told[6:] + told[:2]]
     assert not any("\n" in error for error in errors)
     assert errors[0] == (
-        "me/several holds several Lorsas, layer-3, layer-12: choose one, as subfolder layer-3"
+        "me/several holds several dictionaries, layer-3, layer-12: choose one, as subfolder layer-3"
     )
     assert errors[1] == (
-        "me/several holds no Lorsa in layer-7 (layer-7/config.json is missing); "
+        "me/several holds no dictionary in layer-7 (layer-7/config.json is missing); "
         "look at its files on the Hub"
     )
     assert errors[2] == (
-        "me/empty holds no Lorsa (config.json is missing); look at its files on the Hub"
+        "me/empty holds no dictionary (config.json is missing); look at its files on the Hub"
     )
     assert errors[3] == (
         "me/one is no folder here; me/one has no revision v9; give a branch, tag or commit of it"

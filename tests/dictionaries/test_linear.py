@@ -156,3 +156,39 @@ def test_a_mean_of_features_leaves_out_those_below_the_threshold() -> None:
         z = (F.linear(x, dictionary.W_E, dictionary.b_E)).relu()
         z = torch.where(z * dictionary.norms() > 2.0, z, 0)
         torch.testing.assert_close(dictionary(x), z @ dictionary.W_O + dictionary.b_O)
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "jumprelu"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_threshold_lets_top_k_fire_on_average(name: str, activation: str) -> None:
+    dictionary = _make(name, activation=activation, max_l0=24)
+    with torch.no_grad():
+        if dictionary.log_threshold is not None:
+            dictionary.log_threshold.zero_()
+    x = torch.randn(32, 64, 8)
+    dictionary.set_threshold(x)
+    l0 = (dictionary.encode(x).acts != 0).float().sum(dim=-1).mean()
+    assert abs(float(l0) - 5) < 0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_thresholds_get_the_gradient_of_a_rectangle(name: str) -> None:
+    """Both of what is decoded and of what counts; dense, as activation.py defines it."""
+    dictionary = _make(name, activation="jumprelu", max_l0=24).double()
+    assert dictionary.log_threshold is not None
+    assert dictionary.threshold is not None
+    x = torch.randn(2, 7, 8, dtype=torch.float64)
+    weight = torch.randn(2, 7, 8, dtype=torch.float64)
+    firing = dictionary.fire(x, top_k=5, bandwidth=0.8)
+    assert firing.fires is not None
+    y_hat = dictionary.decode(firing.acts, firing.ids, x)
+    loss = (y_hat * weight).sum() + firing.fires.sum()
+    (found,) = torch.autograd.grad(loss, [dictionary.log_threshold])
+    with torch.no_grad():
+        read, bias = dictionary.centred(x)
+        limit = dictionary.threshold * dictionary.log_threshold.exp()
+        score = (read @ dictionary.W_E.T + bias).relu() * dictionary.norms() / limit
+        near = (score - 1).abs() < 0.4
+        slope = (weight @ dictionary.W_O.T) * limit / dictionary.norms() + 1
+        expected = (torch.where(near, slope, 0) / -0.8).sum(dim=(0, 1))
+    torch.testing.assert_close(found, expected)

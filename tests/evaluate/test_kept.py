@@ -161,3 +161,29 @@ def test_a_run_that_cannot_be_written_is_measured_all_the_same(
     assert told[-1] == (
         f"the figures of {tmp_path / 'run'} were not kept beside it: Permission denied"
     )
+
+
+def test_an_evaluation_of_before_other_kinds_is_read_under_the_names_of_today(
+    tmp_path: Path,
+) -> None:
+    """Its losses were of "lorsa", and nothing was of random features."""
+    _save(tmp_path)
+    keep_evaluation(tmp_path, MEASURED, ASKED)
+    figures = {"lorsa": 1.5, "zero_ablated": 3.0, "mean_ablated": 2.0}
+    losses = {"original": 1.0, **figures, "kl": figures, "by_position": {"lorsa": [1.5]}}
+    change_json(
+        tmp_path / EVAL,
+        schema_version=1,
+        cross_entropy=losses,
+        frequency_histogram={"log10_from": [-1], "n_heads": [6], "n_silent": 0},
+        asked={"on_store": {}, "in_model": {"ce_tokens": 64}},
+    )
+    kept = kept_evaluation(tmp_path)
+    assert kept is not None
+    assert kept["kind"] == "lorsa"
+    found = kept["cross_entropy"]
+    assert (found["replaced"], found["kl"]["replaced"]) == (1.5, 1.5)
+    assert found["by_position"] == {"replaced": [1.5]}
+    assert "lorsa" not in found
+    assert kept["frequency_histogram"]["n_features"] == [6]
+    assert kept["asked"]["in_model"] is None  # today that asks for random features too

@@ -1,6 +1,7 @@
 """Dictionaries of every kind, measured by the same commands, against hooks written by hand."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from lorsa import cli
 from lorsa.dictionaries.kinds import load
+from lorsa.dictionaries.linear_config import SaeConfig
 from lorsa.dictionaries.metrics import FVU
 from lorsa.errors import StoreError
 from lorsa.evaluate.config import EvalConfig
@@ -131,8 +133,6 @@ def test_what_ablation_costs_is_of_the_site_that_is_written(
 def test_random_features_are_what_they_are_said_to_be() -> None:
     """Against a dense row, and with a factor that nothing beside it betters."""
     generator = torch.Generator().manual_seed(0)
-    from lorsa.dictionaries.linear_config import SaeConfig
-
     y = torch.randn(3, 20, 8, generator=generator) * torch.arange(1, 9) + 2
     config = SaeConfig(layer=0, site="resid_out", d_model=8, n_features=30, top_k=9)
     mean = mean_of([y[:1], y[1:]])
@@ -169,8 +169,6 @@ def test_random_features_are_as_many_and_of_the_same_l0(
 def test_two_runs_that_write_one_site_are_not_put_together(
     runs: list[Path], sites_folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     shutil.copytree(runs[1], tmp_path / "copy")
     both = evaluate_runs(_configs([runs[1], tmp_path / "copy"], sites_folder, model_folder))
     assert both.together is None
@@ -191,6 +189,26 @@ def test_the_command_takes_runs_of_mixed_kinds(
     assert one.exit_code == 0
     assert "SAE of 1.resid_out" in one.stdout
     assert "random features" in one.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["analyze"],
+        ["view"],
+        ["find", "induction"],
+        ["explain", "--endpoint", "http://127.0.0.1:1/v1", "--llm", "m"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_is_of_lorsas_alone_refuses_other_kinds_in_a_line(
+    runs: list[Path], words: list[str]
+) -> None:
+    done = CliRunner().invoke(cli.app, [*words, str(runs[1])])
+    assert done.exit_code == 1
+    (line,) = (each for each in done.stderr.splitlines() if each.startswith("error: "))
+    assert "only Lorsas are analysed" in line
+    assert "Traceback" not in done.stderr
 
 
 def test_a_store_without_the_sites_says_which_harvest_adds_them(

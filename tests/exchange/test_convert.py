@@ -340,7 +340,7 @@ def test_a_folder_without_a_lorsa_is_a_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"sae_type": "sae"}')
     code, _, told = _run("convert", str(tmp_path), str(tmp_path / "ours"))
     assert code == 1
-    assert "is not a Lorsa's config" in told
+    assert "is no dictionary's config" in told
     with pytest.raises(CheckpointError):
         Lorsa.from_pretrained(tmp_path)
 

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 from lorsa.errors import HarvestError
 from lorsa.harvest.config import HarvestConfig, parse_bytes
-from lorsa.harvest.plan import MANY_FILE_BYTES, SHARD_BYTES, SHARD_FILE_BYTES, Sizes, shard_seqs
+from lorsa.harvest.plan import (
+    MANY_FILE_BYTES,
+    SHARD_BYTES,
+    SHARD_FILE_BYTES,
+    Sizes,
+    n_arrays,
+    shard_seqs,
+)
+from lorsa.sites import SITE_NAMES, Site, attention_ports
+from lorsa.store.site_facts import SiteFacts
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -132,6 +141,14 @@ def test_many_arrays_do_not_make_many_small_files() -> None:
     assert shard_seqs(10**6, seq_bytes=1 << 24, n_arrays=240) == 4  # 64 MB a file
     assert shard_seqs(10**6, seq_bytes=1 << 24, n_arrays=10_000) == 4
     assert shard_seqs(10**6, seq_bytes=1 << 30, n_arrays=240) == 1
+
+
+def test_more_sites_do_not_make_a_shard_shorter() -> None:
+    """A shard spans all arrays: seven sites of eighty layers made it a sequence or two."""
+    attention = {site: SiteFacts(8) for n in range(80) for site in attention_ports(n).sites}
+    every = {Site(n, name): SiteFacts(8) for n in range(80) for name in SITE_NAMES}
+    derived = {site: SiteFacts(8, None) for site in attention if site.name == "attn_in"}
+    assert (n_arrays(attention), n_arrays(every), n_arrays(derived)) == (160, 160, 80)
 
 
 @pytest.mark.parametrize("n_seq", [2, 19, 40, 1536, 10**6])

@@ -9,7 +9,7 @@ import torch
 import transformers
 from lorsa.errors import HarvestError
 from lorsa.harvest.config import HarvestConfig
-from lorsa.harvest.harvest import harvest, plan_harvest
+from lorsa.harvest.harvest import harvest, plan_harvest, stored_request
 from lorsa.language.blocks import find_blocks
 from lorsa.language.capture import Capture
 from lorsa.language.stored import deriver
@@ -134,6 +134,20 @@ def test_sites_are_added_to_a_store_of_the_same_tokens(
     if outputs == "derive":
         names = {site.name for site in store.sites if store.is_stored(site)}
         assert names == {"attn_in", "mlp_in", "resid_in"}
+
+
+def test_settings_that_are_not_given_are_those_of_the_store(
+    tmp_path: Path, text_folder: Path
+) -> None:
+    """Of a store whose layers have different sites, those that all of them have."""
+    config = _config(tmp_path, text_folder, "llama-gqa", sites="attn")
+    harvest(config)
+    harvest(dataclasses.replace(config, layers="2", sites="mlp"))
+    known = stored_request(config.store)
+    assert (known["layers"], known["sites"]) == ("0,2", "attn")
+    assert harvest(HarvestConfig(**known, store=config.store)).tokens_per_second == 0
+    harvest(dataclasses.replace(config, layers="0", sites="mlp"))
+    assert stored_request(config.store)["sites"] == "attn,mlp"
 
 
 def test_a_parallel_block_has_no_middle(tmp_path: Path, text_folder: Path) -> None:

@@ -41,7 +41,7 @@ def _difference(found: Tensor, exact: Tensor) -> float:
     return float((found - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
+@pytest.mark.parametrize("family", [*FAMILIES, *(name for name in OTHERS if name != "bitnet")])
 def test_mlp_out_is_recomputed_from_mlp_in(family: str) -> None:
     for layer in range(3):
         sites, (mlp, _block) = _look(make_model(family), layer)

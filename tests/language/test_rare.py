@@ -15,7 +15,7 @@ from lorsa.language import selfcheck
 from lorsa.language.attention import layer_attention
 from lorsa.language.blocks import attention_sites
 from lorsa.language.capture import Capture
-from lorsa.language.geometry import AttentionGeometry
+from lorsa.language.geometry import AttentionGeometry, Stretch
 from lorsa.language.selfcheck import Understood, understand
 from lorsa.language.stored import deriver
 from lorsa.language.watch import Watch
@@ -75,6 +75,22 @@ def test_a_geometry_without_limits_is_written_as_before() -> None:
     geometry = read_layer(make_model("llama-gqa"), 1)[0].geometry
     assert "clip" not in geometry.to_dict()
     assert AttentionGeometry.from_dict(geometry.to_dict()) == geometry
+
+
+@pytest.mark.skipif(not hasattr(transformers, "Ministral3Config"), reason="no Ministral 3")
+def test_queries_of_ministral_grow_beyond_the_length_it_was_trained_at() -> None:
+    """The first positions, as many, show nothing of it."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+    rope |= {"original_max_position_embeddings": 9, "llama_4_scaling_beta": 0.5}
+    torch.manual_seed(0)
+    config = transformers.Ministral3Config(
+        **SIZES, **GQA, head_dim=8, sliding_window=None, rope_parameters=rope
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    (geometry, weights), x, y = read_layer(model, 1)
+    assert geometry.stretch == Stretch(gain=0.5, every=9)
+    again = layer_attention(x, weights, geometry)
+    assert (again - y).norm() / y.norm() < 1e-5
 
 
 def _limited(side: str) -> Callable[[Any], None]:

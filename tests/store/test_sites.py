@@ -19,7 +19,7 @@ from lorsa.store.care.merge import merge_stores
 from lorsa.store.care.remove import remove_sites
 from lorsa.store.care.repair import verify_store
 from lorsa.store.folder import sites_being_added
-from lorsa.store.manifest import Manifest
+from lorsa.store.manifest import MANIFEST, Manifest, read_manifest
 from lorsa.store.read.loader import batches, held_out_batches
 from lorsa.store.read.reader import ActivationStore
 from lorsa.store.read.sampler import Sampler
@@ -159,7 +159,7 @@ def test_what_is_lacking_is_named_with_the_harvest_that_adds_it(make_store: Make
         with pytest.raises(StoreError) as raised:
             call()
         assert str(raised.value) == (
-            f"3 (mlp) is not in {store.root}; it has layers 0,3; add it with: lorsa harvest "
+            f"layer 3 (mlp) is not in {store.root}; it has layers 0,3; add it with: lorsa harvest "
             f"--model tiny --layers 3 --sites mlp --store {store.root} --dtype int8"
         )
     with pytest.raises(StoreError, match=r"layer 7 is not in .*; it has layers 0,3; add it with"):
@@ -175,9 +175,9 @@ def test_what_is_lacking_is_named_with_the_harvest_that_adds_it(make_store: Make
     [
         (attention_ports(3).sites, "layer 3"),
         ([*attention_ports(3).sites, *attention_ports(4).sites], "layers 3-4"),
-        ([MLP_OUT, MLP_IN], "3 (mlp)"),
-        ([*attention_ports(2).sites, RESID, MLP_IN], "2 (attn), 3 (mlp_in,resid_out)"),
-        ([Site(n, "mlp_in") for n in (0, 1, 2, 9)], "0-2,9 (mlp_in)"),
+        ([MLP_OUT, MLP_IN], "layer 3 (mlp)"),
+        ([*attention_ports(2).sites, RESID, MLP_IN], "layers 2 (attn), 3 (mlp_in,resid_out)"),
+        ([Site(n, "mlp_in") for n in (0, 1, 2, 9)], "layers 0-2,9 (mlp_in)"),
     ],
 )
 def test_sites_are_told_shortly(sites: Sequence[Site], text: str) -> None:
@@ -223,13 +223,13 @@ def test_what_cannot_be_added_is_refused(make_store: MakeStore) -> None:
     added(root).close()
     with pytest.raises(BegunError, match="is given these sites by another process"):
         added(root)
-    told = "is being given 3 .mlp.; first end that with: lorsa harvest --model tiny --layers 3 --si"
+    told = "given layer 3 .mlp.; first end that with: lorsa harvest --model tiny --layers 3 --si"
     with pytest.raises(StoreError, match=told):
         add_sites(root, make_manifest(layers={5: {"weights": []}}))
     with StoreWriter.resume(root) as writer:
         fill(writer)
         writer.finish()
-    with pytest.raises(BegunError, match=r"has 3 \(mlp\) already"):
+    with pytest.raises(BegunError, match=r"has layer 3 \(mlp\) already"):
         added(root)
 
 
@@ -277,6 +277,20 @@ def test_removed_sites_were_never_there(
     assert (found["ok"], found["leftovers"]) == (True, [])
 
 
+def test_a_module_that_another_is_made_of_stays(tmp_path: Path) -> None:
+    """A block derives sites by the weights of its attention and its MLP."""
+    manifest = mixed()
+    block = manifest.modules["3.block"] | {"parts": ["3.attention", "3.mlp"]}
+    manifest = replace(manifest, modules=manifest.modules | {"3.block": block})
+    root = whole(tmp_path / "acts", manifest).root
+    remove_sites(root, "3", "attn")
+    assert ActivationStore.open(root).weights("3.attention").keys() == {"W_Q"}
+    remove_sites(root, sites="resid_out")
+    assert list(read_manifest(root / MANIFEST).modules) == ["0.attention", "3.mlp"]
+    assert not (root / "weights/3/W_Q").exists()
+    assert verify_store(root, full=True)["ok"]
+
+
 def _folders(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir()}
 
@@ -285,10 +299,18 @@ def _folders(root: Path) -> set[str]:
     ("layers", "names", "message"),
     [
         ("all", "mlp_inn", "'mlp_inn' is no site; near: mlp_in"),
-        ("0", "mlp", r"has no 0 \(mlp\); it has 0 \(attn\), 3 \(attn,mlp,resid_out\)"),
-        ("all", "mlp", "3.resid_out is derived from 3 .mlp.; remove it too, or leave that"),
-        ("all", "all", "has nothing but 0 .attn., 3 .attn,mlp,resid_out.; to remove the whole"),
-        ("all", "3.mlp_in,7.mlp_in", r"has no 7 \(mlp_in\); it has 0 .attn., 3 .attn,mlp,re"),
+        ("0", "mlp", r"has no layer 0 \(mlp\); it has layers 0 \(attn\), 3 \(attn,mlp,resid_out\)"),
+        ("all", "mlp", "3.resid_out is derived from layer 3 .mlp.; remove it too, or leave that"),
+        (
+            "all",
+            "all",
+            "has nothing but layers 0 .attn., 3 .attn,mlp,resid_out.; to remove",
+        ),
+        (
+            "all",
+            "3.mlp_in,7.mlp_in",
+            r"has no layer 7 \(mlp_in\); it has layers 0 .attn., 3 .attn,mlp,re",
+        ),
     ],
 )
 def test_what_cannot_be_removed_is_named(
@@ -388,7 +410,7 @@ def test_mixed_stores_merge(tmp_path: Path, dtype: str) -> None:
         if both.is_stored(site):
             assert torch.equal(both.values(site, range(20)), one.values(site, range(20)))
     other = whole(tmp_path / "less", mixed(dtype=dtype).only(make_manifest().sites))
-    with pytest.raises(StoreError, match="cannot be merged: sites is '0 .attn., 3 .attn,mlp,re"):
+    with pytest.raises(StoreError, match="cannot be merged: sites is .layers 0 .attn., 3 .attn,m"):
         merge_stores([one.root, other.root], tmp_path / "never")
 
 

@@ -1,5 +1,6 @@
 """SAEs and transcoders in training: all that runs of Lorsas can."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from lorsa.dictionaries.kinds import load
 from lorsa.dictionaries.metrics import evaluate
 from lorsa.errors import StoreError, TrainError
+from lorsa.harvest.config import HarvestConfig
+from lorsa.harvest.harvest import harvest
 from lorsa.store.read.loader import held_out_batches
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.checkpoint import checkpoints
@@ -90,6 +93,23 @@ def test_runs_of_all_kinds_share_a_read_and_are_what_they_are_alone(
     each_once = read["lorsa"] + read["sae"] + read["transcoder"]  # the others have no other sites
     sample = SAMPLE_SEQS * (N_CTX * D_MODEL * 4 + CRC_BYTES)  # the start of attn-out is its own
     assert outcomes[0].bytes_read == each_once + sample
+
+
+def test_runs_of_all_kinds_share_what_is_derived(
+    harvest_config: HarvestConfig, tmp_path: Path
+) -> None:
+    """All sites of a layer from one array of int8: every kind as alone, to the bit."""
+    smallest = {"sites": "attn,mlp,resid", "dtype": "int8", "outputs": "derive", "layers": "1"}
+    store = tmp_path / "acts"
+    harvest(replace(harvest_config, store=store, tokens=60 * N_CTX, **smallest))
+    names, short = ("lorsa", "sae", "skip"), {"train_tokens": 3 * STEP}
+    together = train_many([_config(store, tmp_path / name, name, **short) for name in names])
+    apart = 0
+    for name in names:
+        alone = _config(store, tmp_path / f"{name}-alone", name, **short)
+        apart += train_many([alone])[0].bytes_read
+        assert _same(tmp_path / name, alone.out)
+    assert together[0].bytes_read < apart / 1.5
 
 
 def test_runs_of_a_layer_make_a_group_whatever_their_sites(sited: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from lorsa.dictionaries.linear_config import SaeConfig
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
-from lorsa.train.objective import Objective, masked_mean
+from lorsa.dictionaries.sae import Sae
+from lorsa.train.objective import LONGEST, Objective, masked_mean
 from torch import Tensor
 
 TOP_K = 3
@@ -155,3 +157,27 @@ def test_no_token_that_counts_gives_a_loss_of_zero() -> None:
     assert loss == 0
     assert values.grad is not None
     assert not values.grad.any()
+
+
+def test_tokens_of_outlier_norm_count_as_if_they_were_shorter() -> None:
+    """Masked or not; a Lorsa's masked tokens do not count at all."""
+    torch.manual_seed(0)
+    sae = Sae(SaeConfig(d_model=6, n_features=8, top_k=TOP_K, layer=0, site="resid_out"))
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.normal_()
+    x = torch.randn(2, 5, 6)
+    x = x / x.norm(dim=2, keepdim=True) * 6**0.5
+    x[:, 0] *= 100.0
+    counted = torch.ones(2, 5, dtype=torch.bool)
+    counted[:, :2] = False
+    error = (sae(x) - x).square().mean(dim=2).detach()
+    shares = torch.where(counted, 1.0, 0.0)
+    shares[:, 0] = (LONGEST / 100.0) ** 2
+    found = Objective(sae)(x, x, TOP_K, counted)
+    torch.testing.assert_close(found.loss.detach(), (error * shares).sum() / counted.sum())
+    torch.testing.assert_close(found.error, error[counted].mean())
+    shares[:, 1] = 1.0
+    torch.testing.assert_close(Objective(sae)(x, x, TOP_K).loss.detach(), (error * shares).mean())
+    counted[:] = False
+    assert Objective(sae)(x, x, TOP_K, counted).loss.isfinite()

@@ -115,7 +115,7 @@ def test_the_page_has_the_defaults_of_every_kind() -> None:
         ({"kind": "transcoder", "site": "attn_out"}, "site is a setting of kind sae"),
         ({"kind": "transcoder", "n_qk_heads": 4}, "n_qk_heads is a setting of kind lorsa"),
         ({"kind": "sea"}, "kind is 'sea'; allowed: lorsa, sae, transcoder"),
-        ({"kind": "sae", "init": "layer"}, "init is 'layer'; allowed: data, random"),
+        ({"kind": "sae", "init": "layer"}, "init is 'layer'; allowed: data"),
         ({"kind": "sae", "site": "resid_oot"}, "'resid_oot' is no site; near: resid_out"),
         ({"kind": "sae", "site": "resid"}, "site is 'resid'; one of attn_in"),
         ({"kind": "sae", "prefixes": (0.5, 0.5, 1)}, "prefixes are 0.5, 0.5, 1; allowed: shares"),

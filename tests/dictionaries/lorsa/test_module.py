@@ -36,6 +36,8 @@ def _lorsa_of(weights: LayerWeights, geometry: AttentionGeometry) -> Lorsa:
     if weights.W_G is not None:
         wide = weights.W_G.expand(-1, -1, g.d_head).transpose(1, 2)
         values["W_G"] = wide.reshape(n_ov_heads, -1)
+    if weights.b_G is not None:
+        values["b_G"] = weights.b_G.expand(-1, g.d_head).flatten()
     with torch.no_grad():
         for name, value in values.items():
             if value is not None:
@@ -121,9 +123,9 @@ def test_patterns_of_some_heads_are_those_of_all(settings: dict[str, Any]) -> No
 def test_patterns_of_other_heads_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[int, ...]] = []
 
-    def pattern_of(q: torch.Tensor, k: torch.Tensor, by: Any) -> torch.Tensor:
-        made.append(tuple(attention_pattern(q, k, by).shape))
-        return attention_pattern(q, k, by)
+    def pattern_of(q: torch.Tensor, k: torch.Tensor, by: Any, **rest: Any) -> torch.Tensor:
+        made.append(tuple(attention_pattern(q, k, by, **rest).shape))
+        return attention_pattern(q, k, by, **rest)
 
     monkeypatch.setattr("lorsa.dictionaries.lorsa.module.attention_pattern", pattern_of)
     _random().pattern(torch.randn(1, 7, 12), ov_heads=[9])

@@ -3,11 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lorsa.dictionaries.lorsa import start as init
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.dictionaries.lorsa.start import (
-    _cluster,
     _directions,
     _weighted_copies,
     fit_output,
@@ -156,36 +154,6 @@ def test_a_direction_is_read_by_its_matched_filter() -> None:
     assert torch.allclose((u * d).sum(1), torch.ones(9), atol=1e-4)
     read = (outputs - mean) @ u.T
     assert torch.allclose(read.std(dim=0, correction=0), torch.ones(9), atol=1e-4)
-
-
-def test_clusters_are_unit_vectors_and_find_the_clusters() -> None:
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.eye(6)[:4]
-    points = truth.repeat(50, 1) * torch.rand(200, 1, generator=generator)
-    points = points + 0.05 * torch.randn(points.shape, generator=generator)
-    centres = _cluster(points, 12, generator)
-    assert torch.allclose(centres.norm(dim=1), torch.ones(12))
-    assert (centres @ truth.T).max(dim=0).values.min() > 0.97
-
-
-def test_clustering_brings_points_nearer_to_their_centres(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
-
-    def nearness() -> float:
-        centres = _cluster(points, 20, torch.Generator().manual_seed(1))
-        return float((F.normalize(points, dim=1) @ centres.T).amax(dim=1).mean())
-
-    clustered = nearness()
-    monkeypatch.setattr(init, "KMEANS_ROUNDS", 0)
-    assert clustered > nearness() + 0.03
-
-
-def test_clusters_of_too_few_points_are_filled_up() -> None:
-    generator = torch.Generator().manual_seed(0)
-    centres = _cluster(torch.randn(3, 5, generator=generator), 8, generator)
-    assert centres.shape == (8, 5)
-    assert torch.allclose(centres.norm(dim=1), torch.ones(8))
-    assert len({tuple(row) for row in centres.tolist()}) == 8
 
 
 def test_shapes_that_cannot_start_from_the_layer_are_named() -> None:

@@ -72,8 +72,8 @@ def test_a_store_that_lost_a_file_is_not_complete(make_store: MakeStore) -> None
     [
         {"model": {}},
         {"corpus": {}},
-        {"layers": {"0": {"weights": ["W_Q"], "geometry": {"n_heads": 3}}}},
-        {"layers": {"0": {"weights": ["W_Q"], "geometry": [1]}}},
+        {"modules": {"0.attention": {"weights": ["W_Q"], "geometry": {"n_heads": 3}}}},
+        {"modules": {"0.attention": {"weights": ["W_Q"], "geometry": [1]}}},
     ],
 )
 def test_facts_that_are_not_there_are_one_line(
@@ -83,7 +83,7 @@ def test_facts_that_are_not_there_are_one_line(
     edit_manifest(root, **changes)
     with pytest.raises(
         StoreError,
-        match="lacks facts of|geometry of the layer is",
+        match="lacks facts of|geometry of the module is",
     ):
         store_info(root)
 

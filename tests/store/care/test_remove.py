@@ -50,7 +50,7 @@ def test_the_rest_is_as_if_they_had_never_been_there(
     assert store_info(root) | {"store": ""} == store_info(other) | {"store": ""}
     store = ActivationStore.open(root)
     assert torch.equal(store.values(Site(0, "attn_in"), range(N_SEQ)), x)
-    with pytest.raises(StoreError, match=r"layer 3 is not in .*; it has layers 0"):
+    with pytest.raises(StoreError, match=r"layer 3 is not in .*; it has layer 0"):
         store.activations(attention_ports(3), [0])
 
 
@@ -203,6 +203,6 @@ def test_a_disk_that_refuses_is_one_line(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("os.replace", broken)
-    with pytest.raises(StoreError, match="layers 3 of .* cannot be removed .Input/output error"):
+    with pytest.raises(StoreError, match="layer 3 of .* cannot be removed .Input/output error"):
         remove_sites(root, "3")
     assert verify_store(root, full=True)["ok"]

@@ -51,7 +51,7 @@ def test_a_whole_store_is_whole(make_store: MakeStore, compression: str, full: b
     assert result["ok"]
     assert result["complete"]
     assert result["next"] is None
-    assert (result["n_files"], result["n_missing_shards"]) == (6 * 8, 0)
+    assert (result["n_files"], result["n_missing_shards"]) == (6 * 10, 0)
     rooms = (root / name for name in ("tokens", "documents", "layers"))
     shards = [path for room in rooms for path in room.rglob("c/**/*") if path.is_file()]
     assert result["n_bytes"] == sum(path.stat().st_size for path in shards)
@@ -211,9 +211,9 @@ def test_a_manifest_that_is_not_the_plan_is_not_believed(make_store: MakeStore) 
 
 def test_another_format_version_is_left_alone(make_store: MakeStore) -> None:
     root = make_store()
-    edit_manifest(root, format_version=2)
+    edit_manifest(root, format_version=3)
     before = (root / "manifest.json").read_bytes()
-    with pytest.raises(StoreError, match="format version 2; this version of lorsa reads 1"):
+    with pytest.raises(StoreError, match="format version 3; this version of lorsa reads 1"):
         verify_store(root, repair=True)
     assert (root / "manifest.json").read_bytes() == before
 
