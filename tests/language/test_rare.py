@@ -18,7 +18,7 @@ from lorsa.language.capture import Capture
 from lorsa.language.geometry import AttentionGeometry, Stretch
 from lorsa.language.selfcheck import Understood, understand
 from lorsa.language.stored import deriver
-from lorsa.language.watch import Watch
+from lorsa.language.watch import EVERY_SEQS, Watch
 from lorsa.sites import attention_ports
 from lorsa.store.read.reader import ActivationStore
 from tiny import GQA, N_CTX, SIZES, SPECIAL, make_model, make_tokenizer, read_layer, some_tokens
@@ -187,8 +187,13 @@ def test_the_largest_sequences_of_every_shard_are_compared(monkeypatch: pytest.M
         watch.see(calls, 40)
         watch.check()
         monkeypatch.setattr("lorsa.language.watch.reading_error", _fail)
-        watch.see({1: calls[1].of([int(size.argmin())])}, 46)  # not larger: it was compared
+        smallest = {1: calls[1].of([int(size.argmin())])}
+        watch.see(smallest, 46)  # not larger than what was compared
         watch.check()
+        with pytest.raises(AssertionError, match="recomputed"):
+            for seq in range(47, 47 + EVERY_SEQS):
+                watch.see(smallest, seq)
+                watch.check()
         others = Watch(model, [site], {})  # of unknown geometry
         others.see(calls, 40)
         others.check()
