@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..language.attention import Reading
 from ..language.capture import Capture
 from ..language.stored import stored_readings
 from ..language.watch import Watch
@@ -102,10 +101,11 @@ def write_shards(writer: StoreWriter, run: Pass) -> float:
         n_awaited = n_shards
 
     known = stored_readings(writer.root, writer.manifest)
+    watch = Watch(run.capture.model, run.capture.attention, known)
     with stop_when_whole(on_first=report_stop) as stop:
         meter.stored(writer.status.n_missing_seqs())
         for shard in writer.claimed_shards(waiting=wait):
-            _write(writer, shard, run, meter, known)
+            _write(writer, shard, run, meter, watch)
             # as of the last claim: reading every file after every shard would take long
             meter.stored(writer.status.n_missing_seqs(but=writer.unsettled))
             if stop.asked:
@@ -115,14 +115,11 @@ def write_shards(writer: StoreWriter, run: Pass) -> float:
     return meter.rate
 
 
-def _write(
-    writer: StoreWriter, shard: int, run: Pass, meter: _Meter, known: dict[int, Reading]
-) -> None:
+def _write(writer: StoreWriter, shard: int, run: Pass, meter: _Meter, watch: Watch) -> None:
     """Harvest one shard; from its start with smaller batches where the GPU's memory is full."""
     rows = writer.manifest.shard_rows(shard)
 
     def attempt(n_seqs: int) -> None:
-        watch = Watch(run.capture.model, run.capture.attention, known)
         with writer.shard(shard, keep_nonfinite=run.keep_nonfinite, wait=False) as session:
             for some in _split(rows, n_seqs):
                 seen = run.capture.see(writer.tokens(some))

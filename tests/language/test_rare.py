@@ -18,7 +18,7 @@ from lorsa.language.capture import Capture
 from lorsa.language.geometry import AttentionGeometry, Stretch
 from lorsa.language.selfcheck import Understood, understand
 from lorsa.language.stored import deriver
-from lorsa.language.watch import Watch
+from lorsa.language.watch import EVERY_SEQS, Watch
 from lorsa.sites import attention_ports
 from lorsa.store.read.reader import ActivationStore
 from tiny import GQA, N_CTX, SIZES, SPECIAL, make_model, make_tokenizer, read_layer, some_tokens
@@ -157,7 +157,11 @@ def test_the_largest_sequences_of_the_sample_are_compared() -> None:
     assert _understood(model, tokens).reading is None
 
 
-def test_the_largest_sequences_of_every_shard_are_compared() -> None:
+def _fail(*_: object) -> float:
+    raise AssertionError("recomputed")
+
+
+def test_the_largest_sequences_of_every_shard_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the sample did not show was found by nobody."""
     model = _model("olmo", 3.0)
     (site,) = attention_sites(model, [1])
@@ -179,6 +183,17 @@ def test_the_largest_sequences_of_every_shard_are_compared() -> None:
             match=rf"layer 1: its attention in sequence {40 + int(size.argmax())} is not the one",
         ):
             watch.check()
+        watch = Watch(model, [site], {1: reading})
+        watch.see(calls, 40)
+        watch.check()
+        monkeypatch.setattr("lorsa.language.watch.reading_error", _fail)
+        smallest = {1: calls[1].of([int(size.argmin())])}
+        watch.see(smallest, 46)  # not larger than what was compared
+        watch.check()
+        with pytest.raises(AssertionError, match="recomputed"):
+            for seq in range(47, 47 + EVERY_SEQS):
+                watch.see(smallest, seq)
+                watch.check()
         others = Watch(model, [site], {})  # of unknown geometry
         others.see(calls, 40)
         others.check()
