@@ -73,7 +73,7 @@ class Peer(NamedTuple):
 
 
 PEERS = (
-    Peer("sparsify", "", {"sae": (2e-3, 1e-3, 4e-3), "transcoder": (2e-3, 1e-3, 4e-3)}),
+    Peer("sparsify", "", {"sae": (4e-3, 2e-3, 6e-3), "transcoder": (4e-3, 2e-3, 6e-3)}),
     Peer("sparsify", "adam", {"sae": (2e-3, 1e-3, 4e-3), "transcoder": (2e-3, 1e-3, 4e-3)}),
     Peer("dictionary_learning", "", {"sae": (2e-3, 1e-3, 4e-3)}),
     Peer("Llamascopium", "", {"sae": (1e-3, 5e-4, 2e-3), "transcoder": (1e-3, 5e-4, 2e-3)}),
