@@ -22,7 +22,8 @@ from .again import Again
 from .block import NORMS, BlockReading, Derivation
 from .blocks import Block
 from .capture import Call
-from .mlp import MlpReading, layer_mlp, mlp_readings
+from .mlp import MlpReading, layer_mlp
+from .mlp_readings import mlp_readings
 from .norms import Norm
 from .projections import Unreadable
 from .selfcheck import (

@@ -11,7 +11,7 @@ from ..store.fixed import read_weights
 from ..store.manifest import Manifest
 from ..store.places import Place
 from .blocks import AttentionSite, Block, attention_sites, find_blocks
-from .mlp import mlp_weights
+from .mlp_readings import mlp_weights
 from .norms import Norm
 from .projections import Unreadable, weight_readings
 

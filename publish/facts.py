@@ -145,7 +145,7 @@ def training_facts(folder: Path, config: DictionaryConfig) -> dict[str, Any]:
         "trained": None if run is None else _some(run["result"], TRAINED),
         "evaluated": None if evaluated is None else _some(evaluated, EVALUATED),
         "settings": None if run is None else _settings(run),
-        "command": None if run is None else _command(run),
+        "command": None if run is None else _command(run, config.kind),
         "weights_sha256": weights_sha256(folder),
         "versions": None if run is None else run["versions"],
     }
@@ -263,10 +263,9 @@ def _settings(run: dict[str, Any]) -> dict[str, Any]:
     return {n: asked[n] for n in names if n in run["decisive"] and n in asked}
 
 
-def _command(run: dict[str, Any]) -> str:
+def _command(run: dict[str, Any], kind: str) -> str:
     """Return the command that trains the same weights, with the store's name for its path."""
-    settings = _settings(run)
-    kind = settings.get("kind", "lorsa")
+    settings = _settings(run) | {"kind": kind}
     defaults = TrainConfig(store=Path(), layer=0, out=Path(), kind=kind).to_dict()
     defaults["kind"] = "lorsa"
     changed = {

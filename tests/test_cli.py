@@ -108,7 +108,7 @@ def test_the_two_commands_and_what_is_around_them(lorsa: Lorsa, harvest_args: li
     eval_args = ["eval", "runs/layer-1", "--store", "acts", "--model", model, "--ce-tokens", 64]
     measured = json.loads(lorsa(*eval_args, "--json").stdout)
     assert measured["fvu"] == pytest.approx(trained["runs"][1]["fvu"], rel=1e-5)
-    assert set(measured["cross_entropy"]) >= {"original", "lorsa", "recovered_from_zero"}
+    assert set(measured["cross_entropy"]) >= {"original", "replaced", "recovered_from_zero"}
 
 
 def test_results_are_tables_for_people(lorsa: Lorsa, harvest_args: list[object]) -> None:
@@ -369,6 +369,7 @@ def test_activations_that_are_not_finite_are_kept_and_said_so(
 def test_the_layers_that_can_be_trained_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     """The next command of a harvest was one that fails where some layer has NaN."""
     facts = {"model": "m", "layers": [0, 1, 2], "nonfinite_layers": [1], "store": "my acts"}
+    facts["sites"] = [f"{n}.{name}" for n in range(3) for name in ("attn_in", "attn_out")]
     sizes = {"n_tokens": 8, "n_seq": 2, "n_bytes": 9, "seconds": 1.0, "tokens_per_second": 0.0}
     found = facts | sizes
     display.show("harvest", found | {"next": next_of_harvest(found)})

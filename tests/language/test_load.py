@@ -243,7 +243,7 @@ def test_a_gguf_file_is_harvested(gguf_file: Path, text_folder: Path, tmp_path: 
     )
     harvest(config)
     facts = ActivationStore.open(config.store).manifest
-    assert facts.layers[1]["self_check"]["passed"]
+    assert facts.modules["1.attention"]["self_check"]["passed"]
     assert facts.model["id"] == str(gguf_file)
 
 
