@@ -153,7 +153,8 @@ def rounded(site: Site, values: Tensor, sample: Tensor, dtype: str) -> Tensor:
 def ordinary(resid: Tensor) -> Tensor:
     """Return which tokens are no longer than LARGE medians, bool, [n, n_ctx]."""
     norms = resid.norm(dim=-1)
-    return norms <= LARGE * norms.median()
+    short: Tensor = norms <= LARGE * norms.median()
+    return short
 
 
 def measure(
