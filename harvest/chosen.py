@@ -120,7 +120,6 @@ def deriving(facts: Mapping[Site, SiteFacts]) -> set[str]:
     return found
 
 
-def is_parallel(modules: Mapping[str, Any], layer: int) -> bool:
-    """Return whether a store knows that a layer's attention and MLP are parallel."""
-    geometry = modules.get(f"{layer}.block", {}).get("geometry")
-    return bool(geometry and geometry["is_parallel"])
+def lacks(modules: Mapping[str, Any], site: Site) -> bool:
+    """Return whether a store knows that its model has no such site."""
+    return site.name in modules.get(f"{site.layer}.block", {}).get("lacks", [])

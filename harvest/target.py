@@ -11,7 +11,7 @@ from ..store.layers import choose_layers
 from ..store.manifest import Manifest
 from ..store.site_facts import OWNER
 from ..store.spelling import layers_of
-from .chosen import asked_names, is_parallel, left_out, sites_in
+from .chosen import asked_names, lacks, left_out, sites_in
 from .config import HarvestConfig
 from .processes import own_devices, this_process
 
@@ -96,8 +96,7 @@ def asked_sites(config: HarvestConfig, manifest: Manifest) -> list[Site]:
     layers = _layers(config.layers, among, where=model["id"])
     names = asked_names(config.sites, config.outputs)
     sites = [Site(layer, name) for layer in layers for name in names]
-    lacking = {layer for layer in layers if is_parallel(manifest.modules, layer)}
-    return [site for site in sites if site.name != "resid_mid" or site.layer not in lacking]
+    return [s for s in sites if s.name != "resid_mid" or not lacks(manifest.modules, s)]
 
 
 def _layers(text: str, among: Sequence[int], *, where: str) -> list[int]:

@@ -43,7 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "special_token_ids": (list, type(None)),
     },
     "corpus": {"data": TEXT, "n_documents": COUNT},
-    "module": {"geometry": (dict, type(None)), "self_check": (dict, type(None))},
+    "module": {"geometry": (dict, type(None)), "self_check": (dict, type(None)), "lacks": list},
 }
 """Kinds of what is read of the tables in a manifest, where it is there."""
 

@@ -164,6 +164,21 @@ def test_a_parallel_block_has_no_middle(tmp_path: Path, text_folder: Path) -> No
     assert not named.store.exists()
 
 
+def test_a_site_that_is_not_there_is_known_of_a_block_that_is_not_understood(
+    tmp_path: Path, text_folder: Path
+) -> None:
+    """Or the harvest would look for it for ever."""
+    model = make_model("falcon")
+    model.transformer.h[2].mlp.dense_h_to_4h.weight.data[0, 0] = torch.nan
+    config = _config(tmp_path, text_folder, model, sites="resid", keep_nonfinite=True)
+    assert harvest(config).nonfinite_layers == [2]
+    block = ActivationStore.open(config.store).manifest.modules["2.block"]
+    assert block["geometry"] is None and block["lacks"] == ["resid_mid"]
+    assert harvest(config).tokens_per_second == 0
+    with pytest.raises(HarvestError, match="nothing to harvest"):
+        plan_harvest(config)
+
+
 def test_a_stream_that_does_not_add_up_is_refused(
     tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
