@@ -35,7 +35,13 @@ PLAN = "journal/plan.json"
 HELD_OUT_FRACTION = 0.05
 TEXT, COUNT = (str, type(None)), (int, type(None))
 KINDS: dict[str, dict[str, Any]] = {
-    "model": {"id": str, "revision": TEXT, "dtype": TEXT},
+    "model": {
+        "id": str,
+        "revision": TEXT,
+        "dtype": TEXT,
+        "n_layers": int,
+        "attention_layers": (list, type(None)),
+    },
     "tokenizer": {
         "vocabulary_sha256": TEXT,
         "bos_token_id": COUNT,
