@@ -160,6 +160,8 @@ def test_a_parallel_block_has_no_middle(tmp_path: Path, text_folder: Path) -> No
     store = ActivationStore.open(config.store)
     assert {site.name for site in store.sites} == {"resid_in", "resid_out"}
     assert harvest(config).tokens_per_second == 0
+    with pytest.raises(HarvestError, match=r"0\.resid_mid: the layer has none"):
+        harvest(dataclasses.replace(config, sites="resid_mid"))
     named = dataclasses.replace(config, store=tmp_path / "other", sites="resid_mid,resid_in")
     with pytest.raises(HarvestError, match=r"0\.resid_mid: the layer has none: attention and MLP"):
         harvest(named)
