@@ -15,6 +15,7 @@ from lorsa.language.blocks import find_blocks
 from lorsa.language.capture import Capture
 from lorsa.language.stored import deriver
 from lorsa.sites import SITE_NAMES, Ports, Site
+from lorsa.store.care.remove import remove_sites
 from lorsa.store.read.reader import ActivationStore
 from tiny import GQA, SIZES, make_model, make_tokenizer
 from unseal import change_json
@@ -150,6 +151,13 @@ def test_settings_that_are_not_given_are_those_of_the_store(
     assert harvest(HarvestConfig(**known, store=config.store)).tokens_per_second == 0
     harvest(dataclasses.replace(config, layers="0", sites="mlp"))
     assert stored_request(config.store)["sites"] == "attn,mlp"
+    remove_sites(config.store, sites="0.mlp,2.attn")
+    known = stored_request(config.store)
+    assert (known["layers"], known["sites"]) == ("0", "attn")
+    assert harvest(HarvestConfig(**known, store=config.store)).sites[2:] == [
+        "2.mlp_in",
+        "2.mlp_out",
+    ]
 
 
 def test_a_parallel_block_has_no_middle(tmp_path: Path, text_folder: Path) -> None:
