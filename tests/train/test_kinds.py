@@ -95,6 +95,19 @@ def test_runs_of_all_kinds_share_a_read_and_are_what_they_are_alone(
     assert outcomes[0].bytes_read == each_once + sample
 
 
+def test_runs_that_share_a_read_have_scales_of_their_own(
+    sited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mean = ActivationStore.mean_norm  # of Lorsas alone
+    monkeypatch.setattr(ActivationStore, "mean_norm", lambda self, site: 8 * mean(self, site))
+    names, short = ("lorsa", "attn-out"), {"train_tokens": 3 * STEP}
+    train_many([_config(sited, tmp_path / name, name, **short) for name in names])
+    for name in names:
+        alone = _config(sited, tmp_path / f"{name}-alone", name, **short)
+        train(alone)
+        assert _same(tmp_path / name, alone.out)
+
+
 def test_runs_of_all_kinds_share_what_is_derived(
     harvest_config: HarvestConfig, tmp_path: Path
 ) -> None:
