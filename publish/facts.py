@@ -60,7 +60,16 @@ TRAINED = (
     "dead_window_tokens",
     "held_out_tokens",
 )
-EVALUATED = ("fvu", "nmse", "cosine", "l0", "dead_fraction", "n_tokens", "cross_entropy")
+EVALUATED = (
+    "fvu",
+    "fvu_usual",
+    "nmse",
+    "cosine",
+    "l0",
+    "dead_fraction",
+    "n_tokens",
+    "cross_entropy",
+)
 OPTIONS = (
     "kind",
     "site",
@@ -100,6 +109,7 @@ TYPES: dict[str, Any] = {
     "corpus.data_revision": str | None,
     "trained": dict | None,
     **{f"trained.{name}": NUMBER for name in ("train_tokens", "fvu", "l0", "dead_fraction")},
+    **{f"trained.{name}": NUMBER for name in ("fvu_all", "masked_fraction")},
     "evaluated": dict | None,
     **{f"evaluated.{name}": NUMBER for name in ("fvu", "l0", "dead_fraction")},
     "evaluated.cross_entropy": dict | None,
