@@ -157,7 +157,7 @@ def training_facts(folder: Path, config: DictionaryConfig) -> dict[str, Any]:
         "settings": None if run is None else _settings(run),
         "command": None if run is None else _command(run, config.kind),
         "weights_sha256": weights_sha256(folder),
-        "versions": None if run is None else run["versions"],
+        "versions": None if run is None else run.get("versions"),
     }
     if (wrong := wrong_fact(facts)) is not None:
         raise PublishError(f"{folder}: {wrong}, which lorsa does not write; restore its files")
@@ -222,6 +222,8 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         raise PublishError(
             f"{path} is of another version of lorsa; push with the one that wrote it"
         )
+    if (missing := _missing(content)) is not None:
+        raise PublishError(f"{path} is damaged (no {missing}); restore it from a copy")
     if content.get("result") is None:
         raise PublishError(
             f"{folder} is not finished; the lorsa train command that began it goes on with it"
@@ -229,6 +231,17 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     if (problem := first_damage(folder)) is not None:
         raise PublishError(f"{problem}; restore it from a copy")
     return content
+
+
+def _missing(content: dict[str, Any]) -> str | None:
+    """Return which section of a run.json is not there; None if all are."""
+    for name in ("config", "decisive"):
+        if not isinstance(content.get(name), dict):
+            return name
+    if not isinstance(content["config"].get("store"), str):
+        return "config.store"
+    is_result = isinstance(content.get("result"), dict | None)
+    return None if is_result else "result"
 
 
 def public_model(config: DictionaryConfig) -> str | None:

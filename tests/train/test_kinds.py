@@ -24,6 +24,7 @@ from runs import STEP, settings
 from safetensors.torch import load_file
 from sited import D_MODEL
 from tiny import N_CTX
+from unseal import change_json, unseal
 
 SAMPLE_SEQS = 16
 """Sequences of a start, as in runs.settings."""
@@ -155,6 +156,10 @@ def test_a_run_folder_of_another_kind_is_left_alone(sited: Path, tmp_path: Path)
     train(_config(sited, tmp_path / "run", "sae"))
     with pytest.raises(TrainError, match="another run .kind was 'sae', is 'transcoder'"):
         train(_config(sited, tmp_path / "run", "transcoder"))
+    unseal(tmp_path / "run")
+    change_json(tmp_path / "run" / "run.json", decisive=None)
+    with pytest.raises(TrainError, match="run.json is damaged .no settings."):
+        train(_config(sited, tmp_path / "run", "sae"))
 
 
 def test_sizes_of_a_dictionary_are_those_asked_for(sited: Path, tmp_path: Path) -> None:
