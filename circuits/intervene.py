@@ -73,7 +73,7 @@ def intervene(
         z = activations_of(code, features, dictionary.config.n_features)
         target = z * numbers if how == "scale" else numbers.expand_as(z)
         base = y.float() if error == "keep" else dictionary.decode(*code, x.float())
-        return base + (target - z) @ dictionary.W_O[features]
+        return base + (target - z) @ dictionary.W_O[features].float()
 
     with edited(gap, edit):
         yield

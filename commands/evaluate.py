@@ -53,8 +53,9 @@ def evaluate(
 
         with MeasureBar("eval") as display:
             found = evaluate_runs(configs, report=display)
-        one = found.runs[0].to_dict()
-        return (one if len(run) == 1 else found.to_dict()) | _next(one, run[0])
+        runs = [one.to_dict() for one in found.runs]
+        lorsa = next((n for n, one in enumerate(runs) if one["kind"] == "lorsa"), 0)
+        return (runs[0] if len(run) == 1 else found.to_dict()) | _next(runs[lorsa], run[lorsa])
 
     perform("eval", work, as_json)
 

@@ -63,10 +63,10 @@ def require_site_read(
     """
     if config.hook_in is not None:
         what = "layer's input after the norm's weight" if config.kind == "lorsa" else "site itself"
-        raise error(
-            f"{run or f'the {config.noun}'} reads {config.hook_in}, not the {what}; type: lorsa "
-            f"convert {run or 'LORSA'} FOLDER --model MODEL"
-        )
+        remedy = ""
+        if config.kind == "lorsa":  # the one kind whose input can be changed
+            remedy = f"; type: lorsa convert {run or 'LORSA'} FOLDER --model MODEL"
+        raise error(f"{run or f'the {config.noun}'} reads {config.hook_in}, not the {what}{remedy}")
 
 
 def on_its_device(dictionary: nn.Module, config: DictionaryConfig) -> Callable[[Tensor], Tensor]:

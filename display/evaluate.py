@@ -37,7 +37,9 @@ def quality_rows(result: dict[str, Any]) -> dict[str, str]:
     random, things, noun = result["random"], things_of(result["kind"]), NOUNS[result["kind"]]
     rows = {
         "FVU": number(result["fvu"]),
-        "  of random features": number(random["fvu"]),
+        **_of_usual(result),
+        "  of random features": number(random["fvu"])
+        + (f", {number(random['fvu_usual'])} without" if result.get("outlier_fraction") else ""),
         "NMSE, cosine": f"{short(result['nmse'])}, {short(result['cosine'])}",
         "L0": f"{result['l0']:.1f}",
         f"silent {things}": f"{result['dead_fraction']:.1%} did not fire on the held-out tokens",
@@ -57,6 +59,14 @@ def quality_rows(result: dict[str, Any]) -> dict[str, str]:
         "loss recovered": f"{share(ce['recovered_from_zero'])} against zero-ablation, "
         f"{share(ce['recovered_from_mean'])} against mean-ablation",
     }
+
+
+def _of_usual(result: dict[str, Any]) -> dict[str, str]:
+    """Return the FVU without tokens of outlier norm, where there are some."""
+    if not (outliers := result.get("outlier_fraction")):
+        return {}
+    without = f"without the {outliers:.2%} longer than 10 medians"
+    return {"  of usual tokens": f"{number(result['fvu_usual'])}, {without}"}
 
 
 def _nearness(ce: dict[str, Any], name: str) -> str:
@@ -115,22 +125,30 @@ def _mean(values: list[float | None], weights: list[float | None] | None = None)
 def _runs_table(result: dict[str, Any]) -> RenderableType:
     """Show a row for each run, and one for all together."""
     original = result["runs"][0]["cross_entropy"]
-    names = ["FVU", "random", "NMSE", "cosine", "L0", "silent"]
+    shown = ["fvu"]
+    names = ["FVU", "random"]
+    if any(run.get("outlier_fraction") for run in result["runs"]):
+        shown, names = ["fvu", "fvu_usual"], [*names, "FVU*", "random*"]
+    names += ["NMSE", "cosine", "L0", "silent"]
     if original is not None:
         names += ["loss", "random", "from zero", "from mean", "KL", "same top"]
     table = list_table("measured", words("of"), *numbers(*names), words("run"))
     for run in result["runs"]:
         cells = [
             place_of(run),
-            short(run["fvu"]),
-            short(run["random"]["fvu"]),
+            *(short(of[name]) for name in shown for of in (run, run["random"])),
             *(short(run[name]) for name in ("nmse", "cosine")),
             f"{run['l0']:.1f}",
             f"{run['dead_fraction']:.1%}",
         ]
         table.add_row(*cells, *_loss_cells(run["cross_entropy"]), escape(run["run"]))
     if (together := result["together"]) is not None:
-        row = ["all", *"------", *_loss_cells(together["cross_entropy"]), "all of these at once"]
+        row = [
+            "all",
+            *("-" * (4 + 2 * len(shown))),
+            *_loss_cells(together["cross_entropy"]),
+            "all of these at once",
+        ]
         table.add_row(*row, style="bold")
     if original is not None:
         table.caption = (
@@ -139,6 +157,9 @@ def _runs_table(result: dict[str, Any]) -> RenderableType:
             "from zero, from mean: share of what ablation costs that is recovered; KL and same top "
             "token: of the original's predictions"
         )
+    if len(shown) > 1:
+        note = "*: without tokens longer than 10 medians"
+        table.caption = f"{table.caption}; {note}" if table.caption else note
     return table
 
 

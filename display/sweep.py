@@ -228,19 +228,22 @@ def sweep_table(result: dict[str, Any]) -> Table:
     rows = result["rows"]
     names = list(dict.fromkeys(name for row in rows for name in row))
     settings = names[: names.index("fvu")] if "fvu" in names else names
-    columns = numbers(*map(escape, settings), "FVU", "L0", "dead", "tokens/s")
+    masked = any(row.get("fvu_all") not in (None, row.get("fvu")) for row in rows)
+    shown = ("fvu", "fvu_all") if masked else ("fvu",)
+    heads = ("FVU", "with masked")[: len(shown)]
+    columns = numbers(*map(escape, settings), *heads, "L0", "dead", "tokens/s")
     table = list_table("swept", *columns, words("run"))
     fvus = [row["fvu"] for row in rows if row.get("fvu") is not None]
     for row in rows:
         values = [escape(_setting(row.get(name))) for name in settings]
         if row.get("error"):
             failed = f"[red]failed: {escape(row['error'])}[/]"
-            table.add_row(*values, "-", "-", "-", "-", failed)
+            table.add_row(*values, *("-" * (3 + len(shown))), failed)
             continue
         best = row["fvu"] is not None and row["fvu"] == min(fvus)
         table.add_row(
             *values,
-            number(row["fvu"]),
+            *(number(row.get(name)) for name in shown),
             f"{row['l0']:.1f}",
             f"{row['dead_fraction']:.1%}",
             f"{row['tokens_per_second']:,.0f}",

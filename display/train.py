@@ -52,12 +52,14 @@ def eval_line(event: "EvalReport") -> str:
 def train_table(result: dict[str, Any]) -> Table:
     """Return the runs that were trained."""
     runs = result["runs"]
-    columns = numbers("layer", "FVU", "L0", "dead", "tokens", "tokens/s", "time")
+    masked = any(run.get("masked_fraction") for run in runs)
+    fvus = ("FVU", "with masked") if masked else ("FVU",)
+    columns = numbers("layer", *fvus, "L0", "dead", "tokens", "tokens/s", "time")
     table = list_table("trained", *columns, words("run"))
     for run in runs:
         table.add_row(
             str(run["layer"]),
-            number(run["fvu"]),
+            *(number(run[name]) for name in ("fvu", "fvu_all")[: len(fvus)]),
             f"{run['l0']:.1f}",
             f"{run['dead_fraction']:.1%}",
             f"{run['train_tokens']:,}",
@@ -66,7 +68,15 @@ def train_table(result: dict[str, Any]) -> Table:
             escape(run["run"]),
         )
     for run in result["failed"]:
-        table.add_row(str(run["layer"]), *"------", f"[red]failed: {escape(run['error'])}[/]")
+        table.add_row(
+            str(run["layer"]),
+            *("-" * (len(columns) - 1)),
+            f"[red]failed: {escape(run['error'])}[/]",
+        )
     windows = {f"{run['dead_window_tokens']:,}" for run in runs} or {"-"}
     table.caption = f"dead: did not fire on the last {' or '.join(sorted(windows))} tokens"
+    if masked:
+        table.caption += (
+            "; FVU: on the tokens that count, and with those that the loss mask leaves out"
+        )
     return table

@@ -8,6 +8,7 @@ model, 0 as bad as nothing. Beside each figure is that of random features (rando
 Several runs, of any kinds, are measured one by one, and then all at once.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from .config import EvalConfig
 from .in_model import batch_seqs, run_variants
 from .kept import Asked, asked_of, keep_evaluation, read_evaluation
 from .losses import CrossEntropy, Replacements, cross_entropy
-from .on_store import StoreQuality, measure
+from .on_store import OUTLIER, StoreQuality, measure
 from .opened import Opened, device_for, load_store_model, open_run
 from .random_features import mean_of, random_features
 
@@ -43,7 +44,7 @@ IN_MODEL = "in the model"
 """Part of an evaluation as it is reported."""
 TOGETHER = "all runs together"
 """Name of the losses with all layers replaced at once, among those of single runs."""
-OF_RANDOM = ("fvu", "nmse", "cosine", "l0")
+OF_RANDOM = ("fvu", "fvu_usual", "nmse", "cosine", "l0")
 """Measures on the store that are shown of random features."""
 VARIANTS = Replacements._fields
 """Names of what takes the place of a dictionary's output."""
@@ -238,23 +239,31 @@ def _on_the_store(subject: Opened, config: EvalConfig, device: str, report: Repo
             derive=derive,
         )
 
-    def outputs(seqs: Sequence[int]) -> Iterator[Tensor]:
+    def outputs(seqs: Sequence[int], longest: float = math.inf) -> Iterator[Tensor]:
         for seq in seqs:
-            yield store.stored(written, [seq]).on(device, derive).y
+            y = store.stored(written, [seq]).on(device, derive).y
+            yield y[~(y.float().norm(dim=2) > longest)][None]
 
     written = Ports(subject.ports.writes, subject.ports.writes)
+    longest = OUTLIER * store.median_norm(written.writes[0])
     quality = measure(
-        dictionary, batches(subject.ports), n_ctx, lambda n: report(Measured(n, 2 * n_tokens, what))
+        dictionary,
+        batches(subject.ports),
+        n_ctx,
+        lambda n: report(Measured(n, 2 * n_tokens, what)),
+        longest=longest,
     )
     seqs = store.train_seqs[:MEAN_SEQS].tolist()
-    mean = mean_of(outputs(seqs))
+    mean, usual_mean = mean_of(outputs(seqs)), mean_of(outputs(seqs, longest))
     some = seqs[: max(1, FACTOR_TOKENS // n_ctx)]
-    random = random_features(dictionary.config, quality.l0, mean, outputs(some))
+    usual = outputs(some, longest)
+    random = random_features(dictionary.config, quality.l0, usual_mean, usual)
     beside = measure(
         random,
         batches(written),
         n_ctx,
         lambda n: report(Measured(n_tokens + n, 2 * n_tokens, what)),
+        longest=longest,
     )
     return _Measured(quality, beside, mean, random)
 

@@ -22,6 +22,7 @@ from ..store.manifest import MANIFEST, read_manifest
 from ..version import __version__
 from ..whole import finite
 from .config import EvalConfig
+from .shown import is_whole
 
 EVAL = "eval.json"
 EVAL_VERSION = 2
@@ -64,7 +65,7 @@ def keep_evaluation(folder: Path, measured: dict[str, Any], asked: Asked) -> Non
     """
     losses, in_model = measured["cross_entropy"], asked["in_model"]
     if losses is None and (kept := kept_evaluation(folder)) is not None:
-        losses, in_model = kept["cross_entropy"], kept.get("asked", {}).get("in_model")
+        losses, in_model = kept.get("cross_entropy"), dict(kept.get("asked") or {}).get("in_model")
     content = {
         "format": "lorsa-eval",
         "schema_version": EVAL_VERSION,
@@ -97,6 +98,8 @@ def kept_answer(config: EvalConfig) -> dict[str, Any] | None:
     except (StoreError, OSError):
         return None  # whoever measures says what is wrong with it
     before = kept.get("asked", {})
+    if not isinstance(before, dict) or not is_whole(kept):
+        return None  # measured anew, it is written anew
     if before.get("on_store") != asked["on_store"]:
         return None
     if config.model is None:

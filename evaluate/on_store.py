@@ -7,14 +7,15 @@
 
 By position, the sums and means run over the tokens of one position, with the same mean(y). The FVU
 of all tokens is the mean of the positions', weighted by `variance`. Tokens with y = 0 count in
-neither NMSE nor cosine.
+neither NMSE nor cosine. FVU is measured without tokens of outlier norm too, which may hold nearly
+all of the variance: those whose y is longer than OUTLIER medians of the training tokens.
 
 Source of NMSE: Gao et al. 2024, arXiv:2406.04093, code (normalized_mean_squared_error).
 """
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from ..dictionaries.dictionary import Dictionary
 from ..dictionaries.metrics import FVU, firing_counts
 from ..store.read.stored import Activations
 from ..whole import finite
+
+OUTLIER = 10.0
+"""Norm of y from which a token is an outlier, in medians, as norm>10x of a loss mask"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +65,10 @@ class StoreQuality:
 
     fvu: float
     """Fraction of variance unexplained."""
+    fvu_usual: float
+    """The same over tokens whose norm is no outlier."""
+    outlier_fraction: float
+    """Share of the tokens whose norm is one."""
     nmse: float
     """Normalised mean squared error."""
     cosine: float
@@ -125,6 +133,8 @@ def measure(
     batches: Iterable[Activations],
     n_ctx: int,
     report: Callable[[int], None] = lambda n_tokens: None,
+    *,
+    longest: float = math.inf,
 ) -> StoreQuality:
     """Measure a dictionary on batches of what it reads and what it should write.
 
@@ -133,21 +143,28 @@ def measure(
         batches: x and y, each [batch, n_ctx, d_model].
         n_ctx: tokens of a sequence.
         report: called with the number of tokens that are done.
+        longest: norm of y above which a token is an outlier.
     """
     n_features = dictionary.config.n_features
-    fvu = FVU()
+    usual, outliers = FVU(), FVU()
     sums = PositionSums(n_ctx, dictionary.config.d_model, dictionary.W_O.device)
     firing = torch.zeros(n_features, dtype=torch.int64)
     for x, y in batches:
         acts, ids = dictionary.encode(x)
         y_hat = dictionary.decode(acts, ids, x)
-        fvu.update(y, y_hat)
+        is_outlier = y.float().norm(dim=2) > longest  # NaN is none, so that nothing hides it
+        usual.update(y[~is_outlier], y_hat[~is_outlier])
+        outliers.update(y[is_outlier], y_hat[is_outlier])
         sums.update(y, y_hat, acts)
         firing += firing_counts(acts, ids, n_features).cpu()
-        report(fvu.n_tokens)
+        report(usual.n_tokens + outliers.n_tokens)
+    fvu = replace(usual)
+    fvu.add(outliers)
     n_nonzero = float(sums.n_nonzero.sum())
     return StoreQuality(
         fvu=fvu.value,
+        fvu_usual=usual.value,
+        outlier_fraction=outliers.n_tokens / max(fvu.n_tokens, 1),
         nmse=float(sums.nmse.sum()) / n_nonzero if n_nonzero else math.nan,
         cosine=float(sums.cosine.sum()) / n_nonzero if n_nonzero else math.nan,
         l0=float(firing.sum()) / max(fvu.n_tokens, 1),

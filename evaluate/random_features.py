@@ -6,6 +6,7 @@
 The top_k features with the largest z_i fire, or with the largest |z_i| where the dictionary selects
 so. They are as many as fire on a token of the dictionary, rounded. The one factor c fits training
 tokens by least squares. They read the very y that they approximate, whatever the dictionary reads.
+Mean and factor are of tokens whose norm is no outlier (on_store.py), which would lead both.
 So they are an SAE of the site that it writes, and what they explain is due to the number of
 features and to the choice among them.
 

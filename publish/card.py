@@ -35,13 +35,14 @@ LOSS = (
     "{} gives back when it stands in for the {}: 100 % is as good as the {}"
 )
 CORPUS = {"tokens": "how many it was trained on", "text": "the corpus that they are of"}
+MASKED_FVU = "; in brackets, where its training masked some tokens, with these"
 COLUMNS = {
     "layer": "of the language model, counted from 0; its Lorsa is in the folder of that name",
     "OV heads": "rank-1 heads: each reads one direction and writes one",
     "QK heads": "attention patterns, each shared by as many OV heads as the others",
     "L0": "heads that fire on a token, on average",
     "FVU": "share of the variance of the layer's output that the Lorsa does not explain, on tokens "
-    "that were held out from training",
+    "that were held out from training" + MASKED_FVU,
     "dead heads": "share of OV heads that did not fire on the last tokens of training, or, where "
     "training says nothing, on the held-out tokens",
     "loss recovered": LOSS.format("layer", "Lorsa", "layer", "layer"),
@@ -54,7 +55,7 @@ MIXED = {
     "features": "each reads one direction and writes one; of a Lorsa they are its OV heads",
     "L0": "features that fire on a token, on average",
     "FVU": "share of the variance of what it approximates that it does not explain, on tokens that "
-    "were held out from training",
+    "were held out from training" + MASKED_FVU,
     "dead": "share of features that did not fire on the last tokens of training, or, where "
     "training says nothing, on the held-out tokens",
     "loss recovered": LOSS.format("site", "dictionary", "site", "site"),
@@ -186,12 +187,20 @@ def _row(facts: dict[str, Any], of_lorsas: bool) -> list[str]:
     return [
         *what,
         _spelled(measured.get("l0"), "{:.1f}"),
-        _spelled(measured.get("fvu"), "{:.4f}"),
+        _fvu(measured),
         _spelled(measured.get("dead_fraction"), "{:.1%}"),
         _spelled(losses.get("recovered_from_zero"), "{:.1%}"),
         _spelled(measured.get("train_tokens"), "{:,}"),
         shown(data) or NONE,
     ]
+
+
+def _fvu(measured: dict[str, Any]) -> str:
+    """Return the FVU, and in brackets that over all tokens where some were masked."""
+    fvu = _spelled(measured.get("fvu"), "{:.4f}")
+    if not measured.get("masked_fraction"):
+        return fvu
+    return f"{fvu} ({_spelled(measured.get('fvu_all'), '{:.4f}')})"
 
 
 def _spelled(value: float | None, form: str) -> str:

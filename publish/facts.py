@@ -60,7 +60,16 @@ TRAINED = (
     "dead_window_tokens",
     "held_out_tokens",
 )
-EVALUATED = ("fvu", "nmse", "cosine", "l0", "dead_fraction", "n_tokens", "cross_entropy")
+EVALUATED = (
+    "fvu",
+    "fvu_usual",
+    "nmse",
+    "cosine",
+    "l0",
+    "dead_fraction",
+    "n_tokens",
+    "cross_entropy",
+)
 OPTIONS = (
     "kind",
     "site",
@@ -100,6 +109,7 @@ TYPES: dict[str, Any] = {
     "corpus.data_revision": str | None,
     "trained": dict | None,
     **{f"trained.{name}": NUMBER for name in ("train_tokens", "fvu", "l0", "dead_fraction")},
+    **{f"trained.{name}": NUMBER for name in ("fvu_all", "masked_fraction")},
     "evaluated": dict | None,
     **{f"evaluated.{name}": NUMBER for name in ("fvu", "l0", "dead_fraction")},
     "evaluated.cross_entropy": dict | None,
@@ -147,7 +157,7 @@ def training_facts(folder: Path, config: DictionaryConfig) -> dict[str, Any]:
         "settings": None if run is None else _settings(run),
         "command": None if run is None else _command(run, config.kind),
         "weights_sha256": weights_sha256(folder),
-        "versions": None if run is None else run["versions"],
+        "versions": None if run is None else run.get("versions"),
     }
     if (wrong := wrong_fact(facts)) is not None:
         raise PublishError(f"{folder}: {wrong}, which lorsa does not write; restore its files")
@@ -212,6 +222,8 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         raise PublishError(
             f"{path} is of another version of lorsa; push with the one that wrote it"
         )
+    if (missing := _missing(content)) is not None:
+        raise PublishError(f"{path} is damaged (no {missing}); restore it from a copy")
     if content.get("result") is None:
         raise PublishError(
             f"{folder} is not finished; the lorsa train command that began it goes on with it"
@@ -219,6 +231,17 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     if (problem := first_damage(folder)) is not None:
         raise PublishError(f"{problem}; restore it from a copy")
     return content
+
+
+def _missing(content: dict[str, Any]) -> str | None:
+    """Return which section of a run.json is not there; None if all are."""
+    for name in ("config", "decisive"):
+        if not isinstance(content.get(name), dict):
+            return name
+    if not isinstance(content["config"].get("store"), str):
+        return "config.store"
+    is_result = isinstance(content.get("result"), dict | None)
+    return None if is_result else "result"
 
 
 def public_model(config: DictionaryConfig) -> str | None:

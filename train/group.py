@@ -18,17 +18,17 @@ from torch import Tensor
 from ..dictionaries.metrics import Quality, Tally
 from ..errors import RUN_ERRORS, TrainError
 from ..language.stored import deriver
-from ..sites import Site, joined
+from ..sites import joined
 from ..stop import Stop, stop_when_whole
 from ..store.read.loader import Batch, batches, held_out_parts
 from ..store.read.reader import ActivationStore
 from ..store.read.sampler import Sampler
-from ..store.read.stored import Derive, Stored, stacked
+from ..store.read.stored import Derive, Stored
 from .alarm import one_line
 from .feed import moved_ahead
 from .report.reporting import finish, report_eval, report_step
-from .run import Clock, Run, StepOutcome
-from .start import Initialiser, activation_scale
+from .run import Clock, Run, Scaled, StepOutcome
+from .start import Initialiser
 from .team import FAILURES
 
 LOG_EVERY_STEPS = 10
@@ -74,7 +74,7 @@ class Group:
         first = runs[0]
         self.team = first.team
         self.ports = joined(run.ports for run in runs)
-        self.scales = {site: activation_scale(site, store) for site in self.ports.reads}
+        self.scaled_sites = sorted({scaled for run in runs for scaled in run.scaled_sites})
         self.batch_seqs = first.span.batch_seqs
         self.derive: Derive | None = None
         self.sampler = Sampler(
@@ -314,16 +314,15 @@ class Group:
                     return dict.fromkeys(tallies, error)
                 for run in [run for run in tallies if run not in failures]:
                     try:
-                        x, y = stacked(run.ports, values)
-                        tallies[run].update(x, y, run.counted(seqs))
+                        tallies[run].update(*run.batch_of(values), run.counted(seqs))
                     except FAILURES as error:
                         failures[run] = error
         return failures
 
-    def scaled(self, stored: Stored) -> dict[Site, Tensor]:
-        """Return activations times their scales, on the device, [n, n_ctx, width] of each site."""
+    def scaled(self, stored: Stored) -> dict[Scaled, Tensor]:
+        """Return activations on the device, [n, n_ctx, width] of each site and factor."""
         values = stored.values(self.team.device, self.derive)
-        return {site: values[site] * scale for site, scale in self.scales.items()}
+        return {(site, scale): values[site] * scale for site, scale in self.scaled_sites}
 
     def clock(self) -> Clock:
         """Return the times as this process has them."""

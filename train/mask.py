@@ -6,7 +6,6 @@ may choose any.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,6 @@ from ..sites import Site
 from ..store.read.reader import ActivationStore
 from ..store.read.rows import Seqs
 from .mask_rule import Rule, parse_rule
-
-MEDIAN_TOKENS = 1 << 20
-"""Training tokens, at most, over which the median of the norms is taken."""
 
 Bits = npt.NDArray[np.uint8]
 
@@ -62,7 +58,7 @@ class TokenMask:
         asked = parse_rule(rule)
         ids = _token_ids(asked, store)
         norm = asked.norm
-        largest = {} if norm is None else {site: _largest(norm, store, site) for site in sites}
+        largest = {} if norm is None else {s: norm * store.median_norm(s) for s in sites}
         return cls(asked, store, token_ids=ids, largest=largest)
 
     def __call__(self, seqs: Seqs) -> Tensor:
@@ -134,13 +130,3 @@ def _token_ids(rule: Rule, store: ActivationStore) -> tuple[int, ...]:
             )
         ids |= {facts[name]} if kind == "bos" else set(facts[name])
     return tuple(sorted(ids))
-
-
-def _largest(n_medians: float, store: ActivationStore, site: Site) -> float:
-    """Return the largest norm at a site that counts, by evenly spaced training sequences."""
-    seqs: Any = store.train_seqs
-    n_seqs = min(len(seqs), max(1, MEDIAN_TOKENS // store.manifest.n_ctx))
-    if not n_seqs:
-        return float("inf")
-    norms = store.norms(site, seqs[np.arange(n_seqs) * len(seqs) // n_seqs]).numpy()
-    return float(n_medians * np.median(norms))

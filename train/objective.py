@@ -7,7 +7,7 @@ et al. 2025, arXiv:2503.17547). The second term is there with jumprelu only. It 
 sequences, as are the thresholds of batchtopk, so that a step may be cut into any number of parts.
 All means are over tokens that count: a sequence weighs as many tokens as count in it.
 
-But for Lorsas, a token longer than LONGEST mean norms adds its error as if it were that long,
+But for Lorsas, a token longer than LONGEST usual norms adds its error as if it were that long,
 whether it counts or not: some tokens of the residual stream are a hundred times as long as others,
 which would be all that counts if they did, and nothing would write them if they did not.
 """
@@ -22,8 +22,8 @@ from ..dictionaries.dictionary import Dictionary
 from ..dictionaries.linear import LinearDictionary
 
 LONGEST = 3.0
-"""Norm of y from which on a token's error is made smaller, in sqrt(width), near which the mean of
-the scaled norms lies; docs/recipe.md."""
+"""Norm of y from which on a token's error is made smaller, in sqrt(width), near which the
+median of the scaled norms lies; docs/recipe.md."""
 
 
 class Outcome(NamedTuple):

@@ -36,6 +36,9 @@ THRESHOLD_HALF_LIFE_SEQS = 64
 """Half-life, in sequences, of the running mean that is the threshold of batchtopk: enough to even
 sequences out, no more, or it lags behind the weights; docs/recipe.md."""
 
+Scaled = tuple[Site, float]
+"""Site, and the factor of its activations"""
+
 
 class Clock(NamedTuple):
     """Times of a group, as its main process has them."""
@@ -73,7 +76,7 @@ class Run:
         self.report: ReportEvent = report if self.team.is_main else _ignore
         self.device = self.team.device
         self.ports = self.config.ports
-        self.scales: Scales = scales_of(self.ports, request.store)
+        self.scales: Scales = scales_of(self.config, request.store)
         kind = KINDS[self.shape.kind]
         self.dictionary = kind(self.shape, backend=self.config.backend).to(self.device)
         self.learner: Learner | None = None
@@ -176,11 +179,21 @@ class Run:
         """Return which tokens of some sequences count, [n, n_ctx]; None if all do."""
         return self.mask(seqs).to(self.device) if self.mask.rule.masks else None
 
-    def step(self, values: Mapping[Site, Tensor], *, mine: Seqs, whole: Seqs) -> StepOutcome:
+    @property
+    def scaled_sites(self) -> tuple[Scaled, Scaled]:
+        """Sites that are read and written, each with its factor."""
+        (read,), (written,) = self.ports
+        return (read, self.scales.x), (written, self.scales.y)
+
+    def batch_of(self, values: Mapping[Scaled, Tensor]) -> Activations:
+        """Return x and y, scaled, of the values that runs of the group share."""
+        return stacked(self.ports, {scaled[0]: values[scaled] for scaled in self.scaled_sites})
+
+    def step(self, values: Mapping[Scaled, Tensor], *, mine: Seqs, whole: Seqs) -> StepOutcome:
         """Take one optimizer step.
 
         Args:
-            values: this process's share of the step, scaled, [n, n_ctx, width] of each site.
+            values: this process's share of the step, [n, n_ctx, width] of each site and factor.
             mine: its sequences.
             whole: sequences of the whole step.
 
@@ -191,7 +204,7 @@ class Run:
         lr = lr_at(self.config, self.span, tokens)
         top_k = top_k_at(self.config, tokens, self.span.train_tokens, self.shape.n_features)
         learner.begin(lr)
-        batch = stacked(self.ports, values)
+        batch = self.batch_of(values)
         loss, outcomes = self._gradients(learner, batch, mine, whole, top_k)
         norm = learner.clip(self.config.grad_clip)
         if not math.isfinite(norm):

@@ -182,6 +182,11 @@ class RunFolder:
             ) from None
         if not isinstance(content, dict) or content.get("schema_version") != RUN_VERSION:
             raise TrainError(f"{path} is of another version; choose another folder by --out")
+        if not isinstance(content.get("decisive", {}), dict):
+            raise TrainError(
+                f"{path} is damaged (no settings); restore it from a copy, or choose another "
+                "folder by --out"
+            )
         return content
 
 

@@ -13,7 +13,7 @@ from ..dictionaries.lorsa.module import Lorsa
 from ..dictionaries.lorsa.start import fit_output, init_from_layer, init_random
 from ..language.attention import LayerWeights
 from ..language.stored import layer_geometry
-from ..sites import Ports, Site
+from ..sites import Site
 from ..store.read.reader import ActivationStore
 from ..store.read.sampler import sequence_order
 from ..store.read.stored import Activations, Derive, Stored
@@ -23,24 +23,25 @@ from .config import TrainConfig
 class Scales(NamedTuple):
     """Factors of the activations in training: powers of two, so that they fold away exactly.
 
-    E||x|| and E||y|| come to lie within a factor sqrt(2) of sqrt(d_model), so one learning rate
-    serves all sites and layers.
+    The usual ||x|| and ||y|| come to lie within a factor sqrt(2) of sqrt(d_model), so one learning
+    rate serves all sites and layers. The usual norm is the mean for Lorsas, and the median for
+    other kinds: in the residual stream a few tokens of outlier norm lead the mean.
     """
 
     x: float
     y: float
 
 
-def activation_scale(site: Site, store: ActivationStore) -> float:
-    """Return the power of two that brings a site's mean norm nearest to sqrt(width)."""
-    norm, target = store.mean_norm(site), math.sqrt(store.width(site))
-    return 2.0 ** round(math.log2(target / norm)) if norm > 0 else 1.0
+def scales_of(config: TrainConfig, store: ActivationStore) -> Scales:
+    """Return the factors of what a run's dictionary reads and writes, at one site each."""
+    (read,), (written,) = config.ports
+    usual = store.mean_norm if config.kind == "lorsa" else store.median_norm
 
+    def scale(site: Site) -> float:
+        norm, target = usual(site), math.sqrt(store.width(site))
+        return 2.0 ** round(math.log2(target / norm)) if 0 < norm < math.inf else 1.0
 
-def scales_of(ports: Ports, store: ActivationStore) -> Scales:
-    """Return the factors of what is read and what is written at one site each."""
-    (read,), (written,) = ports
-    return Scales(activation_scale(read, store), activation_scale(written, store))
+    return Scales(scale(read), scale(written))
 
 
 class Initialiser:

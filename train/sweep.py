@@ -27,7 +27,8 @@ from .team import all_processes
 from .train import RunOutcome, train_many
 
 MEASURES = (
-    "fvu", "l0", "dead_fraction", "n_features", "n_ov_heads", "train_tokens", "tokens_per_second",
+    "fvu", "fvu_all", "l0", "dead_fraction", "n_features", "n_ov_heads", "train_tokens",
+    "tokens_per_second",
 )  # fmt: skip
 MAX_NAME = 100
 SWEEP = "sweep.json"

@@ -7,6 +7,7 @@ Opening checks what facts.py says; each chunk's checksum is compared when it is 
 read by many threads and many processes.
 """
 
+import numpy as np
 from torch import Tensor
 
 from ...errors import StoreError
@@ -23,6 +24,9 @@ from ..site_facts import scale_of
 from .derived import KnownNorms, norm_limit
 from .rows import RowReader, Seqs
 from .stored import Activations, Derive, Stored, stacked
+
+MEDIAN_TOKENS = 1 << 20
+"""Training tokens, at most, over which the median of the norms is taken."""
 
 
 class ActivationStore(StoreFacts):
@@ -44,6 +48,7 @@ class ActivationStore(StoreFacts):
             for name, spec in self._arrays.items()
         }
         self._channels: dict[Site, Tensor] = {}
+        self._medians: dict[Site, float] = {}
 
     @classmethod
     def open(cls, root: str | Place, files: OpenFiles | None = None) -> "ActivationStore":
@@ -158,6 +163,19 @@ class ActivationStore(StoreFacts):
         array, column = norms_at(self.manifest, site)
         norms = self.read(array, seqs)
         return norms if column is None else norms[..., column]
+
+    def median_norm(self, site: Site) -> float:
+        """Return the median norm at a site over evenly spaced training sequences; inf if none.
+
+        A few tokens of the residual stream are hundreds of times as long as the others. They lead
+        the mean and not the median.
+        """
+        if site not in self._medians:
+            seqs = self.train_seqs
+            n_seqs = min(len(seqs), max(1, MEDIAN_TOKENS // self.manifest.n_ctx))
+            some = self.norms(site, seqs[np.arange(n_seqs) * len(seqs) // max(n_seqs, 1)])
+            self._medians[site] = float(np.median(some.numpy())) if n_seqs else float("inf")
+        return self._medians[site]
 
     def weights(self, module: str) -> dict[str, Tensor]:
         """Return a module's own parameters by name: of 12.attention W_Q, W_K, W_V, W_O, b_Q, ...

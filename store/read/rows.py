@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -38,9 +37,11 @@ class OpenShard:
         self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
-        with suppress(AttributeError, OSError):  # it was never opened
+        try:
             if isinstance(self.handle, int):
                 os.close(self.handle)
+        except (AttributeError, OSError):  # it was never opened
+            pass
 
 
 class RowReader:

@@ -67,6 +67,19 @@ def test_a_factor_of_one_changes_no_bit(family: str) -> None:
     assert torch.equal(_logits(model, tokens), before)
 
 
+@pytest.mark.parametrize("error", ["keep", "drop"])
+def test_a_dictionary_in_half_precision_is_changed_as_well(error: str) -> None:
+    """It ended in an error of torch: the changes are fp32, and what features write was not."""
+    model, lorsa, tokens = make_model("llama-gqa"), make_lorsa(), some_tokens()
+    _x, _y, z = _firing(model, lorsa, tokens)
+    changes = {_busy(z)[0]: 0.0}
+    with intervene(model, lorsa, LAYER, changes, error=error):
+        whole = _logits(model, tokens)
+    with intervene(model, lorsa.to(torch.bfloat16), LAYER, changes, error=error):
+        half = _logits(model, tokens)
+    assert 0 < float((half - whole).norm() / whole.norm()) < 0.1
+
+
 def test_a_factor_of_one_changes_no_bit_in_half_precision() -> None:
     model, lorsa, tokens = make_model("llama-gqa").bfloat16(), make_lorsa(), some_tokens()
     before = _logits(model, tokens)

@@ -15,6 +15,7 @@ from lorsa.evaluate import kept as evaluation
 from lorsa.evaluate.config import EvalConfig
 from lorsa.evaluate.evaluate import evaluate_run
 from lorsa.evaluate.kept import EVAL, keep_evaluation, kept_answer, kept_evaluation
+from lorsa.seal import read_summed, write_summed
 from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
 from runs import settings
@@ -68,6 +69,14 @@ def test_what_was_asked_before_is_answered_as_it_was(
     assert kept_answer(asked) == json.loads(json.dumps(found))
     alone = replace(asked, model=None)
     assert kept_answer(alone) == json.loads(json.dumps(found | {"cross_entropy": None}))
+    whole = read_summed(run / EVAL)
+    for name in ("kind", "writes", "random", "by_position", "frequency_histogram", "asked"):
+        for odd in (None, 5, "x"):
+            write_summed(run / EVAL, whole | {name: odd})
+            assert kept_answer(asked) is None  # and not a KeyError of the table
+    write_summed(run / EVAL, whole | {"cross_entropy": {}})
+    assert kept_answer(asked) is None
+    write_summed(run / EVAL, whole)
     for change in ({"tokens": 32}, {"ce_tokens": 32}, {"model": str(tmp_path)}):
         assert kept_answer(replace(asked, **change)) is None
     shutil.copytree(store_folder, tmp_path / "other")

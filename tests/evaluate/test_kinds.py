@@ -159,7 +159,7 @@ def test_random_features_are_as_many_and_of_the_same_l0(
     for one, folder in zip(found.runs, runs, strict=True):
         assert one.random.l0 == pytest.approx(round(one.l0), abs=0.5)
         data = one.to_dict()
-        assert set(data["random"]) == {"fvu", "nmse", "cosine", "l0"}
+        assert set(data["random"]) == {"fvu", "fvu_usual", "nmse", "cosine", "l0"}
         assert 0 < data["random"]["fvu"] < 1
         counted = data["frequency_histogram"]
         n_features = load(folder).config.n_features
@@ -189,6 +189,15 @@ def test_the_command_takes_runs_of_mixed_kinds(
     assert one.exit_code == 0
     assert "SAE of 1.resid_out" in one.stdout
     assert "random features" in one.stdout
+
+
+@pytest.mark.parametrize(("order", "follows"), [((1, 0), True), ((0, 1), True), ((1, 3), False)])
+def test_the_lorsa_among_runs_of_several_kinds_is_analysed_next(
+    runs: list[Path], order: tuple[int, int], follows: bool
+) -> None:
+    folders = [str(runs[n]) for n in order]
+    done = CliRunner().invoke(cli.app, ["eval", *folders, "--model", "none", "--json"])
+    assert json.loads(done.stdout)["next"] == (f"lorsa analyze {runs[0]}" if follows else None)
 
 
 @pytest.mark.parametrize(

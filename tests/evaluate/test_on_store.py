@@ -72,6 +72,23 @@ def test_it_agrees_with_the_training_measure() -> None:
     assert found.dead_fraction == theirs.dead_fraction
 
 
+def test_tokens_of_outlier_norm_are_measured_apart_too() -> None:
+    """Beside the FVU of all tokens, which a few may lead, stands what training reports."""
+    lorsa, (x, y) = _lorsa(), _data()
+    y[2, 3] *= 1000
+    longest = float(10 * y.norm(dim=2).median())
+    counted = torch.ones(N, N_CTX, dtype=torch.bool)
+    counted[2, 3] = False
+    found = measure(lorsa, [Activations(x, y)], N_CTX, longest=longest)
+    theirs = evaluate(lorsa, [(x, y, counted)])
+    assert found.fvu_usual == theirs.fvu
+    assert found.fvu == theirs.fvu_all < found.fvu_usual / 2
+    assert found.outlier_fraction == 1 / (N * N_CTX)
+    whole = measure(lorsa, [Activations(x, y)], N_CTX)
+    assert whole.fvu_usual == whole.fvu == pytest.approx(found.fvu)
+    assert whole.outlier_fraction == 0
+
+
 def test_the_fvu_is_the_positions_weighted_by_their_variance() -> None:
     found = measure(_lorsa(), _batches(2), N_CTX)
     by = found.by_position

@@ -109,6 +109,15 @@ def test_a_card_of_other_kinds_names_what_they_are_and_how_to_load_them() -> Non
     assert "Lorsa" not in alone.split("## What the columns mean")[0]
 
 
+def test_an_fvu_of_the_tokens_that_count_has_that_of_all_beside_it() -> None:
+    trained = {"fvu": 0.16, "fvu_all": 0.003, "masked_fraction": 0.004}
+    text = card("me/lorsas", [_facts(3, trained=trained)], revision=None, license_id=None)
+    assert "| 0.1600 (0.0030) |" in text
+    assert "in brackets, where its training masked some tokens" in text
+    unmasked = [_facts(3, trained=trained | {"masked_fraction": 0.0})]
+    assert "| 0.1600 |" in card("me/lorsas", unmasked, revision=None, license_id=None)
+
+
 def test_a_corpus_cannot_break_the_table() -> None:
     corpus = {"data": "a | b", "data_config": None, "data_revision": None}
     text = card("me/lorsas", [_facts(3, corpus=corpus)], revision=None, license_id=None)

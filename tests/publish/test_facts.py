@@ -14,10 +14,12 @@ from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.dictionaries.sae import Sae
 from lorsa.dictionaries.transcoder import Transcoder
+from lorsa.errors import PublishError
 from lorsa.publish import facts
 from lorsa.publish.facts import OPTIONS, public_model, public_name, training_facts
 from lorsa.train.config import TrainConfig
 from lorsa.train.recipe import KINDS
+from unseal import change_json
 
 CONFIG = LorsaConfig(
     d_model=8, n_qk_heads=2, d_qk_head=4, n_ov_heads=6, top_k=3, scale=0.5, layer=5
@@ -98,6 +100,24 @@ def test_a_saved_lorsa_without_a_run_tells_its_shape(tmp_path: Path) -> None:
     assert told["shape"]["n_ov_heads"] == 6
     names = ("corpus", "trained", "evaluated", "settings", "command", "versions")
     assert [told[name] for name in names] == [None] * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        ({"config": None}, "config"),
+        ({"config": {"store": None}}, "config.store"),
+        ({"decisive": []}, "decisive"),
+        ({"result": []}, "result"),
+    ],
+)
+def test_a_run_without_a_section_is_refused_in_a_line(
+    tmp_path: Path, change: dict[str, Any], missing: str
+) -> None:
+    _run(tmp_path)
+    change_json(tmp_path / "run.json", **change)
+    with pytest.raises(PublishError, match=f"is damaged .no {missing}."):
+        training_facts(tmp_path, CONFIG)
 
 
 def test_a_run_of_before_tells_its_store_s_corpus(store_folder: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from runs import STEP, settings
 from safetensors.torch import load_file
 from sited import D_MODEL
 from tiny import N_CTX
+from unseal import change_json, unseal
 
 SAMPLE_SEQS = 16
 """Sequences of a start, as in runs.settings."""
@@ -95,6 +96,19 @@ def test_runs_of_all_kinds_share_a_read_and_are_what_they_are_alone(
     assert outcomes[0].bytes_read == each_once + sample
 
 
+def test_runs_that_share_a_read_have_scales_of_their_own(
+    sited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mean = ActivationStore.mean_norm  # of Lorsas alone
+    monkeypatch.setattr(ActivationStore, "mean_norm", lambda self, site: 8 * mean(self, site))
+    names, short = ("lorsa", "attn-out"), {"train_tokens": 3 * STEP}
+    train_many([_config(sited, tmp_path / name, name, **short) for name in names])
+    for name in names:
+        alone = _config(sited, tmp_path / f"{name}-alone", name, **short)
+        train(alone)
+        assert _same(tmp_path / name, alone.out)
+
+
 def test_runs_of_all_kinds_share_what_is_derived(
     harvest_config: HarvestConfig, tmp_path: Path
 ) -> None:
@@ -142,6 +156,10 @@ def test_a_run_folder_of_another_kind_is_left_alone(sited: Path, tmp_path: Path)
     train(_config(sited, tmp_path / "run", "sae"))
     with pytest.raises(TrainError, match="another run .kind was 'sae', is 'transcoder'"):
         train(_config(sited, tmp_path / "run", "transcoder"))
+    unseal(tmp_path / "run")
+    change_json(tmp_path / "run" / "run.json", decisive=None)
+    with pytest.raises(TrainError, match="run.json is damaged .no settings."):
+        train(_config(sited, tmp_path / "run", "sae"))
 
 
 def test_sizes_of_a_dictionary_are_those_asked_for(sited: Path, tmp_path: Path) -> None:

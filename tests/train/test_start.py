@@ -64,11 +64,24 @@ def test_a_layer_that_is_not_understood_needs_a_random_start(store: ActivationSt
 
 
 def test_scales_are_powers_of_two_near_sqrt_d_model(store: ActivationStore) -> None:
-    ports = _config(store).ports
-    norms = map(store.mean_norm, ports.sites)
-    for scale, norm in zip(scales_of(ports, store), norms, strict=True):
+    config = _config(store)
+    norms = map(store.mean_norm, config.ports.sites)
+    for scale, norm in zip(scales_of(config, store), norms, strict=True):
         assert math.log2(scale).is_integer()
         assert 2**-0.5 <= scale * norm / 32**0.5 <= 2**0.5
+
+
+def test_scales_of_other_kinds_do_not_follow_tokens_of_outlier_norm(
+    store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lorsa, sae = _config(store), _config(store, kind="sae", site="attn_out")
+    (site,) = sae.ports.sites
+    assert store.median_norm(site) == store.norms(site, store.train_seqs).quantile(0.5)
+    before = scales_of(lorsa, store), scales_of(sae, store)
+    mean = store.mean_norm
+    monkeypatch.setattr(store, "mean_norm", lambda site: 8 * mean(site))
+    x, y = before[0]
+    assert (scales_of(lorsa, store), scales_of(sae, store)) == ((x / 8, y / 8), before[1])
 
 
 def test_a_run_is_cut_into_whole_steps(store: ActivationStore) -> None:

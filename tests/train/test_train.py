@@ -285,7 +285,7 @@ def test_a_run_is_what_its_settings_say(store_folder: Path, tmp_path: Path) -> N
     store = ActivationStore.open(store_folder)
     lorsa = Lorsa(shape_of(config, store))
     Initialiser(store).fill(lorsa, config)
-    scales = scales_of(config.ports, store)
+    scales = scales_of(config, store)
     lorsa.rescale_(*scales)
     adam = torch.optim.Adam(lorsa.parameters(), betas=(0.8, 0.9), fused=True)
     sampler = Sampler(store.train_seqs, store.manifest.shard_seqs, batch_seqs=batch, seed=0)
