@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .bars import Bar, say
-from .words import list_table, number, numbers, spell_time, words
+from .words import NOUNS, list_table, number, numbers, short, spell_time, words
 
 if TYPE_CHECKING:
     from ..train.report.events import EvalReport, TrainEvent
@@ -53,7 +53,7 @@ def train_table(result: dict[str, Any]) -> Table:
     """Return the runs that were trained."""
     runs = result["runs"]
     columns = numbers("layer", "FVU", "L0", "dead", "tokens", "tokens/s", "time")
-    table = list_table("trained", *columns, words("run"))
+    table = list_table("trained", *columns, words("kind"), words("run"))
     for run in runs:
         table.add_row(
             str(run["layer"]),
@@ -63,10 +63,20 @@ def train_table(result: dict[str, Any]) -> Table:
             f"{run['train_tokens']:,}",
             f"{run['tokens_per_second']:,.0f}",
             spell_time(run["seconds"]),
+            NOUNS[run["kind"]],
             escape(run["run"]),
         )
     for run in result["failed"]:
-        table.add_row(str(run["layer"]), *"------", f"[red]failed: {escape(run['error'])}[/]")
+        table.add_row(str(run["layer"]), *"------", "", f"[red]failed: {escape(run['error'])}[/]")
     windows = {f"{run['dead_window_tokens']:,}" for run in runs} or {"-"}
     table.caption = f"dead: did not fire on the last {' or '.join(sorted(windows))} tokens"
+    if any(run["masked_fraction"] for run in runs):
+        table.caption += "; " + _masked_words(runs)
     return table
+
+
+def _masked_words(runs: list[dict[str, Any]]) -> str:
+    """Say that loss masks leave tokens out, and what FVU is on all."""
+    masked = [run for run in runs if run["masked_fraction"]]
+    fvus = ", ".join(f"{short(run['fvu_all'])} ({escape(run['run'])})" for run in masked)
+    return f"FVU and L0 are of the tokens that loss_mask lets count; FVU of all: {fvus}"
