@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import UsageError
 from . import completing
 from .common import Json, perform
 
@@ -94,7 +95,7 @@ def remove(
         from ..store.care.remove import remove_sites
 
         if layers is None and sites is None:
-            raise ValueError("give --layers, or --sites such as mlp, or both")
+            raise UsageError("nothing to remove was named; give --layers, --sites (mlp), or both")
         return remove_sites(store, layers or "all", sites or "all")
 
     perform("store rm", work, as_json)

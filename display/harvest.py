@@ -1,14 +1,16 @@
 """Progress and results of a harvest."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..sites import spell_site_names
+from ..sites import Site, spell_site_names
 from ..store.care.info import format_bytes
 from ..store.layers import spell_layers
+from ..store.spelling import spell_sites
 from .bars import Bar, err, say
 from .words import fact_table, model_name, spell_time
 
@@ -70,7 +72,7 @@ class HarvestDisplay(Bar):
         errors = [found.error for found in check.layers.values() if found.passed]
         if errors:
             limit = f"limit {check.limit:.0e}"
-            say(f"self-check: y recomputed from x within {max(errors):.1e} ({limit})")
+            say(f"self-check: attn_out recomputed from attn_in within {max(errors):.1e} ({limit})")
         unknown: dict[str | None, list[int]] = {}
         for layer, found in check.layers.items():
             if found.finite and not found.passed:
@@ -107,11 +109,10 @@ def _plan_rows(plan: dict[str, Any]) -> dict[str, str]:
     free = "" if plan["free_bytes"] is None else f" of {format_bytes(plan['free_bytes'])} free"
     names = list(plan["layers"].values())
     shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
-    names_of_sites = spell_site_names({site.partition(".")[2] for site in plan["sites"]})
     rows = {
         "model": f"{model_name(plan['model'])} on {plan['device']}",
         "layers": f"{spell_layers(list(plan['layers']))} ({shown})",
-        **({} if names_of_sites == "attn" else {"sites": names_of_sites}),
+        **_sites_row(plan["sites"]),
         "tokens": f"{plan['n_tokens']:,} in sequences of {plan['n_ctx']:,}"
         + ("" if plan["n_documents"] is None else f", documents: {plan['n_documents']:,}"),
         "per token": f"{plan['bytes_per_token']:,} bytes of activations",
@@ -122,6 +123,12 @@ def _plan_rows(plan: dict[str, Any]) -> dict[str, str]:
     if plan["warning"]:
         rows["warning"] = plan["warning"]
     return rows
+
+
+def _sites_row(sites: Sequence[str], spelled: str | None = None) -> dict[str, str]:
+    """Return a row for sites such as 12.mlp_in, by name alone or as spelled; none for `attn`."""
+    names = spell_site_names({site.partition(".")[2] for site in sites})
+    return {} if names == "attn" else {"sites": spelled or names}
 
 
 def plan_table(result: dict[str, Any]) -> Table:
@@ -138,6 +145,7 @@ def harvest_table(result: dict[str, Any]) -> Table:
     rows = {
         "model": model_name(result["model"]),
         "layers": spell_layers(result["layers"]),
+        **_sites_row(result["sites"], spell_sites(map(Site.parse, result["sites"]))),
         "tokens": f"{result['n_tokens']:,} in {result['n_seq']:,} sequences",
         "size": format_bytes(result["n_bytes"]),
         "time": spell_time(result["seconds"])

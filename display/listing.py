@@ -34,7 +34,10 @@ class Listing(Table):
         yield Text()
 
     def _rows(self, width: int) -> Iterator[RenderableType]:
-        """Yield rows: figures below their names, or beside them where that does not fit either."""
+        """Yield rows: figures below their names, texts below them.
+
+        Where that does not fit either, texts come first and figures stand beside their names.
+        """
         figures = [column for column in self.columns if column.no_wrap]
         texts = [column for column in self.columns if not column.no_wrap]
         names = [str(column.header) for column in figures]
@@ -44,14 +47,16 @@ class Listing(Table):
             yield Text(_aligned(names, widths), style="table.header")
         for number, row in enumerate(self.rows):
             cells = [_plain(column, number) for column in figures]
-            yield Text(
-                _aligned(cells, widths) if fits else _paired(names, cells, width),
-                style=row.style or "",
-            )
             words = [list(column.cells)[number] for column in texts]
             text = Text("  ").join(Text.from_markup(str(each)) for each in words if str(each))
+            style = row.style or ""
+            if fits:
+                yield Text(_aligned(cells, widths), style=style)
             if text:
-                yield Padding(text, (0, 0, 0, 4))
+                yield Padding(text, (0, 0, 0, 4 if fits else 0))
+            if not fits:
+                paired = Text(_paired(names, cells, width - 4), style=style)
+                yield Padding(paired, (0, 0, 0, 4))
 
 
 def _plain(column: Column, number: int) -> str:

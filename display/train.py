@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .bars import Bar, say
-from .words import list_table, number, numbers, spell_time, words
+from .words import NOUNS, list_table, number, numbers, short, spell_time, words
 
 if TYPE_CHECKING:
     from ..train.report.events import EvalReport, TrainEvent
@@ -55,7 +55,7 @@ def train_table(result: dict[str, Any]) -> Table:
     masked = any(run.get("masked_fraction") for run in runs)
     fvus = ("FVU", "with masked") if masked else ("FVU",)
     columns = numbers("layer", *fvus, "L0", "dead", "tokens", "tokens/s", "time")
-    table = list_table("trained", *columns, words("run"))
+    table = list_table("trained", *columns, words("kind"), words("run"))
     for run in runs:
         table.add_row(
             str(run["layer"]),
@@ -65,12 +65,14 @@ def train_table(result: dict[str, Any]) -> Table:
             f"{run['train_tokens']:,}",
             f"{run['tokens_per_second']:,.0f}",
             spell_time(run["seconds"]),
+            NOUNS[run["kind"]],
             escape(run["run"]),
         )
     for run in result["failed"]:
         table.add_row(
             str(run["layer"]),
             *("-" * (len(columns) - 1)),
+            "",
             f"[red]failed: {escape(run['error'])}[/]",
         )
     windows = {f"{run['dead_window_tokens']:,}" for run in runs} or {"-"}
