@@ -8,7 +8,7 @@ from torch import Tensor
 from ...errors import StoreError
 from ...sites import Site
 from ..read.reader import ActivationStore
-from ..site_facts import channel_of
+from ..site_facts import SiteFacts, channel_of
 from ..spelling import spell_sites
 
 SAME = ("n_ctx", "dtype", "compression")
@@ -23,10 +23,10 @@ def require_mergeable(a: ActivationStore, b: ActivationStore) -> None:
         (name, getattr(first, name), getattr(second, name)) for name in SAME
     ]
     facts.append(("sites", spell_sites(a.sites), spell_sites(b.sites)))
-    for site in first.sites.keys() & second.sites.keys():
+    for site in (each for each in first.sites if each in second.sites):
         one, other = first.sites[site], second.sites[site]
         facts.append((f"width of {site}", one.width, other.width))
-        facts.append((f"origin of {site}", one.derived, other.derived))
+        facts.append((f"origin of {site}", _origin(one), _origin(other)))
     facts += [(f"model {n}", first.model.get(n), second.model.get(n)) for n in SAME_MODEL]
     facts += [(f"corpus {n}", first.corpus.get(n), second.corpus.get(n)) for n in SAME_CORPUS]
     facts.append(("modules", list(first.modules), list(second.modules)))
@@ -56,6 +56,12 @@ def require_mergeable(a: ActivationStore, b: ActivationStore) -> None:
 def channels_of(store: ActivationStore) -> dict[Site, Tensor]:
     """Return the scales of int8's channels by site, [width]; empty for other dtypes."""
     return {site: c for site in store.sites if (c := store.channel(site)) is not None}
+
+
+def _origin(facts: SiteFacts) -> str:
+    if facts.derived is None:
+        return "stored"
+    return f"derived from {', '.join(map(str, facts.derived.sites))} by {facts.derived.by}"
 
 
 def _short(value: Any) -> str:

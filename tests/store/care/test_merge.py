@@ -200,6 +200,10 @@ def test_documents_keep_their_names_and_the_rest_is_told(
         ({"model": {"id": "huge", "revision": None}}, "model id is 'tiny' and 'huge'"),
         ({"model": {"id": "tiny", "revision": "7"}}, "model revision is None and '7'"),
         ({"dtype": "float16"}, "dtype is 'float32' and 'float16'"),
+        (
+            {"outputs": "derive"},
+            "origin of 0.attn_out is 'stored' and 'derived from 0.attn_in by 0.attention'",
+        ),
         ({"compression": "lz4"}, "compression is 'none' and 'lz4'"),
         ({"tokenizer": {"sha": 1}}, "tokenizer is {} and {'sha': 1}"),
         (
