@@ -21,6 +21,7 @@ from ..evaluate.opened import (
 )
 from ..language.aliases import resolve
 from ..language.norms import surroundings
+from ..language.stored import site_reader
 from ..progress import Measured, Report, Stages
 from ..seal import read_summed
 from ..sites import Site
@@ -214,9 +215,10 @@ def _collect(
             report(f"{partial} is of another request or an earlier version: all is read again")
     step = max(1, READ_TOKENS // n_ctx)
     began, before, saved_at = time.perf_counter(), done, time.perf_counter()
+    read = site_reader(store, Site(opened.layer, "attn_in"), lorsa.W_V.device)
     while done < n_seqs:
         batch = list(range(done, min(done + step, n_seqs)))
-        x = store.values(Site(opened.layer, "attn_in"), batch).to(lorsa.W_V.device).float()
+        x = read(batch)
         found.add(by_kind.add(x, store.tokens(batch).long()), done * n_ctx)
         done += len(batch)
         rate = (done - before) * n_ctx / (time.perf_counter() - began)

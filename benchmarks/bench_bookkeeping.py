@@ -197,12 +197,14 @@ def of_layers(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     try:
         from lorsa.store.layered import pair_facts
     except ImportError:  # it knows layers
-        facts = {layer: {"weights": []} for layer in range(args.layers)}
+        facts: dict[int, Any] = {layer: {"weights": []} for layer in range(args.layers)}
         return {"d_model": args.d_model, "layers": facts}, {"weights": {n: {} for n in facts}}
     sites: dict[Any, Any] = {}
     for layer in range(args.layers):
         sites |= pair_facts(layer, args.d_model, "store")
-    modules = {f"{layer}.attention": {"weights": []} for layer in range(args.layers)}
+    modules: dict[str, Any] = {
+        f"{layer}.attention": {"weights": []} for layer in range(args.layers)
+    }
     return {"sites": sites, "modules": modules}, {"modules": {name: {} for name in modules}}
 
 

@@ -165,10 +165,10 @@ def peak_mb(side: str, case: Case) -> float:
     if case.x.device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held: int = torch.cuda.memory_allocated()
         step()
         step()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
+        return float(torch.cuda.max_memory_allocated() - held) / 1e6
     before = resident_mb()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making the case
     step()

@@ -113,8 +113,9 @@ def inputs_of(opened: Any, seqs: Any) -> torch.Tensor:
     """Return x of LAYER, as this version of the code reads it or as those before it did."""
     if hasattr(opened, "inputs"):
         found: torch.Tensor = opened.inputs(LAYER, seqs)
-        return found
-    return opened.values(lorsa.sites.Site(LAYER, "attn_in"), seqs)
+    else:
+        found = opened.values(lorsa.Site(LAYER, "attn_in"), seqs)
+    return found
 
 
 def stop_after(n: int) -> Callable[[Any], None]:
@@ -157,7 +158,11 @@ def merged() -> Parts:
     lorsa.harvest_activations(harvest_config("acts/b", data="text-b"))
     lorsa.merge_stores([MAIN, "acts/b"], "acts/merged")
     parts = of_files(Path("acts/merged"))
-    lorsa.remove_layers("acts/merged", "2")
+    made_with: Any = lorsa  # the version of the code that is tried
+    if hasattr(made_with, "remove_layers"):
+        made_with.remove_layers("acts/merged", "2")
+    else:
+        made_with.remove_sites("acts/merged", layers="2")
     fewer = of_files(Path("acts/merged"))
     return {**parts, **{f"{kind}, fewer layers": digest for kind, digest in fewer.items()}}
 

@@ -91,6 +91,7 @@ def parse() -> argparse.Namespace:
 
 def export(args: argparse.Namespace) -> None:
     """Write what the other environment needs of a layer of a store."""
+    from lorsa.dictionaries.lorsa.config import LorsaConfig
     from lorsa.dictionaries.lorsa.module import Lorsa
     from lorsa.language.stored import layer_geometry
     from lorsa.sites import attention_ports
@@ -110,7 +111,9 @@ def export(args: argparse.Namespace) -> None:
         safe.save_file({"x": acts.x, "y": acts.y}, args.folder / f"{name}.safetensors")
 
     config = our_config(args, init_tokens=4096)
-    lorsa = Lorsa(shape_of(config, store))
+    shape = shape_of(config, store)
+    assert isinstance(shape, LorsaConfig)
+    lorsa = Lorsa(shape)
     Initialiser(store).fill(lorsa, config)
     geometry = layer_geometry(args.layer, store)
     if geometry.rope is None or geometry.rope.interleaved:

@@ -164,7 +164,8 @@ def lorsa_pieces(case: Case) -> Pieces:
 
     def project() -> Tensor:
         with arithmetic(x.device):
-            return sum(t.float().sum() for t in (*lorsa.queries_keys(x), lorsa.values(x)))  # type: ignore[return-value]
+            parts = (*lorsa.queries_keys(x), lorsa.values(x))
+            return torch.stack([t.float().sum() for t in parts]).sum()
 
     gathered = tokens * p.top_k * p.d_model * size
     matmul = 2 * tokens * p.d_model * wide

@@ -83,7 +83,7 @@ def _layer_row(facts: dict[str, Any], norms: dict[str, float]) -> str:
     means = ", ".join(f"{norm:.3g} {_END.get(name, name)}" for name, norm in norms.items())
     parts.append(f"mean norms {means}")
     if facts["self_check"] is not None:
-        parts.append(f"self-check {'passed' if facts['self_check']['passed'] else 'failed'}")
+        parts.append(f"self-check {'passed' if facts['self_check'].get('passed') else 'failed'}")
     if facts["n_nonfinite"]:
         parts.append(f"{facts['n_nonfinite']:,} tokens with NaN or Inf")
     for name, scales in facts["int8_scales"].items():

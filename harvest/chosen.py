@@ -42,6 +42,11 @@ def asked_names(sites: str, outputs: str) -> tuple[str, ...]:
     return tuple(name for name in SITE_NAMES if name in names or name == root)
 
 
+def named_alone(config: HarvestConfig) -> set[str]:
+    """Return the parts of --sites, groups as they are: what is named is not left out in silence."""
+    return {part.strip() for part in config.sites.split(",")}
+
+
 def sites_in(
     config: HarvestConfig, blocks: Mapping[int, Block], layers: Iterable[int]
 ) -> list[Site]:
@@ -55,7 +60,7 @@ def sites_in(
     Raises:
         HarvestError: a layer lacks another site, or a resid_mid that is asked for by its name.
     """
-    by_name = {part.strip() for part in config.sites.split(",")}
+    by_name = named_alone(config)
     found = []
     names = asked_names(config.sites, config.outputs)
     for site in (Site(layer, name) for layer in layers for name in names):
@@ -120,7 +125,6 @@ def deriving(facts: Mapping[Site, SiteFacts]) -> set[str]:
     return found
 
 
-def is_parallel(modules: Mapping[str, Any], layer: int) -> bool:
-    """Return whether a store knows that a layer's attention and MLP are parallel."""
-    geometry = modules.get(f"{layer}.block", {}).get("geometry")
-    return bool(geometry and geometry["is_parallel"])
+def lacks(modules: Mapping[str, Any], site: Site) -> bool:
+    """Return whether a store knows that its model has no such site."""
+    return site.name in modules.get(f"{site.layer}.block", {}).get("lacks", [])

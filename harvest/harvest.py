@@ -1,7 +1,6 @@
 """Stage 1 of the work: run the language model once and write a store."""
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -121,21 +120,21 @@ def stored_request(store: Place) -> dict[str, Any]:
     manifest = _planned(store)
     known = {field.name for field in fields(HarvestConfig)}
     request = {name: value for name, value in manifest.request.items() if name in known}
-    names = spell_site_names(_asked_names(manifest, _finished_sites(store)))
-    return request | {"layers": spell_layers(manifest.layers), "sites": names}
+    layers, names = _asked(manifest, _finished_sites(store))
+    return request | {"layers": spell_layers(layers), "sites": spell_site_names(names)}
 
 
-def _asked_names(plan: Manifest, finished: set[Site]) -> set[str]:
-    """Return the names of the sites that every layer has; of all of them in an unfinished store."""
-    every = set(names_of(plan.sites))
-    if set(plan.sites) != finished:
-        return every
-    lacking = {site.name for site in _grid(plan.layers, every) if site not in finished}
-    return every - lacking or every
+def _asked(plan: Manifest, finished: set[Site]) -> tuple[list[int], set[str]]:
+    """Return layers and names of sites by which a store is asked for and nothing is added to it.
 
-
-def _grid(layers: Iterable[int], names: Iterable[str]) -> list[Site]:
-    return [Site(layer, name) for name in names for layer in layers]
+    Of a finished store these are the names that all layers have; where there are none, those of
+    the first layer, and the layers that have them.
+    """
+    if not finished or set(plan.sites) != finished:
+        return plan.layers, set(names_of(plan.sites))
+    of = {n: {site.name for site in finished if site.layer == n} for n in plan.layers}
+    shared = set.intersection(*of.values()) or of[plan.layers[0]]
+    return [layer for layer in plan.layers if of[layer] >= shared], shared
 
 
 def _harvest_or_join(config: HarvestConfig, report: HarvestReport) -> float | None:

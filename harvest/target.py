@@ -11,7 +11,7 @@ from ..store.layers import choose_layers
 from ..store.manifest import Manifest
 from ..store.site_facts import OWNER
 from ..store.spelling import layers_of
-from .chosen import asked_names, is_parallel, left_out, sites_in
+from .chosen import asked_names, lacks, left_out, named_alone, sites_in
 from .config import HarvestConfig
 from .processes import own_devices, this_process
 
@@ -88,7 +88,11 @@ def find_target(
 
 
 def asked_sites(config: HarvestConfig, manifest: Manifest) -> list[Site]:
-    """Return the sites that are asked for, out of those of a store's model, by layer."""
+    """Return the sites that are asked for, out of those of a store's model, by layer.
+
+    Raises:
+        HarvestError: a layer is not there, or a resid_mid that is asked for by its name.
+    """
     model = manifest.model
     among = model.get("attention_layers") or range(model["n_layers"])
     if config.layers != "all" and config.sites != "attn":
@@ -96,8 +100,10 @@ def asked_sites(config: HarvestConfig, manifest: Manifest) -> list[Site]:
     layers = _layers(config.layers, among, where=model["id"])
     names = asked_names(config.sites, config.outputs)
     sites = [Site(layer, name) for layer in layers for name in names]
-    lacking = {layer for layer in layers if is_parallel(manifest.modules, layer)}
-    return [site for site in sites if site.name != "resid_mid" or site.layer not in lacking]
+    middles = [s for s in sites if s.name == "resid_mid" and lacks(manifest.modules, s)]
+    if middles and middles[0].name in named_alone(config):
+        raise HarvestError(f"{middles[0]}: the layer has none; choose other --sites")
+    return [site for site in sites if site not in middles]
 
 
 def _layers(text: str, among: Sequence[int], *, where: str) -> list[int]:

@@ -62,7 +62,7 @@ class KnownMlp(NamedTuple):
 class KnownBlock(NamedTuple):
     """What is known of the sums and norms of a block."""
 
-    layer: int
+    block: Block
     reading: BlockReading | None
     """None if they are unknown"""
     check: LayerCheck
@@ -75,8 +75,9 @@ class KnownBlock(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """Return what the store's manifest says of the block, as JSON-able data."""
         geometry = None if self.reading is None else self.reading.geometry.to_dict()
-        parts = [f"{self.layer}.attention", f"{self.layer}.mlp"]
-        return {**_facts(geometry, self.weights, self.check), "parts": parts}
+        parts = [f"{self.block.layer}.attention", f"{self.block.layer}.mlp"]
+        facts = _facts(geometry, self.weights, self.check)
+        return {**facts, "parts": parts, "lacks": sorted(self.block.lacks)}
 
 
 def _facts(
@@ -172,7 +173,7 @@ def understand_block(
 
 def _unknown(block: Block, check: LayerCheck) -> Understanding:
     return Understanding(
-        None if block.mlp is None else KnownMlp(None, check), KnownBlock(block.layer, None, check)
+        None if block.mlp is None else KnownMlp(None, check), KnownBlock(block, None, check)
     )
 
 
@@ -220,17 +221,17 @@ def _block(
     for name in ("attn_out", "mlp_out"):
         if name not in exact:
             reason = f"its {name} is not there: {block.lacks[name]}"
-            return KnownBlock(block.layer, None, LayerCheck(math.nan, lost, reason=reason))
+            return KnownBlock(block, None, LayerCheck(math.nan, lost, reason=reason))
     try:
         readings = list(_block_readings(model, block))
     except LanguageModelError as error:
-        return KnownBlock(block.layer, None, LayerCheck(math.nan, lost, reason=str(error)))
+        return KnownBlock(block, None, LayerCheck(math.nan, lost, reason=str(error)))
     errors = [block_error(reading, exact) for reading in readings]
     site, found = min(errors, key=lambda each: each[1])
     if not found <= LIMIT:
         reason = f"{site} recomputed from the other sites of its layer differs by {found:.1e}"
-        return KnownBlock(block.layer, None, LayerCheck(found, lost, reason=reason))
-    return KnownBlock(block.layer, readings[errors.index((site, found))], LayerCheck(found, lost))
+        return KnownBlock(block, None, LayerCheck(found, lost, reason=reason))
+    return KnownBlock(block, readings[errors.index((site, found))], LayerCheck(found, lost))
 
 
 def _block_readings(model: Any, block: Block) -> Iterator[BlockReading]:

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sites import Site
+from ..errors import StoreError, reason_of
+from ..sites import Ports, Site
 from ..store.fixed import read_weights
 from ..store.manifest import Manifest
 from ..store.places import Place
 from ..store.read.reader import ActivationStore
+from ..store.read.rows import Seqs
 from ..store.read.stored import Derive
 from .attention import LayerWeights, Reading, layer_attention
 from .block import BlockReading, Derivation
@@ -109,19 +111,52 @@ def deriver(store: ActivationStore, device: torch.device | str) -> Derive:
         placed = {name: weight.to(device) for name, weight in store.weights(module).items()}
         return BlockReading.stored(facts["geometry"], placed)
 
-    @torch.no_grad()
-    def derive(stored: Mapping[Site, Tensor], wanted: Sequence[Site]) -> dict[Site, Tensor]:
+    def derived(stored: Mapping[Site, Tensor], wanted: Sequence[Site]) -> dict[Site, Tensor]:
+        known: dict[tuple[int, tuple[Site, ...]], Derivation] = {}
         found = {}
-        for layer in dict.fromkeys(site.layer for site in wanted):
-            derivation = Derivation(
-                {site.name: values for site, values in stored.items() if site.layer == layer},
-                block=block(layer),
-                attention=partial(run, layer, "attention"),
-                mlp=partial(run, layer, "mlp"),
-            )
-            for site in wanted:
-                if site.layer == layer:
-                    found[site] = derivation.site(site.name)
+        for site in wanted:
+            origin = store.manifest.sites[site].derived
+            sources = () if origin is None else origin.sites
+            layer = site.layer  # the same values, whatever else is read
+            if (layer, sources) not in known:
+                known[layer, sources] = Derivation(
+                    {source.name: stored[source] for source in sources},
+                    block=block(layer),
+                    attention=partial(run, layer, "attention"),
+                    mlp=partial(run, layer, "mlp"),
+                )
+            found[site] = known[layer, sources].site(site.name)
+            if (width := found[site].shape[-1]) != store.width(site):
+                raise ValueError(f"{site} has the width {width}")
         return found
 
+    @torch.no_grad()
+    def derive(stored: Mapping[Site, Tensor], wanted: Sequence[Site]) -> dict[Site, Tensor]:
+        try:
+            return derived(stored, wanted)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            sites = ", ".join(map(str, wanted))
+            raise StoreError(
+                f"{store.root}: {sites} cannot be derived from what its manifest says "
+                f"({type(error).__name__}: {reason_of(error)}); harvest the layer again"
+            ) from None
+
     return derive
+
+
+def site_reader(
+    store: ActivationStore, site: Site, device: torch.device | str
+) -> Callable[[Seqs], Tensor]:
+    """Return a function from sequences to a site of them, stored or derived.
+
+    Args:
+        store: the store.
+        site: the site.
+        device: device of the activations, float32, [n, n_ctx, width].
+    """
+    ports, derive = Ports((site,), (site,)), deriver(store, device)
+
+    def read(seqs: Seqs) -> Tensor:
+        return store.stored(ports, seqs).on(device, derive).x
+
+    return read

@@ -35,7 +35,13 @@ PLAN = "journal/plan.json"
 HELD_OUT_FRACTION = 0.05
 TEXT, COUNT = (str, type(None)), (int, type(None))
 KINDS: dict[str, dict[str, Any]] = {
-    "model": {"id": str, "revision": TEXT, "dtype": TEXT},
+    "model": {
+        "id": str,
+        "revision": TEXT,
+        "dtype": TEXT,
+        "n_layers": int,
+        "attention_layers": (list, type(None)),
+    },
     "tokenizer": {
         "vocabulary_sha256": TEXT,
         "bos_token_id": COUNT,
@@ -43,7 +49,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "special_token_ids": (list, type(None)),
     },
     "corpus": {"data": TEXT, "n_documents": COUNT},
-    "module": {"geometry": (dict, type(None)), "self_check": (dict, type(None))},
+    "module": {"geometry": (dict, type(None)), "self_check": (dict, type(None)), "lacks": list},
 }
 """Kinds of what is read of the tables in a manifest, where it is there."""
 

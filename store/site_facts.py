@@ -61,6 +61,8 @@ class SiteFacts(NamedTuple):
             raise ValueError(f"width of {site} is {self.width!r}; allowed: 1 or more")
         if self.in_pair and site.name not in PAIR:
             raise ValueError(f"norms of {site} are in no pair")
+        if owner_of(site) not in modules:
+            raise ValueError(f"{site} is of {owner_of(site)}, which is not there")
         if self.derived is None:
             return
         if not self.derived.sites or self.derived.by not in modules:
@@ -89,11 +91,15 @@ def require_module(module: str, facts: Any) -> None:
     """Raise ValueError unless a module has a name and weights that can be."""
     if not _MODULE.fullmatch(module) or not isinstance(facts, dict):
         raise ValueError(f"{module!r:.60} is no module")
-    names = facts["weights"]
-    if not isinstance(names, list) or not all(str(n).isidentifier() for n in names):
-        raise ValueError(f"{module} has weights {names}")
-    if not set(MODULES.values()).isdisjoint(names) or not isinstance(facts.get("parts", []), list):
-        raise ValueError(f"{module} has weights {names} and parts {facts.get('parts')}")
+    names, parts = facts["weights"], facts.get("parts", [])
+    if not _are_texts(names) or not all(name.isidentifier() for name in names):
+        raise ValueError(f"{module} has weights {names!r:.60}")
+    if not _are_texts(parts) or not set(MODULES.values()).isdisjoint(names):
+        raise ValueError(f"{module} has weights {names!r:.60} and parts {parts!r:.60}")
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(each, str) for each in values)
 
 
 def module_place(module: str) -> tuple[int, int]:

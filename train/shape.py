@@ -31,9 +31,10 @@ def shape_of(config: TrainConfig, store: ActivationStore) -> DictionaryConfig:
 
 
 def _lorsa(config: TrainConfig, store: ActivationStore) -> LorsaConfig:
-    self_check = store.manifest.modules[f"{config.layer}.attention"]["self_check"]
-    if config.init != "random" and not self_check["passed"]:
-        why = self_check.get("reason") or f"self-check failed, relative error {self_check['error']}"
+    self_check = store.manifest.modules[f"{config.layer}.attention"].get("self_check") or {}
+    if config.init != "random" and not self_check.get("passed"):
+        error = self_check.get("error")
+        why = self_check.get("reason") or f"self-check failed, relative error {error}"
         raise TrainError(
             f"layer {config.layer} of {store.root} cannot be started from: its geometry is unknown "
             f"({why}); give --init random"

@@ -11,6 +11,7 @@ from ...evaluate.opened import LanguageModel, Opened
 from ...language.attention import LayerWeights
 from ...language.geometry import AttentionGeometry
 from ...language.norms import Language
+from ...language.stored import site_reader
 from ...progress import Report
 from ...sites import Site
 from ..choices import LABEL_FROM, LEAST_FIRED, LOWER, PROBE_SCORES, STORE_SCORES
@@ -153,7 +154,8 @@ class AttentionColumns:
         report("comparing with the layer's own heads")
         device = lorsa.W_V.device
         n_read = min(n_seqs, max(1, PARENT_TOKENS // store.manifest.n_ctx))
-        xs = (store.values(site, [seq]).to(device) for seq in range(n_read))
+        read = site_reader(store, site, device)
+        xs = (read([seq]) for seq in range(n_read))
         own = LayerWeights(**weights).to(device, torch.float32)
         return find_parents(lorsa, own, AttentionGeometry.from_dict(facts), xs)
 

@@ -14,6 +14,7 @@ from ...errors import AnalyzeError
 from ...language.attention import LayerWeights, values
 from ...language.geometry import AttentionGeometry
 from ...language.norms import in_chunks
+from ...language.stored import site_reader
 from ...sites import Site
 from ...store.read.reader import ActivationStore
 from .bounds import Sums, lower_bounds
@@ -49,9 +50,10 @@ def own_types(store: ActivationStore, layer: int, seqs: Sequence[int], device: s
         raise AnalyzeError(f"layer {layer}: its attention is not known, so there are no patterns")
     own = LayerWeights(**weights).to(device, torch.float32)
     g = AttentionGeometry.from_dict(facts)
+    x = site_reader(store, Site(layer, "attn_in"), device)
     read = [
         _read(
-            store.values(Site(layer, "attn_in"), [number]).to(device).float(),
+            x([number]),
             store.tokens([number]).long().to(device),
             own,
             g,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...dictionaries.lorsa.module import contributions_at
 from ...evaluate.opened import Opened
+from ...language.stored import site_reader
 from ...progress import Measured, Report
 from ...sites import Site
 from ..chance import FEWEST_OTHERS, share_scores
@@ -53,12 +54,13 @@ def find_sources(opened: Opened, chosen: Chosen, report: Report) -> Sources:
     positions = torch.zeros(n, min(N_SOURCES, n_ctx), dtype=torch.int64)
     parts, total = torch.zeros(positions.shape), torch.zeros(n)
     step = max(1, READ_TOKENS // n_ctx)
+    read = site_reader(store, Site(opened.layer, "attn_in"), device)
     began = time.perf_counter()
     for start in range(0, len(seqs), step):
         stop = min(start + step, len(seqs))
         mine = order[bounds[start] : bounds[stop]]
         some = seqs[start:stop].tolist()
-        x = store.values(Site(opened.layer, "attn_in"), some).to(device).float()
+        x = read(some)
         where = (which[mine] - start, chosen.places[mine] % n_ctx, chosen.features[mine])
         all_parts = contributions_at(lorsa, x, *(each.to(device) for each in where)).float().cpu()
         positions[mine] = all_parts.abs().topk(positions.shape[1], dim=1).indices

@@ -21,6 +21,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,8 +111,8 @@ def read_layers(model: Any, tokens: Tensor, layers: list[int]) -> dict[int, Laye
         assert mlp.reading is not None
         found[layer] = Layer(
             block.reading,
-            lambda x, a=attention: layer_attention(x, a.weights, a.geometry),
-            lambda x, m=mlp.reading: layer_mlp(x, m.weights, m.geometry),
+            partial(layer_attention, weights=attention.weights, geometry=attention.geometry),
+            partial(layer_mlp, weights=mlp.reading.weights, geometry=mlp.reading.geometry),
         )
     return found
 
@@ -141,16 +142,19 @@ def of_layer(every: Mapping[Site, Tensor], layer: int) -> Sites:
 def rounded(site: Site, values: Tensor, sample: Tensor, dtype: str) -> Tensor:
     """Return activations as a store decodes them, given a sample for int8's channels."""
     if not dtype.startswith("int8"):
-        return encode(values, dtype).decode().float()
+        plain: Tensor = encode(values, dtype).decode().float()
+        return plain
     rule = "int8" if dtype == "int8" else "largest"
     channels = channel_scale(loudest({site: sample}, [site], rule)[site][None])
-    return encode(values, "int8", channels).decode()
+    decoded: Tensor = encode(values, "int8", channels).decode()
+    return decoded
 
 
 def ordinary(resid: Tensor) -> Tensor:
     """Return which tokens are no longer than LARGE medians, bool, [n, n_ctx]."""
     norms = resid.norm(dim=-1)
-    return norms <= LARGE * norms.median()
+    short: Tensor = norms <= LARGE * norms.median()
+    return short
 
 
 def measure(

@@ -1,21 +1,24 @@
 """Sites of a harvest: stored as plain hooks see them, derived from as few as give the others."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from lorsa.errors import HarvestError
+from lorsa.errors import HarvestError, StoreError
 from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.harvest import harvest, plan_harvest, stored_request
 from lorsa.language.blocks import find_blocks
 from lorsa.language.capture import Capture
 from lorsa.language.stored import deriver
-from lorsa.sites import SITE_NAMES, Site
+from lorsa.sites import SITE_NAMES, Ports, Site
+from lorsa.store.care.remove import remove_sites
 from lorsa.store.read.reader import ActivationStore
 from tiny import GQA, SIZES, make_model, make_tokenizer
+from unseal import change_json
 
 N_CTX = 16
 ALL = "attn,mlp,resid"
@@ -148,6 +151,13 @@ def test_settings_that_are_not_given_are_those_of_the_store(
     assert harvest(HarvestConfig(**known, store=config.store)).tokens_per_second == 0
     harvest(dataclasses.replace(config, layers="0", sites="mlp"))
     assert stored_request(config.store)["sites"] == "attn,mlp"
+    remove_sites(config.store, sites="0.mlp,2.attn")
+    known = stored_request(config.store)
+    assert (known["layers"], known["sites"]) == ("0", "attn")
+    assert harvest(HarvestConfig(**known, store=config.store)).sites[2:] == [
+        "2.mlp_in",
+        "2.mlp_out",
+    ]
 
 
 def test_a_parallel_block_has_no_middle(tmp_path: Path, text_folder: Path) -> None:
@@ -158,10 +168,28 @@ def test_a_parallel_block_has_no_middle(tmp_path: Path, text_folder: Path) -> No
     store = ActivationStore.open(config.store)
     assert {site.name for site in store.sites} == {"resid_in", "resid_out"}
     assert harvest(config).tokens_per_second == 0
+    with pytest.raises(HarvestError, match=r"0\.resid_mid: the layer has none"):
+        harvest(dataclasses.replace(config, sites="resid_mid"))
     named = dataclasses.replace(config, store=tmp_path / "other", sites="resid_mid,resid_in")
     with pytest.raises(HarvestError, match=r"0\.resid_mid: the layer has none: attention and MLP"):
         harvest(named)
     assert not named.store.exists()
+
+
+def test_a_site_that_is_not_there_is_known_of_a_block_that_is_not_understood(
+    tmp_path: Path, text_folder: Path
+) -> None:
+    """Or the harvest would look for it for ever."""
+    model = make_model("falcon")
+    model.transformer.h[2].mlp.dense_h_to_4h.weight.data[0, 0] = torch.nan
+    config = _config(tmp_path, text_folder, model, sites="resid", keep_nonfinite=True)
+    assert harvest(config).nonfinite_layers == [2]
+    block = ActivationStore.open(config.store).manifest.modules["2.block"]
+    assert block["geometry"] is None
+    assert block["lacks"] == ["resid_mid"]
+    assert harvest(config).tokens_per_second == 0
+    with pytest.raises(HarvestError, match="nothing to harvest"):
+        plan_harvest(config)
 
 
 def test_a_stream_that_does_not_add_up_is_refused(
@@ -205,6 +233,43 @@ def test_another_model_is_refused_by_any_of_its_weights(tmp_path: Path, text_fol
 def test_a_wrong_site_is_named_with_near_ones() -> None:
     with pytest.raises(ValueError, match=r"'mlp_inn' is no site; near: mlp_in"):
         HarvestConfig(model="m", sites="attn,mlp_inn")
+
+
+def test_what_is_derived_does_not_hang_on_what_is_read_with_it(
+    tmp_path: Path, text_folder: Path
+) -> None:
+    config = _config(tmp_path, text_folder, "llama-gqa", outputs="derive", dtype="int8")
+    harvest(dataclasses.replace(config, sites="attn"))
+    harvest(config)
+    store = ActivationStore.open(config.store)
+    x, mlp_in = Site(2, "attn_in"), Site(2, "mlp_in")
+    assert store.is_stored(x)
+    derive = deriver(store, "cpu")
+    both = store.activations(Ports((x,), (mlp_in,)), range(4), derive)
+    assert torch.equal(both.y, store.values(mlp_in, range(4), derive))
+
+
+@pytest.mark.parametrize(
+    ("module", "changes"),
+    [
+        ("1.attention", {"geometry": None}),
+        ("1.mlp", {"geometry": {"d_mlp": 3}}),
+        ("1.block", {"geometry": {"before_mlp": 3}}),
+    ],
+)
+def test_what_the_manifest_has_wrong_is_told_in_a_line(
+    module: str, changes: dict[str, Any], tmp_path: Path, text_folder: Path
+) -> None:
+    config = _config(tmp_path, text_folder, "llama-gqa", outputs="derive", layers="1")
+    harvest(config)
+    file = config.store / "manifest.json"
+    modules = json.loads(file.read_text())["modules"]
+    modules[module] |= changes
+    change_json(file, modules=modules)
+    (config.store / "journal/plan.json").unlink()
+    store = ActivationStore.open(config.store)
+    with pytest.raises(StoreError, match=r"resid_out cannot be derived .*; harvest the layer"):
+        store.values(Site(1, "resid_out"), range(2), deriver(store, "cpu"))
 
 
 def test_a_multiplier_is_kept_in_the_store(tmp_path: Path, text_folder: Path) -> None:
