@@ -152,7 +152,7 @@ def sweep(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a Lorsa for every combination of values, reading the store once for many.
+    """Train a dictionary for every combination of values, reading the store once for many.
 
     Values are joined by commas: --top-k 32,64,128. The same command goes on where an earlier one
     was stopped, and passes over finished runs; a run that fails does not stop the others.
