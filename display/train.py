@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .bars import Bar, say
-from .words import NOUNS, list_table, number, numbers, short, spell_time, words
+from .words import NOUNS, list_table, number, numbers, spell_time, words
 
 if TYPE_CHECKING:
     from ..train.report.events import EvalReport, TrainEvent
