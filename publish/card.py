@@ -54,7 +54,8 @@ MIXED = {
     "features": "each reads one direction and writes one; of a Lorsa they are its OV heads",
     "L0": "features that fire on a token, on average",
     "FVU": "share of the variance of what it approximates that it does not explain, on tokens that "
-    "were held out from training",
+    "were held out from training and that its loss mask lets count (of an SAE, by default, "
+    "those that are not of outlier norm)",
     "dead": "share of features that did not fire on the last tokens of training, or, where "
     "training says nothing, on the held-out tokens",
     "loss recovered": LOSS.format("site", "dictionary", "site", "site"),
