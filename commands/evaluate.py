@@ -1,7 +1,7 @@
 """lorsa eval."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from .following import following
 from .options import FromConfig, Given
 from .remembered import MODEL_OF_RUN, STORE_OF_RUN, remember
 from .settings import make_config
+
+if TYPE_CHECKING:
+    from ..evaluate.evaluate import Fidelities
 
 
 def evaluate(
@@ -54,11 +57,12 @@ def evaluate(
         with MeasureBar("eval") as display:
             found = evaluate_runs(configs, report=display)
         one = found.runs[0].to_dict()
-        return (one if len(run) == 1 else found.to_dict()) | _next(one, run[0])
+        return (one if len(run) == 1 else found.to_dict()) | _next(found)
 
     perform("eval", work, as_json)
 
 
-def _next(measured: dict[str, Any], run: Path) -> dict[str, Any]:
-    """Return what comes after the evaluation of a run: only Lorsas are analysed."""
-    return {"next": following("analyze", run) if measured["kind"] == "lorsa" else None}
+def _next(found: "Fidelities") -> dict[str, Any]:
+    """Return what comes after an evaluation: the first Lorsa's analysis, if there is a Lorsa."""
+    lorsas = [each.run for each in found.runs if each.kind == "lorsa"]
+    return {"next": following("analyze", lorsas[0]) if lorsas else None}
