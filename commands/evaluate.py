@@ -1,7 +1,7 @@
 """lorsa eval."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +11,6 @@ from .following import following
 from .options import FromConfig, Given
 from .remembered import MODEL_OF_RUN, STORE_OF_RUN, remember
 from .settings import make_config
-
-if TYPE_CHECKING:
-    from ..evaluate.evaluate import Fidelities
 
 
 def evaluate(
@@ -51,18 +48,18 @@ def evaluate(
         configs = [make_config(EvalConfig, {**settings, "run": folder}) for folder in run]
         if len(run) == 1 and not again and (kept := kept_answer(configs[0])) is not None:
             say(f"measured before, and kept in {run[0]}; --again measures anew")
-            return kept | _next(kept, run[0])
+            return kept | _next([kept])
         from ..evaluate.evaluate import evaluate_runs
 
         with MeasureBar("eval") as display:
             found = evaluate_runs(configs, report=display)
-        one = found.runs[0].to_dict()
-        return (one if len(run) == 1 else found.to_dict()) | _next(found)
+        measured = [each.to_dict() for each in found.runs]
+        return (measured[0] if len(run) == 1 else found.to_dict()) | _next(measured)
 
     perform("eval", work, as_json)
 
 
-def _next(found: "Fidelities") -> dict[str, Any]:
+def _next(measured: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what comes after an evaluation: the first Lorsa's analysis, if there is a Lorsa."""
-    lorsas = [each.run for each in found.runs if each.kind == "lorsa"]
+    lorsas = [each["run"] for each in measured if each["kind"] == "lorsa"]
     return {"next": following("analyze", lorsas[0]) if lorsas else None}
