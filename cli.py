@@ -25,8 +25,9 @@ _ParserError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="lorsa",
-    help="Low-Rank Sparse Attention: the attention layers of a language model as heads that can be "
-    "read.\n\n"
+    help="Decompose the layers of a language model into parts that can be read: attention into "
+    "heads (Lorsas, Low-Rank Sparse Attention), MLPs into features (transcoders), activations at "
+    "any site into features (SAEs).\n\n"
     "Example: lorsa demo\n\n"
     "Example: lorsa harvest --model qwen2-7b --layers 0-27 && lorsa train --store ./acts\n\n"
     "Example: lorsa analyze runs/layer-12 && lorsa view runs/layer-12 --open",

@@ -71,7 +71,10 @@ class Analysis:
         root = where if itself else where / ANALYSIS_FOLDER
         if not (root / FACTS_FILE).exists():
             if (kind := _kind_of(where)) not in (None, "lorsa"):
-                raise AnalyzeError(f"{where} is of kind {kind}, and only Lorsas are analysed")
+                raise AnalyzeError(
+                    f"{where} is of kind {kind}, and only Lorsas are analysed; lorsa eval and "
+                    "lorsa ablate --features 17,301 take it"
+                )
             state = "is unfinished; the same command goes on" if root.is_dir() else "is not there"
             raise AnalyzeError(f"{root} {state}: lorsa analyze {where}")
         if (problem := first_damage(root)) is not None:

@@ -48,18 +48,18 @@ def evaluate(
         configs = [make_config(EvalConfig, {**settings, "run": folder}) for folder in run]
         if len(run) == 1 and not again and (kept := kept_answer(configs[0])) is not None:
             say(f"measured before, and kept in {run[0]}; --again measures anew")
-            return kept | _next(kept, run[0])
+            return kept | _next([kept])
         from ..evaluate.evaluate import evaluate_runs
 
         with MeasureBar("eval") as display:
             found = evaluate_runs(configs, report=display)
-        runs = [one.to_dict() for one in found.runs]
-        lorsa = next((n for n, one in enumerate(runs) if one["kind"] == "lorsa"), 0)
-        return (runs[0] if len(run) == 1 else found.to_dict()) | _next(runs[lorsa], run[lorsa])
+        measured = [each.to_dict() for each in found.runs]
+        return (measured[0] if len(run) == 1 else found.to_dict()) | _next(measured)
 
     perform("eval", work, as_json)
 
 
-def _next(measured: dict[str, Any], run: Path) -> dict[str, Any]:
-    """Return what comes after the evaluation of a run: only Lorsas are analysed."""
-    return {"next": following("analyze", run) if measured["kind"] == "lorsa" else None}
+def _next(measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what comes after an evaluation: the first Lorsa's analysis, if there is a Lorsa."""
+    lorsas = [each["run"] for each in measured if each["kind"] == "lorsa"]
+    return {"next": following("analyze", lorsas[0]) if lorsas else None}

@@ -33,7 +33,7 @@ def analyze(
     ],
     as_json: Json = False,
 ) -> None:
-    """Find out what each head does: where it fires, what it reads there, what it writes.
+    """Find out what each head of a Lorsa does: where it fires, what it reads and writes.
 
     The same command goes on where an earlier one was stopped.
 
@@ -216,7 +216,7 @@ def view(
     opens: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a page of a run's heads: a folder that any browser opens, without a server.
+    """Make a page of a Lorsa's heads: a folder that any browser opens, without a server.
 
     Example: lorsa view runs/layer-12 --open
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..sites import spell_site_names
 from ..store.layers import spell_layers
 from .common import ConfigFile, Json, perform
 from .ending import IS_MAIN
@@ -29,6 +30,8 @@ def harvest(
     Example: lorsa harvest --model smollm2-135m --layers 12 --n-ctx 256 --tokens 400000
 
     Example: lorsa harvest --model qwen2-7b --layers 0-27 --dtype int8 --budget 500GB --dry-run
+
+    Example: lorsa harvest --model qwen2-7b --layers 12 --sites attn,mlp,resid --outputs derive
 
     Example: lorsa harvest --model ./my-model --data ./texts --store s3://bucket/acts
     """
@@ -61,6 +64,15 @@ def next_of_harvest(harvested: dict[str, Any]) -> str | None:
     if not good:
         return None
     words = ["train", "--store", harvested["store"]]
-    if not all(".attn_" in site for site in harvested["sites"]):
-        words += ["--kind", "all"]
+    words += _kind_of({site.partition(".")[2] for site in harvested["sites"]})
     return following(*words, *(["--layers", spell_layers(good)] if bad else []))
+
+
+def _kind_of(names: set[str]) -> list[str]:
+    """Return the options with which `lorsa train` trains from sites of such names."""
+    enough = ({"attn_in", "attn_out"}, {"mlp_in", "mlp_out"}, {"resid_out"})
+    if names == enough[0]:
+        return []
+    if any(some <= names for some in enough):
+        return ["--kind", "all"]
+    return ["--kind", "sae", "--site", spell_site_names(names)]

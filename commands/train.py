@@ -67,7 +67,7 @@ def train(
 ) -> None:
     """Train a dictionary for every stored layer; no language model is needed.
 
-    --kind says of which kind: lorsa, sae, transcoder, or all whose sites the store has. The same
+    --kind says of which kind: lorsa, sae, transcoder, or all whose sites are stored. The same
     command goes on where an earlier one was stopped, and passes over finished runs.
 
     Example: lorsa train --store ./acts --layers 12 --top-k 32
@@ -159,7 +159,9 @@ def sweep(
 
     Example: lorsa sweep --store ./acts --layer 12 --top-k 32,64,128 --lr 1e-3,2e-3
 
-    Example: lorsa sweep --store ./acts --layer 12 --seed 0,1,2 --set warmup_frac=0.05,0.1
+    Example: lorsa sweep --store ./acts --layer 12 --kind transcoder --skip true,false --seed 0,1
+
+    Example: lorsa sweep --store ./acts --layer 12 --set warmup_frac=0.05,0.1
 
     Example: lorsa sweep --store ./acts --layers all --config sweep.toml --out sweeps/first
     """

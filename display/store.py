@@ -80,7 +80,8 @@ def _layer_row(facts: dict[str, Any], norms: dict[str, float]) -> str:
     parts = [format_bytes(facts["n_bytes"])]
     if "heads" in facts:
         parts += [f"heads {facts['heads']}", f"kv heads {facts['kv_heads']}"]
-    means = ", ".join(f"{norm:.3g} {_END.get(name, name)}" for name, norm in norms.items())
+    short = _END if set(norms) == set(_END) else {}
+    means = ", ".join(f"{norm:.3g} {short.get(name, name)}" for name, norm in norms.items())
     parts.append(f"mean norms {means}")
     if facts["self_check"] is not None:
         parts.append(f"self-check {'passed' if facts['self_check'].get('passed') else 'failed'}")

@@ -29,7 +29,7 @@ from .manifest import MANIFEST, Manifest, read_manifest
 from .places import Place, file_size, place
 from .schema import require_shapes
 from .site_facts import scale_of
-from .spelling import spell_sites
+from .spelling import ATTENTION, names_of, spell_sites
 from .table import read_table
 
 
@@ -151,7 +151,8 @@ class StoreFacts:
         lacking = [site for site in sites if site not in self.manifest.sites]
         if not lacking:
             return
-        have, asked = spell_sites(self.sites), spell_sites(lacking)
+        named = {*names_of(self.sites), *names_of(lacking)} != set(ATTENTION)
+        have, asked = (spell_sites(some, named=named) for some in (self.sites, lacking))
         remedy = "harvest it into each of the stores that it was merged from"
         if not self.manifest.request.get("merged"):
             remedy = f"add it with: {resume_command(self.root, self.manifest, lacking)}"

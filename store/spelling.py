@@ -19,10 +19,11 @@ def layers_of(sites: Iterable[Site]) -> list[int]:
     return sorted({site.layer for site in sites})
 
 
-def spell_sites(sites: Iterable[Site]) -> str:
+def spell_sites(sites: Iterable[Site], *, named: bool = False) -> str:
     """Return what people read: layers 0-3, of their attention, or layers 0-3 (mlp), 5 (attn,mlp).
 
-    Layers with the same sites are named together, in the order of the first of each.
+    Layers with the same sites are named together, in the order of the first of each. `named`
+    names the attention's sites as well: layers 0-3 (attn).
     """
     by_layer: dict[int, set[str]] = {}
     for site in sorted(sites, key=lambda site: site.place):
@@ -31,7 +32,7 @@ def spell_sites(sites: Iterable[Site]) -> str:
     for layer, names in by_layer.items():
         layers.setdefault(spell_site_names(names), []).append(layer)
     word = "layer" if len(by_layer) == 1 else "layers"
-    if list(layers) == ["attn"]:
+    if list(layers) == ["attn"] and not named:
         return f"{word} {spell_layers(layers['attn'])}"
     told = (f"{spell_layers(some)} ({names})" for names, some in layers.items())
     return f"{word} {', '.join(told)}"

@@ -153,7 +153,7 @@ def sweep_grid(
     apart: bool = True,
     report: ReportRun = lambda event: None,
 ) -> SweepResult:
-    """Train a dictionary for every combination of some settings' values; write table and plot.
+    """Train a dictionary for every combination of some settings; write table and plot.
 
     sweep_grid({"store": "acts", "layer": 12}, {"top_k": [32, 64], "lr": [1e-3, 2e-3]}, "sweep")
 

@@ -159,8 +159,8 @@ def test_what_is_lacking_is_named_with_the_harvest_that_adds_it(make_store: Make
         with pytest.raises(StoreError) as raised:
             call()
         assert str(raised.value) == (
-            f"layer 3 (mlp) is not in {store.root}; it has layers 0,3; add it with: lorsa harvest "
-            f"--model tiny --layers 3 --sites mlp --store {store.root} --dtype int8"
+            f"layer 3 (mlp) is not in {store.root}; it has layers 0,3 (attn); add it with: "
+            f"lorsa harvest --model tiny --layers 3 --sites mlp --store {store.root} --dtype int8"
         )
     with pytest.raises(StoreError, match=r"layer 7 is not in .*; it has layers 0,3; add it with"):
         store.activations(attention_ports(7), [0])
