@@ -37,6 +37,8 @@ def plan_runs(
     kinds = {str(run["kind"]) for run in there}
     for name in settings:
         if kinds.isdisjoint(kinds_with(name)):
+            theirs = [run for run in asked if run["kind"] in kinds_with(name)]
+            store.require_sites({site for run in theirs for site in sites_of(run)})
             raise ValueError(
                 f"{name} is a setting of kind {' and '.join(kinds_with(name))}, and only kind "
                 f"{' and '.join(sorted(kinds))} is trained here: leave it out"

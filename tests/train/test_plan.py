@@ -66,13 +66,25 @@ def test_sites_that_are_asked_for_and_lacking_are_named() -> None:
         _folders(kind="sae", store=_facts(L1="attn"))
 
 
+def test_all_kinds_with_the_setting_of_one_whose_sites_are_lacking() -> None:
+    """It was said that the setting is of another kind, though all kinds were asked for."""
+    attention = _facts(L1="attn")
+    for settings, lacking in (
+        ({"site": "mlp_out"}, "1.mlp_out"),
+        ({"skip": True}, "1.mlp_in, 1.mlp_out"),
+        ({"prefixes": (0.5, 1)}, "1.mlp_in, 1.mlp_out, 1.resid_out"),
+    ):
+        with pytest.raises(StoreError, match=f"lacks {lacking}"):
+            plan_runs({"kind": "all", **settings}, attention, None, Path("runs"))
+
+
 def test_a_setting_goes_to_the_kinds_that_have_it() -> None:
     runs = plan_runs({"kind": "all", "skip": True, "n_qk_heads": 8}, MIXED, [2], Path("runs"))
     assert [(run["kind"], run.get("skip"), run.get("n_qk_heads")) for run in runs] == [
         ("lorsa", None, 8), ("transcoder", True, None)
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"^skip is a setting of kind transcoder, and only kind"):
-        plan_runs({"kind": "all", "skip": True}, MIXED, [1], Path("runs"))
+        plan_runs({"kind": "lorsa", "skip": True}, MIXED, [1], Path("runs"))
     with pytest.raises(ValueError, match=r"^kind is 'sea'; allowed: lorsa, sae, transcoder or all"):
         plan_runs({"kind": "sea"}, MIXED, None, Path("runs"))
 
