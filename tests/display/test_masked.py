@@ -10,7 +10,7 @@ from lorsa.display.train import train_table
 from rich.console import Console, RenderableType
 
 RUN = {"layer": 1, "l0": 4.0, "dead_fraction": 0.0, "train_tokens": 9, "tokens_per_second": 1.0}
-RUN |= {"seconds": 1.0, "dead_window_tokens": 9, "run": "runs/1.resid_out"}
+RUN |= {"seconds": 1.0, "dead_window_tokens": 9, "run": "runs/1.resid_out", "kind": "sae"}
 MEASURED: dict[str, Any] = {
     "run": "runs/1.resid_out",
     "kind": "sae",

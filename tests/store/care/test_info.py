@@ -72,7 +72,12 @@ def test_a_store_that_lost_a_file_is_not_complete(make_store: MakeStore) -> None
     [
         {"model": {}},
         {"corpus": {}},
-        {"modules": {"0.attention": {"weights": ["W_Q"], "geometry": {"n_heads": 3}}}},
+        {
+            "modules": {
+                "0.attention": {"weights": ["W_Q"], "geometry": {"n_heads": 3}},
+                "3.attention": {"weights": []},
+            }
+        },
         {"modules": {"0.attention": {"weights": ["W_Q"], "geometry": [1]}}},
     ],
 )
