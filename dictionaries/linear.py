@@ -8,6 +8,7 @@ Source: Gao et al. 2024, arXiv:2406.04093, section 2, for the linear map and its
 choice is by ||w_O|| too makes it the same whatever the units of an activation are.
 """
 
+import math
 from itertools import pairwise
 from typing import Self
 
@@ -18,6 +19,10 @@ from ..kernels.dispatch import sparse_decode, sparse_topk_linear
 from .code import Code, Directions, Input
 from .dictionary import Dictionary
 from .linear_config import LinearConfig
+
+WRITE_SIZE = 1 / 3
+"""Size of a row of W_O as a share of a row of W_E's, near which `balance_` brings it;
+docs/recipe.md."""
 
 
 class LinearDictionary(Dictionary):
@@ -88,6 +93,25 @@ class LinearDictionary(Dictionary):
             self.b_O.mul_(y_scale)
             if self.threshold is not None and self.config.score_by_norm:  # z stays as it is
                 self.threshold.mul_(y_scale)
+        return self
+
+    def balance_(self) -> Self:
+        """Change the unit of the activations so that rows of W_O and of W_E are of like sizes.
+
+        Adam moves every weight by about the learning rate, however large it is, so a matrix of
+        small weights learns faster than one of large weights. The unit changes by a power of two:
+        y_hat stays as it is to the bit.
+        """
+        with torch.no_grad():
+            reads, writes = (float(w.double().norm(dim=1).mean()) for w in (self.W_E, self.W_O))
+            if not (0 < reads < math.inf and 0 < writes < math.inf):
+                return self
+            unit = 2.0 ** round(math.log2(WRITE_SIZE * reads / writes) / 2)
+            self.W_E.div_(unit)
+            self.b_E.div_(unit)
+            self.W_O.mul_(unit)
+            if self.threshold is not None and not self.config.score_by_norm:
+                self.threshold.div_(unit)
         return self
 
     def directions(self, ids: Tensor) -> Directions:

@@ -88,7 +88,7 @@ class TrainConfig:
     Gradients add up sequence by sequence in float64."""
     lr: float = BY_KIND
     """Learning rate of Adam, for activations scaled to a norm of sqrt(d_model). None takes
-    0.001."""
+    0.001, or 0.002 of other kinds than Lorsas."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of Adam's running mean and variance."""
     warmup_frac: float = 0.05

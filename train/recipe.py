@@ -24,12 +24,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "lorsa": {"init": "layer", "lr": 1e-3, "decay_frac": 0.6, "loss_mask": "none"},
     "sae": {
         "init": "data",
-        "lr": 1e-3,
+        "lr": 2e-3,
         "decay_frac": 0.6,
         "loss_mask": "norm>10x",
         "site": "resid_out",
     },
-    "transcoder": {"init": "data", "lr": 1e-3, "decay_frac": 0.6, "loss_mask": "none"},
+    "transcoder": {"init": "data", "lr": 2e-3, "decay_frac": 0.6, "loss_mask": "none"},
 }
 """Values of settings that were not given, by kind; see docs/recipe.md."""
 INITS = {

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..dictionaries.dictionary import Dictionary
 from ..dictionaries.kinds import KINDS
+from ..dictionaries.linear import LinearDictionary
 from ..errors import TrainError
 from ..sites import Site
 from ..store.read.rows import Seqs
@@ -128,6 +129,8 @@ class Run:
             self.report("initialising")
             self.team.together(lambda: fill(self.dictionary, self.config))
         self.dictionary.rescale_(*self.scales)
+        if restored is None and isinstance(self.dictionary, LinearDictionary):
+            self.dictionary.balance_()
         damaged = self.team.on_main(lambda: self.folder.drop_after(self.done))
         if damaged:
             lines = ", ".join(map(str, damaged))

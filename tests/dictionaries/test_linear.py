@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lorsa.dictionaries.kinds import load
-from lorsa.dictionaries.linear import LinearDictionary
+from lorsa.dictionaries.linear import WRITE_SIZE, LinearDictionary
 from lorsa.dictionaries.linear_config import SaeConfig, TranscoderConfig
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
@@ -91,6 +91,34 @@ def test_units_change_by_powers_of_two_to_the_bit(name: str, activation: str) ->
     assert torch.equal(dictionary.rescale_(4.0, y_scale)(4.0 * x), y_scale * y)
     dictionary.rescale_(0.25, 1 / y_scale)
     assert all(torch.equal(t, before[n]) for n, t in dictionary.state_dict().items())
+
+
+@pytest.mark.parametrize("by_norm", [True, False])
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_are_balanced_and_what_is_written_stays(
+    name: str, activation: str, by_norm: bool
+) -> None:
+    dictionary = _make(name, activation=activation, score_by_norm=by_norm)
+    with torch.no_grad():
+        dictionary.W_O.mul_(0.01)
+    if dictionary.threshold is not None and by_norm:
+        dictionary.threshold.mul_(0.01)
+    x = torch.randn(2, 6, 8)
+    before = dictionary(x)
+    assert before.abs().max() > 0
+    dictionary.balance_()
+    assert torch.equal(dictionary(x), before)
+    writes, reads = (w.norm(dim=1).mean() for w in (dictionary.W_O, dictionary.W_E))
+    assert WRITE_SIZE / 2 <= (writes / reads).item() <= WRITE_SIZE * 2
+
+
+def test_rows_of_nothing_are_left_as_they_are() -> None:
+    dictionary = Sae(SaeConfig(site="resid_out", **SHAPE))
+    with torch.no_grad():
+        dictionary.W_O.zero_()
+        dictionary.W_E.fill_(2.0)
+    assert torch.equal(dictionary.balance_().W_E, torch.full_like(dictionary.W_E, 2.0))
 
 
 def test_an_sae_has_one_unit() -> None:
