@@ -508,7 +508,7 @@ def test_a_sweep_tells_which_runs_failed(lorsa: Lorsa, store_folder: Path, tmp_p
         (["--set", "top_k"], 2, "--set top_k: write NAME=VALUE"),
         (["--lr", ""], 2, "--lr: lr has no value"),
         (["--config", "none.toml"], 2, "none.toml: No such file"),
-        (["--top-k", "0"], 1, "no run of the sweep can begin; the first: top_k is 0"),
+        (["--top-k", "0"], 2, "no run of the sweep can begin; the first: top_k is 0"),
         (["--layers", "9"], 1, "layers 1-2"),
     ],
 )
@@ -702,6 +702,22 @@ def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:
     done = _run_alone("{'a': os.kill(os.getpid(), 15)}")
     assert done.returncode == 130
     assert json.loads(done.stdout)["error"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["harvest", "--model", "m", "--sites", "mlp_inn"],
+        ["train", "--kind", "sae", "--site", "mlp_inn"],
+        ["sweep", "--kind", "sae", "--site", "mlp_inn", "--top-k", "4,8"],
+        ["store", "rm", "--sites", "3.mlp_inn"],
+    ],
+)
+def test_a_wrong_site_is_exit_code_2_in_every_command(
+    lorsa: Lorsa, store_folder: Path, args: list[str]
+) -> None:
+    store = [store_folder] if args[0] == "store" else ["--store", store_folder]
+    assert "'mlp_inn' is no site; near: mlp_in" in _one_line_error(lorsa(*args, *store), 2)
 
 
 @pytest.mark.parametrize("args", [[], ["harvest"], ["train", "--nonsense"], ["nonsense"]])
