@@ -272,6 +272,41 @@ def test_what_the_manifest_has_wrong_is_told_in_a_line(
         store.values(Site(1, "resid_out"), range(2), deriver(store, "cpu"))
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("1.attention", "W_Q"), ("1.attention", "W_O"), ("1.mlp", "W_up"), ("1.block", "before_mlp")],
+)
+def test_weights_of_other_shapes_are_told_in_a_line(
+    module: str, name: str, tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a stranger's store may have them: it ended in a trace."""
+    config = _config(tmp_path, text_folder, "llama-gqa", outputs="derive", layers="1")
+    harvest(config)
+    weights = ActivationStore.weights
+
+    def cut(store: ActivationStore, asked: str) -> dict[str, torch.Tensor]:
+        found = weights(store, asked)
+        return found | ({name: found[name][:-1]} if asked == module else {})
+
+    monkeypatch.setattr(ActivationStore, "weights", cut)
+    store = ActivationStore.open(config.store)
+    with pytest.raises(StoreError, match=r"resid_out cannot be derived .*; harvest the layer") as e:
+        store.values(Site(1, "resid_out"), range(2), deriver(store, "cpu"))
+    assert "\n" not in str(e.value)
+    assert name in str(e.value) or module in str(e.value)
+
+
+def test_a_width_that_is_not_the_block_s_is_told_in_a_line(
+    tmp_path: Path, text_folder: Path
+) -> None:
+    config = _config(tmp_path, text_folder, "llama-gqa", outputs="derive", layers="1")
+    harvest(config)
+    store = ActivationStore.open(config.store)
+    half = {Site(1, "resid_in"): torch.zeros(1, N_CTX, 16)}
+    with pytest.raises(StoreError, match=r"1\.resid_in is 16 wide, its block 32"):
+        deriver(store, "cpu")(half, [Site(1, "mlp_in")])
+
+
 def test_a_multiplier_is_kept_in_the_store(tmp_path: Path, text_folder: Path) -> None:
     config = transformers.GraniteConfig(**SIZES, **GQA, residual_multiplier=0.3)
     torch.manual_seed(0)
