@@ -208,7 +208,12 @@ def test_an_mlp_of_unknown_geometry_derives_nothing(tmp_path: Path, text_folder:
     with pytest.raises(HarvestError, match=r"MLP is unknown \(it is a mixture of experts\)"):
         harvest(config)
     assert not config.store.exists()
-    harvest(dataclasses.replace(config, outputs="store"))
+    attention = dataclasses.replace(config, sites="attn")
+    harvest(attention)
+    with pytest.raises(HarvestError, match="this store derives, .* new --store, with --outputs st"):
+        harvest(config)
+    assert harvest(attention).sites == ["0.attn_in", "0.attn_out", "2.attn_in", "2.attn_out"]
+    harvest(dataclasses.replace(config, store=tmp_path / "one", outputs="store"))
     without = dataclasses.replace(config, store=tmp_path / "two", sites="attn,mlp_in")
     harvest(without)  # mlp_in needs no MLP
     store = ActivationStore.open(without.store)
