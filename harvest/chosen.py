@@ -108,18 +108,30 @@ def facts_of(
     return {site: found[site] for site in sorted(found, key=lambda each: each.place)}
 
 
-def deriving(facts: Mapping[Site, SiteFacts]) -> set[str]:
-    """Return the modules whose geometry some sites need: 12.attention, 12.mlp, 12.block."""
+def deriving(facts: Mapping[Site, SiteFacts], parallel: Collection[int] = ()) -> set[str]:
+    """Return the modules whose geometry some sites need: 12.attention, 12.mlp, 12.block.
+
+    Args:
+        facts: what the manifest says of the sites.
+        parallel: layers whose MLP reads the residual stream that their attention reads.
+    """
     found: set[str] = set()
     for site, about in facts.items():
         if about.derived is None:
             continue
         found.add(about.derived.by)
-        if about.derived.by.endswith(".block") and site.name != "attn_in":
+        if not about.derived.by.endswith(".block"):
+            continue
+        if site.name != "attn_in" and not (site.layer in parallel and OWNER[site.name] == "mlp"):
             found.add(f"{site.layer}.attention")
-            if site.name in ("mlp_out", "resid_out"):
-                found.add(f"{site.layer}.mlp")
+        if site.name in ("mlp_out", "resid_out"):
+            found.add(f"{site.layer}.mlp")
     return found
+
+
+def parallel_in(blocks: Mapping[int, Block]) -> set[int]:
+    """Return the layers whose attention and MLP read the same residual stream."""
+    return {layer for layer, block in blocks.items() if block.is_parallel}
 
 
 def lacks(modules: Mapping[str, Any], site: Site) -> bool:

@@ -35,7 +35,7 @@ from ..store.manifest import Manifest, held_out_shards
 from ..store.site_facts import OWNER, SiteFacts, module_place, needed_modules
 from ..store.write.writer import StoreWriter
 from ..version import __version__
-from .chosen import deriving, facts_of
+from .chosen import deriving, facts_of, parallel_in
 from .config import HarvestConfig
 from .corpus.corpus import open_corpus
 from .corpus.packing import Packed, fingerprint, first_text, pack
@@ -148,7 +148,7 @@ def look_into(
         require_causal(capture, tokens[0], unknown)
     widths = {site: values.shape[-1] for site, values in sample.items()}
     facts = facts_of(hooks.sites, widths, there or {}, config.outputs)
-    for module in sorted(deriving(facts)):
+    for module in sorted(deriving(facts, parallel_in(hooks.blocks))):
         check = known[module].check if module in known else None
         require_derivation(module, check, added=there is not None)
     every = {module: about.facts() for module, about in known.items()}

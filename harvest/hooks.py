@@ -8,7 +8,7 @@ from ..language.capture import Capture, ends_of
 from ..sites import Site
 from ..store.site_facts import OWNER, SiteFacts, owner_of
 from ..store.spelling import layers_of
-from .chosen import deriving, facts_of, present
+from .chosen import deriving, facts_of, parallel_in, present
 from .config import HarvestConfig
 
 
@@ -68,7 +68,7 @@ def find_hooks(
     blocks = find_blocks(model)
     spots = {s: blocks[s.layer].spots[s.name] for s in present(sites, blocks, config)}
     facts = facts_of(spots, dict.fromkeys(spots, 1), there or {}, config.outputs)
-    needed = {owner_of(site) for site in spots} | deriving(facts)
+    needed = {owner_of(site) for site in spots} | deriving(facts, parallel_in(blocks))
     attention = [
         AttentionSite(n, at.name, model.get_submodule(at.name))
         for n in layers

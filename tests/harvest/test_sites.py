@@ -13,6 +13,7 @@ from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.harvest import harvest, plan_harvest, stored_request
 from lorsa.language.blocks import find_blocks
 from lorsa.language.capture import Capture
+from lorsa.language.selfcheck import SelfCheck
 from lorsa.language.stored import deriver
 from lorsa.sites import SITE_NAMES, Ports, Site
 from lorsa.store.care.remove import remove_sites
@@ -174,6 +175,28 @@ def test_a_parallel_block_has_no_middle(tmp_path: Path, text_folder: Path) -> No
     with pytest.raises(HarvestError, match=r"0\.resid_mid: the layer has none: attention and MLP"):
         harvest(named)
     assert not named.store.exists()
+
+
+@pytest.mark.parametrize(("family", "needs"), [("falcon", False), ("llama-gqa", True)])
+def test_a_parallel_mlp_is_derived_without_the_attention(
+    family: str, needs: bool, tmp_path: Path, text_folder: Path
+) -> None:
+    config = _config(
+        tmp_path, text_folder, family, sites="resid_in,mlp", outputs="derive", layers="2"
+    )
+    said: list[Any] = []
+    harvest(config, report=said.append)
+    assert any(isinstance(event, SelfCheck) for event in said) == needs
+    store = ActivationStore.open(config.store)
+    assert ("2.attention" in store.manifest.modules) == needs
+    assert [str(site) for site in store.sites if store.is_stored(site)] == ["2.resid_in"]
+    seen = _seen(config, store)
+    for sites in ("mlp", "attn,resid"):
+        harvest(dataclasses.replace(config, sites=sites))
+        store = ActivationStore.open(config.store)
+        derive = deriver(store, "cpu")
+        for site in store.sites:
+            assert _close(store.values(site, range(store.manifest.n_seq), derive), seen[site])
 
 
 def test_a_site_that_is_not_there_is_known_of_a_block_that_is_not_understood(
