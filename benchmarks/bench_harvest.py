@@ -1,14 +1,19 @@
 """How fast a harvest is, as a share of the language model's own speed.
 
     python benchmarks/bench_harvest.py --layers 10-12 --json
+    python benchmarks/bench_harvest.py --layers 10-12 --sites attn,mlp,resid --json
     python benchmarks/bench_harvest.py --shape llama-1b --device cuda --tokens 4000000 --write
 
 Two sides take turns in one run, several rounds:
 
-    forward   transformers' model, without any of ours, stopped after the last layer of the request
-              by a hook that raises; the batches that the harvest takes
+    forward   transformers' model, without any of ours, stopped by a hook that raises where the last
+              site of the request is known: after the last layer's attention, or after the layer;
+              the batches that the harvest takes
     harvest   `harvest_activations` into a new bfloat16 store, as the command does it: from the
               first batch to the finished store, every flush of the disk included
+
+A batch lies within a shard, and a shard has at most a thirty-second of the store's sequences: in
+rounds of fewer tokens than the default the harvest's batches are smaller than the forward's.
 
 Medians over the rounds, and the median and the quartiles' distance of each round's ratio. Reported
 as well is by how much the resident memory of the process grows from a fifth of the last harvest to
@@ -83,7 +88,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=("smollm2", *SHAPES), default="smollm2")
     parser.add_argument("--layers", default="10-12")
-    parser.add_argument("--tokens", type=int, default=16_384, help="of a round")
+    parser.add_argument("--sites", default="attn", help="of each layer")
+    parser.add_argument("--tokens", type=int, default=65_536, help="of a round")
     parser.add_argument("--n-ctx", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
@@ -148,6 +154,7 @@ class Rounds:
         config = HarvestConfig(
             model=str(self._model_folder),
             layers=args.layers,
+            sites=args.sites,
             store=place(self._folder / f"acts-{self.n_done}"),
             data=args.data,
             tokens=args.tokens,
@@ -178,7 +185,9 @@ class Bare:
         self._model = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
         self._model = self._model.to(args.device).eval()
         last = choose_layers(args.layers, range(len(self._model.model.layers)), where="model")[-1]
-        self._model.model.layers[last].self_attn.register_forward_hook(_stop)
+        block = self._model.model.layers[last]
+        stop_at = block.self_attn if args.sites == "attn" else block
+        stop_at.register_forward_hook(_stop)
 
     @torch.inference_mode()
     def run(self, tokens: Tensor, batch_seqs: int) -> float:
@@ -221,6 +230,7 @@ def measure(args: argparse.Namespace, model_folder: Path, folder: Path) -> dict[
         "rss_growth_mb": rounds.rss_growth_mb(),
         "model": args.shape,
         "layers": args.layers,
+        "sites": args.sites,
         "tokens": tokens.numel(),
         "n_ctx": args.n_ctx,
         "batch_seqs": rounds.batch_seqs,
@@ -243,6 +253,7 @@ def write_row(result: dict[str, Any]) -> None:
     row = [
         result["model"],
         result["layers"],
+        result["sites"],
         f"{result['tokens']:,}",
         result["n_ctx"],
         result["batch_seqs"],

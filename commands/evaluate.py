@@ -29,11 +29,14 @@ def evaluate(
     """Measure dictionaries on held-out data and inside the language model.
 
     Of several runs, of any kinds, each is measured alone, and then the model with all of them in
-    place. What was measured of one run before is shown as it was kept.
+    place; --no-each leaves out the model with each alone. What was measured of one run before is
+    shown as it was kept.
 
     Example: lorsa eval runs/layer-12
 
     Example: lorsa eval runs/12.mlp runs/layer-12 runs/20.resid_out --ce-tokens 65536
+
+    Example: lorsa eval runs/*.mlp --no-each
 
     Example: lorsa eval runs/layer-12 --model none --json
     """

@@ -124,7 +124,8 @@ def _mean(values: list[float | None], weights: list[float | None] | None = None)
 
 def _runs_table(result: dict[str, Any]) -> RenderableType:
     """Show a row for each run, and one for all together."""
-    original = result["runs"][0]["cross_entropy"]
+    together = result["together"]
+    original = result["runs"][0]["cross_entropy"] or (together and together["cross_entropy"])
     shown = ["fvu"]
     names = ["FVU", "random"]
     if any(run.get("outlier_fraction") for run in result["runs"]):
@@ -141,8 +142,9 @@ def _runs_table(result: dict[str, Any]) -> RenderableType:
             f"{run['l0']:.1f}",
             f"{run['dead_fraction']:.1%}",
         ]
-        table.add_row(*cells, *_loss_cells(run["cross_entropy"]), escape(run["run"]))
-    if (together := result["together"]) is not None:
+        losses = _loss_cells(run["cross_entropy"]) if original is not None else []
+        table.add_row(*cells, *losses, escape(run["run"]))
+    if together is not None:
         row = [
             "all",
             *("-" * (4 + 2 * len(shown))),
@@ -165,7 +167,7 @@ def _runs_table(result: dict[str, Any]) -> RenderableType:
 
 def _loss_cells(ce: dict[str, Any] | None) -> list[str]:
     if ce is None:
-        return []
+        return ["-"] * (2 + len(RECOVERED) + 2)
     return [
         *(f"{ce[name] - ce['original']:+.4f}" for name in ("replaced", "random")),
         *(short(ce[name], ".1%") for name in RECOVERED),

@@ -22,6 +22,8 @@ class EvalConfig:
     """Held-out tokens for the measures on the store. None takes all."""
     ce_tokens: int = 16_384
     """Held-out tokens for cross-entropies, which cost five forward passes each."""
+    each: bool = True
+    """Run the language model with each run alone in its place, besides all of them at once."""
     device: str = "auto"
     """Device to compute on: auto, cpu or cuda."""
 

@@ -168,7 +168,8 @@ def evaluate_runs(
         report: called with a line of text, or with `Measured`.
 
     Raises:
-        ValueError: the configs differ in more, or there are none.
+        ValueError: the configs differ in more, or there are none; or without `each`, a single run,
+            or two that write one site.
         CheckpointError, StoreError, AnalyzeError, HarvestError, KeyboardInterrupt: see
             `evaluate_run`.
     """
@@ -179,6 +180,8 @@ def evaluate_runs(
         store = ActivationStore.open(config.store)
         device = device_for(config.device)
         subjects = [open_run(c.run, store, device) for c in configs]
+        if not config.each:
+            _require_together(subjects)
         for subject in subjects:
             read_evaluation(local_folder(subject.run))  # what it has of losses is kept
         if config.model is not None:
@@ -288,7 +291,8 @@ def _in_the_model(
     places = zip(subjects, measured, _gaps(model, subjects), strict=True)
     filled = {str(subject.run): [_stand_ins(subject, found, *at)] for subject, found, at in places}
     if 1 < len(subjects) == len(written):
-        filled[TOGETHER] = [one for of_run in filled.values() for one in of_run]
+        together = [one for of_run in filled.values() for one in of_run]
+        filled = (filled if config.each else {}) | {TOGETHER: together}
     variants = {
         (run, name): [stand_ins[name] for stand_ins in of_run]
         for run, of_run in filled.items()
@@ -302,6 +306,19 @@ def _in_the_model(
         run: cross_entropy({"original": original} | {n: found[run, n] for n in VARIANTS}, run)
         for run in filled
     }
+
+
+def _require_together(subjects: Sequence[Opened]) -> None:
+    """Raise ValueError for runs that cannot be in their places at once."""
+    written = [site for subject in subjects for site in subject.ports.writes]
+    twice = sorted({str(site) for site in written if written.count(site) > 1})
+    if len(subjects) < 2:
+        raise ValueError("--no-each (each=False) is for several runs: name more, or leave it out")
+    if twice:
+        raise ValueError(
+            f"two runs write {', '.join(twice)}, so they cannot be in place at once: name one of "
+            "them, or leave out --no-each (each=False)"
+        )
 
 
 def _gaps(model: Any, subjects: Sequence[Opened]) -> list[tuple[Gap, Gap]]:

@@ -54,7 +54,7 @@ class ShardFile(NamedTuple):
 
 
 class ShardWriter:
-    """Appends sequences to a new shard file, which becomes visible with `commit`."""
+    """Appends sequences to a new shard file, which `commit` ends and `publish` makes visible."""
 
     def __init__(
         self, path: Place, *, n_chunks: int, codec: Any = None, each: Callable[..., Any] = map
@@ -109,7 +109,7 @@ class ShardWriter:
         self._flushed = self._offset
 
     def commit(self) -> ShardFile:
-        """Write the index, flush the file to the disk and rename it to its place."""
+        """Write the index and flush the file to the disk; in a bucket it is visible then."""
         index = self._index.tobytes()
         self._write(index)
         self._write(_crc_bytes(index))
@@ -122,9 +122,6 @@ class ShardWriter:
             else:
                 os.fsync(self._file.fileno())
                 self._file.close()
-                os.replace(_partial(self.path), self.path)
-                for folder in self.path.parents[:N_FOLDERS]:
-                    sync(folder)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
         return ShardFile(self._offset, google_crc32c.extend(self._crc, index))
@@ -141,6 +138,27 @@ class ShardWriter:
             self._offset += self._file.write(data)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
+
+
+def publish(paths: Iterable[Place]) -> None:
+    """Rename files that were committed to their places, then flush the folders, each once.
+
+    A folder's flush ends a transaction of the file system, and with it all renames before.
+
+    Raises:
+        StoreError: the disk does not take them.
+    """
+    local = [path for path in paths if isinstance(path, Path)]
+    folders = dict.fromkeys(folder for path in local for folder in path.parents[:N_FOLDERS])
+    path = None
+    try:
+        for path in local:
+            os.replace(_partial(path), path)
+        for path in folders:
+            sync(path)
+    except OSError as error:
+        assert path is not None
+        raise _cannot_write(path, error) from None
 
 
 def _crc_bytes(data: Any) -> bytes:

@@ -29,7 +29,7 @@ from ..open_files import OpenFiles
 from ..places import Place, free_disk_bytes, place
 from ..read.reader import ActivationStore
 from ..read.rows import Seqs
-from ..shard import ShardWriter
+from ..shard import ShardWriter, publish
 from ..site_facts import SiteFacts
 from ..write.encode import sums_of
 from ..write.writer import StoreWriter
@@ -248,6 +248,7 @@ def _write_shard(
             part = slice(first, min(first + at_once, seqs.stop))
             file.append(to_disk(_read(stores, rows, manifest, spec.name, part), spec.dtype))
         done = file.commit()
+        publish([path])
     except BaseException:
         file.discard()
         raise

@@ -25,7 +25,7 @@ from ..locks.lock import take_lock
 from ..manifest import MANIFEST, PLAN, Manifest, read_manifest
 from ..places import Place, remove_tree, sync, sync_tree, unmade_folders, write_atomically
 from ..rooms import own_folders
-from ..shard import ShardWriter
+from ..shard import ShardWriter, publish
 from ..site_facts import SiteFacts, channel_of, module_place, needed_modules
 from ..spelling import spell_sites
 
@@ -206,6 +206,7 @@ def _write_text(root: Place, manifest: Manifest, spec: ArraySpec, values: Tensor
         try:
             file.append(to_disk(values[rows.start : rows.stop], spec.dtype))
             done = file.commit()
+            publish([file.path])
         except BaseException:
             file.discard()
             raise

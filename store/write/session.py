@@ -14,7 +14,7 @@ from ..encoding import blosc
 from ..entries import Entry
 from ..manifest import Manifest
 from ..places import Place
-from ..shard import ShardWriter
+from ..shard import ShardWriter, publish
 from .encode import EncodedSites, ShardSums, encode_sites
 from .write_queue import WriteQueue
 
@@ -103,10 +103,14 @@ class ShardSession:
         return entries
 
     def _commit(self) -> list[Entry]:
-        """Rename the files to their places and record them in the journal; in the thread."""
+        """Flush the files, rename them to their places, and record them in the journal.
+
+        In the thread.
+        """
         # a disk takes one file after the other; uploads wait for the network, all at once
         each = self._queue.pool.map if isinstance(self._root, BucketPath) else map
-        files = each(ShardWriter.commit, self._files.values())
+        files = list(each(ShardWriter.commit, self._files.values()))
+        publish(file.path for file in self._files.values())
         entries = []
         for name, done in zip(self._files, files, strict=True):
             facts = self._sums[name].facts()

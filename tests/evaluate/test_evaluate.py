@@ -159,8 +159,11 @@ def both(run: Path, run_2: Path, store_folder: Path, model_folder: Path) -> Fide
     return evaluate_runs(_configs([run, run_2], store_folder, model_folder))
 
 
-def _configs(runs: list[Path], store: Path, model: Path | None) -> list[EvalConfig]:
+def _configs(
+    runs: list[Path], store: Path, model: Path | None, *, each: bool = True
+) -> list[EvalConfig]:
     settings: dict[str, Any] = {"store": store, "ce_tokens": 3 * N_CTX, "device": "cpu"}
+    settings["each"] = each
     name = None if model is None else str(model)
     return [EvalConfig(run=run, model=name, **settings) for run in runs]
 
@@ -198,6 +201,24 @@ def test_together_all_layers_are_replaced_at_once(
     assert data["together"]["layers"] == [1, 2]
     assert data["together"]["cross_entropy"]["replaced"] == found.replaced
     json.dumps(data, allow_nan=False)
+
+
+def test_all_at_once_alone_is_what_it_is_beside_each(
+    both: Fidelities, run: Path, run_2: Path, store_folder: Path, model_folder: Path
+) -> None:
+    found = evaluate_runs(_configs([run, run_2], store_folder, model_folder, each=False))
+    assert found.together == both.together
+    assert [of_run.cross_entropy for of_run in found.runs] == [None, None]
+
+
+def test_all_at_once_alone_is_refused_where_it_cannot_be(
+    run: Path, store_folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "copy")
+    with pytest.raises(ValueError, match=r"several runs: name more"):
+        evaluate_runs(_configs([run], store_folder, model_folder, each=False))
+    with pytest.raises(ValueError, match=r"two runs write 1.attn_out, so"):
+        evaluate_runs(_configs([run, tmp_path / "copy"], store_folder, model_folder, each=False))
 
 
 def test_two_runs_of_one_layer_are_not_put_together(

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from lorsa.errors import StoreError
 from lorsa.store.encoding import blosc
-from lorsa.store.shard import ShardWriter, read_checksum, read_chunk, read_index
+from lorsa.store.shard import ShardWriter, publish, read_checksum, read_chunk, read_index
 
 
 def _write(path: Path, rows: Any, n_chunks: int, codec: Any = None) -> Any:
     writer = ShardWriter(path, n_chunks=n_chunks, codec=codec)
     for row in rows:
         writer.append(row[None])
-    return writer.commit()
+    done = writer.commit()
+    publish([path])
+    return done
 
 
 def _read(path: Path, n_chunks: int, shape: tuple[int, ...], row: int, codec: Any = None) -> Any:
