@@ -63,6 +63,15 @@ def evaluate(
 
 
 def _next(measured: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what comes after an evaluation: the first Lorsa's analysis, if there is a Lorsa."""
+    """Return what comes after an evaluation: the first Lorsa's analysis, or else a look at a card.
+
+    Other kinds are not analysed. The card is of runs that lie here, one of each place.
+    """
     lorsas = [each["run"] for each in measured if each["kind"] == "lorsa"]
-    return {"next": following("analyze", lorsas[0]) if lorsas else None}
+    if lorsas:
+        return {"next": following("analyze", lorsas[0])}
+    places = {(each["kind"], *each["writes"]) for each in measured}
+    runs = [each["run"] for each in measured]
+    if len(places) < len(runs) or not all(Path(run).is_dir() for run in runs):
+        return {"next": None}
+    return {"next": following("push", *runs, "--repo", "./shared", "--dry-run")}

@@ -122,7 +122,8 @@ def _train(configs: Sequence["TrainConfig"], *, apart: bool) -> "list[RunOutcome
         if outcomes[0].failure is not None:
             raise outcomes[0].failure
         return outcomes
-    with SweepDisplay([config.out.name for config in configs], label="train") as display:
+    names = [config.out.name for config in configs]
+    with SweepDisplay(names, label="train", comparable=_is_one_place(configs)) as display:
         return train_many(configs, apart=apart, report=_by_name(display))
 
 
@@ -174,8 +175,9 @@ def sweep(
         store = given.pop("store", DEFAULT_STORE)
         base, changes = _swept(store, layer, given, others or [], config)
         asked = points({**base, "store": store}, changes, out)
-        names = [point.config.out.name for point in asked if point.config is not None]
-        with SweepDisplay(names) as display:
+        configs = [point.config for point in asked if point.config is not None]
+        names = [config.out.name for config in configs]
+        with SweepDisplay(names, comparable=_is_one_place(configs)) as display:
             result = run(asked, out, apart=apart, report=_by_name(display))
         if IS_MAIN:
             write_sweep(result)
@@ -187,26 +189,41 @@ def sweep(
 def _swept(
     store: str, layers: str | None, given: Given, others: Sequence[str], file: Path | None
 ) -> Grid:
-    """Return what a sweep is asked for; without a choice, of the layers that have the sites."""
+    """Return what a sweep is asked for; without a choice, of the layers that have the sites.
+
+    Of `--kind all` the runs remain whose sites are stored, if there are any.
+    """
     from ..store.facts import StoreFacts
     from ..train.config import TrainConfig
-    from ..train.plan import layers_with
+    from ..train.plan import has_sites, layers_with
+    from ..train.recipe import ALL, KINDS
 
     facts = StoreFacts.open(store)
+    takes_all = given.get("kind") == ALL
+    if takes_all:
+        given = given | {"kind": ",".join(KINDS)}
     if layers is None:
         every = make_grid(TrainConfig, given, others, file)
         chosen = layers_with(facts, [every.base | change for change in every.changes])
     else:
         chosen = chosen_layers(layers, facts.layers, where=store)
     numbers = {"layer": ",".join(map(str, chosen))}
-    return make_grid(TrainConfig, numbers | given, others, file)
+    asked = make_grid(TrainConfig, numbers | given, others, file)
+    there = [change for change in asked.changes if has_sites(facts, asked.base | change)]
+    return asked._replace(changes=there) if takes_all and there else asked
 
 
 def _measuring_best(rows: Sequence[dict[str, Any]]) -> str | None:
-    """Return the command that measures the best run of a sweep, if any has an FVU."""
-    measured = [row for row in rows if row.get("fvu") is not None]
-    best = min(measured, key=lambda row: float(row["fvu"]), default=None)
-    return None if best is None else following("eval", best["run"])
+    """Return the command that measures the best run of each place, if any has an FVU."""
+    from ..display.sweep import best_rows
+
+    best = best_rows(rows)
+    return following("eval", *(row["run"] for row in best)) if best else None
+
+
+def _is_one_place(configs: Sequence["TrainConfig"]) -> bool:
+    """Whether all runs read and write the same sites."""
+    return len({config.ports for config in configs}) == 1
 
 
 def _by_name(display: Callable[[Any], None]) -> Callable[[Any], None]:

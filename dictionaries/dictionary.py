@@ -42,6 +42,8 @@ class Dictionary(nn.Module, ABC):
 
     kind: ClassVar[str]
     """Kind of dictionary, as files and options have it"""
+    bounds_errors: ClassVar[bool] = True
+    """Whether training bounds what the error of a token much longer than others counts"""
     Config: ClassVar[type[DictionaryConfig]]
     """Class of its config"""
     config: DictionaryConfig

@@ -6,7 +6,7 @@ Where stderr is no terminal, a line every now and then, and one for every run th
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from ..store.care.info import format_bytes
+from ..train.recipe import by_place
 from .bars import PLAIN_EVERY_S, err, say
 from .words import list_table, number, numbers, short, spell_time, words
 
@@ -59,10 +60,19 @@ class _Run:
 class SweepDisplay:
     """Shows the events of a group of runs."""
 
-    def __init__(self, runs: Sequence[str], *, label: str = "sweep") -> None:
-        """Take the names of all runs, in the order in which they are shown."""
+    def __init__(
+        self, runs: Sequence[str], *, label: str = "sweep", comparable: bool = True
+    ) -> None:
+        """Take what all runs are.
+
+        Args:
+            runs: their names, in the order in which they are shown.
+            label: name of the command.
+            comparable: whether all read and write the same sites, so that one is the best.
+        """
         self._runs = {name: _Run() for name in runs}
         self._label = label
+        self._comparable = comparable
         self._first_at: float | None = None
         """When the first steps were reported"""
         self._said_at = time.monotonic()
@@ -129,7 +139,7 @@ class SweepDisplay:
             parts.append(f"data wait {wait:.0%}")
         fvus = [(r.fvu, name) for name, r in self._runs.items() if r.fvu is not None]
         measured = [each for each in fvus if not math.isnan(each[0])]
-        if measured:
+        if measured and self._comparable:
             fvu, name = min(measured)
             parts.append(f"best FVU {fvu:.4f} ({name})")
         left, _total = self._tokens()
@@ -224,7 +234,10 @@ def _outcome(run: _Run) -> str:
 
 
 def sweep_table(result: dict[str, Any]) -> Table:
-    """Show the rows of a sweep: the settings that differ, then what came out, the best in bold."""
+    """Show the rows of a sweep: the settings that differ, then what came out.
+
+    The best is in bold, of each place.
+    """
     rows = result["rows"]
     names = list(dict.fromkeys(name for row in rows for name in row))
     settings = names[: names.index("fvu")] if "fvu" in names else names
@@ -233,14 +246,13 @@ def sweep_table(result: dict[str, Any]) -> Table:
     heads = ("FVU", "with masked")[: len(shown)]
     columns = numbers(*map(escape, settings), *heads, "L0", "dead", "tokens/s")
     table = list_table("swept", *columns, words("run"))
-    fvus = [row["fvu"] for row in rows if row.get("fvu") is not None]
+    best = best_rows(rows)
     for row in rows:
         values = [escape(_setting(row.get(name))) for name in settings]
         if row.get("error"):
             failed = f"[red]failed: {escape(row['error'])}[/]"
             table.add_row(*values, *("-" * (3 + len(shown))), failed)
             continue
-        best = row["fvu"] is not None and row["fvu"] == min(fvus)
         table.add_row(
             *values,
             *(number(row.get(name)) for name in shown),
@@ -248,11 +260,17 @@ def sweep_table(result: dict[str, Any]) -> Table:
             f"{row['dead_fraction']:.1%}",
             f"{row['tokens_per_second']:,.0f}",
             escape(row["run"]),
-            style="bold" if best else None,
+            style="bold" if row in best else None,
         )
     size = format_bytes(result["bytes_read"])
     table.caption = escape(f"sweep.csv and pareto.png in {result['out']}; {size} read")
     return table
+
+
+def best_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the row of the lowest FVU of each place, among those that have one."""
+    places = by_place(row for row in rows if row.get("fvu") is not None)
+    return [min(some, key=lambda row: float(row["fvu"])) for some in places]
 
 
 def _setting(value: Any) -> str:

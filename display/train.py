@@ -25,7 +25,7 @@ class TrainDisplay(Bar):
 
         match event:
             case str():
-                say(event)
+                say(f"{self._label}: {event}")
             case EvalReport():
                 self._fvu = f"{event.held_out.fvu:.3f}"
                 say(f"{self._label}: {eval_line(event)}")

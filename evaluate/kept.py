@@ -1,7 +1,7 @@
 """The last evaluation of a dictionary, in a file beside its weights, with a checksum.
 
-eval.json  {"format": "lorsa-eval", "schema_version": 2, "lorsa_version", "weights_sha256", "asked",
-           and `Fidelity.to_dict` without the run's name}
+eval.json  {"format": "lorsa-eval", "schema_version": 2, "lorsa_version", "weights_sha256",
+           "config_sha256", "asked", and `Fidelity.to_dict` without the run's name}
 
 Files of schema version 1 are of Lorsas: what has the name `replaced` since is `lorsa` there, and
 nothing is of random features. They are read as what they would be now, without these.
@@ -30,7 +30,9 @@ OLDER = 1
 """Version before there were other kinds than Lorsas."""
 RENAMED = {"lorsa": "replaced", "n_heads": "n_features"}
 """Names of before, and what they are now."""
-HEADER = ("format", "schema_version", "lorsa_version", "weights_sha256", "asked")
+HEADER = (
+    "format", "schema_version", "lorsa_version", "weights_sha256", "config_sha256", "asked",
+)  # fmt: skip
 """Facts of the file that are no measures."""
 Asked = dict[str, dict[str, Any] | None]
 """Request by the kind of measure: `on_store`, and `in_model`, which is None without a model."""
@@ -71,6 +73,7 @@ def keep_evaluation(folder: Path, measured: dict[str, Any], asked: Asked) -> Non
         "schema_version": EVAL_VERSION,
         "lorsa_version": __version__,
         "weights_sha256": weights_sha256(folder),
+        "config_sha256": _config_sha256(folder),
         "asked": {**asked, "in_model": in_model},
         **{name: value for name, value in measured.items() if name != "run"},
         "cross_entropy": losses,
@@ -82,7 +85,7 @@ def kept_answer(config: EvalConfig) -> dict[str, Any] | None:
     """Return what `evaluate_run` would, as `Fidelity.to_dict`, if it was asked the same before.
 
     Returns:
-        None unless this version of lorsa measured these weights on the same tokens and model.
+        None unless this version of lorsa measured this dictionary on the same tokens and model.
     """
     folder = config.run
     if not (folder / CONFIG).is_file():
@@ -90,8 +93,9 @@ def kept_answer(config: EvalConfig) -> dict[str, Any] | None:
 
         folder = local_folder(folder)
     kept = kept_evaluation(folder)
-    is_ours = kept is not None and kept["schema_version"] == EVAL_VERSION
-    if kept is None or not is_ours or kept["lorsa_version"] != __version__:
+    if kept is None or kept["schema_version"] != EVAL_VERSION or "config_sha256" not in kept:
+        return None
+    if kept["lorsa_version"] != __version__:
         return None
     try:
         asked = asked_of(config, read_manifest(config.store / MANIFEST).uuid)
@@ -111,7 +115,9 @@ def kept_answer(config: EvalConfig) -> dict[str, Any] | None:
 
 
 def kept_evaluation(folder: Path) -> dict[str, Any] | None:
-    """Return the content of eval.json; None if there is none, or it is of other weights.
+    """Return the content of eval.json; None if there is none, or it is of another dictionary.
+
+    Its weights and its config.json count, of which earlier versions do not say what it was.
 
     Raises:
         AnalyzeError: it is damaged, or cannot be read.
@@ -119,7 +125,8 @@ def kept_evaluation(folder: Path) -> dict[str, Any] | None:
     content = read_evaluation(folder)
     if content is None or content["weights_sha256"] != weights_sha256(folder):
         return None
-    return content
+    config = _config_sha256(folder)
+    return content if content.get("config_sha256", config) == config else None
 
 
 def read_evaluation(folder: Path) -> dict[str, Any] | None:
@@ -166,5 +173,15 @@ def weights_sha256(folder: Path) -> str:
         from ..dictionaries.checkpoint import weights_path  # of another tool; it loads torch
 
         path = weights_path(folder)
+    return _sha256(path)
+
+
+def _config_sha256(folder: Path) -> str | None:
+    """Return the SHA-256 of a dictionary's config.json; None where another tool has none."""
+    path = folder / CONFIG
+    return _sha256(path) if path.is_file() else None
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -47,23 +47,22 @@ def named_alone(config: HarvestConfig) -> set[str]:
     return {part.strip() for part in config.sites.split(",")}
 
 
-def sites_in(
-    config: HarvestConfig, blocks: Mapping[int, Block], layers: Iterable[int]
+def present(
+    sites: Iterable[Site], blocks: Mapping[int, Block], config: HarvestConfig
 ) -> list[Site]:
-    """Return the sites that are asked for, of some layers, without a resid_mid that is not there.
+    """Return those of some sites that a model has: all but a resid_mid that is not there.
 
     Args:
-        config: the request.
+        sites: sites that are wanted.
         blocks: what is known of the layers' sites; of others, all are taken to be there.
-        layers: layers that are asked for.
+        config: the request.
 
     Raises:
         HarvestError: a layer lacks another site, or a resid_mid that is asked for by its name.
     """
     by_name = named_alone(config)
     found = []
-    names = asked_names(config.sites, config.outputs)
-    for site in (Site(layer, name) for layer in layers for name in names):
+    for site in sites:
         why = blocks[site.layer].lacks.get(site.name) if site.layer in blocks else None
         if why is None:
             found.append(site)
@@ -73,11 +72,9 @@ def sites_in(
     return found
 
 
-def left_out(sites: Collection[Site], config: HarvestConfig) -> str | None:
-    """Return a line on the resid_mid that some layers lack; None if none was asked for there."""
-    names = asked_names(config.sites, config.outputs)
-    with_one = {site.layer for site in sites if site.name == "resid_mid"}
-    if "resid_mid" not in names or {site.layer for site in sites} == with_one:
+def left_out(wanted: Collection[Site], there: Collection[Site]) -> str | None:
+    """Return a line on the resid_mid that some layers lack; None if all that is wanted is there."""
+    if set(wanted) <= set(there):
         return None
     return (
         "resid_mid is left out: attention and MLP of this model read the same residual stream, "
@@ -111,18 +108,30 @@ def facts_of(
     return {site: found[site] for site in sorted(found, key=lambda each: each.place)}
 
 
-def deriving(facts: Mapping[Site, SiteFacts]) -> set[str]:
-    """Return the modules whose geometry some sites need: 12.attention, 12.mlp, 12.block."""
+def deriving(facts: Mapping[Site, SiteFacts], parallel: Collection[int] = ()) -> set[str]:
+    """Return the modules whose geometry some sites need: 12.attention, 12.mlp, 12.block.
+
+    Args:
+        facts: what the manifest says of the sites.
+        parallel: layers whose MLP reads the residual stream that their attention reads.
+    """
     found: set[str] = set()
     for site, about in facts.items():
         if about.derived is None:
             continue
         found.add(about.derived.by)
-        if about.derived.by.endswith(".block") and site.name != "attn_in":
+        if not about.derived.by.endswith(".block"):
+            continue
+        if site.name != "attn_in" and not (site.layer in parallel and OWNER[site.name] == "mlp"):
             found.add(f"{site.layer}.attention")
-            if site.name in ("mlp_out", "resid_out"):
-                found.add(f"{site.layer}.mlp")
+        if site.name in ("mlp_out", "resid_out"):
+            found.add(f"{site.layer}.mlp")
     return found
+
+
+def parallel_in(blocks: Mapping[int, Block]) -> set[int]:
+    """Return the layers whose attention and MLP read the same residual stream."""
+    return {layer for layer, block in blocks.items() if block.is_parallel}
 
 
 def lacks(modules: Mapping[str, Any], site: Site) -> bool:

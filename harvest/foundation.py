@@ -35,7 +35,7 @@ from ..store.manifest import Manifest, held_out_shards
 from ..store.site_facts import OWNER, SiteFacts, module_place, needed_modules
 from ..store.write.writer import StoreWriter
 from ..version import __version__
-from .chosen import deriving, facts_of
+from .chosen import deriving, facts_of, parallel_in
 from .config import HarvestConfig
 from .corpus.corpus import open_corpus
 from .corpus.packing import Packed, fingerprint, first_text, pack
@@ -142,14 +142,15 @@ def look_into(
         known = _understand(config, hooks, seen)
         if config.dtype == "float16":
             _require_float16(sample)
-        _report_checks(config, hooks, known, report)
+        _report_checks(config, hooks, known, report, added=there is not None)
         checks = {layer: known[f"{layer}.attention"].check for layer in seen.attention}
         unknown = [n for n, one in checks.items() if one.finite and not one.passed]
         require_causal(capture, tokens[0], unknown)
     widths = {site: values.shape[-1] for site, values in sample.items()}
     facts = facts_of(hooks.sites, widths, there or {}, config.outputs)
-    for module in sorted(deriving(facts)):
-        require_derivation(module, known[module].check if module in known else None)
+    for module in sorted(deriving(facts, parallel_in(hooks.blocks))):
+        check = known[module].check if module in known else None
+        require_derivation(module, check, added=there is not None)
     every = {module: about.facts() for module, about in known.items()}
     needed = needed_modules(facts, every)
     return Foundation(
@@ -181,7 +182,12 @@ def _understand(config: HarvestConfig, hooks: Hooks, seen: Seen) -> dict[str, Kn
 
 
 def _report_checks(
-    config: HarvestConfig, hooks: Hooks, known: Mapping[str, Known], report: HarvestReport
+    config: HarvestConfig,
+    hooks: Hooks,
+    known: Mapping[str, Known],
+    report: HarvestReport,
+    *,
+    added: bool,
 ) -> None:
     """Report the checks; raise HarvestError where a layer is not understood and has to be."""
     checks: dict[str, dict[int, LayerCheck]] = {"attention": {}, "mlp": {}, "block": {}}
@@ -193,7 +199,7 @@ def _report_checks(
     if config.selfcheck and is_supported(hooks.model.config):
         require_understood(SelfCheck(checks["attention"]))
     if config.outputs == "derive":
-        require_derivable(SelfCheck(checks["attention"]))
+        require_derivable(SelfCheck(checks["attention"]), added=added)
     if hooks.blocks:
         with_stream = {site.layer for site in hooks.sites if site.name.startswith("resid")}
         streams = {n: check for n, check in checks["block"].items() if n in with_stream}

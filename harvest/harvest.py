@@ -6,7 +6,14 @@ from typing import Any
 
 from ..errors import BegunError, DamageError, HarvestError, StoreError
 from ..sites import Site, spell_site_names
-from ..store.folder import is_begun, is_complete, repair_command, require_free, site_options
+from ..store.folder import (
+    is_begun,
+    is_complete,
+    repair_command,
+    require_free,
+    site_options,
+    sites_being_added,
+)
 from ..store.layers import spell_layers
 from ..store.locks.lock import require_conditions
 from ..store.manifest import MANIFEST, PLAN, Manifest, read_manifest
@@ -103,6 +110,7 @@ def plan_harvest(config: HarvestConfig, *, report: HarvestReport = lambda event:
     asked, finished = asked_sites(config, plan), _finished_sites(config.store)
     if not finished:
         _require_same_sites(config, plan, asked)
+        asked = list(plan.sites)
     new = [site for site in asked if site not in finished]
     if not new:
         raise HarvestError(f"{config.store} has {spell_sites(asked)}: nothing to harvest")
@@ -112,6 +120,8 @@ def plan_harvest(config: HarvestConfig, *, report: HarvestReport = lambda event:
 def stored_request(store: Place) -> dict[str, Any]:
     """Return the settings that a store was created with and its sites; empty if there is none.
 
+    With them a harvest ends what is unfinished and adds nothing else.
+
     Raises:
         StoreError: its plan or manifest cannot be read.
     """
@@ -120,19 +130,18 @@ def stored_request(store: Place) -> dict[str, Any]:
     manifest = _planned(store)
     known = {field.name for field in fields(HarvestConfig)}
     request = {name: value for name, value in manifest.request.items() if name in known}
-    layers, names = _asked(manifest, _finished_sites(store))
+    adding = sites_being_added(store)
+    layers, names = (layers_of(adding), set(names_of(adding))) if adding else _shared(manifest)
     return request | {"layers": spell_layers(layers), "sites": spell_site_names(names)}
 
 
-def _asked(plan: Manifest, finished: set[Site]) -> tuple[list[int], set[str]]:
-    """Return layers and names of sites by which a store is asked for and nothing is added to it.
+def _shared(plan: Manifest) -> tuple[list[int], set[str]]:
+    """Return layers and names by which sites of a store are asked for, and none that it has not.
 
-    Of a finished store these are the names that all layers have; where there are none, those of
-    the first layer, and the layers that have them.
+    These are the names that all layers have; where there are none, those of the first layer, and
+    the layers that have them.
     """
-    if not finished or set(plan.sites) != finished:
-        return plan.layers, set(names_of(plan.sites))
-    of = {n: {site.name for site in finished if site.layer == n} for n in plan.layers}
+    of = {n: {site.name for site in plan.sites if site.layer == n} for n in plan.layers}
     shared = set.intersection(*of.values()) or of[plan.layers[0]]
     return [layer for layer in plan.layers if of[layer] >= shared], shared
 
@@ -162,7 +171,7 @@ def _harvest(config: HarvestConfig, report: HarvestReport) -> float:
     finished = _finished_sites(config.store)
     new = [site for site in asked if site not in finished]
     if not _is_whole(config.store, report):
-        _require_same_sites(config, plan, asked)
+        _require_same_sites(config, plan, [*asked, *finished])
         return harvest_rest(config, report)
     if not new:
         report(f"{config.store} is already complete")
@@ -208,13 +217,16 @@ def _is_whole(store: Place, report: HarvestReport) -> bool:
 def _require_same_sites(config: HarvestConfig, plan: Manifest, asked: list[Site]) -> None:
     """Raise HarvestError unless the sites asked for are those of an unfinished store.
 
-    They are compared as they are asked for, by layers and names: some may have been removed.
+    They are compared as they are asked for, by layers and names: some may have been removed. Where
+    layers have different sites, those that `stored_request` names stand for all.
     """
-    if layers_of(asked) != plan.layers or set(names_of(asked)) != set(names_of(plan.sites)):
+    given, every = ((layers_of(sites), set(names_of(sites))) for sites in (asked, list(plan.sites)))
+    if given not in (every, _shared(plan)):
+        options = site_options(list(plan.sites))
+        how = f"with {options}" if options else "without --layers and --sites"
         raise HarvestError(
             f"{config.store} is unfinished with {spell_sites(plan.sites)}, and what is asked for "
-            f"is {spell_sites(asked)}: finish it with "
-            f"{site_options(list(plan.sites))}, then add others, or choose another --store"
+            f"is {spell_sites(asked)}: finish it {how}, then add others, or choose another --store"
         )
 
 

@@ -8,7 +8,7 @@ from ..language.capture import Capture, ends_of
 from ..sites import Site
 from ..store.site_facts import OWNER, SiteFacts, owner_of
 from ..store.spelling import layers_of
-from .chosen import deriving, facts_of, sites_in
+from .chosen import deriving, facts_of, parallel_in, present
 from .config import HarvestConfig
 
 
@@ -66,10 +66,9 @@ def find_hooks(
         ends = ends_of(found)
         return Hooks(model, {site: ends[site] for site in sites}, found, {})
     blocks = find_blocks(model)
-    present = set(sites_in(config, blocks, layers))
-    spots = {s: blocks[s.layer].spots[s.name] for s in sites if s in present}
+    spots = {s: blocks[s.layer].spots[s.name] for s in present(sites, blocks, config)}
     facts = facts_of(spots, dict.fromkeys(spots, 1), there or {}, config.outputs)
-    needed = {owner_of(site) for site in spots} | deriving(facts)
+    needed = {owner_of(site) for site in spots} | deriving(facts, parallel_in(blocks))
     attention = [
         AttentionSite(n, at.name, model.get_submodule(at.name))
         for n in layers

@@ -1,17 +1,17 @@
 """What a harvest runs on, known before any weights are loaded."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import HarvestError
 from ..language.families import require_attention
 from ..language.subject import Subject
-from ..sites import SITE_GROUPS, Site
+from ..sites import Site, parse_site_names
 from ..store.layers import choose_layers
 from ..store.manifest import Manifest
 from ..store.site_facts import OWNER
 from ..store.spelling import layers_of
-from .chosen import asked_names, lacks, left_out, named_alone, sites_in
+from .chosen import asked_names, lacks, left_out, named_alone, present
 from .config import HarvestConfig
 from .processes import own_devices, this_process
 
@@ -30,10 +30,6 @@ class Target(NamedTuple):
         """Layers of the sites."""
         return layers_of(self.sites)
 
-    def only(self, sites: Collection[Site]) -> "Target":
-        """Return the target of some of its sites alone."""
-        return self._replace(sites=[site for site in self.sites if site in sites])
-
     def named(self) -> dict[int, str]:
         """Return the layers with the names of their attention modules, or else of their blocks."""
         if all(OWNER[site.name] == "attention" for site in self.sites):
@@ -50,6 +46,7 @@ def find_target(
     config: HarvestConfig,
     *,
     store: Manifest | None = None,
+    sites: Sequence[Site] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Target:
     """Find the model and check the request against it.
@@ -57,6 +54,7 @@ def find_target(
     Args:
         config: the request.
         store: manifest of a store whose model it has to be, at the same commit.
+        sites: sites to write, whatever the request names; None takes those of the request.
         report: is called with a line for each part of the model that is left out.
 
     Raises:
@@ -74,17 +72,23 @@ def find_target(
             f"n_ctx is {config.n_ctx}; {subject.id} reads at most {subject.longest} tokens: use "
             f"--n-ctx {subject.longest} or less"
         )
+    wanted = _asked(config, subject) if sites is None else list(sites)
+    attention = [site for site in wanted if OWNER[site.name] == "attention"]
+    if attention:
+        require_attention(subject.found, layers_of(attention))
+    there = present(wanted, subject.blocks if len(attention) < len(wanted) else {}, config)
+    for line in (*subject.left_out(), left_out(wanted, there)):
+        if line is not None:
+            report(line)
+    return Target(subject, there, devices)
+
+
+def _asked(config: HarvestConfig, subject: Subject) -> list[Site]:
+    """Return the sites of a model that are asked for, by layer, whether it has them or not."""
     among = list(subject.attention) if config.layers == "all" else range(subject.n_layers)
     layers = _layers(config.layers, among, where=subject.id)
     names = asked_names(config.sites, config.outputs)
-    if set(names) & set(SITE_GROUPS["attn"]):
-        require_attention(subject.found, layers)
-    is_attention = set(names) <= set(SITE_GROUPS["attn"])
-    sites = sites_in(config, {} if is_attention else subject.blocks, layers)
-    for line in (*subject.left_out(), left_out(sites, config)):
-        if line is not None:
-            report(line)
-    return Target(subject, sites, devices)
+    return [Site(layer, name) for layer in layers for name in names]
 
 
 def asked_sites(config: HarvestConfig, manifest: Manifest) -> list[Site]:
@@ -98,8 +102,9 @@ def asked_sites(config: HarvestConfig, manifest: Manifest) -> list[Site]:
     if config.layers != "all" and config.sites != "attn":
         among = range(model["n_layers"])
     layers = _layers(config.layers, among, where=model["id"])
-    names = asked_names(config.sites, config.outputs)
-    sites = [Site(layer, name) for layer in layers for name in names]
+    names, plain = asked_names(config.sites, config.outputs), parse_site_names(config.sites)
+    whole = [n for n in layers if all(Site(n, name) in manifest.sites for name in plain)]
+    sites = [Site(n, name) for n in layers for name in (plain if n in whole else names)]
     middles = [s for s in sites if s.name == "resid_mid" and lacks(manifest.modules, s)]
     if middles and middles[0].name in named_alone(config):
         raise HarvestError(f"{middles[0]}: the layer has none; choose other --sites")

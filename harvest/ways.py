@@ -148,16 +148,16 @@ def _sizes(config: HarvestConfig, target: Target, **there: Any) -> Sizes:
 def _same_target(
     config: HarvestConfig, manifest: Manifest, sites: Sequence[Site], report: HarvestReport
 ) -> Target:
-    """Find the model that a store was created with, and those of some sites that it has.
+    """Find the model that a store was created with, as the target of some sites.
 
     Args:
         config: the request.
         manifest: manifest of the store, or its plan.
-        sites: sites of which something is missing.
+        sites: sites of which something is missing, whichever the request names.
         report: is called with lines.
     """
     report(f"looking at {config.model}")
-    return find_target(config, store=manifest, report=report).only(sites)
+    return find_target(config, store=manifest, sites=sites, report=report)
 
 
 def _report_plan(

@@ -80,13 +80,21 @@ class BlockReading(NamedTuple):
 
     @classmethod
     def stored(cls, geometry: dict[str, Any], weights: Mapping[str, Tensor]) -> "BlockReading":
-        """Return a block as a store keeps it, in float32 on the weights' device."""
+        """Return a block as a store keeps it, in float32 on the weights' device.
+
+        Raises:
+            KeyError, TypeError, ValueError: geometry or weights are of another form.
+        """
         shape = BlockGeometry.from_dict(geometry)
         norms = {}
         for name in NORMS:
             if (kind := getattr(shape, name)) is not None:
                 weight = weights[name].float()
                 bias = weights.get(f"{name}_bias", torch.zeros_like(weight)).float()
+                if {weight.shape, bias.shape} != {(shape.d_model,)}:
+                    raise ValueError(
+                        f"{name} has {list(weight.shape)} and {list(bias.shape)} weights"
+                    )
                 norms[name] = Norm(weight, bias, kind.centred, kind.eps)
         return cls(shape, norms)
 

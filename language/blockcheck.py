@@ -35,6 +35,7 @@ from .selfcheck import (
     difference,
     no_memory,
     not_finite,
+    stored_instead,
 )
 
 FEW_TOKENS = 64
@@ -117,15 +118,21 @@ def require_residual(blocks: Mapping[int, LayerCheck]) -> None:
             )
 
 
-def require_derivation(module: str, check: LayerCheck | None) -> None:
-    """Raise LanguageModelError unless a module, such as 12.mlp, is understood."""
+def require_derivation(module: str, check: LayerCheck | None, *, added: bool = False) -> None:
+    """Raise LanguageModelError unless a module, such as 12.mlp, is understood.
+
+    Args:
+        module: name of the module.
+        check: of it; None if it is not found.
+        added: whether its sites are added to a store that derives.
+    """
     if check is None or not check.passed:
         layer, _, kind = module.partition(".")
         reason = "it is not found" if check is None else check.reason
         what = {"mlp": "MLP", "block": "residual stream"}.get(kind, kind)
         raise LanguageModelError(
             f"layer {layer}: the geometry of its {what} is unknown ({reason}), so nothing can be "
-            "derived by it; give --outputs store"
+            f"derived by it; {stored_instead(added=added)}"
         )
 
 

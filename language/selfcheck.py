@@ -241,14 +241,26 @@ def require_understood(check: SelfCheck) -> None:
             )
 
 
-def require_derivable(check: SelfCheck) -> None:
-    """Raise LanguageModelError, naming the first layer whose y cannot be derived, if any."""
+def require_derivable(check: SelfCheck, *, added: bool = False) -> None:
+    """Raise LanguageModelError, naming the first layer whose y cannot be derived, if any.
+
+    Args:
+        check: of the layers.
+        added: whether they are added to a store that derives.
+    """
     for layer, found in check.layers.items():
         if not found.passed:
             raise LanguageModelError(
                 f"layer {layer}: its geometry is unknown ({found.reason}), so y cannot be derived; "
-                "give --outputs store"
+                f"{stored_instead(added=added)}"
             )
+
+
+def stored_instead(*, added: bool) -> str:
+    """Return what to do where nothing can be derived, in a new store or one that is there."""
+    if added:
+        return "this store derives, so harvest it into a new --store, with --outputs store"
+    return "give --outputs store"
 
 
 def not_finite(layer: int) -> str:

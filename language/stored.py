@@ -20,6 +20,9 @@ from .block import BlockReading, Derivation
 from .geometry import AttentionGeometry
 from .mlp import MlpGeometry, MlpWeights, layer_mlp
 
+N_TRIED = 2
+"""Tokens on which stored weights are tried."""
+
 
 def stored_attention(
     weights: dict[str, Tensor], geometry: dict[str, Any], device: torch.device | str
@@ -94,13 +97,15 @@ def deriver(store: ActivationStore, device: torch.device | str) -> Derive:
     functions = {"attention": stored_attention, "mlp": stored_mlp}
 
     @cache
-    def function(layer: int, kind: str) -> Callable[[Tensor], Tensor]:
+    def function(layer: int, kind: str, width: int) -> Callable[[Tensor], Tensor]:
         module = f"{layer}.{kind}"
         geometry = store.manifest.modules[module]["geometry"]
-        return functions[kind](store.weights(module), geometry, device)
+        made = functions[kind](store.weights(module), geometry, device)
+        _require_fit(made, torch.zeros(1, N_TRIED, width, device=device), module)
+        return made
 
     def run(layer: int, kind: str, x: Tensor) -> Tensor:
-        return function(layer, kind)(x)
+        return function(layer, kind, x.shape[-1])(x)
 
     @cache
     def block(layer: int) -> BlockReading | None:
@@ -119,6 +124,8 @@ def deriver(store: ActivationStore, device: torch.device | str) -> Derive:
             sources = () if origin is None else origin.sites
             layer = site.layer  # the same values, whatever else is read
             if (layer, sources) not in known:
+                for source in sources:
+                    _require_width(stored[source], source, block(layer))
                 known[layer, sources] = Derivation(
                     {source.name: stored[source] for source in sources},
                     block=block(layer),
@@ -137,11 +144,29 @@ def deriver(store: ActivationStore, device: torch.device | str) -> Derive:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             sites = ", ".join(map(str, wanted))
             raise StoreError(
-                f"{store.root}: {sites} cannot be derived from what its manifest says "
+                f"{store.root}: {sites} cannot be derived from what it has of the layer "
                 f"({type(error).__name__}: {reason_of(error)}); harvest the layer again"
             ) from None
 
     return derive
+
+
+def _require_fit(function: Callable[[Tensor], Tensor], x: Tensor, module: str) -> None:
+    """Raise ValueError unless the weights of a module have the shapes that its geometry means."""
+    try:
+        fits, why = function(x).shape == x.shape, ""
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, IndexError, RuntimeError) as error:
+        fits, why = False, f": {reason_of(error)}"
+    if not fits:
+        raise ValueError(f"the weights of {module} do not fit its geometry{why}")
+
+
+def _require_width(x: Tensor, site: Site, block: BlockReading | None) -> None:
+    """Raise ValueError if a site is not as wide as the residual stream of its block."""
+    if block is not None and x.shape[-1] != block.geometry.d_model:
+        raise ValueError(f"{site} is {x.shape[-1]} wide, its block {block.geometry.d_model}")
 
 
 def site_reader(

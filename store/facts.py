@@ -153,10 +153,14 @@ class StoreFacts:
             return
         named = {*names_of(self.sites), *names_of(lacking)} != set(ATTENTION)
         have, asked = (spell_sites(some, named=named) for some in (self.sites, lacking))
-        remedy = "harvest it into each of the stores that it was merged from"
-        if not self.manifest.request.get("merged"):
-            remedy = f"add it with: {resume_command(self.root, self.manifest, lacking)}"
-        raise StoreError(f"{asked} is not in {self.root}; it has {have}; {remedy}")
+        raise StoreError(f"{asked} is not in {self.root}; it has {have}; {self.adding(lacking)}")
+
+    def adding(self, sites: Collection[Site], *, word: str = "it") -> str:
+        """Return what to type to add sites, which a word stands for."""
+        if self.manifest.request.get("merged"):
+            return f"harvest {word} into each of the stores that it was merged from"
+        again = resume_command(self.root, self.manifest, sorted(sites, key=lambda s: s.place))
+        return f"add {word} with: {again}"
 
     def _mean(self, rows: Cells) -> float:
         """Return the mean norm or scale over the tokens of some files of one array."""

@@ -284,19 +284,18 @@ def text_names(manifest: Manifest) -> set[str]:
 
 
 def resume_command(root: Place, manifest: Manifest, sites: Sequence[Site] = ()) -> str:
-    """Return the command that finishes a store, or that harvests these sites if any are given."""
+    """Return the command that finishes a store, or that harvests these sites if any are given.
+
+    It names no setting that is as the store has it.
+    """
     request = manifest.request
     if not sites and isinstance(merged := request.get("merged"), list):
         return shlex.join(["lorsa", "store", "merge", *map(str, merged), "--out", str(root)])
     words = ["lorsa", "harvest"]
-    chosen = sites or list(manifest.sites)
-    options = {"model": request.get("model"), **_options_of(chosen), "store": root} | request
+    chosen = _options_of(sites) if sites else _options_of_all(list(manifest.sites))
+    options = {"model": request.get("model"), **chosen, "store": root}
     for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            words.append(flag)
-        elif value is not None and value is not False:
-            words += [flag, str(value)]
+        words += [] if value is None else [f"--{name}", str(value)]
     return shlex.join(words)
 
 
@@ -315,9 +314,21 @@ def _options_of(sites: Sequence[Site]) -> dict[str, str | None]:
     return {"layers": spell_layers(layers_of(sites)), "sites": spelled}
 
 
+def _options_of_all(sites: Sequence[Site]) -> dict[str, str | None]:
+    """Return by which options a harvest is asked for all sites of a store.
+
+    None where its layers have different sites: what is not given is as the store has it.
+    """
+    is_product = len(set(sites)) == len(layers_of(sites)) * len(names_of(sites))
+    return _options_of(sites) if is_product else {}
+
+
 def site_options(sites: Sequence[Site]) -> str:
-    """Return how a harvest is asked for some sites: --layers 0-3 --sites mlp."""
-    return " ".join(f"--{n} {value}" for n, value in _options_of(sites).items() if value)
+    """Return how a harvest is asked for all sites of a store: --layers 0-3 --sites mlp.
+
+    Empty where its layers have different sites: then they are not named.
+    """
+    return " ".join(f"--{n} {value}" for n, value in _options_of_all(sites).items() if value)
 
 
 def written_again(root: Place, manifest: Manifest, array: str) -> str:

@@ -453,7 +453,11 @@ def test_a_setting_of_another_kind_in_a_file_is_refused(
 def test_dictionaries_of_every_kind_are_trained_and_swept(lorsa: Lorsa, sited: Path) -> None:
     args = ["--store", sited, "--top-k", "4", "--batch-tokens", 4 * N_CTX, "--device", "cpu"]
     args += ["--train-tokens", 8 * N_CTX, "--json"]
-    found = json.loads(lorsa("train", "--kind", "all", "--skip", *args).stdout)
+    trained = lorsa("train", "--kind", "all", "--skip", *args)
+    assert " 1.mlp: 256 features, top_k 4; " in trained.stderr
+    assert "1.mlp: 1.mlp" not in trained.stderr
+    assert "best FVU" not in trained.stderr  # of runs of several sites
+    found = json.loads(trained.stdout)
     assert [(run["run"], run["kind"], run["site"]) for run in found["runs"]] == [
         ("runs/layer-1", "lorsa", None),
         ("runs/1.resid_out", "sae", "resid_out"),
@@ -469,6 +473,10 @@ def test_dictionaries_of_every_kind_are_trained_and_swept(lorsa: Lorsa, sited: P
     assert (found["n_groups"], found["ok"]) == (2, True)
     config = json.loads(Path("sweep/layer=1,skip=True/config.json").read_text())["config"]
     assert (config["skip"], config["prefixes"]) == (True, [0.25, 1.0])
+    found = json.loads(lorsa("sweep", "--kind", "all", "--out", "every", *args).stdout)
+    places = [("lorsa", 1), ("sae", 1), ("transcoder", 1), ("lorsa", 2), ("transcoder", 2)]
+    assert sorted((row["kind"], row["layer"]) for row in found["rows"]) == sorted(places)
+    assert found["next"].count("every/") == len(places)  # each is the best of its place
 
 
 SWEEP = ["--layer", 1, "--tokens", 8 * N_CTX, "--batch-tokens", 4 * N_CTX, "--device", "cpu"]
@@ -508,7 +516,7 @@ def test_a_sweep_tells_which_runs_failed(lorsa: Lorsa, store_folder: Path, tmp_p
         (["--set", "top_k"], 2, "--set top_k: write NAME=VALUE"),
         (["--lr", ""], 2, "--lr: lr has no value"),
         (["--config", "none.toml"], 2, "none.toml: No such file"),
-        (["--top-k", "0"], 1, "no run of the sweep can begin; the first: top_k is 0"),
+        (["--top-k", "0"], 2, "no run of the sweep can begin; the first: top_k is 0"),
         (["--layers", "9"], 1, "layers 1-2"),
     ],
 )
@@ -702,6 +710,22 @@ def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:
     done = _run_alone("{'a': os.kill(os.getpid(), 15)}")
     assert done.returncode == 130
     assert json.loads(done.stdout)["error"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["harvest", "--model", "m", "--sites", "mlp_inn"],
+        ["train", "--kind", "sae", "--site", "mlp_inn"],
+        ["sweep", "--kind", "sae", "--site", "mlp_inn", "--top-k", "4,8"],
+        ["store", "rm", "--sites", "3.mlp_inn"],
+    ],
+)
+def test_a_wrong_site_is_exit_code_2_in_every_command(
+    lorsa: Lorsa, store_folder: Path, args: list[str]
+) -> None:
+    store = [store_folder] if args[0] == "store" else ["--store", store_folder]
+    assert "'mlp_inn' is no site; near: mlp_in" in _one_line_error(lorsa(*args, *store), 2)
 
 
 @pytest.mark.parametrize("args", [[], ["harvest"], ["train", "--nonsense"], ["nonsense"]])

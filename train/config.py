@@ -32,7 +32,8 @@ class TrainConfig:
     out: Path
     """Run folder."""
     kind: str = "lorsa"
-    """Kind of dictionary: lorsa (attention), sae (any site) or transcoder (the MLP)."""
+    """Kind of dictionary: lorsa (attention), sae (any site), transcoder (the MLP), or all. "all" is
+    for commands: every kind whose sites the store has."""
     site: str | None = None
     """Site that an SAE reads and writes, such as attn_out. None takes resid_out."""
     expansion: float = 8.0

@@ -7,9 +7,10 @@ et al. 2025, arXiv:2503.17547). The second term is there with jumprelu only. It 
 sequences, as are the thresholds of batchtopk, so that a step may be cut into any number of parts.
 All means are over tokens that count: a sequence weighs as many tokens as count in it.
 
-But for Lorsas, a token longer than LONGEST usual norms adds its error as if it were that long,
-whether it counts or not: some tokens of the residual stream are a hundred times as long as others,
-which would be all that counts if they did, and nothing would write them if they did not.
+With a kind that bounds errors (SAEs, transcoders), a token longer than LONGEST usual norms adds its
+error as if it were that long, whether it counts or not: some tokens of the residual stream are a
+hundred times as long as others, which would be all that counts if they did, and nothing would write
+them if they did not.
 """
 
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ class Objective(nn.Module):
         errors = [masked_mean((y_hat - y).square(), counted) for y_hat in hats]
         error = weight * (errors[0] if len(errors) == 1 else torch.stack(errors).mean())
         loss, edge = error, None
-        if self.dictionary.kind != "lorsa":
+        if self.dictionary.bounds_errors:
             loss = weight * torch.stack([_bounded(hat, y, counted) for hat in hats]).mean()
         if fires is not None:
             excess = _l0_of_sequences(fires, counted) / top_k - 1

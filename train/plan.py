@@ -1,12 +1,14 @@
 """Plan of a command: which dictionaries it trains of a store, and into which folders."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..dictionaries.choices import ports_of
-from ..sites import SITE_NAMES, Site, parse_site_names
+from ..errors import StoreError
+from ..sites import SITE_NAMES, Site, parse_site_names, spell_site_names
 from ..store.facts import StoreFacts
+from ..store.spelling import names_of, spell_sites
 from .recipe import ALL, DEFAULTS, kinds_of, kinds_with
 
 Settings = Mapping[str, Any]
@@ -32,6 +34,8 @@ def plan_runs(
     asked = [run for layer in layers or store.layers for run in _of_layer(settings, layer)]
     lacking = {site for run in asked for site in sites_of(run) if not store.has(site)}
     there = [run for run in asked if lacking.isdisjoint(sites_of(run))]
+    if not there and settings.get("kind") == ALL:
+        raise StoreError(_nothing_for_all(store, layers or store.layers, lacking))
     if lacking and (not there or (layers is not None and settings.get("kind") != ALL)):
         store.require_sites(lacking)
     kinds = {str(run["kind"]) for run in there}
@@ -46,10 +50,25 @@ def plan_runs(
     return [{**run, "out": out / folder_name(run)} for run in there]
 
 
+def _nothing_for_all(store: StoreFacts, layers: Sequence[int], lacking: Collection[Site]) -> str:
+    """Return the message on layers that have the default sites of no kind."""
+    have = [site for site in store.sites if site.layer in layers]
+    return (
+        f"--kind all finds the sites of no kind in {store.root}, which has "
+        f"{spell_sites(have, named=True)}: give --kind sae --site "
+        f"{spell_site_names(names_of(have))}, or {store.adding(lacking, word='them')}"
+    )
+
+
 def layers_with(store: StoreFacts, runs: Sequence[Settings]) -> list[int]:
     """Return the layers of a store that have the sites of any of some runs; all, if none has."""
-    found = [n for n in store.layers if any(all(map(store.has, sites_of(r, n))) for r in runs)]
+    found = [n for n in store.layers if any(has_sites(store, run, n) for run in runs)]
     return found or store.layers
+
+
+def has_sites(store: StoreFacts, run: Settings, layer: int | None = None) -> bool:
+    """Return whether a store has the sites of a run, at its own layer or another."""
+    return all(map(store.has, sites_of(run, layer)))
 
 
 def sites_of(run: Settings, layer: int | None = None) -> tuple[Site, ...]:

@@ -3,6 +3,7 @@
 Imports nothing heavy.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..dictionaries.choices import SITES
@@ -20,6 +21,8 @@ OWN = {
     "skip": ("transcoder",),
 }
 """Settings that not every kind has, and the kinds that have them."""
+PLACE = ("layer", "kind", "site")
+"""Settings that say which activations a dictionary reads and writes."""
 DEFAULTS: dict[str, dict[str, Any]] = {
     "lorsa": {"init": "layer", "lr": 1e-3, "decay_frac": 0.6, "loss_mask": "none"},
     "sae": {
@@ -49,6 +52,20 @@ def kinds_of(text: str) -> tuple[str, ...]:
     if text not in (*KINDS, ALL):
         raise ValueError(f"kind is {text!r}; allowed: {', '.join(KINDS)} or {ALL}")
     return KINDS if text == ALL else (text,)
+
+
+def by_place(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Return rows of runs in groups of the same layer, kind and site.
+
+    FVUs of others are no better or worse: they are of other activations.
+
+    Args:
+        rows: settings and results of each run, by name; what no run differs in may be left out.
+    """
+    places: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        places.setdefault(tuple(row.get(name) for name in PLACE), []).append(row)
+    return list(places.values())
 
 
 def kinds_with(setting: str) -> tuple[str, ...]:

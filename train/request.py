@@ -98,4 +98,4 @@ def describe(request: Request) -> str:
         if config.train_tokens is not None:
             n_steps = f"at most {span.n_steps:,}, or {n_steps}"
     steps = f"{n_steps} steps of {span.step_tokens:,} tokens"
-    return f"{config.label}: {shape.sizes}, top_k {shape.top_k}; {steps} ({where})"
+    return f"{shape.sizes}, top_k {shape.top_k}; {steps} ({where})"

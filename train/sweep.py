@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import TrainError
+from ..errors import UsageError
 from ..seal import SEAL, write_seal
 from ..whole import finite, whole, write_json
 from .config import TrainConfig
@@ -121,13 +121,14 @@ def sweep(
         report: receives each event of a run, as in `train_many`.
 
     Raises:
+        UsageError: the settings of every run are refused.
         TrainError: no run can begin.
         KeyboardInterrupt: the process was asked to stop; checkpoints were written.
     """
     started = time.perf_counter()
     configs = [point.config for point in runs if point.config is not None]
     if not configs:
-        raise TrainError(f"no run of the sweep can begin; the first: {runs[0].error}")
+        raise UsageError(f"no run of the sweep can begin; the first: {runs[0].error}")
     outcomes = iter(train_many(configs, apart=apart, report=report))
     pairs = [(point, None if point.config is None else next(outcomes)) for point in runs]
     settings = list(dict.fromkeys(name for point in runs for name in point.changes))
@@ -164,6 +165,7 @@ def sweep_grid(
         apart, report: as in `sweep`.
 
     Raises:
+        UsageError: the settings of every run are refused.
         TrainError: no run can begin.
         KeyboardInterrupt: the process was asked to stop; checkpoints were written.
     """

@@ -74,6 +74,8 @@ class LorsaConfig(DictionaryConfig):
         queries_keys = 2 * self.n_qk_heads * self.d_qk_head
         # made, rotated, and their gradients; v and its gradient; x, y, y_hat and theirs
         width = 5 * queries_keys + 3 * self.n_ov_heads + 6 * self.d_model + 8 * self.n_slots
+        if self.gate is not None:  # its logits, itself, and their gradients
+            width += 4 * self.n_ov_heads
         return 4 * width
 
     def _check_shape(self) -> None:

@@ -50,6 +50,7 @@ class Lorsa(Dictionary):
     """
 
     kind: ClassVar[str] = "lorsa"
+    bounds_errors: ClassVar[bool] = False
     Config = LorsaConfig
     config: LorsaConfig
     W_Q: nn.Parameter

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from ...errors import StoreError
+from ...errors import StoreError, UsageError
 from ...sites import SITE_NAMES, Site, parse_site_names
 from ..arrays import all_arrays
 from ..folder import Folder, is_begun, read_folder
@@ -38,6 +38,7 @@ def remove_sites(root: str | Place, layers: str = "all", sites: str = "all") -> 
         JSON-able: the sites that were removed, those that remain, and the bytes that were freed.
 
     Raises:
+        UsageError: a name is no site's; the message names near ones.
         StoreError: no store, a site that is not there or that others are derived from, no site
             would remain, or the store is being written or cannot be written.
     """
@@ -81,9 +82,9 @@ def _choose(folder: Folder, layers: str, sites: str) -> set[Site]:
     have = orphaned_sites(root, folder.plan) | manifest.sites.keys() | folder.plan.sites.keys()
     try:
         among = choose_layers(layers, layers_of(have), where=str(root))
-        wanted, named = _named(sites, among)
     except ValueError as error:
         raise StoreError(str(error)) from None
+    wanted, named = _named(sites, among)
     chosen = (wanted | named) & have
     if lacking := named - have or (not chosen and wanted):
         raise StoreError(f"{root} has no {spell_sites(lacking)}; it has {spell_sites(have)}")
@@ -108,18 +109,26 @@ def _named(text: str, layers: Collection[int]) -> tuple[set[Site], set[Site]]:
     """Return the sites that a text such as mlp,3.resid_in names: in some layers, and one by one.
 
     Raises:
-        ValueError: a part is no site; the message names near ones.
+        UsageError: a part is no site; the message names near ones.
     """
     found: set[Site] = set()
     named: set[Site] = set()
     for part in (each.strip() for each in text.split(",")):
         layer, dot, name = part.rpartition(".")
         if dot and layer.isascii() and layer.isdecimal():
-            named |= {Site(int(layer), each) for each in parse_site_names(name)}
+            named |= {Site(int(layer), each) for each in _names(name)}
             continue
-        names = SITE_NAMES if part == "all" else parse_site_names(part)
+        names = SITE_NAMES if part == "all" else _names(part)
         found |= {Site(layer, each) for layer in layers for each in names}
     return found, named
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Return the names that a text means; UsageError if it means none."""
+    try:
+        return parse_site_names(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _require_unneeded(manifest: Manifest, chosen: Collection[Site]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from lorsa.dictionaries.metrics import Quality
 from lorsa.display import bars, sweep
 from lorsa.display.show import show
-from lorsa.display.sweep import SweepDisplay
+from lorsa.display.sweep import SweepDisplay, best_rows
 from lorsa.train.report.events import Ended, EvalReport, RunEvent, StepReport, TrainResult
 from rich.console import Console
 
@@ -128,6 +128,24 @@ def test_the_summary_counts_states_and_tells_what_is_left(
         "sweep 55%: 1 waiting, 2 running, 1 failed  10,000 tok/s  data wait 2%  "
         "best FVU 0.2500 (a)  18 s left"
     )
+
+
+def test_of_several_places_none_is_called_the_best(consoles: Any) -> None:
+    """The FVU of a Lorsa was compared with that of an SAE."""
+    consoles(terminal=False)
+    shown = SweepDisplay(["layer-1", "1.resid_out"], comparable=False)
+    shown(RunEvent("layer-1", EvalReport(60, 60_000, QUALITY)))
+    assert "best" not in shown.summary()
+    rows = [
+        {"kind": kind, "layer": layer, "fvu": fvu}
+        for kind, layer, fvu in (
+            ("lorsa", 1, 0.3), ("lorsa", 1, 0.2), ("sae", 1, 0.01), ("lorsa", 2, None),
+            ("lorsa", 2, 0.4),
+        )
+    ]  # fmt: skip
+    assert best_rows(rows) == [rows[1], rows[2], rows[4]]
+    assert best_rows([{"top_k": 4, "fvu": 0.2}, {"top_k": 8, "fvu": 0.1}])[0]["top_k"] == 8
+    assert best_rows([{"fvu": None}]) == []
 
 
 def test_a_log_file_gets_lines_now_and_then_and_one_for_every_end(

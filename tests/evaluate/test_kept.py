@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lorsa.dictionaries.choices import CONFIG
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.errors import AnalyzeError
@@ -20,7 +21,7 @@ from lorsa.train.config import TrainConfig
 from lorsa.train.train import train
 from runs import settings
 from small import edit_manifest
-from unseal import change_json, unseal
+from unseal import change_json
 
 LOSSES = {"original": 1.0, "recovered_from_zero": 0.5, "by_position": {"original": [1.0]}}
 MEASURED: dict[str, Any] = {
@@ -76,6 +77,9 @@ def test_what_was_asked_before_is_answered_as_it_was(
             assert kept_answer(asked) is None  # and not a KeyError of the table
     write_summed(run / EVAL, whole | {"cross_entropy": {}})
     assert kept_answer(asked) is None
+    del (without := dict(whole))["config_sha256"]
+    write_summed(run / EVAL, without)
+    assert kept_answer(asked) is None  # it may be of another config
     write_summed(run / EVAL, whole)
     for change in ({"tokens": 32}, {"ce_tokens": 32}, {"model": str(tmp_path)}):
         assert kept_answer(replace(asked, **change)) is None
@@ -94,7 +98,7 @@ def test_an_earlier_version_s_figures_answer_no_request(tmp_path: Path) -> None:
     _save(tmp_path)
     keep_evaluation(tmp_path, MEASURED, ASKED)
     content = json.loads((tmp_path / EVAL).read_text("utf-8"))
-    del content["asked"], content["crc32c"]
+    del content["asked"], content["config_sha256"], content["crc32c"]
     (tmp_path / EVAL).write_text(json.dumps(content), "utf-8")
     assert kept_evaluation(tmp_path) is not None
     keep_evaluation(tmp_path, {**MEASURED, "cross_entropy": None}, ASKED)
@@ -119,7 +123,7 @@ def test_a_number_that_is_not_finite_is_none(tmp_path: Path) -> None:
     text = (tmp_path / EVAL).read_text("utf-8")
     assert "NaN" not in text
     (tmp_path / EVAL).write_text(text.replace('"fvu": null', '"fvu": NaN'), "utf-8")
-    unseal(tmp_path)
+    change_json(tmp_path / EVAL)
     kept = kept_evaluation(tmp_path)
     assert kept is not None
     assert kept["fvu"] is None
@@ -134,6 +138,19 @@ def test_figures_of_other_weights_are_not_told(tmp_path: Path) -> None:
     kept = kept_evaluation(tmp_path)
     assert kept is not None
     assert kept["cross_entropy"] is None
+
+
+def test_figures_of_another_config_are_not_told(tmp_path: Path) -> None:
+    """Of the same weights: fewer features fire, and the kept figures were shown as theirs."""
+    _save(tmp_path)
+    keep_evaluation(tmp_path, MEASURED, ASKED)
+    before = (tmp_path / CONFIG).read_bytes()
+    change_json(tmp_path / CONFIG, config={**json.loads(before)["config"], "top_k": 2})
+    assert kept_evaluation(tmp_path) is None
+    (tmp_path / CONFIG).write_bytes(before)
+    kept = kept_evaluation(tmp_path)
+    assert kept is not None
+    assert kept["fvu"] == 0.2
 
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps(MEASURED), None])

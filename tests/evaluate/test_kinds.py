@@ -1,6 +1,7 @@
 """Dictionaries of every kind, measured by the same commands, against hooks written by hand."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -191,13 +192,35 @@ def test_the_command_takes_runs_of_mixed_kinds(
     assert "random features" in one.stdout
 
 
-@pytest.mark.parametrize(("order", "follows"), [((1, 0), True), ((0, 1), True), ((1, 3), False)])
+@pytest.mark.parametrize("order", [(1, 0), (0, 1)])
 def test_the_lorsa_among_runs_of_several_kinds_is_analysed_next(
-    runs: list[Path], order: tuple[int, int], follows: bool
+    runs: list[Path], order: tuple[int, int]
 ) -> None:
     folders = [str(runs[n]) for n in order]
     done = CliRunner().invoke(cli.app, ["eval", *folders, "--model", "none", "--json"])
-    assert json.loads(done.stdout)["next"] == (f"lorsa analyze {runs[0]}" if follows else None)
+    assert json.loads(done.stdout)["next"] == f"lorsa analyze {runs[0]}"
+
+
+@pytest.mark.parametrize("chosen", [(1,), (1, 3)])
+def test_other_kinds_are_followed_by_a_look_at_their_card(
+    runs: list[Path], chosen: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was named, and no command analyses them."""
+    monkeypatch.chdir(tmp_path)
+    folders = [str(runs[n]) for n in chosen]
+    done = CliRunner().invoke(cli.app, ["eval", *folders, "--model", "none", "--json"])
+    program, *words = shlex.split(json.loads(done.stdout)["next"])
+    assert program == "lorsa"
+    shown = CliRunner().invoke(cli.app, words)
+    assert shown.exit_code == 0, shown.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_of_one_place_are_on_no_card(runs: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[1], tmp_path / "copy")
+    folders = [str(runs[1]), str(tmp_path / "copy")]
+    done = CliRunner().invoke(cli.app, ["eval", *folders, "--model", "none", "--json"])
+    assert json.loads(done.stdout)["next"] is None
 
 
 @pytest.mark.parametrize(

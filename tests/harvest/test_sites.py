@@ -13,6 +13,7 @@ from lorsa.harvest.config import HarvestConfig
 from lorsa.harvest.harvest import harvest, plan_harvest, stored_request
 from lorsa.language.blocks import find_blocks
 from lorsa.language.capture import Capture
+from lorsa.language.selfcheck import SelfCheck
 from lorsa.language.stored import deriver
 from lorsa.sites import SITE_NAMES, Ports, Site
 from lorsa.store.care.remove import remove_sites
@@ -176,6 +177,28 @@ def test_a_parallel_block_has_no_middle(tmp_path: Path, text_folder: Path) -> No
     assert not named.store.exists()
 
 
+@pytest.mark.parametrize(("family", "needs"), [("falcon", False), ("llama-gqa", True)])
+def test_a_parallel_mlp_is_derived_without_the_attention(
+    family: str, needs: bool, tmp_path: Path, text_folder: Path
+) -> None:
+    config = _config(
+        tmp_path, text_folder, family, sites="resid_in,mlp", outputs="derive", layers="2"
+    )
+    said: list[Any] = []
+    harvest(config, report=said.append)
+    assert any(isinstance(event, SelfCheck) for event in said) == needs
+    store = ActivationStore.open(config.store)
+    assert ("2.attention" in store.manifest.modules) == needs
+    assert [str(site) for site in store.sites if store.is_stored(site)] == ["2.resid_in"]
+    seen = _seen(config, store)
+    for sites in ("mlp", "attn,resid"):
+        harvest(dataclasses.replace(config, sites=sites))
+        store = ActivationStore.open(config.store)
+        derive = deriver(store, "cpu")
+        for site in store.sites:
+            assert _close(store.values(site, range(store.manifest.n_seq), derive), seen[site])
+
+
 def test_a_site_that_is_not_there_is_known_of_a_block_that_is_not_understood(
     tmp_path: Path, text_folder: Path
 ) -> None:
@@ -208,7 +231,12 @@ def test_an_mlp_of_unknown_geometry_derives_nothing(tmp_path: Path, text_folder:
     with pytest.raises(HarvestError, match=r"MLP is unknown \(it is a mixture of experts\)"):
         harvest(config)
     assert not config.store.exists()
-    harvest(dataclasses.replace(config, outputs="store"))
+    attention = dataclasses.replace(config, sites="attn")
+    harvest(attention)
+    with pytest.raises(HarvestError, match="this store derives, .* new --store, with --outputs st"):
+        harvest(config)
+    assert harvest(attention).sites == ["0.attn_in", "0.attn_out", "2.attn_in", "2.attn_out"]
+    harvest(dataclasses.replace(config, store=tmp_path / "one", outputs="store"))
     without = dataclasses.replace(config, store=tmp_path / "two", sites="attn,mlp_in")
     harvest(without)  # mlp_in needs no MLP
     store = ActivationStore.open(without.store)
@@ -270,6 +298,41 @@ def test_what_the_manifest_has_wrong_is_told_in_a_line(
     store = ActivationStore.open(config.store)
     with pytest.raises(StoreError, match=r"resid_out cannot be derived .*; harvest the layer"):
         store.values(Site(1, "resid_out"), range(2), deriver(store, "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("1.attention", "W_Q"), ("1.attention", "W_O"), ("1.mlp", "W_up"), ("1.block", "before_mlp")],
+)
+def test_weights_of_other_shapes_are_told_in_a_line(
+    module: str, name: str, tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a stranger's store may have them: it ended in a trace."""
+    config = _config(tmp_path, text_folder, "llama-gqa", outputs="derive", layers="1")
+    harvest(config)
+    weights = ActivationStore.weights
+
+    def cut(store: ActivationStore, asked: str) -> dict[str, torch.Tensor]:
+        found = weights(store, asked)
+        return found | ({name: found[name][:-1]} if asked == module else {})
+
+    monkeypatch.setattr(ActivationStore, "weights", cut)
+    store = ActivationStore.open(config.store)
+    with pytest.raises(StoreError, match=r"resid_out cannot be derived .*; harvest the layer") as e:
+        store.values(Site(1, "resid_out"), range(2), deriver(store, "cpu"))
+    assert "\n" not in str(e.value)
+    assert name in str(e.value) or module in str(e.value)
+
+
+def test_a_width_that_is_not_the_block_s_is_told_in_a_line(
+    tmp_path: Path, text_folder: Path
+) -> None:
+    config = _config(tmp_path, text_folder, "llama-gqa", outputs="derive", layers="1")
+    harvest(config)
+    store = ActivationStore.open(config.store)
+    half = {Site(1, "resid_in"): torch.zeros(1, N_CTX, 16)}
+    with pytest.raises(StoreError, match=r"1\.resid_in is 16 wide, its block 32"):
+        deriver(store, "cpu")(half, [Site(1, "mlp_in")])
 
 
 def test_a_multiplier_is_kept_in_the_store(tmp_path: Path, text_folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from lorsa.errors import BegunError, StoreError
+from lorsa.errors import BegunError, StoreError, UsageError
 from lorsa.sites import Ports, Site, attention_ports, ports_between
 from lorsa.store.care.info import store_info
 from lorsa.store.care.merge import merge_stores
@@ -160,7 +160,7 @@ def test_what_is_lacking_is_named_with_the_harvest_that_adds_it(make_store: Make
             call()
         assert str(raised.value) == (
             f"layer 3 (mlp) is not in {store.root}; it has layers 0,3 (attn); add it with: "
-            f"lorsa harvest --model tiny --layers 3 --sites mlp --store {store.root} --dtype int8"
+            f"lorsa harvest --model tiny --layers 3 --sites mlp --store {store.root}"
         )
     with pytest.raises(StoreError, match=r"layer 7 is not in .*; it has layers 0,3; add it with"):
         store.activations(attention_ports(7), [0])
@@ -298,7 +298,6 @@ def _folders(root: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("layers", "names", "message"),
     [
-        ("all", "mlp_inn", "'mlp_inn' is no site; near: mlp_in"),
         ("0", "mlp", r"has no layer 0 \(mlp\); it has layers 0 \(attn\), 3 \(attn,mlp,resid_out\)"),
         ("all", "mlp", "3.resid_out is derived from layer 3 .mlp.; remove it too, or leave that"),
         (
@@ -322,6 +321,14 @@ def test_what_cannot_be_removed_is_named(
         remove_sites(root, layers, names)
     assert digests(root) == before
     assert verify_store(root, full=True)["ok"]
+
+
+@pytest.mark.parametrize("names", ["mlp_inn", "attn,3.mlp_inn"])
+def test_what_is_no_site_is_wrong_usage(tmp_path: Path, names: str) -> None:
+    """With the exit code that it has in every command."""
+    root = whole(tmp_path / "acts", mixed()).root
+    with pytest.raises(UsageError, match="'mlp_inn' is no site; near: mlp_in"):
+        remove_sites(root, sites=names)
 
 
 def test_a_removal_cut_short_by_the_power_goes_on(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What bounds a run: memory, minutes, the data that there is."""
 
+import dataclasses
 import json
 import shutil
 import time
@@ -121,6 +122,16 @@ def test_too_little_memory_says_what_fits(store: ActivationStore) -> None:
         require_room(shape, span, world=1, free=free)
     with pytest.raises(TrainError, match="nothing smaller fits either; free some memory"):
         require_room(shape, span, world=1, free=1000)
+
+
+def test_a_gate_needs_memory_besides(store: ActivationStore) -> None:
+    """Of every head at every token in float32: its logit, itself, and the gradients of both."""
+    config = _config(Path(str(store.root)), Path("o"), n_ov_heads=4096, n_qk_heads=16)
+    plain, span = shape_of(config, store), extent(config, store, 1)
+    gated = dataclasses.replace(plain, gate="sigmoid")
+    weights = (plain.d_model + 1) * 4096 * span.state_bytes
+    more = run_bytes(gated, span, 1) - run_bytes(plain, span, 1)
+    assert more - weights == span.step_tokens * 4 * 4 * 4096
 
 
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(

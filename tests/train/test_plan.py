@@ -18,6 +18,8 @@ from lorsa.train.recipe import DEFAULTS, INITS, KINDS, OWN
 class _Facts:
     """Facts of a store that has some sites of some layers."""
 
+    root = "acts"
+
     def __init__(self, **groups: str) -> None:
         names = {int(layer[1:]): parse_site_names(text) for layer, text in groups.items()}
         self.sites = [Site(layer, name) for layer, some in names.items() for name in some]
@@ -29,6 +31,9 @@ class _Facts:
     def require_sites(self, sites: Iterable[Site]) -> None:
         if lacking := sorted({site for site in sites if site not in self.sites}):
             raise StoreError(f"lacks {', '.join(map(str, lacking))}")
+
+    def adding(self, sites: Iterable[Site], *, word: str) -> str:
+        return f"add {word}: {', '.join(sorted(map(str, sites)))}"
 
 
 def _facts(**groups: str) -> StoreFacts:
@@ -76,6 +81,21 @@ def test_all_kinds_with_the_setting_of_one_whose_sites_are_lacking() -> None:
     ):
         with pytest.raises(StoreError, match=f"lacks {lacking}"):
             plan_runs({"kind": "all", **settings}, attention, None, Path("runs"))
+
+
+def test_all_kinds_of_a_store_that_has_the_sites_of_none() -> None:
+    """As one that derives from the residual stream can be; an SAE has to be told its site."""
+    streams = _facts(L1="resid_in", L2="resid_in")
+    with pytest.raises(StoreError) as raised:
+        _folders([2], streams, kind="all")
+    assert str(raised.value) == (
+        "--kind all finds the sites of no kind in acts, which has layer 2 (resid_in): give --kind "
+        "sae --site resid_in, or add them: 2.attn_in, 2.attn_out, 2.mlp_in, 2.mlp_out, 2.resid_out"
+    )
+    assert _folders([2], streams, kind="sae", site="resid_in") == ["runs/2.resid_in"]
+    assert _folders(store=streams, kind="all", site="resid_in") == [
+        "runs/1.resid_in", "runs/2.resid_in"
+    ]  # fmt: skip
 
 
 def test_a_setting_goes_to_the_kinds_that_have_it() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lorsa.dictionaries.metrics import Tally
-from lorsa.errors import TrainError
+from lorsa.errors import UsageError
 from lorsa.store.read.reader import ActivationStore
 from lorsa.train.checkpoint import checkpoints
 from lorsa.train.config import TrainConfig
@@ -62,7 +62,7 @@ def test_a_grid_is_the_sweep_of_its_combinations_written_down(
     written = json.loads((out / "sweep.json").read_text())
     assert written["rows"] == result.rows
     assert {"sweep.csv", "pareto.png"} < {path.name for path in out.iterdir()}
-    with pytest.raises(TrainError, match="no run of the sweep can begin; the first: lr is -1.0"):
+    with pytest.raises(UsageError, match="no run of the sweep can begin; the first: lr is -1.0"):
         sweep_grid(settings(store_folder), {"lr": [-1.0, -2.0]}, tmp_path / "none")
 
 
@@ -86,7 +86,7 @@ def test_a_sweep_without_a_run_that_can_begin_is_an_error(
     store_folder: Path, tmp_path: Path
 ) -> None:
     asked = points(settings(store_folder), [{"lr": -1.0}], tmp_path)
-    with pytest.raises(TrainError, match="no run of the sweep can begin; the first: lr is -1.0"):
+    with pytest.raises(UsageError, match="no run of the sweep can begin; the first: lr is -1.0"):
         sweep(asked, tmp_path)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ...errors import TrainError
 from ...seal import read_summed, unsummed
 from ...whole import whole
+from ..recipe import by_place
 
 CURVES = "curves.png"
 COLOURS = ("#2f6fb0", "#d1622b", "#2e8b57", "#8757a8", "#b8860b", "#c23b60", "#4aa3a3", "#6b6b6b")
@@ -108,7 +109,8 @@ def draw_pareto(rows: Sequence[Row], path: Path) -> Path:
             lines.setdefault(", ".join(named), []).append(row)
     figure = _figure(7.6, 5.0, layout="constrained")
     axes = figure.subplots()
-    _front(axes, [row for some in lines.values() for row in some])
+    for place in by_place(row for some in lines.values() for row in some):
+        _front(axes, place)
     for i, (name, some) in enumerate(lines.items()):
         some = sorted(some, key=lambda row: float(row["l0"]))
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
@@ -230,7 +232,8 @@ def _front(axes: Any, rows: Sequence[Row]) -> None:
             best.append(row)
     if len(best) > 1 and len(best) < len(rows):
         x, y = [row["l0"] for row in best], [row["fvu"] for row in best]
-        axes.plot(x, y, color="#c9c9c9", linewidth=7, solid_capstyle="round", label="best")
+        label = None if axes.lines else "best"  # of several places, the first is named
+        axes.plot(x, y, color="#c9c9c9", linewidth=7, solid_capstyle="round", label=label)
 
 
 def _name_top_k(axes: Any, rows: Sequence[Row]) -> None:

@@ -50,8 +50,7 @@ def test_an_unfinished_store_says_what_is_there_and_how_to_go_on(tmp_path: Path)
     assert info["layers"]["3"]["n_bytes"] > 0
     assert shlex.split(info["next"]) == [
         *("lorsa", "harvest", "--model", "tiny", "--layers", "0,3", "--store", str(root)),
-        *("--n-ctx", "6", "--text-column", "text", "--keep-nonfinite"),
-    ]
+    ]  # the other settings are as the store has them
 
 
 def test_a_store_that_lost_a_file_is_not_complete(make_store: MakeStore) -> None:
