@@ -1,7 +1,7 @@
 """A language model's layers as a store keeps them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,53 +94,12 @@ def deriver(store: ActivationStore, device: torch.device | str) -> Derive:
         store: the store.
         device: device of the activations.
     """
-    functions = {"attention": stored_attention, "mlp": stored_mlp}
-
-    @cache
-    def function(layer: int, kind: str, width: int) -> Callable[[Tensor], Tensor]:
-        module = f"{layer}.{kind}"
-        geometry = store.manifest.modules[module]["geometry"]
-        made = functions[kind](store.weights(module), geometry, device)
-        _require_fit(made, torch.zeros(1, N_TRIED, width, device=device), module)
-        return made
-
-    def run(layer: int, kind: str, x: Tensor) -> Tensor:
-        return function(layer, kind, x.shape[-1])(x)
-
-    @cache
-    def block(layer: int) -> BlockReading | None:
-        module = f"{layer}.block"
-        facts = store.manifest.modules.get(module)
-        if facts is None or facts["geometry"] is None:
-            return None
-        placed = {name: weight.to(device) for name, weight in store.weights(module).items()}
-        return BlockReading.stored(facts["geometry"], placed)
-
-    def derived(stored: Mapping[Site, Tensor], wanted: Sequence[Site]) -> dict[Site, Tensor]:
-        known: dict[tuple[int, tuple[Site, ...]], Derivation] = {}
-        found = {}
-        for site in wanted:
-            origin = store.manifest.sites[site].derived
-            sources = () if origin is None else origin.sites
-            layer = site.layer  # the same values, whatever else is read
-            if (layer, sources) not in known:
-                for source in sources:
-                    _require_width(stored[source], source, block(layer))
-                known[layer, sources] = Derivation(
-                    {source.name: stored[source] for source in sources},
-                    block=block(layer),
-                    attention=partial(run, layer, "attention"),
-                    mlp=partial(run, layer, "mlp"),
-                )
-            found[site] = known[layer, sources].site(site.name)
-            if (width := found[site].shape[-1]) != store.width(site):
-                raise ValueError(f"{site} has the width {width}")
-        return found
+    modules = _Modules(store, device)
 
     @torch.no_grad()
     def derive(stored: Mapping[Site, Tensor], wanted: Sequence[Site]) -> dict[Site, Tensor]:
         try:
-            return derived(stored, wanted)
+            return _derived(modules, stored, wanted)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             sites = ", ".join(map(str, wanted))
             raise StoreError(
@@ -149,6 +108,67 @@ def deriver(store: ActivationStore, device: torch.device | str) -> Derive:
             ) from None
 
     return derive
+
+
+class _Modules:
+    """Modules of a store's layers as functions, each read and placed once."""
+
+    def __init__(self, store: ActivationStore, device: torch.device | str) -> None:
+        self.store = store
+        self._device = device
+        self._functions: dict[tuple[int, str, int], Callable[[Tensor], Tensor]] = {}
+        self._blocks: dict[int, BlockReading | None] = {}
+
+    def run(self, layer: int, kind: str, x: Tensor) -> Tensor:
+        """Return the output of a layer's attention or MLP."""
+        width = x.shape[-1]
+        if (layer, kind, width) not in self._functions:
+            self._functions[layer, kind, width] = self._function(f"{layer}.{kind}", kind, width)
+        return self._functions[layer, kind, width](x)
+
+    def _function(self, module: str, kind: str, width: int) -> Callable[[Tensor], Tensor]:
+        make = {"attention": stored_attention, "mlp": stored_mlp}[kind]
+        geometry = self.store.manifest.modules[module]["geometry"]
+        made = make(self.store.weights(module), geometry, self._device)
+        _require_fit(made, torch.zeros(1, N_TRIED, width, device=self._device), module)
+        return made
+
+    def block(self, layer: int) -> BlockReading | None:
+        """Return the sums and norms of a layer; None where they are unknown."""
+        if layer not in self._blocks:
+            module = f"{layer}.block"
+            facts, found = self.store.manifest.modules.get(module), None
+            if facts is not None and facts["geometry"] is not None:
+                weights = self.store.weights(module).items()
+                placed = {name: weight.to(self._device) for name, weight in weights}
+                found = BlockReading.stored(facts["geometry"], placed)
+            self._blocks[layer] = found
+        return self._blocks[layer]
+
+
+def _derived(
+    modules: _Modules, stored: Mapping[Site, Tensor], wanted: Sequence[Site]
+) -> dict[Site, Tensor]:
+    """Return sites that are wanted from those that are stored, see `Derive`."""
+    known: dict[tuple[int, tuple[Site, ...]], Derivation] = {}
+    found = {}
+    for site in wanted:
+        origin = modules.store.manifest.sites[site].derived
+        sources = () if origin is None else origin.sites
+        layer = site.layer  # the same values, whatever else is read
+        if (layer, sources) not in known:
+            for source in sources:
+                _require_width(stored[source], source, modules.block(layer))
+            known[layer, sources] = Derivation(
+                {source.name: stored[source] for source in sources},
+                block=modules.block(layer),
+                attention=partial(modules.run, layer, "attention"),
+                mlp=partial(modules.run, layer, "mlp"),
+            )
+        found[site] = known[layer, sources].site(site.name)
+        if (width := found[site].shape[-1]) != modules.store.width(site):
+            raise ValueError(f"{site} has the width {width}")
+    return found
 
 
 def _require_fit(function: Callable[[Tensor], Tensor], x: Tensor, module: str) -> None:
