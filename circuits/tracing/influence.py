@@ -1,4 +1,4 @@
-"""Influence of nodes on what a trace explains, the scores of a trace, and what of it is kept.
+"""Influence of nodes on what a trace explains, its scores, and what of it is kept.
 
     A[t, s]      = |w(t, s)| / sum of |contributions to t|, those that are not kept included
     B            = A + A^2 + ... = (I - A)^-1 - I              strength of all paths from s to t
@@ -24,15 +24,15 @@ error there too.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .edges import Rows
-from .nodes import KINDS, Nodes
+from .nodes import BIAS, EMBED, ERROR, FEATURE, Nodes
 
-EMBED, FEATURE, ERROR, BIAS = (KINDS.index(name) for name in ("embed", "feature", "error", "bias"))
 EDGES_AT_ONCE = 1 << 22
 """Edges that temporary tensors are made of, unless a single row has more."""
 DROPPED_BITS = 15
@@ -157,10 +157,8 @@ def prune(
     """
     influence = influence_of(nodes, rows, weights)
     stays = (nodes.kind == EMBED) | (weights > 0)
-    least = _least_of(lambda: [influence], node_threshold)
-    kept = stays | (influence >= least)
-    rows = _cut(nodes, rows, kept, lambda part: kept[part.source])
-
+    kept = stays | fewest(influence, node_threshold)
+    rows = _between(nodes, rows, kept)
     sweep = Sweep(nodes, weights)
     sweep.take(rows)
 
@@ -175,7 +173,17 @@ def prune(
         if torch.equal(linked, kept):
             return Pruned(kept, rows)
         kept = linked
-        rows = _cut(nodes, rows, kept, lambda part: kept[part.source])
+        rows = _between(nodes, rows, kept)
+
+
+def fewest(values: Tensor, share: float) -> Tensor:
+    """Return which are the fewest values that have a share of their sum, bool, [n].
+
+    Args:
+        values: 0 or more, [n].
+        share: of the sum, above 0 and at most 1, which all above 0 have.
+    """
+    return values.double() >= _least_of(lambda: [values], share)
 
 
 class _Part(NamedTuple):
@@ -207,7 +215,7 @@ def _parts(nodes: Nodes, rows: Rows) -> Iterator[_Part]:
     if bool((rows.target.diff() <= 0).any()):
         raise ValueError("the rows are not in the order of their targets")
     ends = [0, *depth.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()]
-    for lo, hi in reversed(list(zip(ends, ends[1:], strict=False))):
+    for lo, hi in reversed(list(pairwise(ends))):
         first_of_depth = int(torch.searchsorted(nodes.depth, depth[lo]))
         for part in _of_one_depth(rows, lo, hi):
             if len(part.source) and int(part.source.max()) >= first_of_depth:
@@ -241,6 +249,11 @@ def _part(rows: Rows, some: slice) -> _Part:
         share=weight.abs() / norm.clamp(min=torch.finfo(norm.dtype).tiny)[row],
         rest=torch.where(norm > 0, rest / norm, 1.0),
     )
+
+
+def _between(nodes: Nodes, rows: Rows, kept: Tensor) -> Rows:
+    """Return rows and edges of nodes that are kept, bool, [n]."""
+    return _cut(nodes, rows, kept, lambda part: kept[part.source])
 
 
 def _cut(nodes: Nodes, rows: Rows, kept: Tensor, keep: Callable[[_Part], Tensor]) -> Rows:
@@ -291,16 +304,16 @@ def _is_reached(nodes: Nodes, rows: Rows) -> Tensor:
 
 
 def _least_of(values: Callable[[], Iterable[Tensor]], share: float) -> float:
-    """Return the largest bound such that the values from it on have a share of their sum.
+    """Return the largest bound with which the values from it on have a share of their sum.
 
     A histogram finds the bin in which the bound lies, and only that bin is sorted.
 
     Args:
         values: called twice for all values in parts, each [any], 0 or more.
-        share: of the sum, above 0 and at most 1.
+        share: of the sum, above 0 and at most 1, which all above 0 have.
 
     Returns:
-        A value above 0; infinity where all are 0.
+        A number above 0; infinity where all are 0.
     """
     n_bins = 1 << (31 - DROPPED_BITS)
     sums = torch.zeros(n_bins, dtype=torch.float64)
@@ -308,6 +321,8 @@ def _least_of(values: Callable[[], Iterable[Tensor]], share: float) -> float:
         sums += torch.bincount(_bins(part), weights=part.double(), minlength=n_bins)
     if not (total := float(sums.sum())) > 0:
         return torch.inf
+    if share >= 1:
+        return torch.finfo(torch.float64).tiny
     wanted = share * total
     from_top = sums.flip(0).cumsum(0).flip(0)  # [bins], sum of a bin and all above
     in_bin = max(int((from_top >= wanted).sum()) - 1, int(sums.nonzero()[0]))
