@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from .edges import Rows
-from .nodes import BIAS, EMBED, ERROR, FEATURE, Nodes
+from .nodes import BIAS, EMBED, ERROR, FEATURE, LOGIT, Nodes
 
 EDGES_AT_ONCE = 1 << 22
 """Edges that temporary tensors are made of, unless a single row has more."""
@@ -53,7 +53,8 @@ class Scores(NamedTuple):
     error: float
     """Influence of error nodes"""
     not_shown: float
-    """Influence that ends in rests of rows, in features without a row, and in what is pruned"""
+    """Influence that ends in rests of rows, in nodes without the row they have, and in what is
+    pruned"""
 
 
 class Pruned(NamedTuple):
@@ -117,7 +118,7 @@ def scores(nodes: Nodes, rows: Rows, weights: Tensor) -> Scores:
     """Return the scores of a graph; see `influence_of`."""
     sweep = Sweep(nodes, weights)
     sweep.take(rows)
-    unexplored = nodes.kind == FEATURE
+    unexplored = (nodes.kind == FEATURE) | (nodes.kind == LOGIT)
     unexplored[rows.target.long()] = False
     is_error = (nodes.kind == ERROR) | unexplored
     lost = explained = total = 0.0
@@ -129,7 +130,7 @@ def scores(nodes: Nodes, rows: Rows, weights: Tensor) -> Scores:
         total += float(flow.sum())
     influence = sweep.influence
     token, bias, error = (float(influence[nodes.kind == k].sum()) for k in (EMBED, BIAS, ERROR))
-    not_shown = lost + float(influence[unexplored].sum())
+    not_shown = lost + float(sweep.flow[unexplored].sum())
     wrong = error + not_shown
     return Scores(
         replacement=token / (token + wrong) if token + wrong > 0 else torch.nan,

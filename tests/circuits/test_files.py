@@ -22,6 +22,7 @@ from lorsa.circuits.tracing.files import (
 from lorsa.errors import AnalyzeError
 from lorsa.seal import SEAL, write_seal
 from lorsa.store.parquet import write_parquet
+from lorsa.verify import verify_paths
 
 
 @pytest.fixture
@@ -148,6 +149,16 @@ def test_what_is_not_whole_is_a_line(root: Path, damage: Any, line: str) -> None
         read_trace(root)
     assert "\n" not in str(found.value)
     assert str(root) in str(found.value)
+
+
+def test_verify_names_what_is_wrong_with_a_trace(root: Path) -> None:
+    whole = verify_paths([root.parent])
+    assert (whole["ok"], [each["kind"] for each in whole["found"]]) == (True, ["trace"])
+    _changed(root)
+    (problem,) = verify_paths([root])["problems"]
+    assert problem.startswith(f"{root / EDGES_FILE} is damaged")
+    _older(root)
+    assert not verify_paths([root])["ok"]
 
 
 def test_facts_alone_are_read_without_the_seal(root: Path) -> None:

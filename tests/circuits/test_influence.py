@@ -122,6 +122,17 @@ def test_every_path_ends_somewhere(graph: Graph) -> None:
     assert found.token + found.bias + found.error + found.not_shown == pytest.approx(1, rel=1e-9)
 
 
+def test_a_target_without_a_row_is_not_shown(graph: Graph) -> None:
+    """Its weight vanished: what the four shares add up to was less than 1."""
+    nodes, rows, weights = graph
+    more = weights.clone()
+    lacking = (nodes.kind == FEATURE).nonzero()[:, 0].tolist()
+    lacking = [i for i in lacking if i not in rows.target.tolist()]
+    more[lacking[0]] = 0.5
+    found = scores(nodes, rows, more)
+    assert found.token + found.bias + found.error + found.not_shown == pytest.approx(1, rel=1e-9)
+
+
 def test_three_nodes_by_hand() -> None:
     """A logit takes 3 of a feature and -1 of the embedding, the feature 2 of the embedding."""
     nodes = nodes_of([EMBED, FEATURE, LOGIT], [0, 1, 2])
