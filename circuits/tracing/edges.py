@@ -71,7 +71,7 @@ def edges(frozen: Frozen, nodes: Nodes, targets: Tensor, *, keep: int | None = N
     sources = Sources(frozen, nodes)
     n_kept = len(nodes) if keep is None else keep
     kept = [_kept(found, n_kept) for found in found_of(sources, targets.long().cpu())]
-    return _rows(kept, targets, nodes)
+    return _rows([_Kept.nothing(frozen.embedded), *kept], targets, nodes)
 
 
 class _Kept(NamedTuple):
@@ -85,6 +85,13 @@ class _Kept(NamedTuple):
     """The largest by size first, [n, kept]"""
     beside: Tensor
     """Positive rest, negative rest and constant, [n, 3]"""
+
+    @classmethod
+    def nothing(cls, like: Tensor) -> "_Kept":
+        """Return what is kept of no rows."""
+        none = torch.zeros(0, 0, dtype=torch.long)
+        beside = torch.zeros(0, 3, dtype=like.dtype)
+        return cls(none.flatten(), none.int(), none.to(like.dtype), beside)
 
 
 class _Best:
