@@ -1,0 +1,346 @@
+"""Pairs of nodes by which one key beats the others in a head's score.
+
+    centred score = score(q, k*) - sum_k P(q, k) score(q, k)
+
+With the norms' scales frozen, queries and keys are sums over nodes, so the centred score is one
+over pairs, node s as read at the query and node s' as read at the keys:
+
+    sum over s, s' of <q_s, sum_k c_k slope_k k_s'> + constant        c_k = [k = k*] - P(q, k)
+
+slope is the scale of the scores, times the derivative of a cap. A pair's value is the derivative of
+log P(q, k*) by the size of its product: to first order, that is lower by it without the pair.
+Pairs are signed: one at k* speaks for k* if its product is positive, one at another key if it is
+negative. The sides are factors of width d_head, so that what all pairs of a node add up to needs no
+pairs.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ...errors import AnalyzeError
+from .qk_head import Head, Row
+
+CONSTANT = -1
+"""Node of what no node makes: biases of projections and norms."""
+KEEP = 64
+"""Pairs of each sign that are kept."""
+MOST_NODES = 1 << 14
+"""Nodes of the query, and of the keys that are read at once, that are paired at most."""
+BLOCK_PAIRS = 4 << 20
+"""Pairs whose values are in memory at once."""
+
+Maps = Callable[[int, int], Tensor]
+"""Maps of a layer's input at positions first to stop - 1, [stop - first, d_model, width]."""
+
+
+class Reader(Protocol):
+    """The nodes that a layer's input x is made of."""
+
+    def __call__(self, maps: Maps, first: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what nodes add to the sum over positions of x[p] maps[p], each node once.
+
+        Args:
+            maps: of x after the norm in front of the layer, without the norm's bias.
+            first, stop: positions first to stop - 1 are read.
+
+        Yields:
+            Nodes, int64 [n], and what each adds, [n, width].
+        """
+
+
+class Pairs(NamedTuple):
+    """Pairs of a node at the query and a node at the keys, largest |value| first."""
+
+    query_node: Tensor
+    """int64 [m]"""
+    key_node: Tensor
+    """int64 [m]"""
+    value: Tensor
+    """What each adds to the centred score, [m]"""
+
+
+class QKTrace(NamedTuple):
+    """The centred score of one head, query and key, taken apart."""
+
+    layer: int
+    head: int
+    """Query head of the layer, or QK head of the Lorsa in its place"""
+    query: int
+    """Position of the query"""
+    key: int
+    """Position of the key, k*"""
+    score: float
+    """Score of query and key before the softmax, after scale and cap"""
+    centred: float
+    """The score less the mean of all scores under the pattern"""
+    constant: float
+    """Part of it without nodes: linear biases, what caps leave, and a sink as a competitor"""
+    scores: Tensor
+    """Score of the query with every key, -inf where it may not look, [T]"""
+    pattern: Tensor
+    """P(q, k), [T]"""
+    weight: Tensor
+    """c_k slope_k, by which products with each key are multiplied, [T]"""
+    query_node: Tensor
+    """Nodes as read at the query, int64 [n]; the last is CONSTANT"""
+    query_value: Tensor
+    """Sum of each one's pairs, [n]"""
+    key_node: Tensor
+    """Nodes as read at keys, int64 [m]; the last is CONSTANT"""
+    key_value: Tensor
+    """Sum of each one's pairs, [m]; those at competitors have -P(q, k) in them"""
+    positive: Pairs
+    negative: Pairs
+    rest_positive: float
+    """Sum of the positive pairs that are not kept"""
+    rest_negative: float
+    """Sum of the negative pairs that are not kept"""
+    unpaired: float
+    """Sum of all pairs with one of the smallest nodes, where there are more than are paired"""
+    gap: float
+    """Largest difference of these sums, over query nodes, key nodes and pairs, from the centred
+    score less its constant; relative to the sum of |c_k score(q, k)|"""
+
+    def by_position(self) -> Tensor:
+        """Return what each key adds to the centred score, [T]: c_k score(q, k), 0 where hidden."""
+        return _weights(self.pattern, self.key) * _finite(self.scores)
+
+    def competitors(self, most: int = 5) -> Tensor:
+        """Return the keys besides k* that take the most of the pattern, int64 [<= most].
+
+        Each lowers the centred score by P(q, k) score(q, k), and k* has to beat it by
+        score(q, k*) - score(q, k).
+        """
+        others = self.pattern.clone()
+        others[self.key] = 0
+        order = others.argsort(descending=True, stable=True)[:most]
+        return order[others[order] > 0]
+
+
+class Asked(NamedTuple):
+    """One head, query and key of a layer."""
+
+    layer: int
+    head: int
+    query: int
+    key: int | None = None
+    """None takes the key that the pattern is largest at"""
+
+
+@torch.no_grad()
+def pair_up(
+    head: Head, asked: Asked, reader: Reader, *, keep: int = KEEP, most: int = MOST_NODES
+) -> QKTrace:
+    """Take the centred score of a head, a query and a key apart.
+
+    Args:
+        head: frozen at the prompt.
+        asked: which head of which layer it is, and of which query and key.
+        reader: the nodes that its layer's input is made of.
+        keep: pairs of each sign that are kept.
+        most: nodes of the query, and of each block of the keys, that are paired.
+
+    Raises:
+        AnalyzeError: the query is outside the prompt, or does not see the key.
+    """
+    query = asked.query
+    row = _row(head, query, asked.key)
+    key = int(row.pattern.argmax()) if asked.key is None else asked.key
+    c = _weights(row.pattern, key)
+    weight = c * row.slope
+    at_query, at_keys = _query_side(head, query, reader), _key_side(head, query, weight, reader)
+    d_head = head.keys.W.shape[1]
+    keys = _KeySide.of(at_query, at_keys, head.q[query, :d_head], keep=keep, most=most)
+    nodes, parts = at_query
+    value = parts @ (weight @ head.k[:, :d_head])
+    positive, negative = keys.positive, keys.negative
+    sums = float(value.sum()), float(keys.value.sum()), keys.unpaired + keys.paired()
+    return QKTrace(
+        **asked._asdict() | {"key": key},
+        score=float(row.score[key]),
+        **_centred(row, c, head.sink, sums),
+        scores=row.score,
+        pattern=row.pattern,
+        weight=weight,
+        query_node=nodes,
+        query_value=value,
+        key_node=keys.node,
+        key_value=keys.value,
+        positive=positive.pairs(1),
+        negative=negative.pairs(-1),
+        rest_positive=positive.rest(),
+        rest_negative=-negative.rest(),
+        unpaired=keys.unpaired,
+    )
+
+
+def _row(head: Head, query: int, key: int | None) -> Row:
+    """Return the scores of a query; AnalyzeError if it does not exist or see the key."""
+    length = len(head.q)
+    if not 0 <= query < length:
+        raise AnalyzeError(f"query is {query}; the prompt has positions 0-{length - 1}")
+    row = head.row(query)
+    if key is not None and not (0 <= key < length and row.score[key].isfinite()):
+        keys = row.score.isfinite().nonzero()[:, 0]
+        seen = f"{int(keys[0])}-{int(keys[-1])}"
+        raise AnalyzeError(f"key is {key}, which query {query} does not see; it sees {seen}")
+    return row
+
+
+def _weights(pattern: Tensor, key: int) -> Tensor:
+    """Return c, the weights of the scores in the centred score, [T]."""
+    c = -pattern
+    c[key] += 1
+    return c
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """Return scores with 0 for those of hidden keys."""
+    return scores.masked_fill(scores.isinf(), 0)
+
+
+def _query_side(head: Head, query: int, reader: Reader) -> tuple[Tensor, Tensor]:
+    """Return nodes, int64 [n], and their parts of the query, [n, d_head]; CONSTANT is last."""
+    nodes, parts = zip(*reader(head.queries.linear, query, query + 1), strict=True)
+    own = head.queries.constant(query, query + 1)
+    return torch.cat([*nodes, nodes[0].new_full((1,), CONSTANT)]), torch.cat([*parts, own])
+
+
+def _key_side(
+    head: Head, query: int, weight: Tensor, reader: Reader
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield nodes and their parts of the weighted sum of keys, in blocks; CONSTANT is last."""
+    first = int(weight.nonzero()[0]) if weight.any() else query
+
+    def maps(first: int, stop: int) -> Tensor:
+        return head.keys.linear(first, stop) * weight[first:stop, None, None]
+
+    yield from reader(maps, first, query + 1)
+    own = weight[first : query + 1] @ head.keys.constant(first, query + 1)
+    yield torch.tensor([CONSTANT], device=own.device), own[None]
+
+
+class _KeySide(NamedTuple):
+    """What came of the nodes at the keys."""
+
+    node: Tensor
+    value: Tensor
+    positive: "_Largest"
+    negative: "_Largest"
+    unpaired: float
+
+    @classmethod
+    def of(
+        cls,
+        at_query: tuple[Tensor, Tensor],
+        at_keys: Iterator[tuple[Tensor, Tensor]],
+        q: Tensor,
+        *,
+        keep: int,
+        most: int,
+    ) -> "_KeySide":
+        """Go through the nodes at the keys, block by block.
+
+        Args:
+            at_query, at_keys: nodes, and their parts, [n, d_head].
+            q: the query, [d_head].
+            keep, most: see `pair_up`.
+        """
+        best, left = (_Largest(keep), _Largest(keep)), 0.0
+        nodes, values = [], []
+        some_q, rest_q = _largest_parts(*at_query, most)
+        all_q = at_query[1].sum(dim=0)
+        for block in at_keys:
+            some_k, rest_k = _largest_parts(*block, most)
+            _pair(best, some_q, some_k)
+            left += float(all_q @ rest_k + rest_q @ (block[1].sum(dim=0) - rest_k))
+            nodes.append(block[0])
+            values.append(block[1] @ q)
+        return cls(torch.cat(nodes), torch.cat(values), *best, left)
+
+    def paired(self) -> float:
+        """Return the sum of all pairs that were made."""
+        return self.positive.total - self.negative.total
+
+
+def _largest_parts(nodes: Tensor, parts: Tensor, most: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Return the nodes with the largest parts, with these, and the sum of all others' parts."""
+    if len(nodes) <= most:
+        return (nodes, parts), torch.zeros_like(parts[0])
+    chosen = parts.norm(dim=1).topk(most).indices
+    mine = parts[chosen]
+    return (nodes[chosen], mine), parts.sum(dim=0) - mine.sum(dim=0)
+
+
+def _pair(
+    best: tuple["_Largest", "_Largest"],
+    query: tuple[Tensor, Tensor],
+    key: tuple[Tensor, Tensor],
+) -> None:
+    """Consider the pairs of a query's nodes and some of the keys', block by block.
+
+    Args:
+        best: the largest pairs so far, and the largest of their negatives.
+        query, key: nodes, [n], and their parts, [n, d_head].
+    """
+    (q_nodes, q_parts), step = query, max(1, BLOCK_PAIRS // len(query[0]))
+    for nodes, parts in zip(*(each.split(step) for each in key), strict=True):
+        values = q_parts @ parts.T
+        best[0].add(values, q_nodes, nodes)
+        best[1].add(-values, q_nodes, nodes)
+
+
+class _Largest:
+    """The largest of many pairs, and the sum of all that are positive."""
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self.total = 0.0
+        self.least = 0.0
+        """Value that a pair has to exceed to be kept"""
+        self.value = torch.empty(0)
+        self.where = torch.empty(2, 0, dtype=torch.long)
+        """Query node and key node of each"""
+
+    def add(self, values: Tensor, q_nodes: Tensor, k_nodes: Tensor) -> None:
+        """Consider pairs, [n_query, n_key]."""
+        self.total += float(values.clamp(min=0).sum(dtype=torch.float64))
+        rows, columns = (values > self.least).nonzero(as_tuple=True)
+        found = torch.stack([q_nodes[rows], k_nodes[columns]])
+        value = torch.cat([self.value.to(values), values[rows, columns]])
+        where = torch.cat([self.where.to(found), found], dim=1)
+        self.value, best = value.topk(min(self.keep, len(value)))
+        self.where = where[:, best]
+        if len(best) == self.keep > 0:
+            self.least = float(self.value[-1])
+
+    def pairs(self, sign: int) -> Pairs:
+        """Return the pairs that are kept, their values times a sign."""
+        return Pairs(self.where[0], self.where[1], sign * self.value)
+
+    def rest(self) -> float:
+        """Return the sum of the positive ones that are not kept."""
+        return max(0.0, self.total - float(self.value.sum(dtype=torch.float64)))
+
+
+def _centred(
+    row: Row, c: Tensor, sink: Tensor | None, sums: tuple[float, float, float]
+) -> dict[str, float]:
+    """Return the centred score, its constant, and by how much sums over nodes miss the rest.
+
+    Args:
+        row: scores of the query.
+        c: weights of the keys' scores, [T].
+        sink: score of the sink, [1].
+        sums: over query nodes, key nodes and pairs.
+    """
+    by_key = c.double() * _finite(row.score).double()
+    from_nodes = float((c.double() * row.slope.double() * row.product.double()).sum())
+    lost = 0.0 if sink is None else float((1 - row.pattern.double().sum()) * sink.double())
+    centred = float(by_key.sum()) - lost
+    size = max(float(by_key.abs().sum()), torch.finfo(torch.float64).tiny)
+    gap = max(abs(each - from_nodes) for each in sums) / size
+    return {"centred": centred, "constant": centred - from_nodes, "gap": gap}
