@@ -41,7 +41,7 @@ class Nodes:
     def __len__(self) -> int:
         return len(self.kind)
 
-    def of(self, chosen: Tensor) -> "Nodes":
+    def of(self, chosen: Tensor | slice) -> "Nodes":
         """Return some of the nodes, by their indices, int64, or a mask; sorted if these are."""
         return Nodes(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
