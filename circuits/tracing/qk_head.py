@@ -207,9 +207,9 @@ def _side(
         head: the head's index in y.
         turn: what comes after norm and limit, [T, d_head, d_head].
     """
-    bias = torch.zeros_like(y[0, 0, head]) if b is None else b[head]
+    bias = torch.zeros_like(y[0, 0, head]) if b is None else b[head].detach()
     gain, shift = torch.ones_like(y[0, :, head]), torch.zeros_like(y[0, :, head])
-    W, value = W[head], y[0, :, head]
+    W, value = W[head].detach(), y[0, :, head]
     weight, added = norm
     if shape.qk_norm is not None and weight is not None:
         W, bias = centre(W, shape.qk_norm), centre(bias, shape.qk_norm)

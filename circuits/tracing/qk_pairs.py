@@ -21,16 +21,11 @@ import torch
 from torch import Tensor
 
 from ...errors import AnalyzeError
+from .pairing import KEEP, MOST_NODES, Paired, Pairs, Parts
 from .qk_head import Head, Row
 
 CONSTANT = -1
 """Node of what no node makes: biases of projections and norms."""
-KEEP = 64
-"""Pairs of each sign that are kept."""
-MOST_NODES = 1 << 14
-"""Nodes of the query, and of the keys that are read at once, that are paired at most."""
-BLOCK_PAIRS = 4 << 20
-"""Pairs whose values are in memory at once."""
 
 Maps = Callable[[int, int], Tensor]
 """Maps of a layer's input at positions first to stop - 1, [stop - first, d_model, width]."""
@@ -39,7 +34,7 @@ Maps = Callable[[int, int], Tensor]
 class Reader(Protocol):
     """The nodes that a layer's input x is made of."""
 
-    def __call__(self, maps: Maps, first: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def __call__(self, maps: Maps, first: int, stop: int) -> Iterator[Parts]:
         """Yield what nodes add to the sum over positions of x[p] maps[p], each node once.
 
         Args:
@@ -49,17 +44,6 @@ class Reader(Protocol):
         Yields:
             Nodes, int64 [n], and what each adds, [n, width].
         """
-
-
-class Pairs(NamedTuple):
-    """Pairs of a node at the query and a node at the keys, largest |value| first."""
-
-    query_node: Tensor
-    """int64 [m]"""
-    key_node: Tensor
-    """int64 [m]"""
-    value: Tensor
-    """What each adds to the centred score, [m]"""
 
 
 class QKTrace(NamedTuple):
@@ -153,15 +137,16 @@ def pair_up(
     weight = c * row.slope
     at_query, at_keys = _query_side(head, query, reader), _key_side(head, query, weight, reader)
     d_head = head.keys.W.shape[1]
-    keys = _KeySide.of(at_query, at_keys, head.q[query, :d_head], keep=keep, most=most)
+    keys = Paired.of(at_query, at_keys, head.q[query, :d_head], keep=keep, most=most)
     nodes, parts = at_query
     value = parts @ (weight @ head.k[:, :d_head])
     positive, negative = keys.positive, keys.negative
-    sums = float(value.sum()), float(keys.value.sum()), keys.unpaired + keys.paired()
+    sums = _Sums.of(row, c, head.sink)
     return QKTrace(
         **asked._asdict() | {"key": key},
         score=float(row.score[key]),
-        **_centred(row, c, head.sink, sums),
+        centred=sums.centred,
+        constant=sums.centred - sums.from_nodes,
         scores=row.score,
         pattern=row.pattern,
         weight=weight,
@@ -174,6 +159,7 @@ def pair_up(
         rest_positive=positive.rest(),
         rest_negative=-negative.rest(),
         unpaired=keys.unpaired,
+        gap=sums.gap(float(value.sum()), float(keys.value.sum()), keys.unpaired + keys.paired()),
     )
 
 
@@ -202,16 +188,14 @@ def _finite(scores: Tensor) -> Tensor:
     return scores.masked_fill(scores.isinf(), 0)
 
 
-def _query_side(head: Head, query: int, reader: Reader) -> tuple[Tensor, Tensor]:
+def _query_side(head: Head, query: int, reader: Reader) -> Parts:
     """Return nodes, int64 [n], and their parts of the query, [n, d_head]; CONSTANT is last."""
     nodes, parts = zip(*reader(head.queries.linear, query, query + 1), strict=True)
     own = head.queries.constant(query, query + 1)
     return torch.cat([*nodes, nodes[0].new_full((1,), CONSTANT)]), torch.cat([*parts, own])
 
 
-def _key_side(
-    head: Head, query: int, weight: Tensor, reader: Reader
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _key_side(head: Head, query: int, weight: Tensor, reader: Reader) -> Iterator[Parts]:
     """Yield nodes and their parts of the weighted sum of keys, in blocks; CONSTANT is last."""
     first = int(weight.nonzero()[0]) if weight.any() else query
 
@@ -223,124 +207,24 @@ def _key_side(
     yield torch.tensor([CONSTANT], device=own.device), own[None]
 
 
-class _KeySide(NamedTuple):
-    """What came of the nodes at the keys."""
+class _Sums(NamedTuple):
+    """Sums over the keys of a query, in float64."""
 
-    node: Tensor
-    value: Tensor
-    positive: "_Largest"
-    negative: "_Largest"
-    unpaired: float
+    centred: float
+    from_nodes: float
+    """The centred score less its constant"""
+    size: float
+    """Sum of |c_k score(q, k)|"""
 
     @classmethod
-    def of(
-        cls,
-        at_query: tuple[Tensor, Tensor],
-        at_keys: Iterator[tuple[Tensor, Tensor]],
-        q: Tensor,
-        *,
-        keep: int,
-        most: int,
-    ) -> "_KeySide":
-        """Go through the nodes at the keys, block by block.
+    def of(cls, row: Row, c: Tensor, sink: Tensor | None) -> "_Sums":
+        """Return those of a row of scores with weights c, [T]."""
+        by_key = c.double() * _finite(row.score).double()
+        products = c.double() * row.slope.double() * row.product.double()
+        lost = 0.0 if sink is None else float((1 - row.pattern.double().sum()) * sink.double())
+        return cls(float(by_key.sum()) - lost, float(products.sum()), float(by_key.abs().sum()))
 
-        Args:
-            at_query, at_keys: nodes, and their parts, [n, d_head].
-            q: the query, [d_head].
-            keep, most: see `pair_up`.
-        """
-        best, left = (_Largest(keep), _Largest(keep)), 0.0
-        nodes, values = [], []
-        some_q, rest_q = _largest_parts(*at_query, most)
-        all_q = at_query[1].sum(dim=0)
-        for block in at_keys:
-            some_k, rest_k = _largest_parts(*block, most)
-            _pair(best, some_q, some_k)
-            left += float(all_q @ rest_k + rest_q @ (block[1].sum(dim=0) - rest_k))
-            nodes.append(block[0])
-            values.append(block[1] @ q)
-        return cls(torch.cat(nodes), torch.cat(values), *best, left)
-
-    def paired(self) -> float:
-        """Return the sum of all pairs that were made."""
-        return self.positive.total - self.negative.total
-
-
-def _largest_parts(nodes: Tensor, parts: Tensor, most: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Return the nodes with the largest parts, with these, and the sum of all others' parts."""
-    if len(nodes) <= most:
-        return (nodes, parts), torch.zeros_like(parts[0])
-    chosen = parts.norm(dim=1).topk(most).indices
-    mine = parts[chosen]
-    return (nodes[chosen], mine), parts.sum(dim=0) - mine.sum(dim=0)
-
-
-def _pair(
-    best: tuple["_Largest", "_Largest"],
-    query: tuple[Tensor, Tensor],
-    key: tuple[Tensor, Tensor],
-) -> None:
-    """Consider the pairs of a query's nodes and some of the keys', block by block.
-
-    Args:
-        best: the largest pairs so far, and the largest of their negatives.
-        query, key: nodes, [n], and their parts, [n, d_head].
-    """
-    (q_nodes, q_parts), step = query, max(1, BLOCK_PAIRS // len(query[0]))
-    for nodes, parts in zip(*(each.split(step) for each in key), strict=True):
-        values = q_parts @ parts.T
-        best[0].add(values, q_nodes, nodes)
-        best[1].add(-values, q_nodes, nodes)
-
-
-class _Largest:
-    """The largest of many pairs, and the sum of all that are positive."""
-
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
-        self.total = 0.0
-        self.least = 0.0
-        """Value that a pair has to exceed to be kept"""
-        self.value = torch.empty(0)
-        self.where = torch.empty(2, 0, dtype=torch.long)
-        """Query node and key node of each"""
-
-    def add(self, values: Tensor, q_nodes: Tensor, k_nodes: Tensor) -> None:
-        """Consider pairs, [n_query, n_key]."""
-        self.total += float(values.clamp(min=0).sum(dtype=torch.float64))
-        rows, columns = (values > self.least).nonzero(as_tuple=True)
-        found = torch.stack([q_nodes[rows], k_nodes[columns]])
-        value = torch.cat([self.value.to(values), values[rows, columns]])
-        where = torch.cat([self.where.to(found), found], dim=1)
-        self.value, best = value.topk(min(self.keep, len(value)))
-        self.where = where[:, best]
-        if len(best) == self.keep > 0:
-            self.least = float(self.value[-1])
-
-    def pairs(self, sign: int) -> Pairs:
-        """Return the pairs that are kept, their values times a sign."""
-        return Pairs(self.where[0], self.where[1], sign * self.value)
-
-    def rest(self) -> float:
-        """Return the sum of the positive ones that are not kept."""
-        return max(0.0, self.total - float(self.value.sum(dtype=torch.float64)))
-
-
-def _centred(
-    row: Row, c: Tensor, sink: Tensor | None, sums: tuple[float, float, float]
-) -> dict[str, float]:
-    """Return the centred score, its constant, and by how much sums over nodes miss the rest.
-
-    Args:
-        row: scores of the query.
-        c: weights of the keys' scores, [T].
-        sink: score of the sink, [1].
-        sums: over query nodes, key nodes and pairs.
-    """
-    by_key = c.double() * _finite(row.score).double()
-    from_nodes = float((c.double() * row.slope.double() * row.product.double()).sum())
-    lost = 0.0 if sink is None else float((1 - row.pattern.double().sum()) * sink.double())
-    centred = float(by_key.sum()) - lost
-    size = max(float(by_key.abs().sum()), torch.finfo(torch.float64).tiny)
-    gap = max(abs(each - from_nodes) for each in sums) / size
-    return {"centred": centred, "constant": centred - from_nodes, "gap": gap}
+    def gap(self, *sums: float) -> float:
+        """Return how far sums over nodes are from what they should come to, relative to size."""
+        most = max(abs(each - self.from_nodes) for each in sums)
+        return most / max(self.size, torch.finfo(torch.float64).tiny)
