@@ -11,7 +11,7 @@ from lorsa.dictionaries.linear_config import SaeConfig, TranscoderConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.dictionaries.sae import Sae
 from lorsa.dictionaries.transcoder import Transcoder
-from lorsa.sites import Ports
+from lorsa.sites import SITE_NAMES, Ports
 from tiny import config_like, make_model, read_layer
 
 N_FEATURES, TOP_K, N_TOKENS = 24, 3, 9
@@ -34,15 +34,18 @@ CASES = {
 """What stands where, by family: everything replaced, parts, skips, SAEs, nothing."""
 
 
-def make_dictionary(kind: str, layer: int, model: Any) -> Dictionary:
-    """Return a dictionary of random weights; "lorsa", "transcoder", "skip" or "sae" of a site."""
-    d_model = model.config.get_text_config().hidden_size
-    sizes = {"d_model": d_model, "top_k": TOP_K, "layer": layer}
+def make_dictionary(kind: str, layer: int, model: Any, d_model: int | None = None) -> Dictionary:
+    """Return a dictionary of random weights: "lorsa", "transcoder", "skip", or an SAE's site."""
+    sizes = {
+        "d_model": d_model or model.config.get_text_config().hidden_size,
+        "top_k": TOP_K,
+        "layer": layer,
+    }
     dictionary: Dictionary
     if kind == "lorsa":
         geometry = read_layer(model, layer)[0].geometry
         dictionary = Lorsa(config_like(geometry, n_ov_heads=6 * geometry.n_heads, **sizes))
-    elif kind in ("attn_out", "mlp_out"):
+    elif kind in SITE_NAMES:
         dictionary = Sae(SaeConfig(n_features=N_FEATURES, site=kind, **sizes))
     else:
         skip = kind == "skip"

@@ -8,6 +8,7 @@ from torch import Tensor
 from .frozen import Frozen
 from .nodes import Nodes
 from .sources import Sources
+from .sweep import WIDTH
 from .targets import Found, found_of
 
 
@@ -68,60 +69,100 @@ def edges(frozen: Frozen, nodes: Nodes, targets: Tensor, *, keep: int | None = N
         AnalyzeError: a target is neither a feature nor a logit.
     """
     sources = Sources(frozen, nodes)
-    kept = _Kept.nothing(targets, len(nodes) if keep is None else keep)
-    for found in found_of(sources, targets.long().cpu()):
-        kept.take(found)
-    return kept.rows(nodes)
+    n_kept = len(nodes) if keep is None else keep
+    kept = [_kept(found, n_kept) for found in found_of(sources, targets.long().cpu())]
+    return _rows([_Kept.nothing(frozen.embedded), *kept], targets, nodes)
 
 
 class _Kept(NamedTuple):
-    """What is kept of rows as they are found, in any order."""
+    """What is kept of some rows."""
 
-    targets: Tensor
-    keep: int
-    which: list[Tensor]
-    """Which of the targets, a piece for each batch, [n]"""
-    source: list[Tensor]
-    """[n, kept], alike"""
-    weight: list[Tensor]
-    beside: list[Tensor]
-    """Positive rest, negative rest and constant, [n, 3], alike"""
+    rows: Tensor
+    """Which of the targets, int64, [n]"""
+    source: Tensor
+    """[n, kept]"""
+    weight: Tensor
+    """The largest by size first, [n, kept]"""
+    beside: Tensor
+    """Positive rest, negative rest and constant, [n, 3]"""
 
     @classmethod
-    def nothing(cls, targets: Tensor, keep: int) -> "_Kept":
-        return cls(targets, keep, [], [], [], [])
+    def nothing(cls, like: Tensor) -> "_Kept":
+        """Return what is kept of no rows."""
+        none = torch.zeros(0, 0, dtype=torch.long)
+        beside = torch.zeros(0, 3, dtype=like.dtype)
+        return cls(none.flatten(), none.int(), none.to(like.dtype), beside)
 
-    def take(self, found: Found) -> None:
-        """Keep the largest contributions of some rows, and the sums of the rest."""
-        weights = found.made.weights
-        n_kept = min(self.keep, weights.shape[1])
-        columns = weights.abs().topk(n_kept, dim=1).indices
-        self.weight.append(weights.gather(1, columns).cpu())
-        self.source.append(found.made.nodes.to(columns.device)[columns].int().cpu())
-        weights.scatter_(1, columns, 0)
-        rest = [weights.clamp(min=0).sum(dim=1), weights.clamp(max=0).sum(dim=1)]
-        self.beside.append(torch.stack([*rest, found.constant], dim=1).cpu())
-        self.which.append(found.rows)
 
-    def rows(self, nodes: Nodes) -> Rows:
-        """Return all rows in the order of the targets."""
-        order = torch.cat(self.which).argsort()
-        n_edges = torch.cat([(weight != 0).sum(dim=1) for weight in self.weight])[order]
-        start = torch.cat([torch.zeros(1, dtype=torch.long), n_edges.cumsum(0)])
-        source = torch.empty(int(start[-1]), dtype=torch.int32)
-        weight = torch.empty(int(start[-1]), dtype=self.weight[0].dtype)
-        for which, some, weights in zip(self.which, self.source, self.weight, strict=True):
-            is_edge = weights != 0
-            place = start[which][:, None] + is_edge.cumsum(dim=1) - 1
-            source[place[is_edge]], weight[place[is_edge]] = some[is_edge], weights[is_edge]
-        beside = torch.cat(self.beside)[order]
-        return Rows(
-            target=self.targets.int(),
-            start=start,
-            source=source,
-            weight=weight,
-            rest_positive=beside[:, 0],
-            rest_negative=beside[:, 1],
-            constant=beside[:, 2],
-            total=nodes.value[self.targets],
-        )
+class _Best:
+    """The largest contributions so far, and the sums of all others."""
+
+    def __init__(self, n: int, keep: int, like: Tensor) -> None:
+        self._keep = keep
+        self._weights, self._nodes = like.new_zeros(n, 0), torch.zeros(n, 0).int().to(like.device)
+        self._sum, self._size = like.new_zeros(n), like.new_zeros(n)
+
+    def take(self, weights: Tensor, nodes: Tensor) -> None:
+        """Add contributions [n, m] of nodes [n, m] or [m]; they are changed."""
+        weights, nodes = self._largest(weights, nodes.to(weights.device), sort=False)
+        self._weights = torch.cat([self._weights, weights], dim=1)
+        self._nodes = torch.cat([self._nodes, nodes], dim=1)
+        if self._weights.shape[1] > max(WIDTH, 2 * self._keep):
+            self._settle()
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return weights and nodes [n, kept], and the rest that is positive or negative, [n]."""
+        self._settle()
+        rest = (self._size + self._sum) / 2, (self._sum - self._size) / 2
+        return self._weights, self._nodes, *rest
+
+    def _settle(self) -> None:
+        self._weights, self._nodes = self._largest(self._weights, self._nodes, sort=True)
+
+    def _largest(self, weights: Tensor, nodes: Tensor, *, sort: bool) -> tuple[Tensor, Tensor]:
+        """Return the largest, by size; add the others to the sums."""
+        n_kept = min(self._keep, weights.shape[1])
+        if n_kept == weights.shape[1] and not sort:
+            return weights, nodes.expand_as(weights)
+        size = weights.abs()
+        columns = size.topk(n_kept, dim=1, sorted=sort).indices
+        best = weights.gather(1, columns)
+        if n_kept < weights.shape[1]:
+            self._sum += weights.scatter_(1, columns, 0).sum(dim=1)
+            self._size += size.scatter_(1, columns, 0).sum(dim=1)
+        return best, nodes.expand_as(weights).gather(1, columns)
+
+
+def _kept(found: Found, keep: int) -> _Kept:
+    """Return the largest contributions to some rows, and the sums of the rest."""
+    best = _Best(len(found.rows), keep, found.constant)
+    for made in found.made:
+        best.take(made.weights, made.nodes)
+    weights, nodes, positive, negative = best.result()
+    beside = torch.stack([positive, negative, found.constant], dim=1)
+    return _Kept(found.rows, nodes.cpu(), weights.cpu(), beside.cpu())
+
+
+def _rows(kept: list[_Kept], targets: Tensor, nodes: Nodes) -> Rows:
+    """Return all rows in the order of the targets."""
+    order = torch.cat([each.rows for each in kept]).argsort()
+    n_edges = torch.cat([(each.weight != 0).sum(dim=1) for each in kept])[order]
+    start = torch.cat([torch.zeros(1, dtype=torch.long), n_edges.cumsum(0)])
+    source = torch.empty(int(start[-1]), dtype=torch.int32)
+    weight = torch.empty(int(start[-1]), dtype=kept[0].weight.dtype)
+    for each in kept:
+        is_edge = each.weight != 0
+        place = start[each.rows][:, None] + is_edge.cumsum(dim=1) - 1
+        source[place[is_edge]] = each.source[is_edge]
+        weight[place[is_edge]] = each.weight[is_edge]
+    beside = torch.cat([each.beside for each in kept])[order]
+    return Rows(
+        target=targets.int(),
+        start=start,
+        source=source,
+        weight=weight,
+        rest_positive=beside[:, 0],
+        rest_negative=beside[:, 1],
+        constant=beside[:, 2],
+        total=nodes.value[targets],
+    )

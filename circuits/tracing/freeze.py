@@ -11,11 +11,11 @@ from ...dictionaries.code import Code
 from ...dictionaries.dictionary import Dictionary
 from ...dictionaries.lorsa.module import Lorsa
 from ...dictionaries.sae import Sae
-from ...errors import AnalyzeError, LanguageModelError
+from ...errors import AnalyzeError, AttachError, LanguageModelError
 from ...evaluate.in_model import logits_of
 from ...language.block import BlockReading
 from ...language.blockcheck import difference_by_token, understand_sums
-from ...language.blocks import AttentionSite, Block, attention_sites, find_blocks
+from ...language.blocks import AttentionSite, Block, attention_sites, find_blocks, text_config
 from ...language.capture import Call, Capture, Seen
 from ...language.norms import Norm, norm_modules
 from ...language.selfcheck import LIMIT, difference, understand
@@ -89,8 +89,11 @@ def freeze(model: Any, dictionaries: Mapping[Ports, Dictionary], tokens: Tensor)
 def _placed(model: Any, dictionaries: Mapping[Ports, Dictionary]) -> dict[Site, Placed]:
     """Return the dictionaries by the sites that they write, after checks of each."""
     found: dict[Site, Placed] = {}
+    n_layers = text_config(model).num_hidden_layers
     for run, (ports, dictionary) in enumerate(dictionaries.items()):
         (site,), config = ports.writes, dictionary.config
+        if not 0 <= site.layer < n_layers:
+            raise AttachError(f"layer {site.layer} is outside the model; it has 0-{n_layers - 1}")
         if site.name not in WRITTEN:
             raise AnalyzeError(
                 f"{config.title} of {site} has no place in a trace; give Lorsas, transcoders, and "

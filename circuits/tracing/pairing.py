@@ -5,7 +5,7 @@ part that a node makes of the other, the weighted sum of keys. They are made in 
 memory is bounded.
 """
 
-from collections.abc import Iterator
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor
 
 KEEP = 64
 """Pairs of each sign that are kept."""
-MOST_NODES = 1 << 14
-"""Nodes of the query, and of the keys that are read at once, that are paired at most."""
+MOST_PAIRS = 1 << 29
+"""Pairs that are made at most."""
 BLOCK_PAIRS = 4 << 20
 """Pairs whose values are in memory at once."""
 
@@ -34,12 +34,8 @@ class Pairs(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """The nodes at the keys, and their pairs with those at the query."""
+    """Pairs of nodes on two sides."""
 
-    node: Tensor
-    """int64 [m]"""
-    value: Tensor
-    """Product of the query and each one's part, [m]"""
     positive: "Largest"
     negative: "Largest"
     """The same of the values' negatives"""
@@ -47,65 +43,47 @@ class Paired(NamedTuple):
     """Sum of the pairs that were not made"""
 
     @classmethod
-    def of(
-        cls,
-        at_query: Parts,
-        at_keys: Iterator[Parts],
-        q: Tensor,
-        *,
-        keep: int,
-        most: int,
-    ) -> "Paired":
-        """Go through the nodes at the keys, block by block.
+    def of(cls, query: Parts, keys: Parts, *, keep: int, most: int) -> "Paired":
+        """Pair the nodes of two sides, block by block.
 
         Args:
-            at_query, at_keys: nodes, and their parts, [n, d_head].
-            q: the query, [d_head].
+            query, keys: nodes of each side, and their parts.
             keep: pairs of each sign that are kept.
-            most: nodes of the query, and of each block of the keys, that are paired.
+            most: pairs that are made at most, of the nodes with the largest parts.
         """
-        best, left = (Largest(keep), Largest(keep)), 0.0
-        nodes, values = [], []
-        some_q, rest_q = _largest(*at_query, most)
-        all_q = at_query[1].sum(dim=0)
-        for block in at_keys:
-            some_k, rest_k = _largest(*block, most)
-            _pair(best, some_q, some_k)
-            left += float(all_q @ rest_k + rest_q @ some_k[1].sum(dim=0))
-            nodes.append(block[0])
-            values.append(block[1] @ q)
-        return cls(torch.cat(nodes), torch.cat(values), *best, left)
+        n_query, n_keys = _sizes(len(query[0]), len(keys[0]), most)
+        (q_nodes, q_parts), q_rest = _largest(query, n_query)
+        key, k_rest = _largest(keys, n_keys)
+        positive, negative = Largest(keep), Largest(keep)
+        step = max(1, BLOCK_PAIRS // n_query)
+        for k_nodes, k_parts in zip(*(each.split(step) for each in key), strict=True):
+            values = q_parts @ k_parts.T
+            positive.add(values, q_nodes, k_nodes)
+            negative.add(-values, q_nodes, k_nodes)
+        left = query[1].sum(dim=0) @ k_rest + q_rest @ key[1].sum(dim=0)
+        return cls(positive, negative, float(left))
 
-    def paired(self) -> float:
-        """Return the sum of all pairs that were made."""
-        return self.positive.total - self.negative.total
+    def total(self) -> float:
+        """Return the sum of all pairs."""
+        return self.positive.total - self.negative.total + self.unpaired
 
 
-def _largest(nodes: Tensor, parts: Tensor, most: int) -> tuple[Parts, Tensor]:
-    """Return the nodes with the largest parts, with these, and the sum of all others' parts."""
-    if len(nodes) <= most:
-        return (nodes, parts), torch.zeros_like(parts[0])
-    chosen = parts.norm(dim=1).topk(most).indices
+def _sizes(n_query: int, n_keys: int, most: int) -> tuple[int, int]:
+    """Return how many nodes of each side are paired, so that there are no more than most pairs."""
+    if n_query * n_keys <= most:
+        return n_query, n_keys
+    n_query = min(n_query, max(1, math.isqrt(most), most // n_keys))
+    return n_query, min(n_keys, max(1, most // n_query))
+
+
+def _largest(side: Parts, n: int) -> tuple[Parts, Tensor]:
+    """Return the n nodes with the largest parts, with these, and the sum of all others' parts."""
+    nodes, parts = side
+    if len(nodes) <= n:
+        return side, torch.zeros_like(parts[0])
+    chosen = parts.norm(dim=1).topk(n).indices
     mine = parts[chosen]
-    return (nodes[chosen], mine), parts.sum(dim=0) - mine.sum(dim=0)
-
-
-def _pair(
-    best: tuple["Largest", "Largest"],
-    query: Parts,
-    key: Parts,
-) -> None:
-    """Consider the pairs of a query's nodes and some of the keys', block by block.
-
-    Args:
-        best: the largest pairs so far, and the largest of their negatives.
-        query, key: nodes, [n], and their parts, [n, d_head].
-    """
-    (q_nodes, q_parts), step = query, max(1, BLOCK_PAIRS // len(query[0]))
-    for nodes, parts in zip(*(each.split(step) for each in key), strict=True):
-        values = q_parts @ parts.T
-        best[0].add(values, q_nodes, nodes)
-        best[1].add(-values, q_nodes, nodes)
+    return (nodes[chosen.to(nodes.device)], mine), parts.sum(dim=0) - mine.sum(dim=0)
 
 
 class Largest:

@@ -14,16 +14,13 @@ from torch import Tensor
 from ...dictionaries.lorsa.module import Lorsa
 from ...errors import AnalyzeError
 from .frozen import Frozen, Module
-from .nodes import BIAS, Nodes, attention_depth
-from .pairing import KEEP, MOST_NODES, Parts
+from .nodes import Nodes, attention_depth
+from .pairing import KEEP, MOST_PAIRS, Parts
 from .paths import OwnAttention
 from .qk_head import Head
-from .qk_pairs import Asked, Maps, QKTrace, pair_up
+from .qk_pairs import Asked, QKTrace, pair_up
 from .sources import Sources
 from .sweep import swept
-
-POSITIONS = 4
-"""Keys that are read at once, where a node is read at its own token alone."""
 
 
 def qk_pairs(
@@ -35,7 +32,7 @@ def qk_pairs(
     key: int | None = None,
     *,
     keep: int = KEEP,
-    most: int = MOST_NODES,
+    most: int = MOST_PAIRS,
 ) -> QKTrace:
     """Take the centred score of a head, a query and a key apart, into pairs of nodes.
 
@@ -47,8 +44,8 @@ def qk_pairs(
         query: position of the query.
         key: position of the key; None takes the one that the pattern is largest at.
         keep: pairs of each sign that are kept.
-        most: nodes of the query, and of each block of the keys, that are paired; the others are in
-            `unpaired`.
+        most: pairs that are made at most; where there are more, those with the smallest nodes of a
+            side are in `unpaired`. Time goes by it.
 
     Raises:
         AnalyzeError: there is no such layer, head or query, or the query does not see the key.
@@ -91,21 +88,10 @@ class _Stream(NamedTuple):
     sources: Sources
     module: Module
 
-    def __call__(self, maps: Maps, first: int, stop: int) -> Iterator[Parts]:
-        """Yield the nodes of a few positions at once, biases last; see `Reader`."""
-        nodes, reads = self.sources.nodes, self.module.reads
-        mixes = self.sources.frozen.mixes(self.module.below)
-        biases: dict[int, Tensor] = {}
-        for start in range(first, stop, stop - first if mixes else POSITIONS):
-            end = stop if mixes else min(start + POSITIONS, stop)
-            gradient = reads.back(maps(start, end).transpose(1, 2))  # [n_pos, width, d_model]
-            gradient = (gradient * reads.scale[start:end, None, None]).contiguous()
-            below = torch.full((gradient.shape[1],), self.module.below)
-            made = swept(self.sources, gradient, start, below)
-            is_bias = nodes.kind[made.nodes] == BIAS
-            for column in is_bias.nonzero()[:, 0].tolist():
-                node, part = int(made.nodes[column]), made.weights[:, column]
-                biases[node] = biases[node] + part if node in biases else part
-            yield made.nodes[~is_bias], made.weights[:, ~is_bias].T
-        if biases:
-            yield torch.tensor(list(biases)), torch.stack(list(biases.values()))
+    def __call__(self, maps: Tensor, first: int) -> Iterator[Parts]:
+        """Yield the nodes in pieces; see `Reader`."""
+        reads, stop = self.module.reads, first + len(maps)
+        gradient = reads.back(maps.transpose(1, 2)) * reads.scale[first:stop, None, None]
+        below = torch.full((gradient.shape[1],), self.module.below)
+        for made in swept(self.sources, gradient.contiguous(), first, below):
+            yield made.nodes.long(), made.weights.T

@@ -14,32 +14,30 @@ negative. The sides are factors of width d_head, so that what all pairs of a nod
 pairs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ...errors import AnalyzeError
-from .pairing import KEEP, MOST_NODES, Paired, Pairs, Parts
+from .pairing import KEEP, MOST_PAIRS, Paired, Pairs, Parts
 from .qk_head import Head, Row
 
 CONSTANT = -1
 """Node of what no node makes: biases of projections and norms."""
 
-Maps = Callable[[int, int], Tensor]
-"""Maps of a layer's input at positions first to stop - 1, [stop - first, d_model, width]."""
-
 
 class Reader(Protocol):
     """The nodes that a layer's input x is made of."""
 
-    def __call__(self, maps: Maps, first: int, stop: int) -> Iterator[Parts]:
-        """Yield what nodes add to the sum over positions of x[p] maps[p], each node once.
+    def __call__(self, maps: Tensor, first: int) -> Iterator[Parts]:
+        """Yield what nodes add to the sum over positions of x[p] maps[p - first], each node once.
 
         Args:
-            maps: of x after the norm in front of the layer, without the norm's bias.
-            first, stop: positions first to stop - 1 are read.
+            maps: of x after the norm in front of the layer, without the norm's bias, at positions
+                first, first + 1, ..., [n_pos, d_model, width].
+            first: the first position.
 
         Yields:
             Nodes, int64 [n], and what each adds, [n, width].
@@ -83,7 +81,7 @@ class QKTrace(NamedTuple):
     rest_negative: float
     """Sum of the negative pairs that are not kept"""
     unpaired: float
-    """Sum of all pairs with one of the smallest nodes, where there are more than are paired"""
+    """Sum of the pairs with one of the smallest nodes of a side, where there are too many"""
     gap: float
     """Largest difference of these sums, over query nodes, key nodes and pairs, from the centred
     score less its constant; relative to the sum of |c_k score(q, k)|"""
@@ -116,7 +114,7 @@ class Asked(NamedTuple):
 
 @torch.no_grad()
 def pair_up(
-    head: Head, asked: Asked, reader: Reader, *, keep: int = KEEP, most: int = MOST_NODES
+    head: Head, asked: Asked, reader: Reader, *, keep: int = KEEP, most: int = MOST_PAIRS
 ) -> QKTrace:
     """Take the centred score of a head, a query and a key apart.
 
@@ -125,7 +123,7 @@ def pair_up(
         asked: which head of which layer it is, and of which query and key.
         reader: the nodes that its layer's input is made of.
         keep: pairs of each sign that are kept.
-        most: nodes of the query, and of each block of the keys, that are paired.
+        most: pairs that are made at most.
 
     Raises:
         AnalyzeError: the query is outside the prompt, or does not see the key.
@@ -137,11 +135,9 @@ def pair_up(
     weight = c * row.slope
     at_query, at_keys = _query_side(head, query, reader), _key_side(head, query, weight, reader)
     d_head = head.keys.W.shape[1]
-    keys = Paired.of(at_query, at_keys, head.q[query, :d_head], keep=keep, most=most)
-    nodes, parts = at_query
-    value = parts @ (weight @ head.k[:, :d_head])
-    positive, negative = keys.positive, keys.negative
-    sums = _Sums.of(row, c, head.sink)
+    query_value = at_query[1] @ (weight @ head.k[:, :d_head])
+    key_value = at_keys[1] @ head.q[query, :d_head]
+    paired, sums = Paired.of(at_query, at_keys, keep=keep, most=most), _Sums.of(row, c, head.sink)
     return QKTrace(
         **asked._asdict() | {"key": key},
         score=float(row.score[key]),
@@ -150,16 +146,16 @@ def pair_up(
         scores=row.score,
         pattern=row.pattern,
         weight=weight,
-        query_node=nodes,
-        query_value=value,
-        key_node=keys.node,
-        key_value=keys.value,
-        positive=positive.pairs(1),
-        negative=negative.pairs(-1),
-        rest_positive=positive.rest(),
-        rest_negative=-negative.rest(),
-        unpaired=keys.unpaired,
-        gap=sums.gap(float(value.sum()), float(keys.value.sum()), keys.unpaired + keys.paired()),
+        query_node=at_query[0],
+        query_value=query_value,
+        key_node=at_keys[0],
+        key_value=key_value,
+        positive=paired.positive.pairs(1),
+        negative=paired.negative.pairs(-1),
+        rest_positive=paired.positive.rest(),
+        rest_negative=-paired.negative.rest(),
+        unpaired=paired.unpaired,
+        gap=sums.gap(float(query_value.sum()), float(key_value.sum()), paired.total()),
     )
 
 
@@ -189,22 +185,24 @@ def _finite(scores: Tensor) -> Tensor:
 
 
 def _query_side(head: Head, query: int, reader: Reader) -> Parts:
-    """Return nodes, int64 [n], and their parts of the query, [n, d_head]; CONSTANT is last."""
-    nodes, parts = zip(*reader(head.queries.linear, query, query + 1), strict=True)
-    own = head.queries.constant(query, query + 1)
-    return torch.cat([*nodes, nodes[0].new_full((1,), CONSTANT)]), torch.cat([*parts, own])
+    """Return nodes, and their parts of the query; CONSTANT is last."""
+    maps = head.queries.linear(query, query + 1)
+    return _whole(reader(maps, query), head.queries.constant(query, query + 1)[0])
 
 
-def _key_side(head: Head, query: int, weight: Tensor, reader: Reader) -> Iterator[Parts]:
-    """Yield nodes and their parts of the weighted sum of keys, in blocks; CONSTANT is last."""
+def _key_side(head: Head, query: int, weight: Tensor, reader: Reader) -> Parts:
+    """Return nodes, and their parts of the weighted sum of keys; CONSTANT is last."""
     first = int(weight.nonzero()[0]) if weight.any() else query
+    mine = weight[first : query + 1]
+    maps = head.keys.linear(first, query + 1) * mine[:, None, None]
+    return _whole(reader(maps, first), mine @ head.keys.constant(first, query + 1))
 
-    def maps(first: int, stop: int) -> Tensor:
-        return head.keys.linear(first, stop) * weight[first:stop, None, None]
 
-    yield from reader(maps, first, query + 1)
-    own = weight[first : query + 1] @ head.keys.constant(first, query + 1)
-    yield torch.tensor([CONSTANT], device=own.device), own[None]
+def _whole(pieces: Iterator[Parts], constant: Tensor) -> Parts:
+    """Return the nodes of all pieces with CONSTANT, whose part is given, [d_head]."""
+    nodes, parts = zip(*pieces, strict=True)
+    own = nodes[0].new_full((1,), CONSTANT)
+    return torch.cat([*nodes, own]), torch.cat([*parts, constant[None]])
 
 
 class _Sums(NamedTuple):

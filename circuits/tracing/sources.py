@@ -1,6 +1,7 @@
 """Sources of a trace: the nodes of a frozen run, where they lie, and what each writes."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,34 +118,56 @@ def _written(module: Module, ids: Tensor, acts: Tensor, at: Tensor) -> Tensor:
     return rows * (acts * module.writes.scale[at])[:, None]
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Nodes that are sources of some targets, in the order of the columns of their weights."""
+class Piece(NamedTuple):
+    """Nodes of one depth, at a run of tokens."""
 
-    pieces: dict[int, tuple[range, int | None]]
-    """Nodes of each depth that has any, and its bias, whose column comes before theirs"""
+    depth: int
+    these: range
+    """Nodes, biases aside"""
+    bias: int | None
+    """The depth's bias, whose column comes before theirs; None where it has none"""
 
-    @classmethod
-    def of(cls, sources: Sources, first: int, stop: int, below: int) -> "Columns":
-        """Return the sources at positions first to stop - 1 of depths below one."""
-        every = {d: (sources.between(d, first, stop), sources.bias(d)) for d in range(below)}
-        return cls({d: each for d, each in every.items() if len(each[0]) or each[1] is not None})
+    @property
+    def width(self) -> int:
+        """Number of nodes."""
+        return len(self.these) + (self.bias is not None)
 
     def nodes(self) -> Tensor:
-        """Return the node of each column, int64, [n]."""
-        parts = []
-        for these, bias in self.pieces.values():
-            parts.append(torch.tensor([] if bias is None else [bias], dtype=torch.long))
-            parts.append(torch.arange(these.start, these.stop))
-        return torch.cat(parts)
+        """Return the nodes, int32, [n]."""
+        these = torch.arange(self.these.start, self.these.stop, dtype=torch.int32)
+        return these if self.bias is None else torch.cat([torch.tensor([self.bias]).int(), these])
 
-    def __len__(self) -> int:
-        return sum(len(these) + (bias is not None) for these, bias in self.pieces.values())
 
-    def starts(self) -> dict[int, int]:
-        """Return the first column of each depth, that of its bias if it has one."""
-        found, n = {}, 0
-        for depth, (these, bias) in self.pieces.items():
-            found[depth] = n
-            n += len(these) + (bias is not None)
-        return found
+def pieces_of(
+    sources: Sources, first: int, stop: int, below: int, *, most: int | None = None
+) -> list[Piece]:
+    """Return the nodes at positions first to stop - 1 of depths below one, by depth.
+
+    Args:
+        sources: the nodes.
+        first, stop: positions.
+        below: depth that bounds theirs.
+        most: nodes of a piece, where one token has not more; None leaves each depth whole.
+    """
+    found = []
+    for depth in range(below):
+        these, bias = sources.between(depth, first, stop), sources.bias(depth)
+        n_pos = stop - first if most is None else max(1, most * (stop - first) // (len(these) + 1))
+        for at in range(first, stop, n_pos):
+            some = sources.between(depth, at, min(at + n_pos, stop))
+            if len(some) or bias is not None:
+                found.append(Piece(depth, some, bias))
+            bias = None
+    return found
+
+
+def together(pieces: Iterable[Piece], most: int) -> Iterator[list[Piece]]:
+    """Yield pieces in runs of so many nodes at most, where one piece has not more."""
+    run: list[Piece] = []
+    for piece in pieces:
+        if run and sum(each.width for each in run) + piece.width > most:
+            yield run
+            run = []
+        run.append(piece)
+    if run:
+        yield run

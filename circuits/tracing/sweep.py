@@ -11,15 +11,17 @@ contributions are one product of matrices, vectors of targets by vectors of node
 Otherwise g is held for each token, and swept down through the modules.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .frozen import Frozen, Module
-from .sources import Columns, Sources
+from .sources import Piece, Sources, pieces_of, together
 
+WIDTH = 8192
+"""Nodes whose contributions to a batch are made at once, unless a token or a depth has more."""
 POSITIONS = 256
 """Tokens whose nodes' vectors are in memory at once."""
 
@@ -39,45 +41,64 @@ class Batch(NamedTuple):
 
 
 class Contributions(NamedTuple):
-    """Contributions of nodes to the targets of a batch; those of all other nodes are 0."""
+    """Contributions of some nodes to the targets of a batch."""
 
     nodes: Tensor
-    """Node of each column, int64, [n_columns]"""
+    """Node of each column, int32, [n_columns]"""
     weights: Tensor
     """[n, n_columns]"""
 
 
-@torch.no_grad()
 def contributions(sources: Sources, batch: Batch) -> Contributions:
-    """Return what each node adds to each target of a batch."""
-    below, stop = int(batch.below[-1]), batch.first + batch.shares.shape[1]
-    if sources.frozen.is_thin(below):
-        columns = Columns.of(sources, batch.first, stop, below)
-        return Contributions(columns.nodes(), _product(sources, batch, columns))
+    """Return what nodes add to each target of a batch; those that are not there add nothing."""
+    nodes, weights = zip(*contributed(sources, batch), strict=True)
+    return Contributions(torch.cat(nodes), torch.cat(weights, dim=1))
+
+
+@torch.no_grad()
+def contributed(sources: Sources, batch: Batch) -> Iterator[Contributions]:
+    """Yield what nodes add to each target of a batch, some of the nodes at a time."""
+    if sources.frozen.is_thin(int(batch.below[-1])):
+        yield from _products(sources, batch)
+        return
     gradient = (batch.shares[:, :, None] * batch.vectors[batch.which][:, None]).transpose(0, 1)
-    return swept(sources, gradient.contiguous(), batch.first, batch.below)
+    yield from swept(sources, gradient.contiguous(), batch.first, batch.below)
 
 
-def _product(sources: Sources, batch: Batch, columns: Columns) -> Tensor:
-    """Return contributions where nothing but the residual stream joins nodes and targets."""
+def _products(sources: Sources, batch: Batch) -> Iterator[Contributions]:
+    """Yield contributions where nothing but the residual stream joins nodes and targets."""
     first, stop = batch.first, batch.first + batch.shares.shape[1]
-    starts = columns.starts()
-    weights = batch.vectors.new_zeros(len(batch.which), len(columns))
-    for depth, (_these, bias) in columns.pieces.items():
-        column = starts[depth]
-        rows = slice(int(torch.searchsorted(batch.below, depth, right=True)), None)
-        which, shares = batch.which[rows], batch.shares[rows]
-        if bias is not None:
-            written = _bias(sources.frozen, depth)[first:stop]
-            weights[rows, column] = ((batch.vectors @ written.T)[which] * shares).sum(dim=1)
-            column += 1
-        for some in _parts(sources, depth, first, stop):
-            found = (batch.vectors @ sources.vectors(depth, some).T)[which]
-            at = sources.nodes.position[some.start : some.stop].long() - first
-            factors = shares if stop - first == 1 else shares[:, at.to(shares.device)]
-            torch.mul(found, factors, out=weights[rows, column : column + len(some)])
-            column += len(some)
-    return weights
+    for run in together(pieces_of(sources, first, stop, int(batch.below[-1]), most=WIDTH), WIDTH):
+        made = _empty(batch.vectors, len(batch.which), run)
+        column = 0
+        for piece in run:
+            some = made.weights[:, column : column + piece.width]
+            _product(sources, batch, piece, some)
+            column += piece.width
+        yield made
+
+
+def _empty(like: Tensor, n: int, run: Sequence[Piece]) -> Contributions:
+    """Return zeros for the contributions of a run of pieces to n targets."""
+    nodes = torch.cat([piece.nodes() for piece in run])
+    return Contributions(nodes, like.new_zeros(n, len(nodes)))
+
+
+def _product(sources: Sources, batch: Batch, piece: Piece, weights: Tensor) -> None:
+    """Fill in the contributions of a piece, [n, width]."""
+    first, n_pos = batch.first, batch.shares.shape[1]
+    rows = slice(int(torch.searchsorted(batch.below, piece.depth, right=True)), None)
+    which, shares = batch.which[rows], batch.shares[rows]
+    if piece.bias is not None:
+        written = _bias(sources.frozen, piece.depth)[first : first + n_pos]
+        weights[rows, 0] = ((batch.vectors @ written.T)[which] * shares).sum(dim=1)
+        weights = weights[:, 1:]
+    if len(piece.these):
+        found = batch.vectors @ sources.vectors(piece.depth, piece.these).T
+        if n_pos > 1:
+            at = sources.nodes.position[piece.these.start : piece.these.stop].long() - first
+            shares = shares[:, at.to(shares.device)]
+        torch.mul(found[which], shares, out=weights[rows])
 
 
 def _bias(frozen: Frozen, depth: int) -> Tensor:
@@ -87,16 +108,9 @@ def _bias(frozen: Frozen, depth: int) -> Tensor:
     return found
 
 
-def _parts(sources: Sources, depth: int, first: int, stop: int) -> list[range]:
-    """Return the nodes of a depth, in runs of so many positions that memory holds."""
-    starts = range(first, stop, POSITIONS)
-    parts = [sources.between(depth, at, min(at + POSITIONS, stop)) for at in starts]
-    return [part for part in parts if len(part)]
-
-
 @torch.no_grad()
-def swept(sources: Sources, gradient: Tensor, first: int, below: Tensor) -> Contributions:
-    """Return contributions to targets whose gradient of the residual stream is known.
+def swept(sources: Sources, gradient: Tensor, first: int, below: Tensor) -> Iterator[Contributions]:
+    """Yield contributions to targets whose gradient of the residual stream is known.
 
     Args:
         sources: the nodes.
@@ -104,7 +118,17 @@ def swept(sources: Sources, gradient: Tensor, first: int, below: Tensor) -> Cont
         first: its first position.
         below: depth that bounds the sources of each target, ascending, int64, [n].
     """
-    return _Sweep(sources, gradient, first, below).run()
+    top, stop, frozen = int(below[-1]), first + len(gradient), sources.frozen
+    pieces = pieces_of(sources, 0 if frozen.mixes(top) else first, stop, top)
+    sweep = _Sweep(sources, gradient, first, below)
+    for run in together(reversed(pieces), WIDTH):
+        made = _empty(gradient, gradient.shape[1], run)
+        column = 0
+        for piece in run:
+            sweep.down_to(piece.depth)
+            sweep.read(piece, made.weights[:, column : column + piece.width])
+            column += piece.width
+        yield made
 
 
 class _Sweep:
@@ -114,58 +138,54 @@ class _Sweep:
         self._sources, self._below = sources, below
         self._seeds, self._first = gradient, first
         self._stop = first + len(gradient)
-        self._top = int(below[-1])
-        begin = 0 if sources.frozen.mixes(self._top) else first
-        self._columns = Columns.of(sources, begin, self._stop, self._top)
-        self._starts = self._columns.starts()
-        self._nodes = self._columns.nodes()
-        self._weights = gradient.new_zeros(gradient.shape[1], len(self._nodes))
         self._begin = gradient.shape[1]
         """Targets from this one on have been reached"""
         self._gradient = torch.zeros_like(gradient)
+        """Gradient of the residual stream behind the module at `_depth`"""
+        self._depth = int(below[-1]) - 1
+        self._held: list[tuple[Tensor, int]] = []
+        """What modules let through that is not yet added, and its first position"""
+        self._reach()
 
-    def run(self) -> Contributions:
-        """Go down through the modules."""
-        frozen, held = self._sources.frozen, []
-        for module in reversed(frozen.modules[: self._top - 1]):
-            self._reach(module.depth)
-            self._read(module.depth)
+    def down_to(self, depth: int) -> None:
+        """Go down to behind the module at a depth; 0 is behind the embeddings."""
+        while self._depth > depth:
+            module = self._sources.frozen.module(self._depth)
             if module.passes:
-                held.append(self._through(module))
+                self._held.append(self._through(module))
             layer, is_mlp = divmod(module.depth - 1, 2)
-            if not (is_mlp and layer in frozen.parallel):  # else both read what the layer reads
-                while held:
-                    self._add(*held.pop())
-        self._reach(0)
-        self._read(0)
-        return Contributions(self._nodes, self._weights)
+            if not (is_mlp and layer in self._sources.frozen.parallel):
+                while self._held:  # else attention reads what the MLP reads
+                    self._add(*self._held.pop())
+            self._depth -= 1
+            self._reach()
 
-    def _reach(self, depth: int) -> None:
+    def _reach(self) -> None:
         """Begin with the targets whose sources are of this depth at most."""
-        begin = int(torch.searchsorted(self._below, depth, right=True))
+        begin = int(torch.searchsorted(self._below, self._depth, right=True))
         if begin < self._begin:
             new, beside = slice(begin, self._begin), len(self._gradient) - len(self._seeds)
             self._gradient[beside:, new] += self._seeds[:, new]
             self._begin = begin
 
-    def _read(self, depth: int) -> None:
-        """Take what nodes of a depth contribute."""
-        if depth not in self._columns.pieces:
-            return
-        (these, bias), column = self._columns.pieces[depth], self._starts[depth]
-        rows = slice(self._begin, None)
-        gradient = self._gradient[:, rows]
-        if bias is not None:
-            written = _bias(self._sources.frozen, depth)[self._first : self._stop]
-            self._weights[rows, column] = torch.einsum("pnd,pd->n", gradient, written)
-            column += 1
-        for some in _parts(self._sources, depth, self._first, self._stop):
-            vectors = self._sources.vectors(depth, some)
-            start = column + some.start - these.start
-            position = self._sources.nodes.position[some.start : some.stop]
-            for at, mine in _runs(position):
-                columns = slice(start + mine.start, start + mine.stop)
-                self._weights[rows, columns] = gradient[at - self._first] @ vectors[mine].T
+    def read(self, piece: Piece, weights: Tensor) -> None:
+        """Fill in what nodes of this depth contribute, [n, width]."""
+        gradient = self._gradient[:, self._begin :]
+        weights = weights[self._begin :]
+        if piece.bias is not None:
+            written = _bias(self._sources.frozen, piece.depth)[self._first : self._stop]
+            weights[:, 0] = torch.einsum("pnd,pd->n", gradient, written)
+            weights = weights[:, 1:]
+        for at in range(self._first, self._stop, POSITIONS):
+            stop = min(at + POSITIONS, self._stop)
+            some = self._sources.between(piece.depth, at, stop)
+            if not len(some):
+                continue
+            vectors = self._sources.vectors(piece.depth, some)
+            column = some.start - piece.these.start
+            for position, mine in _runs(self._sources.nodes.position[some.start : some.stop]):
+                columns = slice(column + mine.start, column + mine.stop)
+                weights[:, columns] = gradient[position - self._first] @ vectors[mine].T
 
     def _through(self, module: Module) -> tuple[Tensor, int]:
         """Return what a module's path makes of the gradient, and its first position."""

@@ -21,11 +21,13 @@ from ...dictionaries.sae import Sae
 from ...errors import AnalyzeError
 from .frozen import Attended, Frozen, Module
 from .nodes import FEATURE, KINDS, LOGIT, Nodes
-from .sources import Columns, Sources
-from .sweep import Batch, Contributions, contributions, swept
+from .sources import Sources
+from .sweep import WIDTH, Batch, Contributions, contributed, swept
 
-BLOCK = 1 << 25
-"""Contributions, or entries of gradients, that are in memory at once; 128 MiB in float32."""
+BLOCK = 1 << 22
+"""Contributions that are in memory at once, 16 MiB in float32: about what a processor caches."""
+SWEPT = 1 << 25
+"""Entries of gradients that are in memory at once, 128 MiB in float32."""
 MOST_QUERIES = 64
 """Tokens whose targets of a Lorsa are in a batch at most, for its patterns take memory."""
 
@@ -35,7 +37,8 @@ class Found(NamedTuple):
 
     rows: Tensor
     """Which of the targets, int64, [n]"""
-    made: Contributions
+    made: Iterator[Contributions]
+    """Contributions of all nodes that have any, some of the nodes at a time"""
     constant: Tensor
     """What no node makes of them, [n]"""
 
@@ -89,7 +92,7 @@ def _of_lorsa(sources: Sources, module: Module, nodes: Nodes, rows: Tensor) -> I
             first=0,
             below=torch.full((len(at),), module.below),
         )
-        yield Found(rows[mine], contributions(sources, batch), constant)
+        yield Found(rows[mine], contributed(sources, batch), constant)
 
 
 def _of_sae(sources: Sources, module: Module, nodes: Nodes, rows: Tensor) -> Iterator[Found]:
@@ -97,9 +100,7 @@ def _of_sae(sources: Sources, module: Module, nodes: Nodes, rows: Tensor) -> Ite
     sae, reads, path = module.dictionary, module.reads, module.path
     assert isinstance(sae, Sae)
     if path is None:  # an MLP's output, of which nothing is linear
-        none = torch.zeros(0, dtype=torch.long)
-        constant = nodes.value[rows].to(module.x)
-        yield Found(rows, Contributions(none, constant[:, None][:, :0]), constant)
+        yield Found(rows, iter(()), nodes.value[rows].to(module.x))
         return
     nothing = torch.zeros_like(module.x) if reads.bias is None else reads.bias.expand_as(module.x)
     rest = path.output(nothing) - sae.b_O
@@ -136,10 +137,10 @@ def _cut(sources: Sources, position: Tensor, below: int, *, mixes: bool) -> Iter
         first = int(position[begin])
         end = int(torch.searchsorted(position, first + (MOST_QUERIES if mixes else 1)))
         stop = int(position[end - 1]) + 1
-        n = len(Columns.of(sources, 0 if mixes else first, stop, below))
-        if mixes and not sources.frozen.is_thin(below):
-            n = max(n, stop * d_model)
-        end = min(end, begin + max(1, BLOCK // max(n, 1)))
+        n = BLOCK // WIDTH
+        if not sources.frozen.is_thin(below):
+            n = min(n, SWEPT // ((stop if mixes else 1) * d_model))
+        end = min(end, begin + max(1, n))
         yield slice(begin, end)
         begin = end
 
@@ -193,7 +194,7 @@ def _read_once(sources: Sources, targets: Tensor, rows: Tensor, below: Tensor) -
     shares[torch.arange(n), position - first] = 1
     which = torch.arange(n, device=shares.device)
     batch = Batch(reads.vectors, which, shares, first, below)
-    return Found(rows, contributions(sources, batch), reads.constant)
+    return Found(rows, contributed(sources, batch), reads.constant)
 
 
 def _reads_of(sources: Sources, targets: Tensor) -> _Reads:

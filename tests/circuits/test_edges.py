@@ -90,6 +90,8 @@ def test_batches_change_nothing(family: str, monkeypatch: pytest.MonkeyPatch) ->
     case = _case(family, torch.float64)
     monkeypatch.setattr("lorsa.circuits.tracing.targets.BLOCK", 1)
     monkeypatch.setattr("lorsa.circuits.tracing.sweep.POSITIONS", 2)
+    monkeypatch.setattr("lorsa.circuits.tracing.sweep.WIDTH", 5)
+    monkeypatch.setattr("lorsa.circuits.tracing.edges.WIDTH", 5)
     order = torch.randperm(len(case.targets), generator=torch.Generator().manual_seed(0))
     rows = edges(case.frozen, case.nodes, case.targets[order])
     assert torch.equal(rows.target.long(), case.targets[order])
