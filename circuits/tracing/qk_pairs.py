@@ -101,6 +101,24 @@ class QKTrace(NamedTuple):
         order = others.argsort(descending=True, stable=True)[:most]
         return order[others[order] > 0]
 
+    def pattern_without(self, value: float, position: int) -> Tensor:
+        """Return the pattern without a pair of nodes whose node at the keys is read at one key.
+
+        P'(q, p) = P(q, p) f / (1 - P(q, position) + P(q, position) f), f 1 but at that key
+
+        Args:
+            value: of the pair, or the sum of several.
+            position: the key, one with a weight.
+
+        Returns:
+            [T]; exact without a cap, whose slope is held.
+        """
+        c, mine = _weights(self.pattern, self.key)[position], self.pattern[position]
+        factor = torch.exp(-value / c)
+        pattern = self.pattern.clone()
+        pattern[position] *= factor
+        return pattern / (1 - mine + mine * factor)
+
 
 class Asked(NamedTuple):
     """One head, query and key of a layer."""

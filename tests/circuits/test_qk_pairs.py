@@ -199,6 +199,23 @@ def test_a_pair_is_the_slope_of_the_log_of_the_pattern(kind: str) -> None:
         assert float(moved / tiny) == pytest.approx(-float(value), rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["llama-gqa", "qwen3", "gpt-oss", "mpt", "olmo"])
+def test_the_pattern_without_a_pair(kind: str) -> None:
+    """Competitors gain what the key loses; a sink is one of them."""
+    head, x = own_head(kind, 1)
+    found = trace(head, split(x), 20, keep=4)
+    pairs = [*zip(*found.positive, strict=True), *zip(*found.negative, strict=True)]
+    for _query_node, key_node, value in pairs:
+        if key_node == CONSTANT:
+            continue
+        k = int(key_node) // N_PARTS
+        without = torch.zeros_like(found.weight)
+        without[k] = float(value / found.weight[k])
+        torch.testing.assert_close(
+            found.pattern_without(float(value), k), head.pattern(20, without)
+        )
+
+
 def test_keys_that_are_not_seen_do_not_compete() -> None:
     head, x = own_head("mistral-window", 0)
     found = trace(head, split(x), 20)
@@ -302,4 +319,5 @@ def test_a_clamped_pair_moves_the_pattern_as_predicted() -> None:
         clamped[position] -= written.vector[written.node == node][0]
         live = lorsa.pattern(clamped[None])[0, 0, 3]
         assert torch.allclose(head.pattern(3, without), live)
+        assert torch.allclose(found.pattern_without(float(pairs.value[0]), position), live)
         assert (live[1] < found.pattern[1]) == (float(pairs.value[0]) > 0)
