@@ -111,6 +111,8 @@ class OwnAttention:
     mixes: ClassVar[bool] = True
     reading: Reading
     """Geometry and weights, as they were read off the model"""
+    x: Tensor
+    """What it reads on the prompt, [T, d_model]"""
     pattern: Tensor
     """[n_heads, T, T]"""
     W_V: Tensor
@@ -137,6 +139,7 @@ class OwnAttention:
         has_gate = w.W_G is not None and g.gate is not None
         return cls(
             reading=reading,
+            x=x,
             pattern=attention_pattern(q, k, g, sinks=w.sinks)[0],
             W_O=w.W_O,
             b_O=w.b_O,
