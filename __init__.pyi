@@ -10,6 +10,10 @@ from .analyze.result import Analysis
 from .circuits.ablate import ablate as ablate_heads
 from .circuits.config import AblateConfig
 from .circuits.intervene import intervene
+from .circuits.tracing.config import TraceConfig
+from .circuits.tracing.files import Trace
+from .circuits.tracing.files import read_trace
+from .circuits.tracing.trace import trace as trace_prompt
 from .demo import run_demo
 from .dictionaries.kinds import load
 from .dictionaries.linear_config import SaeConfig
@@ -86,6 +90,8 @@ __all__ = [
     "SaeConfig",
     "Site",
     "StoreError",
+    "Trace",
+    "TraceConfig",
     "TrainConfig",
     "TrainError",
     "Transcoder",
@@ -108,10 +114,12 @@ __all__ = [
     "plan_harvest",
     "ports_between",
     "push_lorsas",
+    "read_trace",
     "remove_sites",
     "run_demo",
     "store_info",
     "sweep_lorsas",
+    "trace_prompt",
     "train_lorsa",
     "train_lorsas",
     "verify_paths",

@@ -49,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "find": features.find,
     "explain": features.explain,
     "ablate": circuits.ablate,
+    "trace": circuits.trace,
     "push": share.push,
     "convert": share.exchange,
     "verify": verify.verify,

@@ -1,4 +1,4 @@
-"""Verification of stores, runs, analyses, pages and dictionaries: every file is compared."""
+"""Verification of stores, runs, analyses, traces, pages and dictionaries, file by file."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -9,6 +9,8 @@ from .analyze.explanations import EXPLANATIONS, read_explanations
 from .analyze.folder import partial_problem
 from .analyze.result import Analysis
 from .analyze.schema import FACTS_FILE, PARTIAL_FILE
+from .circuits.tracing.files import FACTS as TRACE
+from .circuits.tracing.files import read_trace
 from .dictionaries.checkpoint import WEIGHTS_BY_FORMAT, config_class, is_bound, load
 from .dictionaries.choices import CONFIG, WEIGHTS
 from .errors import CheckpointError, LorsaError, reason_of
@@ -32,7 +34,7 @@ class Verified(NamedTuple):
     path: str
     """Folder of the thing"""
     kind: str
-    """store, run, analysis, page, sweep, Lorsa, SAE, transcoder or dictionary"""
+    """store, run, analysis, page, sweep, trace, Lorsa, SAE, transcoder or dictionary"""
     problems: list[str]
     """A line for each file that is not what was written"""
     finished: bool = True
@@ -66,8 +68,8 @@ def verify_paths(
         inside = list(_look(place(path), lambda store: _store(store, report, full=full)))
         if not inside:
             raise LorsaError(
-                f"{path} holds nothing to verify; give a store, a run, an analysis, a page, a "
-                "shared dictionary, or a folder with some of them"
+                f"{path} holds nothing to verify; give a store, a run, an analysis, a trace, a "
+                "page, a shared dictionary, or a folder with some of them"
             )
         found += inside
     problems = [problem for each in found for problem in each.problems]
@@ -156,6 +158,11 @@ def _sweep(where: Path) -> Verified:
     return Verified(str(where), "sweep", check_seal(where), sealed=is_sealed(where))
 
 
+def _trace(where: Path) -> Verified:
+    problems = check_seal(where) or _tried(where, lambda: read_trace(where))
+    return Verified(str(where), "trace", problems)
+
+
 def _dictionary(where: Path) -> Verified:
     problems = [*_sealed_or_loaded(where), *_tried(where / EVAL, lambda: read_evaluation(where))]
     bound = is_sealed(where) or ((where / WEIGHTS).is_file() and not problems and is_bound(where))
@@ -175,6 +182,7 @@ KINDS: dict[str, Callable[[Path], Verified]] = {
     FACTS_FILE: _analysis,
     PARTIAL_FILE: _analysis,
     SWEEP: _sweep,
+    TRACE: _trace,
     CONFIG: _dictionary,
     SEAL: _sweep,
 }

@@ -20,11 +20,11 @@ from ..errors import AnalyzeError
 from ..evaluate.in_model import logits_of, token_figures
 from ..evaluate.opened import device_for, layer_of
 from ..language.edit import Gap, edited
-from ..language.spelling import parse_ids, token_text, whole_characters
+from ..language.spelling import parse_ids, token_text
 from ..language.subject import Subject
-from ..language.tokenizer import starts_with_bos
 from .config import AblateConfig
 from .intervene import activations_of, intervene, require_features
+from .prompts import prompt_ids, require_readable, token_texts
 
 BEFORE = {"keep": "the model as it is", "drop": "the model with the unchanged {} in place"}
 """What predictions before the change are of, by `error`."""
@@ -176,7 +176,9 @@ def _load(config: AblateConfig, report: Callable[[str], None]) -> _Prompted:
     report(f"loading {subject.id} on {device}")
     model = subject.load(devices=[device])
     gap = stand_in_gap(dictionary.config, model, layer)
-    _require_readable(ids, model)
+    n_vocab = model.get_input_embeddings().num_embeddings
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    require_readable(ids, n_vocab, longest)
     placed = dictionary.to(device)
     return _Prompted(placed, layer, features, subject.id, model, gap, tokenizer, ids)
 
@@ -208,21 +210,7 @@ def _ids(config: AblateConfig, tokenizer: Any) -> list[int]:
     if config.tokens is not None:
         return parse_ids("tokens", config.tokens)
     assert config.prompt is not None
-    bos = [tokenizer.bos_token_id] if starts_with_bos(tokenizer, "auto") else []
-    return [*bos, *tokenizer(config.prompt, add_special_tokens=False)["input_ids"]]
-
-
-def _require_readable(ids: list[int], model: Any) -> None:
-    """Raise AnalyzeError unless a model can read these token ids."""
-    n_vocab = model.get_input_embeddings().num_embeddings
-    outside = [i for i in ids if i >= n_vocab]
-    if outside:
-        raise AnalyzeError(f"token {outside[0]} is outside the vocabulary; it has 0-{n_vocab - 1}")
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and len(ids) > longest:
-        raise AnalyzeError(f"the prompt has {len(ids):,} tokens; the model takes {longest:,}")
-    if not ids:
-        raise AnalyzeError("the prompt has no tokens; give some text")
+    return prompt_ids(config.prompt, tokenizer)
 
 
 @torch.inference_mode()
@@ -281,7 +269,7 @@ def _prompt_tokens(
     first = token_figures(before, before, targets)
     then = token_figures(after, before, targets)
     last = len(ids) - 1
-    texts = _texts(ids, spell)
+    texts = token_texts(ids, spell)
     return [
         PromptToken(
             position=t,
@@ -294,15 +282,6 @@ def _prompt_tokens(
         )
         for t, i in enumerate(ids)
     ]
-
-
-def _texts(ids: list[int], spell: Callable[[int], str | None]) -> list[str | None]:
-    """Return the texts of a prompt's tokens; characters in pieces are whole at the first piece."""
-    texts = [spell(i) for i in ids]
-    for places, text in whole_characters([text or "" for text in texts]):
-        if len(places) > 1:
-            texts[places.start] = text
-    return texts
 
 
 def _next_tokens(

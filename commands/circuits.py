@@ -1,4 +1,4 @@
-"""lorsa ablate."""
+"""lorsa ablate and trace."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import LorsaError
+from . import completing
 from .common import Json, perform
 from .options import FromConfig, Given
 from .remembered import NEEDED_MODEL, remember
@@ -55,6 +56,47 @@ def ablate(
         return found.to_dict()
 
     perform("ablate", work, as_json)
+
+
+def trace(
+    given: Annotated[
+        Given, FromConfig("circuits.tracing.config.TraceConfig", defaults=NEEDED_MODEL)
+    ],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders of dictionaries, each of another place: Lorsas, transcoders, SAEs.",
+            autocompletion=completing.runs,
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Trace a prompt through dictionaries: which features made the model say this.
+
+    Attention and MLPs without a dictionary stay the model's own. The graph goes to a folder, with
+    a file for other tools' pages in it; asked again, it is shown as it was kept.
+
+    Example: lorsa trace runs/* --prompt "The capital of France is"
+
+    Example: lorsa trace runs/layer-12 runs/12.mlp --prompt "Once upon a" --target " time" --json
+
+    Example: lorsa trace runs/* --tokens-file ids.txt --target feature:12.mlp/301 --name unit-301
+    """
+
+    def work() -> dict[str, Any]:
+        from ..circuits.tracing.config import TraceConfig
+        from ..display.bars import MeasureBar
+
+        settings = {**given, "runs": tuple(runs)}
+        config = make_config(TraceConfig, remember(settings, runs, needs_model=True))
+        from ..circuits.tracing.told import told
+        from ..circuits.tracing.trace import trace as follow
+
+        with MeasureBar("trace") as display:
+            return told(*follow(config, report=display))
+
+    perform("trace", work, as_json)
 
 
 def _of_type(run: Path, features: str) -> str:

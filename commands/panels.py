@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 COMMANDS = {
     "Make": ("demo", "harvest", "train", "sweep", "eval"),
-    "Read": ("analyze", "view", "find", "explain", "ablate"),
+    "Read": ("analyze", "view", "find", "explain", "ablate", "trace"),
     "Share": ("push", "convert", "verify"),
     "Store": ("store",),
 }
@@ -20,6 +20,7 @@ PAGES = {
     "find": "analysis",
     "explain": "explain",
     "ablate": "fidelity",
+    "trace": "circuits",
     "push": "publish",
     "convert": "exchange",
     "verify": "verify",
@@ -64,6 +65,12 @@ OPTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "What": ("features", "model", "prompt", "tokens"),
         "Change": ("scale", "value", "error"),
         "Command": ("top", "device", "as_json", "help"),
+    },
+    "trace": {
+        "What": ("model", "prompt", "tokens", "tokens_file", "target", "less"),
+        "Graph": ("max_logits", "logit_prob", "keep", "explore"),
+        "What is written": ("node_threshold", "edge_threshold", "out", "name"),
+        "Command": ("device", "as_json", "help"),
     },
     "explain": {
         "What": ("model", "endpoint", "heads", "sort", "top", "seed"),

@@ -12,7 +12,7 @@ def verify(
         list[str],
         typer.Argument(
             metavar="PATH...",
-            help="Stores, runs, analyses, pages, shared dictionaries, or folders with some.",
+            help="Stores, runs, analyses, traces, pages, dictionaries, or folders with some.",
         ),
     ],
     full: Annotated[

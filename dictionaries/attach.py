@@ -42,13 +42,18 @@ def stand_in_gap(config: DictionaryConfig, model: Any, layer: int) -> Gap:
     """
     (gap,) = gaps(model, [config.ports_at(layer)])
     require_site_read(config)
+    require_width(config, model)
+    return gap
+
+
+def require_width(config: DictionaryConfig, model: Any) -> None:
+    """Raise AttachError unless a dictionary is as wide as a model."""
     width = text_config(model).hidden_size
     if width != config.d_model:
         raise AttachError(
             f"the {config.noun} is of {config.base_model} (d_model {config.d_model}); the "
             f"model given has d_model {width}"
         )
-    return gap
 
 
 def require_site_read(

@@ -29,6 +29,7 @@ _TABLES = {
     "sweep": ("sweep", "sweep_table"),
     "eval": ("evaluate", "eval_tables"),
     "ablate": ("ablate", "ablate_tables"),
+    "trace": ("trace", "trace_tables"),
     "analyze": ("analyze", "analyze_table"),
     "find": ("find", "find_table"),
     "explain": ("explain", "explain_table"),

@@ -71,17 +71,26 @@ def attention_pattern(
         [batch, n_qk_heads, q_pos, k_pos], zero where a query may not look; rows sum to 1, or less
         with sinks.
     """
+    scores = attention_scores(q, k, by, at)
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    extra = sinks.to(scores)[..., None, None].expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, extra], dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def attention_scores(q: Tensor, k: Tensor, by: Scored, at: Tensor | None = None) -> Tensor:
+    """Return the scores of every QK head before the softmax; arguments as of `attention_pattern`.
+
+    Returns:
+        [batch, n_qk_heads, q_pos, k_pos], -inf where a query may not look.
+    """
     scores = torch.einsum("bthk,bshk->bhts", q, k) * by.scale
     if by.softcap is not None:
         scores = by.softcap * torch.tanh(scores / by.softcap)
     position = torch.arange(k.shape[1], device=q.device)
     at = position[: q.shape[1]] if at is None else at
     unseen = hidden(at, position, by).unsqueeze(-3)  # [..., 1, q_pos, k_pos]
-    scores = scores.masked_fill(unseen, float("-inf"))
-    if sinks is None:
-        return scores.softmax(dim=-1)
-    extra = sinks.to(scores)[..., None, None].expand(*scores.shape[:-1], 1)
-    return torch.cat([scores, extra], dim=-1).softmax(dim=-1)[..., :-1]
+    return scores.masked_fill(unseen, float("-inf"))
 
 
 def hidden(at: Tensor, position: Tensor, by: Scored) -> Tensor:

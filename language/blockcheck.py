@@ -175,7 +175,7 @@ def understand_block(
         return _unknown(block, LayerCheck(math.nan, math.nan, reason=reason))
     noise = {n: difference(v.to(exact[n].device), exact[n]) for n, v in some.items() if n in exact}
     mlp = None if block.mlp is None else _mlp(model, block, again, exact, noise)
-    return Understanding(mlp, _block(model, block, exact, noise))
+    return Understanding(mlp, understand_sums(model, block, exact, noise))
 
 
 def _unknown(block: Block, check: LayerCheck) -> Understanding:
@@ -220,10 +220,17 @@ def _error(reading: MlpReading, x: Tensor, exact: Tensor) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _block(
+def understand_sums(
     model: Any, block: Block, exact: Mapping[str, Tensor], noise: Mapping[str, float]
 ) -> KnownBlock:
-    """Read the norms and the sums of a block and compare them with what it computes."""
+    """Read the norms and the sums of a block and compare them with what it computes.
+
+    Args:
+        model: the language model.
+        block: the layer.
+        exact: its sites by name, [n, n_ctx, d_model], in float32.
+        noise: by how much the model's own precision changes them, for the record.
+    """
     lost = max(noise.values(), default=math.nan)
     for name in ("attn_out", "mlp_out"):
         if name not in exact:

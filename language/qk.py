@@ -139,14 +139,39 @@ def norm_and_rotate(
 
 def normalise(x: Tensor, norm: QKNorm, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return queries or keys normalised as the layer does; arguments as of `norm_and_rotate`."""
-    if norm.kind in ("rms", "rms_by_head"):
-        return rms_norm(x, weight, norm.eps)
-    if norm.kind == "rms_full":
-        return rms_norm(x.flatten(2), weight.flatten(), norm.eps).view_as(x)
-    wide = x if x.dtype == torch.float64 else x.float()
-    centred = wide - wide.mean(dim=-1, keepdim=True)
-    normed = centred * torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + norm.eps)
+    wide = centre(x if x.dtype == torch.float64 else x.float(), norm)
+    normed = wide * norm_scale(wide, norm)
     return (normed * weight if bias is None else normed * weight + bias).to(x.dtype)
+
+
+def centre(x: Tensor, norm: QKNorm) -> Tensor:
+    """Return queries or keys without their mean over a head's channels, if the norm takes it off.
+
+    Args:
+        x: [..., d_head].
+        norm: norm of the queries or keys.
+    """
+    return x - x.mean(dim=-1, keepdim=True) if norm.kind == "layer" else x
+
+
+def norm_scale(x: Tensor, norm: QKNorm) -> Tensor:
+    """Return what a norm multiplies centred queries or keys by, before its weight.
+
+    Args:
+        x: [batch, seq, heads, d_head].
+        norm: norm of the queries or keys.
+
+    Returns:
+        [batch, seq, heads, 1]; [batch, seq, 1, 1] of a norm over all heads.
+    """
+    if norm.kind == "rms_full":
+        return inverse_rms(x.flatten(2), norm.eps)[..., None]
+    return inverse_rms(x, norm.eps)
+
+
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """Return 1 / sqrt(mean(x^2) + eps) over the last axis, which stays with one element."""
+    return torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -158,8 +183,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         eps: added to the mean square.
     """
     wide = x if x.dtype == torch.float64 else x.float()
-    normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return (normed * weight).to(x.dtype)
+    return (wide * inverse_rms(wide, eps) * weight).to(x.dtype)
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:

@@ -20,7 +20,9 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/api.md").read_text("utf-8")
 FUNCTIONS = {name for name in lorsa.__all__ if name.islower() and not name.startswith("_")}
 
-LOOSE = {"attention_ports", "intervene", "load", "load_language_model", "ports_between"}
+LOOSE = {
+    "attention_ports", "intervene", "load", "load_language_model", "ports_between", "read_trace",
+}  # fmt: skip
 """Functions that are no command's."""
 
 

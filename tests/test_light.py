@@ -16,13 +16,15 @@ TENSORS = {"torch", "transformers", "zarr", "numcodecs", "pandas", "scipy", "saf
 """Libraries that take half a second and more, of no use to who reads Parquet and JSON."""
 EVERY = [
     "", "demo", "harvest", "train", "sweep", "eval", "analyze", "view", "find", "explain", "ablate",
-    "push", "convert", "store", "store info", "store verify", "verify", "store rm", "store merge",
+    "trace", "push", "convert", "store", "store info", "store verify", "verify", "store rm",
+    "store merge",
 ]  # fmt: skip
 CONFIGS = (
     "harvest.config",
     "train.config",
     "evaluate.config",
     "circuits.config",
+    "circuits.tracing.config",
     "analyze.config",
     "analyze.explain.config",
     "exchange.config",

@@ -14,9 +14,10 @@ from lorsa import cli
 from lorsa.analyze.config import AnalyzeConfig
 from lorsa.analyze.features import analyze_run
 from lorsa.analyze.result import Analysis
-from lorsa.circuits.ablate import _texts, ablate
+from lorsa.circuits.ablate import ablate
 from lorsa.circuits.config import AblateConfig
 from lorsa.circuits.intervene import intervene
+from lorsa.circuits.prompts import token_texts
 from lorsa.dictionaries.lorsa.config import LorsaConfig
 from lorsa.dictionaries.lorsa.module import Lorsa
 from lorsa.display.ablate import ablate_tables
@@ -93,7 +94,7 @@ def test_what_is_found_is_what_the_model_says(
 def test_characters_in_pieces_are_whole_at_the_first() -> None:
     """A prompt in another script was shown as bytes; of pieces alone, the bytes stay."""
     spelled = {0: " a", 1: "<0xC3>", 2: "<0xA9>", 3: None}
-    texts = _texts([0, 1, 2, 3, 2, 1], spelled.__getitem__)
+    texts = token_texts([0, 1, 2, 3, 2, 1], spelled.__getitem__)
     assert texts == [" a", "é", "<0xA9>", None, "<0xA9>", "<0xC3>"]
 
 

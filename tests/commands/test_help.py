@@ -98,7 +98,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("lorsa tr", {"train"}),
+        ("lorsa tra", {"trace", "train"}),
         ("lorsa store ver", {"verify"}),
         ("lorsa find previous", {"previous-token"}),
         ("lorsa find induction ", {"mine", "runs/layer-3"}),

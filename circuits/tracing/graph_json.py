@@ -1,0 +1,212 @@
+"""Attribution graphs in the JSON of circuit-tracer's and Neuronpedia's pages.
+
+The names are those of schema version 1. A trace of transcoders alone has the ids of circuit-tracer;
+one with other dictionaries those of Neuronpedia's complete replacement models, in which attention
+and MLP of one layer have ids of their own.
+
+A bias acts at every position and stands at the first here, for a page needs one. `influence` is
+the share of all influence that a node and stronger ones have, by which pages prune.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from ...version import __version__
+
+SCHEMA_VERSION = 1
+DIGITS = 6
+"""Significant digits of numbers: float32 has about seven."""
+SHORT = {"lorsa": "lor", "transcoder": "cro", "sae": "sae"}
+"""Kinds of dictionaries within ids."""
+TYPES = {"lorsa": "lorsa", "transcoder": "cross layer transcoder", "sae": "cross layer transcoder"}
+"""Types of features that pages know."""
+Row = Mapping[str, Any]
+
+
+def graph_json(facts: Row, nodes: pa.Table, edges: pa.Table) -> dict[str, Any]:
+    """Return a trace as a graph that other pages show.
+
+    Args:
+        facts: content of trace.json.
+        nodes, edges: tables of the trace.
+    """
+    spell = _Spelling(facts)
+    entries = [spell.node(row) for row in nodes.to_pylist()]
+    ids = [entry["node_id"] for entry in entries]
+    ends = zip(edges["source"].to_pylist(), edges["target"].to_pylist(), strict=True)
+    links = [
+        {"source": ids[source], "target": ids[target], "weight": _rounded(weight)}
+        for (source, target), weight in zip(ends, edges["weight"].to_pylist(), strict=True)
+    ]
+    return {"metadata": _metadata(facts), "qParams": _q_params(), "nodes": entries, "links": links}
+
+
+def cantor(layer: int, feature: int) -> int:
+    """Return the one number of a layer and a feature: Cantor's pairing."""
+    return (layer + feature) * (layer + feature + 1) // 2 + feature
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _metadata(facts: Row) -> dict[str, Any]:
+    settings, texts = facts["settings"], [_text(token) for token in facts["tokens"]]
+    return {
+        "slug": facts["name"],
+        "scan": facts["model"]["id"],
+        "transcoder_list": [run["name"] for run in facts["runs"]],
+        "prompt_tokens": texts,
+        "prompt": facts["prompt"] or "".join(texts),
+        "node_threshold": settings["node_threshold"],
+        "schema_version": SCHEMA_VERSION,
+        "info": {
+            "description": "replacement {replacement}, completeness {completeness}".format(
+                **{name: _two_digits(value) for name, value in facts["scores"]["whole"].items()}
+            ),
+            "generator": {"name": "lorsa", "version": __version__},
+            "create_time_ms": facts["created_ms"],
+        },
+        "generation_settings": {
+            "max_n_logits": settings["max_logits"],
+            "desired_logit_prob": settings["logit_prob"],
+            "edges_per_node": settings["keep"],
+        },
+        "pruning_settings": {
+            "node_threshold": settings["node_threshold"],
+            "edge_threshold": settings["edge_threshold"],
+        },
+    }
+
+
+def _two_digits(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def _q_params() -> dict[str, Any]:
+    """Return what a page begins with: nothing pinned, nothing grouped."""
+    return {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
+
+
+class _Spelling:
+    """Ids, types and texts of a trace's nodes."""
+
+    def __init__(self, facts: Row) -> None:
+        self.kinds = [run["kind"] for run in facts["runs"]]
+        self.texts = [_text(token) for token in facts["tokens"]]
+        self.n_layers = facts["model"]["n_layers"]
+        self.logits = {target["node"]: target for target in facts["targets"]}
+        self.is_plain = set(self.kinds) <= {"transcoder"}
+        self.by_kind: dict[str, Callable[[Row], dict[str, Any]]] = {
+            "embed": self._embed,
+            "feature": self._feature,
+            "error": self._error,
+            "bias": self._bias,
+            "logit": self._logit,
+        }
+
+    def node(self, row: Row) -> dict[str, Any]:
+        """Return the entry of a node: every name that either page reads."""
+        entry = {
+            "node_id": "",
+            "feature": None,
+            "layer": str(row["layer"]),
+            "ctx_idx": row["position"] or 0,
+            "feature_type": "",
+            "token_prob": 0.0,
+            "is_target_logit": False,
+            "run_idx": 0,
+            "reverse_ctx_idx": 0,
+            "jsNodeId": "",
+            "clerp": "",
+            "influence": _rounded(row["cumulative"]),
+            "activation": None,
+        } | self.by_kind[row["kind"]](row)
+        return {**entry, "jsNodeId": entry["jsNodeId"] or entry["node_id"]}
+
+    def _embed(self, row: Row) -> dict[str, Any]:
+        token, position = row["feature"], row["position"]
+        plain = {"feature": position, "jsNodeId": f"E_{token}-{position}"}
+        return {
+            "node_id": f"E_{token}_{position}",
+            "layer": "E",
+            "feature_type": "embedding",
+            "clerp": f'Emb: "{self.texts[position]}"',
+            **(plain if self.is_plain else {}),
+        }
+
+    def _feature(self, row: Row) -> dict[str, Any]:
+        kind, layer, feature = self.kinds[row["run"]], row["layer"], row["feature"]
+        place = f"{feature}_{row['position']}"
+        unit = "head" if kind == "lorsa" else "feature"
+        return {
+            "node_id": f"{layer}_{place}" if self.is_plain else f"{layer}_{SHORT[kind]}_{place}",
+            "feature": cantor(layer, feature),
+            "feature_type": TYPES[kind],
+            "jsNodeId": f"{layer}_{feature}-0" if self.is_plain else "",
+            "clerp": f"L{layer} {unit} {feature}",
+            "activation": _rounded(row["value"]),
+        }
+
+    def _error(self, row: Row) -> dict[str, Any]:
+        layer, position = row["layer"], row["position"]
+        what = _module(row)
+        plain = {
+            "node_id": f"{layer}_-1_{position}",
+            "feature": -1,
+            "jsNodeId": f"{layer}_-1-{position}",
+        }
+        return {
+            "node_id": f"{layer}_error_{what}_{position}",
+            "feature_type": "lorsa error" if what == "attn" else "mlp reconstruction error",
+            "clerp": f'Err: {what} "{self.texts[position]}"',
+            **(plain if self.is_plain else {}),
+        }
+
+    def _bias(self, row: Row) -> dict[str, Any]:
+        layer, what, run = row["layer"], _module(row), row["run"]
+        if run is None:
+            kind = "attn_bO" if what == "attn" else "mlp_bout"
+        else:
+            kind = "lorsa_bD" if self.kinds[run] == "lorsa" else "tc_bD"
+        return {
+            "node_id": f"{layer}_bias_{kind}_0",
+            "feature_type": "bias",
+            "clerp": f"L{layer} bias ({kind})",
+        }
+
+    def _logit(self, row: Row) -> dict[str, Any]:
+        target, position = self.logits[row["node"]], row["position"]
+        token = target["token"]
+        return {
+            "node_id": f"{self.n_layers}_{token}_{position}",
+            "feature": token,
+            "layer": str(self.n_layers),
+            "feature_type": "logit",
+            "token_prob": _rounded(target["probability"]),
+            "is_target_logit": target["node"] == max(self.logits.values(), key=_weight)["node"],
+            "jsNodeId": f"L_{token}-{position}" if self.is_plain else "",
+            "clerp": f"Output {_wanted(target)} (p={target['probability']:.3f})",
+        }
+
+
+def _weight(target: Row) -> float:
+    return float(target["weight"])
+
+
+def _wanted(target: Row) -> str:
+    """Return what a logit is of: a token, or one less another."""
+    less = "" if target["less"] is None else f' less "{_text(target["less"])}"'
+    return f'"{_text(target)}"{less}'
+
+
+def _text(token: Row) -> str:
+    """Return a token's text, or its id where no tokenizer was at hand."""
+    return f"<{token['token']}>" if token["text"] is None else str(token["text"])
+
+
+def _module(row: Row) -> str:
+    """Return whose error or bias a node is, by its depth."""
+    return "attn" if row["depth"] % 2 else "mlp"
