@@ -70,8 +70,14 @@ def test_rows_add_up_to_what_the_dictionary_computes(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gemma3"])
 @pytest.mark.parametrize("keep", [1, 7])
-def test_rows_keep_their_largest_edges_and_the_sums_of_the_rest(family: str, keep: int) -> None:
+@pytest.mark.parametrize("block", [1 << 22, 300])
+def test_rows_keep_their_largest_edges_and_the_sums_of_the_rest(
+    family: str, keep: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen at once, or a few nodes at a time, of which most do not reach the floor."""
     case = _case(family, torch.float64)
+    monkeypatch.setattr("lorsa.circuits.tracing.sweep.BLOCK", block)
+    monkeypatch.setattr("lorsa.circuits.tracing.edges.ENOUGH", 10)
     rows = edges(case.frozen, case.nodes, case.targets, keep=keep)
     made = dense(rows, case.nodes)
     largest = case.made.abs().topk(keep, dim=1)
@@ -86,12 +92,11 @@ def test_rows_keep_their_largest_edges_and_the_sums_of_the_rest(family: str, kee
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
 def test_batches_change_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Targets one by one, in another order, and nodes in runs of two tokens."""
+    """Targets by fives and in another order, nodes in runs of two tokens or of eight."""
     case = _case(family, torch.float64)
-    monkeypatch.setattr("lorsa.circuits.tracing.targets.BLOCK", 1)
+    monkeypatch.setattr("lorsa.circuits.tracing.targets.MOST", 5)
     monkeypatch.setattr("lorsa.circuits.tracing.sweep.POSITIONS", 2)
-    monkeypatch.setattr("lorsa.circuits.tracing.sweep.WIDTH", 5)
-    monkeypatch.setattr("lorsa.circuits.tracing.edges.WIDTH", 5)
+    monkeypatch.setattr("lorsa.circuits.tracing.sweep.BLOCK", 40)
     order = torch.randperm(len(case.targets), generator=torch.Generator().manual_seed(0))
     rows = edges(case.frozen, case.nodes, case.targets[order])
     assert torch.equal(rows.target.long(), case.targets[order])
