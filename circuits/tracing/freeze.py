@@ -54,11 +54,10 @@ def freeze(model: Any, dictionaries: Mapping[Ports, Dictionary], tokens: Tensor)
     Raises:
         AttachError: the model lacks a layer, or a dictionary does not fit it.
         AnalyzeError: two dictionaries write one site, one is of another site than these, the model
-            is in half precision, or it gives NaN or Inf.
+            or a dictionary is in half precision, or it gives NaN or Inf.
         LanguageModelError: a block, an attention layer or the end of the model is not understood.
     """
-    if model.dtype not in PRECISE:
-        raise AnalyzeError(f"the model is in {model.dtype}; load it in float32 to trace a prompt")
+    _require_precise("the model", model.dtype)
     placed = _placed(model, dictionaries)
     blocks = find_blocks(model)
     own = [n for n in blocks if not _is_lorsa(placed.get(Site(n, "attn_out")))]
@@ -87,6 +86,12 @@ def freeze(model: Any, dictionaries: Mapping[Ports, Dictionary], tokens: Tensor)
     return frozen.aimed(*likeliest(frozen))
 
 
+def _require_precise(what: str, dtype: torch.dtype) -> None:
+    """Raise AnalyzeError if a model or a dictionary is in half precision."""
+    if dtype not in PRECISE:
+        raise AnalyzeError(f"{what} is in {dtype}; load it in float32 to trace a prompt")
+
+
 def _placed(model: Any, dictionaries: Mapping[Ports, Dictionary]) -> dict[Site, Placed]:
     """Return the dictionaries by the sites that they write, after checks of each."""
     found: dict[Site, Placed] = {}
@@ -104,6 +109,7 @@ def _placed(model: Any, dictionaries: Mapping[Ports, Dictionary]) -> dict[Site, 
             raise AnalyzeError(f"two dictionaries write {site}; give one of them")
         require_site_read(config)
         require_width(config, model)
+        _require_precise(f"the {config.noun} of {site}", dictionary.W_O.dtype)
         found[site] = Placed(run, dictionary)
     return found
 

@@ -10,6 +10,7 @@ from lorsa.circuits.tracing.frozen import Frozen
 from lorsa.circuits.tracing.nodes import EMBED, FEATURE, KINDS, LOGIT, Nodes
 from lorsa.circuits.tracing.reference import Reference, reference
 from lorsa.circuits.tracing.sources import find_nodes
+from tiny import FAMILIES, LATENTS
 from torch import Tensor
 from traces import CASES, frozen_in
 
@@ -55,6 +56,19 @@ def test_edges_are_those_of_autograd_by_kind_of_node(family: str, dtype: torch.d
             if exact.any():
                 seen.add(KINDS[kind])
     assert seen == set(KINDS) - {"logit"}
+
+
+@pytest.mark.parametrize("family", [each for each in FAMILIES if each not in CASES])
+def test_edges_are_those_of_autograd_in_every_other_family(family: str) -> None:
+    """A few targets, behind an MLP with a skip connection and the model's own attention."""
+    last = "transcoder" if family in LATENTS else "lorsa"
+    frozen = frozen_in(family, {0: "skip", 1: "transcoder", 2: last}).to(torch.float64)
+    nodes = find_nodes(frozen)
+    targets = (nodes.kind == FEATURE).nonzero()[::9, 0]
+    rows, exact = edges(frozen, nodes, targets), reference(frozen, nodes, targets)
+    off = dense(rows, nodes) - exact.weights
+    assert float(off.norm()) <= 1e-10 * float(exact.weights.norm())
+    assert rows.deviation <= 1e-5
 
 
 @pytest.mark.parametrize("family", CASES)
