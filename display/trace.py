@@ -43,7 +43,7 @@ def _targets(targets: list[dict[str, Any]]) -> str:
 
 
 def _target(target: dict[str, Any]) -> str:
-    if target["probability"] is None:
+    if target["token"] is None:
         return f"the activation {target['value']:.3g} of a feature"
     less = "" if target["less"] is None else f" less {_spelled(target['less'])}"
     likely = "" if less else f" ({target['probability']:.1%})"

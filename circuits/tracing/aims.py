@@ -52,7 +52,7 @@ class Aims(NamedTuple):
                 token, less = self.tokens[i]
                 target |= self._spelled(token)
                 target["less"] = None if less is None else self._spelled(less)
-                target["probability"] = self.goals[i].probability
+                target["probability"] = None if less is not None else self.goals[i].probability
                 target["value"] = self.goals[i].value
             else:
                 target |= {"token": None, "text": None, "less": None, "probability": None}
@@ -83,6 +83,8 @@ def find_aims(request: Opened, frozen: Frozen) -> Aims:
             goals, tokens = [logit(frozen, token)], [(token, None)]
         else:
             other = request.token(config.less)
+            if other == token:
+                raise AnalyzeError(f"target and less are both {config.less!r}: nothing is left")
             goals, tokens = [difference(frozen, token, other)], [(token, other)]
     ids = {i for pair in tokens for i in pair if i is not None}
     return Aims(tuple(goals), tuple(tokens), {i: request.spell(i) for i in ids})

@@ -82,7 +82,9 @@ def write_trace(root: Path, trace: Trace) -> None:
                 (partial / name).write_bytes(content)
             write_seal(partial, files)
     except OSError as error:
-        raise AnalyzeError(f"{root} cannot be written ({error.strerror}); make room") from None
+        raise AnalyzeError(
+            f"{root} cannot be written ({error.strerror}); make room, or give another --out"
+        ) from None
 
 
 def is_trace(root: Path) -> bool:
@@ -109,7 +111,7 @@ def read_facts(root: Path) -> dict[str, Any]:
         raise AnalyzeError(unreadable(root, error)) from None
     except (ValueError, KeyError, TypeError):
         raise AnalyzeError(
-            f"{root / FACTS} is damaged; restore it from a copy, or trace again"
+            f"{root / FACTS} is damaged; restore it from a copy, or remove it and trace again"
         ) from None
     if version != VERSION:
         raise AnalyzeError(
@@ -128,7 +130,7 @@ def read_trace(root: Path) -> Trace:
     try:
         problem = first_damage(root) if is_sealed(root) else f"{root / SEAL} is missing"
         if problem is not None:
-            raise AnalyzeError(f"{problem}; restore it from a copy, or trace again")
+            raise AnalyzeError(f"{problem}; restore it from a copy, or remove it and trace again")
         nodes = read_parquet(root / NODES_FILE, NODES)
         edges = read_parquet(root / EDGES_FILE, EDGES)
         pairs = _pairs(root)

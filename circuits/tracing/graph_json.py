@@ -19,7 +19,9 @@ SCHEMA_VERSION = 1
 DIGITS = 6
 """Significant digits of numbers: float32 has about seven."""
 SHORT = {"lorsa": "lor", "transcoder": "cro", "sae": "sae"}
-"""Kinds of dictionaries within ids."""
+"""Kinds of dictionaries within ids; an SAE's has its module behind it, as sae-attn."""
+BIAS = {"lorsa": "lorsa_bD", "transcoder": "tc_bD"}
+"""Biases of dictionaries within ids."""
 TYPES = {"lorsa": "lorsa", "transcoder": "cross layer transcoder", "sae": "cross layer transcoder"}
 """Types of features that pages know."""
 Row = Mapping[str, Any]
@@ -141,8 +143,9 @@ class _Spelling:
         kind, layer, feature = self.kinds[row["run"]], row["layer"], row["feature"]
         place = f"{feature}_{row['position']}"
         unit = "head" if kind == "lorsa" else "feature"
+        short = f"{SHORT[kind]}-{_module(row)}" if kind == "sae" else SHORT[kind]
         return {
-            "node_id": f"{layer}_{place}" if self.is_plain else f"{layer}_{SHORT[kind]}_{place}",
+            "node_id": f"{layer}_{place}" if self.is_plain else f"{layer}_{short}_{place}",
             "feature": cantor(layer, feature),
             "feature_type": TYPES[kind],
             "jsNodeId": f"{layer}_{feature}-0" if self.is_plain else "",
@@ -170,7 +173,7 @@ class _Spelling:
         if run is None:
             kind = "attn_bO" if what == "attn" else "mlp_bout"
         else:
-            kind = "lorsa_bD" if self.kinds[run] == "lorsa" else "tc_bD"
+            kind = BIAS.get(self.kinds[run], f"sae_{what}_bD")
         return {
             "node_id": f"{layer}_bias_{kind}_0",
             "feature_type": "bias",
@@ -185,10 +188,10 @@ class _Spelling:
             "feature": token,
             "layer": str(self.n_layers),
             "feature_type": "logit",
-            "token_prob": _rounded(target["probability"]),
+            "token_prob": _rounded(target["probability"] or 0.0),
             "is_target_logit": target["node"] == max(self.logits.values(), key=_weight)["node"],
             "jsNodeId": f"L_{token}-{position}" if self.is_plain else "",
-            "clerp": f"Output {_wanted(target)} (p={target['probability']:.3f})",
+            "clerp": f"Output {_wanted(target)}{_likely(target)}",
         }
 
 
@@ -200,6 +203,11 @@ def _wanted(target: Row) -> str:
     """Return what a logit is of: a token, or one less another."""
     less = "" if target["less"] is None else f' less "{_text(target["less"])}"'
     return f'"{_text(target)}"{less}'
+
+
+def _likely(target: Row) -> str:
+    """Return a logit's probability as pages look for it; a difference of two has none."""
+    return "" if target["probability"] is None else f" (p={target['probability']:.3f})"
 
 
 def _text(token: Row) -> str:

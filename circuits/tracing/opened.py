@@ -22,7 +22,7 @@ from ...language.subject import Subject
 from ...version import __version__
 from ..prompts import ids_of_file, prompt_ids, require_readable, token_texts
 from .config import TraceConfig
-from .files import VERSION, read_facts
+from .files import VERSION, is_trace, read_facts
 from .freeze import freeze
 from .frozen import Frozen
 
@@ -76,6 +76,10 @@ class Opened:
         """
         if not self.root.exists():
             return False
+        if not is_trace(self.root):
+            raise AnalyzeError(
+                f"{self.root} is there and is no whole trace; remove it, or give another --name"
+            )
         if read_facts(self.root).get("asked") != self.asked:
             raise AnalyzeError(
                 f"{self.root} is a trace of another request; give another --name, or remove it"

@@ -73,8 +73,9 @@ def trace(config: TraceConfig, *, report: Report = lambda text: None) -> Traced:
     began = time.monotonic()
     request = open_request(config, report)
     if request.is_made:
+        kept = read_trace(request.root)
         report(f"traced before, and kept in {request.root}")
-        return Traced(request.root, read_trace(request.root))
+        return Traced(request.root, kept)
     frozen = request.freeze(report)
     aims = find_aims(request, frozen)
     frozen = frozen.aimed(*aims.goals)
@@ -117,9 +118,10 @@ def explore(frozen: Frozen, nodes: Nodes, weights: Tensor, *, keep: int, share: 
         n_reached += int((flow > 0).sum())
         at = at[fewest(flow, share) | (weights[at] > 0)]
         if len(at):
-            found.append(edges(frozen, nodes, at, keep=keep))
+            is_target = bool((weights[at] > 0).any())  # few, and every path ends in them
+            found.append(edges(frozen, nodes, at, keep=None if is_target else keep))
             sweep.take(found[-1])
-    return Explored(_joined(found[::-1]), sweep.influence, n_reached)
+    return Explored(joined(found[::-1]), sweep.influence, n_reached)
 
 
 def require_sums(rows: Rows) -> float:
@@ -148,7 +150,7 @@ def require_memory(nodes: Nodes, keep: int) -> None:
         )
 
 
-def _joined(parts: list[Rows]) -> Rows:
+def joined(parts: list[Rows]) -> Rows:
     """Return rows of several parts, in their order."""
     starts, n_edges = [torch.zeros(1, dtype=torch.int64)], 0
     for part in parts:

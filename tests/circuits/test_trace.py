@@ -19,7 +19,7 @@ from lorsa.circuits.tracing.influence import influence_of, scores
 from lorsa.circuits.tracing.nodes import FEATURE, LOGIT
 from lorsa.circuits.tracing.sources import find_nodes
 from lorsa.circuits.tracing.told import told
-from lorsa.circuits.tracing.trace import Traced, explore, require_sums, trace
+from lorsa.circuits.tracing.trace import Traced, explore, joined, require_sums, trace
 from lorsa.dictionaries.linear_config import TranscoderConfig
 from lorsa.dictionaries.transcoder import Transcoder
 from lorsa.display.trace import trace_tables
@@ -116,8 +116,9 @@ def test_exploring_from_the_top_finds_what_all_rows_have() -> None:
     weights = torch.zeros(len(nodes), dtype=torch.float64)
     probabilities = [goal.probability for goal in frozen.goals]
     weights[nodes.kind == LOGIT] = torch.tensor(probabilities, dtype=torch.float64)
-    targets = ((nodes.kind == FEATURE) | (nodes.kind == LOGIT)).nonzero()[:, 0]
-    rows = edges(frozen, nodes, targets, keep=7)
+    features, logits = ((nodes.kind == kind).nonzero()[:, 0] for kind in (FEATURE, LOGIT))
+    parts = [edges(frozen, nodes, features, keep=7), edges(frozen, nodes, logits, keep=None)]
+    rows = joined(parts)  # those of the targets are whole
     found = explore(frozen, nodes, weights, keep=7, share=1.0)
     wanted = influence_of(nodes, rows, weights)
     torch.testing.assert_close(found.influence, wanted, rtol=1e-5, atol=1e-9)
