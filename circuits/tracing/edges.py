@@ -8,8 +8,10 @@ from torch import Tensor
 from .frozen import Frozen
 from .nodes import Nodes
 from .sources import Sources
-from .sweep import WIDTH
 from .targets import Found, found_of
+
+ENOUGH = 1024
+"""Candidates of a row among which the largest are looked for again."""
 
 
 class Rows(NamedTuple):
@@ -95,42 +97,81 @@ class _Kept(NamedTuple):
 
 
 class _Best:
-    """The largest contributions so far, and the sums of all others."""
+    """The largest contributions so far, and the sums of all others.
+
+    As soon as as many as are kept have been seen, the least of them is a floor: what does not
+    reach it need not be sorted.
+    """
 
     def __init__(self, n: int, keep: int, like: Tensor) -> None:
         self._keep = keep
-        self._weights, self._nodes = like.new_zeros(n, 0), torch.zeros(n, 0).int().to(like.device)
+        self._weights = [like.new_zeros(n, 0)]
+        self._nodes = [torch.zeros(n, 0, dtype=torch.int32, device=like.device)]
+        self._width = 0
         self._sum, self._size = like.new_zeros(n), like.new_zeros(n)
+        self._floor: Tensor | None = None
 
     def take(self, weights: Tensor, nodes: Tensor) -> None:
-        """Add contributions [n, m] of nodes [n, m] or [m]; they are changed."""
-        weights, nodes = self._largest(weights, nodes.to(weights.device), sort=False)
-        self._weights = torch.cat([self._weights, weights], dim=1)
-        self._nodes = torch.cat([self._nodes, nodes], dim=1)
-        if self._weights.shape[1] > max(WIDTH, 2 * self._keep):
+        """Add contributions [n, m] of nodes [m]; they are changed."""
+        nodes = nodes.to(weights.device)
+        if weights.shape[1] > self._keep:
+            size = weights.abs()
+            row, column = self._candidates(size)
+            best, nodes = _picked(weights, nodes, row, column)
+            weights[row, column] = size[row, column] = 0
+            self._sum += weights.sum(dim=1)
+            self._size += size.sum(dim=1)
+            weights = best
+        self._weights.append(weights)
+        self._nodes.append(nodes.expand_as(weights))
+        self._width += weights.shape[1]
+        if self._width > max(ENOUGH, 2 * self._keep):
             self._settle()
+
+    def _candidates(self, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows, ascending, and columns of what may be among the largest, [n_candidates]."""
+        if self._floor is not None:
+            row, column = (size > self._floor[:, None]).nonzero(as_tuple=True)
+            if len(row) <= size.shape[0] * self._keep:
+                return row, column
+        column = size.topk(self._keep, dim=1, sorted=False).indices.flatten()
+        return torch.arange(len(size), device=size.device).repeat_interleave(self._keep), column
 
     def result(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return weights and nodes [n, kept], and the rest that is positive or negative, [n]."""
-        self._settle()
+        weights, nodes = self._settle()
         rest = (self._size + self._sum) / 2, (self._sum - self._size) / 2
-        return self._weights, self._nodes, *rest
+        return weights, nodes, *rest
 
-    def _settle(self) -> None:
-        self._weights, self._nodes = self._largest(self._weights, self._nodes, sort=True)
+    def _settle(self) -> tuple[Tensor, Tensor]:
+        """Sort what is kept by size, let go what is too much, and return the rest."""
+        weights, nodes = torch.cat(self._weights, dim=1), torch.cat(self._nodes, dim=1)
+        order = weights.abs().sort(dim=1, descending=True, stable=True).indices
+        lost = weights.gather(1, order[:, self._keep :])
+        self._sum += lost.sum(dim=1)
+        self._size += lost.abs().sum(dim=1)
+        order = order[:, : self._keep]
+        weights, nodes = weights.gather(1, order), nodes.gather(1, order)
+        self._weights, self._nodes, self._width = [weights], [nodes], weights.shape[1]
+        if self._width == self._keep:
+            self._floor = weights[:, -1].abs()
+        return weights, nodes
 
-    def _largest(self, weights: Tensor, nodes: Tensor, *, sort: bool) -> tuple[Tensor, Tensor]:
-        """Return the largest, by size; add the others to the sums."""
-        n_kept = min(self._keep, weights.shape[1])
-        if n_kept == weights.shape[1] and not sort:
-            return weights, nodes.expand_as(weights)
-        size = weights.abs()
-        columns = size.topk(n_kept, dim=1, sorted=sort).indices
-        best = weights.gather(1, columns)
-        if n_kept < weights.shape[1]:
-            self._sum += weights.scatter_(1, columns, 0).sum(dim=1)
-            self._size += size.scatter_(1, columns, 0).sum(dim=1)
-        return best, nodes.expand_as(weights).gather(1, columns)
+
+def _picked(weights: Tensor, nodes: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """Return chosen weights and their nodes, each row from the left, 0 where it has no more.
+
+    Args:
+        weights: [n, m].
+        nodes: [m].
+        row, column: of the chosen, rows ascending, int64.
+    """
+    counts = torch.bincount(row, minlength=len(weights))
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    shape = len(counts), int(counts.max())
+    best, found = weights.new_zeros(shape), nodes.new_zeros(shape)
+    best[row, place], found[row, place] = weights[row, column], nodes[column]
+    return best, found
 
 
 def _kept(found: Found, keep: int) -> _Kept:

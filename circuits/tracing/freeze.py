@@ -54,11 +54,10 @@ def freeze(model: Any, dictionaries: Mapping[Ports, Dictionary], tokens: Tensor)
     Raises:
         AttachError: the model lacks a layer, or a dictionary does not fit it.
         AnalyzeError: two dictionaries write one site, one is of another site than these, the model
-            is in half precision, or it gives NaN or Inf.
+            or a dictionary is in half precision, or it gives NaN or Inf.
         LanguageModelError: a block, an attention layer or the end of the model is not understood.
     """
-    if model.dtype not in PRECISE:
-        raise AnalyzeError(f"the model is in {model.dtype}; load it in float32 to trace a prompt")
+    _require_precise("the model", model.dtype)
     placed = _placed(model, dictionaries)
     blocks = find_blocks(model)
     own = [n for n in blocks if not _is_lorsa(placed.get(Site(n, "attn_out")))]
@@ -67,9 +66,10 @@ def freeze(model: Any, dictionaries: Mapping[Ports, Dictionary], tokens: Tensor)
     stream = seen.sites[Site(len(blocks) - 1, "resid_out")][0].clone()
     embedded = seen.sites[Site(0, "resid_in")][0].clone()
     end = _end(model, blocks[0], tokens, stream)
-    modules, parallel = [], set()
+    modules, parallel, before = [], set(), None
     for n, block in blocks.items():
-        layer = _Layer.of(model, block, seen)
+        layer = _Layer.of(model, block, seen, before)
+        before = layer.at["resid_out"]
         path = _own(model, attention[n], seen.attention[n]) if n in attention else None
         modules.append(_attention(layer, placed.get(Site(n, "attn_out")), path))
         modules.append(_mlp(layer, placed.get(Site(n, "mlp_out"))))
@@ -84,6 +84,12 @@ def freeze(model: Any, dictionaries: Mapping[Ports, Dictionary], tokens: Tensor)
         **end._asdict(),
     )
     return frozen.aimed(*likeliest(frozen))
+
+
+def _require_precise(what: str, dtype: torch.dtype) -> None:
+    """Raise AnalyzeError if a model or a dictionary is in half precision."""
+    if dtype not in PRECISE:
+        raise AnalyzeError(f"{what} is in {dtype}; load it in float32 to trace a prompt")
 
 
 def _placed(model: Any, dictionaries: Mapping[Ports, Dictionary]) -> dict[Site, Placed]:
@@ -103,6 +109,7 @@ def _placed(model: Any, dictionaries: Mapping[Ports, Dictionary]) -> dict[Site, 
             raise AnalyzeError(f"two dictionaries write {site}; give one of them")
         require_site_read(config)
         require_width(config, model)
+        _require_precise(f"the {config.noun} of {site}", dictionary.W_O.dtype)
         found[site] = Placed(run, dictionary)
     return found
 
@@ -137,22 +144,26 @@ class _Layer(NamedTuple):
     """Activations of its sites, [T, d_model], by name"""
 
     @classmethod
-    def of(cls, model: Any, block: Block, seen: Seen) -> "_Layer":
-        """Return a layer whose norms and sums are understood, and take its sites from `seen`.
+    def of(cls, model: Any, block: Block, seen: Seen, before: Tensor | None) -> "_Layer":
+        """Return a layer whose norms and sums are understood, and take its sites out of `seen`.
+
+        Args:
+            model, block: the layer.
+            seen: what was caught of a run.
+            before: what the layer before it leaves in the residual stream, [T, d_model].
 
         Raises:
             LanguageModelError: they are not, or it does not read what the layer before it leaves.
         """
         n = block.layer
-        sites = {name: seen.sites[Site(n, name)].clone() for name in block.spots}
+        sites = {name: seen.sites.pop(Site(n, name)).clone() for name in block.spots}
         known = understand_sums(model, block, sites, {})
         if known.reading is None:
             raise LanguageModelError(
                 f"layer {n}: its residual stream is not the sum that lorsa knows "
                 f"({known.check.reason}), so no prompt is traced through it"
             )
-        before = seen.sites.get(Site(n - 1, "resid_out"))
-        if before is not None and difference_by_token(before, sites["resid_in"]) > LIMIT:
+        if before is not None and difference_by_token(before, sites["resid_in"][0]) > LIMIT:
             raise LanguageModelError(
                 f"layer {n} does not read what layer {n - 1} leaves in the residual stream, so no "
                 "prompt is traced through it"

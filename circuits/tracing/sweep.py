@@ -20,8 +20,8 @@ from torch import Tensor
 from .frozen import Frozen, Module
 from .sources import Piece, Sources, pieces_of, together
 
-WIDTH = 8192
-"""Nodes whose contributions to a batch are made at once, unless a token or a depth has more."""
+BLOCK = 1 << 22
+"""Contributions that are made at once, 16 MiB in float32: about what a processor caches."""
 POSITIONS = 256
 """Tokens whose nodes' vectors are in memory at once."""
 
@@ -38,6 +38,8 @@ class Batch(NamedTuple):
     first: int
     below: Tensor
     """Depth that bounds the sources of each target, ascending, int64, [n]"""
+    reach: Tensor | None = None
+    """Last position that each target reads, ascending, int64, [n]; None if that is of no use"""
 
 
 class Contributions(NamedTuple):
@@ -68,14 +70,37 @@ def contributed(sources: Sources, batch: Batch) -> Iterator[Contributions]:
 def _products(sources: Sources, batch: Batch) -> Iterator[Contributions]:
     """Yield contributions where nothing but the residual stream joins nodes and targets."""
     first, stop = batch.first, batch.first + batch.shares.shape[1]
-    for run in together(pieces_of(sources, first, stop, int(batch.below[-1]), most=WIDTH), WIDTH):
+    batch, needed = _by_need(batch)
+    most = _width(len(batch.which))
+    for run in together(pieces_of(sources, first, stop, int(batch.below[-1]), most=most), most):
         made = _empty(batch.vectors, len(batch.which), run)
         column = 0
         for piece in run:
             some = made.weights[:, column : column + piece.width]
-            _product(sources, batch, piece, some)
+            _product(sources, batch, needed, piece, some)
             column += piece.width
         yield made
+
+
+def _width(n: int) -> int:
+    """Return the nodes whose contributions to n targets fill a block."""
+    return max(1, BLOCK // max(n, 1))
+
+
+def _by_need(batch: Batch) -> tuple[Batch, Tensor | None]:
+    """Return a batch whose vectors are sorted by the last position that any target reads by them.
+
+    Returns:
+        The batch, and these positions, int64, [n_vectors]; None where the batch has no reach.
+    """
+    if batch.reach is None:
+        return batch, None
+    needed = batch.reach.new_zeros(len(batch.vectors))
+    needed.scatter_reduce_(0, batch.which.cpu(), batch.reach, "amax")
+    needed, order = needed.sort(stable=True)
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+    order, rank = order.to(batch.which.device), rank.to(batch.which.device)
+    return batch._replace(vectors=batch.vectors[order], which=rank[batch.which]), needed
 
 
 def _empty(like: Tensor, n: int, run: Sequence[Piece]) -> Contributions:
@@ -84,8 +109,17 @@ def _empty(like: Tensor, n: int, run: Sequence[Piece]) -> Contributions:
     return Contributions(nodes, like.new_zeros(n, len(nodes)))
 
 
-def _product(sources: Sources, batch: Batch, piece: Piece, weights: Tensor) -> None:
-    """Fill in the contributions of a piece, [n, width]."""
+def _product(
+    sources: Sources, batch: Batch, needed: Tensor | None, piece: Piece, weights: Tensor
+) -> None:
+    """Fill in the contributions of a piece, [n, width].
+
+    Args:
+        sources: the nodes.
+        batch, needed: see `_by_need`.
+        piece: some of the nodes.
+        weights: zeros.
+    """
     first, n_pos = batch.first, batch.shares.shape[1]
     rows = slice(int(torch.searchsorted(batch.below, piece.depth, right=True)), None)
     which, shares = batch.which[rows], batch.shares[rows]
@@ -93,12 +127,17 @@ def _product(sources: Sources, batch: Batch, piece: Piece, weights: Tensor) -> N
         written = _bias(sources.frozen, piece.depth)[first : first + n_pos]
         weights[rows, 0] = ((batch.vectors @ written.T)[which] * shares).sum(dim=1)
         weights = weights[:, 1:]
-    if len(piece.these):
-        found = batch.vectors @ sources.vectors(piece.depth, piece.these).T
-        if n_pos > 1:
-            at = sources.nodes.position[piece.these.start : piece.these.stop].long() - first
-            shares = shares[:, at.to(shares.device)]
-        torch.mul(found[which], shares, out=weights[rows])
+    if not len(piece.these):
+        return
+    at, begin = sources.nodes.position[piece.these.start : piece.these.stop].long(), 0
+    if batch.reach is not None and needed is not None:  # nothing is read before the first of these
+        rows = slice(max(rows.start, int(torch.searchsorted(batch.reach, at[0]))), None)
+        which, shares = batch.which[rows], batch.shares[rows]
+        begin = int(torch.searchsorted(needed, at[0]))
+    found = batch.vectors[begin:] @ sources.vectors(piece.depth, piece.these).T
+    if n_pos > 1:
+        shares = shares[:, (at - first).to(shares.device)]
+    torch.mul(found[which - begin], shares, out=weights[rows])
 
 
 def _bias(frozen: Frozen, depth: int) -> Tensor:
@@ -121,7 +160,7 @@ def swept(sources: Sources, gradient: Tensor, first: int, below: Tensor) -> Iter
     top, stop, frozen = int(below[-1]), first + len(gradient), sources.frozen
     pieces = pieces_of(sources, 0 if frozen.mixes(top) else first, stop, top)
     sweep = _Sweep(sources, gradient, first, below)
-    for run in together(reversed(pieces), WIDTH):
+    for run in together(reversed(pieces), _width(len(below))):
         made = _empty(gradient, gradient.shape[1], run)
         column = 0
         for piece in run:

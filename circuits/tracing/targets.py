@@ -22,10 +22,10 @@ from ...errors import AnalyzeError
 from .frozen import Attended, Frozen, Module
 from .nodes import FEATURE, KINDS, LOGIT, Nodes
 from .sources import Sources
-from .sweep import WIDTH, Batch, Contributions, contributed, swept
+from .sweep import Batch, Contributions, contributed, swept
 
-BLOCK = 1 << 22
-"""Contributions that are in memory at once, 16 MiB in float32: about what a processor caches."""
+MOST = 4096
+"""Targets of a batch at most."""
 SWEPT = 1 << 25
 """Entries of gradients that are in memory at once, 128 MiB in float32."""
 MOST_QUERIES = 64
@@ -91,6 +91,7 @@ def _of_lorsa(sources: Sources, module: Module, nodes: Nodes, rows: Tensor) -> I
             shares=shares * module.reads.scale[:stop],
             first=0,
             below=torch.full((len(at),), module.below),
+            reach=at.cpu(),
         )
         yield Found(rows[mine], contributed(sources, batch), constant)
 
@@ -137,7 +138,7 @@ def _cut(sources: Sources, position: Tensor, below: int, *, mixes: bool) -> Iter
         first = int(position[begin])
         end = int(torch.searchsorted(position, first + (MOST_QUERIES if mixes else 1)))
         stop = int(position[end - 1]) + 1
-        n = BLOCK // WIDTH
+        n = MOST
         if not sources.frozen.is_thin(below):
             n = min(n, SWEPT // ((stop if mixes else 1) * d_model))
         end = min(end, begin + max(1, n))

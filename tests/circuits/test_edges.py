@@ -10,6 +10,7 @@ from lorsa.circuits.tracing.frozen import Frozen
 from lorsa.circuits.tracing.nodes import EMBED, FEATURE, KINDS, LOGIT, Nodes
 from lorsa.circuits.tracing.reference import Reference, reference
 from lorsa.circuits.tracing.sources import find_nodes
+from tiny import FAMILIES, LATENTS
 from torch import Tensor
 from traces import CASES, frozen_in
 
@@ -57,6 +58,19 @@ def test_edges_are_those_of_autograd_by_kind_of_node(family: str, dtype: torch.d
     assert seen == set(KINDS) - {"logit"}
 
 
+@pytest.mark.parametrize("family", [each for each in FAMILIES if each not in CASES])
+def test_edges_are_those_of_autograd_in_every_other_family(family: str) -> None:
+    """A few targets, behind an MLP with a skip connection and the model's own attention."""
+    last = "transcoder" if family in LATENTS else "lorsa"
+    frozen = frozen_in(family, {0: "skip", 1: "transcoder", 2: last}).to(torch.float64)
+    nodes = find_nodes(frozen)
+    targets = (nodes.kind == FEATURE).nonzero()[::9, 0]
+    rows, exact = edges(frozen, nodes, targets), reference(frozen, nodes, targets)
+    off = dense(rows, nodes) - exact.weights
+    assert float(off.norm()) <= 1e-10 * float(exact.weights.norm())
+    assert rows.deviation <= 1e-5
+
+
 @pytest.mark.parametrize("family", CASES)
 def test_rows_add_up_to_what_the_dictionary_computes(family: str) -> None:
     case = _case(family, torch.float32)
@@ -70,8 +84,14 @@ def test_rows_add_up_to_what_the_dictionary_computes(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gemma3"])
 @pytest.mark.parametrize("keep", [1, 7])
-def test_rows_keep_their_largest_edges_and_the_sums_of_the_rest(family: str, keep: int) -> None:
+@pytest.mark.parametrize("block", [1 << 22, 300])
+def test_rows_keep_their_largest_edges_and_the_sums_of_the_rest(
+    family: str, keep: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen at once, or a few nodes at a time, of which most do not reach the floor."""
     case = _case(family, torch.float64)
+    monkeypatch.setattr("lorsa.circuits.tracing.sweep.BLOCK", block)
+    monkeypatch.setattr("lorsa.circuits.tracing.edges.ENOUGH", 10)
     rows = edges(case.frozen, case.nodes, case.targets, keep=keep)
     made = dense(rows, case.nodes)
     largest = case.made.abs().topk(keep, dim=1)
@@ -86,12 +106,11 @@ def test_rows_keep_their_largest_edges_and_the_sums_of_the_rest(family: str, kee
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2"])
 def test_batches_change_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Targets one by one, in another order, and nodes in runs of two tokens."""
+    """Targets by fives and in another order, nodes in runs of two tokens or of eight."""
     case = _case(family, torch.float64)
-    monkeypatch.setattr("lorsa.circuits.tracing.targets.BLOCK", 1)
+    monkeypatch.setattr("lorsa.circuits.tracing.targets.MOST", 5)
     monkeypatch.setattr("lorsa.circuits.tracing.sweep.POSITIONS", 2)
-    monkeypatch.setattr("lorsa.circuits.tracing.sweep.WIDTH", 5)
-    monkeypatch.setattr("lorsa.circuits.tracing.edges.WIDTH", 5)
+    monkeypatch.setattr("lorsa.circuits.tracing.sweep.BLOCK", 40)
     order = torch.randperm(len(case.targets), generator=torch.Generator().manual_seed(0))
     rows = edges(case.frozen, case.nodes, case.targets[order])
     assert torch.equal(rows.target.long(), case.targets[order])

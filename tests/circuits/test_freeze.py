@@ -147,9 +147,13 @@ def test_a_layer_outside_the_model_is_refused() -> None:
         freeze(model, {ports: far}, PROMPT)
 
 
-def test_a_model_in_half_precision_is_refused() -> None:
-    with pytest.raises(AnalyzeError, match=r"is in torch\.bfloat16; load it in float32"):
-        freeze(make_model("llama-gqa").bfloat16(), {}, PROMPT)
+def test_half_precision_is_refused() -> None:
+    model = make_model("llama-gqa")
+    half = {ports: each.bfloat16() for ports, each in placed(model, {1: "skip"}).items()}
+    with pytest.raises(AnalyzeError, match=r"transcoder of 1\.mlp_out is in torch\.bfloat16; load"):
+        freeze(model, half, PROMPT)
+    with pytest.raises(AnalyzeError, match=r"the model is in torch\.bfloat16; load it in float32"):
+        freeze(model.bfloat16(), {}, PROMPT)
 
 
 def test_nan_is_refused() -> None:
