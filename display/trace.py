@@ -12,6 +12,8 @@ from .words import fact_table, list_table, model_name, numbers, short, spell_tim
 MODULES = {"attn": "attention", "mlp": "MLP"}
 KEPT_AS = {"attn": "paths go through it, its pattern as it is", "mlp": "an error node a token"}
 """What becomes of a module without a dictionary."""
+LEAST_SHARE = 0.01
+"""Share of a pattern from which on a token is named as a competitor."""
 MOST_TARGETS = 4
 """Targets that are named before the others are counted."""
 
@@ -97,9 +99,13 @@ def _heads(heads: list[dict[str, Any]]) -> Table:
     columns = numbers("influence", "layer", "QK head", "token", "looks at", "share", "score")
     table = list_table("why they look there", *columns, words("instead of"))
     for head in heads:
-        others = [f"{each['key']} ({each['share']:.0%})" for each in head["competitors"]]
+        others = [
+            f"{each['key']} ({each['share']:.0%})"
+            for each in head["competitors"]
+            if each["share"] >= LEAST_SHARE
+        ]
         table.add_row(
-            f"{head['influence']:.1%}",
+            f"{head['influence']:.2%}",
             *(str(head[name]) for name in ("layer", "head", "query", "key")),
             f"{head['share']:.0%}",
             f"{head['centred']:+.2f}",
@@ -115,7 +121,7 @@ def _strongest(nodes: list[dict[str, Any]]) -> Table:
     for node in nodes:
         token, position = node["token"], node["position"]
         table.add_row(
-            f"{node['influence']:.1%}",
+            f"{node['influence']:.2%}",
             short(node["layer"], "d"),
             escape(_node(node)),
             "all" if position is None else str(position),

@@ -55,7 +55,7 @@ class TraceConfig:
     explore: float = 0.999
     """Share of the influence on a layer that is traced on; the rest counts as error."""
     node_threshold: float = 0.8
-    """Share of all influence that the nodes written have."""
+    """Share of the influence of errors, and of all other nodes, that those written have."""
     edge_threshold: float = 0.98
     """Share of the influence between these nodes that the edges written have."""
     qk: int = 8
