@@ -68,7 +68,7 @@ OPTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "trace": {
         "What": ("model", "prompt", "tokens", "tokens_file", "target", "less"),
-        "Graph": ("max_logits", "logit_prob", "keep", "explore"),
+        "Graph": ("max_logits", "logit_prob", "keep", "explore", "qk"),
         "What is written": ("node_threshold", "edge_threshold", "out", "name"),
         "Command": ("device", "as_json", "help"),
     },

@@ -12,6 +12,8 @@ from .words import fact_table, list_table, model_name, numbers, short, spell_tim
 MODULES = {"attn": "attention", "mlp": "MLP"}
 KEPT_AS = {"attn": "paths go through it, its pattern as it is", "mlp": "an error node a token"}
 """What becomes of a module without a dictionary."""
+LEAST_SHARE = 0.01
+"""Share of a pattern from which on a token is named as a competitor."""
 MOST_TARGETS = 4
 """Targets that are named before the others are counted."""
 
@@ -24,6 +26,7 @@ def trace_tables(result: dict[str, Any]) -> RenderableType:
         "prompt": f"{result['n_tokens']:,} tokens",
         **_not_replaced(result),
         **_scores(result["scores"]),
+        **_errors(result["errors"]),
         "sums": f"edges add up to what features read, to {rows['worst']:.1g} of it",
         "nodes": (
             f"{nodes['kept']:,} of {nodes['all']:,} written, {rows['kept']:,} of "
@@ -32,7 +35,8 @@ def trace_tables(result: dict[str, Any]) -> RenderableType:
         "time": spell_time(result["seconds"]),
     }
     title = f"{result['trace']}, in {model_name(result['model'])}"
-    return Group(fact_table(title, facts), _strongest(result["strongest"]))
+    tables = [fact_table(title, facts), _strongest(result["strongest"])]
+    return Group(*tables, *([_heads(result["heads"])] if result["heads"] else []))
 
 
 def _targets(targets: list[dict[str, Any]]) -> str:
@@ -82,13 +86,42 @@ def _scores(scores: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _errors(errors: list[dict[str, Any]]) -> dict[str, str]:
+    """Return a row for the largest errors."""
+    named = ", ".join(
+        f"{_node(node)} at token {node['position']} ({node['influence']:.1%})" for node in errors
+    )
+    return {"largest errors": named} if named else {}
+
+
+def _heads(heads: list[dict[str, Any]]) -> Table:
+    """Show which keys QK heads chose, and by how much over the others."""
+    columns = numbers("influence", "layer", "QK head", "token", "looks at", "share", "score")
+    table = list_table("why they look there", *columns, words("instead of"))
+    for head in heads:
+        others = [
+            f"{each['key']} ({each['share']:.0%})"
+            for each in head["competitors"]
+            if each["share"] >= LEAST_SHARE
+        ]
+        table.add_row(
+            f"{head['influence']:.2%}",
+            *(str(head[name]) for name in ("layer", "head", "query", "key")),
+            f"{head['share']:.0%}",
+            f"{head['centred']:+.2f}",
+            ", ".join(others),
+        )
+    table.caption = "score: that of the key less the mean of all; its pairs are in pairs.parquet"
+    return table
+
+
 def _strongest(nodes: list[dict[str, Any]]) -> Table:
-    columns = numbers("influence", "layer"), words("node"), numbers("position")
-    table = list_table("the strongest nodes", *columns[0], columns[1], *columns[2], words("token"))
+    columns = (*numbers("influence", "layer"), words("node"), *numbers("position"), words("token"))
+    table = list_table("the strongest nodes, errors aside", *columns)
     for node in nodes:
         token, position = node["token"], node["position"]
         table.add_row(
-            f"{node['influence']:.1%}",
+            f"{node['influence']:.2%}",
             short(node["layer"], "d"),
             escape(_node(node)),
             "all" if position is None else str(position),
@@ -100,13 +133,9 @@ def _strongest(nodes: list[dict[str, Any]]) -> Table:
 
 def _node(node: dict[str, Any]) -> str:
     """Return a node in words."""
-    kind, module = node["kind"], MODULES.get(node["module"] or "")
+    kind, run = node["kind"], node["run"]
     if kind == "feature":
-        return f"{node['unit']} {node['feature']} of {node['run']}, activation {node['value']:.3g}"
-    if kind == "error":
-        return (
-            f"{module} that no dictionary has" if node["run"] is None else f"error of {node['run']}"
-        )
-    if kind == "bias":
-        return f"bias of {node['run'] or f'the {module}'}"
+        return f"{node['unit']} {node['feature']} of {run}, activation {node['value']:.3g}"
+    if kind in ("error", "bias"):
+        return f"{kind} of {run or MODULES[node['module']] + ' ' + str(node['layer'])}"
     return "embedding" if kind == "embed" else "logit"

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import pyarrow as pa
 import torch
 from lorsa.circuits.tracing.edges import Rows
 from lorsa.circuits.tracing.files import Trace
 from lorsa.circuits.tracing.influence import influence_of, prune
 from lorsa.circuits.tracing.nodes import BIAS, EMBED, ERROR, FEATURE, LOGIT, Nodes
-from lorsa.circuits.tracing.tables import edges_table, nodes_table
+from lorsa.circuits.tracing.tables import PAIRS, edges_table, nodes_table
 
 TEXTS = ("The", " cat", "<b>")
 TOKENS = (5, 7, 9)
@@ -53,7 +54,8 @@ def facts(kinds: tuple[str, ...] = RUNS["crm"]) -> dict[str, Any]:
         "tokens": [{"token": i, "text": t} for i, t in zip(TOKENS, TEXTS, strict=True)],
         "runs": [
             {"run": f"runs/{i}-{kind}", "name": f"{i}-{kind}", "kind": kind,
-             "place": places[kind][0], "writes": [places[kind][1]]}
+             "place": places[kind][0], "n_features": 400,
+             "n_qk_heads": 50 if kind == "lorsa" else None, "writes": [places[kind][1]]}
             for i, kind in enumerate(kinds)
         ],
         "targets": [
@@ -68,7 +70,23 @@ def facts(kinds: tuple[str, ...] = RUNS["crm"]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def trace(kinds: tuple[str, ...] = RUNS["crm"]) -> Trace:
+def pair_rows() -> pa.Table:
+    """Return pairs of the Lorsa's QK head at token 1: it has feature 301 of 400, 8 a QK head."""
+    rows = [
+        ("pair", 1, 0, 1.5),
+        ("pair", 1, 6, -0.25),
+        ("pair", None, 0, 0.5),
+        ("query", 1, None, 1.25),
+        ("key", None, 6, -0.25),
+        ("key", None, 0, 2.0),
+    ]
+    same = {"layer": 0, "head": 301 // 8, "query": 1, "key": 0}
+    names = ("kind", "query_node", "key_node", "value")
+    return pa.Table.from_pylist([same | dict(zip(names, row, strict=True)) for row in rows], PAIRS)
+
+
+def trace(kinds: tuple[str, ...] = RUNS["crm"], pairs: pa.Table | None = None) -> Trace:
+    """Return a trace, with pairs or without."""
     nodes = graph(kinds)
     weights = torch.zeros(len(nodes), dtype=torch.float64)
     weights[9:] = torch.tensor([0.75, 0.25])
@@ -83,7 +101,7 @@ def trace(kinds: tuple[str, ...] = RUNS["crm"]) -> Trace:
     )
     pruned = prune(nodes, rows, weights, node_threshold=1.0, edge_threshold=1.0)
     table = nodes_table(nodes, pruned, weights, influence_of(nodes, rows, weights), 2)
-    return Trace(facts=facts(kinds), nodes=table, edges=edges_table(pruned))
+    return Trace(facts=facts(kinds), nodes=table, edges=edges_table(pruned), pairs=pairs)
 
 
 def nodes_of(kind: list[int], depth: list[int]) -> Nodes:

@@ -55,9 +55,12 @@ class TraceConfig:
     explore: float = 0.999
     """Share of the influence on a layer that is traced on; the rest counts as error."""
     node_threshold: float = 0.8
-    """Share of all influence that the nodes written have."""
+    """Share of the influence of errors, and of all other nodes, that those written have."""
     edge_threshold: float = 0.98
     """Share of the influence between these nodes that the edges written have."""
+    qk: int = 8
+    """QK heads of Lorsas, each at a token, whose choice of a key is taken apart, those with the
+    most influence; 0 leaves it out."""
     out: Path = Path("traces")
     """Folder of traces."""
     name: str | None = None
@@ -77,6 +80,7 @@ class TraceConfig:
         if self.name is not None and not (_NAME.fullmatch(self.name) and self.name.strip(".")):
             raise ValueError(f"name is {self.name!r}; allowed: letters, digits, . _ + - up to 100")
         require_at_least(self, 1, "max_logits", "keep")
+        require_at_least(self, 0, "qk")
         require_one_of(self, device=DEVICES)
         for field in ("logit_prob", "explore", "node_threshold", "edge_threshold"):
             if not 0 < (value := getattr(self, field)) <= 1:

@@ -1,9 +1,9 @@
 """Traces on disk: a folder that is written whole, and read back.
 
     traces/NAME/
-      nodes.parquet   nodes that are kept, a row each, in the order of the model
+      nodes.parquet   nodes that are kept or in pairs, a row each, in the order of the model
       edges.parquet   edges between them, by target, the largest first
-      pairs.parquet   pairs of nodes behind attention scores, where they were asked for
+      pairs.parquet   pairs of nodes behind attention scores, of the most influential heads
       graph.json      the same graph for circuit-tracer's and Neuronpedia's pages
       trace.json      how it was made: model, dictionaries, prompt, settings, scores
       seal.json       sizes and checksums of all of them
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ...errors import AnalyzeError, unreadable
 from ...reading import read_json
@@ -28,7 +27,7 @@ from ...seal import SEAL, first_damage, is_sealed, write_seal
 from ...store.parquet import read_parquet, write_parquet
 from ...whole import json_text, partial_of, whole
 from .graph_json import graph_json
-from .tables import EDGES, NODES, require_sound
+from .tables import EDGES, NODES, PAIRS, require_pairs, require_sound
 
 FORMAT = "lorsa-trace"
 VERSION = 1
@@ -50,7 +49,7 @@ class Trace:
     edges: pa.Table
     """Table in the schema EDGES, sorted by target"""
     pairs: pa.Table | None = None
-    """Pairs of nodes behind attention scores; None where they were not asked for"""
+    """Table in the schema PAIRS; None where no head was taken apart"""
 
 
 def write_trace(root: Path, trace: Trace) -> None:
@@ -69,11 +68,11 @@ def write_trace(root: Path, trace: Trace) -> None:
     files: dict[str, bytes] = {
         NODES_FILE: write_parquet(trace.nodes.cast(NODES)),
         EDGES_FILE: write_parquet(trace.edges.cast(EDGES)),
-        GRAPH: json_text(graph_json(facts, trace.nodes, trace.edges)).encode(),
+        GRAPH: json_text(graph_json(facts, trace.nodes, trace.edges, trace.pairs)).encode(),
         FACTS: json_text(facts).encode(),
     }
     if trace.pairs is not None:
-        files[PAIRS_FILE] = write_parquet(trace.pairs)
+        files[PAIRS_FILE] = write_parquet(trace.pairs.cast(PAIRS))
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with whole(root) as partial:
@@ -133,8 +132,11 @@ def read_trace(root: Path) -> Trace:
             raise AnalyzeError(f"{problem}; restore it from a copy, or remove it and trace again")
         nodes = read_parquet(root / NODES_FILE, NODES)
         edges = read_parquet(root / EDGES_FILE, EDGES)
-        pairs = _pairs(root)
+        path = root / PAIRS_FILE
+        pairs = read_parquet(path, PAIRS) if path.exists() else None
         require_sound(nodes, edges)
+        if pairs is not None:
+            require_pairs(pairs, nodes.num_rows)
         if any(target["node"] not in range(nodes.num_rows) for target in facts["targets"]):
             raise ValueError("a target is no node")
     except (OSError, MemoryError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -147,11 +149,3 @@ def _no_trace(root: Path) -> str:
     if partial_of(root).is_dir() or is_sealed(root) or (root / NODES_FILE).exists():
         return f"{root} is half-written: remove it, and trace again"
     return f"{root} is no trace; make one: lorsa trace --prompt TEXT RUN"
-
-
-def _pairs(root: Path) -> pa.Table | None:
-    path = root / PAIRS_FILE
-    if not path.exists():
-        return None
-    with pq.ParquetFile(path) as file:
-        return file.read()

@@ -8,8 +8,8 @@ A bias acts at every position and stands at the first here, for a page needs one
 the share of all influence that a node and stronger ones have, by which pages prune.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -24,25 +24,85 @@ BIAS = {"lorsa": "lorsa_bD", "transcoder": "tc_bD"}
 """Biases of dictionaries within ids."""
 TYPES = {"lorsa": "lorsa", "transcoder": "cross layer transcoder", "sae": "cross layer transcoder"}
 """Types of features that pages know."""
+RESULTS = {
+    "pair": "pair_wise_contributors",
+    "query": "top_q_marginal_contributors",
+    "key": "top_k_marginal_contributors",
+}
+"""Lists of a head, by the kind of row in pairs.parquet."""
+ENDS = {"pair": ("query_node", "key_node"), "query": ("query_node",), "key": ("key_node",)}
+"""Columns of the nodes that such a row names."""
+QK_ONLY = (
+    "node_id", "feature", "layer", "ctx_idx", "feature_type", "jsNodeId", "clerp", "activation",
+)  # fmt: skip
 Row = Mapping[str, Any]
 
 
-def graph_json(facts: Row, nodes: pa.Table, edges: pa.Table) -> dict[str, Any]:
+class HeadAt(NamedTuple):
+    """A QK head of a layer, at a query."""
+
+    layer: int
+    head: int
+    query: int
+
+
+def graph_json(
+    facts: Row, nodes: pa.Table, edges: pa.Table, pairs: pa.Table | None = None
+) -> dict[str, Any]:
     """Return a trace as a graph that other pages show.
 
     Args:
         facts: content of trace.json.
-        nodes, edges: tables of the trace.
+        nodes, edges, pairs: tables of the trace.
     """
-    spell = _Spelling(facts)
-    entries = [spell.node(row) for row in nodes.to_pylist()]
-    ids = [entry["node_id"] for entry in entries]
+    spell, rows = _Spelling(facts), nodes.to_pylist()
+    every = [spell.node(row) for row in rows]
+    ids = [entry["node_id"] for entry in every]
+    entries = [entry for entry, row in zip(every, rows, strict=True) if row["in_graph"]]
+    others = [entry for entry, row in zip(every, rows, strict=True) if not row["in_graph"]]
     ends = zip(edges["source"].to_pylist(), edges["target"].to_pylist(), strict=True)
     links = [
         {"source": ids[source], "target": ids[target], "weight": _rounded(weight)}
         for (source, target), weight in zip(ends, edges["weight"].to_pylist(), strict=True)
     ]
-    return {"metadata": _metadata(facts), "qParams": _q_params(), "nodes": entries, "links": links}
+    found = {"metadata": _metadata(facts), "qParams": _q_params(), "nodes": entries, "links": links}
+    if pairs is None:
+        return found
+    _tell_heads(facts, zip(every, rows, strict=True), _results(pairs, ids))
+    return found | {"qk_only_nodes": {entry["node_id"]: _short(entry) for entry in others}}
+
+
+def _results(pairs: pa.Table, ids: list[str]) -> dict[HeadAt, dict[str, list[list[Any]]]]:
+    """Return what pages show of each QK head at a query: pairs, and nodes of either side."""
+    found: dict[HeadAt, dict[str, list[list[Any]]]] = {}
+    for row in pairs.to_pylist():
+        ends = [None if row[name] is None else ids[row[name]] for name in ENDS[row["kind"]]]
+        if None in ends:  # biases of projections, which are no node
+            continue
+        at = HeadAt(row["layer"], row["head"], row["query"])
+        lists = found.setdefault(at, {name: [] for name in RESULTS.values()})
+        lists[RESULTS[row["kind"]]].append([*ends, _rounded(row["value"])])
+    return found
+
+
+def _tell_heads(
+    facts: Row,
+    nodes: Iterable[tuple[dict[str, Any], Row]],
+    results: Mapping[HeadAt, dict[str, list[list[Any]]]],
+) -> None:
+    """Give the heads of Lorsas what is told of the QK head that they share."""
+    for entry, row in nodes:
+        if entry["feature_type"] != "lorsa" or not row["in_graph"]:
+            continue
+        run = facts["runs"][row["run"]]
+        head = row["feature"] // (run["n_features"] // run["n_qk_heads"])
+        if (told := results.get(HeadAt(row["layer"], head, row["position"]))) is not None:
+            entry["qk_tracing_results"] = told
+
+
+def _short(entry: Row) -> dict[str, Any]:
+    """Return what pages need of a node that is in no edge."""
+    return {name: entry[name] for name in QK_ONLY}
 
 
 def cantor(layer: int, feature: int) -> int:

@@ -147,18 +147,22 @@ def prune(
 ) -> Pruned:
     """Keep the fewest nodes, then edges, that have a share of all influence.
 
-    Embeddings and targets stay. Then nodes that nothing is left of to lead to them, or on from
-    them, are dropped until none is.
+    Errors and other nodes have thresholds of their own: where few layers have dictionaries, the
+    strongest nodes are errors, and their graph would have none of the features. Embeddings and
+    targets stay. Then nodes that nothing is left of to lead to them, or on from them, are dropped
+    until none is.
 
     Args:
         nodes, rows, weights: see `influence_of`.
-        node_threshold: share of the influence of all nodes that those kept have together.
+        node_threshold: share of the influence of all errors, and of all others, that those kept
+            have together.
         edge_threshold: share of the influence of edges between them that those kept have together;
             that of an edge is its target's influence times its share of the row.
     """
     influence = influence_of(nodes, rows, weights)
-    stays = (nodes.kind == EMBED) | (weights > 0)
-    kept = stays | fewest(influence, node_threshold)
+    stays = kept = (nodes.kind == EMBED) | (weights > 0)
+    for some in (nodes.kind == ERROR, nodes.kind != ERROR):
+        kept = kept | fewest(influence.where(some, 0.0), node_threshold)
     rows = _between(nodes, rows, kept)
     sweep = Sweep(nodes, weights)
     sweep.take(rows)

@@ -187,7 +187,7 @@ def _require_together(runs: tuple[Path, ...], dictionaries: list[Dictionary]) ->
         layer_of(dictionary, run)
         for what in ("base_model", "base_revision"):
             ours, theirs = getattr(first, what), getattr(config, what)
-            if None not in (ours, theirs) and ours != theirs:
+            if None not in (ours, theirs) and _plain(ours) != _plain(theirs):
                 name = "revision" if what == "base_revision" else "model"
                 raise AnalyzeError(
                     f"{runs[0]} is of {name} {ours}, {run} of {theirs}: give runs of one {name}"
@@ -196,6 +196,11 @@ def _require_together(runs: tuple[Path, ...], dictionaries: list[Dictionary]) ->
             if site in places:
                 raise AnalyzeError(f"{places[site]} and {run} both write {site}; give one of them")
             places[site] = run
+
+
+def _plain(name: str) -> str:
+    """Return a model's name without the folder that a file lies in: shared runs have it so."""
+    return Path(name).name if name.endswith(".gguf") else name
 
 
 def _run_facts(run: Path, dictionary: Dictionary) -> dict[str, Any]:
@@ -209,5 +214,6 @@ def _run_facts(run: Path, dictionary: Dictionary) -> dict[str, Any]:
         "reads": [str(site) for site in config.ports.reads],
         "writes": [str(site) for site in config.ports.writes],
         "n_features": config.n_features,
+        "n_qk_heads": getattr(config, "n_qk_heads", None),
         "weights_sha256": weights_sha256(run),
     }

@@ -13,6 +13,7 @@ _WORDS = pa.dictionary(pa.int8(), pa.string())
 NODES = pa.schema(
     [
         ("node", pa.int32()),  # row number
+        ("in_graph", pa.bool_()),  # or only named by pairs.parquet
         ("kind", _WORDS),  # embed, feature, error, bias or logit
         ("depth", pa.int16()),  # 0 embeddings, 1 + 2 l attention of layer l, 2 + 2 l its MLP
         ("layer", pa.int16()),  # null of embeddings and logits
@@ -29,15 +30,32 @@ NODES = pa.schema(
         ("rest_negative", pa.float32()),
     ]
 )
+PAIRS = pa.schema(
+    [
+        ("layer", pa.int16()),
+        ("head", pa.int32()),  # QK head of the Lorsa that stands there
+        ("query", pa.int32()),  # token that looks
+        ("key", pa.int32()),  # token that it looks at
+        ("kind", _WORDS),  # pair, or query or key: all pairs of one node on that side
+        ("query_node", pa.int32()),  # null of what no node makes, and where all are meant
+        ("key_node", pa.int32()),
+        ("value", pa.float32()),  # what it adds to the score of the key less the mean of all
+    ]
+)
 EDGES = pa.schema([("target", pa.int32()), ("source", pa.int32()), ("weight", pa.float32())])
-KNOWN = ("node", "kind", "depth", "value", "weight", "influence", "cumulative")
+KNOWN = ("node", "in_graph", "kind", "depth", "value", "weight", "influence", "cumulative")
 """Columns of nodes that are never null."""
 
 
 def nodes_table(
-    nodes: Nodes, pruned: Pruned, weights: Tensor, influence: Tensor, n_layers: int
+    nodes: Nodes,
+    pruned: Pruned,
+    weights: Tensor,
+    influence: Tensor,
+    n_layers: int,
+    shown: Tensor | None = None,
 ) -> pa.Table:
-    """Return the nodes that are kept, in the schema NODES.
+    """Return the nodes that are kept or shown besides, in the schema NODES.
 
     Args:
         nodes: of the whole graph, n of them.
@@ -45,13 +63,15 @@ def nodes_table(
         weights: of the targets, which add up to 1, [n].
         influence: of every node, in the whole graph, [n].
         n_layers: of the language model.
+        shown: nodes of the table, bool, [n]; None takes those that are kept.
     """
-    kept, rows = pruned.nodes, pruned.rows
+    kept, rows = pruned.nodes if shown is None else shown, pruned.rows
     some = nodes.of(kept)
     depth = some.depth.long()
     in_layer = (depth > 0) & (depth < logit_depth(n_layers))
     columns = {
         "node": pa.array(np.arange(len(some))),
+        "in_graph": pa.array(pruned.nodes[kept].numpy()),
         "kind": pa.array([KINDS[kind] for kind in some.kind.tolist()]).dictionary_encode(),
         "depth": pa.array(some.depth.numpy()),
         "layer": _nullable((depth - 1) // 2, in_layer),
@@ -70,13 +90,18 @@ def nodes_table(
     return pa.table([columns[name] for name in NODES.names], NODES.names).cast(NODES)
 
 
-def edges_table(pruned: Pruned) -> pa.Table:
-    """Return the edges that are kept, in the schema EDGES, between nodes as `nodes_table` has."""
-    number = pruned.nodes.cumsum(0) - 1  # [n], of each node that is kept
+def edges_table(pruned: Pruned, shown: Tensor | None = None) -> pa.Table:
+    """Return the edges that are kept, in the schema EDGES; see `nodes_table`."""
+    number = numbered(pruned.nodes if shown is None else shown)
     rows = pruned.rows
     target = number[rows.target.long()].repeat_interleave(rows.start.diff())
     columns = [target.numpy(), number[rows.source.long()].numpy(), rows.weight.numpy()]
     return pa.table([pa.array(each) for each in columns], EDGES.names).cast(EDGES)
+
+
+def numbered(shown: Tensor) -> Tensor:
+    """Return the row of each node in the table of those shown, int64, [n]; of others any."""
+    return shown.cumsum(0) - 1
 
 
 def _nullable(values: Tensor, known: Tensor) -> pa.Array:
@@ -98,3 +123,12 @@ def require_sound(nodes: pa.Table, edges: pa.Table) -> None:
     depth = numbers(nodes["depth"])
     if (depth[source.astype(int)] >= depth[target.astype(int)]).any():
         raise ValueError("an edge leads down")
+
+
+def require_pairs(pairs: pa.Table, n: int) -> None:
+    """Raise ValueError unless pairs are of n nodes."""
+    for name in ("query_node", "key_node"):
+        ends = numbers(pairs[name])
+        ends = ends[np.isfinite(ends)]
+        if len(ends) and not (ends.min() >= 0 and ends.max() < n):
+            raise ValueError("a pair is of no node")

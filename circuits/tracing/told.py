@@ -9,7 +9,9 @@ from ...store.parquet import numbers
 from .files import Trace
 
 N_STRONGEST = 12
-"""Nodes that are named."""
+"""Nodes that are named, errors aside."""
+N_ERRORS = 4
+"""Errors that are."""
 
 
 def told(root: Path, trace: Trace) -> dict[str, Any]:
@@ -20,6 +22,9 @@ def told(root: Path, trace: Trace) -> dict[str, Any]:
         trace: as `trace` returns it, or read back.
     """
     facts = trace.facts
+    ranked = _ranked(trace)
+    errors = [node for node in ranked if node["kind"] == "error"]
+    strongest = [node for node in ranked if node["kind"] != "error"]
     replaced, n_layers = facts["replaced"], facts["model"]["n_layers"]
     return {
         "trace": str(root),
@@ -34,18 +39,20 @@ def told(root: Path, trace: Trace) -> dict[str, Any]:
         "scores": facts["scores"],
         "nodes": facts["nodes"],
         "rows": facts["rows"],
-        "strongest": _strongest(trace),
+        "strongest": strongest[:N_STRONGEST],
+        "errors": errors[:N_ERRORS],
+        "heads": facts["heads"],
         "seconds": facts["seconds"],
     }
 
 
-def _strongest(trace: Trace) -> list[dict[str, Any]]:
-    """Return the nodes with most influence, targets aside, the strongest first."""
+def _ranked(trace: Trace) -> list[dict[str, Any]]:
+    """Return the nodes of the graph by influence, targets aside."""
     runs, tokens = trace.facts["runs"], trace.facts["tokens"]
     order = np.argsort(-numbers(trace.nodes["influence"]), kind="stable")
     found = []
-    for row in trace.nodes.take(order[: N_STRONGEST + len(trace.facts["targets"])]).to_pylist():
-        if row["weight"] > 0 or row["influence"] == 0:
+    for row in trace.nodes.take(order).to_pylist():
+        if row["weight"] > 0 or row["influence"] == 0 or not row["in_graph"]:
             continue
         position, run = row["position"], row["run"]
         found.append(
@@ -59,7 +66,7 @@ def _strongest(trace: Trace) -> list[dict[str, Any]]:
                 "influence": row["influence"],
             }
         )
-    return found[:N_STRONGEST]
+    return found
 
 
 def _unit(kind: str) -> str:

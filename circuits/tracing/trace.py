@@ -21,11 +21,12 @@ from .config import TraceConfig
 from .edges import Rows, edges
 from .files import Trace, read_trace, write_trace
 from .frozen import Frozen
+from .heads import Choice, choices, head_facts, named, pairs_table
 from .influence import Pruned, Sweep, fewest, prune, scores
 from .nodes import FEATURE, LOGIT, Nodes
 from .opened import Opened, open_request
 from .sources import find_nodes
-from .tables import edges_table, nodes_table
+from .tables import edges_table, nodes_table, numbered
 
 EDGE_BYTES = 16
 """Bytes of an edge: node and weight, once as they are made and once put together."""
@@ -93,7 +94,8 @@ def trace(config: TraceConfig, *, report: Report = lambda text: None) -> Traced:
         node_threshold=config.node_threshold,
         edge_threshold=config.edge_threshold,
     )
-    made = _made(request, aims, nodes, weights, found, pruned)
+    chosen = choices(frozen, nodes, pruned.nodes, found.influence, config.qk)
+    made = _made(request, aims, _Graph(nodes, weights, found, pruned, chosen))
     made.facts["rows"]["worst"] = worst
     made.facts["seconds"] = time.monotonic() - began
     write_trace(request.root, made)
@@ -161,17 +163,26 @@ def joined(parts: list[Rows]) -> Rows:
     return Rows(start=torch.cat(starts), **joined)
 
 
-def _made(
-    request: Opened, aims: Aims, nodes: Nodes, weights: Tensor, found: Explored, pruned: Pruned
-) -> Trace:
+class _Graph(NamedTuple):
+    """All that is found of a prompt."""
+
+    nodes: Nodes
+    weights: Tensor
+    found: Explored
+    pruned: Pruned
+    chosen: list[Choice]
+
+
+def _made(request: Opened, aims: Aims, graph: _Graph) -> Trace:
     """Return the trace of a graph, with the facts of it."""
-    table = nodes_table(nodes, pruned, weights, found.influence, request.subject.n_layers)
-    number = pruned.nodes.cumsum(0) - 1  # [n], of what is kept
+    nodes, weights, found, pruned, chosen = graph
+    shown = pruned.nodes | named(chosen, len(nodes))
+    n_layers = request.subject.n_layers
     facts = {
         **request.facts(),
         "lorsa": __version__,
         "created_ms": round(time.time() * 1000),
-        "targets": aims.facts(nodes, number),
+        "targets": aims.facts(nodes, numbered(shown)),
         "scores": {
             "whole": scores(nodes, found.rows, weights)._asdict(),
             "pruned": scores(nodes, pruned.rows, weights)._asdict(),
@@ -180,8 +191,14 @@ def _made(
             "all": len(nodes),
             "reached": found.n_reached,
             "explored": len(found.rows.target),
-            "kept": table.num_rows,
+            "kept": int(pruned.nodes.sum()),
         },
         "rows": {"edges": len(found.rows.source), "kept": len(pruned.rows.source)},
+        "heads": head_facts(chosen),
     }
-    return Trace(facts=facts, nodes=table, edges=edges_table(pruned))
+    return Trace(
+        facts=facts,
+        nodes=nodes_table(nodes, pruned, weights, found.influence, n_layers, shown),
+        edges=edges_table(pruned, shown),
+        pairs=pairs_table(chosen, numbered(shown)) if chosen else None,
+    )

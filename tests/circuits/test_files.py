@@ -7,14 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from graphs import trace
+from graphs import pair_rows, trace
 from lorsa.circuits.tracing.files import (
     EDGES_FILE,
     FACTS,
     GRAPH,
     NODES_FILE,
     PAIRS_FILE,
-    Trace,
     read_facts,
     read_trace,
     write_trace,
@@ -44,13 +43,16 @@ def test_what_is_written_is_read_back(root: Path) -> None:
     assert list(root.parent.iterdir()) == [root]
 
 
-def test_pairs_are_there_if_they_were_asked_for(tmp_path: Path) -> None:
-    pairs = pa.table({"q": [1], "k": [2], "weight": [0.5]})
-    whole = trace()
-    made = Trace(facts=whole.facts, nodes=whole.nodes, edges=whole.edges, pairs=pairs)
-    write_trace(tmp_path / "a", made)
+def test_pairs_are_there_if_heads_were_taken_apart(tmp_path: Path) -> None:
+    pairs = pair_rows()
+    write_trace(tmp_path / "a", trace(pairs=pairs))
     assert read_trace(tmp_path / "a").pairs == pairs
     assert (tmp_path / "a" / PAIRS_FILE).is_file()
+    far = pairs.set_column(5, "query_node", pa.array([99] * pairs.num_rows, pa.int32()))
+    (tmp_path / "a" / PAIRS_FILE).write_bytes(write_parquet(far))
+    write_seal(tmp_path / "a", [FACTS, GRAPH, NODES_FILE, EDGES_FILE, PAIRS_FILE])
+    with pytest.raises(AnalyzeError, match="a pair is of no node"):
+        read_trace(tmp_path / "a")
 
 
 def test_rows_sum_to_their_totals_in_the_files(root: Path) -> None:

@@ -3,8 +3,11 @@
 import json
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
-from graphs import RUNS, trace
+from graphs import RUNS, pair_rows, trace
 from lorsa.circuits.tracing.graph_json import cantor, graph_json
 from lorsa.version import __version__
 
@@ -137,3 +140,25 @@ def test_a_layer_and_a_feature_have_one_number() -> None:
     pairs = [(layer, feature) for layer in range(12) for feature in range(40)]
     assert len({cantor(*pair) for pair in pairs}) == len(pairs)
     assert (cantor(0, 0), cantor(1, 0), cantor(0, 1), cantor(2, 3)) == (0, 1, 2, 18)
+
+
+def test_heads_have_the_pairs_that_made_them_look() -> None:
+    """Of a node outside the graph, pages look up what to show in `qk_only_nodes`."""
+    whole = trace(pairs=pair_rows())
+    outside = np.arange(whole.nodes.num_rows) != 6
+    nodes = whole.nodes.set_column(1, "in_graph", pa.array(outside))
+    edges = whole.edges.filter(pc.not_equal(whole.edges["source"], 6))
+    found = graph_json(whole.facts, nodes, edges, whole.pairs)
+    told = {node["node_id"]: node for node in found["nodes"]}
+    assert told["0_lor_301_1"]["qk_tracing_results"] == {
+        "pair_wise_contributors": [["E_7_1", "E_5_0", 1.5], ["E_7_1", "0_error_mlp_2", -0.25]],
+        "top_q_marginal_contributors": [["E_7_1", 1.25]],
+        "top_k_marginal_contributors": [["0_error_mlp_2", -0.25], ["E_5_0", 2.0]],
+    }
+    assert sum("qk_tracing_results" in node for node in found["nodes"]) == 1
+    assert list(found["qk_only_nodes"]) == ["0_error_mlp_2"]
+    assert found["qk_only_nodes"]["0_error_mlp_2"].keys() == {
+        "node_id", "feature", "layer", "ctx_idx", "feature_type", "jsNodeId", "clerp", "activation",
+    }  # fmt: skip
+    assert "0_error_mlp_2" not in told
+    assert "qk_only_nodes" not in made("crm")

@@ -179,7 +179,10 @@ def _pruned(graph: Graph, node_threshold: float, edge_threshold: float) -> set[t
         ranked = values.sort(descending=True).values
         return values >= ranked[int((ranked.cumsum(0) < share * ranked.sum()).sum())]
 
-    kept = stays | fewest(wanted.influence, node_threshold)
+    errors = nodes.kind == ERROR
+    kept = stays
+    for some in (errors, ~errors):
+        kept = kept | (fewest(wanted.influence * some, node_threshold) & some)
     n = len(nodes)
     shares = wanted.shares.clone()
     gone = shares[:, :n] * ~kept

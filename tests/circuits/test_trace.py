@@ -153,7 +153,8 @@ def test_a_name_of_another_request_is_refused(config: Make) -> None:
 
 def test_a_single_token_is_explained(config: Make) -> None:
     found = trace(config(target=" fox")).trace
-    ((target,), row) = found.facts["targets"], found.nodes.to_pylist()[-1]
+    (target,) = found.facts["targets"]
+    row = found.nodes.to_pylist()[target["node"]]
     (token,) = make_tokenizer()(" fox", add_special_tokens=False)["input_ids"]
     assert (target["token"], target["text"], target["less"]) == (token, " fox", None)
     assert (row["kind"], row["weight"], row["value"]) == ("logit", 1.0, target["value"])
@@ -185,12 +186,13 @@ def test_a_feature_is_explained(config: Make, made: Traced, place: str) -> None:
     (fact,) = found.facts["targets"]
     last = found.nodes.to_pylist()[fact["node"]]
     assert (last["kind"], last["feature"], last["weight"]) == ("feature", row["feature"], 1.0)
-    assert fact["node"] == found.nodes.num_rows - 1
+    assert found.nodes["weight"].to_pylist()[fact["node"]] == 1.0
     assert "logit" not in found.nodes["kind"].to_pylist()
     strongest = trace(config(target=target.split("@")[0], name="strongest")).trace
-    assert strongest.nodes["value"][-1].as_py() >= row["value"]
+    (chosen,) = [each for each in strongest.nodes.to_pylist() if each["weight"] > 0]
+    assert chosen["value"] >= row["value"]
     graph = json.loads((trace(config(target=target)).root / "graph.json").read_text())
-    assert len(graph["nodes"]) == found.nodes.num_rows
+    assert len(graph["nodes"]) == found.facts["nodes"]["kept"]
 
 
 def test_tokens_of_a_file_are_as_they_are(config: Make, tmp_path: Path) -> None:
@@ -200,12 +202,47 @@ def test_tokens_of_a_file_are_as_they_are(config: Make, tmp_path: Path) -> None:
         assert [token["token"] for token in found.facts["tokens"]] == [5, 17, 301]
 
 
+def test_pairs_of_the_most_influential_heads_are_there(made: Traced) -> None:
+    """What all kept pairs, their rest and the constant add up to is the centred score."""
+    found = read_trace(made.root)
+    heads = found.facts["heads"]
+    assert 0 < len(heads) <= 8
+    assert [head["influence"] for head in heads] == sorted(
+        (head["influence"] for head in heads), reverse=True
+    )
+    assert found.pairs is not None
+    rows = found.pairs.to_pylist()
+    for head in heads:
+        assert head["gap"] < 1e-4
+        at = ("layer", "head", "query", "key")
+        mine = [row for row in rows if all(row[name] == head[name] for name in at)]
+        assert {row["kind"] for row in mine} == {"pair", "query", "key"}
+        pairs = sum(row["value"] for row in mine if row["kind"] == "pair")
+        rest = head["rest_positive"] + head["rest_negative"] + head["unpaired"]
+        assert pairs + rest + head["constant"] == pytest.approx(head["centred"], abs=1e-3)
+    nodes = found.nodes.to_pylist()
+    kept = [row["node"] for row in nodes if row["in_graph"]]
+    assert len(kept) == found.facts["nodes"]["kept"] <= len(nodes)
+    ends = {*found.edges["source"].to_pylist(), *found.edges["target"].to_pylist()}
+    assert ends <= set(kept)
+
+
+def test_no_pairs_are_made_where_none_are_asked_for(config: Make) -> None:
+    found = trace(config(qk=0))
+    assert found.trace.pairs is None
+    assert found.trace.facts["heads"] == []
+    assert not (found.root / "pairs.parquet").exists()
+    assert all(found.trace.nodes["in_graph"].to_pylist())
+
+
 def test_what_is_told_names_the_strongest(made: Traced) -> None:
     found = told(*made)
     strongest = found["strongest"]
     shares = [node["influence"] for node in strongest]
     assert shares == sorted(shares, reverse=True)
-    assert shares[0] == max(made.trace.nodes["influence"].to_pylist())
+    rows = [row for row in made.trace.nodes.to_pylist() if row["kind"] != "error"]
+    assert shares[0] == max(row["influence"] for row in rows)
+    assert [node["kind"] for node in found["errors"]] == ["error"] * 4
     assert found["not_replaced"] == {"attn": [1], "mlp": [2]}
     json.dumps(found, allow_nan=False)
 
@@ -217,6 +254,7 @@ def test_tables_say_it_in_plain_words(made: Traced) -> None:
     for words in (
         "attention without", "layers 1: paths go through it", "MLP without", "replacement",
         "of the influence of tokens and errors is the tokens'", "the strongest nodes",
+        "largest errors", "error of layer-2 at token", "why they look there",
     ):  # fmt: skip
         assert words in text, words
 
