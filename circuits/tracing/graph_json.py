@@ -266,8 +266,9 @@ def _wanted(target: Row) -> str:
 
 
 def _likely(target: Row) -> str:
-    """Return a logit's probability as pages look for it; a difference of two has none."""
-    return "" if target["probability"] is None else f" (p={target['probability']:.3f})"
+    """Return a logit's probability as pages look for it; of a difference of two, its weight."""
+    share = target["weight"] if target["probability"] is None else target["probability"]
+    return f" (p={share:.3f})"
 
 
 def _text(token: Row) -> str:
