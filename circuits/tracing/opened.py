@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -9,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from ...dictionaries.dictionary import Dictionary
@@ -17,6 +19,7 @@ from ...errors import AnalyzeError
 from ...evaluate.kept import weights_sha256
 from ...evaluate.opened import device_for, layer_of
 from ...language.aliases import canonical
+from ...language.blocks import text_config
 from ...language.spelling import parse_ids, token_text
 from ...language.subject import Subject
 from ...version import __version__
@@ -29,6 +32,8 @@ from .frozen import Frozen
 UNDECISIVE = ("runs", "model", "prompt", "tokens", "tokens_file", "out", "name", "device")
 """Settings that do not change a trace, or that are named by what they lead to."""
 LEAST_TOKENS = 2
+PATTERN_BYTES = 4
+"""Bytes of a query and key in the pattern of a head."""
 NAME_LETTERS = 40
 """Letters of a prompt in the name of its trace."""
 NAME_DIGITS = 6
@@ -92,11 +97,14 @@ class Opened:
         Raises:
             AttachError: the model has no such layer or site, or another width.
             LanguageModelError: it cannot be loaded.
-            AnalyzeError: it gives NaN or Inf.
+            AnalyzeError: it gives NaN or Inf, or its patterns do not fit the memory.
         """
         device = device_for(self.config.device)
         report(f"loading {self.subject.id} on {device}")
         model = self.subject.load(devices=[device], dtype="float32")
+        n_lorsas = sum(each.kind == "lorsa" for each in self.dictionaries)
+        n_heads = text_config(model).num_attention_heads * (self.subject.n_layers - n_lorsas)
+        require_patterns(len(self.ids), n_heads)
         placed = {each.config.ports: each.to(device) for each in self.dictionaries}
         return freeze(model, placed, torch.tensor(self.ids, device=device))
 
@@ -148,6 +156,23 @@ class Opened:
     def _settings(self) -> dict[str, Any]:
         named = [field.name for field in fields(self.config) if field.name not in UNDECISIVE]
         return {name: getattr(self.config, name) for name in named}
+
+
+def require_patterns(n_tokens: int, n_heads: int) -> None:
+    """Raise AnalyzeError if attention patterns may take more memory than there is.
+
+    Args:
+        n_tokens: tokens of the prompt.
+        n_heads: heads, over all layers, whose patterns are kept.
+    """
+    needed, free = PATTERN_BYTES * n_heads * n_tokens**2, psutil.virtual_memory().available
+    if needed > free:
+        raise AnalyzeError(
+            f"the attention patterns of {n_tokens:,} tokens take {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free; give a prompt of "
+            f"{math.isqrt(free // (PATTERN_BYTES * n_heads)):,} tokens at most, or Lorsas of more "
+            "layers"
+        )
 
 
 def open_request(config: TraceConfig, report: Callable[[str], None]) -> Opened:

@@ -17,6 +17,7 @@ from lorsa.circuits.tracing.edges import edges
 from lorsa.circuits.tracing.files import FACTS, read_trace
 from lorsa.circuits.tracing.influence import influence_of, scores
 from lorsa.circuits.tracing.nodes import FEATURE, LOGIT
+from lorsa.circuits.tracing.opened import require_patterns
 from lorsa.circuits.tracing.sources import find_nodes
 from lorsa.circuits.tracing.told import told
 from lorsa.circuits.tracing.trace import Traced, explore, joined, require_sums, trace
@@ -380,11 +381,20 @@ def test_more_than_the_memory_holds_names_the_option(
     with pytest.raises(AnalyzeError, match=r"are free; give --keep \d+$"):
         trace(config())
     monkeypatch.setattr(
-        module.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1})()
+        module.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1_500})()
     )
     with pytest.raises(AnalyzeError, match="give a shorter prompt$"):
         trace(config())
     assert not (tmp_path / "traces").exists()
+
+
+def test_patterns_that_do_not_fit_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        module.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1600})()
+    )
+    require_patterns(10, 4)
+    with pytest.raises(AnalyzeError, match="of 11 tokens take .* give a prompt of 10 tokens"):
+        require_patterns(11, 4)
 
 
 def test_rows_that_do_not_add_up_are_refused() -> None:
