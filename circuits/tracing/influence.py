@@ -160,6 +160,7 @@ def prune(
             that of an edge is its target's influence times its share of the row.
     """
     influence = influence_of(nodes, rows, weights)
+    roots = _is_root(nodes, rows)
     stays = kept = (nodes.kind == EMBED) | (weights > 0)
     for some in (nodes.kind == ERROR, nodes.kind != ERROR):
         kept = kept | fewest(influence.where(some, 0.0), node_threshold)
@@ -174,11 +175,17 @@ def prune(
     rows = _cut(nodes, rows, kept, lambda part: strength(part) >= bound)
     while True:
         linked = stays | (kept & _is_source(nodes, rows))
-        linked &= stays | (nodes.kind != FEATURE) | _is_reached(nodes, rows)
+        linked &= stays | roots | (nodes.kind != FEATURE) | _is_reached(nodes, rows)
         if torch.equal(linked, kept):
             return Pruned(kept, rows)
         kept = linked
         rows = _between(nodes, rows, kept)
+
+
+def _is_root(nodes: Nodes, rows: Rows) -> Tensor:
+    """Return which have a row of a constant alone, as features of an SAE of `mlp_out`, [n]."""
+    empty = (rows.start.diff() == 0) & (rows.rest_positive == 0) & (rows.rest_negative == 0)
+    return torch.isin(torch.arange(len(nodes)), rows.target[empty].long())
 
 
 def fewest(values: Tensor, share: float) -> Tensor:

@@ -15,8 +15,8 @@ from lorsa.circuits.tracing import trace as module
 from lorsa.circuits.tracing.config import TraceConfig
 from lorsa.circuits.tracing.edges import edges
 from lorsa.circuits.tracing.files import FACTS, read_trace
-from lorsa.circuits.tracing.influence import influence_of, scores
-from lorsa.circuits.tracing.nodes import FEATURE, LOGIT
+from lorsa.circuits.tracing.influence import influence_of, prune, scores
+from lorsa.circuits.tracing.nodes import FEATURE, LOGIT, mlp_depth
 from lorsa.circuits.tracing.opened import require_patterns
 from lorsa.circuits.tracing.sources import find_nodes
 from lorsa.circuits.tracing.told import told
@@ -386,6 +386,19 @@ def test_more_than_the_memory_holds_names_the_option(
     with pytest.raises(AnalyzeError, match="give a shorter prompt$"):
         trace(config())
     assert not (tmp_path / "traces").exists()
+
+
+def test_features_of_an_mlps_output_are_written_though_no_node_contributes() -> None:
+    frozen = frozen_in("llama-gqa", {1: "lorsa mlp_out"})
+    nodes = find_nodes(frozen)
+    weights = torch.zeros(len(nodes), dtype=torch.float64)
+    (logits,) = torch.where(nodes.kind == LOGIT)
+    weights[logits] = 1 / len(logits)
+    found = explore(frozen, nodes, weights, keep=10_000, share=1.0)
+    pruned = prune(nodes, found.rows, weights, node_threshold=1.0, edge_threshold=1.0)
+    of_sae = (nodes.kind == FEATURE) & (nodes.depth == mlp_depth(1)) & (found.influence > 0)
+    assert of_sae.any()
+    assert pruned.nodes[of_sae].all()
 
 
 def test_patterns_that_do_not_fit_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
