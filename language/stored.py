@@ -109,12 +109,7 @@ def deriver(store: ActivationStore, device: torch.device | str) -> Derive:
 
     @cache
     def block(layer: int) -> BlockReading | None:
-        module = f"{layer}.block"
-        facts = store.manifest.modules.get(module)
-        if facts is None or facts["geometry"] is None:
-            return None
-        placed = {name: weight.to(device) for name, weight in store.weights(module).items()}
-        return BlockReading.stored(facts["geometry"], placed)
+        return _stored_block(store, layer, device)
 
     def derived(stored: Mapping[Site, Tensor], wanted: Sequence[Site]) -> dict[Site, Tensor]:
         known: dict[tuple[int, tuple[Site, ...]], Derivation] = {}
@@ -149,6 +144,18 @@ def deriver(store: ActivationStore, device: torch.device | str) -> Derive:
             ) from None
 
     return derive
+
+
+def _stored_block(
+    store: ActivationStore, layer: int, device: torch.device | str
+) -> BlockReading | None:
+    """Return sums and norms of a stored layer; None where they are unknown."""
+    module = f"{layer}.block"
+    facts = store.manifest.modules.get(module)
+    if facts is None or facts["geometry"] is None:
+        return None
+    placed = {name: weight.to(device) for name, weight in store.weights(module).items()}
+    return BlockReading.stored(facts["geometry"], placed)
 
 
 def _require_fit(function: Callable[[Tensor], Tensor], x: Tensor, module: str) -> None:
